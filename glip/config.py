@@ -1,0 +1,324 @@
+"""The experiment as a tree of frozen dataclasses: read from YAML, extended, overridden, checked, explained.
+
+A YAML file may name one parent with ``extends:`` (maps merge, lists replace) and any value may be overridden with
+``key.path=value``. Unknown keys, wrong types and wrong choices are errors before anything is loaded. Layers never
+see a config: ``build`` in model/glip.py hands them plain numbers.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+MAX_EXTENDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
+
+    kind: Literal["swin", "resnet"] = "swin"
+    widths: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    drop_path: float = 0.2
+    pretrained: str | None = None  # a timm model name or a local file, read when a training starts from nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """The text encoder, a BERT without pooler."""
+
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    vocabulary: int = 30522
+    positions: int = 512
+    dropout: float = 0.1
+    pretrained: str | None = None  # a folder or file in BERT's layout, read when a training starts from nothing
+    frozen_layers: int = 0  # the embeddings and that many first layers keep their weights; 0 trains everything
+    embedding_bits: Literal[8, 32] = 32  # 8: word embeddings are rounded to int8 rows before training, stored as such
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """Feature pyramid, dynamic head and fusion."""
+
+    channels: int = 256
+    blocks: int = 6
+    fusion: bool = True
+    fusion_width: int = 2048
+    fusion_heads: int = 8
+    fusion_dropout: float = 0.1
+    groups: int = 16
+    drop_block: float = 0.3
+    prompt_offsets: bool = False  # a learned offset per token position, added before fusion (prompt tuning)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How a picture becomes the network's input; mean and std are in the channel order, on 0..255 values."""
+
+    min_size: int = 800
+    max_size: int = 1333
+    channels: Literal["bgr", "rgb"] = "bgr"
+    mean: tuple[float, ...] = (103.530, 116.280, 123.675)
+    std: tuple[float, ...] = (57.375, 57.120, 58.395)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """Defaults of decoding; each is also an argument of the Detector."""
+
+    threshold: float = 0.5  # what a person is shown
+    candidate_threshold: float = 0.05  # class score before centerness
+    candidates_per_level: int = 1000
+    nms: float = 0.6
+    max_detections: int = 100
+    aggregate: Literal["mean", "max"] = "mean"  # token scores to phrase score
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything needed to build a model and to use it; stored in the checkpoint as config.json."""
+
+    name: str = "glip-t"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    max_tokens: int = 256
+    trained_on: tuple[str, ...] = ()
+    license: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One set of a mixture: a COCO-format json and its picture folder under the data root, or the drawn world."""
+
+    name: str
+    annotations: str = ""  # relative to data.root; empty for the drawn world
+    images: str = ""
+    weight: float = 1.0
+    short_side: tuple[int, ...] = ()  # overrides data.short_side
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on and how pictures and names are varied."""
+
+    root: str | None = None  # else the environment variable GLIP_DATA
+    train: tuple[DatasetConfig, ...] = ()
+    crop: int = 0  # side of square crops in pixels; 0 keeps whole pictures
+    short_side: tuple[int, ...] = (640, 800)  # drawn uniformly between the two
+    flip: float = 0.5
+    colour: float = 0.0
+    max_names: int = 85
+    full_vocabulary: float = 0.5  # probability that all names of a set are in the prompt (if they fit)
+    borrow: float = 0.0  # probability that names of the other sets join as negatives (never one sharing a word)
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The run: optimizer, schedule, checkpoints."""
+
+    steps: int = 1000
+    batch_size: int = 4
+    lr: float = 1e-4
+    bert_lr: float = 1e-5
+    weight_decay: float = 0.05
+    warmup: int = 500
+    schedule: Literal["step", "cosine"] = "step"
+    drops: tuple[float, ...] = (0.67, 0.89)  # shares of the run after which the rate falls to a tenth
+    clip: float = 1.0
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 20
+    output: str = "runs/train"
+    start: str | None = None  # a model to start from, else random weights and the `pretrained` parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A whole training: the model, its data, its run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+class ConfigError(ValueError):
+    """A config that cannot be read; the message names the key, the value and what is allowed."""
+
+
+T = TypeVar("T")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment: a YAML file (a path, or a name under the installed configs) plus ``key.path=value``.
+
+    Raises:
+        ConfigError: missing file, broken YAML, unknown key, wrong type or choice.
+    """
+    tree = _read_tree(find_config(path), depth=0)
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigError(f"override {item!r} has no '=': write key.path=value, such as train.steps=100")
+        _set(tree, key.strip().split("."), _parse_yaml(value, item))
+    return from_dict(Experiment, tree)
+
+
+def find_config(path: str | Path) -> Path:
+    """The YAML file meant by a path, or by a name such as ``glip_t`` or ``pretrain/nano`` of the installed configs."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    installed = config_folder()
+    named = installed / given.with_suffix(".yaml") if not given.is_absolute() else given
+    if named.is_file():
+        return named
+    known = sorted(str(p.relative_to(installed).with_suffix("")) for p in installed.rglob("*.yaml"))
+    hint = _did_you_mean(str(path).removesuffix(".yaml"), known)
+    raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+
+
+def config_folder() -> Path:
+    """Where the YAML files lie: beside the code in a wheel, at the top level in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def from_dict(kind: type[T], tree: Any, at: str = "") -> T:
+    """Build a config dataclass from nested maps, checking every key and type.
+
+    Raises:
+        ConfigError: naming the path of the key, the value, and what is allowed.
+    """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{at or 'config'}: expected a map of keys, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            dotted = f"{at}.{key}" if at else str(key)
+            hint = _did_you_mean(str(key), list(hints))
+            raise ConfigError(f"{dotted}: no such key{hint}. Known keys: {', '.join(hints)}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.name not in tree and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{at or 'config'}: missing key {missing[0]!r}")
+    values = {key: _convert(hints[key], value, f"{at}.{key}" if at else str(key)) for key, value in tree.items()}
+    return kind(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain maps and lists, ready for JSON or YAML."""
+    plain = dataclasses.asdict(config)
+    return typing.cast(dict[str, Any], _listed(plain))
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML text, in the order of its fields."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def replace(config: T, **changes: Any) -> T:
+    """A copy with fields changed; ``dataclasses.replace`` under a name this module exports."""
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_tree(path: Path, depth: int) -> dict[str, Any]:
+    if depth > MAX_EXTENDS:
+        raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
+    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    beside = path.parent / str(parent)
+    return _merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_maps else value
+    return merged
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key!r} is a value, not a map of keys")
+    tree[keys[-1]] = value
+
+
+def _convert(kind: Any, value: Any, at: str) -> Any:
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type[Any], kind), value, at)
+    if origin is Literal:
+        return _choice(typing.get_args(kind), value, at)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{at}: expected a list, got {value!r}")
+        inner = typing.get_args(kind)[0]
+        return tuple(_convert(inner, item, f"{at}[{index}]") for index, item in enumerate(value))
+    if origin in (typing.Union, types.UnionType):
+        inner = next(option for option in typing.get_args(kind) if option is not type(None))
+        return None if value is None else _convert(inner, value, at)
+    return _scalar(kind, value, at)
+
+
+def _choice(choices: tuple[Any, ...], value: Any, at: str) -> Any:
+    if value in choices and type(value) in {type(choice) for choice in choices}:
+        return value
+    hint = _did_you_mean(str(value), [str(choice) for choice in choices])
+    raise ConfigError(f"{at}: {value!r} is not one of {', '.join(repr(choice) for choice in choices)}{hint}")
+
+
+def _scalar(kind: type[Any], value: Any, at: str) -> Any:
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # PyYAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{at}: expected {kind.__name__}, got {value!r}")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,80 @@
+"""Boxes as xyxy tensors: areas, overlap, clipping, scaling, suppression.
+
+The release counts pixels inclusively (a box from 3 to 5 is 3 wide) in NMS, assignment and the coder, and does not in
+GIoU; ``inclusive`` says which convention a function follows.
+"""
+
+import torch
+from torchvision.ops import generalized_box_iou_loss, nms
+
+from glip.shapes import Bool, Float, Int, Tensor
+
+
+def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "*rest"]:
+    """Area in square pixels; ``inclusive`` adds one to width and height."""
+    extra = 1.0 if inclusive else 0.0
+    return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
+
+
+def iou(
+    first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool
+) -> Float[Tensor, "a b"]:
+    """Intersection over union of every pair."""
+    extra = 1.0 if inclusive else 0.0
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = (high - low + extra).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    return shared / (area(first, inclusive=inclusive)[:, None] + area(second, inclusive=inclusive)[None] - shared)
+
+
+def giou_loss(predicted: Float[Tensor, "box 4"], target: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
+    """1 - GIoU of each pair (Rezatofighi et al. 2019), without the +1 convention."""
+    losses: Tensor = generalized_box_iou_loss(predicted, target, reduction="none", eps=1e-7)
+    return losses
+
+
+def clip(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Float[Tensor, "box 4"]:
+    """Keep boxes inside a picture of (height, width) pixels: x in [0, width - 1], y in [0, height - 1]."""
+    height, width = size
+    x = boxes[:, 0::2].clamp(0, width - 1)
+    y = boxes[:, 1::2].clamp(0, height - 1)
+    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+
+
+def scale(boxes: Float[Tensor, "box 4"], from_size: tuple[int, int], to_size: tuple[int, int]) -> Float[Tensor, "box 4"]:
+    """Boxes of a picture of one (height, width), in the pixels of the same picture at another."""
+    factor_y, factor_x = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
+
+
+def suppress(
+    boxes: Float[Tensor, "box 4"], scores: Float[Tensor, " box"], classes: Int[Tensor, " box"], threshold: float
+) -> Int[Tensor, " keep"]:
+    """Per-class greedy non-maximum suppression with the +1 convention; indices of what stays, best score first.
+
+    torchvision's kernel has no +1 convention: boxes that are one pixel wider and higher (x2 + 1, y2 + 1) have, under
+    the ordinary formula, exactly the areas and overlaps of the inclusive one. Classes are taken one by one: setting
+    them apart by a large offset would round the coordinates.
+    """
+    if len(boxes) == 0:
+        return torch.zeros(0, dtype=torch.long, device=boxes.device)
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    order = scores.argsort(descending=True, stable=True)
+    for number in classes.unique().tolist():
+        members = order[classes[order] == number]
+        keep[members[_greedy(boxes[members], threshold)]] = True
+    return order[keep[order]]
+
+
+def _greedy(boxes: Float[Tensor, "box 4"], threshold: float) -> Int[Tensor, " keep"]:
+    wider = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    kept: Tensor = nms(wider, ranks, threshold)
+    return kept
+
+
+def is_degenerate(boxes: Float[Tensor, "box 4"]) -> Bool[Tensor, " box"]:
+    """Boxes with no area (under the ordinary convention) or with a coordinate that is not a number."""
+    good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & torch.isfinite(boxes).all(1)
+    return ~good

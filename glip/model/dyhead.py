@@ -1,0 +1,90 @@
+"""The dynamic head's block (Dai et al. 2021): deformable convolutions across levels, weighted, then a dynamic ReLU."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glip.model.deform import TAPS, deform_conv
+from glip.shapes import Float, Tensor
+
+Map = Float[Tensor, "batch chan height width"]
+
+
+class DeformableBranch(nn.Module):
+    """One deformable convolution and its group norm; the offsets come from outside."""
+
+    def __init__(self, channels: int, groups: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(channels, channels, 3, 3).normal_(std=0.01))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.norm = nn.GroupNorm(groups, channels)
+
+    def forward(self, x: Map, offset: Tensor, modulation: Tensor) -> Map:
+        moved = deform_conv(x, offset, modulation, self.weight, self.bias, self.stride)
+        normalized: Tensor = self.norm(moved)
+        return normalized
+
+
+class DynamicReLU(nn.Module):
+    """max(x a1 + b1, x a2 + b2) per channel, with coefficients read off the picture (Chen et al. 2020)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // 4)
+        self.expand = nn.Linear(channels // 4, 4 * channels)
+
+    def forward(self, x: Map) -> Map:
+        y = self.expand(F.relu(self.squeeze(x.mean((2, 3)))))
+        a1, b1, a2, b2 = (F.relu6(y + 3) / 6 - 0.5)[:, :, None, None].chunk(4, dim=1)
+        return torch.maximum(x * (2 * a1 + 1) + b1, x * (2 * a2) + b2)
+
+
+class DynamicBlock(nn.Module):
+    """Each level gathers from itself, the finer and the coarser level, all read at its own learned offsets."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
+        self.same = DeformableBranch(channels, groups, stride=1)
+        self.finer = DeformableBranch(channels, groups, stride=2)
+        self.coarser = DeformableBranch(channels, groups, stride=1)
+        self.importance = nn.Conv2d(channels, 1, 1)
+        self.relu = DynamicReLU(channels)
+        for conv in (self.offset, self.importance):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: Sequence[Map]) -> tuple[Map, ...]:
+        return tuple(self._level(levels, index) for index in range(len(levels)))
+
+    def _level(self, levels: Sequence[Map], index: int) -> Map:
+        x = levels[index]
+        raw = self.offset(x)
+        offset, modulation = raw[:, : 2 * TAPS], raw[:, 2 * TAPS :].sigmoid()
+        branches = [self.same(x, offset, modulation)]
+        if index > 0:
+            branches.append(self.finer(levels[index - 1], offset, modulation))
+        if index < len(levels) - 1:
+            coarse = levels[index + 1]
+            size = coarse.shape[2:]
+            moved = self.coarser(coarse, _leading(offset, size), _leading(modulation, size))
+            branches.append(F.interpolate(moved, size=x.shape[2:], mode="bilinear", align_corners=True))
+        weighed = [branch * self._weight(branch) for branch in branches]
+        return self.relu(torch.stack(weighed).mean(0))
+
+    def _weight(self, branch: Map) -> Float[Tensor, "batch 1 1 1"]:
+        return F.relu6(F.relu(self.importance(branch.mean((2, 3), keepdim=True))) + 3) / 6
+
+
+def _leading(maps: Map, size: torch.Size) -> Map:
+    """The first floats of each picture's maps, read as maps of a smaller size.
+
+    The release applies a level's offsets to the coarser level without resizing them; its CUDA kernel addresses the
+    buffer in the output's layout. The official weights were trained with it (docs/parity.md, quirk 1).
+    """
+    length = size[0] * size[1]
+    channels = maps.shape[1]
+    return maps.flatten(1)[:, : channels * length].view(-1, channels, *size)

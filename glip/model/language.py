@@ -1,0 +1,80 @@
+"""The text side: transformers' BERT without pooler, and its layer, which the head uses between fusions."""
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+from transformers.models.bert.modeling_bert import BertLayer
+
+from glip.shapes import Bool, Float, Int, Tensor
+from glip.structures import TextFeatures
+
+__all__ = ["BertConfig", "TextEncoder", "TextLayer", "bert_config", "quantize_rows"]
+
+
+def bert_config(
+    *, hidden: int, layers: int, heads: int, intermediate: int, vocabulary: int, positions: int, dropout: float
+) -> BertConfig:
+    """The sizes of a BERT as transformers wants them; LayerNorm eps 1e-12 and the erf GELU are BERT's own."""
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=positions,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+class TextEncoder(nn.Module):
+    """Token ids -> features: the last layer's output at every position, [CLS] and [SEP] included."""
+
+    def __init__(self, config: BertConfig, *, frozen_layers: int = 0) -> None:
+        super().__init__()
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.frozen_layers = frozen_layers
+        if frozen_layers:
+            self.bert.embeddings.requires_grad_(False)
+            for layer in self.bert.encoder.layer[:frozen_layers]:
+                layer.requires_grad_(False)
+
+    def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Bool[Tensor, "batch tok"]) -> TextFeatures:
+        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        return TextFeatures(hidden, attention_mask)
+
+    def round_embeddings(self) -> None:
+        """Round each word's embedding to 8 bits with one scale per word, so that storing it as int8 loses nothing."""
+        weight = self.bert.embeddings.word_embeddings.weight
+        with torch.no_grad():
+            rows, scales = quantize_rows(weight)
+            weight.copy_(rows.float() * scales[:, None])
+
+
+class TextLayer(nn.Module):
+    """One BERT layer inside the head. The release's clamps at +-50000 never bind and are left out."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = BertLayer(config)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch tok chan"], attention_mask: Bool[Tensor, "batch tok"]
+    ) -> Float[Tensor, "batch tok chan"]:
+        length = hidden.shape[1]
+        mask = attention_mask[:, None, None, :].expand(-1, 1, length, -1)
+        out = self.layer(hidden, attention_mask=mask)
+        result: Tensor = out[0] if isinstance(out, tuple) else out  # transformers 4 returned a tuple
+        return result
+
+
+def quantize_rows(weight: Float[Tensor, "row chan"]) -> tuple[Tensor, Float[Tensor, " row"]]:
+    """Int8 rows and their scales, so that ``rows * scales`` approximates the weight.
+
+    Scales keep 12 bits, so that 127 * scale is exact in float32 and rounding a rounded weight changes nothing.
+    """
+    mantissa, exponent = torch.frexp((weight.abs().amax(1) / 127).clamp(min=1e-12))
+    scales = torch.ldexp((mantissa * 4096).round() / 4096, exponent)
+    return (weight / scales[:, None]).round().clamp(-127, 127).to(torch.int8), scales

@@ -1,0 +1,275 @@
+"""The image side: Swin (Liu et al. 2021) or a small ResNet, and the feature pyramid P3..P7 over it.
+
+Swin is written here because timm's blocks mask padded places and shift differently from the 2022 release; timm
+supplies ImageNet weights for it and the ResNet itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glip.shapes import Float, Tensor
+
+Map = Float[Tensor, "batch chan height width"]
+NUM_LEVELS = 5
+_SHIFT_MASK = -100.0  # added to attention between places that only the cyclic shift made neighbours
+
+
+class DropPath(nn.Module):
+    """Leaves out a residual branch for whole samples in training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        alive = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype) < keep
+        return x * alive / keep
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, with a learned bias for each relative position."""
+
+    relative_index: Tensor
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.register_buffer("relative_index", _relative_index(window), persistent=False)
+
+    def forward(self, x: Float[Tensor, "window place chan"], mask: Tensor | None) -> Float[Tensor, "window place chan"]:
+        windows, places, width = x.shape
+        q, k, v = self.qkv(x).view(windows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        bias = self.bias_table[self.relative_index].view(places, places, -1).permute(2, 0, 1)[None]
+        if mask is not None:  # one mask per window of a picture
+            bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(windows, places, width))
+        return projected
+
+
+class SwinBlock(nn.Module):
+    """Windowed attention and MLP; odd blocks shift the windows by half their side."""
+
+    def __init__(self, width: int, heads: int, *, window: int, shift: int, drop_path: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, window)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "batch height width chan"], mask: Tensor) -> Float[Tensor, "batch h w chan"]:
+        x = x + self.drop_path(self._attend(self.norm1(x), mask))
+        return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, height, width, chan = x.shape
+        window = self.window
+        # Padded after the norm, and not masked: so the release does it, and so its weights were trained.
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        if self.shift:
+            x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
+        rows, columns = x.shape[1] // window, x.shape[2] // window
+        tiles = x.view(batch, rows, window, columns, window, chan).transpose(2, 3).reshape(-1, window * window, chan)
+        tiles = self.attn(tiles, mask if self.shift else None)
+        x = tiles.view(batch, rows, columns, window, window, chan).transpose(2, 3).reshape(x.shape)
+        if self.shift:
+            x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
+        return x[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Halves a map: four neighbours are concatenated, normalized and projected to twice the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch height width chan"]) -> Float[Tensor, "batch h w chan2"]:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        phases = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+        merged: Tensor = self.reduction(self.norm(torch.cat(phases, -1)))
+        return merged
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, entered through patch merging except in the first stage."""
+
+    def __init__(self, width: int, heads: int, *, window: int, drop_paths: Sequence[float], merge: bool) -> None:
+        super().__init__()
+        self.window = window
+        self.merge = PatchMerging(width // 2) if merge else nn.Identity()
+        shifts = [0 if index % 2 == 0 else window // 2 for index in range(len(drop_paths))]
+        self.blocks = nn.ModuleList(
+            SwinBlock(width, heads, window=window, shift=shift, drop_path=rate)
+            for shift, rate in zip(shifts, drop_paths, strict=True)
+        )
+
+    def forward(self, x: Float[Tensor, "batch height width chan"]) -> Float[Tensor, "batch h w chan2"]:
+        x = self.merge(x)
+        mask = _shift_mask(x.shape[1], x.shape[2], self.window, x.device)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class Swin(nn.Module):
+    """Swin Transformer; gives C3, C4, C5 (strides 8, 16, 32), each normalized."""
+
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], *, window: int, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.patch = nn.Conv2d(3, widths[0], kernel_size=4, stride=4)
+        self.patch_norm = nn.LayerNorm(widths[0])
+        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        self.stages = nn.ModuleList(
+            SwinStage(width, head, window=window, drop_paths=rate.tolist(), merge=index > 0)
+            for index, (width, head, rate) in enumerate(zip(widths, heads, rates, strict=True))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
+        self.apply(_init_linear)
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
+        height, width = pixels.shape[2:]
+        pixels = F.pad(pixels, (0, -width % 4, 0, -height % 4))
+        x = self.patch_norm(self.patch(pixels).permute(0, 2, 3, 1))
+        maps = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index > 0:
+                maps.append(self.norms[index - 1](x).permute(0, 3, 1, 2).contiguous())
+        return maps
+
+
+class ResNet(nn.Module):
+    """timm's ResNet of basic blocks with a deep stem, for small models; gives C3, C4, C5.
+
+    Small models learn from few pictures, where convolutions need far fewer examples than windows of attention.
+    """
+
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], *, drop_path: float) -> None:
+        super().__init__()
+        from timm.models.resnet import BasicBlock
+        from timm.models.resnet import ResNet as TimmResNet
+
+        self.widths = tuple(widths)
+        self.body = TimmResNet(
+            BasicBlock,
+            layers=tuple(depths),
+            channels=tuple(widths),
+            stem_width=widths[0] // 2,
+            stem_type="deep",
+            avg_down=True,
+            drop_path_rate=drop_path,
+            num_classes=0,
+        )
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
+        maps: list[Map] = self.body.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
+        return maps
+
+
+class DropBlock(nn.Module):
+    """Blanks squares of a map in training (Ghiasi et al. 2018), on the merged P3 and P4 maps as in the release."""
+
+    def __init__(self, rate: float, block: int = 3) -> None:
+        super().__init__()
+        self.rate, self.block = rate, block
+
+    def forward(self, x: Map) -> Map:
+        if not self.training or self.rate == 0.0:
+            return x
+        seeds = (torch.rand_like(x[:, 0]) < self.rate / self.block**2).to(x.dtype)
+        keep = 1 - F.max_pool2d(seeds[:, None], self.block, stride=1, padding=self.block // 2)
+        return x * keep * (keep.numel() / keep.sum().clamp(min=1))
+
+
+class FeaturePyramid(nn.Module):
+    """FPN (Lin et al. 2017): P3..P5 from C3..C5, P6 and P7 by stride-2 convolutions of P5 and of ReLU(P6)."""
+
+    def __init__(self, widths: Sequence[int], channels: int, *, drop_block: float) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
+        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.drop_block = DropBlock(drop_block)
+        for conv in [*self.laterals, *self.outputs, self.p6, self.p7]:
+            nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, maps: Sequence[Map]) -> tuple[Map, ...]:
+        merged = self.laterals[-1](maps[-1])
+        levels = [self.outputs[-1](merged)]
+        for index in range(len(maps) - 2, -1, -1):
+            finer = self.laterals[index](maps[index])
+            merged = finer + F.interpolate(merged, size=finer.shape[-2:], mode="nearest")
+            merged = self.drop_block(merged)
+            levels.insert(0, self.outputs[index](merged))
+        p6 = self.p6(levels[-1])
+        return (*levels, p6, self.p7(F.relu(p6)))
+
+
+def timm_weights(name: str) -> dict[str, Tensor]:
+    """ImageNet weights of a timm Swin, under our names, for ``Swin.load_state_dict(..., strict=False)``.
+
+    Args:
+        name: a timm model name such as ``swin_tiny_patch4_window7_224`` (downloaded once, by timm).
+
+    timm stores patch merging with the later stage and orders its four phases as (row, column) (0,0), (1,0), (0,1),
+    (1,1), as the release does; ``norms`` over C3..C5 have no ImageNet weights and start fresh.
+    """
+    import timm
+
+    source = timm.create_model(name, pretrained=True).state_dict()
+    renamed = {}
+    for key, value in source.items():
+        new = key.replace("patch_embed.proj", "patch").replace("patch_embed.norm", "patch_norm")
+        new = new.replace("layers.", "stages.").replace("downsample.", "merge.").replace(".mlp.", ".")
+        new = new.replace("relative_position_bias_table", "bias_table")
+        if not key.startswith(("norm.", "head.")) and "relative_position_index" not in key and "attn_mask" not in key:
+            renamed[new] = value
+    return renamed
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _relative_index(window: int) -> Tensor:
+    axis = torch.arange(window)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
+    dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Float[Tensor, "window place place"]:
+    """-100 between places of a shifted window that come from different sides of the map."""
+    height, width, shift = height + -height % window, width + -width % window, window // 2
+    region = torch.zeros(height, width, device=device)
+    bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+    for row, rows in enumerate(bands):
+        for column, columns in enumerate(bands):
+            region[rows, columns] = 3 * row + column
+    tiles = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
+    different = tiles[:, None, :] != tiles[:, :, None]
+    return different * _SHIFT_MASK

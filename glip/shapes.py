@@ -1,0 +1,26 @@
+"""Shapes as types: ``Float[Tensor, "batch loc tok"]`` names the axes of every tensor that crosses a function border.
+
+With jaxtyping installed (the ``test`` extra) the names are checked under pytest; without it they are read by
+people only and cost nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+else:
+    try:
+        from jaxtyping import Bool, Float, Int
+    except ImportError:
+
+        class _Shaped:
+            """Stands in for jaxtyping: ``Float[Tensor, "..."]`` is then plain ``Tensor``."""
+
+            def __class_getitem__(cls, item: tuple[Any, str]) -> Any:
+                return item[0]
+
+        Bool = Float = Int = _Shaped
+
+__all__ = ["Bool", "Float", "Int", "Tensor"]

@@ -1,0 +1,319 @@
+"""The nouns of glip: what travels between files is one of these frozen records, never a bare dict.
+
+In the order data flows: Phrase and Prompt (words), Sample (one annotated picture), Batch and Target (what the network
+reads), TextFeatures, ImageFeatures and Outputs (what it computes), Detections (what a person receives).
+Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from glip.shapes import Bool, Float, Int, Tensor
+
+Span = tuple[int, int]
+
+NEGATIVE = -1  # the class of a phrase that takes part in the prompt but is never returned
+SEPARATOR = ". "  # between names, as in the 2022 release (DATASETS.SEPARATION_TOKENS)
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A thing named in a caption: its text and the character ranges [start, end) that name it."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and the phrases in it that are to be found.
+
+    ``classes[i]`` is the class of phrase ``i``: its own index unless the caller maps several names to one class, or
+    ``NEGATIVE`` for a phrase that only competes. Phrases know their characters by construction; nothing is ever
+    found again by searching a string, so "car" cannot be mistaken for the start of "cart".
+    """
+
+    caption: str
+    phrases: tuple[Phrase, ...]
+    classes: tuple[int, ...] = ()
+    is_list: bool = False  # made of independent names, so it may be split into chunks
+
+    def __post_init__(self) -> None:
+        if not self.phrases:
+            raise ValueError("prompt has no phrase: give at least one name, such as 'a red bus. a cyclist'")
+        if not self.classes:
+            object.__setattr__(self, "classes", tuple(range(len(self.phrases))))
+        if len(self.classes) != len(self.phrases):
+            raise ValueError(
+                f"classes: got {len(self.classes)} for {len(self.phrases)} phrases: give one class per phrase"
+            )
+        for phrase in self.phrases:
+            _check_phrase(phrase, self.caption)
+
+    @classmethod
+    def from_names(
+        cls, names: Sequence[str], *, negatives: Sequence[str] = (), classes: Sequence[int] | None = None
+    ) -> "Prompt":
+        """Join names to a caption: ``["person", "stop sign"]`` -> "person. stop sign".
+
+        Args:
+            names: what to find; label ``i`` of a detection is ``names[i]``. Duplicates stay separate labels.
+            negatives: names that take part and may win a region, but are not returned.
+            classes: maps names to classes (for instance synonyms to one class); suppression is per class.
+
+        Raises:
+            ValueError: no name, or an empty one.
+        """
+        if isinstance(names, str):
+            raise ValueError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
+        caption, phrases = "", []
+        for index, name in enumerate([*names, *negatives]):
+            if not name.strip():
+                raise ValueError(f"name {index} of the prompt is empty: remove it or write what to look for")
+            caption += SEPARATOR if phrases else ""
+            phrases.append(Phrase(name, ((len(caption), len(caption) + len(name)),)))
+            caption += name
+        own = tuple(classes) if classes is not None else tuple(range(len(names)))
+        if len(own) != len(names):
+            raise ValueError(f"classes: got {len(own)} for {len(names)} names: give one class per name")
+        if any(number < 0 for number in own):
+            raise ValueError(f"classes: got {min(own)}; classes count from 0, use negatives= for names not returned")
+        return cls(caption, tuple(phrases), own + (NEGATIVE,) * len(negatives), is_list=True)
+
+    @classmethod
+    def parse(cls, text: str) -> "Prompt":
+        """Split "a red bus. a cyclist." at ". " and " . " and a trailing dot into names.
+
+        A dot inside a word is kept ("7.5 cm"); a name that itself has a dot and a space ("St. Bernard") must be
+        passed in a list.
+
+        Raises:
+            ValueError: nothing is left to look for.
+        """
+        names = [part.strip() for part in re.split(r"\s*\.(?:\s+|$)", text)]
+        names = [name for name in names if name]
+        if not names:
+            raise ValueError(f"prompt {text!r} names nothing: write what to look for, such as 'a red bus. a cyclist'")
+        return cls.from_names(names)
+
+    @classmethod
+    def from_caption(cls, caption: str, phrases: Sequence[str | Span | Sequence[Span]]) -> "Prompt":
+        """A free sentence and the things in it: each a text that occurs in it, a span, or several spans.
+
+        A text stands for its next whole-word occurrence after the phrase given before it (else its first one), so
+        phrases listed in reading order find their own words, also when a word occurs twice.
+
+        Raises:
+            ValueError: a text that is not in the caption, a span outside it, or no phrase.
+        """
+        found: list[Phrase] = []
+        position = 0
+        for item in phrases:
+            if isinstance(item, str):
+                span = _locate(caption, item, position)
+                position = span[1]
+                found.append(Phrase(caption[span[0] : span[1]], (span,)))
+                continue
+            spans = tuple((int(s), int(e)) for s, e in ([item] if isinstance(item[0], int) else item))  # type: ignore[misc, list-item]
+            for span in spans:
+                _check_span(span, caption)
+            found.append(Phrase(" ".join(caption[s:e] for s, e in spans), spans))
+        return cls(caption, tuple(found))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of each phrase, in the caller's order."""
+        return tuple(phrase.text for phrase in self.phrases)
+
+
+def _locate(caption: str, text: str, start: int) -> Span:
+    text = text.strip()
+    if not text:
+        raise ValueError("a phrase of the caption is empty: remove it or write the words it stands for")
+    pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+    match = pattern.search(caption, start) or pattern.search(caption)
+    if match is None:
+        raise ValueError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
+    return match.span()
+
+
+def _check_span(span: Span, caption: str) -> None:
+    start, end = span
+    if not 0 <= start < end <= len(caption):
+        raise ValueError(
+            f"span [{start}, {end}) lies outside the caption of {len(caption)} characters: "
+            f"a span needs 0 <= start < end <= {len(caption)}"
+        )
+
+
+def _check_phrase(phrase: Phrase, caption: str) -> None:
+    if not phrase.spans:
+        raise ValueError(f"phrase {phrase.text!r} has no span: say which characters of the caption name it")
+    for span in phrase.spans:
+        _check_span(span, caption)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated picture, from a reader to the processor.
+
+    A detection set gives ``vocabulary`` (all its names) and no prompt; phrasing then writes the prompt. A grounding
+    set gives the prompt. ``box_phrases[i]`` lists what names box ``i``: indices into the prompt's phrases when there
+    is a prompt, else into the vocabulary.
+    """
+
+    picture: Path | Image.Image
+    boxes: Float[Tensor, "box 4"]
+    box_phrases: tuple[tuple[int, ...], ...]
+    vocabulary: tuple[str, ...] = ()
+    prompt: Prompt | None = None
+    image_id: int | str = 0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What should be found in one picture: boxes in resized pixels and the tokens that name each."""
+
+    boxes: Float[Tensor, "box 4"]
+    positive_map: Bool[Tensor, "box tok"]
+
+    def to(self, device: torch.device | str) -> "Target":
+        """The same target on another device."""
+        return Target(self.boxes.to(device), self.positive_map.to(device))
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Tokenized captions, padded to the longest of the batch, and which tokens name which phrase.
+
+    ``phrase_tokens[i]`` holds for each phrase of caption ``i`` the weight of every token in the phrase's score: rows
+    sum to one, so a phrase's score is the (weighted) mean over its tokens.
+    """
+
+    input_ids: Int[Tensor, "batch tok"]
+    attention_mask: Bool[Tensor, "batch tok"]
+    phrase_tokens: tuple[Float[Tensor, "phrase tok"], ...]
+    prompts: tuple[Prompt, ...]
+
+    def to(self, device: torch.device | str) -> "TextBatch":
+        """The same captions on another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            phrase_tokens=tuple(row.to(device) for row in self.phrase_tokens),
+        )
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Normalized pictures, zero-padded right and bottom to one size; sizes are (height, width) in pixels."""
+
+    pixels: Float[Tensor, "batch 3 height width"]
+    resized: tuple[tuple[int, int], ...]
+    original: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        """The same pictures on another device."""
+        return replace(self, pixels=self.pixels.to(device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All the network reads: pictures, captions and, in training, one target per picture."""
+
+    images: ImageBatch
+    text: TextBatch
+    targets: tuple[Target, ...] = ()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.images.to(device), self.text.to(device), tuple(t.to(device) for t in self.targets))
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the language model says of each token, before fusion."""
+
+    hidden: Float[Tensor, "batch tok chan"]
+    attention_mask: Bool[Tensor, "batch tok"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the network says of each location; levels P3..P7 are flattened (y, x) and concatenated.
+
+    ``level_sizes`` are the (height, width) of each level, so that ``sum(h * w)`` is the length of axis ``loc``.
+    """
+
+    token_logits: Float[Tensor, "batch loc tok"]
+    box_deltas: Float[Tensor, "batch loc 4"]
+    centerness: Float[Tensor, "batch loc"]
+    anchors: Float[Tensor, "loc 4"]
+    level_sizes: tuple[tuple[int, int], ...]
+
+
+class Detection(NamedTuple):
+    """One found thing, as iteration over Detections yields it."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    phrase: str
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one picture, best first.
+
+    ``boxes`` are xyxy in pixels of the original picture; ``labels`` index the caller's own phrases (``prompt.phrases``)
+    and ``classes`` are those labels after the caller's mapping of names to classes. ``token_scores`` is there on
+    request: for each box the alignment with every token of its caption, named by ``tokens``.
+    """
+
+    boxes: Float[Tensor, "det 4"]
+    scores: Float[Tensor, " det"]
+    labels: Int[Tensor, " det"]
+    prompt: Prompt
+    size: tuple[int, int]
+    token_scores: Float[Tensor, "det tok"] | None = None
+    tokens: tuple[str, ...] = field(default=())
+
+    @property
+    def classes(self) -> Int[Tensor, " det"]:
+        """The class of each detection, after the prompt's mapping."""
+        return torch.tensor(self.prompt.classes, device=self.labels.device)[self.labels]
+
+    @property
+    def phrases(self) -> list[Phrase]:
+        """The phrase of each detection, with its text and spans."""
+        return [self.prompt.phrases[label] for label in self.labels.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.phrases, strict=True)
+        for box, score, label, phrase in rows:
+            yield Detection(tuple(box), score, label, phrase.text)
+
+    def select(self, keep: Tensor) -> "Detections":
+        """The detections at the given indices or mask."""
+        token_scores = None if self.token_scores is None else self.token_scores[keep]
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            labels=self.labels[keep],
+            token_scores=token_scores,
+        )
+
+    def above(self, threshold: float) -> "Detections":
+        """The detections that score at least ``threshold``."""
+        return self.select(self.scores >= threshold)

@@ -1,0 +1,130 @@
+"""Characters <-> tokens: the only home of the question "which tokens name this phrase?".
+
+A span is mapped as the 2022 release maps it (``create_positive_map``): from the token of its first character (or of
+the next two) to the token of its last character (or of the two before), everything between included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import BertTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from glip.shapes import Bool, Float, Tensor
+from glip.structures import Prompt, Span, TextBatch
+
+_REACH = 3  # how many characters are tried at either end of a span
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One tokenized caption, [CLS] and [SEP] included; ``offsets`` are character ranges, empty for special tokens."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[Span, ...]
+
+    def of_character(self, position: int) -> int | None:
+        """The token that covers a character, or None for white space and anything outside."""
+        for index, (start, end) in enumerate(self.offsets):
+            if start <= position < end:
+                return index
+        return None
+
+    def of_span(self, span: Span) -> range:
+        """The tokens that name a character range; empty when no character of its ends belongs to a token."""
+        start, end = span
+        firsts = (self.of_character(start + step) for step in range(_REACH))
+        lasts = (self.of_character(end - 1 - step) for step in range(_REACH) if end - 1 - step >= 0)
+        first = next((token for token in firsts if token is not None), None)
+        last = next((token for token in lasts if token is not None), None)
+        return range(0) if first is None or last is None else range(first, last + 1)
+
+
+class Tokenizer:
+    """BERT's uncased word pieces, from a folder with ``vocab.txt`` or ``tokenizer.json``.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not any((self.folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+            raise FileNotFoundError(f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one")
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it warns of model types it does not know; ours is one
+        self._bert = BertTokenizerFast.from_pretrained(self.folder, local_files_only=True, do_lower_case=True)
+        transformers_logging.set_verbosity(verbosity)
+
+    def __call__(self, caption: str) -> Tokens:
+        """Tokenize one caption, never truncated."""
+        encoded = self._bert(caption, return_offsets_mapping=True, verbose=False)
+        return Tokens(tuple(encoded["input_ids"]), tuple((int(s), int(e)) for s, e in encoded["offset_mapping"]))
+
+    def words(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The word pieces of token ids, to be read by people."""
+        return tuple(self._bert.convert_ids_to_tokens(list(ids)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the vocabulary into a folder, so that a model there needs no other file."""
+        vocabulary = sorted(self._bert.get_vocab().items(), key=lambda item: item[1])
+        Path(folder, "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocabulary), encoding="utf-8")
+
+
+def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
+    """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release.
+
+    Raises:
+        ValueError: a phrase that yields no token.
+    """
+    found = [[token for span in phrase.spans for token in tokens.of_span(span)] for phrase in prompt.phrases]
+    for phrase, indices in zip(prompt.phrases, found, strict=True):
+        if not indices:
+            raise ValueError(
+                f"phrase {phrase.text!r} yields no token: the tokenizer drops all its characters; use words"
+            )
+    return found
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_tokens: int) -> TextBatch:
+    """Tokenize captions and pad them to the longest.
+
+    The release pads to 256 always; padded positions never influence valid ones, so the results are the same.
+
+    Raises:
+        ValueError: a caption over ``max_tokens``, or a phrase without tokens.
+    """
+    encoded = [tokenizer(prompt.caption) for prompt in prompts]
+    for tokens, prompt in zip(encoded, prompts, strict=True):
+        if len(tokens.ids) > max_tokens:
+            raise ValueError(
+                f"caption needs {len(tokens.ids)} tokens, the model reads {max_tokens}: shorten it, or pass its "
+                f"things as a list of names (it begins {prompt.caption[:40]!r})"
+            )
+    width = max(len(tokens.ids) for tokens in encoded)
+    input_ids = torch.zeros(len(encoded), width, dtype=torch.long)
+    attention_mask = torch.zeros(len(encoded), width, dtype=torch.bool)
+    for row, tokens in enumerate(encoded):
+        input_ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
+        attention_mask[row, : len(tokens.ids)] = True
+    weights = tuple(_token_weights(phrase_tokens(t, p), width) for t, p in zip(encoded, prompts, strict=True))
+    return TextBatch(input_ids, attention_mask, weights, tuple(prompts))
+
+
+def positive_map(
+    weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]
+) -> Bool[Tensor, "box tok"]:
+    """Which tokens name each box: the union of the tokens of the phrases it answers to."""
+    rows = torch.zeros(len(box_phrases), weights.shape[1], dtype=torch.bool)
+    for row, phrases in enumerate(box_phrases):
+        rows[row] = (weights[list(phrases)] > 0).any(0)
+    return rows
+
+
+def _token_weights(indices: Sequence[Sequence[int]], width: int) -> Float[Tensor, "phrase tok"]:
+    weights = torch.zeros(len(indices), width)
+    for row, tokens in enumerate(indices):
+        weights[row].index_add_(0, torch.tensor(tokens), torch.full((len(tokens),), 1.0 / len(tokens)))
+    return weights
