@@ -110,6 +110,7 @@ class DatasetConfig:
     images: str = ""
     weight: float = 1.0
     short_side: tuple[int, ...] = ()  # overrides data.short_side
+    flip: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,6 @@ class DataConfig:
     train: tuple[DatasetConfig, ...] = ()
     crop: int = 0  # side of square crops in pixels; 0 keeps whole pictures
     short_side: tuple[int, ...] = (640, 800)  # drawn uniformly between the two
-    flip: float = 0.5
     colour: float = 0.0
     max_names: int = 85
     full_vocabulary: float = 0.5  # probability that all names of a set are in the prompt (if they fit)
@@ -145,6 +145,7 @@ class TrainConfig:
     save_every: int = 500
     log_every: int = 20
     output: str = "runs/train"
+    precision: Literal["float32", "bfloat16"] = "float32"
     start: str | None = None  # a model to start from, else random weights and the `pretrained` parts
 
 
@@ -322,3 +323,32 @@ def _scalar(kind: type[Any], value: Any, at: str) -> Any:
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
+    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding."""
+    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+    def read(dotted: str, default: Any) -> Any:
+        value = tree
+        for key in dotted.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return default
+            value = value[key]
+        return value
+
+    image = replace(
+        config.image,
+        min_size=int(read("INPUT.MIN_SIZE_TEST", config.image.min_size)),
+        max_size=int(read("INPUT.MAX_SIZE_TEST", config.image.max_size)),
+    )
+    aggregate = str(read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate)).lower()
+    inference = replace(
+        config.inference,
+        aggregate=_choice(("mean", "max"), aggregate, f"{path}: MODEL.DYHEAD.SCORE_AGG"),
+        candidate_threshold=float(read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold)),
+        candidates_per_level=int(read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level)),
+        nms=float(read("MODEL.ATSS.NMS_TH", config.inference.nms)),
+        max_detections=int(read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections)),
+    )
+    return replace(config, image=image, inference=inference)

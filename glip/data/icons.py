@@ -43,7 +43,7 @@ COLOURS: dict[str, tuple[Point, Point, Point]] = {
     "brown": ((25, 4), (0.27, 0.03), (0.55, 0.08)),
     "black": ((0, 180), (0.06, 0.04), (0.05, 0.05)),
     "white": ((0, 180), (0.97, 0.02), (0.05, 0.05)),
-    "gray": ((0, 180), (0.52, 0.06), (0.02, 0.02)),
+    "gray": ((0, 180), (0.52, 0.06), (0.01, 0.01)),
 }
 LIGHT = {"yellow", "cyan", "pink", "white", "gray"}  # their texture is darker than the body, never lighter
 NEUTRAL = {"black", "white", "gray"}  # their texture stays near them: a black-and-white thing would have two names
@@ -124,7 +124,9 @@ def shade_of(colour: str, rng: np.random.Generator | None = None) -> Colour:
     hue, lightness, saturation = (
         middle + stray * offset for (middle, stray), offset in zip(COLOURS[colour], offsets, strict=True)
     )
-    return _bytes(channel * 255 for channel in colorsys.hls_to_rgb(hue / 360 % 1, min(lightness, 1), min(saturation, 1)))
+    return _bytes(
+        channel * 255 for channel in colorsys.hls_to_rgb(hue / 360 % 1, min(lightness, 1), min(saturation, 1))
+    )
 
 
 def mix(colour: Colour, other: Colour, share: float) -> Colour:

@@ -1,24 +1,23 @@
 """The drawn world: seeded pictures of coloured, textured, sized, related things, with words that are true of them.
 
 ``draw_sample`` makes one annotated picture from a seed; a small GLIP is trained from scratch on many. ``draw_scene``
-draws things composed on purpose. Words are built piece by piece with their spans, so no annotation can be wrong:
-a description names every thing it is true of, and a thing nobody named fits no description.
+draws things composed on purpose. How a thing is painted is in ``icons``, how it is put into words in ``world_words``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from glip.data import world_words as words
 from glip.data.icons import (
     COLOURS,
     KINDS,
     TEXTURES,
     THIN,
     TURNING,
-    Box,
     Colour,
     Stamp,
     Thing,
@@ -27,81 +26,14 @@ from glip.data.icons import (
     shade_of,
     stamp,
 )
-from glip.structures import Phrase, Prompt, Sample
+from glip.structures import Sample
 
 __all__ = ["Thing", "draw_sample", "draw_scene"]
 
 WORLD = 20220607  # sets the seeds of this generator apart from those of others
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
-VISIBLE = 0.6  # at least this share of every thing is seen
+VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
 CAPTIONED = 0.45  # share of pictures with a caption; the others have a list of names
-
-FAMILIES = {
-    "shape": "circle square rectangle triangle star hexagon heart ring cross diamond crescent arrow".split(),
-    "vehicle": ["car", "bus", "boat"],
-    "animal": ["fish", "bird"],
-    "plant": ["tree", "flower", "mushroom"],
-    "building": ["house"],
-    "fruit": ["apple"],
-    "thing in the sky": ["sun", "cloud"],
-    "household item": ["cup", "umbrella", "ladder", "key", "bell"],
-    "toy": ["balloon"],
-}
-FAMILY_OF = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
-SIZES = ("small", "medium", "big")
-VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "kind": KINDS, "family": tuple(FAMILIES)}
-ELSEWHERE = "dog,cat,person,horse,chair,clock,guitar,bottle,bicycle,aeroplane,banana,book,shoe,table,elephant".split(",")
-
-SYNONYMS = {
-    "circle": ("disc", "disk", "round shape"),
-    "rectangle": ("oblong",),
-    "ring": ("hoop",),
-    "cross": ("plus sign",),
-    "diamond": ("rhombus",),
-    "crescent": ("crescent moon", "half moon"),
-    "house": ("home", "cottage"),
-    "car": ("automobile",),
-    "flower": ("blossom",),
-    "boat": ("ship", "sailboat"),
-    "mushroom": ("toadstool",),
-    "cup": ("mug",),
-    "umbrella": ("parasol",),
-    "gray": ("grey",),
-    "purple": ("violet",),
-    "cyan": ("turquoise",),
-    "small": ("little", "tiny"),
-    "medium": ("medium-sized", "middle-sized"),
-    "big": ("large", "huge"),
-    "dotted": ("spotted", "polka dot"),
-    "checkered": ("checked", "chequered"),
-    "striped": ("stripy",),
-    "thing": ("object", "item"),
-}
-PLURALS = {"cross": "crosses", "bus": "buses", "fish": "fish", "rhombus": "rhombuses", "thing in the sky": "things in the sky"}
-COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-# the traits that name a thing, and how often a list of names uses them
-SCHEMES: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.28, ("kind",)),
-    (0.28, ("colour", "kind")),
-    (0.10, ("colour",)),
-    (0.08, ("texture", "kind")),
-    (0.08, ("size", "kind")),
-    (0.07, ("texture", "colour", "kind")),
-    (0.05, ("family",)),
-    (0.03, ("texture",)),
-    (0.03, ("size", "colour", "kind")),
-)
-# the same for one mention in a caption
-MENTIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.25, ("kind",)),
-    (0.33, ("colour", "kind")),
-    (0.10, ("size", "kind")),
-    (0.10, ("size", "colour", "kind")),
-    (0.07, ("texture", "kind")),
-    (0.07, ("texture", "colour", "kind")),
-    (0.08, ("colour",)),
-)
 
 
 def draw_sample(seed: int) -> Sample:
@@ -115,13 +47,13 @@ def draw_sample(seed: int) -> Sample:
     canvas = _populated(size, rng)
     picture = _weathered(canvas.picture, rng)
     seen = canvas.seen()
-    dialect = _Dialect.draw(rng)
+    dialect = words.Dialect.draw(rng)
     if rng.random() < CAPTIONED:
-        prompt, rows = _caption(seen, size, dialect, rng)
+        prompt, rows = words.caption(seen, size, dialect, rng)
         kept = sorted(rows)
         boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
         return Sample(picture, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
-    vocabulary, labels = _names(seen, dialect, rng)
+    vocabulary, labels = words.names(seen, dialect, rng)
     boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
     return Sample(picture, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
 
@@ -136,20 +68,6 @@ def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Ima
 
 
 # ---- things on a canvas
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A thing as the viewer sees it: the box of what is visible, and the name of its size."""
-
-    thing: Thing
-    box: Box
-    size: str
-
-    def traits(self) -> dict[str, str]:
-        kind = self.thing.kind
-        look = {"size": self.size, "texture": self.thing.texture, "colour": self.thing.colour}
-        return {**look, "kind": kind, "family": FAMILY_OF[kind]}
 
 
 @dataclass
@@ -174,17 +92,17 @@ class _Canvas:
         self.areas.append(int(covered.sum()))
         self.picture.paste(mark.colours, mark.corner, mark.cover)
 
-    def takes(self, thing: Thing, mark: Stamp) -> bool:
-        """Whether everything stays visible, and things of one colour do not run into each other."""
+    def takes(self, thing: Thing, mark: Stamp, visible: float) -> bool:
+        """Whether this share of each thing stays visible, and things of one colour do not run into each other."""
         window, covered = self._window(mark)
         owned = window[covered]
         for index in np.unique(owned[owned >= 0]).tolist():
             left = int((self.owner == index).sum()) - int((owned == index).sum())
-            if self.things[index].colour == thing.colour or left < VISIBLE * self.areas[index]:
+            if self.things[index].colour == thing.colour or left < visible * self.areas[index]:
                 return False
         return True
 
-    def seen(self) -> list[_Seen]:
+    def seen(self) -> list[words.Seen]:
         short = min(self.picture.size)
         views = []
         for index, thing in enumerate(self.things):
@@ -192,7 +110,7 @@ class _Canvas:
             columns, rows = np.flatnonzero(mine.any(0)), np.flatnonzero(mine.any(1))
             box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
             extent = max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) / short
-            views.append(_Seen(thing, box, SIZES[(extent > sum(SMALL) / 2) + (extent > sum(BIG) / 2)]))
+            views.append(words.Seen(thing, box, words.SIZES[(extent > sum(SMALL) / 2) + (extent > sum(BIG) / 2)]))
         return views
 
     def _window(self, mark: Stamp) -> tuple[np.ndarray, np.ndarray]:
@@ -205,18 +123,18 @@ class _Canvas:
 def _populated(size: tuple[int, int], rng: np.random.Generator) -> _Canvas:
     """A canvas with 1 to 9 things, the large ones behind; few kinds or colours in a picture make it ask for counts."""
     canvas = _Canvas.blank(size, rng)
-    count = int(rng.integers(1, 10))
+    count = int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7]))
     usable = [name for name in COLOURS if min(_distance(shade_of(name), tone) for tone in canvas.ground) > 110]
     kinds = rng.permutation(KINDS)[: rng.integers(1, 2 + count)].tolist()
     colours = rng.permutation(usable)[: rng.integers(1, 2 + count)].tolist()
-    textured = rng.random() < 0.6
+    textured, visible = rng.random() < 0.6, VISIBLE if rng.random() < 0.4 else APART
     extents = sorted((_extent(size, rng) for _ in range(count)), reverse=True)
     for extent in extents:
         thing = _invent(extent, str(rng.choice(kinds)), str(rng.choice(colours)), textured, rng)
-        for _ in range(8):
+        for _ in range(10):
             placed = _move(thing, size, rng)
             mark = stamp(placed, rng)
-            if canvas.takes(placed, mark):
+            if canvas.takes(placed, mark, visible):
                 canvas.press(placed, mark)
                 break
     return canvas
@@ -242,7 +160,7 @@ def _invent(extent: float, kind: str, colour: str, textured: bool, rng: np.rando
 def _move(thing: Thing, size: tuple[int, int], rng: np.random.Generator) -> Thing:
     width, height = thing.box[2:]
     x, y = float(rng.uniform(1, size[0] - width - 1)), float(rng.uniform(1, size[1] - height - 1))
-    return Thing(thing.kind, thing.colour, thing.texture, (x, y, x + width, y + height), thing.angle)
+    return replace(thing, box=(x, y, x + width, y + height))
 
 
 def _distance(a: Colour, b: Colour) -> float:
@@ -291,98 +209,3 @@ def _weathered(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         grain = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
         picture = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
     return picture
-
-
-# ---- words
-
-
-@dataclass(frozen=True)
-class _Dialect:
-    """The words one picture uses: a word per notion, an article for lists, whether spans hold the article."""
-
-    words: dict[str, str]
-    article: str
-    whole: bool
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> "_Dialect":
-        plain = rng.random() < 0.5
-        rolls = rng.random(len(SYNONYMS)).tolist()
-        words = {}
-        for (notion, others), roll in zip(SYNONYMS.items(), rolls, strict=True):
-            choice = int(roll * (len(others) + 1))
-            words[notion] = others[choice - 1] if choice and not plain else notion
-        return cls(words, str(rng.choice(["", "a", "the"], p=[0.7, 0.15, 0.15])), bool(rng.random() < 0.7))
-
-    def noun_phrase(self, traits: dict[str, str], many: bool = False) -> str:
-        """Adjectives and noun: {"colour": "red", "kind": "star"} -> "red star"."""
-        notions = [traits[name] for name in ("size", "texture", "colour") if name in traits]
-        noun = traits.get("kind", traits.get("family", "thing"))
-        said = [self.words.get(notion, notion) for notion in (*notions, noun)]
-        if many:
-            said[-1] = PLURALS.get(said[-1], said[-1] + "s")
-        return " ".join(said)
-
-
-def _article(words: str) -> str:
-    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
-
-
-def _chosen(table: tuple[tuple[float, tuple[str, ...]], ...], rng: np.random.Generator) -> tuple[str, ...]:
-    return table[int(rng.choice(len(table), p=[weight for weight, _ in table]))][1]
-
-
-def _names(seen: list[_Seen], dialect: _Dialect, rng: np.random.Generator) -> tuple[tuple[str, ...], list[int]]:
-    """A vocabulary in which every thing has exactly one name, and the index of that name for each thing."""
-    scheme = _chosen(SCHEMES, rng)
-    present = [tuple(one.traits()[name] for name in scheme) for one in seen]
-    known = list(dict.fromkeys(present))
-    wanted = len(known) + int(rng.integers(8, 21))
-    for _ in range(80):
-        # a hard negative differs from a thing that is there in one trait; an easy one in all
-        traits = list(known[int(rng.integers(len(set(present))))])
-        for place in range(len(scheme)) if rng.random() < 0.3 else [int(rng.integers(len(scheme)))]:
-            traits[place] = str(rng.choice(VALUES[scheme[place]]))
-        if tuple(traits) not in known and len(known) < wanted:
-            known.append(tuple(traits))
-    texts = [dialect.noun_phrase(dict(zip(scheme, traits, strict=True))) for traits in known]
-    if rng.random() < 0.3:
-        texts += rng.permutation(ELSEWHERE)[: rng.integers(1, 4)].tolist()
-    if scheme == ("colour",) and rng.random() < 0.3:
-        texts = [f"something {text.split()[0]}" if len(text.split()) == 2 else text for text in texts]
-    elif dialect.article:
-        texts = [f"the {text}" if dialect.article == "the" else _article(text) for text in texts]
-    order = rng.permutation(len(texts)).tolist()
-    return tuple(texts[i] for i in order), [order.index(known.index(traits)) for traits in present]
-
-
-@dataclass(frozen=True)
-class _Mention:
-    """A noun phrase for a caption, what stands before it, and all the things it is true of."""
-
-    article: str
-    words: str
-    things: tuple[int, ...]
-
-
-def _caption(
-    seen: list[_Seen], size: tuple[int, int], dialect: _Dialect, rng: np.random.Generator
-) -> tuple[Prompt, dict[int, int]]:
-    """A sentence about some of the things, and the phrase of each thing it mentions."""
-    mentions = _mentions(seen, dialect, rng)
-    opening = str(rng.choice(["", "there is ", "the picture shows ", "a picture of ", "we see ", "a drawing of "]))
-    if opening == "there is " and len(mentions[0].things) > 1:
-        opening = "there are "
-    caption, phrases, joint = opening, [], ""
-    for index, mention in enumerate(mentions):
-        caption += joint
-        start = len(caption) + (0 if dialect.whole or not mention.article else len(mention.article) + 1)
-        caption += f"{mention.article} {mention.words}".strip()
-        phrases.append(Phrase(caption[start:], ((start, len(caption)),)))
-        joint = ", " if index + 2 < len(mentions) else " and "
-        if index + 1 < len(mentions):
-            relations = _relations(seen, mention, mentions[index + 1])
-            if relations and rng.random() < 0.75 and not joint_is_relation(caption):
-                joint = f" {rng.choice(relations)} "
-    rows = {thing: index for index, mention in enumerate(mentions) for thing in mention.things}
-    return Prompt(caption + ("." if rng.random() < 0.3 else ""), tuple(phrases)), rows

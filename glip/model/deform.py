@@ -73,7 +73,7 @@ def _multiply_then_gather(
     batch, chan, height, width = x.shape
     out = weight.shape[0]
     products = x.flatten(2).transpose(1, 2) @ weight.permute(1, 2, 3, 0).reshape(chan, TAPS * out)
-    table = products.reshape(batch * height * width * TAPS, out)
+    table = products.float().reshape(batch * height * width * TAPS, out)  # bfloat16 sums of 36 rows would drift
     image = torch.arange(batch, device=x.device)[:, None, None, None] * (height * width)
     tap = torch.arange(TAPS, device=x.device)[:, None]
     rows = ((corners.index + image) * TAPS + tap).reshape(-1, TAPS * 4)
@@ -86,7 +86,7 @@ def _gather_then_multiply(
 ) -> Float[Tensor, "batch out h w"]:
     """The value under each tap of each output place, then one product: cheaper where outputs are fewer than inputs."""
     batch, chan, height, width = x.shape
-    table = x.flatten(2).transpose(1, 2).reshape(batch * height * width, chan)
+    table = x.float().flatten(2).transpose(1, 2).reshape(batch * height * width, chan)
     image = torch.arange(batch, device=x.device)[:, None, None, None] * (height * width)
     rows = (corners.index + image).reshape(-1, 4)
     values = F.embedding_bag(rows, table, mode="sum", per_sample_weights=corners.weight.reshape(-1, 4))

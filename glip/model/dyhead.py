@@ -62,7 +62,8 @@ class DynamicBlock(nn.Module):
 
     def _level(self, levels: Sequence[Map], index: int) -> Map:
         x = levels[index]
-        raw = self.offset(x)
+        with torch.autocast(x.device.type, enabled=False):  # places need more digits than bfloat16 has
+            raw = self.offset(x.float())
         offset, modulation = raw[:, : 2 * TAPS], raw[:, 2 * TAPS :].sigmoid()
         branches = [self.same(x, offset, modulation)]
         if index > 0:

@@ -58,9 +58,10 @@ class Fusion(nn.Module):
         weight = self.query.weight.view(self.heads, -1, image.shape[-1])  # head part chan
         bias = self.query.bias.view(self.heads, -1, 1)
         folded = keys @ weight  # batch head tok chan
+        constant = (keys @ bias).flatten(1, 2).float()  # batch (head tok) 1
         with torch.autocast(image.device.type, enabled=False):
             flat = folded.flatten(1, 2).float()
-            scores = flat @ image.float().transpose(1, 2) + (keys @ bias).flatten(1, 2).float()
+            scores = flat @ image.float().transpose(1, 2) + constant
         return scores.view(*folded.shape[:3], -1).clamp(-_CLAMP, _CLAMP)
 
     def _read_text(self, attention: Tensor, text: Tensor) -> Float[Tensor, "batch loc chan"]:

@@ -1,0 +1,272 @@
+"""True words about drawn things: lists of names in which each thing has one, and captions that mention some.
+
+Words are built piece by piece with their spans, so no annotation can be wrong: a description names every thing it is
+true of, a name said to be absent fits no thing, and a thing nobody mentioned fits no mention.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from glip.data.icons import COLOURS, KINDS, TEXTURES, Box, Thing
+from glip.structures import Phrase, Prompt
+
+SIZES = ("small", "medium", "big")
+SHAPES = KINDS[:12]
+FAMILIES = {
+    "shape": SHAPES,
+    "vehicle": ("car", "bus", "boat"),
+    "animal": ("fish", "bird"),
+    "plant": ("tree", "flower", "mushroom"),
+    "building": ("house",),
+    "fruit": ("apple",),
+    "weather symbol": ("sun", "cloud"),
+    "household item": ("cup", "umbrella", "ladder", "key", "bell"),
+    "toy": ("balloon",),
+}
+FAMILY_OF = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "kind": KINDS, "family": tuple(FAMILIES)}
+ELSEWHERE = (
+    *("dog", "cat", "person", "horse", "chair", "clock", "guitar", "bottle"),
+    *("bicycle", "aeroplane", "banana", "book", "shoe", "table", "elephant"),
+)
+
+SYNONYMS = {
+    "circle": ("disc", "disk", "round shape"),
+    "rectangle": ("oblong",),
+    "ring": ("hoop",),
+    "cross": ("plus sign",),
+    "diamond": ("rhombus",),
+    "crescent": ("crescent moon", "half moon"),
+    "house": ("home", "cottage"),
+    "car": ("automobile",),
+    "flower": ("blossom",),
+    "boat": ("ship", "sailboat"),
+    "mushroom": ("toadstool",),
+    "cup": ("mug",),
+    "umbrella": ("parasol",),
+    "gray": ("grey",),
+    "purple": ("violet",),
+    "cyan": ("turquoise",),
+    "small": ("little", "tiny"),
+    "medium": ("medium-sized", "middle-sized"),
+    "big": ("large", "huge"),
+    "dotted": ("spotted", "polka dot"),
+    "checkered": ("checked", "chequered"),
+    "striped": ("stripy",),
+    "thing": ("object", "item"),
+}
+PLURALS = {"cross": "crosses", "bus": "buses", "fish": "fish", "rhombus": "rhombuses"}
+COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+# the traits that name a thing, and how often a list of names uses them
+SCHEMES: tuple[tuple[float, tuple[str, ...]], ...] = (
+    (0.28, ("kind",)),
+    (0.28, ("colour", "kind")),
+    (0.10, ("colour",)),
+    (0.08, ("texture", "kind")),
+    (0.08, ("size", "kind")),
+    (0.07, ("texture", "colour", "kind")),
+    (0.05, ("family",)),
+    (0.03, ("texture",)),
+    (0.03, ("size", "colour", "kind")),
+)
+# the same for one mention in a caption
+MENTIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
+    (0.25, ("kind",)),
+    (0.33, ("colour", "kind")),
+    (0.10, ("size", "kind")),
+    (0.10, ("size", "colour", "kind")),
+    (0.07, ("texture", "kind")),
+    (0.07, ("texture", "colour", "kind")),
+    (0.08, ("colour",)),
+)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A thing as the viewer sees it: the box of what is visible, and the name of its size."""
+
+    thing: Thing
+    box: Box
+    size: str
+
+    def traits(self) -> dict[str, str]:
+        kind = self.thing.kind
+        look = {"size": self.size, "texture": self.thing.texture, "colour": self.thing.colour}
+        return {**look, "kind": kind, "family": FAMILY_OF[kind]}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The words one picture uses: a word per notion, an article for lists, whether spans hold the article."""
+
+    words: dict[str, str]
+    article: str
+    whole: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Dialect":
+        plain = rng.random() < 0.5
+        rolls = rng.random(len(SYNONYMS)).tolist()
+        words = {}
+        for (notion, others), roll in zip(SYNONYMS.items(), rolls, strict=True):
+            choice = int(roll * (len(others) + 1))
+            words[notion] = others[choice - 1] if choice and not plain else notion
+        return cls(words, str(rng.choice(["", "a", "the"], p=[0.7, 0.15, 0.15])), bool(rng.random() < 0.7))
+
+    def noun_phrase(self, traits: dict[str, str], many: bool = False) -> str:
+        """Adjectives and noun: {"colour": "red", "kind": "star"} -> "red star"."""
+        notions = [traits[name] for name in ("size", "texture", "colour") if name in traits]
+        noun = traits.get("kind", traits.get("family", "thing"))
+        said = [self.words.get(notion, notion) for notion in (*notions, noun)]
+        if many:
+            said[-1] = PLURALS.get(said[-1], said[-1] + "s")
+        return " ".join(said)
+
+
+def _article(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def _chosen(table: tuple[tuple[float, tuple[str, ...]], ...], rng: np.random.Generator) -> tuple[str, ...]:
+    return table[int(rng.choice(len(table), p=[weight for weight, _ in table]))][1]
+
+
+def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple[tuple[str, ...], list[int]]:
+    """A vocabulary in which every thing has exactly one name, and the index of that name for each thing."""
+    scheme = _chosen(SCHEMES, rng)
+    present = [tuple(one.traits()[name] for name in scheme) for one in seen]
+    known = list(dict.fromkeys(present))
+    wanted = len(known) + int(rng.integers(8, 21))
+    for _ in range(80):
+        # a hard negative differs from a thing that is there in one trait; an easy one in all
+        traits = list(known[int(rng.integers(len(set(present))))])
+        for place in range(len(scheme)) if rng.random() < 0.3 else [int(rng.integers(len(scheme)))]:
+            traits[place] = str(rng.choice(VALUES[scheme[place]]))
+        if tuple(traits) not in known and len(known) < wanted:
+            known.append(tuple(traits))
+    texts = [dialect.noun_phrase(dict(zip(scheme, traits, strict=True))) for traits in known]
+    if rng.random() < 0.3:
+        texts += rng.permutation(ELSEWHERE)[: rng.integers(1, 4)].tolist()
+    if scheme == ("colour",) and rng.random() < 0.3:
+        texts = [f"something {text.split()[0]}" if len(text.split()) == 2 else text for text in texts]
+    elif dialect.article:
+        texts = [f"the {text}" if dialect.article == "the" else _article(text) for text in texts]
+    order = rng.permutation(len(texts)).tolist()
+    return tuple(texts[i] for i in order), [order.index(known.index(traits)) for traits in present]
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """A noun phrase for a caption, what stands before it, and all the things it is true of."""
+
+    article: str
+    words: str
+    things: tuple[int, ...]
+
+
+def caption(
+    seen: list[Seen], size: tuple[int, int], dialect: Dialect, rng: np.random.Generator
+) -> tuple[Prompt, dict[int, int]]:
+    """A sentence about some of the things, and the phrase of each thing it mentions."""
+    mentions = _mentions(seen, dialect, rng)
+    caption = str(rng.choice(["", "there is ", "the picture shows ", "a picture of ", "we see ", "a drawing of "]))
+    if caption == "there is " and len(mentions[0].things) > 1:
+        caption = "there are "
+    phrases, related = [], False
+    for index, mention in enumerate(mentions):
+        whole = f"{mention.article} {mention.words}".strip()
+        start = len(caption) + (0 if dialect.whole else len(whole) - len(mention.words))
+        caption += whole
+        phrases.append(Phrase(caption[start:], ((start, len(caption)),)))
+        following = mentions[index + 1 : index + 2]
+        relations = _relations(seen, mention, following[0]) if following and not related else []
+        related = bool(relations) and rng.random() < 0.75
+        if related:
+            caption += f" {rng.choice(relations)} "
+            continue
+        places = _places(seen, mention, size)
+        caption += f" {rng.choice(places)}" if places and rng.random() < 0.3 else ""
+        if following:
+            caption += " and " if index + 2 == len(mentions) or rng.random() < 0.3 else ", "
+    rows = {thing: index for index, mention in enumerate(mentions) for thing in mention.things}
+    return Prompt(caption + ("." if rng.random() < 0.3 else ""), tuple(phrases)), rows
+
+
+def _mentions(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> list[_Mention]:
+    """One to five mentions of different things; every mention holds all the things it is true of."""
+    wanted, taken = int(rng.choice([1, 2, 3, 4, 5], p=[0.1, 0.2, 0.3, 0.25, 0.15])), set[int]()
+    mentions: list[_Mention] = []
+    for index in [*rng.permutation(len(seen)).tolist()] * 3:
+        if index in taken or len(mentions) == wanted:
+            continue
+        traits = {name: seen[index].traits()[name] for name in _chosen(MENTIONS, rng)}
+        traits = {name: value for name, value in traits.items() if value not in ("plain", "medium")}
+        group = tuple(i for i, one in enumerate(seen) if traits.items() <= one.traits().items())
+        singled = _superlative(seen, index, group, rng) if "size" not in traits else ""
+        if singled and (taken & set(group) or rng.random() < 0.6):
+            mentions.append(_Mention("the", f"{singled} {dialect.noun_phrase(traits)}", (index,)))
+        elif not taken & set(group):
+            mentions.append(_spoken(traits, group, dialect, rng))
+        else:
+            continue
+        taken |= set(mentions[-1].things)
+    return mentions
+
+
+def _spoken(traits: dict[str, str], group: tuple[int, ...], dialect: Dialect, rng: np.random.Generator) -> _Mention:
+    words = dialect.noun_phrase(traits, many=len(group) > 1)
+    if len(group) > 1:
+        counted = words if rng.random() < 0.15 else f"{COUNTS[len(group)]} {words}"
+        return _Mention("the" if rng.random() < 0.2 else "", counted, group)
+    return _Mention("the" if rng.random() < 0.25 else _article(words).split()[0], words, group)
+
+
+def _superlative(seen: list[Seen], index: int, group: tuple[int, ...], rng: np.random.Generator) -> str:
+    """What clearly tells one thing from the others of its group, such as "left" or "biggest", or nothing."""
+    if len(group) < 2:
+        return ""
+    boxes = np.array([seen[i].box for i in group])
+    x, y, span = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2, boxes[:, 2:] - boxes[:, :2]
+    place, area = group.index(index), np.log(span[:, 0] * span[:, 1])
+    pair = len(group) == 2
+    words = []
+    for values, margin, low, high in (
+        (x, 24.0, "left" if pair else "far left", "right" if pair else "far right"),
+        (y, 24.0, "upper" if pair else "topmost", "lower" if pair else "bottommost"),
+        (area, 0.5, "smaller" if pair else "smallest", "bigger" if pair else "biggest"),
+    ):
+        others = np.delete(values, place)
+        words += [low] if values[place] < others.min() - margin else []
+        words += [high] if values[place] > others.max() + margin else []
+    return str(rng.choice(words)) if words else ""
+
+
+def _relations(seen: list[Seen], first: _Mention, second: _Mention) -> list[str]:
+    """The relations that hold between every thing of the first mention and every thing of the second."""
+    pairs = [(seen[i], seen[j], i > j) for i in first.things for j in second.things]
+    common = set.intersection(*({*_between(a.box, b.box, later)} for a, b, later in pairs))
+    return sorted(common)
+
+
+def _between(a: Box, b: Box, later: bool) -> list[str]:
+    """How box ``a`` lies to box ``b``; a thing drawn later is in front."""
+    across, down = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    if later and b[0] <= a[0] and b[1] <= a[1] and a[2] <= b[2] and a[3] <= b[3]:
+        return ["in front of", "on"]
+    if abs(across) > 1.3 * abs(down) and (a[2] < b[0] + 4 or b[2] < a[0] + 4):
+        return ["to the left of", "left of"] if across < 0 else ["to the right of", "right of"]
+    if abs(down) > 1.3 * abs(across) and (a[3] < b[1] + 4 or b[3] < a[1] + 4):
+        return ["above", "over"] if down < 0 else ["below", "under"]
+    return []
+
+
+def _places(seen: list[Seen], mention: _Mention, size: tuple[int, int]) -> list[str]:
+    """Where in the picture a single thing lies, as far as it is plain to see."""
+    if len(mention.things) > 1:
+        return []
+    box = seen[mention.things[0]].box
+    x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
+    told = {"on the left": x < 0.33, "on the right": x > 0.67, "at the top": y < 0.33, "at the bottom": y > 0.67}
+    return [words for words, holds in told.items() if holds]

@@ -1,0 +1,238 @@
+"""Weights on disk: our folders (model.safetensors, config.json, vocab.txt), foreign checkpoints, names of public models.
+
+Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from glip.config import ModelConfig, from_dict, load_yacs, replace, to_dict
+from glip.model.glip import GLIP, build
+from glip.model.language import quantize_rows
+from glip.model.release import State, from_foreign, infer_config, is_foreign
+from glip.shapes import Tensor
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUNDLED = "glip-nano"
+MIRROR = "GLIPModel/GLIP"  # the public mirror of the 2022 release on the Hugging Face hub
+RELEASED = {
+    "glip-t-a": "glip_a_tiny_o365.pth",
+    "glip-t-b": "glip_tiny_model_o365.pth",
+    "glip-t-c": "glip_tiny_model_o365_goldg.pth",
+    "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
+    "glip-l": "glip_large_model.pth",
+}
+_WORDS = "language.bert.embeddings.word_embeddings.weight"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or do not fit; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A loaded model, its config and the folder of its tokenizer."""
+
+    model: GLIP
+    config: ModelConfig
+    tokenizer: Path
+
+
+def list_pretrained() -> tuple[str, ...]:
+    """Names that ``from_pretrained`` knows: the bundled checkpoint and the 2022 release."""
+    return (BUNDLED, *RELEASED)
+
+
+def load_pretrained(name_or_path: str | Path) -> Pretrained:
+    """Load a model by name, from a folder of ours, or from a ``.pth`` of the release or of mmdetection.
+
+    Raises:
+        WeightsError: unknown name, no network, a broken file, or weights that do not fit the sizes.
+    """
+    path = resolve(name_or_path)
+    if path.is_dir():
+        return _load_folder(path)
+    state = read_state(path)
+    if not is_foreign(state):
+        raise WeightsError(
+            f"{path}: no GLIP in it (its first key is {next(iter(state), None)!r}): give a checkpoint of the 2022 "
+            "release or of mmdetection, or a folder written by save_pretrained"
+        )
+    config = _foreign_config(path, state, str(name_or_path))
+    renamed = from_foreign(state, max_tokens=config.max_tokens)
+    return Pretrained(_filled(config, renamed, path), config, ASSETS / BUNDLED)
+
+
+def save_pretrained(folder: str | Path, model: GLIP, config: ModelConfig, vocabulary: Path, *, half: bool = False) -> None:
+    """Write a folder that ``load_pretrained`` reads with no network; files appear whole or not at all.
+
+    Args:
+        folder: where to write; made if missing.
+        model: the weights.
+        config: its sizes and defaults.
+        vocabulary: a folder with ``vocab.txt``.
+        half: store float16 (with ``embedding_bits`` 8 the word embeddings are int8 in any case).
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if config.language.embedding_bits == 8:
+        rows, scales = quantize_rows(state.pop(_WORDS))
+        state |= {f"{_WORDS}.rows": rows, f"{_WORDS}.scales": scales}
+    if half:
+        kept = (f"{_WORDS}.scales",)
+        state = {
+            key: value.half() if value.is_floating_point() and key not in kept else value
+            for key, value in state.items()
+        }
+    with tempfile.TemporaryDirectory(dir=target) as partial:
+        save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
+        Path(partial, "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(vocabulary / "vocab.txt", Path(partial, "vocab.txt"))
+        for name in ("vocab.txt", "config.json", "model.safetensors"):
+            os.replace(Path(partial, name), target / name)
+
+
+def start_language(model: GLIP, source: str | Path) -> None:
+    """Begin with a pretrained BERT: its layers fill the encoder, those left over the text layers of the tower.
+
+    Args:
+        model: the model to fill.
+        source: a ``model.safetensors`` in BERT's layout, or a folder with one.
+    """
+    path = Path(source)
+    state = read_state(path / "model.safetensors" if path.is_dir() else path)
+    state = {key.removeprefix("bert."): value for key, value in state.items()}
+    own = model.language.bert
+    depth = len(own.encoder.layer)
+    positions = own.embeddings.position_embeddings.weight.shape[0]
+    state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][:positions]
+    encoder = {key: value for key, value in state.items() if key in own.state_dict()}
+    fit(own, encoder, path)
+    for number, stage in enumerate(model.tower):
+        prefix = f"encoder.layer.{depth + number}."
+        layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if layer and stage.text is not None:
+            fit(stage.text.layer, layer, path)
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a ``.safetensors`` or a ``.pth``, unwrapped.
+
+    Raises:
+        WeightsError: missing, truncated, or holding anything but tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights {str(path)!r} are not there: check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise WeightsError(f"weights {str(path)!r} cannot be read ({reason}): the file is truncated or no checkpoint") from None
+    for wrapper in ("model", "state_dict"):
+        tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
+    if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
+        raise WeightsError(f"weights {str(path)!r} hold no state dict (tensors by name): give a model checkpoint")
+    return dict(tree)
+
+
+def fit(module: torch.nn.Module, state: State, path: Path) -> None:
+    """Load a state dict that must match name by name and shape by shape.
+
+    Raises:
+        WeightsError: naming what is missing, extra, or of another shape.
+    """
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"extra {key}" for key in state if key not in own]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise WeightsError(f"weights {str(path)!r} are not of this model: {shown}: give its own config and weights")
+    module.load_state_dict(state)
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder or file meant by a name (downloaded and cached by huggingface_hub when public) or a path.
+
+    Raises:
+        WeightsError: neither a name nor a path, or a download that failed.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    name = str(name_or_path)
+    if name == BUNDLED:
+        return ASSETS / BUNDLED
+    if name in RELEASED:
+        return _download(name)
+    raise WeightsError(
+        f"model {name!r} is not known and no such path is there: give one of {', '.join(list_pretrained())}, "
+        "a folder written by save_pretrained, or a .pth file"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    file = RELEASED[name]
+    cached = try_to_load_from_cache(MIRROR, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        size = get_hf_file_metadata(hf_hub_url(MIRROR, file)).size or 0
+        print(f"downloading {file} ({size / 1e6:.0f} MB) from {MIRROR}")
+        return Path(hf_hub_download(MIRROR, file))
+    except Exception as error:  # the hub raises its own, requests' and httpx's errors, by version
+        raise WeightsError(
+            f"model {name!r} could not be downloaded ({type(error).__name__}): fetch {file} from the hub repository "
+            f"{MIRROR} on a machine with network, and pass its path instead of the name"
+        ) from None
+
+
+def _load_folder(path: Path) -> Pretrained:
+    file = path / "config.json"
+    if not file.is_file():
+        raise WeightsError(f"folder {str(path)!r} has no config.json: give a folder written by save_pretrained")
+    try:
+        config = from_dict(ModelConfig, json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise WeightsError(f"{file}: {error}") from None
+    state = read_state(path / "model.safetensors")
+    rows, scales = state.pop(f"{_WORDS}.rows", None), state.pop(f"{_WORDS}.scales", None)
+    if rows is not None and scales is not None:
+        state[_WORDS] = rows.float() * scales.float()[:, None]
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return Pretrained(_filled(config, state, path), config, path)
+
+
+def _filled(config: ModelConfig, state: State, path: Path) -> GLIP:
+    model = build(config)
+    fit(model, state, path)
+    return model.eval()
+
+
+def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
+    renamed = from_foreign(state)
+    try:
+        config = infer_config(renamed, name)
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"weights {str(path)!r} are no GLIP of the 2022 release: no {error.args[0]!r} in them") from None
+    beside = sorted(path.parent.glob("*.y*ml"))
+    return load_yacs(beside[0], config) if len(beside) == 1 else replace(config)
