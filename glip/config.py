@@ -45,7 +45,7 @@ class LanguageConfig:
     dropout: float = 0.1
     pretrained: str | None = None  # a folder or file in BERT's layout, read when a training starts from nothing
     frozen_layers: int = 0  # the embeddings and that many first layers keep their weights; 0 trains everything
-    embedding_bits: Literal[8, 32] = 32  # 8: word embeddings are rounded to int8 rows before training, stored as such
+    bits: Literal[8, 32] = 32  # 8: the matrices are rounded to int8 rows before training and stored as such
 
 
 @dataclass(frozen=True, kw_only=True)

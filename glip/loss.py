@@ -1,5 +1,7 @@
-"""What training minimizes: token focal loss, GIoU and centerness over ATSS assignments (paper equation 2; release section
-``rpn/loss.py``)."""
+"""What training minimizes: token focal loss, GIoU and centerness over ATSS assignments.
+
+Paper equation 2; the release's ``rpn/loss.py`` fixes the details.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +39,10 @@ class Losses:
 class Criterion:
     """Outputs and targets -> Losses. Computed in float32 whatever the network ran in."""
 
-    def __call__(self, outputs: Outputs, targets: Sequence[Target], attention_mask: Bool[Tensor, "batch tok"]) -> Losses:
+    def __call__(
+        self, outputs: Outputs, targets: Sequence[Target], attention_mask: Bool[Tensor, "batch tok"]
+    ) -> Losses:
+        """The losses of one batch; targets are in resized pixels, one for each picture."""
         lengths = [height * width for height, width in outputs.level_sizes]
         owners = [assign(outputs.anchors, target.boxes, lengths) for target in targets]
         positive = torch.stack([owner != BACKGROUND for owner in owners])

@@ -117,21 +117,30 @@ def cap(candidates: Candidates, limit: int) -> Candidates:
     return _select(candidates, (candidates.scores >= last).nonzero(as_tuple=True)[0])
 
 
-def merge_chunks(parts: Sequence[Detections], firsts: Sequence[int], prompt: Prompt, limit: int) -> Detections:
-    """Detections of the chunks of one long list of names as one, best first; ``firsts`` are their label offsets.
+def merge_chunks(parts: Sequence[Detections], firsts: Sequence[int], prompt: Prompt, decoding: Decoding) -> Detections:
+    """Detections of the chunks of one long list of names as one, best first, capped once.
 
-    Suppression is per class and was done in each chunk; chunks share no class unless the caller's mapping says so.
+    Args:
+        parts: of each chunk, suppressed per class but not capped.
+        firsts: the label of each chunk's first name in the whole list.
+        prompt: the whole list.
+        decoding: suppression is repeated only where the caller's mapping puts one class into several chunks.
     """
+    if len(parts) == 1:
+        return parts[0]
     boxes = torch.cat([part.boxes for part in parts])
-    scores = torch.cat([part.scores for part in parts])
-    labels = torch.cat([part.labels + first for part, first in zip(parts, firsts, strict=True)])
-    places = torch.arange(len(scores), device=scores.device)
-    order = scores.argsort(descending=True, stable=True)
-    kept = cap(Candidates(boxes[order], scores[order], labels[order], places), limit)
+    scores, order = torch.cat([part.scores for part in parts]).sort(descending=True, stable=True)
+    labels = torch.cat([part.labels + first for part, first in zip(parts, firsts, strict=True)])[order]
+    merged = Candidates(boxes[order], scores, labels, order)
+    seen = [
+        {prompt.classes[label] for label in (part.labels + first).tolist()}
+        for part, first in zip(parts, firsts, strict=True)
+    ]
+    if sum(map(len, seen)) > len(set().union(*seen)):
+        merged = suppress_candidates(merged, prompt, decoding)
+    kept = cap(merged, decoding.max_detections)
     return Detections(kept.boxes, kept.scores, kept.labels, prompt, parts[0].size)
 
 
 def _select(candidates: Candidates, keep: Tensor) -> Candidates:
-    return Candidates(
-        candidates.boxes[keep], candidates.scores[keep], candidates.labels[keep], candidates.places[keep]
-    )
+    return Candidates(candidates.boxes[keep], candidates.scores[keep], candidates.labels[keep], candidates.places[keep])

@@ -72,7 +72,8 @@ class Prompt:
         """
         if isinstance(names, str):
             raise ValueError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
-        caption, phrases = "", []
+        caption = ""
+        phrases: list[Phrase] = []
         for index, name in enumerate([*names, *negatives]):
             if not name.strip():
                 raise ValueError(f"name {index} of the prompt is empty: remove it or write what to look for")
@@ -120,7 +121,8 @@ class Prompt:
                 position = span[1]
                 found.append(Phrase(caption[span[0] : span[1]], (span,)))
                 continue
-            spans = tuple((int(s), int(e)) for s, e in ([item] if isinstance(item[0], int) else item))  # type: ignore[misc, list-item]
+            listed = [item] if isinstance(item[0], int) else item
+            spans: tuple[Span, ...] = tuple((int(s), int(e)) for s, e in listed)  # type: ignore[misc, arg-type]
             for span in spans:
                 _check_span(span, caption)
             found.append(Phrase(" ".join(caption[s:e] for s, e in spans), spans))
@@ -311,6 +313,17 @@ class Detections:
             boxes=self.boxes[keep],
             scores=self.scores[keep],
             labels=self.labels[keep],
+            token_scores=token_scores,
+        )
+
+    def to(self, device: torch.device | str) -> "Detections":
+        """The same detections on another device."""
+        token_scores = None if self.token_scores is None else self.token_scores.to(device)
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
             token_scores=token_scores,
         )
 

@@ -30,9 +30,7 @@ class Phrasing:
     foreign: tuple[str, ...] = ()
 
 
-def phrase(
-    sample: Sample, phrasing: Phrasing, count_tokens: Callable[[str], int], rng: np.random.Generator
-) -> Sample:
+def phrase(sample: Sample, phrasing: Phrasing, count_tokens: Callable[[str], int], rng: np.random.Generator) -> Sample:
     """The sample with a prompt; one that has a prompt (a caption set) is returned as it is.
 
     Present names come first in line for the budget; boxes whose name does not fit are dropped with it.

@@ -1,4 +1,7 @@
-"""Pictures and their boxes change together: resize, crop, flip, colour. Captions that say left or right are not flipped."""
+"""Pictures and their boxes change together: resize, crop, flip, colour.
+
+Captions that say left or right are not flipped.
+"""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from PIL import Image, ImageEnhance
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import Sample
 
-_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SIDES = re.compile(r"\b(left|right)(most|ward|wards)?\b", re.IGNORECASE)
 _VISIBLE = 0.4  # a box that keeps less of its area in a crop is dropped
 
 

@@ -92,6 +92,7 @@ class Seen:
     size: str
 
     def traits(self) -> dict[str, str]:
+        """What can be said of the thing, by notion."""
         kind = self.thing.kind
         look = {"size": self.size, "texture": self.thing.texture, "colour": self.thing.colour}
         return {**look, "kind": kind, "family": FAMILY_OF[kind]}
@@ -107,6 +108,7 @@ class Dialect:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Dialect":
+        """A random dialect."""
         plain = rng.random() < 0.5
         rolls = rng.random(len(SYNONYMS)).tolist()
         words = {}

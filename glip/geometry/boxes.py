@@ -16,9 +16,7 @@ def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "
     return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
 
 
-def iou(
-    first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool
-) -> Float[Tensor, "a b"]:
+def iou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool) -> Float[Tensor, "a b"]:
     """Intersection over union of every pair."""
     extra = 1.0 if inclusive else 0.0
     low = torch.maximum(first[:, None, :2], second[None, :, :2])
@@ -42,7 +40,9 @@ def clip(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Float[Tensor, 
     return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
 
 
-def scale(boxes: Float[Tensor, "box 4"], from_size: tuple[int, int], to_size: tuple[int, int]) -> Float[Tensor, "box 4"]:
+def scale(
+    boxes: Float[Tensor, "box 4"], from_size: tuple[int, int], to_size: tuple[int, int]
+) -> Float[Tensor, "box 4"]:
     """Boxes of a picture of one (height, width), in the pixels of the same picture at another."""
     factor_y, factor_x = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])

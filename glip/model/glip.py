@@ -103,9 +103,7 @@ def build(config: ModelConfig) -> GLIP:
 def _build_vision(config: VisionConfig) -> Swin | ResNet:
     match config.kind:
         case "swin":
-            return Swin(
-                config.widths, config.depths, config.heads, window=config.window, drop_path=config.drop_path
-            )
+            return Swin(config.widths, config.depths, config.heads, window=config.window, drop_path=config.drop_path)
         case "resnet":
             return ResNet(config.widths, config.depths, drop_path=config.drop_path)
 

@@ -45,12 +45,12 @@ class TextEncoder(nn.Module):
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
         return TextFeatures(hidden, attention_mask)
 
-    def round_embeddings(self) -> None:
-        """Round each word's embedding to 8 bits with one scale per word, so that storing it as int8 loses nothing."""
-        weight = self.bert.embeddings.word_embeddings.weight
+    def round_weights(self) -> None:
+        """Round every row of the matrices to 8 bits, so that storing them as int8 loses nothing."""
         with torch.no_grad():
-            rows, scales = quantize_rows(weight)
-            weight.copy_(rows.float() * scales[:, None])
+            for weight in (parameter for parameter in self.parameters() if parameter.ndim == 2):
+                rows, scales = quantize_rows(weight)
+                weight.copy_(rows.float() * scales[:, None])
 
 
 class TextLayer(nn.Module):

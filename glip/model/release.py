@@ -94,9 +94,7 @@ def from_foreign(state: Mapping[str, Tensor], *, max_tokens: int = 256) -> State
     if any(key.startswith("bbox_head.") for key in state):
         state = _from_mmdet(state)
     fused = any(".b_attn." in key for key in state)
-    renamed = {
-        our_name(key, fused=fused): value.float() for key, value in state.items() if not _DROPPED.search(key)
-    }
+    renamed = {our_name(key, fused=fused): value.float() for key, value in state.items() if not _DROPPED.search(key)}
     scales = [renamed.pop(f"boxes.scales.{level}", None) for level in range(5)]
     present = [scale for scale in scales if scale is not None]
     if present:

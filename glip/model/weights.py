@@ -1,4 +1,4 @@
-"""Weights on disk: our folders (model.safetensors, config.json, vocab.txt), foreign checkpoints, names of public models.
+"""Weights on disk: our folders (model.safetensors, config.json, vocab.txt), foreign checkpoints, public names.
 
 Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
 """
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from glip.config import ModelConfig, from_dict, load_yacs, replace, to_dict
 from glip.model.glip import GLIP, build
-from glip.model.language import quantize_rows
+from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, infer_config, is_foreign
 from glip.shapes import Tensor
 
@@ -32,7 +32,7 @@ RELEASED = {
     "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
     "glip-l": "glip_large_model.pth",
 }
-_WORDS = "language.bert.embeddings.word_embeddings.weight"
+_ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
 class WeightsError(ValueError):
@@ -73,7 +73,9 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     return Pretrained(_filled(config, renamed, path), config, ASSETS / BUNDLED)
 
 
-def save_pretrained(folder: str | Path, model: GLIP, config: ModelConfig, vocabulary: Path, *, half: bool = False) -> None:
+def save_pretrained(
+    folder: str | Path, model: GLIP, config: ModelConfig, vocabulary: Path, *, half: bool = False
+) -> None:
     """Write a folder that ``load_pretrained`` reads with no network; files appear whole or not at all.
 
     Args:
@@ -81,25 +83,21 @@ def save_pretrained(folder: str | Path, model: GLIP, config: ModelConfig, vocabu
         model: the weights.
         config: its sizes and defaults.
         vocabulary: a folder with ``vocab.txt``.
-        half: store float16 (with ``embedding_bits`` 8 the word embeddings are int8 in any case).
+        half: store float16 (with ``language.bits`` 8 the text encoder's matrices are int8 in any case).
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    if config.language.embedding_bits == 8:
-        rows, scales = quantize_rows(state.pop(_WORDS))
-        state |= {f"{_WORDS}.rows": rows, f"{_WORDS}.scales": scales}
     if half:
-        kept = (f"{_WORDS}.scales",)
-        state = {
-            key: value.half() if value.is_floating_point() and key not in kept else value
-            for key, value in state.items()
-        }
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    if config.language.bits == 8:
+        state = _quantized(state, model.state_dict())
     with tempfile.TemporaryDirectory(dir=target) as partial:
         save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
         Path(partial, "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(vocabulary / "vocab.txt", Path(partial, "vocab.txt"))
         for name in ("vocab.txt", "config.json", "model.safetensors"):
+            os.chmod(Path(partial, name), 0o644)
             os.replace(Path(partial, name), target / name)
 
 
@@ -122,8 +120,8 @@ def start_language(model: GLIP, source: str | Path) -> None:
     for number, stage in enumerate(model.tower):
         prefix = f"encoder.layer.{depth + number}."
         layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if layer and stage.text is not None:
-            fit(stage.text.layer, layer, path)
+        if layer and isinstance(stage.text, TextLayer):
+            fit(stage.text.get_submodule("layer"), layer, path)
 
 
 def read_state(path: Path) -> State:
@@ -140,7 +138,9 @@ def read_state(path: Path) -> State:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise WeightsError(f"weights {str(path)!r} cannot be read ({reason}): the file is truncated or no checkpoint") from None
+        raise WeightsError(
+            f"weights {str(path)!r} cannot be read ({reason}): the file is truncated or no checkpoint"
+        ) from None
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
     if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
@@ -215,11 +215,22 @@ def _load_folder(path: Path) -> Pretrained:
     except ValueError as error:
         raise WeightsError(f"{file}: {error}") from None
     state = read_state(path / "model.safetensors")
-    rows, scales = state.pop(f"{_WORDS}.rows", None), state.pop(f"{_WORDS}.scales", None)
-    if rows is not None and scales is not None:
-        state[_WORDS] = rows.float() * scales.float()[:, None]
+    for key in [key for key in state if key.endswith(_ROWS)]:
+        name = key.removesuffix(_ROWS)
+        state[name] = state.pop(key).float() * state.pop(name + _SCALES).float()[:, None]
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     return Pretrained(_filled(config, state, path), config, path)
+
+
+def _quantized(state: State, exact: Mapping[str, Tensor]) -> State:
+    """The text encoder's matrices as int8 rows and scales; all else as it is."""
+    stored: State = {}
+    for key, value in state.items():
+        if key.startswith("language.") and value.ndim == 2:
+            stored[key + _ROWS], stored[key + _SCALES] = quantize_rows(exact[key].detach().cpu())
+        else:
+            stored[key] = value
+    return stored
 
 
 def _filled(config: ModelConfig, state: State, path: Path) -> GLIP:
@@ -233,6 +244,8 @@ def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
     try:
         config = infer_config(renamed, name)
     except (KeyError, IndexError) as error:
-        raise WeightsError(f"weights {str(path)!r} are no GLIP of the 2022 release: no {error.args[0]!r} in them") from None
+        raise WeightsError(
+            f"weights {str(path)!r} are no GLIP of the 2022 release: no {error.args[0]!r} in them"
+        ) from None
     beside = sorted(path.parent.glob("*.y*ml"))
     return load_yacs(beside[0], config) if len(beside) == 1 else replace(config)

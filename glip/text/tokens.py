@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import BertTokenizerFast
+from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
 from glip.shapes import Bool, Float, Tensor
@@ -52,7 +52,9 @@ class Tokenizer:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not any((self.folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-            raise FileNotFoundError(f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one")
+            raise FileNotFoundError(
+                f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one"
+            )
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # it warns of model types it does not know; ours is one
         self._bert = BertTokenizerFast.from_pretrained(self.folder, local_files_only=True, do_lower_case=True)
@@ -113,9 +115,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_token
     return TextBatch(input_ids, attention_mask, weights, tuple(prompts))
 
 
-def positive_map(
-    weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]
-) -> Bool[Tensor, "box tok"]:
+def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]) -> Bool[Tensor, "box tok"]:
     """Which tokens name each box: the union of the tokens of the phrases it answers to."""
     rows = torch.zeros(len(box_phrases), weights.shape[1], dtype=torch.bool)
     for row, phrases in enumerate(box_phrases):

@@ -42,6 +42,8 @@ def load_state(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimi
         optimizer.load_state_dict(state["optimizer"])
     except (KeyError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {str(path)!r} is of another model or run ({first}): give another output") from None
+        raise ValueError(
+            f"checkpoint {str(path)!r} is of another model or run ({first}): give another output"
+        ) from None
     torch.set_rng_state(state["random"])
     return int(state["step"])

@@ -50,9 +50,7 @@ def train(
     (output / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
     model = model.to(device).train()
     keep_frozen_still(model)
-    optimizer = build_optimizer(
-        model, lr=settings.lr, bert_lr=settings.bert_lr, weight_decay=settings.weight_decay
-    )
+    optimizer = build_optimizer(model, lr=settings.lr, bert_lr=settings.bert_lr, weight_decay=settings.weight_decay)
     start = load_state(output / NAME, model, optimizer) if (output / NAME).is_file() else 0
     if start:
         report(f"resumed {output / NAME} at step {start}")

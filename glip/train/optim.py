@@ -17,7 +17,10 @@ def build_optimizer(model: nn.Module, *, lr: float, bert_lr: float, weight_decay
         decay = 0.0 if parameter.ndim <= 1 or "bias" in name or "embeddings" in name else weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": found, "lr": rate, "base_lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+        [
+            {"params": found, "lr": rate, "base_lr": rate, "weight_decay": decay}
+            for (rate, decay), found in groups.items()
+        ]
     )
 
 

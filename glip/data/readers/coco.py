@@ -35,7 +35,9 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoSet:
     """
     path, folder = Path(annotations), Path(images)
     if not folder.is_dir():
-        raise FileNotFoundError(f"picture folder {str(folder)!r} is not there: set data.root or GLIP_DATA to its parent")
+        raise FileNotFoundError(
+            f"picture folder {str(folder)!r} is not there: set data.root or GLIP_DATA to its parent"
+        )
     tree = _read_json(path)
     skipped: dict[str, int] = defaultdict(int)
     categories = sorted(tree["categories"], key=lambda category: category["id"])
@@ -67,14 +69,18 @@ def read_coco(annotations: str | Path, images: str | Path) -> CocoSet:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
+        raise FileNotFoundError(
+            f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
+        )
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid json: {error}") from None
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(tree, dict) or key not in tree]
     if missing:
-        raise ValueError(f"{path}: not a COCO detection json: no {missing[0]!r} (it needs images, annotations, categories)")
+        raise ValueError(
+            f"{path}: not a COCO detection json: no {missing[0]!r} (it needs images, annotations, categories)"
+        )
     assert isinstance(tree, dict)
     return tree
 

@@ -1,0 +1,195 @@
+"""``glip detect PICTURE... "a red bus. a cyclist"``: find what words name, draw it, print it."""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from glip.detector import Detector
+    from glip.structures import Detections, Prompt
+
+_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_FEW = 3  # up to so many pictures are printed as tables
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="files, folders or patterns such as 'shots/*.jpg'"
+    )
+    parser.add_argument("prompt", help="what to find: names with '. ' between them")
+    parser.add_argument("--model", default="glip-nano", help="a name, a folder or a .pth file (default: glip-nano)")
+    parser.add_argument("--threshold", type=float, default=None, help="lowest score shown, 0..1 (default: the model's)")
+    parser.add_argument("--out", default="out", metavar="DIR", help="where drawn pictures go (default: out)")
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON line per picture; '-' prints them instead")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures computed at once (default: 4)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detect in all pictures; those that cannot be read are named, counted, and make the exit code 2."""
+    from glip.structures import Prompt
+
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
+    if args.batch_size < 1:
+        raise ValueError(f"batch size {args.batch_size} is less than 1: give the pictures computed at once, such as 4")
+    prompt = Prompt.parse(args.prompt)
+    paths = find_pictures(args.pictures)
+    from glip.detector import Detector
+
+    detector = Detector.from_pretrained(args.model, device=args.device)
+    names = output_names(paths, Path(args.out))
+    report = Report(args.json, quiet=args.json == "-", table=len(paths) <= _FEW)
+    failed = 0
+    with report:
+        for batch in _batches(paths, args.batch_size):
+            opened = []
+            for path in batch:
+                picture = _open(path)
+                failed += picture is None
+                if picture is not None:
+                    opened.append((path, picture))
+            found = _detect(detector, [picture for _, picture in opened], prompt, args.threshold)
+            for (path, picture), detections in zip(opened, found, strict=True):
+                report.add(path, picture, detections, names[path])
+    if failed:
+        print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def find_pictures(given: Sequence[str]) -> list[Path]:
+    """Files, the pictures of folders, and what patterns match, in order, each once.
+
+    Raises:
+        ValueError: a folder or pattern without pictures.
+    """
+    found: list[Path] = []
+    for item in given:
+        path = Path(item)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+        elif path.exists() or not glob.has_magic(item):
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(item, recursive=True))
+        if not matches:
+            raise ValueError(f"{item!r} holds no picture: give files that end in {', '.join(sorted(_ENDINGS))}")
+        found.extend(matches)
+    return list(dict.fromkeys(found))
+
+
+def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where each drawn picture goes: its own name, numbered where two pictures share one."""
+    names: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for path in paths:
+        suffix = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
+        name, number = f"{path.stem}{suffix}", 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        taken.add(name)
+        names[path] = folder / name
+    return names
+
+
+class Report:
+    """Where results go: drawn pictures, tables for a few pictures, a progress bar for many, JSON lines on request."""
+
+    def __init__(self, json_path: str | None, *, quiet: bool, table: bool) -> None:
+        self.json_path, self.quiet, self.table = json_path, quiet, table
+        self.lines: list[str] = []
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.json_path and not self.quiet:
+            write_lines(Path(self.json_path), self.lines)
+            print(f"{len(self.lines)} lines in {self.json_path}")
+
+    def add(self, path: Path, picture: "Image.Image", detections: "Detections", target: Path) -> None:
+        """Report one picture."""
+        if self.json_path:
+            self.lines.append(json.dumps(as_record(path, detections), ensure_ascii=False))
+        if self.quiet:
+            print(self.lines[-1], flush=True)
+            return
+        from glip.visualize import draw, save_picture
+
+        save_picture(draw(picture, detections), target)
+        if self.table:
+            print(as_table(path, detections, target))
+
+
+def as_record(path: Path, detections: "Detections") -> dict[str, object]:
+    """One picture's JSON line: boxes are xyxy pixels of the picture, labels index ``phrases``."""
+    height, width = detections.size
+    return {
+        "picture": str(path),
+        "width": width,
+        "height": height,
+        "phrases": list(detections.prompt.texts),
+        "detections": [
+            {
+                "box": [round(value, 2) for value in found.box],
+                "score": round(found.score, 4),
+                "label": found.label,
+                "phrase": found.phrase,
+                "spans": [list(span) for span in phrase.spans],
+            }
+            for found, phrase in zip(detections, detections.phrases, strict=True)
+        ],
+    }
+
+
+def as_table(path: Path, detections: "Detections", target: Path) -> str:
+    """One picture's detections to be read by people."""
+    width = max([6, *(len(found.phrase.strip()) for found in detections)])
+    lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
+    for box, score, _, phrase in detections:
+        numbers = " ".join(f"{value:6.1f}" for value in box)
+        lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
+    if len(detections) == 0:
+        lines[1:] = ["  nothing scored high enough: try a lower --threshold, or other words"]
+    return "\n".join([*lines, f"  drawn in {target}"])
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+
+
+def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+    from tqdm import tqdm
+
+    with tqdm(total=len(paths), unit="picture", disable=len(paths) <= _FEW) as bar:
+        for start in range(0, len(paths), size):
+            yield paths[start : start + size]
+            bar.update(len(paths[start : start + size]))
+
+
+def _open(path: Path) -> "Image.Image | None":
+    from glip.data.picture import PictureError, open_picture
+
+    try:
+        return open_picture(path)
+    except PictureError as error:
+        print(f"glip detect: {error}", file=sys.stderr)
+        return None
+
+
+def _detect(
+    detector: "Detector", pictures: "list[Image.Image]", prompt: "Prompt", threshold: float | None
+) -> "list[Detections]":
+    return detector(pictures, prompt, threshold=threshold, batch_size=len(pictures)) if pictures else []

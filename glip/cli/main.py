@@ -1,0 +1,36 @@
+"""The ``glip`` command: one short file per verb, errors made readable in one place."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "detect": "find what words name in pictures",
+    "train": "train a model as a config says",
+    "convert": "bring a checkpoint into our form",
+    "config": "print a resolved config",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="glip", description="Find in a picture whatever its words name.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in VERBS.items():
+        module = import_module(f"glip.cli.{verb}")
+        module.add_arguments(verbs.add_parser(verb, help=summary, description=summary))
+    args = parser.parse_args(argv)
+    try:
+        code = import_module(f"glip.cli.{args.verb}").run(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,0 +1,399 @@
+"""Detector: images and words in, Detections out; what most people need of glip.
+
+A picture is encoded once for many prompts and a vocabulary once for many pictures: ``encode_image``, ``encode_text``
+and ``ground`` are the steps of a call.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from glip.config import ModelConfig
+from glip.data.picture import open_picture, to_rgb
+from glip.model.glip import GLIP
+from glip.model.weights import load_pretrained, save_pretrained
+from glip.postprocess import Decoding, merge_chunks, postprocess
+from glip.processor import SIZE_DIVISOR, Processor, resized_size
+from glip.shapes import Float, Tensor
+from glip.structures import Detections, ImageBatch, Outputs, Prompt, TextBatch, TextFeatures
+from glip.text.prompt import split_prompt
+from glip.text.tokens import Tokenizer
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+Words = str | Sequence[str] | Prompt
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
+
+    levels: tuple[Float[Tensor, "batch chan height width"], ...]
+    resized: tuple[tuple[int, int], ...]
+    original: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token features of one or more prompts. A long list of names has several rows, its chunks.
+
+    ``owners[row]`` is the prompt a row belongs to and ``firsts[row]`` the label of its first phrase in that prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    owners: tuple[int, ...]
+    firsts: tuple[int, ...]
+    batch: TextBatch
+    features: TextFeatures
+
+
+class Detector:
+    """A model with its processor and its defaults.
+
+    Example:
+        >>> detector = Detector.from_pretrained("glip-nano")
+        >>> for box, score, label, phrase in detector("street.jpg", "a red bus. a cyclist"): ...
+    """
+
+    def __init__(self, model: GLIP, config: ModelConfig, tokenizer: Tokenizer, device: str | None = None) -> None:
+        self.device = choose_device(device)
+        self.model = model.to(self.device).eval()
+        self.config = config
+        self.processor = build_processor(config, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path = "glip-nano", *, device: str | None = None) -> "Detector":
+        """Load a model by name ("glip-nano" is bundled, "glip-t", "glip-l", ... are the 2022 release) or from a path.
+
+        Raises:
+            WeightsError: unknown, not there, broken, or of another model.
+            ValueError: a device that is not there.
+        """
+        choose_device(device)
+        loaded = load_pretrained(name_or_path)
+        return cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""
+        save_pretrained(folder, self.model, self.config, self.processor.tokenizer.folder)
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self,
+        images: Picture,
+        prompt: Words,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        max_names: int | None = None,
+        batch_size: int = 4,
+        token_scores: bool = False,
+    ) -> Detections: ...
+    @overload
+    def __call__(
+        self,
+        images: Sequence[Picture],
+        prompt: Words | Sequence[Words],
+        *,
+        threshold: float | Sequence[float] | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        max_names: int | None = None,
+        batch_size: int = 4,
+        token_scores: bool = False,
+    ) -> list[Detections]: ...
+
+    def __call__(
+        self,
+        images: Picture | Sequence[Picture],
+        prompt: Words | Sequence[Words],
+        *,
+        threshold: float | Sequence[float] | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        max_names: int | None = None,
+        batch_size: int = 4,
+        token_scores: bool = False,
+    ) -> Detections | list[Detections]:
+        """Find what the prompt names.
+
+        Args:
+            images: a path, a PIL picture, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
+                uint8 or 0..1), or a list of them.
+            prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of pictures also a list of
+                Prompts (or of lists of names), one for each.
+            threshold: lowest score returned, 0..1, or one for each phrase; default: the model's.
+            nms: overlap above which the lower-scored of two boxes of a class goes; 1 keeps all.
+            max_detections: boxes of a picture at most, 0 for no cap.
+            max_names: names in a chunk of a long list at most; default: as many as fit.
+            batch_size: pictures (or chunks) computed at once; results do not depend on it.
+            token_scores: also give each box's alignment with every token of its caption.
+
+        Returns:
+            Detections for one picture, a list of them for a list.
+
+        Raises:
+            PictureError: a picture that cannot be read.
+            ValueError: a bad prompt, a caption over the limit, a threshold outside [0, 1].
+        """
+        single = not isinstance(images, list | tuple)
+        pictures = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
+        prompts = as_prompts(prompt, len(pictures))
+        text = self.encode_text(prompts, max_names=max_names)
+        found: dict[int, Detections] = {}
+        for group in self._same_size(pictures, batch_size):
+            image = self.encode_image([pictures[index] for index in group])
+            own = text if len(prompts) == 1 else _rows_of(text, group)
+            results = self.ground(
+                image,
+                own,
+                threshold=threshold,
+                nms=nms,
+                max_detections=max_detections,
+                batch_size=batch_size,
+                token_scores=token_scores,
+            )
+            found.update(zip(group, results, strict=True))
+        return found[0] if single else [found[index] for index in range(len(pictures))]
+
+    @torch.no_grad()
+    def encode_image(self, images: Picture | Sequence[Picture]) -> EncodedImage:
+        """Encode one or more pictures; those of different size are padded to the largest, which the fusion sees."""
+        listed = list(images) if isinstance(images, list | tuple) else [images]
+        batch = self.processor.images([open_any(image) for image in listed])  # type: ignore[arg-type]
+        levels = self.model.encode_image(batch.pixels.to(self.device))
+        return EncodedImage(levels, batch.resized, batch.original)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Words | Sequence[Prompt], *, max_names: int | None = None) -> EncodedText:
+        """Encode one prompt for all pictures, or a list of Prompts, one for each; long lists of names in chunks.
+
+        Raises:
+            ValueError: an empty prompt or phrase, a caption over the limit, a phrase that yields no token.
+        """
+        listed = as_prompts(prompts, None)
+        rows = [
+            (owner, chunk)
+            for owner, prompt in enumerate(listed)
+            for chunk in split_prompt(
+                prompt, self.processor.count_tokens, max_tokens=self.processor.max_tokens, max_names=max_names
+            )
+        ]
+        batch = self.processor.text([chunk.prompt for _, chunk in rows]).to(self.device)
+        owners, firsts = tuple(owner for owner, _ in rows), tuple(chunk.first for _, chunk in rows)
+        return EncodedText(tuple(listed), owners, firsts, batch, self.model.encode_text(batch))
+
+    @torch.no_grad()
+    def ground(
+        self,
+        image: EncodedImage,
+        text: EncodedText,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        batch_size: int = 4,
+        token_scores: bool = False,
+    ) -> list[Detections]:
+        """Ground encoded prompts in encoded pictures: one prompt in all of them, or one in each.
+
+        Raises:
+            ValueError: as many prompts as pictures are needed, or one; a threshold outside [0, 1].
+        """
+        count = len(image.original)
+        if len(text.prompts) not in (1, count):
+            raise ValueError(f"got {len(text.prompts)} prompts for {count} pictures: give one, or one for each")
+        prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
+        thresholds = [self._thresholds(threshold, prompt) for prompt in prompts]
+        owners = range(count) if len(text.prompts) == count else [0] * count
+        pairs = [(i, row) for i, own in enumerate(owners) for row, owner in enumerate(text.owners) if owner == own]
+        if token_scores and len(pairs) > count:
+            raise ValueError("token_scores need a prompt in one piece: this list of names was split into chunks")
+        decoding = self._decoding(nms, max_detections)
+        chunked = dataclasses.replace(decoding, max_detections=0) if len(pairs) > count else decoding
+        parts: dict[int, list[tuple[int, Detections]]] = defaultdict(list)
+        for start in range(0, len(pairs), batch_size):
+            piece = pairs[start : start + batch_size]
+            for (index, row), found in zip(piece, self._pass(image, text, piece, chunked, token_scores), strict=True):
+                parts[index].append((text.firsts[row], found))
+        merged = [
+            merge_chunks([part for _, part in parts[i]], [first for first, _ in parts[i]], prompts[i], decoding)
+            for i in range(count)
+        ]
+        return [
+            found.select(found.scores >= limits.to(found.scores.device)[found.labels]).to("cpu")
+            for found, limits in zip(merged, thresholds, strict=True)
+        ]
+
+    def _pass(
+        self,
+        image: EncodedImage,
+        text: EncodedText,
+        pairs: Sequence[tuple[int, int]],
+        decoding: Decoding,
+        token_scores: bool,
+    ) -> list[Detections]:
+        """One pass of the head over (picture, text row) pairs."""
+        pictures, rows = [index for index, _ in pairs], [row for _, row in pairs]
+        batch = _select_rows(text.batch, rows)
+        features = TextFeatures(text.features.hidden[rows][:, : batch.input_ids.shape[1]], batch.attention_mask)
+        outputs: Outputs = self.model.ground([level[pictures] for level in image.levels], features)
+        sizes = ImageBatch(
+            image.levels[0].new_zeros(len(pairs), 3, 0, 0),
+            tuple(image.resized[index] for index in pictures),
+            tuple(image.original[index] for index in pictures),
+        )
+        found = postprocess(outputs, sizes, batch, decoding, token_scores=token_scores)
+        if not token_scores:
+            return found
+        captions = zip(batch.input_ids, batch.attention_mask, strict=True)
+        words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
+        return [dataclasses.replace(part, tokens=word) for part, word in zip(found, words, strict=True)]
+
+    def _same_size(self, pictures: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
+        """Batches of pictures of one padded size, so that no result depends on what a picture is batched with."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, picture in enumerate(pictures):
+            size = resized_size(picture.height, picture.width, self.processor.min_size, self.processor.max_size)
+            groups[tuple(-(-side // SIZE_DIVISOR) for side in size)].append(index)  # type: ignore[index]
+        return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+
+    def _thresholds(self, threshold: float | Sequence[float] | None, prompt: Prompt) -> Float[Tensor, " phrase"]:
+        count = len(prompt.phrases)
+        if threshold is None:
+            threshold = self.config.inference.threshold
+        values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
+        if len(values) != count:
+            raise ValueError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
+        for value in values:
+            if not 0 <= value <= 1:
+                raise ValueError(f"threshold {value} is outside [0, 1]: scores are probabilities, such as 0.5")
+        return torch.tensor(values)
+
+    def _decoding(self, nms: float | None, max_detections: int | None) -> Decoding:
+        defaults = self.config.inference
+        if nms is not None and not 0 <= nms <= 1:
+            raise ValueError(f"nms {nms} is outside [0, 1]: it is an overlap, 1 keeps all boxes")
+        if max_detections is not None and max_detections < 0:
+            raise ValueError(f"max_detections {max_detections} is negative: give a number of boxes, or 0 for no cap")
+        return Decoding(
+            candidate_threshold=defaults.candidate_threshold,
+            candidates_per_level=defaults.candidates_per_level,
+            nms=defaults.nms if nms is None else nms,
+            max_detections=defaults.max_detections if max_detections is None else max_detections,
+            aggregate=defaults.aggregate,
+        )
+
+
+def build_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
+    """The processor a model's config asks for."""
+    image = config.image
+    return Processor(
+        tokenizer,
+        min_size=image.min_size,
+        max_size=image.max_size,
+        channels=image.channels,
+        mean=image.mean,
+        std=image.std,
+        max_tokens=config.max_tokens,
+    )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of a name, or CUDA where there is one.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise ValueError(f"device {name!r} is not there: give one of {', '.join(there)}") from None
+    return device
+
+
+def as_prompts(words: Words | Sequence[Words], pictures: int | None) -> list[Prompt]:
+    """One prompt for all pictures, or one for each; a plain list of strings is one list of names.
+
+    Raises:
+        ValueError: an empty prompt, or a number of prompts that is not the number of pictures.
+    """
+    if isinstance(words, Prompt):
+        return [words]
+    if isinstance(words, str):
+        return [Prompt.parse(words)]
+    items = list(words)
+    if all(isinstance(item, str) for item in items):
+        return [Prompt.from_names(items)]  # type: ignore[arg-type]
+    if pictures is not None and len(items) != pictures:
+        raise ValueError(f"got {len(items)} prompts for {pictures} pictures: give one, or one for each")
+    return [as_prompts(item, None)[0] for item in items]
+
+
+def open_any(image: Picture) -> Image.Image:
+    """A picture of any accepted kind as RGB.
+
+    Raises:
+        PictureError: a file that cannot be read, or a picture without pixels.
+        ValueError: an array or tensor of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        return open_picture(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = image
+    if isinstance(array, Tensor):
+        values = array.detach().cpu()
+        values = (values * 255).round().clamp(0, 255) if values.is_floating_point() else values
+        array = values.permute(1, 2, 0).byte().numpy() if values.ndim == 3 else values.byte().numpy()
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL picture, an array or a tensor")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
+        raise ValueError(
+            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
+            "of uint8; or a tensor (3, height, width)"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"array of shape {array.shape}: it needs at least one pixel")
+    return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
+
+
+def _rows_of(text: EncodedText, prompts: Sequence[int]) -> EncodedText:
+    """The rows of some prompts, which become prompts 0, 1, ..."""
+    rows = [(new, row) for new, old in enumerate(prompts) for row, owner in enumerate(text.owners) if owner == old]
+    index = [row for _, row in rows]
+    features = TextFeatures(text.features.hidden[index], text.features.attention_mask[index])
+    return EncodedText(
+        tuple(text.prompts[old] for old in prompts),
+        tuple(new for new, _ in rows),
+        tuple(text.firsts[row] for row in index),
+        _pick(text.batch, index, text.batch.input_ids.shape[1]),
+        features,
+    )
+
+
+def _select_rows(batch: TextBatch, rows: Sequence[int]) -> TextBatch:
+    """Some captions of a batch, cut to the longest of them."""
+    width = int(batch.attention_mask[list(rows)].sum(1).max())
+    return _pick(batch, rows, width)
+
+
+def _pick(batch: TextBatch, rows: Sequence[int], width: int) -> TextBatch:
+    index = list(rows)
+    return TextBatch(
+        batch.input_ids[index][:, :width],
+        batch.attention_mask[index][:, :width],
+        tuple(batch.phrase_tokens[row][:, :width] for row in index),
+        tuple(batch.prompts[row] for row in index),
+    )
