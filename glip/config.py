@@ -135,7 +135,8 @@ class TrainConfig:
     steps: int = 1000
     batch_size: int = 4
     lr: float = 1e-4
-    bert_lr: float = 1e-5
+    bert_lr: float = 1e-5  # of the language model
+    text_lr: float = 1e-4  # of what changes the tokens in the tower; the release has the base rate here
     weight_decay: float = 0.05
     warmup: int = 500
     schedule: Literal["step", "cosine"] = "step"
@@ -174,8 +175,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     tree = _read_tree(find_config(path), depth=0)
     for item in overrides:
         key, separator, value = item.partition("=")
-        if not separator:
-            raise ConfigError(f"override {item!r} has no '=': write key.path=value, such as train.steps=100")
+        if not separator or not key.strip():
+            raise ConfigError(f"override {item!r} is not key.path=value: write it such as train.steps=100")
         _set(tree, key.strip().split("."), _parse_yaml(value, item))
     return from_dict(Experiment, tree)
 
@@ -186,11 +187,12 @@ def find_config(path: str | Path) -> Path:
     if given.is_file():
         return given
     installed = config_folder()
-    named = installed / given.with_suffix(".yaml") if not given.is_absolute() else given
+    name = str(path).removesuffix(".yaml")
+    named = installed / f"{name}.yaml"
     if named.is_file():
         return named
     known = sorted(str(p.relative_to(installed).with_suffix("")) for p in installed.rglob("*.yaml"))
-    hint = _did_you_mean(str(path).removesuffix(".yaml"), known)
+    hint = _did_you_mean(name, known)
     raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
 
 
@@ -250,7 +252,7 @@ def _listed(value: Any) -> Any:
 def _read_tree(path: Path, depth: int) -> dict[str, Any]:
     if depth > MAX_EXTENDS:
         raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    tree = _parse_yaml(_read_text(path), str(path)) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
     parent = tree.pop("extends", None)
@@ -258,6 +260,13 @@ def _read_tree(path: Path, depth: int) -> dict[str, Any]:
         return tree
     beside = path.parent / str(parent)
     return _merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -326,29 +335,34 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
-    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding."""
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding.
 
-    def read(dotted: str, default: Any) -> Any:
+    Raises:
+        ConfigError: broken YAML, or a value of another kind than the release's.
+    """
+    tree = _parse_yaml(_read_text(path), str(path))
+
+    def read(dotted: str, default: T) -> T:
         value = tree
         for key in dotted.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 return default
             value = value[key]
-        return value
+        return typing.cast(T, _convert(type(default), value, f"{path}: {dotted}"))
 
     image = replace(
         config.image,
-        min_size=int(read("INPUT.MIN_SIZE_TEST", config.image.min_size)),
-        max_size=int(read("INPUT.MAX_SIZE_TEST", config.image.max_size)),
+        min_size=read("INPUT.MIN_SIZE_TEST", config.image.min_size),
+        max_size=read("INPUT.MAX_SIZE_TEST", config.image.max_size),
     )
-    aggregate = str(read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate)).lower()
+    aggregate = read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate.upper()).lower()
     inference = replace(
         config.inference,
         aggregate=_choice(("mean", "max"), aggregate, f"{path}: MODEL.DYHEAD.SCORE_AGG"),
-        candidate_threshold=float(read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold)),
-        candidates_per_level=int(read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level)),
-        nms=float(read("MODEL.ATSS.NMS_TH", config.inference.nms)),
-        max_detections=int(read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections)),
+        candidate_threshold=read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold),
+        candidates_per_level=read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level),
+        nms=read("MODEL.ATSS.NMS_TH", config.inference.nms),
+        max_detections=read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections),
     )
-    return replace(config, image=image, inference=inference)
+    max_tokens = read("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", config.max_tokens)
+    return replace(config, image=image, inference=inference, max_tokens=max_tokens)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
-import numpy as np
 import torch
 from PIL import Image
 
 from glip.config import ModelConfig
-from glip.data.picture import open_picture, to_rgb
+from glip.data.picture import Picture, open_any
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, save_pretrained
 from glip.postprocess import Decoding, merge_chunks, postprocess
@@ -26,7 +25,6 @@ from glip.structures import Detections, ImageBatch, Outputs, Prompt, TextBatch, 
 from glip.text.prompt import split_prompt
 from glip.text.tokens import Tokenizer
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
 Words = str | Sequence[str] | Prompt
 
 
@@ -143,6 +141,7 @@ class Detector:
             PictureError: a picture that cannot be read.
             ValueError: a bad prompt, a caption over the limit, a threshold outside [0, 1].
         """
+        _check_batch_size(batch_size)
         single = not isinstance(images, list | tuple)
         pictures = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
         prompts = as_prompts(prompt, len(pictures))
@@ -208,6 +207,7 @@ class Detector:
             ValueError: as many prompts as pictures are needed, or one; a threshold outside [0, 1].
         """
         count = len(image.original)
+        _check_batch_size(batch_size)
         if len(text.prompts) not in (1, count):
             raise ValueError(f"got {len(text.prompts)} prompts for {count} pictures: give one, or one for each")
         prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
@@ -316,7 +316,7 @@ def choose_device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         raise ValueError(f"device {name!r} is not there: give one of {', '.join(there)}") from None
@@ -341,32 +341,9 @@ def as_prompts(words: Words | Sequence[Words], pictures: int | None) -> list[Pro
     return [as_prompts(item, None)[0] for item in items]
 
 
-def open_any(image: Picture) -> Image.Image:
-    """A picture of any accepted kind as RGB.
-
-    Raises:
-        PictureError: a file that cannot be read, or a picture without pixels.
-        ValueError: an array or tensor of another shape or type.
-    """
-    if isinstance(image, str | Path):
-        return open_picture(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = image
-    if isinstance(array, Tensor):
-        values = array.detach().cpu()
-        values = (values * 255).round().clamp(0, 255) if values.is_floating_point() else values
-        array = values.permute(1, 2, 0).byte().numpy() if values.ndim == 3 else values.byte().numpy()
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL picture, an array or a tensor")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
-        raise ValueError(
-            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
-            "of uint8; or a tensor (3, height, width)"
-        )
-    if 0 in array.shape:
-        raise ValueError(f"array of shape {array.shape}: it needs at least one pixel")
-    return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
+def _check_batch_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"batch_size {size} is less than 1: give the pictures computed at once, such as 4")
 
 
 def _rows_of(text: EncodedText, prompts: Sequence[int]) -> EncodedText:

@@ -127,7 +127,9 @@ def merge_chunks(parts: Sequence[Detections], firsts: Sequence[int], prompt: Pro
         decoding: suppression is repeated only where the caller's mapping puts one class into several chunks.
     """
     if len(parts) == 1:
-        return parts[0]
+        places = torch.arange(len(parts[0]), device=parts[0].scores.device)
+        only = Candidates(parts[0].boxes, parts[0].scores, parts[0].labels, places)
+        return parts[0].select(cap(only, decoding.max_detections).places)
     boxes = torch.cat([part.boxes for part in parts])
     scores, order = torch.cat([part.scores for part in parts]).sort(descending=True, stable=True)
     labels = torch.cat([part.labels + first for part, first in zip(parts, firsts, strict=True)])[order]

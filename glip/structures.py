@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -19,6 +19,8 @@ from glip.shapes import Bool, Float, Int, Tensor
 Span = tuple[int, int]
 
 NEGATIVE = -1  # the class of a phrase that takes part in the prompt but is never returned
+# What may not continue a word on either side: not the letters of scripts that write words without spaces.
+_LETTER = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 SEPARATOR = ". "  # between names, as in the 2022 release (DATASETS.SEPARATION_TOKENS)
 
 
@@ -53,6 +55,8 @@ class Prompt:
             raise ValueError(
                 f"classes: got {len(self.classes)} for {len(self.phrases)} phrases: give one class per phrase"
             )
+        if not self.caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in self.caption):
+            raise ValueError(f"prompt {self.caption!r} holds characters that are not UTF-8: write it in UTF-8")
         for phrase in self.phrases:
             _check_phrase(phrase, self.caption)
 
@@ -97,7 +101,7 @@ class Prompt:
         Raises:
             ValueError: nothing is left to look for.
         """
-        names = [part.strip() for part in re.split(r"\s*\.(?:\s+|$)", text)]
+        names = [part.strip() for part in re.split(r"\.+(?:\s+|$)", text)]
         names = [name for name in names if name]
         if not names:
             raise ValueError(f"prompt {text!r} names nothing: write what to look for, such as 'a red bus. a cyclist'")
@@ -113,6 +117,8 @@ class Prompt:
         Raises:
             ValueError: a text that is not in the caption, a span outside it, or no phrase.
         """
+        if isinstance(phrases, str):
+            raise ValueError(f"phrases: got the string {phrases!r}: pass a list of the things in the caption")
         found: list[Phrase] = []
         position = 0
         for item in phrases:
@@ -121,8 +127,7 @@ class Prompt:
                 position = span[1]
                 found.append(Phrase(caption[span[0] : span[1]], (span,)))
                 continue
-            listed = [item] if isinstance(item[0], int) else item
-            spans: tuple[Span, ...] = tuple((int(s), int(e)) for s, e in listed)  # type: ignore[misc, arg-type]
+            spans = _spans(item)
             for span in spans:
                 _check_span(span, caption)
             found.append(Phrase(" ".join(caption[s:e] for s, e in spans), spans))
@@ -138,11 +143,20 @@ def _locate(caption: str, text: str, start: int) -> Span:
     text = text.strip()
     if not text:
         raise ValueError("a phrase of the caption is empty: remove it or write the words it stands for")
-    pattern = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)", re.IGNORECASE)
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, text) else ""
+    after = rf"(?!{_LETTER})" if re.match(_LETTER, text[-1]) else ""
+    pattern = re.compile(before + re.escape(text) + after, re.IGNORECASE)
     match = pattern.search(caption, start) or pattern.search(caption)
     if match is None:
         raise ValueError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
     return match.span()
+
+
+def _spans(item: Span | Sequence[Span]) -> tuple[Span, ...]:
+    listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
+    if not all(len(span) == 2 for span in listed):
+        raise ValueError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
+    return tuple((int(start), int(end)) for start, end in listed)
 
 
 def _check_span(span: Span, caption: str) -> None:

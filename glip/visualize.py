@@ -11,8 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from glip.structures import Detections
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
+_ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
 
 
 def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
@@ -24,7 +26,9 @@ def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -
         scores: whether labels carry the score.
     """
     factor = max(1, round(480 / max(picture.size)))
-    canvas = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    large = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (max(large.width, _ROOM[0]), max(large.height, _ROOM[1])), (255, 255, 255))
+    canvas.paste(large)
     pen = ImageDraw.Draw(canvas)
     side = min(canvas.size)
     line, font = max(2, side // 200), ImageFont.load_default(size=max(11, side // 34))
@@ -35,7 +39,7 @@ def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -
         pen.rectangle(_sorted(box), outline=colour, width=line)
     taken: list[Rectangle] = []
     for found, box, colour in reversed(list(zip(ordered, boxes, colours, strict=True))):
-        text = f"{found.phrase.strip()} {found.score:.2f}" if scores else found.phrase.strip()
+        text = _label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 6)
         place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
         taken.append(place)
         pen.rectangle(place, fill=colour)
@@ -60,6 +64,8 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         ValueError: an ending that is no picture format.
     """
     path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"picture {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=f".partial{path.suffix}")
     os.close(handle)
@@ -67,10 +73,18 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         picture.save(partial)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except ValueError:
-        raise ValueError(f"picture {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png") from None
     finally:
         Path(partial).unlink(missing_ok=True)
+
+
+def _label(phrase: str, score: str, font: Font, width: float) -> str:
+    """Phrase and score on one line, the phrase cut to what fits."""
+    words = " ".join(phrase.split())
+    if font.getlength(words + score) <= width:
+        return words + score
+    while words and font.getlength(f"{words}...{score}") > width:
+        words = words[: len(words) * 9 // 10]
+    return f"{words}...{score}"
 
 
 def _place(size: Sequence[float], box: Sequence[float], canvas: tuple[int, int], taken: list[Rectangle]) -> Rectangle:

@@ -40,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
     if args.batch_size < 1:
         raise ValueError(f"batch size {args.batch_size} is less than 1: give the pictures computed at once, such as 4")
+    if args.json != "-" and Path(args.out).is_file():
+        raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
+    if args.json and Path(args.json).is_dir():
+        raise ValueError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
     prompt = Prompt.parse(args.prompt)
     paths = find_pictures(args.pictures)
     from glip.detector import Detector
@@ -50,12 +54,9 @@ def run(args: argparse.Namespace) -> int:
     failed = 0
     with report:
         for batch in _batches(paths, args.batch_size):
-            opened = []
-            for path in batch:
-                picture = _open(path)
-                failed += picture is None
-                if picture is not None:
-                    opened.append((path, picture))
+            tried = [(path, _open(path)) for path in batch]
+            opened = [(path, picture) for path, picture in tried if picture is not None]
+            failed += len(tried) - len(opened)
             found = _detect(detector, [picture for _, picture in opened], prompt, args.threshold)
             for (path, picture), detections in zip(opened, found, strict=True):
                 report.add(path, picture, detections, names[path])
@@ -78,7 +79,7 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         elif path.exists() or not glob.has_magic(item):
             matches = [path]
         else:
-            matches = sorted(Path(match) for match in glob.glob(item, recursive=True))
+            matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
         if not matches:
             raise ValueError(f"{item!r} holds no picture: give files that end in {', '.join(sorted(_ENDINGS))}")
         found.extend(matches)
@@ -86,17 +87,17 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each drawn picture goes: its own name, numbered where two pictures share one."""
+    """Where each drawn picture goes: its own name, numbered where two share one or it would replace a given picture."""
     names: dict[Path, Path] = {}
-    taken: set[str] = set()
+    taken = {path.resolve() for path in paths}
     for path in paths:
         suffix = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
-        name, number = f"{path.stem}{suffix}", 1
-        while name in taken:
+        name, number = folder / f"{path.stem}{suffix}", 1
+        while name.resolve() in taken:
             number += 1
-            name = f"{path.stem}-{number}{suffix}"
-        taken.add(name)
-        names[path] = folder / name
+            name = folder / f"{path.stem}-{number}{suffix}"
+        taken.add(name.resolve())
+        names[path] = name
     return names
 
 
@@ -166,7 +167,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
 
 

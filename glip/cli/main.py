@@ -1,10 +1,12 @@
 """The ``glip`` command: one short file per verb, errors made readable in one place."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 VERBS = {
     "detect": "find what words name in pictures",
@@ -14,14 +16,24 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is, without the usage."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="glip", description="Find in a picture whatever its words name.")
+    parser = Parser(prog="glip", description="Find in a picture whatever its words name.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         module = import_module(f"glip.cli.{verb}")
         module.add_arguments(verbs.add_parser(verb, help=summary, description=summary))
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
     try:
         code = import_module(f"glip.cli.{args.verb}").run(args)
     except KeyboardInterrupt:
@@ -30,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
     sys.exit(code)

@@ -3,12 +3,15 @@
 As in the release (paper section 3.1): with some probability all names of the set, else a random number of absent ones.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from glip.structures import Prompt, Sample
+
+_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,13 @@ def phrase(sample: Sample, phrasing: Phrasing, count_tokens: Callable[[str], int
     """The sample with a prompt; one that has a prompt (a caption set) is returned as it is.
 
     Present names come first in line for the budget; boxes whose name does not fit are dropped with it.
+
+    Raises:
+        ValueError: not one name fits.
     """
     if sample.prompt is not None:
         return sample
-    names = _choose(sample, phrasing, rng)
-    costs = [count_tokens(name) - 1 for name in names]  # its tokens and a separator, without [CLS] and [SEP]
-    room = phrasing.max_tokens - 2
-    fitting = [name for name, total in zip(names, np.cumsum(costs), strict=True) if total <= room]
+    fitting = _fitting(_choose(sample, phrasing, rng), phrasing.max_tokens, count_tokens)
     order = rng.permutation(len(fitting))
     written = [fitting[index] for index in order]
     place = {name: index for index, name in enumerate(written)}
@@ -60,8 +63,22 @@ def phrase(sample: Sample, phrasing: Phrasing, count_tokens: Callable[[str], int
 
 def foreign_names(own: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Names of other sets that are surely absent from this one: those that share no word with any of its names."""
-    words = {word for name in own for word in name.lower().split()}
-    return tuple(name for name in dict.fromkeys(others) if not words & set(name.lower().split()))
+    words = {word for name in own for word in _WORD.findall(name.lower())}
+    return tuple(name for name in dict.fromkeys(others) if not words & set(_WORD.findall(name.lower())))
+
+
+def _fitting(names: Sequence[str], max_tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
+    """The names that are written: each that still fits when its turn comes, and that the tokenizer can read at all."""
+    room, fitting = max_tokens - 2, []  # without [CLS] and [SEP]
+    for name in names:
+        cost = count_tokens(name) - 1  # its tokens and a separator
+        if 1 < cost <= room:
+            room -= cost
+            fitting.append(name)
+    if not fitting:
+        shown = ", ".join(repr(name[:40]) for name in names[:3])
+        raise ValueError(f"no name of {shown} fits a caption of {max_tokens} tokens: shorten or remove them")
+    return fitting
 
 
 def _choose(sample: Sample, phrasing: Phrasing, rng: np.random.Generator) -> list[str]:

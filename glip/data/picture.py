@@ -1,11 +1,15 @@
 """Opening pictures: whatever people have, as upright RGB."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
+from glip.shapes import Tensor
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+_OVERSHOOT = 0.1  # by so much a resized picture of floats may leave 0..1
 
 
 class PictureError(ValueError):
@@ -16,26 +20,47 @@ def open_picture(path: str | Path) -> Image.Image:
     """Read a picture file as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
 
     Raises:
-        PictureError: missing, not a picture, broken, without pixels, or over ``MAX_PIXELS``.
+        PictureError: missing, not a picture, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise PictureError(
-                    f"picture {str(path)!r} has {picture.width} x {picture.height} pixels, at most "
-                    f"{MAX_PIXELS:,} are read: scale it down"
-                )
-            return to_rgb(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
+            with Image.open(path) as picture:
+                return to_rgb(picture)
     except FileNotFoundError:
         raise PictureError(f"picture {str(path)!r} is not there: check the path") from None
     except IsADirectoryError:
         raise PictureError(f"picture {str(path)!r} is a folder: give a file, or the folder to glip detect") from None
     except UnidentifiedImageError:
         raise PictureError(f"picture {str(path)!r} is not a picture that Pillow can read: convert it to PNG") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, PictureError):
-            raise
-        raise PictureError(f"picture {str(path)!r} is broken ({error}): get a whole copy of it") from None
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"picture {str(path)!r} is too large ({error}): scale it down") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise PictureError(f"picture {str(path)!r} cannot be read ({error}): get a whole copy of it") from None
+
+
+def open_any(image: Picture) -> Image.Image:
+    """A picture of any accepted kind as RGB: a path, a PIL picture, an array or a tensor.
+
+    Raises:
+        PictureError: a file that cannot be read, or a picture without pixels.
+        ValueError: an array or tensor of another shape, type or range.
+    """
+    if isinstance(image, str | Path):
+        return open_picture(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = _as_array(image) if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL picture, an array or a tensor")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
+        raise ValueError(
+            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
+            "of uint8; or a tensor (3, height, width)"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"array of shape {array.shape}: it needs at least one pixel")
+    return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -58,7 +83,19 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 def _from_wide(picture: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float grey: Pillow would clip them to white, so they are scaled to 8 bits."""
-    values = np.asarray(picture).astype(np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
+    highest = float(values.max())
+    top = next((limit for limit in (1.0, 255.0, 65535.0) if highest <= limit), highest)
     grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    values = tensor.detach().cpu()
+    if values.is_floating_point() and values.numel():
+        low, high = float(values.min()), float(values.max())
+        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
+            raise ValueError(f"tensor of floats from {low:.3g} to {high:.3g}: floats must lie in 0..1, or give uint8")
+        values = (values.float() * 255).round().clamp(0, 255).byte()
+    array: np.ndarray = (values.permute(1, 2, 0) if values.ndim == 3 else values).numpy()
+    return array

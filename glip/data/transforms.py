@@ -76,7 +76,7 @@ def _window(length: int, side: int, at: float | None, rng: np.random.Generator) 
     """Where a window of ``side`` starts on a picture of ``length``, so that ``at`` lies inside."""
     low, high = min(0, length - side), max(0, length - side)
     if at is not None:
-        low, high = max(low, int(at) - side + 1), min(high, int(at))
+        low, high = min(max(low, int(at) - side + 1), high), max(min(high, int(at)), low)
     return int(rng.integers(low, high + 1)) if high > low else low
 
 

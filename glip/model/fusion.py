@@ -19,7 +19,7 @@ _CLAMP = 50000.0  # the release's guard against overflow in half precision
 class Fusion(nn.Module):
     """Two-way cross attention; the residuals start from the *normalized* inputs, as in the release."""
 
-    def __init__(self, channels: int, hidden: int, *, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, channels: int, hidden: int, *, width: int, heads: int, dropout: float, residual: float) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.scale = 1.0 / math.sqrt(width // heads)
@@ -31,8 +31,8 @@ class Fusion(nn.Module):
         self.value_text = nn.Linear(hidden, width)
         self.out_image = nn.Linear(width, channels)
         self.out_text = nn.Linear(width, hidden)
-        self.gamma_image = nn.Parameter(torch.full((channels,), 1.0 / 6))
-        self.gamma_text = nn.Parameter(torch.full((hidden,), 1.0 / 6))
+        self.gamma_image = nn.Parameter(torch.full((channels,), residual))
+        self.gamma_text = nn.Parameter(torch.full((hidden,), residual))
         for linear in (self.query, self.key, self.value_image, self.value_text, self.out_image, self.out_text):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -118,6 +118,7 @@ def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
         width=head.fusion_width,
         heads=head.fusion_heads,
         dropout=head.fusion_dropout,
+        residual=1.0 / head.blocks,
     )
     return TowerStage(block, fusion, TextLayer(_bert(language)))
 

@@ -10,6 +10,7 @@ from torch import nn
 from glip.shapes import Float, Tensor
 
 _CLAMP = 50000.0
+_PROJECT_STD = 0.3
 _PRIOR = 0.01  # share of locations believed to show a given token before anything is learned (RetinaNet)
 
 
@@ -42,6 +43,10 @@ class TokenHead(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.bias_text = nn.Parameter(torch.zeros(hidden))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - _PRIOR) / _PRIOR)))
+        # Wide enough that phrases differ at every location from the first step. With a Linear's default the first
+        # thing learned is "something is here" for all tokens at once, and the text layers then grow alike.
+        nn.init.normal_(self.project.weight, std=_PROJECT_STD)
+        nn.init.zeros_(self.project.bias)
 
     def forward(
         self, regions: Float[Tensor, "batch loc chan"], tokens: Float[Tensor, "batch tok hidden"]

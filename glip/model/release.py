@@ -4,6 +4,7 @@ Pure renaming of dictionaries; reading files is weights.py's work. mmdetection's
 first, so that each of our names is written down once.
 """
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -98,7 +99,7 @@ def from_foreign(state: Mapping[str, Tensor], *, max_tokens: int = 256) -> State
     scales = [renamed.pop(f"boxes.scales.{level}", None) for level in range(5)]
     present = [scale for scale in scales if scale is not None]
     if present:
-        renamed["boxes.scales"] = torch.cat([scale.reshape(1) for scale in present])
+        renamed["boxes.scales"] = torch.cat([scale.flatten() for scale in present])
     if "prompt_offsets" in renamed:
         renamed["prompt_offsets"] = renamed["prompt_offsets"][:max_tokens].clone()
     return renamed
@@ -121,51 +122,58 @@ def infer_config(state: Mapping[str, Tensor], name: str) -> ModelConfig:
     """The sizes of a model of the release, read off its (renamed) weights.
 
     BERT's head width (64) and the eight fusion heads leave no trace in the shapes; they are the release's constants.
+
+    Raises:
+        ValueError: a parameter that every such model has is missing or of an odd shape.
     """
-    widths = [state["vision.patch.weight"].shape[0]]
-    depths, heads = [], []
-    for stage in range(4):
-        tables = [state.get(f"vision.stages.{stage}.blocks.{block}.attn.bias_table") for block in range(64)]
-        found = [table for table in tables if table is not None]
-        depths.append(len(found))
-        heads.append(found[0].shape[1])
-    widths = [widths[0] * 2**stage for stage in range(4)]
-    window = (int(found[0].shape[0] ** 0.5) + 1) // 2
-    hidden = state["language.bert.embeddings.word_embeddings.weight"].shape[1]
-    layers = {key.split(".")[4] for key in state if key.startswith("language.bert.encoder.layer.")}
-    large = widths[0] >= 192
+    width = _size(state, "vision.patch.weight", 0)
+    tables = [
+        [key for block in range(64) if (key := f"vision.stages.{stage}.blocks.{block}.attn.bias_table") in state]
+        or [f"vision.stages.{stage}.blocks.0.attn.bias_table"]
+        for stage in range(4)
+    ]
     vision = VisionConfig(
-        widths=tuple(widths),
-        depths=tuple(depths),
-        heads=tuple(heads),
-        window=window,
-        drop_path=0.4 if large else 0.2,
+        widths=tuple(width * 2**stage for stage in range(4)),
+        depths=tuple(len(keys) for keys in tables),
+        heads=tuple(_size(state, keys[0], 1) for keys in tables),
+        window=(math.isqrt(_size(state, tables[0][0], 0)) + 1) // 2,
+        drop_path=0.4 if width >= 192 else 0.2,
     )
+    bert = "language.bert."
+    hidden = _size(state, f"{bert}embeddings.word_embeddings.weight", 1)
     language = LanguageConfig(
         hidden=hidden,
-        layers=len(layers),
+        layers=len({key.split(".")[4] for key in state if key.startswith(f"{bert}encoder.layer.")}),
         heads=max(hidden // 64, 1),
-        intermediate=state["language.bert.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        vocabulary=state["language.bert.embeddings.word_embeddings.weight"].shape[0],
-        positions=state["language.bert.embeddings.position_embeddings.weight"].shape[0],
+        intermediate=_size(state, f"{bert}encoder.layer.0.intermediate.dense.weight", 0),
+        vocabulary=_size(state, f"{bert}embeddings.word_embeddings.weight", 0),
+        positions=_size(state, f"{bert}embeddings.position_embeddings.weight", 0),
     )
-    query = state.get("tower.0.fusion.query.weight")
+    fusion = "tower.0.fusion.query.weight"
     head = HeadConfig(
-        channels=state["pyramid.p6.weight"].shape[0],
+        channels=_size(state, "pyramid.p6.weight", 0),
         blocks=len({key.split(".")[1] for key in state if key.startswith("tower.")}),
-        fusion=query is not None,
-        fusion_width=2048 if query is None else query.shape[0],
+        fusion=fusion in state,
+        fusion_width=_size(state, fusion, 0) if fusion in state else 2048,
         prompt_offsets="prompt_offsets" in state,
     )
     return ModelConfig(name=name, vision=vision, language=language, head=head, image=ImageConfig())
 
 
+def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int:
+    if key not in state:
+        raise ValueError(f"no {key} in them")
+    if state[key].ndim <= axis or state[key].numel() == 0:
+        raise ValueError(f"{key} has shape {tuple(state[key].shape)}")
+    return int(state[key].shape[axis])
+
+
 def _from_mmdet(state: Mapping[str, Tensor]) -> State:
     renamed = {}
     for key, value in state.items():
-        if ".downsample.reduction." in key:
+        if ".downsample.reduction." in key and value.ndim == 2 and value.shape[1] % 4 == 0:
             value = _phases(value.T, value.shape[1] // 4).T
-        elif ".downsample.norm." in key:
+        elif ".downsample.norm." in key and value.ndim == 1 and len(value) % 4 == 0:
             value = _phases(value, value.shape[0] // 4)
         renamed[_apply(_MMDET, key)] = value
     return renamed

@@ -7,16 +7,16 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from glip.config import ModelConfig, from_dict, load_yacs, replace, to_dict
+from glip.config import ModelConfig, from_dict, load_yacs, to_dict
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, infer_config, is_foreign
@@ -64,9 +64,10 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
         return _load_folder(path)
     state = read_state(path)
     if not is_foreign(state):
+        hint = f"the folder {str(path.parent)!r}" if path.name == "model.safetensors" else "a folder of save_pretrained"
         raise WeightsError(
-            f"{path}: no GLIP in it (its first key is {next(iter(state), None)!r}): give a checkpoint of the 2022 "
-            "release or of mmdetection, or a folder written by save_pretrained"
+            f"weights {str(path)!r} are no GLIP of the 2022 release (their first key is {next(iter(state))!r}): give "
+            f"a checkpoint of the release or of mmdetection, or {hint}"
         )
     config = _foreign_config(path, state, str(name_or_path))
     renamed = from_foreign(state, max_tokens=config.max_tokens)
@@ -113,8 +114,9 @@ def start_language(model: GLIP, source: str | Path) -> None:
     state = {key.removeprefix("bert."): value for key, value in state.items()}
     own = model.language.bert
     depth = len(own.encoder.layer)
-    positions = own.embeddings.position_embeddings.weight.shape[0]
-    state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"][:positions]
+    table = "embeddings.position_embeddings.weight"
+    if table in state:  # a BERT reads 512 positions; ours may need fewer
+        state[table] = state[table][: own.embeddings.position_embeddings.weight.shape[0]]
     encoder = {key: value for key, value in state.items() if key in own.state_dict()}
     fit(own, encoder, path)
     for number, stage in enumerate(model.tower):
@@ -136,16 +138,27 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"weights {str(path)!r} cannot be read ({reason}): the file is truncated or no checkpoint"
-        ) from None
+    except Exception as error:  # a broken file makes torch raise almost anything
+        raise WeightsError(f"weights {str(path)!r} cannot be read: {_reading_problem(path, error)}") from None
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
-    if not isinstance(tree, Mapping) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
+    tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
+    if not tensors or not tree:
         raise WeightsError(f"weights {str(path)!r} hold no state dict (tensors by name): give a model checkpoint")
     return dict(tree)
+
+
+def _reading_problem(path: Path, error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
+        return "it holds Python objects beside tensors, and those are never run: save its state dict alone"
+    with path.open("rb") as file:
+        start = file.read(8)
+    known = path.suffix == ".safetensors" or start.startswith((b"PK", b"\x80"))
+    return (
+        f"the file ends early or is broken ({path.stat().st_size:,} bytes): copy or download it again"
+        if known
+        else "it is no checkpoint (neither a .pth of torch nor .safetensors): check the path"
+    )
 
 
 def fit(module: torch.nn.Module, state: State, path: Path) -> None:
@@ -197,7 +210,7 @@ def _download(name: str) -> Path:
         return Path(cached)
     try:
         size = get_hf_file_metadata(hf_hub_url(MIRROR, file)).size or 0
-        print(f"downloading {file} ({size / 1e6:.0f} MB) from {MIRROR}")
+        print(f"downloading {file} ({size / 1e6:.0f} MB) from {MIRROR}", file=sys.stderr)
         return Path(hf_hub_download(MIRROR, file))
     except Exception as error:  # the hub raises its own, requests' and httpx's errors, by version
         raise WeightsError(
@@ -211,11 +224,15 @@ def _load_folder(path: Path) -> Pretrained:
     if not file.is_file():
         raise WeightsError(f"folder {str(path)!r} has no config.json: give a folder written by save_pretrained")
     try:
-        config = from_dict(ModelConfig, json.loads(file.read_text(encoding="utf-8")))
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is not JSON ({error}): copy the model's folder again") from None
+    try:
+        config = from_dict(ModelConfig, tree)
     except ValueError as error:
         raise WeightsError(f"{file}: {error}") from None
     state = read_state(path / "model.safetensors")
-    for key in [key for key in state if key.endswith(_ROWS)]:
+    for key in [key for key in state if key.endswith(_ROWS) and key.removesuffix(_ROWS) + _SCALES in state]:
         name = key.removesuffix(_ROWS)
         state[name] = state.pop(key).float() * state.pop(name + _SCALES).float()[:, None]
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -234,18 +251,34 @@ def _quantized(state: State, exact: Mapping[str, Tensor]) -> State:
 
 
 def _filled(config: ModelConfig, state: State, path: Path) -> GLIP:
-    model = build(config)
+    try:
+        model = build(config)
+    except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"weights {str(path)!r}: no model has such sizes ({reason}): check where they are from"
+        ) from None
     fit(model, state, path)
     return model.eval()
 
 
 def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
-    renamed = from_foreign(state)
     try:
-        config = infer_config(renamed, name)
-    except (KeyError, IndexError) as error:
+        config = infer_config(from_foreign(state), name)
+    except ValueError as error:
         raise WeightsError(
-            f"weights {str(path)!r} are no GLIP of the 2022 release: no {error.args[0]!r} in them"
+            f"weights {str(path)!r} are no GLIP of the 2022 release or of mmdetection: {error} (their first key is "
+            f"{next(iter(state))!r}): is this the checkpoint of another detector?"
         ) from None
-    beside = sorted(path.parent.glob("*.y*ml"))
-    return load_yacs(beside[0], config) if len(beside) == 1 else replace(config)
+    beside = _yacs_beside(path)
+    try:
+        return load_yacs(beside, config) if beside else config
+    except ValueError as error:
+        raise WeightsError(f"the config beside {str(path)!r}: {error}; mend it or move it away") from None
+
+
+def _yacs_beside(path: Path) -> Path | None:
+    """The release's YAML of a checkpoint: the one of the same name, or the only one in the folder."""
+    found = sorted(path.parent.glob("*.y*ml"))
+    same = [file for file in found if file.stem == path.stem]
+    return same[0] if same else found[0] if len(found) == 1 else None

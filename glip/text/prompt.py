@@ -41,6 +41,8 @@ def split_prompt(
     Raises:
         ValueError: a single name that needs more tokens than the model reads.
     """
+    if max_names is not None and max_names < 1:
+        raise ValueError(f"max_names {max_names} is less than 1: give the names of a chunk at most, such as 40")
     fits = count_tokens(prompt.caption) <= max_tokens and len(prompt.phrases) <= (max_names or len(prompt.phrases))
     if fits or not prompt.is_list:
         return [Chunk(prompt, 0)]

@@ -1,7 +1,8 @@
 """Characters <-> tokens: the only home of the question "which tokens name this phrase?".
 
 A span is mapped as the 2022 release maps it (``create_positive_map``): from the token of its first character (or of
-the next two) to the token of its last character (or of the two before), everything between included.
+the next two) to the token of its last character (or of the two before), everything between included. Unlike there,
+the search stays within the span, so a span of dropped characters never stands for its neighbours.
 """
 
 from collections.abc import Sequence
@@ -35,8 +36,8 @@ class Tokens:
     def of_span(self, span: Span) -> range:
         """The tokens that name a character range; empty when no character of its ends belongs to a token."""
         start, end = span
-        firsts = (self.of_character(start + step) for step in range(_REACH))
-        lasts = (self.of_character(end - 1 - step) for step in range(_REACH) if end - 1 - step >= 0)
+        firsts = (self.of_character(place) for place in range(start, min(start + _REACH, end)))
+        lasts = (self.of_character(place) for place in range(end - 1, max(end - 1 - _REACH, start - 1), -1))
         first = next((token for token in firsts if token is not None), None)
         last = next((token for token in lasts if token is not None), None)
         return range(0) if first is None or last is None else range(first, last + 1)
@@ -85,7 +86,8 @@ def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
     for phrase, indices in zip(prompt.phrases, found, strict=True):
         if not indices:
             raise ValueError(
-                f"phrase {phrase.text!r} yields no token: the tokenizer drops all its characters; use words"
+                f"phrase {phrase.text!r} yields no token: an end of it is white space or characters that the "
+                "tokenizer drops; use words"
             )
     return found
 

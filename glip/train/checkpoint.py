@@ -22,11 +22,12 @@ def save_state(folder: str | Path, model: nn.Module, optimizer: torch.optim.Opti
         "random": torch.get_rng_state(),
     }
     target = folder / NAME
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, target)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        with Path(partial, NAME).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(Path(partial, NAME), target)
     return target
 
 
@@ -34,16 +35,23 @@ def load_state(path: str | Path, model: nn.Module, optimizer: torch.optim.Optimi
     """Restore what ``save_state`` wrote; gives the number of steps done.
 
     Raises:
-        ValueError: a checkpoint of another model.
+        ValueError: a broken checkpoint, or one of another model.
     """
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file makes torch raise almost anything
+        raise ValueError(
+            f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): remove it to start anew, or set "
+            "train.output to another folder"
+        ) from None
+    try:
+        step, random = int(state["step"]), state["random"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"checkpoint {str(path)!r} is of another model or run ({first}): give another output"
+            f"checkpoint {str(path)!r} is of another model or run ({reason}): set train.output to another folder"
         ) from None
-    torch.set_rng_state(state["random"])
-    return int(state["step"])
+    torch.set_rng_state(random)
+    return step

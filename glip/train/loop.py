@@ -19,7 +19,7 @@ from glip.train.optim import build_optimizer, rate_factor, set_rates
 _MAX_BAD_STEPS = 20
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """A run that cannot go on; the message says why."""
 
 
@@ -50,12 +50,15 @@ def train(
     (output / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
     model = model.to(device).train()
     keep_frozen_still(model)
-    optimizer = build_optimizer(model, lr=settings.lr, bert_lr=settings.bert_lr, weight_decay=settings.weight_decay)
+    optimizer = build_optimizer(
+        model, lr=settings.lr, bert_lr=settings.bert_lr, text_lr=settings.text_lr, weight_decay=settings.weight_decay
+    )
     start = load_state(output / NAME, model, optimizer) if (output / NAME).is_file() else 0
     if start:
         report(f"resumed {output / NAME} at step {start}")
     else:
         torch.manual_seed(settings.seed)
+    forget_after(output / "metrics.jsonl", start)
     log = ProgressLog(output / "metrics.jsonl", steps=settings.steps, start=start, every=settings.log_every)
     bad_steps = 0
     for step, batch in enumerate(batches(start), start=start):
@@ -63,11 +66,13 @@ def train(
             step, steps=settings.steps, warmup=settings.warmup, schedule=settings.schedule, drops=settings.drops
         )
         set_rates(optimizer, factor)
-        losses = _step(model, optimizer, batch.to(device), clip=settings.clip, precision=settings.precision)
-        finite = bool(torch.isfinite(losses.total))
-        bad_steps = 0 if finite else bad_steps + 1
+        losses, stepped = _step(model, optimizer, batch.to(device), clip=settings.clip, precision=settings.precision)
+        bad_steps = 0 if stepped else bad_steps + 1
         if bad_steps > _MAX_BAD_STEPS:
-            raise TrainingError(f"losses were not finite for {bad_steps} steps up to step {step}: lower train.lr")
+            raise TrainingError(
+                f"losses or gradients were not finite in the {bad_steps} steps up to step {step + 1}: lower train.lr "
+                f"(now {settings.lr:g}), or lengthen train.warmup, and run the same command again"
+            )
         line = log.add(step, losses, len(batch.targets), settings.lr * factor)
         if line:
             report(line)
@@ -84,17 +89,33 @@ def keep_frozen_still(model: GLIP) -> None:
             module.eval()
 
 
-def _step(model: GLIP, optimizer: torch.optim.Optimizer, batch: Batch, *, clip: float, precision: str) -> Losses:
+def forget_after(path: Path, step: int) -> None:
+    """Cut from a run's metrics the steps that are about to be repeated, because their checkpoint was not reached."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
+def _step(
+    model: GLIP, optimizer: torch.optim.Optimizer, batch: Batch, *, clip: float, precision: str
+) -> tuple[Losses, bool]:
+    """One step; where a gradient is not finite weights and running means stay, so a bad batch breaks nothing."""
     device = batch.images.pixels.device.type
+    buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         outputs = model(batch)
     losses = Criterion()(outputs, batch.targets, batch.text.attention_mask)
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()  # type: ignore[no-untyped-call]
     norm = nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), clip)
-    if torch.isfinite(norm):  # a broken batch must not break the weights
+    stepped = bool(torch.isfinite(norm) & torch.isfinite(losses.total))
+    if stepped:
         optimizer.step()
-    return losses
+    else:
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return losses, stepped
 
 
 class ProgressLog:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from glip.config import Experiment, ModelConfig
-from glip.data.loader import MixtureDataset, build_sources, load_steps
+from glip.data.loader import MixtureDataset, Source, build_sources, count_crowded, load_steps
 from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.vision import timm_weights
 from glip.model.weights import ASSETS, BUNDLED, load_pretrained, save_pretrained, start_language
+from glip.processor import Processor
 from glip.structures import Batch
 from glip.text.tokens import Tokenizer
 from glip.train.loop import train
@@ -31,7 +32,7 @@ def run(experiment: Experiment, *, device: torch.device | str = "cpu", report: C
     processor = build_processor(config, Tokenizer(tokenizer))
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
     for source in sources:
-        report(f"{source.name}: {'drawn as needed' if source.samples is None else f'{len(source.samples)} pictures'}")
+        report(describe(source, processor))
     mixture = MixtureDataset(
         sources, processor, batch_size=settings.batch_size, steps=settings.steps, seed=settings.seed
     )
@@ -43,6 +44,19 @@ def run(experiment: Experiment, *, device: torch.device | str = "cpu", report: C
     folder = Path(settings.output) / "model"
     save_pretrained(folder, trained, config, tokenizer)
     return folder
+
+
+def describe(source: Source, processor: Processor) -> str:
+    """What a set brings, and what of it is left out: nothing goes missing silently."""
+    if source.samples is None:
+        return f"{source.name}: drawn as needed"
+    left_out = [f"{count} x {reason}" for reason, count in source.left_out.items()]
+    crowded = count_crowded(source, processor.count_tokens)
+    if crowded:
+        left_out.append(f"boxes of {crowded} x picture with more names than a caption holds")
+    boxes = sum(len(sample.boxes) for sample in source.samples)
+    said = f"{source.name}: {len(source.samples)} pictures, {boxes} boxes"
+    return f"{said}; left out: {', '.join(left_out)}" if left_out else said
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:

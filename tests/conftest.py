@@ -1,0 +1,86 @@
+"""What every test gets: a fixed seed, one thread, no network, and a tiny model with random weights."""
+
+import os
+import random
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip.config import ModelConfig, load_config, replace
+from glip.detector import Detector
+from glip.model.glip import build
+from glip.text.tokens import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = ROOT / "glip" / "assets" / "glip-nano"  # BERT's vocabulary; the weights beside it may be absent
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)  # tiny models: a second thread only waits
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family != socket.AF_UNIX:  # workers talk through local sockets
+            raise OSError(f"tests have no network, but something connects to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """The tiny model with thresholds so low that random weights find something."""
+    config = load_config("tiny").model
+    inference = replace(config.inference, threshold=0.0, candidate_threshold=0.0, candidates_per_level=200)
+    return replace(config, inference=inference)
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Detector:
+    """Random weights, with louder heads: scores differ clearly between places and phrases."""
+    torch.manual_seed(0)
+    model = build(tiny_config)
+    with torch.no_grad():
+        model.tokens.log_scale.fill_(-3.0)
+        model.tokens.bias.fill_(-1.0)
+        model.boxes.box.weight.mul_(20)
+        model.boxes.centerness.weight.mul_(50)
+    return Detector(model, tiny_config, tokenizer, "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as ``--model`` takes it."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_detector.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    """A picture with something to look at: blocks of colour and noise, 150 x 110."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 80, (110, 150, 3))
+    for _ in range(8):
+        x, y, width, height = rng.integers(0, 110), rng.integers(0, 80), rng.integers(20, 60), rng.integers(20, 60)
+        values[y : y + height, x : x + width] = rng.integers(0, 255, 3)
+    return Image.fromarray(values.astype(np.uint8))

@@ -1,0 +1,227 @@
+"""The stored runs of the 2022 release, and our model filled with the weights they were made with.
+
+In the order things happen: ``load_case`` reads a run, ``loaded_model`` synthesizes the release's state dict from its
+list of names and sends it through the public conversion, ``make_batch`` turns the run's pictures and captions into our
+input. What the model then computes is written down by golden_recorder.py.
+"""
+
+import gc
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from golden import weights
+from PIL import Image
+
+from glip.config import ModelConfig, load_config, replace
+from glip.model.glip import GLIP, build
+from glip.model.release import State, from_foreign
+from glip.model.weights import ASSETS, BUNDLED, fit
+from glip.processor import Processor
+from glip.structures import Batch, Prompt
+from glip.text.prompt import clean_name
+from glip.text.tokens import Tokenizer
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+BIG_CASES = GOLDEN.parents[2] / "shared" / "golden" / "cases"
+TINY_NAMES = ("tiny_det", "tiny_batch2", "tiny_ground", "tiny_nofuse_det", "tiny_prompt")
+# One model is held at a time, so cases of one model stand together: GLIP-T C last, and first in training.
+BIG_NAMES = (
+    *("t_a_det3", "t_a_ground", "t_b_det3", "l_det3", "t_c_prompt"),
+    *("t_c_det3", "t_c_det80", "t_c_ground", "t_c_batch2"),
+)
+TRAIN_NAMES = ("t_c_train", "tiny_train", "tiny_prompt_train")
+
+LAYOUTS = ("glip_t_a", "glip_t_b", "glip_t_c", "glip_l")
+DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_TINY_SWIN_HEADS = (2, 2, 4, 4)
+_TINY_HEAD = {256: 64, 768: 64, 3072: 128, 64: 16, 1024: 256}  # channels, hidden, intermediate, C/4, 4C
+_PROMPT_ROWS = 1000  # rows of the release's tunable_linear, of which the first max_tokens are used
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stored run."""
+
+    name: str
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def form(self) -> str:
+        """Which model: tiny, tiny_nofuse, glip_t_a, glip_t_b, glip_t_c or glip_l."""
+        return "tiny_nofuse" if "nofuse" in self.name else self.meta["model"]
+
+    @property
+    def prompt_offsets(self) -> bool:
+        return "MODEL.DYHEAD.FUSE_CONFIG.ADD_LINEAR_LAYER" in self.meta["overrides"]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a list of the release's state dict."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str  # parameter or buffer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Our model with the synthetic weights, and the sha256 of those weights in the order of the list."""
+
+    model: GLIP
+    config: ModelConfig
+    digest: str
+
+
+def case_path(name: str) -> Path:
+    """Where a case lies; the big ones only on some machines."""
+    return (GOLDEN if name.startswith("tiny") else BIG_CASES) / f"{name}.npz"
+
+
+def load_case(name: str) -> Case:
+    with np.load(case_path(name)) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    return Case(name, json.loads(str(arrays.pop("meta"))), arrays)
+
+
+def config_of(form: str, *, prompt_offsets: bool = False) -> ModelConfig:
+    """The config of a form, from the YAML files that we ship."""
+    config = load_config("tiny" if form.startswith("tiny") else form).model
+    fusion = config.head.fusion and form != "tiny_nofuse"
+    return replace(config, head=replace(config.head, fusion=fusion, prompt_offsets=prompt_offsets))
+
+
+def release_entries(form: str) -> list[Entry]:
+    """What a checkpoint of this form lists; for the tiny forms the full-size list with the tiny sizes."""
+    layout = {"tiny": "glip_t_c", "tiny_nofuse": "glip_t_a"}.get(form, form)
+    lines = (GOLDEN / "state_dict" / f"{layout}.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = [line.split("\t") for line in lines]
+    entries = [Entry(key, _shape(shape), dtype, kind) for key, shape, dtype, kind in rows]
+    return _tiny_entries(entries, fused=form == "tiny") if form.startswith("tiny") else entries
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",") if size)
+
+
+def _tiny_entries(entries: list[Entry], *, fused: bool) -> list[Entry]:
+    kept = []
+    for entry in entries:
+        tower = re.search(r"dyhead_tower\.(\d+)\.", entry.key)
+        block = re.search(r"body\.layers\.\d+\.blocks\.(\d+)\.|encoder\.layer\.(\d+)\.", entry.key)
+        number = int(block[1] or block[2]) if block else 0
+        if number < 2 and (tower is None or int(tower[1]) < (6 if fused else 2)):
+            kept.append(replace(entry, shape=_tiny_shape(entry.key, entry.shape)))
+    return kept
+
+
+def _tiny_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if key.startswith("rpn.anchor_generator"):
+        return shape
+    if key.endswith("relative_position_index"):
+        return (16, 16)
+    if key.endswith("relative_position_bias_table"):
+        stage = int(re.findall(r"layers\.(\d+)", key)[0])
+        return (49, _TINY_SWIN_HEADS[stage])
+    if key.startswith("backbone.body."):
+        return tuple(size // 3 if size >= 96 else size for size in shape)
+    if key.startswith("backbone.fpn."):
+        return tuple(64 if size == 256 else size // 3 if size >= 96 else size for size in shape)
+    return tuple(_TINY_HEAD.get(size, size) for size in shape)
+
+
+def release_state(entries: list[Entry], *, offsets: int = 0) -> tuple[State, str]:
+    """The release's state dict by the weight rule, and the sha256 of its parameters.
+
+    Buffers get their type and shape and some numbers: the conversion must drop them. ``offsets`` is the width of
+    ``tunable_linear``, 0 where there is none (it is in no list, so it is left out of the hash).
+    """
+    state: State = {}
+    digest = hashlib.sha256()
+    for entry in entries:
+        if entry.kind == "buffer":
+            numbers = torch.arange(math.prod(entry.shape), dtype=DTYPES[entry.dtype])
+            state[entry.key] = numbers.reshape(entry.shape)
+            continue
+        value = weights.param(entry.key, entry.shape)
+        digest.update(entry.key.encode() + b"\0")
+        digest.update(value.data)
+        state[entry.key] = torch.from_numpy(value)
+    if offsets:
+        key = "rpn.tunable_linear.weight"
+        state[key] = torch.from_numpy(weights.param(key, (_PROMPT_ROWS, offsets)))
+    return state, digest.hexdigest()
+
+
+def loaded_model(form: str, *, prompt_offsets: bool = False) -> Loaded:
+    """Our model with the release's synthetic weights, loaded as a checkpoint of the release is."""
+    return _tiny_model(form, prompt_offsets) if form.startswith("tiny") else _big_model(form, prompt_offsets)
+
+
+@lru_cache(maxsize=4)
+def _tiny_model(form: str, prompt_offsets: bool) -> Loaded:
+    return _load(form, prompt_offsets)
+
+
+_held: dict[tuple[str, bool], Loaded] = {}
+
+
+def _big_model(form: str, prompt_offsets: bool) -> Loaded:
+    """One at a time: GLIP-L alone takes 1.7 GB."""
+    if (form, prompt_offsets) not in _held:
+        _held.clear()
+        gc.collect()
+        _held[form, prompt_offsets] = _load(form, prompt_offsets)
+    return _held[form, prompt_offsets]
+
+
+def _load(form: str, prompt_offsets: bool) -> Loaded:
+    config = config_of(form, prompt_offsets=prompt_offsets)
+    offsets = config.language.hidden if prompt_offsets else 0
+    state, digest = release_state(release_entries(form), offsets=offsets)
+    model = build(config)
+    fit(model, from_foreign(state, max_tokens=config.max_tokens), GOLDEN)
+    return Loaded(model.eval(), config, digest)
+
+
+def make_processor(case: Case, config: ModelConfig) -> Processor:
+    """The processor a user gets, at the run's picture size."""
+    image = config.image
+    return Processor(
+        Tokenizer(ASSETS / BUNDLED),
+        min_size=case.meta["resize"][0],
+        max_size=case.meta["resize"][1],
+        channels=image.channels,
+        mean=image.mean,
+        std=image.std,
+        max_tokens=config.max_tokens,
+    )
+
+
+def make_batch(case: Case, config: ModelConfig) -> Batch:
+    """The run's pictures and captions as the network reads them."""
+    count = len(case.meta["captions"])
+    pictures = [Image.fromarray(case.arrays[f"image_{index}"]) for index in range(count)]
+    return make_processor(case, config)(pictures, make_prompts(case))
+
+
+def make_prompts(case: Case) -> list[Prompt]:
+    """The prompts, written by us: captions of class names are not copied from the run but made from its classes."""
+    captions, classes, spans = (case.meta.get(key) for key in ("captions", "classes", "char_spans"))
+    if classes is not None:
+        return [Prompt.from_names([clean_name(name) for name in classes])] * len(captions)
+    per_caption = spans if len(captions) > 1 else [spans]
+    return [Prompt.from_caption(caption, list(rows)) for caption, rows in zip(captions, per_caption, strict=True)]

@@ -1,0 +1,45 @@
+"""The CPU kernel of the deformable convolution against torchvision's op and against a plain convolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+from glip.model.deform import deform_conv
+
+SIZES = [(1, 1), (5, 8), (7, 3), (13, 11)]
+
+
+def inputs(size: tuple[int, int], stride: int, spread: float) -> list[Tensor]:
+    """Picture, offsets, modulation, weight, bias."""
+    torch.manual_seed(0)
+    height, width = size
+    rows, columns = -(-height // stride), -(-width // stride)
+    shapes = [(2, 4, height, width), (2, 18, rows, columns), (2, 9, rows, columns), (5, 4, 3, 3), (5,)]
+    values = [torch.randn(shape) for shape in shapes]
+    values[1] *= spread
+    return [value.requires_grad_() for value in values]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("spread", [0.3, 3.0, 100.0], ids=["near", "across", "far outside"])
+def test_output_and_gradients_are_torchvisions(size: tuple[int, int], stride: int, spread: float) -> None:
+    x, offset, modulation, weight, bias = values = inputs(size, stride, spread)
+    ours = deform_conv(x, offset, modulation, weight, bias, stride)
+    oracle = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
+    torch.testing.assert_close(ours, oracle, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(oracle)
+    found = torch.autograd.grad((ours * direction).sum(), values)
+    expected = torch.autograd.grad((oracle * direction).sum(), values)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_zero_offsets_are_a_plain_convolution(size: tuple[int, int], stride: int) -> None:
+    x, offset, modulation, weight, bias = (value.detach() for value in inputs(size, stride, 0.0))
+    ours = deform_conv(x, offset, torch.ones_like(modulation), weight, bias, stride)
+    torch.testing.assert_close(ours, F.conv2d(x, weight, bias, stride=stride, padding=1), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,75 @@
+"""Losses against their formulas, written out with Python numbers where they are short."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import generalized_box_iou
+
+from glip.geometry.boxes import giou_loss, iou
+from glip.loss import centerness_targets, token_focal_loss
+
+
+def boxes(count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 80
+    return torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 40], dim=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_focal_loss_is_its_formula(seed: int) -> None:
+    """Lin et al. 2017, equation 5: -alpha_t (1 - p_t)^gamma log p_t, alpha 0.25, gamma 2; masked tokens are silent."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 7, 5, generator=generator) * 4
+    targets = (torch.rand(2, 7, 5, generator=generator) < 0.3).float()
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    expected = 0.0
+    for image, place, token in torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(5)).tolist():
+        if mask[image, token]:
+            probability = 1 / (1 + math.exp(-logits[image, place, token].item()))
+            wanted = targets[image, place, token].item() == 1
+            right, alpha = (probability, 0.25) if wanted else (1 - probability, 0.75)
+            expected -= alpha * (1 - right) ** 2 * math.log(right)
+    assert token_focal_loss(logits, targets, mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_giou_loss_is_torchvisions_and_its_formula() -> None:
+    first, second = boxes(50, 0), boxes(50, 1)
+    losses = giou_loss(first, second)
+    torch.testing.assert_close(losses, 1 - generalized_box_iou(first, second).diagonal(), rtol=1e-5, atol=1e-5)
+    for one, other, loss in zip(first.tolist(), second.tolist(), losses.tolist(), strict=True):
+        assert loss == pytest.approx(1 - giou_by_hand(one, other), abs=1e-5)
+
+
+def giou_by_hand(one: list[float], other: list[float]) -> float:
+    """Rezatofighi et al. 2019, algorithm 1."""
+    shared = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+    shared *= max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    hull = (max(one[2], other[2]) - min(one[0], other[0])) * (max(one[3], other[3]) - min(one[1], other[1]))
+    union = areas - shared
+    return shared / union - (hull - union) / hull
+
+
+def test_inclusive_overlap_counts_the_last_pixel() -> None:
+    """A box from 3 to 5 covers the pixels 3, 4, 5: overlaps are those of sets of pixels."""
+    first, second = boxes(6, 2).round(), boxes(6, 3).round()
+    first[0] = second[0]
+    found = iou(first, second, inclusive=True)
+    for row, one in enumerate(first.int().tolist()):
+        for column, other in enumerate(second.int().tolist()):
+            mine, theirs = pixels(one), pixels(other)
+            assert found[row, column].item() == pytest.approx(len(mine & theirs) / len(mine | theirs), abs=1e-6)
+
+
+def pixels(box: list[int]) -> set[tuple[int, int]]:
+    return {(x, y) for x in range(box[0], box[2] + 1) for y in range(box[1], box[3] + 1)}
+
+
+def test_centerness_is_one_in_the_middle_and_its_formula_elsewhere() -> None:
+    """Tian et al. 2019 (FCOS), equation 3."""
+    box = torch.tensor([[0.0, 0.0, 40.0, 20.0]] * 3)
+    anchors = torch.tensor([[10.0, 0.0, 30.0, 20.0], [0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 20.0, 10.0]])
+    expected = [1.0, math.sqrt(10 / 30), math.sqrt(10 / 30 * 5 / 15)]
+    assert centerness_targets(box, anchors).tolist() == pytest.approx(expected)

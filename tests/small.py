@@ -1,0 +1,101 @@
+"""Small things for tests: a GLIP of few weights, four drawn pictures, a COCO set of them, a checkpoint as released."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from golden.weights import param
+from PIL import Image
+
+from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, VisionConfig, load_config
+from glip.data.world import Thing, draw_scene
+from glip.model.glip import GLIP, build
+from glip.model.release import our_name
+from glip.model.weights import ASSETS, BUNDLED
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = ASSETS / BUNDLED
+TINY = load_config("tiny").model
+NAMES = ("red circle", "blue star", "green square", "yellow heart")
+
+# Sizes of a model in the release's layout, where BERT's heads are 64 wide and no shape says so.
+RELEASED = ModelConfig(
+    name="released",
+    vision=VisionConfig(widths=(16, 32, 64, 128), depths=(2, 1, 1, 1), heads=(1, 1, 2, 2), window=4),
+    language=LanguageConfig(hidden=128, layers=2, heads=2, intermediate=64, positions=256),
+    head=HeadConfig(channels=32, blocks=2, fusion_width=64),
+    image=ImageConfig(min_size=64, max_size=96),
+)
+
+
+def seeded(config: ModelConfig, seed: int = 0) -> GLIP:
+    """A model in eval mode whose random weights depend on the seed alone."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = build(config).eval()
+    torch.set_rng_state(state)
+    return model
+
+
+def scenes() -> list[tuple[Image.Image, list[Thing]]]:
+    """Four drawn pictures with two or three things each."""
+    kinds = [name.split()[1] for name in NAMES]
+    colours = [name.split()[0] for name in NAMES]
+    layouts = [
+        [(0, (8, 10, 52, 54)), (1, (70, 40, 120, 92))],
+        [(2, (14, 50, 60, 96)), (3, (76, 12, 122, 60)), (0, (84, 76, 120, 112))],
+        [(1, (10, 12, 62, 60)), (2, (72, 66, 120, 114))],
+        [(3, (12, 64, 60, 112)), (0, (70, 14, 118, 62))],
+    ]
+    drawn = []
+    for seed, layout in enumerate(layouts):
+        things = [Thing(kinds[k], colours[k], "plain", tuple(map(float, box))) for k, box in layout]
+        drawn.append((draw_scene(things, (128, 120), seed), things))
+    return drawn
+
+
+def write_coco(folder: Path) -> Path:
+    """The four pictures as a COCO set below ``folder``: images/ and instances.json, whose path is given."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    tree: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
+    tree["categories"] = [{"id": 10 * (number + 1), "name": name} for number, name in enumerate(NAMES)]
+    for index, (picture, things) in enumerate(scenes()):
+        picture.save(images / f"{index}.png")
+        tree["images"].append(
+            {"id": index, "file_name": f"{index}.png", "width": picture.width, "height": picture.height}
+        )
+        for thing in things:
+            x1, y1, x2, y2 = thing.box
+            number = 10 * (NAMES.index(f"{thing.colour} {thing.kind}") + 1)
+            tree["annotations"].append(
+                {"image_id": index, "category_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
+            )
+    file = folder / "instances.json"
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    return file
+
+
+def release_state(config: ModelConfig = RELEASED) -> dict[str, torch.Tensor]:
+    """The state dict of a model of such sizes as the 2022 release stores it: its keys, buffers and dead weights too."""
+    name = "glip_t_c" if config.head.fusion else "glip_t_a"
+    shapes = {key: value.shape for key, value in build(config).state_dict().items()}
+    state = {}
+    for line in (Path(__file__).parent / "golden" / "state_dict" / f"{name}.tsv").read_text().splitlines()[1:]:
+        key, shape, _, kind = line.split("\t")
+        ours = our_name(key, fused=config.head.fusion)
+        if re.search(r"head\.scales\.\d", key):
+            state[key] = torch.from_numpy(param(key, (1,)))
+        elif kind == "buffer" or "cls_logits" in key:
+            size = tuple(int(side) for side in shape.split(","))
+            state[key] = torch.zeros(size, dtype=torch.int64 if "rpn" not in key else torch.float32)
+        elif ours in shapes:
+            state[key] = torch.from_numpy(param(key, tuple(shapes[ours])))
+    return state
+
+
+def without_fusion(config: ModelConfig) -> ModelConfig:
+    """The same sizes in the form of GLIP-T (A)."""
+    return replace(config, head=replace(config.head, fusion=False))

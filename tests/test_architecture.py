@@ -1,0 +1,234 @@
+"""The laws of the house, read off the source: floors, doors, sizes, names, the public surface."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import glip
+
+PACKAGE = Path(glip.__file__).parent
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+FLOORS = {
+    "shapes": 0,
+    "structures": 0,
+    "config": 0,
+    "text": 1,
+    "geometry": 1,
+    "model": 2,
+    "loss": 2,
+    "processor": 2,
+    "data": 3,
+    "postprocess": 3,
+    "detector": 4,
+    "visualize": 4,
+    "train": 5,
+    "evaluate": 5,
+    "pseudo": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+DOORS = {
+    "timm": ("model/vision.py",),
+    "transformers": ("model/language.py", "text/tokens.py"),
+    "spacy": ("text/phrases.py",),
+    "pycocotools": ("data/readers/coco.py", "evaluate/coco.py"),
+    "lvis": ("evaluate/lvis.py",),
+    "cv2": (),
+    "yaml": ("config.py",),
+    "huggingface_hub": ("model/weights.py",),
+    "safetensors": ("model/weights.py",),
+    "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py"),
+    "ray": ("pseudo/",),
+    "pyarrow": ("pseudo/",),
+    "tensorboard": ("train/log.py",),
+    "torch.utils.tensorboard": ("train/log.py",),
+    "matplotlib": (),
+}
+READS_CONFIG = {"model/glip.py", "model/release.py", "model/weights.py", "data/loader.py", "data/catalog.py"}
+BANNED = {"utils", "util", "misc", "helpers", "helper", "common", "base", "manager"}
+PUBLIC = {
+    "Detector",
+    "Detections",
+    "Prompt",
+    "GLIP",
+    "Processor",
+    "Criterion",
+    "ModelConfig",
+    "load_config",
+    "list_pretrained",
+    "__version__",
+}
+BLOCKS = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+
+
+@cache
+def imports(file: str) -> tuple[str, ...]:
+    """Every module that a file imports, anywhere in it, also for type checking only."""
+    found: list[str] = []
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{file}:{node.lineno}: a relative import; write it from glip"
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(found)
+
+
+def own_files(file: str) -> set[str]:
+    """The files of the package that a file imports."""
+    names = {name.removeprefix("glip.").replace(".", "/") for name in imports(file) if name.startswith("glip.")}
+    return {f"{name}.py" for name in names if f"{name}.py" in FILES}
+
+
+def room(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
+def functions(file: str) -> Iterator[Function]:
+    return (node for node in ast.walk(tree(file)) if isinstance(node, FUNCTIONS))
+
+
+def depth(node: ast.AST) -> int:
+    """How deep blocks nest below a node; an elif is no level, an inner function starts anew."""
+    deepest = 0
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (*FUNCTIONS, ast.ClassDef, ast.Lambda)):
+            continue
+        is_elif = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deepest = max(deepest, depth(child) + (isinstance(child, BLOCKS) and not is_elif))
+    return deepest
+
+
+def test_rooms_import_lower_floors_only():
+    assert {room(file) for file in FILES} <= {*FLOORS, "__init__"}, "give each room a floor"
+    wrong = [
+        f"{file} imports {other}, which is not below it"
+        for file in FILES
+        for other in own_files(file)
+        if file != "__init__.py" and room(file) != room(other) and FLOORS[room(other)] >= FLOORS[room(file)]
+    ]
+    assert not [line for line in wrong if not line.startswith("structures.py imports shapes.py")]
+
+
+def test_floor_zero_is_ordered():
+    assert own_files("shapes.py") == set()
+    assert own_files("structures.py") == {"shapes.py"}
+    assert own_files("config.py") == set()
+
+
+def test_no_file_imports_itself_through_others():
+    done: set[str] = set()
+
+    def visit(file: str, path: tuple[str, ...]) -> None:
+        assert file not in path, f"a cycle: {' -> '.join([*path, file])}"
+        if file not in done:
+            for other in own_files(file):
+                visit(other, (*path, file))
+            done.add(file)
+
+    for file in FILES:
+        if file != "__init__.py":
+            visit(file, ())
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_doors(door):
+    used = {file for file in FILES for name in imports(file) if name == door or name.startswith(door + ".")}
+    strangers = {file for file in used if not file.startswith(DOORS[door] or ("none",))}
+    assert not strangers, f"{door} may be imported by {DOORS[door] or 'nothing'} only"
+
+
+def test_config_stops_at_the_builder():
+    readers = {file for file in FILES if "config.py" in own_files(file)}
+    low = {file for file in readers - {"__init__.py"} if FLOORS[room(file)] < 4}
+    assert low <= READS_CONFIG
+
+
+def test_files_are_short():
+    lines = {file: len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert not {file: count for file, count in lines.items() if count > 400}
+
+
+def test_functions_are_small_and_level():
+    problems: list[str] = []
+    for file in FILES:
+        for function in functions(file):
+            problems += [f"{file}:{function.lineno} {function.name} {problem}" for problem in objections(function)]
+    assert not problems
+
+
+def objections(function: Function) -> Iterator[str]:
+    assert function.end_lineno is not None
+    length = function.end_lineno - function.lineno + 1
+    own = function.args
+    names = [a.arg for a in [*own.posonlyargs, *own.args, *own.kwonlyargs] if a.arg not in ("self", "cls")]
+    if length > 60:
+        yield f"has {length} lines"
+    if len(names) > 8:
+        yield f"has {len(names)} arguments"
+    if depth(function) > 3:
+        yield f"nests {depth(function)} deep"
+
+
+def test_an_elif_is_no_level():
+    nested = "def f():\n if a:\n  pass\n elif b:\n  pass\n elif c:\n  for x in y:\n   pass\n"
+    assert depth(ast.parse(nested).body[0]) == 2
+    assert depth(ast.parse("def f():\n if a:\n  pass\n else:\n  if b:\n   pass\n  x = 1\n").body[0]) == 2
+
+
+def test_no_name_says_nothing():
+    for file in FILES:
+        assert not BANNED & set(file.removesuffix(".py").replace("/", "_").split("_")), file
+        for node in ast.walk(tree(file)):
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+                words = {part.lower() for part in node.name.strip("_").split("_")}
+                assert not BANNED & words, f"{file}:{node.lineno} {node.name}"
+
+
+def test_room_init_files_are_empty():
+    for file in FILES:
+        if file.endswith("/__init__.py"):
+            assert (PACKAGE / file).read_text() == "", file
+
+
+def test_every_room_is_packaged():
+    rooms = {"glip" + "".join(f".{part}" for part in Path(file).parent.parts) for file in FILES}
+    lines = (PACKAGE.parent / "setup.cfg").read_text(encoding="utf-8").split("packages =")[1].split("install_requires")
+    assert rooms <= {line.strip() for line in lines[0].splitlines()}
+
+
+def test_public_names():
+    assert set(glip.__all__) == PUBLIC
+    assert len(glip.__all__) == len(PUBLIC) == 10
+
+
+def undocumented(file: str) -> Iterator[str]:
+    """The module, its public functions and classes, and their public methods (``forward`` says it in its shapes)."""
+    if not ast.get_docstring(tree(file)):
+        yield file
+    for node in tree(file).body:
+        if not isinstance(node, (*FUNCTIONS, ast.ClassDef)) or node.name.startswith("_"):
+            continue
+        methods = [method for method in node.body if isinstance(method, FUNCTIONS)]
+        named = [method for method in methods if method.name != "forward" and not method.name.startswith("_")]
+        own = named if isinstance(node, ast.ClassDef) else []
+        yield from (f"{file}:{part.lineno} {part.name}" for part in [node, *own] if not ast.get_docstring(part))
+
+
+def test_public_things_have_docstrings():
+    assert not [place for file in FILES if not file.endswith("/__init__.py") for place in undocumented(file)]
+
+
+def test_the_package_knows_nothing_of_tools_and_tests():
+    for file in FILES:
+        assert not any(name.split(".")[0] in ("tools", "tests") for name in imports(file)), file

@@ -1,0 +1,55 @@
+"""``import glip`` is lazy: it loads nothing heavy, and every public name is there when asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import glip
+
+HEAVY = ("torch", "torchvision", "transformers", "spacy", "timm", "numpy", "PIL", "yaml", "pycocotools", "lvis", "cv2")
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_loads_nothing_heavy():
+    assert python(f"import sys, glip; print([name for name in {HEAVY!r} if name in sys.modules])").strip() == "[]"
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys\nfrom glip.cli.main import main\ntry:\n    main(['detect', '--help'])\n"
+        "except SystemExit as e:\n    print(e.code, 'torch' in sys.modules)"
+    )
+    assert python(code).strip().endswith("0 False")
+
+
+def test_config_needs_no_torch():
+    assert python("import sys, glip\nglip.load_config('tiny')\nprint('torch' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("name", glip.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(glip, name) is getattr(glip, name)
+    assert name in dir(glip)
+
+
+def test_star_import():
+    names: dict[str, object] = {}
+    exec("from glip import *", names)
+    assert set(glip.__all__) <= set(names)
+
+
+def test_unknown_name_is_explained():
+    with pytest.raises(AttributeError, match="module 'glip' has no attribute 'Dectector'; it has GLIP, Criterion"):
+        _ = glip.Dectector
+    with pytest.raises(ImportError):
+        exec("from glip import Dectector")
+
+
+def test_list_pretrained():
+    assert glip.list_pretrained() == ("glip-nano", "glip-t-a", "glip-t-b", "glip-t-c", "glip-t", "glip-l")

@@ -1,0 +1,76 @@
+"""A small GLIP learns four drawn pictures by heart: losses, targets, gradients and decoding are one whole."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small import NAMES, TINY, VOCABULARY, scenes, seeded
+
+from glip.config import Experiment, TrainConfig
+from glip.detector import Detector, build_processor
+from glip.geometry.boxes import iou
+from glip.structures import Batch, Detections, Prompt, Sample
+from glip.text.tokens import Tokenizer
+from glip.train.loop import train
+
+STEPS = 120
+CONFIG = replace(
+    TINY,
+    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
+    language=replace(TINY.language, layers=1, dropout=0.0),
+    head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.0, drop_block=0.0),
+    image=replace(TINY.image, min_size=128, max_size=160),
+)
+
+
+def samples() -> list[Sample]:
+    made = []
+    for number, (picture, things) in enumerate(scenes()):
+        labels = [NAMES.index(f"{thing.colour} {thing.kind}") for thing in things]
+        order = np.random.default_rng(number).permutation(len(NAMES)).tolist()
+        prompt = Prompt.from_names([NAMES[index] for index in order])
+        phrases = tuple((order.index(label),) for label in labels)
+        made.append(Sample(picture, torch.tensor([thing.box for thing in things]), phrases, prompt=prompt))
+    return made
+
+
+def average_precision(found: list[Detections], samples: list[Sample]) -> float:
+    """All-point AP at IoU 0.5 over all names: a detection is right when it is the first on a box of its name."""
+    rows = []
+    for index, (detections, sample) in enumerate(zip(found, samples, strict=True)):
+        overlaps = iou(detections.boxes, sample.boxes, inclusive=False)
+        for place, detection in enumerate(detections):
+            named = [box for box, row in enumerate(sample.box_phrases) if detection.label in row]
+            hits = [(index, box) for box in named if overlaps[place, box] >= 0.5]
+            rows.append((detection.score, hits))
+    seen: set[tuple[int, int]] = set()
+    total, right, area = sum(len(sample.boxes) for sample in samples), 0, 0.0
+    for rank, (_, hits) in enumerate(sorted(rows, key=lambda row: -row[0]), start=1):
+        fresh = [hit for hit in hits if hit not in seen]
+        if fresh:
+            seen.add(fresh[0])
+            right += 1
+            area += right / rank / total
+    return area
+
+
+@pytest.mark.slow
+def test_four_pictures_are_learned_by_heart(tmp_path):
+    learned = samples()
+    tokenizer = Tokenizer(VOCABULARY)
+    batch = build_processor(CONFIG, tokenizer).training(learned)
+
+    def batches(start: int) -> Iterator[Batch]:
+        return (batch for _ in range(start, STEPS))
+
+    settings = TrainConfig(
+        steps=STEPS, lr=2e-3, bert_lr=1e-3, warmup=10, schedule="cosine", save_every=STEPS, output=str(tmp_path)
+    )
+    model = train(Experiment(train=settings), seeded(CONFIG), batches, report=lambda line: None)
+    detector = Detector(model, CONFIG, tokenizer, "cpu")
+    found = detector([sample.picture for sample in learned], [sample.prompt for sample in learned], threshold=0.05)
+    assert average_precision(found, learned) >= 0.9
+    sure = [detections.above(0.3) for detections in found]
+    assert average_precision(sure, learned) >= 0.9, "recall among what scores well"
