@@ -176,7 +176,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key.strip():
-            raise ConfigError(f"override {item!r} is not key.path=value: write it such as train.steps=100")
+            lacking = "key" if separator else "'='"
+            raise ConfigError(f"override {item!r} is not key.path=value: no {lacking} in it: try train.steps=100")
         _set(tree, key.strip().split("."), _parse_yaml(value, item))
     return from_dict(Experiment, tree)
 

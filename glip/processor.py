@@ -115,7 +115,7 @@ def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple
     short, long = min(height, width), max(height, width)
     target = min_size
     if long / short * target > max_size:
-        target = int(round(max_size * short / long))
+        target = max(1, int(round(max_size * short / long)))
     if short == target:
         return height, width
     other = int(target * long / short)

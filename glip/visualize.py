@@ -39,7 +39,7 @@ def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -
         pen.rectangle(_sorted(box), outline=colour, width=line)
     taken: list[Rectangle] = []
     for found, box, colour in reversed(list(zip(ordered, boxes, colours, strict=True))):
-        text = _label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 6)
+        text = _label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
         place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
         taken.append(place)
         pen.rectangle(place, fill=colour)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from glip.config import ModelConfig, load_config, replace
@@ -20,6 +21,8 @@ VOCABULARY = ROOT / "glip" / "assets" / "glip-nano"  # BERT's vocabulary; the we
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)  # tiny models: a second thread only waits
+settings.register_profile("glip", max_examples=40, deadline=None, derandomize=True, database=None)
+settings.load_profile("glip")
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ RELEASED = ModelConfig(
     head=HeadConfig(channels=32, blocks=2, fusion_width=64),
     image=ImageConfig(min_size=64, max_size=96),
 )
+SMALL = replace(RELEASED, language=replace(RELEASED.language, vocabulary=300))  # for tests that read no words
 
 
 def seeded(config: ModelConfig, seed: int = 0) -> GLIP:
@@ -99,3 +100,35 @@ def release_state(config: ModelConfig = RELEASED) -> dict[str, torch.Tensor]:
 def without_fusion(config: ModelConfig) -> ModelConfig:
     """The same sizes in the form of GLIP-T (A)."""
     return replace(config, head=replace(config.head, fusion=False))
+
+
+def to_mmdet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What mmdetection's converter makes of the release's names and of Swin's merging (glip_to_mmdet.py, 3.3)."""
+    pyramid = {"fpn_inner": ("lateral_convs", 2), "fpn_layer": ("fpn_convs", 2), "top_blocks.p": ("fpn_convs", 3)}
+    renamed = {}
+    for key, value in state.items():
+        if any(part in key for part in ("anchor_generator", "cls_logits", "pooler")):
+            continue
+        if ".downsample." in key:
+            value = value.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+        new = key.replace("backbone.body.", "backbone.", 1) if key.startswith("backbone.body.") else key
+        new = new.replace("backbone.layers.", "backbone.stages.").replace("embed.proj.", "embed.projection.")
+        new = new.replace(".mlp.fc1.", ".ffn.layers.0.0.").replace(".mlp.fc2.", ".ffn.layers.1.")
+        if new.startswith("backbone."):
+            new = new.replace(".attn.", ".attn.w_msa.")
+        for part, (place, first) in pyramid.items():
+            stem = f"backbone.fpn.{part}"
+            if new.startswith(stem):
+                number, kind = new.removeprefix(stem).split(".")
+                new = f"neck.{place}.{int(number) - first}.conv.{kind}"
+        if new.startswith("language_backbone."):
+            new = f"language_model.{new}"
+        if new.startswith("rpn."):
+            new = "bbox_head." + new.removeprefix("rpn.")
+        renamed[new.replace("DyConv", "dyconvs").replace("AttnConv", "attnconv")] = value.contiguous()
+    return renamed
+
+
+def saved(tree: object, folder: Path, name: str = "glip.pth") -> Path:
+    torch.save(tree, folder / name)
+    return folder / name

@@ -127,9 +127,9 @@ def test_names_with_dots_are_not_cut():
         (["data.train=[{weight: 2}]"], "data.train[0]: missing key 'name'"),
         (["data.train=[{name: a, wieght: 2}]"], "data.train[0].wieght: no such key (did you mean 'weight'?)"),
         (["model=5"], "model: expected a map of keys, got 5"),
-        (["model.name.x=5"], "model.name: expected"),
-        (["train.steps"], "override 'train.steps' is not key.path=value: write it such as train.steps=100"),
-        (["=3"], "override '=3' is not key.path=value"),
+        (["model.name.x=5"], "model.name.x: 'name' is a value, not a map of keys"),
+        (["train.steps"], "override 'train.steps' is not key.path=value: no '=' in it: try train.steps=100"),
+        (["=3"], "override '=3' is not key.path=value: no key in it"),
         (["train.steps=[1"], "train.steps=[1: not valid YAML: while parsing"),
         (["train.steps=1", "train.steps.x=1"], "train.steps.x: 'steps' is a value, not a map of keys"),
     ],
@@ -137,8 +137,7 @@ def test_names_with_dots_are_not_cut():
 def test_wrong_overrides_are_explained(overrides, message):
     with pytest.raises(ConfigError) as caught:
         load_config("tiny", overrides)
-    if message != "model.name: expected":
-        assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 

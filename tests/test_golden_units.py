@@ -1,6 +1,7 @@
 """Single pieces against the 2022 release: coder, suppression, convolution, norms, losses, text, resize, names."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from glip.model.deform import deform_conv
 from glip.model.dyhead import _leading
 from glip.model.glip import build
 from glip.model.release import from_foreign, infer_config, our_name
-from glip.model.weights import ASSETS, BUNDLED
 from glip.processor import resized_size
 from glip.structures import Prompt
 from glip.text.prompt import clean_name
@@ -36,11 +36,6 @@ PARAMETERS = {  # of the release; ours has no cls_logits
     "glip_l": 430_422_384,
 }
 CLS_LOGITS = 80 * 256 + 80
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(ASSETS / BUNDLED)
 
 
 def array(name: str) -> Tensor:
@@ -185,6 +180,16 @@ def test_every_name_of_a_checkpoint_converts(layout: str, prefix: str, monkeypat
     assert replace(inferred.vision, pretrained=config.vision.pretrained) == config.vision
     assert inferred.language == config.language
     assert inferred.head == config.head
+
+
+def test_training_trains_what_the_release_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parameters of GLIP-T C but those of cls_logits, which ours does not have."""
+    lines = (GOLDEN / "trainable.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].split("\t")[:2] == ["key", "full"]
+    names = [line.split("\t")[0] for line in lines[1:] if line.split("\t")[1] == "1"]
+    model = build_without_memory(config_of("glip_t_c"), monkeypatch)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {re.sub(r"^boxes\.scales\.\d$", "boxes.scales", our_name(name, fused=True)) for name in names} == trained
 
 
 def build_without_memory(config: Any, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:

@@ -15,13 +15,13 @@ from glip.structures import Batch, Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.loop import train
 
-STEPS = 120
+STEPS = 300
 CONFIG = replace(
     TINY,
     vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
     language=replace(TINY.language, layers=1, dropout=0.0),
     head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.0, drop_block=0.0),
-    image=replace(TINY.image, min_size=128, max_size=160),
+    image=replace(TINY.image, min_size=120, max_size=160),
 )
 
 
@@ -66,7 +66,14 @@ def test_four_pictures_are_learned_by_heart(tmp_path):
         return (batch for _ in range(start, STEPS))
 
     settings = TrainConfig(
-        steps=STEPS, lr=2e-3, bert_lr=1e-3, warmup=10, schedule="cosine", save_every=STEPS, output=str(tmp_path)
+        steps=STEPS,
+        lr=1e-3,
+        bert_lr=1e-3,
+        text_lr=1e-3,
+        warmup=10,
+        schedule="cosine",
+        save_every=STEPS,
+        output=str(tmp_path),
     )
     model = train(Experiment(train=settings), seeded(CONFIG), batches, report=lambda line: None)
     detector = Detector(model, CONFIG, tokenizer, "cpu")

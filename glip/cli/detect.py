@@ -181,12 +181,14 @@ def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
 
 
 def _open(path: Path) -> "Image.Image | None":
+    from tqdm import tqdm
+
     from glip.data.picture import PictureError, open_picture
 
     try:
         return open_picture(path)
     except PictureError as error:
-        print(f"glip detect: {error}", file=sys.stderr)
+        tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if there is one
         return None
 
 

@@ -92,8 +92,8 @@ def _from_wide(picture: Image.Image) -> Image.Image:
 
 def _as_array(tensor: Tensor) -> np.ndarray:
     values = tensor.detach().cpu()
-    if values.is_floating_point() and values.numel():
-        low, high = float(values.min()), float(values.max())
+    if values.is_floating_point():
+        low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
         if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
             raise ValueError(f"tensor of floats from {low:.3g} to {high:.3g}: floats must lie in 0..1, or give uint8")
         values = (values.float() * 255).round().clamp(0, 255).byte()

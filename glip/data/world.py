@@ -33,7 +33,7 @@ __all__ = ["Thing", "draw_sample", "draw_scene"]
 WORLD = 20220607  # sets the seeds of this generator apart from those of others
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
-CAPTIONED = 0.45  # share of pictures with a caption; the others have a list of names
+CAPTIONED = 0.3  # share of pictures with a caption; the others have a list of names
 
 
 def draw_sample(seed: int) -> Sample:

@@ -61,15 +61,15 @@ COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 # the traits that name a thing, and how often a list of names uses them
 SCHEMES: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.28, ("kind",)),
-    (0.28, ("colour", "kind")),
+    (0.36, ("kind",)),
+    (0.36, ("colour", "kind")),
     (0.10, ("colour",)),
-    (0.08, ("texture", "kind")),
-    (0.08, ("size", "kind")),
-    (0.07, ("texture", "colour", "kind")),
-    (0.05, ("family",)),
-    (0.03, ("texture",)),
-    (0.03, ("size", "colour", "kind")),
+    (0.04, ("texture", "kind")),
+    (0.04, ("size", "kind")),
+    (0.04, ("texture", "colour", "kind")),
+    (0.03, ("family",)),
+    (0.02, ("texture",)),
+    (0.01, ("size", "colour", "kind")),
 )
 # the same for one mention in a caption
 MENTIONS: tuple[tuple[float, tuple[str, ...]], ...] = (
@@ -109,7 +109,7 @@ class Dialect:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Dialect":
         """A random dialect."""
-        plain = rng.random() < 0.5
+        plain = rng.random() < 0.7
         rolls = rng.random(len(SYNONYMS)).tolist()
         words = {}
         for (notion, others), roll in zip(SYNONYMS.items(), rolls, strict=True):
@@ -140,7 +140,7 @@ def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple
     scheme = _chosen(SCHEMES, rng)
     present = [tuple(one.traits()[name] for name in scheme) for one in seen]
     known = list(dict.fromkeys(present))
-    wanted = len(known) + int(rng.integers(8, 21))
+    wanted = len(known) + int(rng.integers(4, 13))
     for _ in range(80):
         # a hard negative differs from a thing that is there in one trait; an easy one in all
         traits = list(known[int(rng.integers(len(set(present))))])

@@ -51,15 +51,15 @@ def _corners(offset: Tensor, modulation: Tensor, height: int, width: int, stride
     column = torch.arange(columns, device=offset.device, dtype=offset.dtype) * stride
     y = dy + tap.repeat_interleave(3)[:, None, None] + row[:, None]
     x = dx + tap.repeat(3)[:, None, None] + column
-    top, left = y.floor(), x.floor()
+    top, left = y.floor(), x.floor()  # indices are clamped as integers: a NaN must reach the outputs, not the memory
     down, right = y - top, x - left
     indices, weights = [], []
     for y_corner, y_share in ((top, 1 - down), (top + 1, down)):
         y_share = y_share * modulation * ((y_corner >= 0) & (y_corner < height))
-        y_index = y_corner.clamp(0, height - 1).long() * width
+        y_index = y_corner.long().clamp(0, height - 1) * width
         for x_corner, x_share in ((left, 1 - right), (left + 1, right)):
             weights.append(y_share * x_share * ((x_corner >= 0) & (x_corner < width)))
-            indices.append(y_index + x_corner.clamp(0, width - 1).long())
+            indices.append(y_index + x_corner.long().clamp(0, width - 1))
     # batch tap row column corner -> batch place tap corner
     index = torch.stack(indices, -1).flatten(2, 3).transpose(1, 2)
     share = torch.stack(weights, -1).flatten(2, 3).transpose(1, 2)

@@ -136,7 +136,7 @@ class Swin(nn.Module):
         self.widths = tuple(widths)
         self.patch = nn.Conv2d(3, widths[0], kernel_size=4, stride=4)
         self.patch_norm = nn.LayerNorm(widths[0])
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
         self.stages = nn.ModuleList(
             SwinStage(width, head, window=window, drop_paths=rate.tolist(), merge=index > 0)
             for index, (width, head, rate) in enumerate(zip(widths, heads, rates, strict=True))

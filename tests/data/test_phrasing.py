@@ -1,7 +1,8 @@
-"""Captions written for detection sets: what is shown is named, within the budget, in an order that gives nothing away."""
+"""Captions written for detection sets: what is shown is named, within the budget, in an order that says nothing."""
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def count_tokens(caption: str) -> int:
 
 def sample_of(vocabulary, shown) -> Sample:
     boxes = torch.tensor([[index, 0, index + 5, 9] for index in range(len(shown))], dtype=torch.float32).reshape(-1, 4)
-    return Sample("none.png", boxes, tuple((index,) for index in shown), vocabulary=tuple(vocabulary))
+    return Sample(Path("none.png"), boxes, tuple((index,) for index in shown), vocabulary=tuple(vocabulary))
 
 
 def rng(seed=0):

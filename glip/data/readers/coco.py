@@ -78,7 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of json, of the encoding, or of a number with thousands of digits
         raise ValueError(f"{path}: not valid json: {error}") from None
     lists = tree if isinstance(tree, dict) else {}
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]

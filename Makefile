@@ -1,0 +1,42 @@
+# make demo   install into .venv (once), then find things in a drawn picture
+# make test   the whole test suite        make lint   ruff and mypy        make clean   remove what these made
+#
+# PYTHON=python3.12 chooses the interpreter; PYTEST="-k golden" narrows the tests.
+
+PYTHON ?= python3
+PYTEST ?=
+DEMO_PICTURE ?= docs/pictures/street.png
+DEMO_PROMPT ?= a red house. a tree. a blue car
+OUT ?= out
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --out "$(OUT)"
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Installing again is needed only when what is installed changes; the code itself is read from the checkout.
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "glip needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "'$(PYTHON)' has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "installing into .venv: torch and other packages, some minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test]'
+	@touch $(READY)
+
+clean:
+	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find glip tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

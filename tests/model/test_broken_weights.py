@@ -1,0 +1,184 @@
+"""Weights that cannot be had or do not fit: one line each, with what is wrong and what to do; nothing crashes."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import SMALL, VOCABULARY, release_state, saved, seeded, to_mmdet
+
+from glip.model.weights import RELEASED as NAMED
+from glip.model.weights import WeightsError, list_pretrained, load_pretrained, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, torch.Tensor]:
+    return release_state(SMALL)
+
+
+def error_of(source: str | Path) -> str:
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(source)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600
+    return message
+
+
+def test_truncated_checkpoint(released, tmp_path):
+    path = saved(released, tmp_path)
+    path.write_bytes(path.read_bytes()[:20000])
+    assert "glip.pth" in error_of(path) and "ends early or is broken (20,000 bytes)" in error_of(path)
+
+
+def test_checkpoint_of_no_bytes_and_text_files(tmp_path):
+    for text in ("", "hello, this is no checkpoint\n", "<!doctype html>\n<html>", "(lp0\nI1\na."):
+        (tmp_path / "x.pth").write_text(text)
+        assert "it is no checkpoint" in error_of(tmp_path / "x.pth"), text
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    saved({"model": {"rpn.x": torch.zeros(1), "evil": Evil()}}, tmp_path)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"evil": Evil()}, protocol=2))
+    assert "never run" in error_of(tmp_path / "glip.pth")
+    error_of(tmp_path / "plain.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("tree", [{}, [1, 2], {"model": {"a": 1}}, {"model": {}}, {3: torch.zeros(1)}, torch.zeros(2)])
+def test_no_state_dict(tree, tmp_path):
+    assert "hold no state dict" in error_of(saved(tree, tmp_path))
+
+
+def test_missing_extra_and_misshapen(released, tmp_path):
+    state = dict(released)
+    del state["rpn.head.bbox_pred.bias"]
+    state["rpn.head.spare.weight"] = torch.zeros(1)
+    state["rpn.head.centerness.bias"] = torch.zeros(2)
+    message = error_of(saved(state, tmp_path))
+    assert "missing boxes.box.bias" in message and "extra rpn.head.spare.weight" in message
+    assert "boxes.centerness.bias has shape (2,), the model (1,)" in message
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["backbone.body.conv1.weight", "rpn.head.conv.0.0.weight", "roi_heads.box_predictor.bbox_pred.weight"],
+        ["backbone.conv1.weight", "neck.lateral_convs.0.conv.weight", "bbox_head.atss_cls.weight"],
+        ["backbone.stages.0.blocks.0.attn.w_msa.qkv.weight", "bbox_head.cls_branches.0.bias"],
+    ],
+)
+def test_another_detector_of_coco(keys, tmp_path):
+    message = error_of(saved({"model": {key: torch.zeros(4, 4) for key in keys}}, tmp_path))
+    assert "are no GLIP" in message and keys[0] in message and "another detector" in message
+
+
+def test_a_model_without_boxes(tmp_path):
+    message = error_of(saved({"conv1.weight": torch.zeros(4, 4)}, tmp_path))
+    assert "are no GLIP" in message and "'conv1.weight'" in message and "save_pretrained" in message
+
+
+@pytest.mark.parametrize("drop", ["patch_embed.proj", "layers.2.", "word_embeddings", "position_embeddings", "p6"])
+def test_whatever_is_missing_sizes_are_never_guessed(drop, released, tmp_path):
+    assert "are no GLIP" in error_of(saved({k: v for k, v in released.items() if drop not in k}, tmp_path))
+
+
+@pytest.mark.parametrize("part", ["patch_embed.proj", "bias_table", "word_embeddings", "b_attn.attn.v_proj", "p6"])
+@pytest.mark.parametrize("shape", [(), (1,), (7, 3), (0, 5)])
+def test_odd_shapes_never_crash(part, shape, released, tmp_path):
+    odd = {key: torch.zeros(shape) if part in key else value for key, value in released.items()}
+    error_of(saved(odd, tmp_path))
+
+
+def test_odd_shapes_in_mmdetections_layout(released, tmp_path):
+    odd = {key: torch.zeros(3) if ".downsample." in key else value for key, value in to_mmdet(released).items()}
+    assert "vision.stages.1.merge" in error_of(saved(odd, tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_pretrained(tmp_path / "ours", seeded(SMALL), SMALL, VOCABULARY)
+    return tmp_path / "ours"
+
+
+def test_folders_that_are_not_whole(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no config.json" in error_of(tmp_path / "empty")
+    weights = folder / "model.safetensors"
+    assert f"give a checkpoint of the release or of mmdetection, or the folder {str(folder)!r}" in error_of(weights)
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert "ends early or is broken" in error_of(folder)
+    weights.unlink()
+    assert "are not there" in error_of(folder)
+
+
+def test_config_json_that_is_broken(folder):
+    file = folder / "config.json"
+    tree = json.loads(file.read_text())
+    file.write_text("{")
+    assert "is not JSON" in error_of(folder)
+    file.write_text(json.dumps({**tree, "languge": {}}))
+    assert "did you mean 'language'?" in error_of(folder)
+    file.write_text(json.dumps({**tree, "language": {**tree["language"], "heads": 7}}))
+    assert "no model has such sizes" in error_of(folder)
+    file.write_text(json.dumps({**tree, "head": {**tree["head"], "channels": 64}}))
+    assert "are not of this model" in error_of(folder)
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "is not JSON" in error_of(folder)
+
+
+def test_rows_without_scales(tmp_path):
+    config = replace(SMALL, language=replace(SMALL.language, bits=8))
+    save_pretrained(tmp_path, seeded(config), config, VOCABULARY)
+    stored = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in stored.items() if not k.endswith("int8_scales")}, tmp_path / "model.safetensors")
+    assert "missing language.bert" in error_of(tmp_path)
+
+
+# ---- names
+
+
+def test_unknown_name():
+    message = error_of("glip-x")
+    assert "'glip-x'" in message and all(name in message for name in list_pretrained())
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_public_names_without_network(name, offline):
+    message = error_of(name)
+    assert NAMED[name] in message and "GLIPModel/GLIP" in message and "pass its path" in message
+
+
+def test_cached_file_is_used(released, offline, monkeypatch, tmp_path):
+    path = saved(released, tmp_path, NAMED["glip-t"])
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *what: asked.append(what) or str(path))
+    loaded = load_pretrained("glip-t")
+    assert loaded.config.name == "glip-t" and asked == [("GLIPModel/GLIP", NAMED["glip-t"])]
+
+
+def test_download_says_the_size(released, offline, monkeypatch, tmp_path, capsys):
+    path = saved(released, tmp_path, NAMED["glip-l"])
+    size = type("Metadata", (), {"size": 3_700_000_000})()
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: size)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *what: str(path))
+    assert load_pretrained("glip-l").config.name == "glip-l"
+    said = capsys.readouterr()
+    assert "glip_large_model.pth (3700 MB)" in said.err and not said.out

@@ -1,0 +1,346 @@
+"""The Detector's promises, on a tiny model with random weights: every road to a result gives the same result."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip.config import replace
+from glip.data.icons import KINDS
+from glip.data.picture import PictureError
+from glip.data.world import Thing, draw_scene
+from glip.detector import Detector, choose_device
+from glip.geometry.boxes import iou
+from glip.model.weights import ASSETS, WeightsError
+from glip.structures import Detections, Prompt
+
+PROMPT = "a red bus. a cyclist. dog"
+NAMES = ["a red bus", "cyclist", "dog", "traffic light", "car", "cart", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def pictures(picture) -> list[Image.Image]:
+    """Four of different shapes, so that they fall into different batches."""
+    return [picture, picture.resize((60, 200)), picture.resize((97, 64)), picture.rotate(90).resize((300, 40))]
+
+
+def check_same(first: Detections, second: Detections, tolerance: float = 0.0) -> None:
+    assert len(first) == len(second) > 0
+    assert torch.equal(first.labels, second.labels)
+    assert torch.allclose(first.scores, second.scores, rtol=0, atol=tolerance)
+    assert torch.allclose(first.boxes, second.boxes, rtol=0, atol=tolerance * 100)
+    assert first.size == second.size
+
+
+def union(parts: dict[int, Detections], prompt: Prompt) -> Detections:
+    """The detections of several lists of names as one, best first; keys are the labels of their first names."""
+    boxes = torch.cat([part.boxes for part in parts.values()])
+    scores = torch.cat([part.scores for part in parts.values()])
+    labels = torch.cat([part.labels + first for first, part in parts.items()])
+    size = next(iter(parts.values())).size
+    return Detections(boxes, scores, labels, prompt, size).select(scores.argsort(descending=True, stable=True))
+
+
+def test_kinds_of_input_give_the_same(tiny_detector, picture, tmp_path):
+    picture.save(tmp_path / "a.png")
+    array = np.asarray(picture)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = tiny_detector(picture, PROMPT)
+    for kind in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor, tensor.float() / 255):
+        check_same(tiny_detector(kind, PROMPT), expected)
+    (listed,) = tiny_detector([array], PROMPT)
+    check_same(listed, expected)
+
+
+def test_grey_input(tiny_detector, picture):
+    grey = picture.convert("L")
+    array = np.asarray(grey)
+    expected = tiny_detector(grey, PROMPT)
+    for kind in (array, array[..., None], torch.from_numpy(array.copy()), grey.convert("RGB")):
+        check_same(tiny_detector(kind, PROMPT), expected)
+
+
+def test_prompts_of_every_form_give_the_same(tiny_detector, picture):
+    expected = tiny_detector(picture, PROMPT)
+    names = ["a red bus", "a cyclist", "dog"]
+    spans = [(0, 9), (11, 20), (22, 25)]
+    caption = "a red bus. a cyclist. dog"
+    for prompt in (names, tuple(names), Prompt.from_names(names), Prompt.from_caption(caption, names)):
+        check_same(tiny_detector(picture, prompt), expected)
+    check_same(tiny_detector(picture, Prompt.from_caption(caption, spans)), expected)
+
+
+def test_boxes_lie_in_the_picture_and_labels_in_the_prompt(tiny_detector, pictures):
+    for picture, found in zip(pictures, tiny_detector(pictures, PROMPT), strict=True):
+        assert len(found) > 3 and found.size == (picture.height, picture.width)
+        assert torch.isfinite(found.boxes).all() and (found.boxes >= 0).all()
+        assert (found.boxes[:, 2] <= picture.width).all() and (found.boxes[:, 3] <= picture.height).all()
+        assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+        assert set(found.labels.tolist()) <= {0, 1, 2}
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    wide = next(found for found in tiny_detector(pictures, PROMPT) if found.size == (40, 300))
+    assert wide.boxes[:, 2].max() > 160, "boxes are in original pixels, not in those of the resized picture"
+
+
+def test_iteration_and_selection(tiny_detector, picture):
+    found = tiny_detector(picture, PROMPT)
+    for index, (box, score, label, phrase) in enumerate(found):
+        assert phrase == ("a red bus", "a cyclist", "dog")[label] == found.phrases[index].text
+        assert (len(box), score) == (4, found.scores[index].item())
+    half = float(found.scores.median())
+    assert len(found.above(half)) == (found.scores >= half).sum()
+    assert len(found.select(torch.tensor([1, 0]))) == 2
+    assert torch.equal(found.classes, found.labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_a_batch_equals_one_by_one(tiny_detector, pictures, batch_size):
+    doubled = [*pictures, *pictures[::-1]]
+    together = tiny_detector(doubled, PROMPT, batch_size=batch_size)
+    alone = {id(picture): tiny_detector(picture, PROMPT) for picture in pictures}
+    for picture, found in zip(doubled, together, strict=True):
+        check_same(found, alone[id(picture)], 1e-4)
+
+
+def test_a_prompt_for_each_picture(tiny_detector, pictures):
+    prompts = [
+        Prompt.parse("dog"),
+        Prompt.parse(PROMPT),
+        Prompt.from_caption("a car, a cart", ["cart"]),
+        ["zebra", "x"],
+    ]
+    together = tiny_detector(pictures, prompts)
+    for picture, prompt, found in zip(pictures, prompts, together, strict=True):
+        check_same(found, tiny_detector(picture, prompt), 1e-4)
+        assert found.prompt.texts == (prompt.texts if isinstance(prompt, Prompt) else tuple(prompt))
+
+
+def test_steps_equal_the_call(tiny_detector, picture):
+    image, text = tiny_detector.encode_image(picture), tiny_detector.encode_text(PROMPT)
+    for _ in range(2):
+        check_same(tiny_detector.ground(image, text)[0], tiny_detector(picture, PROMPT))
+
+
+def test_an_encoded_picture_serves_many_prompts(tiny_detector, picture):
+    image = tiny_detector.encode_image(picture)
+    for prompt in (PROMPT, NAMES, "cart"):
+        (found,) = tiny_detector.ground(image, tiny_detector.encode_text(prompt))
+        check_same(found, tiny_detector(picture, prompt))
+
+
+def test_an_encoded_vocabulary_serves_many_pictures(tiny_detector, picture):
+    text = tiny_detector.encode_text(NAMES)
+    both = [picture, picture.rotate(180)]
+    for found, each in zip(tiny_detector.ground(tiny_detector.encode_image(both), text), both, strict=True):
+        check_same(found, tiny_detector(each, NAMES), 1e-4)
+
+
+def test_padding_a_caption_changes_nothing(tiny_detector, picture):
+    image = tiny_detector.encode_image([picture, picture])
+    text = tiny_detector.encode_text([Prompt.parse("dog"), Prompt.from_names(NAMES)])
+    short, long = tiny_detector.ground(image, text)
+    check_same(short, tiny_detector(picture, "dog"), 1e-4)
+    check_same(long, tiny_detector(picture, NAMES), 1e-4)
+
+
+def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, picture):
+    parts = {first: tiny_detector(picture, NAMES[first : first + 3], max_detections=0) for first in (0, 3, 6)}
+    everything = tiny_detector(picture, NAMES, max_names=3, max_detections=0)
+    check_same(everything, union(parts, Prompt.from_names(NAMES)), 1e-4)
+    assert len(everything) > 100
+    check_same(tiny_detector(picture, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
+    check_same(tiny_detector(picture, NAMES, max_names=3, batch_size=1), everything.select(torch.arange(100)), 1e-4)
+
+
+def test_chunks_follow_the_token_limit(tiny_detector, picture, monkeypatch):
+    short = Detector(
+        tiny_detector.model, replace(tiny_detector.config, max_tokens=9), tiny_detector.processor.tokenizer
+    )
+    seen = []
+    encode = short.processor.text
+    monkeypatch.setattr(
+        short.processor, "text", lambda prompts: seen.extend(p.texts for p in prompts) or encode(prompts)
+    )
+    found = short(picture, NAMES, max_detections=0)
+    assert seen == [("a red bus", "cyclist", "dog"), ("traffic light", "car", "cart"), ("zebra",)]
+    check_same(found, tiny_detector(picture, NAMES, max_names=3, max_detections=0), 1e-4)
+    with pytest.raises(ValueError, match="caption needs 13 tokens, the model reads 9: shorten it, or pass its things"):
+        short(picture, Prompt.from_caption("one two three four five six seven eight nine ten eleven", ["two"]))
+    with pytest.raises(ValueError, match="needs 13 tokens, the model reads 9: shorten it"):
+        short(picture, ["cat", "one two three four five six seven eight nine ten eleven"])
+
+
+def test_one_cap_for_short_and_chunked_prompts_of_a_batch(tiny_detector, picture):
+    short, long = Prompt.from_names(NAMES[:2]), Prompt.from_names(NAMES)
+    together = tiny_detector([picture, picture], [short, long], max_names=3, max_detections=7)
+    for found, prompt in zip(together, (short, long), strict=True):
+        check_same(found, tiny_detector(picture, prompt, max_names=3, max_detections=7), 1e-4)
+        assert len(found) == 7
+
+
+def test_thresholds(tiny_detector, picture):
+    everything = tiny_detector(picture, PROMPT)
+    middle = float(everything.scores.median())
+    check_same(tiny_detector(picture, PROMPT, threshold=middle), everything.above(middle))
+    limits = torch.tensor([middle, 1.0, 0.0])
+    found = tiny_detector(picture, PROMPT, threshold=limits.tolist())
+    check_same(found, everything.select(everything.scores >= limits[everything.labels]))
+    assert not (found.labels == 1).any() and (found.labels == 2).any()
+
+
+def test_nothing_found(tiny_detector, picture):
+    found = tiny_detector(picture, PROMPT, threshold=1)
+    assert len(found) == 0 and list(found) == [] and found.boxes.shape == (0, 4)
+
+
+def test_negatives_take_part_and_are_not_returned(tiny_detector, picture):
+    plain = tiny_detector(picture, ["dog", "car", "cart"], max_detections=0)
+    found = tiny_detector(picture, Prompt.from_names(["dog"], negatives=["car", "cart"]), max_detections=0)
+    check_same(found, plain.select(plain.labels == 0))
+    assert set(found.labels.tolist()) == {0}
+
+
+def test_names_of_one_class_suppress_each_other(tiny_detector, picture):
+    prompt = Prompt.from_names(NAMES[:4], classes=[0, 0, 5, 5])
+    for max_names in (None, 1):
+        found = tiny_detector(picture, prompt, nms=0.4, max_detections=0, max_names=max_names)
+        assert set(found.classes.tolist()) == {0, 5} and len(set(found.labels.tolist())) > 2
+        for number in (0, 5):
+            boxes = found.boxes[found.classes == number]
+            overlap = iou(boxes, boxes, inclusive=False) - torch.eye(len(boxes))
+            assert overlap.max() < 0.45
+    apart = tiny_detector(picture, NAMES[:4], nms=0.4, max_detections=0)
+    assert len(apart) > len(tiny_detector(picture, prompt, nms=0.4, max_detections=0))
+
+
+def test_duplicate_names_stay_separate_labels(tiny_detector, picture):
+    found = tiny_detector(picture, ["dog", "dog"])
+    assert set(found.labels.tolist()) == {0, 1}
+    assert {detection.phrase for detection in found} == {"dog"}
+
+
+def test_max_detections(tiny_detector, picture):
+    everything = tiny_detector(picture, NAMES, max_detections=0)
+    assert len(everything) < 100 == len(tiny_detector(picture, NAMES, nms=1))
+    check_same(tiny_detector(picture, NAMES), everything)
+    check_same(tiny_detector(picture, NAMES, max_detections=9), everything.select(torch.arange(9)))
+
+
+def test_nms_of_one_keeps_all(tiny_detector, picture):
+    levels = tiny_detector.encode_image(picture).levels
+    candidates = sum(min(level.shape[2] * level.shape[3] * 3, 200) for level in levels)
+    kept = tiny_detector(picture, PROMPT, nms=1, max_detections=0)
+    assert len(kept) == candidates
+    fewer = tiny_detector(picture, PROMPT, max_detections=0)
+    assert len(fewer) < candidates and set(fewer) <= set(kept)
+
+
+def test_token_scores(tiny_detector, picture):
+    prompts = [Prompt.parse("a red bus. dog"), Prompt.parse("dog")]
+    together = tiny_detector([picture, picture], prompts, token_scores=True)
+    assert together[0].tokens == ("[CLS]", "a", "red", "bus", ".", "dog", "[SEP]")
+    assert together[1].tokens == ("[CLS]", "dog", "[SEP]")
+    for found in together:
+        assert found.token_scores.shape == (len(found), len(found.tokens))
+        own = {"a red bus": [1, 2, 3], "dog": [len(found.tokens) - 2]}
+        for detection, scores in zip(found, found.token_scores, strict=True):
+            mean = scores[own[detection.phrase]].mean()
+            assert detection.score <= mean.sqrt() + 1e-5, "the score is the root of its tokens' mean times centerness"
+        assert found.select(torch.tensor([0])).token_scores.shape[0] == 1
+    assert tiny_detector(picture, "dog").token_scores is None
+    with pytest.raises(ValueError, match="token_scores need a prompt in one piece"):
+        tiny_detector(picture, NAMES, max_names=2, token_scores=True)
+
+
+def test_saved_model_gives_the_same_bits(tiny_detector, tiny_folder, picture):
+    again = Detector.from_pretrained(tiny_folder, device="cpu")
+    assert again.config == tiny_detector.config
+    first, second = tiny_detector(picture, PROMPT), again(picture, PROMPT)
+    check_same(first, second)
+    assert {path.name for path in tiny_folder.iterdir()} == {"model.safetensors", "config.json", "vocab.txt"}
+
+
+def test_calls_repeat_and_leave_no_trace(tiny_detector, picture):
+    before = picture.copy()
+    first = tiny_detector(picture, PROMPT)
+    torch.rand(3)
+    check_same(tiny_detector(picture, PROMPT), first)
+    assert picture == before and not tiny_detector.model.training
+    assert not first.scores.requires_grad
+
+
+def test_threads_do_not_matter(tiny_detector, picture):
+    expected = tiny_detector(picture, PROMPT)
+    torch.set_num_threads(2)
+    try:
+        check_same(tiny_detector(picture, PROMPT), expected, 1e-4)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_any_size(tiny_detector):
+    for size in ((1, 1), (1, 300), (700, 2)):
+        found = tiny_detector(Image.new("RGB", size, (90, 10, 200)), "dog")
+        assert found.size == size[::-1] and torch.isfinite(found.boxes).all()
+
+
+def test_no_pictures(tiny_detector):
+    assert tiny_detector([], "dog") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold 1.5 is outside \[0, 1\]: scores are probabilities, such as 0.5"),
+        ({"threshold": -0.1}, r"threshold -0.1 is outside \[0, 1\]"),
+        ({"threshold": float("nan")}, "threshold nan is outside"),
+        ({"threshold": [0.5, 0.5]}, "threshold: got 2 for 3 phrases: give one number, or one per phrase"),
+        ({"nms": 1.1}, r"nms 1.1 is outside \[0, 1\]: it is an overlap, 1 keeps all boxes"),
+        ({"max_detections": -1}, "max_detections -1 is negative: give a number of boxes, or 0 for no cap"),
+        ({"batch_size": 0}, "batch_size 0 is less than 1"),
+        ({"max_names": 0}, "max_names 0 is less than 1"),
+    ],
+)
+def test_wrong_options_are_explained(tiny_detector, picture, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_detector(picture, PROMPT, **options)
+
+
+def test_wrong_pictures_and_prompts_are_explained(tiny_detector, picture):
+    with pytest.raises(PictureError, match="'nowhere.jpg' is not there"):
+        tiny_detector("nowhere.jpg", PROMPT)
+    with pytest.raises(ValueError, match="names nothing"):
+        tiny_detector(picture, " ")
+    with pytest.raises(ValueError, match="no phrase"):
+        tiny_detector(picture, [])
+    with pytest.raises(ValueError, match="yields no token"):
+        tiny_detector(picture, ["cat", "\u200b"])
+    with pytest.raises(ValueError, match="got 2 prompts for 3 pictures: give one, or one for each"):
+        tiny_detector([picture] * 3, [Prompt.parse("a"), Prompt.parse("b")])
+    with pytest.raises(ValueError, match="got 2 prompts for 1 pictures"):
+        text = tiny_detector.encode_text([Prompt.parse("a"), Prompt.parse("b")])
+        tiny_detector.ground(tiny_detector.encode_image(picture), text)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", ""])
+def test_a_device_that_is_not_there_is_explained(device):
+    with pytest.raises(ValueError, match=f"device '{device}' is not there: give one of cpu"):
+        choose_device(device)
+
+
+def test_unknown_models_are_explained(tmp_path):
+    with pytest.raises(WeightsError, match=r"model 'glip-x' is not known .* give one of glip-nano, glip-t-a"):
+        Detector.from_pretrained("glip-x")
+    with pytest.raises(WeightsError, match="has no config.json: give a folder written by save_pretrained"):
+        Detector.from_pretrained(tmp_path)
+
+
+@pytest.mark.skipif(
+    not (ASSETS / "glip-nano" / "model.safetensors").is_file(), reason="the bundled weights are not in this checkout"
+)
+def test_the_bundled_model_finds_a_drawn_thing():
+    box = (60.0, 50.0, 190.0, 180.0)
+    kind = next(kind for kind in ("star", "heart", *KINDS) if kind in KINDS)
+    scene = draw_scene([Thing(kind, "red", "plain", box)], (320, 260), 4)
+    found = Detector.from_pretrained("glip-nano", device="cpu")(scene, [f"red {kind}"])
+    assert len(found) and iou(found.boxes[:1], torch.tensor([box]), inclusive=False).item() > 0.5

@@ -1,0 +1,142 @@
+"""Which tokens name a phrase: never none, never another's, whatever the characters."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glip.structures import Prompt
+from glip.text.tokens import Tokenizer, encode_prompts, phrase_tokens, positive_map
+
+WORDS = [
+    "cat",
+    "cart",
+    "car",
+    "café",
+    "北京烤鸭",
+    "🐈",
+    "electroencephalographically",
+    "7.5 cm",
+    "(bat)",
+    "zebra's",
+    "a-b",
+]
+NAMES = st.lists(
+    st.sampled_from(WORDS) | st.text(st.sampled_from("abcé北-'.,! x"), min_size=1, max_size=15), min_size=1
+)
+
+
+def pieces(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[str, ...]]:
+    tokens = tokenizer(prompt.caption)
+    return [tokenizer.words([tokens.ids[i] for i in row]) for row in phrase_tokens(tokens, prompt)]
+
+
+def test_special_tokens_and_offsets(tokenizer):
+    tokens = tokenizer("a red bus")
+    assert tokenizer.words(tokens.ids) == ("[CLS]", "a", "red", "bus", "[SEP]")
+    assert tokens.offsets == ((0, 0), (0, 1), (2, 5), (6, 9), (0, 0))
+    assert [tokens.of_character(place) for place in range(10)] == [1, None, 2, 2, 2, None, 3, 3, 3, None]
+
+
+def test_car_and_cart_are_not_confused(tokenizer):
+    prompt = Prompt.from_names(["cart", "car", "cartoon", "car"])
+    assert pieces(tokenizer, prompt) == [("cart",), ("car",), ("cartoon",), ("car",)]
+    rows = phrase_tokens(tokenizer(prompt.caption), prompt)
+    assert len({tuple(row) for row in rows}) == 4
+
+
+def test_names_of_many_pieces_and_odd_characters(tokenizer):
+    found = pieces(
+        tokenizer, Prompt.from_names(["electroencephalographically", "café", "北京", "🐈", "zebra's", "!bat?"])
+    )
+    assert len(found[0]) > 4 and "".join(found[0]).replace("##", "") == "electroencephalographically"
+    assert found[1:] == [("cafe",), ("北", "京"), ("[UNK]",), ("zebra", "'", "s"), ("!", "bat", "?")]
+
+
+def test_spans_of_a_caption(tokenizer):
+    prompt = Prompt.from_caption("red and blue cars", [[(0, 3), (13, 17)], (8, 17), (1, 2), (3, 8)])
+    assert pieces(tokenizer, prompt) == [("red", "cars"), ("blue", "cars"), ("red",), ("and",)]
+
+
+def test_overlapping_spans_repeat_a_token(tokenizer):
+    prompt = Prompt.from_caption("blue cars", [[(0, 9), (5, 9)]])
+    assert phrase_tokens(tokenizer(prompt.caption), prompt) == [[1, 2, 2]]
+    weights = encode_prompts(tokenizer, [prompt], max_tokens=256).phrase_tokens[0]
+    assert weights[0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 0])
+
+
+@given(NAMES)
+def test_every_row_sums_to_one_within_its_own_span(tokenizer, names):
+    names = [name for name in names if name.strip()] or ["cat"]
+    names = [name.strip() for name in names]
+    prompt = Prompt.from_names(names)
+    batch = encode_prompts(tokenizer, [prompt], max_tokens=10_000)
+    weights = batch.phrase_tokens[0]
+    assert torch.allclose(weights.sum(1), torch.ones(len(names)))
+    offsets = tokenizer(prompt.caption).offsets
+    for row, phrase in zip(weights, prompt.phrases, strict=True):
+        ((start, end),) = phrase.spans
+        own = [offsets[index] for index in row.nonzero().flatten().tolist()]
+        assert own and all(start <= first and last <= end for first, last in own)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(str.strip))
+def test_any_text_names_its_own_tokens_or_is_an_error(tokenizer, name):
+    prompt = Prompt.from_names(["dog", name, "fox"])
+    tokens = tokenizer(prompt.caption)
+    try:
+        dog, own, fox = phrase_tokens(tokens, prompt)
+    except ValueError as error:
+        assert "yields no token" in str(error)
+        return
+    assert tokenizer.words([tokens.ids[dog[0]], tokens.ids[fox[0]]]) == ("dog", "fox")
+    assert not set(own) & {*dog, *fox}
+    ((start, end),) = prompt.phrases[1].spans
+    assert all(tokens.offsets[index][0] < end and tokens.offsets[index][1] > start for index in own)
+
+
+@pytest.mark.parametrize("name", ["\u200b", "\u200b\u200b", "\x07", "\ufe0f"])
+def test_a_phrase_without_tokens_is_an_error(tokenizer, name):
+    prompt = Prompt.from_names(["cat", name, "dog"])
+    with pytest.raises(ValueError, match=r"phrase '.*' yields no token: .*; use words"):
+        encode_prompts(tokenizer, [prompt], max_tokens=256)
+
+
+def test_a_span_of_white_space_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="phrase ' ' yields no token"):
+        encode_prompts(tokenizer, [Prompt.from_caption("a cat", [(1, 2)])], max_tokens=256)
+
+
+def test_a_caption_too_long_is_an_error_and_nothing_is_cut(tokenizer):
+    caption = "cat " * 255
+    with pytest.raises(ValueError) as caught:
+        encode_prompts(tokenizer, [Prompt.from_caption(caption, ["cat"])], max_tokens=256)
+    assert str(caught.value).startswith("caption needs 257 tokens, the model reads 256: shorten it, or pass its things")
+    exact = encode_prompts(tokenizer, [Prompt.from_caption(caption[4:], ["cat"])], max_tokens=256)
+    assert exact.input_ids.shape == (1, 256)
+
+
+def test_captions_are_padded_to_the_longest(tokenizer):
+    batch = encode_prompts(tokenizer, [Prompt.parse("a cat"), Prompt.parse("a red bus. a dog")], max_tokens=256)
+    assert batch.input_ids.shape == batch.attention_mask.shape == (2, 8)
+    assert batch.attention_mask.sum(1).tolist() == [4, 8]
+    assert batch.input_ids[0, 4:].tolist() == [0] * 4
+    assert [tuple(rows.shape) for rows in batch.phrase_tokens] == [(1, 8), (2, 8)]
+
+
+def test_positive_map_is_the_union_of_phrases(tokenizer):
+    weights = encode_prompts(tokenizer, [Prompt.parse("red bus. dog. cat")], max_tokens=256).phrase_tokens[0]
+    rows = positive_map(weights, [(0,), (1, 2), (2,)])
+    assert [row.nonzero().flatten().tolist() for row in rows] == [[1, 2], [4, 6], [6]]
+
+
+def test_saved_vocabulary_reads_the_same(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = Tokenizer(tmp_path)
+    text = "A café of 北京, 7.5 cm electroencephalographically!"
+    assert again(text) == tokenizer(text)
+
+
+def test_a_folder_without_tokenizer_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no vocab.txt or tokenizer.json there: give a model folder"):
+        Tokenizer(tmp_path)
