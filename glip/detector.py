@@ -32,7 +32,7 @@ Words = str | Sequence[str] | Prompt
 class EncodedImage:
     """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
 
-    levels: tuple[Float[Tensor, "batch chan height width"], ...]
+    levels: tuple[Float[Tensor, "batch chan _height _width"], ...]
     resized: tuple[tuple[int, int], ...]
     original: tuple[tuple[int, int], ...]
 

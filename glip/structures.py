@@ -152,7 +152,7 @@ def _locate(caption: str, text: str, start: int) -> Span:
     return match.span()
 
 
-def _spans(item: Span | Sequence[Span]) -> tuple[Span, ...]:
+def _spans(item: Sequence[Any]) -> tuple[Span, ...]:
     listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
     if not all(len(span) == 2 for span in listed):
         raise ValueError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
@@ -214,7 +214,7 @@ class TextBatch:
 
     input_ids: Int[Tensor, "batch tok"]
     attention_mask: Bool[Tensor, "batch tok"]
-    phrase_tokens: tuple[Float[Tensor, "phrase tok"], ...]
+    phrase_tokens: tuple[Float[Tensor, "_phrase tok"], ...]
     prompts: tuple[Prompt, ...]
 
     def to(self, device: torch.device | str) -> "TextBatch":

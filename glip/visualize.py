@@ -3,6 +3,7 @@
 import colorsys
 import os
 import tempfile
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,9 +78,10 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
-def _label(phrase: str, score: str, font: Font, width: float) -> str:
-    """Phrase and score on one line, the phrase cut to what fits."""
-    words = " ".join(phrase.split())
+def _label(phrase: str, score: str, font: Font, width: int) -> str:
+    """Phrase and score on one line, the phrase cut to what fits; Pillow's own font has no accents."""
+    letters = unicodedata.normalize("NFKD", phrase)
+    words = " ".join("".join(letter for letter in letters if not unicodedata.combining(letter)).split())
     if font.getlength(words + score) <= width:
         return words + score
     while words and font.getlength(f"{words}...{score}") > width:

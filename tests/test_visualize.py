@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from glip import visualize
 from glip.structures import Detections, Prompt
@@ -97,6 +97,13 @@ def test_labels_do_not_cover_each_other_while_there_is_room(places):
 def test_any_characters(places, name):
     draw(Image.new("RGB", (300, 200)), detections((300, 200), [name]))
     assert len(places) == 3
+
+
+def test_labels_are_one_line_without_accents():
+    font = ImageFont.load_default(size=12)
+    assert visualize._label(" café\ncrème ", " 0.50", font, 300) == "cafe creme 0.50"
+    cut = visualize._label("a red bus " * 9, " 0.50", font, 100)
+    assert cut.startswith("a red") and cut.endswith("... 0.50") and font.getlength(cut) <= 100
 
 
 def test_boxes_of_no_area_or_upside_down():

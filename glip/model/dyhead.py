@@ -73,8 +73,12 @@ class DynamicBlock(nn.Module):
             size = coarse.shape[2:]
             moved = self.coarser(coarse, _leading(offset, size), _leading(modulation, size))
             branches.append(F.interpolate(moved, size=x.shape[2:], mode="bilinear", align_corners=True))
-        weighed = [branch * self._weight(branch) for branch in branches]
-        return self.relu(torch.stack(weighed).mean(0))
+        # Summed, not stacked: a stack copies every branch and loses the layout with channels last, which the
+        # convolutions give and the next fusion reads.
+        mixed = branches[0] * (self._weight(branches[0]) / len(branches))
+        for branch in branches[1:]:
+            mixed = mixed + branch * (self._weight(branch) / len(branches))
+        return self.relu(mixed)
 
     def _weight(self, branch: Map) -> Float[Tensor, "batch 1 1 1"]:
         return F.relu6(F.relu(self.importance(branch.mean((2, 3), keepdim=True))) + 3) / 6

@@ -136,9 +136,10 @@ class Swin(nn.Module):
         self.widths = tuple(widths)
         self.patch = nn.Conv2d(3, widths[0], kernel_size=4, stride=4)
         self.patch_norm = nn.LayerNorm(widths[0])
-        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
+        ramp = [drop_path * index / max(sum(depths) - 1, 1) for index in range(sum(depths))]
+        rates = [ramp[sum(depths[:index]) :][:depth] for index, depth in enumerate(depths)]
         self.stages = nn.ModuleList(
-            SwinStage(width, head, window=window, drop_paths=rate.tolist(), merge=index > 0)
+            SwinStage(width, head, window=window, drop_paths=rate, merge=index > 0)
             for index, (width, head, rate) in enumerate(zip(widths, heads, rates, strict=True))
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
