@@ -1,7 +1,6 @@
 """Shapes as types: ``Float[Tensor, "batch loc tok"]`` names the axes of every tensor that crosses a function border.
 
-With jaxtyping installed (the ``test`` extra) the names are checked under pytest; without it they are read by
-people only and cost nothing.
+They are read by people, and cost nothing. Where jaxtyping is installed, its import hook can check them.
 """
 
 from typing import TYPE_CHECKING, Any

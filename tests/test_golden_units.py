@@ -167,12 +167,12 @@ def test_weight_rule(key: str, shape: tuple[int, ...], first: tuple[float, ...])
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_every_name_of_a_checkpoint_converts(layout: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_name_of_a_checkpoint_converts(layout: str, prefix: str) -> None:
     """Name by name and shape by shape, nothing missing and nothing extra; buffers and cls_logits are dropped."""
     state = {prefix + entry.key: torch.empty(entry.shape, device="meta") for entry in release_entries(layout)}
     ours = from_foreign(state)
     config = config_of(layout)
-    model = build_without_memory(config, monkeypatch)
+    model = build_without_memory(config)
     assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert sum(value.numel() for value in ours.values()) == PARAMETERS[layout] - CLS_LOGITS
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[layout] - CLS_LOGITS
@@ -182,19 +182,17 @@ def test_every_name_of_a_checkpoint_converts(layout: str, prefix: str, monkeypat
     assert inferred.head == config.head
 
 
-def test_training_trains_what_the_release_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_trains_what_the_release_trains() -> None:
     """All parameters of GLIP-T C but those of cls_logits, which ours does not have."""
     lines = (GOLDEN / "trainable.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[0].split("\t")[:2] == ["key", "full"]
     names = [line.split("\t")[0] for line in lines[1:] if line.split("\t")[1] == "1"]
-    model = build_without_memory(config_of("glip_t_c"), monkeypatch)
+    model = build_without_memory(config_of("glip_t_c"))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {re.sub(r"^boxes\.scales\.\d$", "boxes.scales", our_name(name, fused=True)) for name in names} == trained
 
 
-def build_without_memory(config: Any, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """The model's names and shapes; only Swin's list of drop rates needs numbers."""
-    linspace = torch.linspace
-    monkeypatch.setattr(torch, "linspace", lambda *args, **kwargs: linspace(*args, **kwargs, device="cpu"))
+def build_without_memory(config: Any) -> torch.nn.Module:
+    """The model's names and shapes."""
     with torch.device("meta"):
         return build(config)

@@ -145,7 +145,7 @@ def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, 
 
     stages: Any = list(model.tower)
     blocks = [stage.image for stage in stages]
-    parts = {
+    parts: dict[str, list[Any]] = {
         "backbone": [model.vision],
         "pyramid": [model.pyramid],
         "text": [model.language],

@@ -1,6 +1,6 @@
 """Draw the pictures that the README and ``make demo`` use; run once, the results are committed.
 
-    python tools/draw_demo.py docs/pictures
+python tools/draw_demo.py docs/pictures
 """
 
 import argparse

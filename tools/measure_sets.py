@@ -39,7 +39,9 @@ def main() -> None:
         low, high = interval(evaluator)
         seen = "yes (train split)" if name in detector.config.trained_on else "no"
         count = len(evaluator.params.imgIds)
-        print(f"{name:<14} {args.split:<6} {count:8d}  {precision50:.3f} [{low:.3f}, {high:.3f}]  {precision:.3f}  {seen}")
+        print(
+            f"{name:<14} {args.split:<6} {count:8d}  {precision50:.3f} [{low:.3f}, {high:.3f}]  {precision:.3f}  {seen}"
+        )
 
 
 def evaluate(detector: "glip.Detector", folder: Path, split: str) -> COCOeval:

@@ -33,7 +33,7 @@ __all__ = ["Thing", "draw_sample", "draw_scene"]
 WORLD = 20220607  # sets the seeds of this generator apart from those of others
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
-CAPTIONED = 0.3  # share of pictures with a caption; the others have a list of names
+CAPTIONED = 0.2  # share of pictures with a caption; the others have a list of names
 
 
 def draw_sample(seed: int) -> Sample:
@@ -125,9 +125,9 @@ def _populated(size: tuple[int, int], rng: np.random.Generator) -> _Canvas:
     canvas = _Canvas.blank(size, rng)
     count = int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7]))
     usable = [name for name in COLOURS if min(_distance(shade_of(name), tone) for tone in canvas.ground) > 110]
-    kinds = rng.permutation(KINDS)[: rng.integers(1, 2 + count)].tolist()
-    colours = rng.permutation(usable)[: rng.integers(1, 2 + count)].tolist()
-    textured, visible = rng.random() < 0.6, VISIBLE if rng.random() < 0.4 else APART
+    kinds = _some("kind", KINDS, count, rng)
+    colours = _some("colour", usable, count, rng)
+    textured, visible = rng.random() < 0.3, VISIBLE if rng.random() < 0.4 else APART
     extents = sorted((_extent(size, rng) for _ in range(count)), reverse=True)
     for extent in extents:
         thing = _invent(extent, str(rng.choice(kinds)), str(rng.choice(colours)), textured, rng)
@@ -138,6 +138,13 @@ def _populated(size: tuple[int, int], rng: np.random.Generator) -> _Canvas:
                 canvas.press(placed, mark)
                 break
     return canvas
+
+
+def _some(notion: str, values: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """The few different values that one picture's things share."""
+    number = min(int(rng.integers(1, 2 + count)), len(values))
+    chosen: list[str] = rng.choice(values, size=number, replace=False, p=words.shares(notion, values)).tolist()
+    return chosen
 
 
 def _extent(size: tuple[int, int], rng: np.random.Generator) -> float:

@@ -4,6 +4,7 @@ Words are built piece by piece with their spans, so no annotation can be wrong: 
 true of, a name said to be absent fits no thing, and a thing nobody mentioned fits no mention.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,12 @@ FAMILIES = {
     "toy": ("balloon",),
 }
 FAMILY_OF = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+# As in the real world a few things are seen often, which is what a small model can learn from few pictures.
+COMMON = {
+    "kind": ("house", "tree", "car", "sun", "fish", "boat", "cup", "star", "circle", "square", "triangle", "heart"),
+    "colour": ("red", "green", "blue", "yellow", "orange", "purple", "black", "white"),
+}
+COMMON_SHARE = 0.85
 VALUES = {"size": SIZES, "texture": TEXTURES, "colour": tuple(COLOURS), "kind": KINDS, "family": tuple(FAMILIES)}
 ELSEWHERE = (
     *("dog", "cat", "person", "horse", "chair", "clock", "guitar", "bottle"),
@@ -61,9 +68,9 @@ COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 # the traits that name a thing, and how often a list of names uses them
 SCHEMES: tuple[tuple[float, tuple[str, ...]], ...] = (
-    (0.36, ("kind",)),
-    (0.36, ("colour", "kind")),
-    (0.10, ("colour",)),
+    (0.40, ("kind",)),
+    (0.30, ("colour", "kind")),
+    (0.12, ("colour",)),
     (0.04, ("texture", "kind")),
     (0.04, ("size", "kind")),
     (0.04, ("texture", "colour", "kind")),
@@ -135,6 +142,16 @@ def _chosen(table: tuple[tuple[float, tuple[str, ...]], ...], rng: np.random.Gen
     return table[int(rng.choice(len(table), p=[weight for weight, _ in table]))][1]
 
 
+def shares(notion: str, values: Sequence[str]) -> list[float] | None:
+    """How often each value of a notion is drawn: common ones share ``COMMON_SHARE``; None where all are alike."""
+    common = [value in COMMON.get(notion, ()) for value in values]
+    number = sum(common)
+    if number in (0, len(values)):
+        return None
+    rest = (1 - COMMON_SHARE) / (len(values) - number)
+    return [COMMON_SHARE / number if often else rest for often in common]
+
+
 def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple[tuple[str, ...], list[int]]:
     """A vocabulary in which every thing has exactly one name, and the index of that name for each thing."""
     scheme = _chosen(SCHEMES, rng)
@@ -144,8 +161,8 @@ def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple
     for _ in range(80):
         # a hard negative differs from a thing that is there in one trait; an easy one in all
         traits = list(known[int(rng.integers(len(set(present))))])
-        for place in range(len(scheme)) if rng.random() < 0.3 else [int(rng.integers(len(scheme)))]:
-            traits[place] = str(rng.choice(VALUES[scheme[place]]))
+        for place in range(len(scheme)) if rng.random() < 0.7 else [int(rng.integers(len(scheme)))]:
+            traits[place] = str(rng.choice(VALUES[scheme[place]], p=shares(scheme[place], VALUES[scheme[place]])))
         if tuple(traits) not in known and len(known) < wanted:
             known.append(tuple(traits))
     texts = [dialect.noun_phrase(dict(zip(scheme, traits, strict=True))) for traits in known]

@@ -9,7 +9,7 @@ from torch import nn
 from glip.model.deform import TAPS, deform_conv
 from glip.shapes import Float, Tensor
 
-Map = Float[Tensor, "batch chan height width"]
+Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
 
 
 class DeformableBranch(nn.Module):

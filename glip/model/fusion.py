@@ -50,7 +50,8 @@ class Fusion(nn.Module):
         # Few heads at a time: S then stays in the processor's cache, and large temporaries, whose memory the system
         # must clear page by page, never arise. All heads' S is 112 MB for 80 names and a picture of 800 x 1088.
         together = max(1, _SCORES // (image.shape[0] * image.shape[1] * text.shape[1]))
-        read_text, read_image = self.out_image.bias, []
+        read_image: list[Tensor] = []
+        read_text: Tensor = self.out_image.bias
         for first in range(0, self.heads, together):
             heads = slice(first, first + together)
             to_image, to_text = self._attention(heads, keys[:, heads], image, attention_mask)

@@ -20,7 +20,7 @@ from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, Outputs, TextBatch, TextFeatures
 
-Map = Float[Tensor, "batch chan height width"]
+Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
 
 
 class TowerStage(nn.Module):

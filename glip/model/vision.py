@@ -12,7 +12,7 @@ from torch import nn
 
 from glip.shapes import Float, Tensor
 
-Map = Float[Tensor, "batch chan height width"]
+Map = Float[Tensor, "batch _chan _height _width"]  # levels differ in size
 NUM_LEVELS = 5
 _SHIFT_MASK = -100.0  # added to attention between places that only the cyclic shift made neighbours
 
@@ -170,7 +170,7 @@ class ResNet(nn.Module):
 
         self.widths = tuple(widths)
         self.body = TimmResNet(
-            BasicBlock,
+            BasicBlock,  # type: ignore[arg-type]
             layers=tuple(depths),
             channels=tuple(widths),
             stem_width=widths[0] // 2,
@@ -181,7 +181,7 @@ class ResNet(nn.Module):
         )
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
-        maps: list[Map] = self.body.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)
+        maps: list[Map] = self.body.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)  # type: ignore[assignment]
         return maps
 
 
