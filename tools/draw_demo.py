@@ -11,22 +11,20 @@ from glip.data.world import Thing, draw_scene
 STREET = (
     Thing("sun", "yellow", "plain", (392, 18, 470, 96)),
     Thing("cloud", "white", "plain", (70, 26, 190, 88)),
-    Thing("balloon", "pink", "plain", (318, 34, 362, 118)),
+    Thing("balloon", "pink", "plain", (300, 30, 344, 114)),
     Thing("house", "red", "plain", (168, 122, 300, 246)),
     Thing("tree", "green", "plain", (42, 112, 132, 252)),
-    Thing("tree", "green", "plain", (330, 146, 402, 252)),
-    Thing("bird", "purple", "plain", (224, 38, 282, 84)),
-    Thing("car", "blue", "plain", (92, 258, 214, 326)),
-    Thing("bus", "orange", "striped", (276, 244, 440, 330)),
+    Thing("tree", "green", "plain", (350, 134, 432, 252)),
+    Thing("car", "blue", "plain", (92, 262, 214, 330)),
+    Thing("car", "yellow", "plain", (300, 258, 422, 326)),
 )
-TABLE = (
-    Thing("cup", "blue", "plain", (40, 150, 122, 232)),
-    Thing("apple", "red", "plain", (160, 176, 226, 244)),
-    Thing("apple", "green", "plain", (246, 60, 306, 122)),
-    Thing("key", "yellow", "plain", (70, 50, 152, 92)),
-    Thing("star", "purple", "plain", (190, 40, 232, 82)),
-    Thing("umbrella", "red", "striped", (300, 150, 396, 250)),
-    Thing("mushroom", "brown", "plain", (336, 40, 402, 108)),
+SHELF = (
+    Thing("cup", "blue", "plain", (36, 150, 118, 232)),
+    Thing("heart", "red", "plain", (164, 156, 234, 224)),
+    Thing("fish", "orange", "plain", (272, 160, 396, 228)),
+    Thing("star", "purple", "plain", (60, 34, 132, 104)),
+    Thing("boat", "green", "plain", (172, 32, 262, 112)),
+    Thing("triangle", "black", "plain", (310, 40, 380, 106)),
 )
 
 
@@ -37,7 +35,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     draw_scene(STREET, (500, 350), seed=2).save(folder / "street.png")
-    draw_scene(TABLE, (440, 280), seed=0).save(folder / "table.png")
+    draw_scene(SHELF, (440, 270), seed=0).save(folder / "shelf.png")
 
 
 if __name__ == "__main__":
