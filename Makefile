@@ -6,7 +6,8 @@
 PYTHON ?= python3
 PYTEST ?=
 DEMO_PICTURE ?= docs/pictures/street.png
-DEMO_PROMPT ?= a red house. a tree. a blue car
+DEMO_PROMPT ?= a red house. a tree. a car. the sun
+DEMO_THRESHOLD ?= 0.57
 OUT ?= out
 
 BIN := .venv/bin
@@ -16,7 +17,7 @@ READY := .venv/ready
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --out "$(OUT)"
+	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --threshold $(DEMO_THRESHOLD) --out "$(OUT)"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST)

@@ -11,7 +11,6 @@ from glip.data.world import Thing, draw_scene
 STREET = (
     Thing("sun", "yellow", "plain", (392, 18, 470, 96)),
     Thing("cloud", "white", "plain", (70, 26, 190, 88)),
-    Thing("balloon", "pink", "plain", (300, 30, 344, 114)),
     Thing("house", "red", "plain", (168, 122, 300, 246)),
     Thing("tree", "green", "plain", (42, 112, 132, 252)),
     Thing("tree", "green", "plain", (350, 134, 432, 252)),
