@@ -1,6 +1,6 @@
 """Shapes as types: ``Float[Tensor, "batch loc tok"]`` names the axes of every tensor that crosses a function border.
 
-They are read by people, and cost nothing. Where jaxtyping is installed, its import hook can check them.
+They are read by people and by mypy (through jaxtyping, in the ``test`` extra), and cost nothing at run time.
 """
 
 from typing import TYPE_CHECKING, Any
