@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from glip.geometry.boxes import scale
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, ImageBatch, Prompt, Sample, Target, TextBatch
 from glip.text.tokens import Tokenizer, encode_prompts, positive_map
@@ -87,15 +86,6 @@ class Processor:
             for sample, weights in zip(samples, text.phrase_tokens, strict=True)
         )
         return Batch(images, text, targets)
-
-    def targets(self, images: ImageBatch, text: TextBatch, samples: Sequence[Sample]) -> tuple[Target, ...]:
-        """Targets of samples whose pictures went through ``images``: boxes follow the resize."""
-        return tuple(
-            Target(scale(sample.boxes.float(), original, resized), positive_map(weights, sample.box_phrases))
-            for sample, weights, original, resized in zip(
-                samples, text.phrase_tokens, images.original, images.resized, strict=True
-            )
-        )
 
     def _normalize(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
         values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()

@@ -70,11 +70,6 @@ class Tokenizer:
         """The word pieces of token ids, to be read by people."""
         return tuple(self._bert.convert_ids_to_tokens(list(ids)))
 
-    def save(self, folder: str | Path) -> None:
-        """Write the vocabulary into a folder, so that a model there needs no other file."""
-        vocabulary = sorted(self._bert.get_vocab().items(), key=lambda item: item[1])
-        Path(folder, "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocabulary), encoding="utf-8")
-
 
 def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
     """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release.

@@ -130,13 +130,6 @@ def test_positive_map_is_the_union_of_phrases(tokenizer):
     assert [row.nonzero().flatten().tolist() for row in rows] == [[1, 2], [4, 6], [6]]
 
 
-def test_saved_vocabulary_reads_the_same(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    again = Tokenizer(tmp_path)
-    text = "A café of 北京, 7.5 cm electroencephalographically!"
-    assert again(text) == tokenizer(text)
-
-
 def test_a_folder_without_tokenizer_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no vocab.txt or tokenizer.json there: give a model folder"):
         Tokenizer(tmp_path)
