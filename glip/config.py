@@ -101,16 +101,36 @@ class ModelConfig:
     license: str = ""
 
 
+Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "world"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """One set of a mixture: a COCO-format json and its picture folder under the data root, or the drawn world."""
+class SetConfig:
+    """Where a set lies and how it is written: an entry of ``datasets.yaml``, paths relative to the data root.
+
+    For drawn pictures (format world) the last four fields say which.
+    """
+
+    format: Format | None = None  # None: told from the file itself
+    annotations: str = ""  # a file, or a folder for flickr30k and for shards of captions
+    images: tuple[str, ...] = ()  # folders, looked through in order
+    names: str = ""  # odvg: the json of names by label; flickr30k: the list of picture ids of the split
+    prompts: str = ""  # a YAML of words to write around or instead of a name (ODinW's caption prompts)
+    split: Literal["train", "seen", "novel"] = "train"
+    captioned: float = 0.2
+    sides: tuple[int, ...] = (200, 360)
+    count: int = 0  # different pictures; 0: as many as asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(SetConfig):
+    """One set of a mixture: an entry of ``datasets.yaml`` by its name, or given here in full."""
 
     name: str
-    annotations: str = ""  # relative to data.root; empty for the drawn world
-    images: str = ""
     weight: float = 1.0
     short_side: tuple[int, ...] = ()  # overrides data.short_side
     flip: float = 0.5
+    first: int = 0  # learn from the first so many samples only; 0: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +139,18 @@ class DataConfig:
 
     root: str | None = None  # else the environment variable GLIP_DATA
     train: tuple[DatasetConfig, ...] = ()
+    validate: tuple[DatasetConfig, ...] = ()  # evaluated every train.validate_every steps
+    replay: float = 0.0  # share of the pictures that come from the mixture of replay_from, against forgetting
+    replay_from: str = ""  # a config, such as pretrain/nano
     crop: int = 0  # side of square crops in pixels; 0 keeps whole pictures
     short_side: tuple[int, ...] = (640, 800)  # drawn uniformly between the two
     colour: float = 0.0
-    max_names: int = 85
+    max_negatives: int = 85  # absent names in a caption at most
     full_vocabulary: float = 0.5  # probability that all names of a set are in the prompt (if they fit)
     borrow: float = 0.0  # probability that names of the other sets join as negatives (never one sharing a word)
+    pack_captions: int = 0  # captions of other pictures beside the true one, at most (the paper: 19)
     workers: int = 0
+    max_broken: float = 0.01  # share of unreadable pictures at which a run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +158,8 @@ class TrainConfig:
     """The run: optimizer, schedule, checkpoints."""
 
     steps: int = 1000
-    batch_size: int = 4
+    batch_size: int = 4  # pictures per step, of all processes together
+    micro_batch: int = 0  # pictures at once in one process (gradients accumulate); 0: all of its share
     lr: float = 1e-4
     bert_lr: float = 1e-5  # of the language model
     text_lr: float = 1e-4  # of what changes the tokens in the tower; the release has the base rate here
@@ -142,11 +168,22 @@ class TrainConfig:
     schedule: Literal["step", "cosine"] = "step"
     drops: tuple[float, ...] = (0.67, 0.89)  # shares of the run after which the rate falls to a tenth
     clip: float = 1.0
+    frozen_stages: int = 0  # the image encoder's stem and that many stages keep their weights
+    freeze_language: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
+    compile: bool = False  # torch.compile the image encoder and the tower
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun; fsdp shards what one GPU cannot hold
+    ema: float = 0.0  # decay of the running mean of the weights, which is then what is evaluated and shipped
+    keep_start: float = 0.0  # share of the starting weights in the finished model, against forgetting
+    max_bad_steps: int = 20  # steps in a row without finite losses and gradients, before the run stops
     seed: int = 0
-    save_every: int = 500
+    save_every: int = 500  # last.pt
+    keep_every: int = 0  # also step-N.pt every so many steps; 0: never
+    validate_every: int = 0
     log_every: int = 20
+    tensorboard: bool = False
     output: str = "runs/train"
-    precision: Literal["float32", "bfloat16"] = "float32"
     start: str | None = None  # a model to start from, else random weights and the `pretrained` parts
 
 
@@ -224,7 +261,7 @@ def from_dict(kind: type[T], tree: Any, at: str = "") -> T:
     ]
     if missing:
         raise ConfigError(f"{at or 'config'}: missing key {missing[0]!r}")
-    values = {key: _convert(hints[key], value, f"{at}.{key}" if at else str(key)) for key, value in tree.items()}
+    values = {key: convert(hints[key], value, f"{at}.{key}" if at else str(key)) for key, value in tree.items()}
     return kind(**values)
 
 
@@ -253,7 +290,7 @@ def _listed(value: Any) -> Any:
 def _read_tree(path: Path, depth: int) -> dict[str, Any]:
     if depth > MAX_EXTENDS:
         raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
-    tree = _parse_yaml(_read_text(path), str(path)) or {}
+    tree = read_yaml(path) or {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
     parent = tree.pop("extends", None)
@@ -261,6 +298,15 @@ def _read_tree(path: Path, depth: int) -> dict[str, Any]:
         return tree
     beside = path.parent / str(parent)
     return _merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        ConfigError: not UTF-8, or not YAML.
+    """
+    return _parse_yaml(_read_text(path), str(path))
 
 
 def _read_text(path: Path) -> str:
@@ -293,24 +339,26 @@ def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _convert(kind: Any, value: Any, at: str) -> Any:
+def convert(kind: Any, value: Any, at: str) -> Any:
+    """A plain value as a field of type ``kind``; ``at`` is the key that messages name."""
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type[Any], kind), value, at)
     if origin is Literal:
-        return _choice(typing.get_args(kind), value, at)
+        return choice(typing.get_args(kind), value, at)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{at}: expected a list, got {value!r}")
         inner = typing.get_args(kind)[0]
-        return tuple(_convert(inner, item, f"{at}[{index}]") for index, item in enumerate(value))
+        return tuple(convert(inner, item, f"{at}[{index}]") for index, item in enumerate(value))
     if origin in (typing.Union, types.UnionType):
         inner = next(option for option in typing.get_args(kind) if option is not type(None))
-        return None if value is None else _convert(inner, value, at)
+        return None if value is None else convert(inner, value, at)
     return _scalar(kind, value, at)
 
 
-def _choice(choices: tuple[Any, ...], value: Any, at: str) -> Any:
+def choice(choices: tuple[Any, ...], value: Any, at: str) -> Any:
+    """A value that is one of ``choices``."""
     if value in choices and type(value) in {type(choice) for choice in choices}:
         return value
     hint = _did_you_mean(str(value), [str(choice) for choice in choices])
@@ -333,37 +381,3 @@ def _scalar(kind: type[Any], value: Any, at: str) -> Any:
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
-    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding.
-
-    Raises:
-        ConfigError: broken YAML, or a value of another kind than the release's.
-    """
-    tree = _parse_yaml(_read_text(path), str(path))
-
-    def read(dotted: str, default: T) -> T:
-        value = tree
-        for key in dotted.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return default
-            value = value[key]
-        return typing.cast(T, _convert(type(default), value, f"{path}: {dotted}"))
-
-    image = replace(
-        config.image,
-        min_size=read("INPUT.MIN_SIZE_TEST", config.image.min_size),
-        max_size=read("INPUT.MAX_SIZE_TEST", config.image.max_size),
-    )
-    aggregate = read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate.upper()).lower()
-    inference = replace(
-        config.inference,
-        aggregate=_choice(("mean", "max"), aggregate, f"{path}: MODEL.DYHEAD.SCORE_AGG"),
-        candidate_threshold=read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold),
-        candidates_per_level=read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level),
-        nms=read("MODEL.ATSS.NMS_TH", config.inference.nms),
-        max_detections=read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections),
-    )
-    max_tokens = read("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", config.max_tokens)
-    return replace(config, image=image, inference=inference, max_tokens=max_tokens)

@@ -176,20 +176,64 @@ def _check_phrase(phrase: Phrase, caption: str) -> None:
 
 
 @dataclass(frozen=True)
+class Archived:
+    """A picture inside a tar: the bytes [start, start + length) of the archive, and the member's name."""
+
+    archive: Path
+    name: str
+    start: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}:{self.name}"
+
+
+@dataclass(frozen=True)
 class Sample:
     """One annotated picture, from a reader to the processor.
 
     A detection set gives ``vocabulary`` (all its names) and no prompt; phrasing then writes the prompt. A grounding
     set gives the prompt. ``box_phrases[i]`` lists what names box ``i``: indices into the prompt's phrases when there
     is a prompt, else into the vocabulary.
+
+    Args:
+        picture: a file, a member of an archive, or the loaded picture.
+        boxes: xyxy in pixels of the picture.
+        box_phrases: what names each box.
+        vocabulary: all names of a detection set.
+        prompt: caption and phrases of a grounding set.
+        caption: a caption whose phrases nobody has looked for yet; such a sample has no boxes.
+        image_id: the picture's id in its set.
+        size: (width, height) as the annotations state it, when they do.
+        crowd: boxes (indices) that mark a group, not a thing; nothing is learned from them.
+        absent: names (of the vocabulary) that are surely absent; None where every name without a box is.
+        incomplete: names of which more may be in the picture than have boxes, so that they cannot be asked for.
+        scores: of pseudo-labels, one for each box; empty for boxes that people drew.
     """
 
-    picture: Path | Image.Image
+    picture: Path | Archived | Image.Image
     boxes: Float[Tensor, "box 4"]
     box_phrases: tuple[tuple[int, ...], ...]
     vocabulary: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    caption: str = ""
     image_id: int | str = 0
+    size: tuple[int, int] | None = None
+    crowd: tuple[int, ...] = ()
+    absent: tuple[int, ...] | None = None
+    incomplete: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    def keep(self, chosen: Sequence[int]) -> "Sample":
+        """The sample with only some of its boxes, by index, in that order."""
+        place = {index: number for number, index in enumerate(chosen)}
+        return replace(
+            self,
+            boxes=self.boxes[list(chosen)],
+            box_phrases=tuple(self.box_phrases[index] for index in chosen),
+            crowd=tuple(place[index] for index in self.crowd if index in place),
+            scores=tuple(self.scores[index] for index in chosen) if self.scores else (),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from glip.config import (
     find_config,
     from_dict,
     load_config,
-    load_yacs,
     to_dict,
     to_yaml,
 )
 from glip.model.glip import build
+from glip.model.release import load_yacs
 
 FOLDER = config_folder()
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))

@@ -6,6 +6,7 @@ draws things composed on purpose. How a thing is painted is in ``icons``, how it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,39 +29,57 @@ from glip.data.icons import (
 )
 from glip.structures import Sample
 
-__all__ = ["Thing", "draw_sample", "draw_scene"]
+__every_ = ["Thing", "World", "draw_sample", "draw_scene"]
 
-WORLD = 20220607  # sets the seeds of this generator apart from those of others
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
-CAPTIONED = 0.2  # share of pictures with a caption; the others have a list of names
+Split = Literal["train", "seen", "novel"]
+# Sets the seeds of this generator, and those of its splits, apart from others.
+KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1), "novel": (20220607, 2)}
 
 
-def draw_sample(seed: int) -> Sample:
-    """A random picture and words for it, fully determined by ``seed``.
+@dataclass(frozen=True)
+class World:
+    """Which drawn pictures: no seed draws the same picture in two splits.
 
-    Somewhat more than half the pictures have a vocabulary (names present and absent) in which every thing has exactly
-    one name; the others have a caption, and boxes only of what it mentions.
+    Args:
+        split: "train" and "seen" never draw or name a held-out combination (``world_words.is_novel``); in "novel"
+            every thing is one.
+        captioned: share of pictures with a caption; the others have a list of names.
+        sides: least and greatest width and height in pixels.
     """
-    rng = np.random.default_rng([WORLD, seed])
-    size = (int(rng.integers(200, 361)), int(rng.integers(200, 361)))
-    canvas = _populated(size, rng)
+
+    split: Split = "train"
+    captioned: float = 0.2
+    sides: tuple[int, int] = (200, 360)
+
+
+def draw_sample(seed: int, world: World = World()) -> Sample:
+    """A random picture and words for it, fully determined by ``seed`` and ``world``.
+
+    A picture with a list of names has present and absent ones, and every thing has exactly one name; a captioned one
+    has boxes only of what its caption mentions.
+    """
+    rng, novel = np.random.default_rng([*KEYS[world.split], seed]), world.split == "novel"
+    low, high = world.sides
+    size = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
+    canvas = _populated(size, rng, novel)
     picture = _weathered(canvas.picture, rng)
     seen = canvas.seen()
     dialect = words.Dialect.draw(rng)
-    if rng.random() < CAPTIONED:
-        prompt, rows = words.caption(seen, size, dialect, rng)
+    if rng.random() < world.captioned:
+        prompt, rows = words.caption(seen, size, dialect, rng, novel=novel)
         kept = sorted(rows)
         boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
         return Sample(picture, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
-    vocabulary, labels = words.names(seen, dialect, rng)
+    vocabulary, labels = words.names(seen, dialect, rng, novel=novel)
     boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
     return Sample(picture, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
 
 
 def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Image.Image:
     """A picture of (width, height) with the given things, the last one in front; ``seed`` varies shades and ground."""
-    rng = np.random.default_rng([WORLD, seed])
+    rng = np.random.default_rng([*KEYS["train"], seed])
     canvas = _Canvas.blank(size, rng)
     for thing in things:
         canvas.press(thing, stamp(thing, rng))
@@ -120,7 +139,7 @@ class _Canvas:
         return self.owner[max(0, top) :, max(0, left) :][: cover.shape[0], : cover.shape[1]], cover
 
 
-def _populated(size: tuple[int, int], rng: np.random.Generator) -> _Canvas:
+def _populated(size: tuple[int, int], rng: np.random.Generator, novel: bool) -> _Canvas:
     """A canvas with 1 to 9 things, the large ones behind; few kinds or colours in a picture make it ask for counts."""
     canvas = _Canvas.blank(size, rng)
     count = int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7]))
@@ -130,7 +149,7 @@ def _populated(size: tuple[int, int], rng: np.random.Generator) -> _Canvas:
     textured, visible = rng.random() < 0.3, VISIBLE if rng.random() < 0.4 else APART
     extents = sorted((_extent(size, rng) for _ in range(count)), reverse=True)
     for extent in extents:
-        thing = _invent(extent, str(rng.choice(kinds)), str(rng.choice(colours)), textured, rng)
+        thing = _invent(extent, textured, rng, (kinds, colours), (KINDS, usable), novel)
         for _ in range(10):
             placed = _move(thing, size, rng)
             mark = stamp(placed, rng)
@@ -156,11 +175,24 @@ def _extent(size: tuple[int, int], rng: np.random.Generator) -> float:
             return extent
 
 
-def _invent(extent: float, kind: str, colour: str, textured: bool, rng: np.random.Generator) -> Thing:
-    """A thing at the origin; one too small to show a texture has none."""
+def _invent(
+    extent: float,
+    textured: bool,
+    rng: np.random.Generator,
+    few: tuple[Sequence[str], Sequence[str]],
+    every: tuple[Sequence[str], Sequence[str]],
+    novel: bool,
+) -> Thing:
+    """A thing at the origin, of the picture's few kinds and colours where those give one that may be shown."""
+    for attempt in range(400):
+        kinds, colours = few if attempt < 20 else every
+        kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
+        # one too small to show a texture has none
+        texture = str(rng.choice(TEXTURES)) if textured and extent > 34 and kind not in THIN else "plain"
+        if words.is_novel({"kind": kind, "colour": colour, "texture": texture}) == novel:
+            break
     angle = float(rng.normal(0, 6)) + (90.0 * int(rng.integers(4)) if kind in TURNING else 0.0)
     aspect = proportion(kind, angle) * float(np.exp(rng.normal(0, 0.06)))
-    texture = str(rng.choice(TEXTURES)) if textured and extent > 34 and kind not in THIN else "plain"
     return Thing(kind, colour, texture, (0, 0, extent * min(1, aspect), extent / max(1, aspect)), angle)
 
 

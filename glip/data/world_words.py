@@ -64,6 +64,13 @@ SYNONYMS = {
     "thing": ("object", "item"),
 }
 PLURALS = {"cross": "crosses", "bus": "buses", "fish": "fish", "rhombus": "rhombuses"}
+RELATIONS = (
+    ("to the left of", "left of"),
+    ("to the right of", "right of"),
+    ("above", "over"),
+    ("below", "under"),
+    ("in front of", "on"),
+)
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # the traits that name a thing, and how often a list of names uses them
@@ -139,7 +146,8 @@ def _article(words: str) -> str:
 
 
 def _chosen(table: tuple[tuple[float, tuple[str, ...]], ...], rng: np.random.Generator) -> tuple[str, ...]:
-    return table[int(rng.choice(len(table), p=[weight for weight, _ in table]))][1]
+    weights = np.array([weight for weight, _ in table])
+    return table[int(rng.choice(len(table), p=weights / weights.sum()))][1]
 
 
 def shares(notion: str, values: Sequence[str]) -> list[float] | None:
@@ -152,9 +160,39 @@ def shares(notion: str, values: Sequence[str]) -> list[float] | None:
     return [COMMON_SHARE / number if often else rest for often in common]
 
 
-def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple[tuple[str, ...], list[int]]:
-    """A vocabulary in which every thing has exactly one name, and the index of that name for each thing."""
-    scheme = _chosen(SCHEMES, rng)
+def is_novel(traits: dict[str, str]) -> bool:
+    """Whether a look is held out: an eighth of the pairs of colour and kind, a seventh of those of texture and kind.
+
+    Every colour, texture and kind is in pairs of both sorts, so a novel pair has known parts (docs/claims.md).
+    """
+    kind = KINDS.index(traits["kind"]) if "kind" in traits else None
+    if kind is None:
+        return False
+    if "colour" in traits and (3 * tuple(COLOURS).index(traits["colour"]) + kind) % 8 == 0:
+        return True
+    texture = traits.get("texture", "plain")
+    return texture != "plain" and (5 * TEXTURES.index(texture) + kind) % 7 == 0
+
+
+def is_novel_relation(first: dict[str, str], relation: str, second: dict[str, str]) -> bool:
+    """Whether a sixth of the triples, to which this one may belong, is held out: such as a car above a fish."""
+    if "kind" not in first or "kind" not in second:
+        return False
+    side = next(number for number, words in enumerate(RELATIONS) if relation in words)
+    return (KINDS.index(first["kind"]) + 3 * side + 2 * KINDS.index(second["kind"])) % 6 == 0
+
+
+def names(
+    seen: list[Seen], dialect: Dialect, rng: np.random.Generator, *, novel: bool = False
+) -> tuple[tuple[str, ...], list[int]]:
+    """A vocabulary in which every thing has exactly one name, and the index of that name for each thing.
+
+    A held-out look is named, also as absent, only where ``novel`` is asked for; there every name joins a kind with a
+    colour or a texture.
+    """
+    scheme = _chosen(
+        tuple(row for row in SCHEMES if len(row[1]) > 1 and "size" not in row[1]) if novel else SCHEMES, rng
+    )
     present = [tuple(one.traits()[name] for name in scheme) for one in seen]
     known = list(dict.fromkeys(present))
     wanted = len(known) + int(rng.integers(4, 13))
@@ -163,7 +201,8 @@ def names(seen: list[Seen], dialect: Dialect, rng: np.random.Generator) -> tuple
         traits = list(known[int(rng.integers(len(set(present))))])
         for place in range(len(scheme)) if rng.random() < 0.7 else [int(rng.integers(len(scheme)))]:
             traits[place] = str(rng.choice(VALUES[scheme[place]], p=shares(scheme[place], VALUES[scheme[place]])))
-        if tuple(traits) not in known and len(known) < wanted:
+        held_out = is_novel(dict(zip(scheme, traits, strict=True))) and not novel
+        if tuple(traits) not in known and len(known) < wanted and not held_out:
             known.append(tuple(traits))
     texts = [dialect.noun_phrase(dict(zip(scheme, traits, strict=True))) for traits in known]
     if rng.random() < 0.3:
@@ -186,9 +225,12 @@ class _Mention:
 
 
 def caption(
-    seen: list[Seen], size: tuple[int, int], dialect: Dialect, rng: np.random.Generator
+    seen: list[Seen], size: tuple[int, int], dialect: Dialect, rng: np.random.Generator, *, novel: bool = False
 ) -> tuple[Prompt, dict[int, int]]:
-    """A sentence about some of the things, and the phrase of each thing it mentions."""
+    """A sentence about some of the things, and the phrase of each thing it mentions.
+
+    A held-out relation is said only where ``novel`` is asked for, and then no other.
+    """
     mentions = _mentions(seen, dialect, rng)
     caption = str(rng.choice(["", "there is ", "the picture shows ", "a picture of ", "we see ", "a drawing of "]))
     if caption == "there is " and len(mentions[0].things) > 1:
@@ -200,7 +242,7 @@ def caption(
         caption += whole
         phrases.append(Phrase(caption[start:], ((start, len(caption)),)))
         following = mentions[index + 1 : index + 2]
-        relations = _relations(seen, mention, following[0]) if following and not related else []
+        relations = _relations(seen, mention, following[0], novel) if following and not related else []
         related = bool(relations) and rng.random() < 0.75
         if related:
             caption += f" {rng.choice(relations)} "
@@ -262,11 +304,14 @@ def _superlative(seen: list[Seen], index: int, group: tuple[int, ...], rng: np.r
     return str(rng.choice(words)) if words else ""
 
 
-def _relations(seen: list[Seen], first: _Mention, second: _Mention) -> list[str]:
+def _relations(seen: list[Seen], first: _Mention, second: _Mention, novel: bool) -> list[str]:
     """The relations that hold between every thing of the first mention and every thing of the second."""
     pairs = [(seen[i], seen[j], i > j) for i in first.things for j in second.things]
     common = set.intersection(*({*_between(a.box, b.box, later)} for a, b, later in pairs))
-    return sorted(common)
+    held_out = {
+        relation for relation in common if any(is_novel_relation(a.traits(), relation, b.traits()) for a, b, _ in pairs)
+    }
+    return sorted(held_out if novel else common - held_out)
 
 
 def _between(a: Box, b: Box, later: bool) -> list[str]:

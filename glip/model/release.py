@@ -7,13 +7,26 @@ first, so that each of our names is written down once.
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 
-from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, VisionConfig
+from glip.config import (
+    HeadConfig,
+    ImageConfig,
+    LanguageConfig,
+    ModelConfig,
+    VisionConfig,
+    choice,
+    convert,
+    read_yaml,
+)
 from glip.shapes import Tensor
 
 State = dict[str, Tensor]
+T = TypeVar("T")
 
 # Stored by the release but computed by us (index tables, anchors), or without influence on any result (cls_logits).
 _DROPPED = re.compile(r"relative_position_index|anchor_generator|position_ids|cls_logits|attn_mask|pooler")
@@ -189,3 +202,37 @@ def _apply(rules: list[tuple[str, str]], key: str) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
+    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding.
+
+    Raises:
+        ConfigError: broken YAML, or a value of another kind than the release's.
+    """
+    tree = read_yaml(path)
+
+    def read(dotted: str, default: T) -> T:
+        value = tree
+        for key in dotted.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                return default
+            value = value[key]
+        return cast(T, convert(type(default), value, f"{path}: {dotted}"))
+
+    image = replace(
+        config.image,
+        min_size=read("INPUT.MIN_SIZE_TEST", config.image.min_size),
+        max_size=read("INPUT.MAX_SIZE_TEST", config.image.max_size),
+    )
+    aggregate = read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate.upper()).lower()
+    inference = replace(
+        config.inference,
+        aggregate=choice(("mean", "max"), aggregate, f"{path}: MODEL.DYHEAD.SCORE_AGG"),
+        candidate_threshold=read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold),
+        candidates_per_level=read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level),
+        nms=read("MODEL.ATSS.NMS_TH", config.inference.nms),
+        max_detections=read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections),
+    )
+    max_tokens = read("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", config.max_tokens)
+    return replace(config, image=image, inference=inference, max_tokens=max_tokens)

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from glip.config import ModelConfig, from_dict, load_yacs, to_dict
+from glip.config import ModelConfig, from_dict, to_dict
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
-from glip.model.release import State, from_foreign, infer_config, is_foreign
+from glip.model.release import State, from_foreign, infer_config, is_foreign, load_yacs
 from glip.shapes import Tensor
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

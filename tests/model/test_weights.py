@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import RELEASED, SMALL, TINY, VOCABULARY, release_state, saved, seeded, to_mmdet, without_fusion
 
-from glip.config import ConfigError, load_yacs
+from glip.config import ConfigError
 from glip.detector import Detector
+from glip.model.release import load_yacs
 from glip.model.weights import WeightsError, load_pretrained, save_pretrained, start_language
 
 YACS = """

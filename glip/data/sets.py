@@ -1,0 +1,134 @@
+"""What every reader gives: a SampleSet, and what had to be left out of it, counted by reason."""
+
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from glip.structures import Sample
+
+_EXAMPLES = 5  # places named for each reason; the rest is only counted
+
+
+class Tally:
+    """Counts by reason, and the first few places where each was seen: nothing goes missing silently."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.places: dict[str, list[str]] = {}
+
+    def note(self, reason: str, place: str = "", times: int = 1) -> None:
+        """Count a reason, such as "box without area", at a place, such as "annotation 17 of picture 3"."""
+        self.counts[reason] = self.counts.get(reason, 0) + times
+        places = self.places.setdefault(reason, [])
+        if place and len(places) < _EXAMPLES:
+            places.append(place)
+
+    def add(self, other: "Tally") -> None:
+        """Take over another tally's counts and places."""
+        for reason, count in other.counts.items():
+            self.note(reason, times=count)
+            places = self.places[reason]
+            places += other.places[reason][: _EXAMPLES - len(places)]
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} x {reason}" for reason, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of one set, its vocabulary (empty for captions), and what was left out.
+
+    ``samples`` is any sequence: packed annotations, or pictures drawn when asked for. ``ids`` are the category ids of
+    the file, beside the names of the vocabulary.
+    """
+
+    samples: Sequence[Sample]
+    vocabulary: tuple[str, ...] = ()
+    left_out: Tally = field(default_factory=Tally)
+    ids: tuple[int | str, ...] = ()
+
+
+class PackedSamples(Sequence[Sample]):
+    """Samples as one block of shared memory, so that worker processes do not each copy millions of small objects.
+
+    The vocabulary, the same for all samples of a set, is kept once.
+    """
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        ends, pieces, end = [0], [], 0
+        self._vocabularies: dict[tuple[str, ...], int] = {}
+        for sample in samples:
+            number = self._vocabularies.setdefault(sample.vocabulary, len(self._vocabularies))
+            # Boxes as numpy: a pickled tensor of four numbers takes 400 bytes.
+            bare = replace(sample, vocabulary=(), boxes=torch.empty(0, 4))
+            boxes = sample.boxes.numpy()
+            piece = pickle.dumps((number, bare.__dict__ | {"boxes": boxes}), protocol=pickle.HIGHEST_PROTOCOL)
+            pieces.append(np.frombuffer(piece, dtype=np.uint8))
+            end += len(piece)
+            ends.append(end)
+        joined = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint8)
+        self._bytes = torch.from_numpy(joined.copy()).share_memory_()
+        self._ends = torch.tensor(ends).share_memory_()
+        self._names = list(self._vocabularies)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of a set of {len(self)}")
+        index %= len(self)
+        start, end = int(self._ends[index]), int(self._ends[index + 1])
+        number, fields = pickle.loads(self._bytes[start:end].numpy().tobytes())  # written above, by this process
+        boxes = torch.from_numpy(fields.pop("boxes").copy())
+        return Sample(**{**fields, "boxes": boxes, "vocabulary": self._names[number]})
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+
+class Folders:
+    """Where a set's pictures lie: names in annotations are looked for under one or more folders.
+
+    Some sets state a longer path than people have on disk ("images/v1/patch8/x.jpg" for "patch8/x.jpg"); how many
+    leading parts to leave out is found with the first name.
+    """
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        self.folders = tuple(Path(folder) for folder in folders)
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise FileNotFoundError(
+                    f"picture folder {str(folder)!r} is not there: set data.root or GLIP_DATA to the data folder, or "
+                    "give the folder's full path"
+                )
+        self._skip: int | None = None
+
+    def locate(self, name: str) -> Path:
+        """The file of a name; it may not be there.
+
+        Raises:
+            ValueError: a name that leads out of the folders.
+        """
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name or Path(name).is_absolute():
+            raise ValueError(f"picture name {name!r} leads out of its folder: give a path inside it")
+        if self._skip is None:
+            self._skip = self._leading(parts)
+        candidates = [folder.joinpath(*parts[min(self._skip, len(parts) - 1) :]) for folder in self.folders]
+        if len(candidates) == 1:
+            return candidates[0]
+        return next((file for file in candidates if file.is_file()), candidates[0])
+
+    def _leading(self, parts: tuple[str, ...]) -> int:
+        for skip in range(len(parts)):
+            if any(folder.joinpath(*parts[skip:]).is_file() for folder in self.folders):
+                return skip
+        return 0
