@@ -1,143 +1,230 @@
 """The mixture: which samples make step n. Every step is drawn from (seed, step) alone.
 
-So the order does not depend on the number of workers, and a run resumed at step n sees what it would have seen.
+So the order does not depend on the number of workers or processes, and a run resumed at step n, in the middle of an
+epoch too, sees what it would have seen. Read downhill: ``Source`` (one set), ``Schedule`` (which draws of which sets
+make a step), ``MixtureDataset`` (a step's batches), ``load_steps`` (steps, made by worker processes).
 """
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from glip.config import DataConfig, DatasetConfig
-from glip.data.phrasing import Phrasing, foreign_names, phrase
+from glip.data.phrasing import Phrasing, phrase
 from glip.data.picture import PictureError, open_picture
-from glip.data.readers.coco import CocoSet, read_coco
+from glip.data.sets import PackedSamples, Tally
 from glip.data.transforms import Augmentation, augment
-from glip.data.world import draw_sample
 from glip.processor import Processor
-from glip.structures import Batch, Sample
+from glip.structures import Batch, Prompt, Sample
 
-MAX_BROKEN = 100  # pictures that cannot be read, before the data itself must be looked at
+_CYCLE = 1000  # pictures after which the sets' shares of a mixture repeat; shares are exact to a thousandth
+_WINDOW = 16  # steps whose pictures are grouped by shape among themselves
+_TRIES = 20  # other samples tried in place of one that cannot be used
+_FEW = 3  # so many bad samples never stop a run, whatever their share
+_MANY = 1 << 24  # sets with more samples (the drawn world) are drawn from at random instead of in shuffled epochs
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One set of the mixture.
-
-    ``samples`` is None for the drawn world, where every seed is a new picture. ``left_out`` counts by reason what was
-    not taken over; ``broken`` are pictures found unreadable (in this process) and passed over.
-    """
+    """One set of the mixture: its samples, how they vary, and its share (``weight``) of the pictures."""
 
     name: str
     weight: float
-    samples: tuple[Sample, ...] | None
+    samples: Sequence[Sample]
     augmentation: Augmentation
     phrasing: Phrasing
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    broken: set[Path] = field(default_factory=set)
+    left_out: Tally = field(default_factory=Tally)
 
-    def draw(self, rng: np.random.Generator) -> Sample:
-        """A sample with its picture loaded; one that cannot be read is noted, and another drawn.
-
-        Raises:
-            PictureError: over ``MAX_BROKEN`` pictures, or all that were tried, cannot be read.
-        """
-        if self.samples is None:
-            return draw_sample(int(rng.integers(2**31)))
-        while True:
-            sample = self.samples[int(rng.integers(len(self.samples)))]
-            assert isinstance(sample.picture, Path)
-            if sample.picture in self.broken:
-                continue
-            try:
-                return replace(sample, picture=open_picture(sample.picture))
-            except PictureError as error:
-                self._note(sample.picture, error)
-
-    def _note(self, file: Path, error: PictureError) -> None:
-        self.broken.add(file)
-        _log.warning("set %r, unreadable picture number %d passed over: %s", self.name, len(self.broken), error)
-        if len(self.broken) > MAX_BROKEN or len(self.broken) == len({sample.picture for sample in self.samples or ()}):
-            raise PictureError(
-                f"set {self.name!r}: {len(self.broken)} of its pictures cannot be read, the last one: {error}"
-            )
+    @property
+    def key(self) -> int:
+        """Tells its random numbers from those of other sets, whatever their order in the mixture."""
+        return zlib.crc32(self.name.encode())
 
 
-class MixtureDataset(Dataset[Batch]):
-    """Item ``step`` is that step's batch; sets share a batch in proportion to their weights."""
+@dataclass(frozen=True)
+class Step:
+    """What one process computes in one optimizer step: its micro-batches, and what was lost on the way.
 
-    def __init__(
-        self, sources: Sequence[Source], processor: Processor, *, batch_size: int, steps: int, seed: int
-    ) -> None:
-        self.sources, self.processor = tuple(sources), processor
-        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+    ``left_out`` counts boxes by the reason they were dropped for, ``broken`` names the samples that could not be used
+    and why, ``tried`` counts all samples that were read.
+    """
+
+    batches: tuple[Batch, ...]
+    left_out: Tally
+    broken: tuple[str, ...]
+    tried: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The ``number``-th sample that a run takes from a source."""
+
+    source: int
+    number: int
+
+
+class Schedule:
+    """Which draws make a step: sets share each batch as evenly as whole pictures allow.
+
+    Args:
+        sources: the sets.
+        batch_size: pictures per step.
+        seed: of the run.
+        grouped: whether wide and tall pictures are put in batches of their own, which saves padding.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, seed: int, grouped: bool) -> None:
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         if len(weights) == 0 or weights.min() < 0 or weights.sum() <= 0:
             raise ValueError(f"data.train: weights {weights.tolist()} share nothing out: give each set a positive one")
-        self.edges = np.cumsum(weights / weights.sum())
+        self.sources, self.batch_size, self.seed, self.grouped = tuple(sources), batch_size, seed, grouped
+        self.cycle = _cycle(weights / weights.sum())
+        taken = self.cycle[:, None] == np.arange(len(weights))
+        self.before = np.concatenate([np.zeros((1, len(weights)), dtype=np.int64), taken.cumsum(0)])
+        self._window = lru_cache(maxsize=2)(self._grouped_window)
+        self._order = lru_cache(maxsize=2 * len(weights))(self._permutation)
+
+    def step(self, step: int) -> list[Draw]:
+        """The draws of a step, in the order of its batch."""
+        if not self.grouped:
+            return self._plain(step)
+        return self._window(step // _WINDOW)[step % _WINDOW]
+
+    def index(self, draw: Draw) -> int:
+        """Which sample a draw is: each set is gone through in an order of its own, new in every epoch."""
+        length = len(self.sources[draw.source].samples)
+        if length > _MANY:
+            return int(self.random(draw).integers(length))
+        return int(self._order(draw.source, draw.number // length)[draw.number % length])
+
+    def random(self, draw: Draw) -> np.random.Generator:
+        """The random numbers of a draw."""
+        return np.random.default_rng([self.seed, self.sources[draw.source].key, draw.number])
+
+    def _plain(self, step: int) -> list[Draw]:
+        draws = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            rounds, place = divmod(position, _CYCLE)
+            source = int(self.cycle[place])
+            draws.append(Draw(source, int(rounds * self.before[-1, source] + self.before[place, source])))
+        return draws
+
+    def _grouped_window(self, window: int) -> list[list[Draw]]:
+        draws = [draw for step in range(window * _WINDOW, (window + 1) * _WINDOW) for draw in self._plain(step)]
+        draws.sort(key=self._is_tall)  # stable: within a group the order stays
+        size = self.batch_size
+        batches = [draws[first : first + size] for first in range(0, len(draws), size)]
+        order = np.random.default_rng([self.seed, window]).permutation(len(batches))
+        return [batches[number] for number in order]
+
+    def _is_tall(self, draw: Draw) -> bool:
+        samples = self.sources[draw.source].samples
+        size = samples[self.index(draw)].size if isinstance(samples, PackedSamples) else None
+        return size is not None and size[1] > size[0]
+
+    def _permutation(self, source: int, epoch: int) -> np.ndarray:
+        random = np.random.default_rng([self.seed, self.sources[source].key, epoch, 1])
+        return random.permutation(len(self.sources[source].samples))
+
+
+class MixtureDataset(Dataset[Step]):
+    """Item ``step`` is what one process computes in that step.
+
+    Args:
+        sources: the sets.
+        processor: makes batches of samples.
+        batch_size: pictures per step, of all processes together.
+        steps: how many there are.
+        seed: of the run.
+        rank: number of this process.
+        processes: how many share a step; each takes an equal run of its pictures.
+        micro_batch: pictures at once; 0 for all.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        processor: Processor,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        micro_batch: int = 0,
+    ) -> None:
+        if batch_size % processes:
+            raise ValueError(
+                f"train.batch_size: {batch_size} pictures cannot be shared by {processes} processes: "
+                f"take a multiple of {processes}"
+            )
+        grouped = not any(source.augmentation.crop for source in sources)  # crops all have one shape
+        self.schedule = Schedule(sources, batch_size=batch_size, seed=seed, grouped=grouped)
+        self.processor, self.steps = processor, steps
+        self.share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
+        self.micro_batch = micro_batch or batch_size
 
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch:
-        rng = np.random.default_rng([self.seed, step])
-        # Evenly spaced points with one random start: each batch holds the sets in nearly their exact shares.
-        points = (np.arange(self.batch_size) + rng.random()) / self.batch_size
-        numbers = np.minimum(np.searchsorted(self.edges, points, side="right"), len(self.sources) - 1)
-        return self.processor.training([self._sample(self.sources[number], rng) for number in numbers])
-
-    def _sample(self, source: Source, rng: np.random.Generator) -> Sample:
-        sample = augment(source.draw(rng), source.augmentation, rng)
-        return phrase(sample, source.phrasing, self.processor.count_tokens, rng)
-
-
-def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[Source]:
-    """Read the sets of a mixture.
-
-    Raises:
-        FileNotFoundError, ValueError: a set that is not there, cannot be read, or has nothing to learn from.
-    """
-    vocabularies: dict[str, tuple[str, ...]] = {}
-    samples: dict[str, tuple[Sample, ...] | None] = {}
-    left_out: dict[str, Counter[str]] = {}
-    for dataset in data.train:
-        if dataset.name in samples:
-            raise ValueError(f"data.train lists the set {dataset.name!r} twice: give each its own name")
-        samples[dataset.name], vocabularies[dataset.name], left_out[dataset.name] = None, (), Counter()
-        if dataset.annotations:
-            read = read_coco(data_path(data, dataset.annotations), data_path(data, dataset.images))
-            left_out[dataset.name] = Counter(read.skipped)
-            samples[dataset.name] = _on_disk(dataset.name, read, left_out[dataset.name])
-            vocabularies[dataset.name] = read.vocabulary
-    sources = []
-    for dataset in data.train:
-        own = vocabularies[dataset.name]
-        others = [name for key, names in vocabularies.items() if key != dataset.name for name in names]
-        phrasing = Phrasing(
-            max_names=data.max_names,
-            max_tokens=max_tokens,
-            full_vocabulary=data.full_vocabulary,
-            borrow=data.borrow,
-            foreign=foreign_names(own, others),
+    def __getitem__(self, step: int) -> Step:
+        left_out, broken = Tally(), list[str]()
+        samples = [self._sample(draw, left_out, broken) for draw in self.schedule.step(step)[self.share]]
+        size = self.micro_batch
+        batches = tuple(
+            self.processor.training(samples[first : first + size]) for first in range(0, len(samples), size)
         )
-        how = _augmentation(data, dataset, max_size)
-        kept = samples[dataset.name]
-        sources.append(Source(dataset.name, dataset.weight, kept, how, phrasing, left_out[dataset.name]))
-    return sources
+        return Step(batches, left_out, tuple(broken), len(samples) + len(broken))
+
+    def _sample(self, draw: Draw, left_out: Tally, broken: list[str]) -> Sample:
+        """The sample of a draw, or, where that cannot be used, another one of its set."""
+        source, random, index = (
+            self.schedule.sources[draw.source],
+            self.schedule.random(draw),
+            self.schedule.index(draw),
+        )
+        for _ in range(_TRIES):
+            sample = source.samples[index]
+            try:
+                made, lost = self._vary(sample, source, random)
+            except ValueError as error:
+                broken.append(f"set {source.name!r}, {_named(sample)}: {error}")
+            else:
+                left_out.add(lost)
+                return made
+            index = int(random.integers(len(source.samples)))
+        raise PictureError(
+            f"set {source.name!r}: {_TRIES} of its samples in a row cannot be used, the last one: {broken[-1]}"
+        )
+
+    def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, Tally]:
+        if not isinstance(sample.picture, Image.Image):
+            sample = replace(sample, picture=open_picture(sample.picture))
+        sample, left_out = augment(sample, source.augmentation, random)
+        others = _captions(source, random) if sample.prompt else ()
+        sample, lost = phrase(sample, source.phrasing, self.processor.count_tokens, random, others)
+        left_out.add(lost)
+        return sample, left_out
 
 
-def load_steps(dataset: MixtureDataset, *, start: int, workers: int) -> Iterator[Batch]:
-    """Batches of steps ``start``, ``start`` + 1, ... in order; worker processes are spawned.
+def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken: float) -> Iterator[Step]:
+    """Steps ``start``, ``start`` + 1, ... in order; worker processes are spawned.
+
+    Args:
+        dataset: makes the steps.
+        start: the first one.
+        workers: how many processes make them; 0 makes them in this one.
+        max_broken: the share of samples that cannot be used at which the data itself must be looked at.
 
     Raises:
-        ValueError: what a step's samples raised, in one line whatever process they were made in.
+        ValueError: more samples than that share cannot be used, or a step cannot be made, in one line.
     """
     loader = DataLoader(
         _Carried(dataset),
@@ -148,19 +235,28 @@ def load_steps(dataset: MixtureDataset, *, start: int, workers: int) -> Iterator
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its own, so that the model's random numbers do not depend on the loader
     )
-    for item in loader:
-        if isinstance(item, ValueError):
-            raise item
-        yield item
+    tried, broken = 0, set[str]()
+    for step in loader:
+        if isinstance(step, ValueError):
+            raise step
+        for line in sorted(set(step.broken) - broken):
+            _log.warning("passed over: %s", line)
+        tried, broken = tried + step.tried, broken | set(step.broken)
+        if len(broken) > max(_FEW, max_broken * tried):
+            raise PictureError(
+                f"{len(broken)} of {tried} samples cannot be used, more than data.max_broken = {max_broken:g} allows; "
+                f"the last one: {step.broken[-1]}. Run glip data check, or raise data.max_broken"
+            )
+        yield step
 
 
-class _Carried(Dataset["Batch | ValueError"]):
+class _Carried(Dataset["Step | ValueError"]):
     """Carries an error to the main process as a value: torch would wrap its message in a traceback."""
 
     def __init__(self, dataset: MixtureDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, step: int) -> "Batch | ValueError":
+    def __getitem__(self, step: int) -> "Step | ValueError":
         try:
             return self.dataset[step]
         except ValueError as error:
@@ -169,40 +265,34 @@ class _Carried(Dataset["Batch | ValueError"]):
 
 def count_crowded(source: Source, count_tokens: Callable[[str], int]) -> int:
     """Pictures of a source that show more names than a caption holds, so that boxes are dropped in each step."""
+    if not isinstance(source.samples, PackedSamples):
+        return 0
     costs: dict[str, int] = {}
     crowded = 0
-    for sample in source.samples or ():
-        names = {sample.vocabulary[number] for phrases in sample.box_phrases for number in phrases}
+    for sample in source.samples:
+        names = {sample.vocabulary[number] for phrases in sample.box_phrases for number in phrases if sample.vocabulary}
         for name in names - costs.keys():
             costs[name] = count_tokens(name) - 1
-        used = sum(costs[name] for name in names)
-        crowded += len(names) > source.phrasing.max_names or used > source.phrasing.max_tokens - 2
+        crowded += sum(costs[name] for name in names) > source.phrasing.max_tokens - 2
     return crowded
 
 
-def data_path(data: DataConfig, relative: str) -> Path:
-    """A file under the data root; an absolute path stays itself."""
-    root = data.root or os.environ.get("GLIP_DATA", ".")
-    return Path(root) / relative
+def _cycle(shares: np.ndarray) -> np.ndarray:
+    """The set of each of ``_CYCLE`` pictures in turn: always the one that is furthest behind its share."""
+    given, order = np.zeros(len(shares)), np.empty(_CYCLE, dtype=np.int64)
+    for place in range(_CYCLE):
+        order[place] = int(np.argmax(shares * (place + 1) - given))
+        given[order[place]] += 1
+    return order
 
 
-def _on_disk(name: str, read: CocoSet, left_out: Counter[str]) -> tuple[Sample, ...]:
-    """The samples whose picture is there; the others are counted.
-
-    Raises:
-        ValueError: none is, or the set names nothing.
-    """
-    there = tuple(sample for sample in read.samples if isinstance(sample.picture, Path) and sample.picture.is_file())
-    if not read.vocabulary:
-        raise ValueError(f"set {name!r} names nothing: its categories are empty")
-    if not there:
-        first = f", such as {str(read.samples[0].picture)!r}" if read.samples else ""
-        raise ValueError(f"set {name!r}: none of its {len(read.samples)} pictures is there{first}: check data.train")
-    if len(there) < len(read.samples):
-        left_out["picture that is not there"] += len(read.samples) - len(there)
-    return there
+def _captions(source: Source, random: np.random.Generator) -> list[Prompt]:
+    """Captions of other pictures to pack beside the true one; drawing pictures only for their words would be dear."""
+    number = source.phrasing.pack_captions if isinstance(source.samples, PackedSamples) else 0
+    others = (source.samples[int(index)].prompt for index in random.integers(len(source.samples), size=number))
+    return [prompt for prompt in others if prompt is not None]
 
 
-def _augmentation(data: DataConfig, dataset: DatasetConfig, max_size: int) -> Augmentation:
-    sides = dataset.short_side or data.short_side
-    return Augmentation((min(sides), max(sides)), max_size, crop=data.crop, flip=dataset.flip, colour=data.colour)
+def _named(sample: Sample) -> str:
+    drawn = isinstance(sample.picture, Image.Image)
+    return f"sample {sample.image_id}" if drawn else f"picture {str(sample.picture)!r}"

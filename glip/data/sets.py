@@ -1,8 +1,10 @@
 """What every reader gives: a SampleSet, and what had to be left out of it, counted by reason."""
 
 import pickle
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,27 +58,25 @@ class SampleSet:
 
 
 class PackedSamples(Sequence[Sample]):
-    """Samples as one block of shared memory, so that worker processes do not each copy millions of small objects.
+    """Samples in a private temporary file that processes map into memory, instead of millions of small objects each.
 
-    The vocabulary, the same for all samples of a set, is kept once.
+    Objects365 has 1.7 M pictures: as objects they fill several GB in every worker process. Shared memory proper is
+    not used, because containers often have only 64 MB of it. The vocabulary, the same for all, is kept once. The
+    file goes when the object that made it goes.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        ends, pieces, end = [0], [], 0
-        self._vocabularies: dict[tuple[str, ...], int] = {}
-        for sample in samples:
-            number = self._vocabularies.setdefault(sample.vocabulary, len(self._vocabularies))
-            # Boxes as numpy: a pickled tensor of four numbers takes 400 bytes.
-            bare = replace(sample, vocabulary=(), boxes=torch.empty(0, 4))
-            boxes = sample.boxes.numpy()
-            piece = pickle.dumps((number, bare.__dict__ | {"boxes": boxes}), protocol=pickle.HIGHEST_PROTOCOL)
-            pieces.append(np.frombuffer(piece, dtype=np.uint8))
-            end += len(piece)
-            ends.append(end)
-        joined = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint8)
-        self._bytes = torch.from_numpy(joined.copy()).share_memory_()
-        self._ends = torch.tensor(ends).share_memory_()
-        self._names = list(self._vocabularies)
+        ends, vocabularies = [0], dict[tuple[str, ...], int]()
+        with tempfile.NamedTemporaryFile(prefix="glip-", suffix=".samples", delete=False) as file:
+            self._path = Path(file.name)
+            self._finalizer = weakref.finalize(self, self._path.unlink, missing_ok=True)
+            for sample in samples:
+                number = vocabularies.setdefault(sample.vocabulary, len(vocabularies))
+                # Boxes as numpy: a pickled tensor of four numbers takes 400 bytes.
+                fields = sample.__dict__ | {"boxes": sample.boxes.numpy(), "vocabulary": number}
+                ends.append(ends[-1] + file.write(pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)))
+        self._ends, self._vocabularies = np.array(ends, dtype=np.int64), list(vocabularies)
+        self._bytes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -84,14 +84,18 @@ class PackedSamples(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of a set of {len(self)}")
-        index %= len(self)
-        start, end = int(self._ends[index]), int(self._ends[index + 1])
-        number, fields = pickle.loads(self._bytes[start:end].numpy().tobytes())  # written above, by this process
-        boxes = torch.from_numpy(fields.pop("boxes").copy())
-        return Sample(**{**fields, "boxes": boxes, "vocabulary": self._names[number]})
+        if self._bytes is None:
+            self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r")
+        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        fields = pickle.loads(self._bytes[start:end].data)  # written above into a file that only this user can open
+        boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self._vocabularies[fields["vocabulary"]]
+        return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_bytes": None, "_finalizer": None}  # another process only reads
 
 
 class Folders:

@@ -77,6 +77,26 @@ def draw_sample(seed: int, world: World = World()) -> Sample:
     return Sample(picture, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
 
 
+class Drawings(Sequence[Sample]):
+    """The drawn world as a set: sample i is drawn from seed i whenever it is asked for.
+
+    Args:
+        world: which drawn pictures.
+        count: how many; 0 for as many as seeds are told apart.
+    """
+
+    def __init__(self, world: World, count: int = 0) -> None:
+        self.world, self._length = world, count or 2**31
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self._length:
+            raise IndexError(f"drawing {index} of {self._length}")
+        return draw_sample(index, self.world)
+
+
 def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Image.Image:
     """A picture of (width, height) with the given things, the last one in front; ``seed`` varies shades and ground."""
     rng = np.random.default_rng([*KEYS["train"], seed])

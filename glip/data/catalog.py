@@ -1,0 +1,160 @@
+"""Names of sets -> their files -> samples: ``configs/datasets.yaml``, a table of the data root's own, or a path."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from glip.config import ConfigError, Format, SetConfig, config_folder, from_dict, read_yaml
+from glip.data.readers.captions import read_captions
+from glip.data.readers.coco import read_coco
+from glip.data.readers.flickr30k import read_flickr30k
+from glip.data.readers.labels import read_labels
+from glip.data.readers.lvis import read_lvis
+from glip.data.readers.mdetr import read_mdetr
+from glip.data.readers.odvg import read_odvg
+from glip.data.readers.silver import read_silver
+from glip.data.sets import SampleSet
+from glip.data.world import Drawings, World
+
+TABLE = "datasets.yaml"
+_READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
+    "coco": read_coco,
+    "lvis": read_lvis,
+    "mdetr": read_mdetr,
+    "silver": read_silver,
+    "captions": read_captions,
+    "labels": read_labels,
+}
+# these need a second file beside the annotations: the split's picture ids, the names of the labels
+_NAMED_READERS: dict[Format, Callable[[Path, Sequence[Path], Path | str], SampleSet]] = {
+    "flickr30k": read_flickr30k,
+    "odvg": read_odvg,
+}
+
+
+def data_root(given: str | Path | None) -> Path:
+    """The folder under which sets lie: the given one, else the environment variable GLIP_DATA, else this folder."""
+    return Path(given or os.environ.get("GLIP_DATA") or ".")
+
+
+def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
+    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one.
+
+    Raises:
+        ConfigError: a table that cannot be read.
+    """
+    found: dict[str, SetConfig] = {}
+    for table in (config_folder() / TABLE, data_root(root) / TABLE):
+        tree = (read_yaml(table) or {}) if table.is_file() else {}
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{table}: expected a map of set names, got {type(tree).__name__}")
+        found.update({str(name): from_dict(SetConfig, entry, f"{table.name}: {name}") for name, entry in tree.items()})
+    return found
+
+
+def find_set(
+    name: str, *, images: Sequence[str] = (), format: Format | None = None, root: str | Path | None = None
+) -> SetConfig:
+    """The set meant by a name of the table, or by the path of an annotation file or folder.
+
+    For a path the pictures are looked for in ``images``, else in a folder ``images`` beside the file or beside its
+    folder, else beside the file; the format is told from the content when it is not given.
+
+    Raises:
+        ConfigError: neither a known name nor a path that is there.
+    """
+    known = known_sets(root)
+    if name in known:
+        entry = known[name]
+        return replace(entry, images=tuple(images) or entry.images, format=format or entry.format)
+    path = Path(name) if Path(name).exists() else data_root(root) / name
+    if not path.exists():
+        close = get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(
+            f"set {name!r} is neither in {TABLE} nor a file{hint}: give a path, or one of: {', '.join(sorted(known))}"
+        )
+    path = path.absolute()
+    beside = [path.parent / "images", path.parent.parent / "images", path.parent]
+    folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
+    return SetConfig(format=format, annotations=str(path), images=tuple(str(Path(f).absolute()) for f in folders))
+
+
+def read_set(config: SetConfig, root: str | Path | None = None) -> SampleSet:
+    """The samples of a set.
+
+    Raises:
+        FileNotFoundError: its annotations or pictures are not under the root.
+        ValueError: its annotations are not of the stated format.
+    """
+    if config.format == "world":
+        return SampleSet(_drawings(config))
+    under = data_root(root)
+    annotations, images = under / config.annotations, [under / folder for folder in config.images]
+    format = config.format or guess_format(annotations)
+    if format in _NAMED_READERS:
+        return _NAMED_READERS[format](annotations, images, under / config.names if config.names else "")
+    return _READERS[format](annotations, images)
+
+
+def _drawings(config: SetConfig) -> Drawings:
+    if len(config.sides) != 2 or min(config.sides) < 64:
+        raise ConfigError(f"sides: {list(config.sides)}: give the least and greatest side of drawings, from 64 pixels")
+    return Drawings(World(config.split, config.captioned, (min(config.sides), max(config.sides))), config.count)
+
+
+def guess_format(path: Path) -> Format:
+    """The format of an annotation file, by its name and its first records.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: no known format.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
+        )
+    if path.is_dir():
+        return "flickr30k" if (path / "Sentences").is_dir() else "captions"
+    if path.suffix in (".tar", ".csv", ".tsv"):
+        return "captions"
+    if path.suffix == ".jsonl":
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return _format_of_line(file.readline())
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid json: {error}") from None
+    return _format_of_tree(tree, path)
+
+
+def _format_of_line(line: str) -> Format:
+    if '"detection"' in line or '"grounding"' in line:
+        return "odvg"
+    return "labels" if '"boxes"' in line and '"phrases"' in line else "captions"
+
+
+def _format_of_tree(tree: object, path: Path) -> Format:
+    lists = tree if isinstance(tree, dict) else {}
+    keys = {
+        key: set(rows[0])
+        for key, rows in lists.items()
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    }
+    if "phrases" in keys.get("data", ()):
+        return "silver"
+    if "tokens_positive" in keys.get("annotations", ()):
+        return "mdetr"
+    if "caption" in keys.get("annotations", ()):
+        return "captions"
+    if "neg_category_ids" in keys.get("images", ()):
+        return "lvis"
+    if {"images", "annotations", "categories"} <= lists.keys():
+        return "coco"
+    raise ValueError(
+        f"{path}: not COCO, LVIS, MDETR or captions json (its keys: {', '.join(map(str, list(lists)[:5])) or 'none'}): "
+        "see docs/data.md for the formats"
+    )

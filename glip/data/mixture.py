@@ -1,0 +1,147 @@
+"""From a config to the sources of a mixture: each set read, given its share, and what is left out of it counted."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from glip.config import ConfigError, DataConfig, DatasetConfig, SetConfig, load_config, read_yaml
+from glip.data.catalog import data_root, find_set, read_set
+from glip.data.loader import Source
+from glip.data.phrasing import Phrasing, foreign_names, read_prompts
+from glip.data.sets import PackedSamples, SampleSet, Tally
+from glip.data.transforms import Augmentation
+from glip.structures import Sample
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A set of the mixture: its config with its final weight and sizes, and what its reader gave."""
+
+    config: DatasetConfig
+    read: SampleSet
+
+
+def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[Source]:
+    """Read the sets of a mixture.
+
+    Args:
+        data: what to read.
+        max_tokens: longest caption the model reads.
+        max_size: longest side of a picture, pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: a set that is not there, cannot be read, or has nothing to learn from.
+    """
+    rows = [_Row(config, read_training_set(config, data)) for config in with_replay(data)]
+    sources = []
+    for row in rows:
+        others = [name for other in rows if other is not row for name in other.read.vocabulary]
+        phrasing = Phrasing(
+            max_negatives=data.max_negatives,
+            max_tokens=max_tokens,
+            full_vocabulary=data.full_vocabulary,
+            borrow=data.borrow,
+            foreign=foreign_names(row.read.vocabulary, others),
+            prompts=read_prompts(read_yaml(data_root(data.root) / row.config.prompts)) if row.config.prompts else {},
+            pack_captions=data.pack_captions,
+        )
+        sides = row.config.short_side or data.short_side
+        how = Augmentation((min(sides), max(sides)), max_size, crop=data.crop, flip=row.config.flip, colour=data.colour)
+        sources.append(Source(row.config.name, row.config.weight, row.read.samples, how, phrasing, row.read.left_out))
+    return sources
+
+
+def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
+    """The sets of a run and, at the share ``data.replay`` of the pictures, those of the mixture it must not forget.
+
+    Raises:
+        ConfigError: a set listed twice, or a share without a mixture.
+    """
+    names = [row.name for row in data.train]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"data.train lists the set {twice!r} twice: give each its own name")
+    if not data.replay:
+        return data.train
+    if not 0 < data.replay < 1 or not data.replay_from:
+        raise ConfigError(
+            f"data.replay: {data.replay:g} with data.replay_from {data.replay_from!r}: give a share in 0..1 and the "
+            "config whose mixture is to be remembered, such as pretrain/nano"
+        )
+    old = load_config(data.replay_from).data
+    kept = [row for row in old.train if row.name not in names]
+    own, theirs = sum(row.weight for row in data.train), sum(row.weight for row in kept)
+    return (
+        *(replace(row, weight=(1 - data.replay) * row.weight / own) for row in data.train),
+        *(
+            replace(row, weight=data.replay * row.weight / theirs, short_side=row.short_side or old.short_side)
+            for row in kept
+        ),
+    )
+
+
+def resolve(config: DatasetConfig, data: DataConfig) -> SetConfig:
+    """Where a set of a mixture lies: as the config says in full, or as the table of sets has it under that name."""
+    own = {part.name: getattr(config, part.name) for part in fields(SetConfig)}
+    if own["format"] == "world" or own["annotations"]:
+        return SetConfig(**own)
+    entry = find_set(config.name, images=config.images, format=config.format, root=data.root)
+    return replace(entry, prompts=config.prompts or entry.prompts)
+
+
+def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
+    """A set without the samples that nothing can be learned from, which are counted.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, cannot be read, or has nothing to learn from.
+    """
+    read = read_set(resolve(config, data), data.root)
+    if not isinstance(read.samples, PackedSamples):
+        return read
+    if not len(read.samples):
+        raise ValueError(
+            f"set {config.name!r} has no sample ({read.left_out or 'its list is empty'}): run glip data check"
+        )
+    first, there = config.first or len(read.samples), _Listing(read.left_out)
+    kept = PackedSamples(sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
+    if not len(kept):
+        example = read.samples[0].picture
+        raise ValueError(
+            f"set {config.name!r}: none of its {len(read.samples)} pictures is there, such as {str(example)!r}: check "
+            "its images= folder and data.root"
+        )
+    _refuse_nothing(config.name, kept, read)
+    return replace(read, samples=kept)
+
+
+class _Listing:
+    """Which picture files exist: one listing per folder, since asking for each of a million files takes minutes."""
+
+    def __init__(self, left_out: Tally) -> None:
+        self.left_out, self.folders = left_out, dict[Path, set[str]]()
+
+    def has(self, sample: Sample) -> bool:
+        """Whether the picture is there; counted if not."""
+        file = sample.picture
+        if not isinstance(file, Path):
+            return True
+        if file.parent not in self.folders:
+            self.folders[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
+        there = file.name in self.folders[file.parent]
+        if not there:
+            self.left_out.note("picture that is not there", str(file))
+        return there
+
+
+def _refuse_nothing(name: str, kept: Sequence[Sample], read: SampleSet) -> None:
+    """A set that would train towards "nothing is ever there" is an error: its ids or names cannot be right."""
+    if kept[0].caption:
+        raise ValueError(
+            f"set {name!r} has captions without boxes: label them first (docs/data.md), then train on that"
+        )
+    if not any(len(sample.boxes) for sample in kept):
+        raise ValueError(
+            f"set {name!r}: not one box of a known class in {len(kept)} pictures ({read.left_out or 'it lists none'}): "
+            "the category ids of its annotations match none of its categories; run glip data check"
+        )
