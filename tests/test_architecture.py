@@ -40,7 +40,7 @@ DOORS = {
     "yaml": ("config.py",),
     "huggingface_hub": ("model/weights.py",),
     "safetensors": ("model/weights.py",),
-    "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py"),
+    "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py", "data/transforms.py"),
     "ray": ("pseudo/",),
     "pyarrow": ("pseudo/",),
     "tensorboard": ("train/log.py",),

@@ -1,14 +1,19 @@
 """Opening pictures: whatever people have, as upright RGB."""
 
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glip.shapes import Tensor
+from glip.structures import Archived
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+Picture = str | Path | Archived | Image.Image | np.ndarray | Tensor
+_ROTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _OVERSHOOT = 0.1  # by so much a resized picture of floats may leave 0..1
 
 
@@ -16,17 +21,40 @@ class PictureError(ValueError):
     """A picture that cannot be read; the message names the file and the reason."""
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture file as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
+def open_picture(path: str | Path | Archived) -> Image.Image:
+    """Read a picture as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
+
+    Args:
+        path: a file, or bytes of an archive.
 
     Raises:
         PictureError: missing, not a picture, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
     """
+    with _opened(path) as picture:
+        return to_rgb(picture)
+
+
+def picture_size(path: str | Path | Archived) -> tuple[int, int]:
+    """(width, height) of the upright picture, from its header alone.
+
+    Raises:
+        PictureError: as ``open_picture``, as far as the header shows it.
+    """
+    with _opened(path) as picture:
+        width, height = picture.size
+        return (height, width) if picture.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
+
+
+@contextmanager
+def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
+    """The picture as Pillow has it while it is being read; whatever goes wrong becomes a PictureError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
-            with Image.open(path) as picture:
-                return to_rgb(picture)
+            with Image.open(_bytes_of(path) if isinstance(path, Archived) else path) as picture:
+                yield picture
+    except PictureError:
+        raise
     except FileNotFoundError:
         raise PictureError(f"picture {str(path)!r} is not there: check the path") from None
     except IsADirectoryError:
@@ -39,14 +67,23 @@ def open_picture(path: str | Path) -> Image.Image:
         raise PictureError(f"picture {str(path)!r} cannot be read ({error}): get a whole copy of it") from None
 
 
+def _bytes_of(picture: Archived) -> io.BytesIO:
+    with picture.archive.open("rb") as file:
+        file.seek(picture.start)
+        content = file.read(picture.length)
+    if len(content) < picture.length:
+        raise OSError(f"the archive ends after {len(content)} of its {picture.length} bytes")
+    return io.BytesIO(content)
+
+
 def open_any(image: Picture) -> Image.Image:
-    """A picture of any accepted kind as RGB: a path, a PIL picture, an array or a tensor.
+    """A picture of any accepted kind as RGB: a path, bytes of an archive, a PIL picture, an array or a tensor.
 
     Raises:
         PictureError: a file that cannot be read, or a picture without pixels.
         ValueError: an array or tensor of another shape, type or range.
     """
-    if isinstance(image, str | Path):
+    if isinstance(image, str | Path | Archived):
         return open_picture(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)

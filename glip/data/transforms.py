@@ -1,26 +1,48 @@
-"""Pictures and their boxes change together: resize, crop, flip, colour.
+"""Pictures and their boxes change together: resize, crop, flip, colour. torchvision moves both by one and the same call.
 
-Captions that say left or right are not flipped.
+All randomness comes from the generator given, so a step depends on (seed, step) alone. PIL in, PIL out: the Processor
+takes PIL, and its resize in evaluation is the one used here.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
-from glip.shapes import Bool, Float, Tensor
+from glip.data.sets import Tally
+from glip.processor import resized_size
+from glip.shapes import Float, Tensor
 from glip.structures import Sample
 
-_SIDES = re.compile(r"\b(left|right)(most|ward|wards)?\b", re.IGNORECASE)
+# Any word that begins with left or right, alone or behind a place ("topleft", "left_hand", "righthanded"), but not
+# leftovers and rights, nor words that only end so (bright, upright).
+_SIDES = re.compile(
+    r"(?<![^\W\d_])(top|bottom|upper|lower|front|rear|back|far|mid|middle|center|centre|inner|outer)?"
+    r"(left(?!over)|right(?!s\b|eous|ful|ly\b))",
+    re.IGNORECASE,
+)
 _VISIBLE = 0.4  # a box that keeps less of its area in a crop is dropped
+_ANYWHERE = 0.1  # so often a crop is not aimed at a box
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied: short side in pixels (uniform), square crops (0: none), flips, colour strength (0: none)."""
+    """What is varied.
+
+    Args:
+        short_side: pixels, drawn uniformly between the two.
+        max_size: of the long side, as in the Processor's resize.
+        crop: side of square crops in pixels, 0 for none.
+        flip: probability of a mirrored picture.
+        colour: brightness, contrast and saturation change by up to this share, 0 for none.
+    """
 
     short_side: tuple[int, int]
     max_size: int
@@ -29,44 +51,88 @@ class Augmentation:
     colour: float = 0.0
 
 
-def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> Sample:
-    """One random variation of a sample whose picture is loaded."""
-    picture = sample.picture
-    assert isinstance(picture, Image.Image), "load the picture first"
+def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tuple[Sample, Tally]:
+    """One random variation of a sample whose picture is loaded, and the boxes it lost, by reason.
+
+    Crowd regions go first. A name whose boxes have all gone although something of it is still seen becomes
+    ``incomplete``: it must not be asked for as an absent one (unless no other name would be left to ask for). A phrase
+    of a caption whose boxes were cut away stays in the caption as words without a box, as in the release.
+    Nothing is mirrored whose words say left or right.
+    """
+    assert isinstance(sample.picture, Image.Image), "load the picture first"
+    tally = Tally()
+    sample = _drop(sample, sample.crowd, tally, "crowd region", seen=sample.crowd)
     low, high = how.short_side
-    sample = _resize(sample, picture, rng.uniform(low, high), how.max_size)
+    height, width = resized_size(
+        sample.picture.height, sample.picture.width, int(rng.integers(low, high + 1)), how.max_size
+    )
+    sample = _together(sample, lambda thing: F.resize(thing, [height, width]))
     if how.crop:
-        sample = _crop(sample, how.crop, rng)
-    words = sample.prompt.caption if sample.prompt else " ".join(sample.vocabulary)
-    if rng.random() < how.flip and not _SIDES.search(words):
-        sample = _flip(sample)
-    return _recolour(sample, how.colour, rng) if how.colour else sample
+        sample = _crop(sample, how.crop, rng, tally)
+    if rng.random() < how.flip and not _names_a_side(sample):
+        sample = _together(sample, F.horizontal_flip)
+    return (_recolour(sample, how.colour, rng) if how.colour else sample), tally
 
 
-def _resize(sample: Sample, picture: Image.Image, short_side: float, max_size: int) -> Sample:
-    width, height = picture.size
-    factor = min(short_side / min(width, height), max_size / max(width, height))
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    resized = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    ratio = torch.tensor([size[0] / width, size[1] / height] * 2)
-    return replace(sample, picture=resized, boxes=sample.boxes * ratio)
+def says_side(words: str) -> bool:
+    """Whether words say left or right in any form, so that they would be false of the mirrored picture."""
+    return _SIDES.search(words) is not None
 
 
-def _crop(sample: Sample, side: int, rng: np.random.Generator) -> Sample:
+def _names_a_side(sample: Sample) -> bool:
+    said = sample.prompt.caption if sample.prompt else sample.caption
+    return says_side(said) or _any_says_side(sample.vocabulary)
+
+
+@lru_cache(maxsize=256)  # a vocabulary is the same for all pictures of a set, and may have thousands of names
+def _any_says_side(names: tuple[str, ...]) -> bool:
+    return any(says_side(name) for name in names)
+
+
+def _together(sample: Sample, change: Callable[[Any], Any]) -> Sample:
+    """The same torchvision function on the picture and on its boxes."""
+    picture = sample.picture
+    assert isinstance(picture, Image.Image)
+    size = (picture.height, picture.width)
+    boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+    return replace(sample, picture=change(picture), boxes=change(boxes).as_subclass(torch.Tensor))
+
+
+def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: Tally) -> Sample:
     """A square window that holds the centre of a random box, if there is one; smaller pictures are placed in it."""
     picture = sample.picture
     assert isinstance(picture, Image.Image)
     centre = _focus(sample.boxes, rng)
-    corner = [_window(length, side, at, rng) for length, at in zip(picture.size, centre, strict=True)]
-    window = Image.new("RGB", (side, side), tuple(int(v) for v in rng.integers(0, 256, 3)))
-    window.paste(picture, (-corner[0], -corner[1]))
-    moved = sample.boxes - torch.tensor(corner * 2, dtype=torch.float32)
-    clipped = moved.clamp(0, side)
-    return _keep(replace(sample, picture=window, boxes=clipped), _visible(moved, clipped))
+    left, top = (_window(length, side, at, rng) for length, at in zip(picture.size, centre, strict=True))
+    ground = [int(value) for value in rng.integers(0, 256, 3)]
+    right, bottom = left + side - picture.width, top + side - picture.height
+    border = [max(0, -left), max(0, -top), max(0, right), max(0, bottom)]
+    if any(border):
+        sample = _together(sample, lambda thing: F.pad(thing, border, fill=ground))
+    cut = _together(sample, lambda thing: F.crop(thing, max(0, top), max(0, left), side, side))
+    before, after = _area(sample.boxes), _area(cut.boxes)
+    lost = (after < _VISIBLE * before) | (after <= 0)
+    numbers = lost.nonzero()[:, 0].tolist()
+    return _drop(cut, numbers, tally, "box cut away by the crop", seen=(lost & (after > 0)).nonzero()[:, 0].tolist())
+
+
+def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, seen: Sequence[int]) -> Sample:
+    """Without the boxes ``lost``; of those in ``seen`` the picture still shows something."""
+    if not lost:
+        return sample
+    tally.note(reason, f"picture {sample.image_id}", len(lost))
+    gone = set(lost)
+    kept = sample.keep([index for index in range(len(sample.boxes)) if index not in gone])
+    if sample.prompt is not None:
+        return kept
+    named = {name for names in kept.box_phrases for name in names}
+    unsure = {name for index in seen for name in sample.box_phrases[index]} - named
+    incomplete = tuple(sorted({*sample.incomplete, *unsure}))
+    return replace(kept, incomplete=incomplete) if len(incomplete) < len(sample.vocabulary) else kept
 
 
 def _focus(boxes: Float[Tensor, "box 4"], rng: np.random.Generator) -> Sequence[float | None]:
-    if len(boxes) == 0 or rng.random() < 0.1:
+    if len(boxes) == 0 or rng.random() < _ANYWHERE:
         return (None, None)
     x1, y1, x2, y2 = boxes[int(rng.integers(len(boxes)))].tolist()
     return ((x1 + x2) / 2, (y1 + y2) / 2)
@@ -80,29 +146,13 @@ def _window(length: int, side: int, at: float | None, rng: np.random.Generator) 
     return int(rng.integers(low, high + 1)) if high > low else low
 
 
-def _visible(before: Float[Tensor, "box 4"], after: Float[Tensor, "box 4"]) -> Bool[Tensor, " box"]:
-    size_before = (before[:, 2:] - before[:, :2]).prod(1)
-    size_after = (after[:, 2:] - after[:, :2]).clamp(min=0).prod(1)
-    return (size_after >= _VISIBLE * size_before) & (size_after > 0)
-
-
-def _keep(sample: Sample, keep: Bool[Tensor, " box"]) -> Sample:
-    phrases = tuple(p for p, kept in zip(sample.box_phrases, keep.tolist(), strict=True) if kept)
-    return replace(sample, boxes=sample.boxes[keep], box_phrases=phrases)
-
-
-def _flip(sample: Sample) -> Sample:
-    picture = sample.picture
-    assert isinstance(picture, Image.Image)
-    x1, y1, x2, y2 = sample.boxes.unbind(1)
-    boxes = torch.stack([picture.width - x2, y1, picture.width - x1, y2], dim=1)
-    return replace(sample, picture=picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), boxes=boxes)
+def _area(boxes: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
+    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
 
 
 def _recolour(sample: Sample, strength: float, rng: np.random.Generator) -> Sample:
     """Brightness, contrast and saturation by up to ``strength``; the hue stays, since captions name colours."""
     picture = sample.picture
-    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        assert isinstance(picture, Image.Image)
-        picture = enhancer(picture).enhance(float(rng.uniform(1 - strength, 1 + strength)))
+    for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+        picture = adjust(picture, float(rng.uniform(max(0.0, 1 - strength), 1 + strength)))
     return replace(sample, picture=picture)

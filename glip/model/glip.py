@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from glip.config import HeadConfig, LanguageConfig, ModelConfig, VisionConfig
 from glip.geometry.anchors import grid_anchors
@@ -56,6 +57,36 @@ class GLIP(nn.Module):
         self.tower = nn.ModuleList(tower)
         self.boxes, self.tokens = boxes, tokens
         self.prompt_offsets = prompt_offsets
+        self.checkpointing = False
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Compute activations of the image encoder and the tower again in the backward pass instead of keeping them.
+
+        Gradients are the same, random layers included; memory is for one stage of the tower at a time, and a step
+        takes about one more forward pass.
+        """
+        self.checkpointing = on
+        self.vision.checkpoint_gradients(on)
+
+    def freeze(self, *, stages: int = 0, language: bool = False) -> None:
+        """Let parts keep their weights in a training; what is frozen runs in eval mode there.
+
+        Args:
+            stages: of the image encoder, from the bottom; with the first goes the stem. 0 freezes none.
+            language: the language model; the tower's text layers train on.
+
+        Raises:
+            ValueError: fewer than 0 stages, or more than there are.
+        """
+        parts = self.vision.parts()
+        if not 0 <= stages < len(parts):
+            raise ValueError(
+                f"stages: got {stages}: the image encoder has {len(parts) - 1}, so give 0 to {len(parts) - 1}"
+            )
+        for part in parts[: stages + 1] if stages else []:
+            part.requires_grad_(False)
+        if language:
+            self.language.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Outputs:
         """Ground each caption of a batch in its picture."""
@@ -76,12 +107,18 @@ class GLIP(nn.Module):
         if self.prompt_offsets is not None:
             text = replace(text, hidden=text.hidden + self.prompt_offsets[: text.hidden.shape[1]])
         for stage in self.tower:
-            levels, text = stage(levels, text)
+            levels, text = self._stage(stage, levels, text)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
         deltas, centerness = self.boxes(levels)
         regions = torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
         logits = self.tokens(regions, text.hidden)
         return Outputs(logits, deltas, centerness, grid_anchors(sizes, device=regions.device), sizes)
+
+    def _stage(self, stage: nn.Module, levels: Sequence[Map], text: TextFeatures) -> tuple[Sequence[Map], TextFeatures]:
+        result: tuple[Sequence[Map], TextFeatures] = (
+            checkpoint(stage, levels, text, use_reentrant=False) if self.checkpointing else stage(levels, text)
+        )
+        return result
 
 
 def build(config: ModelConfig) -> GLIP:

@@ -4,11 +4,14 @@ Swin is written here because timm's blocks mask padded places and shift differen
 supplies ImageNet weights for it and the ResNet itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from glip.shapes import Float, Tensor
 
@@ -110,7 +113,7 @@ class SwinStage(nn.Module):
 
     def __init__(self, width: int, heads: int, *, window: int, drop_paths: Sequence[float], merge: bool) -> None:
         super().__init__()
-        self.window = window
+        self.window, self.checkpointing = window, False
         self.merge = PatchMerging(width // 2) if merge else nn.Identity()
         shifts = [0 if index % 2 == 0 else window // 2 for index in range(len(drop_paths))]
         self.blocks = nn.ModuleList(
@@ -122,7 +125,7 @@ class SwinStage(nn.Module):
         x = self.merge(x)
         mask = _shift_mask(x.shape[1], x.shape[2], self.window, x.device)
         for block in self.blocks:
-            x = block(x, mask)
+            x = checkpoint(block, x, mask, use_reentrant=False) if self.checkpointing else block(x, mask)
         return x
 
 
@@ -144,6 +147,17 @@ class Swin(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
         self.apply(_init_linear)
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Whether the blocks' activations are computed again in the backward pass instead of kept."""
+        for stage in self.stages:
+            stage.checkpointing = on  # type: ignore[assignment]
+
+    def parts(self) -> list[nn.ModuleList]:
+        """What can be frozen, bottom up: the stem, then each stage with the norm of its output."""
+        norms = [[], *([norm] for norm in self.norms)]
+        stages = [nn.ModuleList([stage, *norm]) for stage, norm in zip(self.stages, norms, strict=True)]
+        return [nn.ModuleList([self.patch, self.patch_norm]), *stages]
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
         height, width = pixels.shape[2:]
@@ -168,7 +182,7 @@ class ResNet(nn.Module):
         from timm.models.resnet import BasicBlock
         from timm.models.resnet import ResNet as TimmResNet
 
-        self.widths = tuple(widths)
+        self.widths, self.checkpointing = tuple(widths), False
         self.body = TimmResNet(
             BasicBlock,  # type: ignore[arg-type]
             layers=tuple(depths),
@@ -180,9 +194,25 @@ class ResNet(nn.Module):
             num_classes=0,
         )
 
+    def checkpoint_gradients(self, on: bool) -> None:
+        """Whether the stages' activations are computed again in the backward pass instead of kept."""
+        self.checkpointing = on
+
+    def parts(self) -> list[nn.ModuleList]:
+        """What can be frozen, bottom up: the stem, then each stage."""
+        stem = nn.ModuleList([self.body.conv1, self.body.bn1])
+        return [stem, *(nn.ModuleList([stage]) for stage in self._stages())]
+
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
-        maps: list[Map] = self.body.forward_intermediates(pixels, indices=[2, 3, 4], intermediates_only=True)  # type: ignore[assignment]
-        return maps
+        x = self.body.maxpool(self.body.act1(self.body.bn1(self.body.conv1(pixels))))
+        maps = []
+        for stage in self._stages():
+            x = _checkpoint_with_batch_norm(stage, x) if self.checkpointing else stage(x)
+            maps.append(x)
+        return maps[1:]
+
+    def _stages(self) -> tuple[nn.Module, ...]:
+        return tuple(self.body.get_submodule(f"layer{number}") for number in range(1, 5))
 
 
 class DropBlock(nn.Module):
@@ -246,6 +276,29 @@ def timm_weights(name: str) -> dict[str, Tensor]:
         if not key.startswith(("norm.", "head.")) and "relative_position_index" not in key and "attn_mask" not in key:
             renamed[new] = value
     return renamed
+
+
+def _checkpoint_with_batch_norm(module: nn.Module, x: Map) -> Map:
+    """Checkpointing that leaves running means alone the second time, so that a step moves them once."""
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _still_means(module)
+
+    again: Map = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+    return again
+
+
+@contextmanager
+def _still_means(module: nn.Module) -> Iterator[None]:
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    tracking = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracked in zip(norms, tracking, strict=True):
+            norm.track_running_stats = tracked
 
 
 def _init_linear(module: nn.Module) -> None:
