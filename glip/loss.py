@@ -36,42 +36,81 @@ class Losses:
         return self.token + self.box + self.centerness
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What losses are divided by: the number of positive anchors, and the sum of their centerness.
+
+    A step that sees its pictures in several batches, or in several processes, divides by the totals of all of them;
+    the sum of its losses is then that of one big batch, as is its gradient.
+    """
+
+    num_positive: float
+    centerness: float
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Who learns what in one batch. It depends on targets and anchors alone: no network has to run for it.
+
+    ``boxes`` and ``centerness`` are what the positive anchors learn, picture by picture in the order of locations.
+    """
+
+    owners: Int[Tensor, "batch loc"]
+    boxes: Float[Tensor, "positive 4"]
+    centerness: Float[Tensor, " positive"]
+    targets: tuple[Target, ...]
+
+    @property
+    def totals(self) -> Totals:
+        """The totals of this batch alone."""
+        return Totals(float(len(self.boxes)), float(self.centerness.sum()))
+
+
 class Criterion:
-    """Outputs and targets -> Losses. Computed in float32 whatever the network ran in."""
+    """Outputs and targets -> Losses of one batch, divided by its own totals."""
 
     def __call__(
         self, outputs: Outputs, targets: Sequence[Target], attention_mask: Bool[Tensor, "batch tok"]
     ) -> Losses:
         """The losses of one batch; targets are in resized pixels, one for each picture."""
-        lengths = [height * width for height, width in outputs.level_sizes]
-        owners = [assign(outputs.anchors, target.boxes, lengths) for target in targets]
-        positive = torch.stack([owner != BACKGROUND for owner in owners])
-        num_positive = max(int(positive.sum()), 1)
-        token_targets = torch.stack(
-            [_token_targets(owner, target) for owner, target in zip(owners, targets, strict=True)]
-        )
-        token = token_focal_loss(outputs.token_logits.float(), token_targets, attention_mask) / num_positive
-        box, centerness = self._box_terms(outputs, owners, targets, num_positive)
-        return Losses(token, box, centerness, int(positive.sum()))
+        matching = match(targets, outputs.anchors, outputs.level_sizes)
+        return compute_losses(outputs, matching, attention_mask, totals=matching.totals)
 
-    def _box_terms(
-        self, outputs: Outputs, owners: Sequence[Int[Tensor, " loc"]], targets: Sequence[Target], num_positive: int
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        rows = torch.cat([torch.full_like(owner, index) for index, owner in enumerate(owners)])
-        owner = torch.cat(list(owners))
-        places = torch.arange(len(outputs.anchors), device=owner.device).repeat(len(owners))
-        chosen = owner != BACKGROUND
-        rows, places = rows[chosen], places[chosen]
-        if len(rows) == 0:  # keeps every parameter in the graph, so that gradients are zero and not missing
-            return outputs.box_deltas.sum() * 0.0, outputs.centerness.sum() * 0.0
-        anchors = outputs.anchors[places]
-        matched = torch.cat([target.boxes[own[own != BACKGROUND]] for own, target in zip(owners, targets, strict=True)])
-        boxes = decode(encode(matched, anchors), anchors)  # through the coder and back, as the release does
-        share = centerness_targets(boxes, anchors)
-        predicted = decode(outputs.box_deltas[rows, places].float(), anchors)
-        box = _BOX_WEIGHT * (giou_loss(predicted, boxes) * share).sum() / share.sum().clamp(min=1e-6)
-        logits = outputs.centerness[rows, places].float()
-        return box, F.binary_cross_entropy_with_logits(logits, share, reduction="sum") / num_positive
+
+def match(
+    targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Sequence[tuple[int, int]]
+) -> Matching:
+    """Assign the anchors of one batch to the boxes of its pictures.
+
+    Args:
+        targets: in resized pixels, one for each picture.
+        anchors: of all levels.
+        sizes: (height, width) of each level.
+    """
+    lengths = [height * width for height, width in sizes]
+    owners = torch.stack([assign(anchors, target.boxes, lengths) for target in targets])
+    chosen = owners != BACKGROUND
+    matched = torch.cat([target.boxes[own[own != BACKGROUND]] for own, target in zip(owners, targets, strict=True)])
+    near = anchors[chosen.nonzero()[:, 1]]
+    boxes = decode(encode(matched, near), near)  # through the coder and back, as the release does
+    return Matching(owners, boxes, centerness_targets(boxes, near), tuple(targets))
+
+
+def compute_losses(
+    outputs: Outputs, matching: Matching, attention_mask: Bool[Tensor, "batch tok"], *, totals: Totals
+) -> Losses:
+    """The losses of one batch, in float32 whatever the network ran in."""
+    num_positive = max(totals.num_positive, 1.0)
+    wanted = torch.stack([_token_targets(own, t) for own, t in zip(matching.owners, matching.targets, strict=True)])
+    token = token_focal_loss(outputs.token_logits.float(), wanted, attention_mask) / num_positive
+    # Without a positive the sums below are of nothing: zero, with a gradient of zeros for every parameter.
+    rows, places = (matching.owners != BACKGROUND).nonzero(as_tuple=True)
+    predicted = decode(outputs.box_deltas[rows, places].float(), outputs.anchors[places])
+    weighted = (giou_loss(predicted, matching.boxes) * matching.centerness).sum()
+    box = _BOX_WEIGHT * weighted / max(totals.centerness, 1e-6)
+    logits = outputs.centerness[rows, places].float()
+    centerness = F.binary_cross_entropy_with_logits(logits, matching.centerness, reduction="sum") / num_positive
+    return Losses(token, box, centerness, len(rows))
 
 
 def token_focal_loss(

@@ -19,7 +19,9 @@ from glip.model.glip import build
 from glip.model.release import load_yacs
 
 FOLDER = config_folder()
-NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+NAMES = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.name != "datasets.yaml"
+)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_every_config_begins_with_three_lines(name):
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     assert all(line.startswith("# ") and len(line) > 10 for line in lines[:3])
     assert not lines[3].startswith("#")
-    assert any("glip " in line for line in lines[:3])
+    assert any("glip " in line or "python tools/" in line for line in lines[:3])
 
 
 @pytest.mark.parametrize("name", NAMES)

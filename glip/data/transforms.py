@@ -1,4 +1,4 @@
-"""Pictures and their boxes change together: resize, crop, flip, colour. torchvision moves both by one and the same call.
+"""Pictures and their boxes change together: resize, crop, flip, colour. torchvision moves both by the same call.
 
 All randomness comes from the generator given, so a step depends on (seed, step) alone. PIL in, PIL out: the Processor
 takes PIL, and its resize in evaluation is the one used here.
@@ -59,13 +59,12 @@ def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tupl
     of a caption whose boxes were cut away stays in the caption as words without a box, as in the release.
     Nothing is mirrored whose words say left or right.
     """
-    assert isinstance(sample.picture, Image.Image), "load the picture first"
+    picture = sample.picture
+    assert isinstance(picture, Image.Image), "load the picture first"
     tally = Tally()
     sample = _drop(sample, sample.crowd, tally, "crowd region", seen=sample.crowd)
     low, high = how.short_side
-    height, width = resized_size(
-        sample.picture.height, sample.picture.width, int(rng.integers(low, high + 1)), how.max_size
-    )
+    height, width = resized_size(picture.height, picture.width, int(rng.integers(low, high + 1)), how.max_size)
     sample = _together(sample, lambda thing: F.resize(thing, [height, width]))
     if how.crop:
         sample = _crop(sample, how.crop, rng, tally)
@@ -94,7 +93,7 @@ def _together(sample: Sample, change: Callable[[Any], Any]) -> Sample:
     picture = sample.picture
     assert isinstance(picture, Image.Image)
     size = (picture.height, picture.width)
-    boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+    boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=size)
     return replace(sample, picture=change(picture), boxes=change(boxes).as_subclass(torch.Tensor))
 
 

@@ -19,6 +19,9 @@ from glip.structures import Detections, Sample
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 100  # categories in one evaluation: pycocotools holds arrays of categories x 12,120 numbers
 
+_EVERYWHERE = [-1e6, -1e6, 2e6, 2e6]
+_RECALLS = np.linspace(0.0, 1.0, 101)
+
 Row = dict[str, Any]  # an annotation or a result in COCO's json
 
 
@@ -87,8 +90,9 @@ class Score:
 def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
     """AP of detections in samples that have a vocabulary, as ``detect_all`` gives them.
 
-    Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. Names
-    of which nobody knows whether they are there (``Sample.absent``) are not scored in that picture.
+    Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. As in
+    LVIS, names of which nobody knows whether they are there (``Sample.absent``) are not scored in that picture, and
+    of those that may have more boxes (``Sample.incomplete``) only what matches one is.
 
     Raises:
         ValueError: no picture or no box to score with, a sample without vocabulary, or detections of other names.
@@ -183,6 +187,9 @@ def _annotations(sample: Sample, picture: int, number: dict[tuple[int, str], int
             row = {"id": first + len(rows), "image_id": picture, "iscrowd": int(index in sample.crowd)}
             row["category_id"] = number[label, sample.vocabulary[label]]
             rows.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    for label in sample.incomplete:  # one crowd everywhere: whatever matches no box is ignored
+        row = {"id": first + len(rows), "image_id": picture, "iscrowd": 1, "bbox": _EVERYWHERE, "area": 0.0}
+        rows.append({**row, "category_id": number[label, sample.vocabulary[label]]})
     return rows
 
 
@@ -271,6 +278,3 @@ def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
     precision = np.maximum.accumulate((right / np.maximum(shown, 1))[::-1])[::-1]
     reached = np.searchsorted(right / boxes, _RECALLS, side="left")
     return float(np.append(precision, 0.0)[np.minimum(reached, len(precision))].mean())
-
-
-_RECALLS = np.linspace(0.0, 1.0, 101)

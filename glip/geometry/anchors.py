@@ -13,6 +13,14 @@ _WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 _MAX_LOG_RATIO = math.log(1000.0 / 16)  # a box grows at most so much over its anchor
 
 
+def level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """The (height, width) of P3..P7 of a padded picture, in locations.
+
+    Each halving of the network rounds up, and so does one division by all of them.
+    """
+    return tuple((-(-height // stride), -(-width // stride)) for stride in STRIDES)
+
+
 def grid_anchors(
     level_sizes: Sequence[tuple[int, int]], *, device: torch.device | str = "cpu"
 ) -> Float[Tensor, "loc 4"]:

@@ -279,26 +279,26 @@ def timm_weights(name: str) -> dict[str, Tensor]:
 
 
 def _checkpoint_with_batch_norm(module: nn.Module, x: Map) -> Map:
-    """Checkpointing that leaves running means alone the second time, so that a step moves them once."""
+    """Checkpointing whose second pass moves copies of the running means, so that a step moves them once."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _still_means(module)
+        return nullcontext(), _copied_means(module)
 
-    again: Map = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
-    return again
+    result: Map = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
+    return result
 
 
 @contextmanager
-def _still_means(module: nn.Module) -> Iterator[None]:
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    tracking = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+def _copied_means(module: nn.Module) -> Iterator[None]:
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    own = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
+    for norm, name, value in own:
+        setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, tracked in zip(norms, tracking, strict=True):
-            norm.track_running_stats = tracked
+        for norm, name, value in own:
+            setattr(norm, name, value)
 
 
 def _init_linear(module: nn.Module) -> None:

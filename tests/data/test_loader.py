@@ -1,22 +1,26 @@
-"""Step n's batch depends on n alone; broken pictures are passed over, counted, and too many of them stop the run."""
+"""Step n depends on (seed, n) alone; epochs are whole; what cannot be used is counted, and too much of it stops."""
 
 import itertools
-import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from small import NAMES, RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig
-from glip.data import loader
-from glip.data.loader import MixtureDataset, build_sources, count_crowded, data_path, load_steps
+from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, count_crowded, load_steps
+from glip.data.mixture import build_sources
+from glip.data.phrasing import Phrasing
 from glip.data.picture import PictureError
+from glip.data.sets import PackedSamples
+from glip.data.transforms import Augmentation
 from glip.detector import build_processor
-from glip.structures import Batch
+from glip.structures import Sample
 from glip.text.tokens import Tokenizer
 
-DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images="images", weight=3.0)
+DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
 WORLD = DatasetConfig(name="world", weight=1.0)
 
 
@@ -31,67 +35,86 @@ def root(tmp_path):
     return tmp_path
 
 
-def mixture(root, processor, *sets: DatasetConfig, steps=6, batch_size=4, **changes) -> MixtureDataset:
-    data = DataConfig(root=str(root), train=sets or (DRAWN, WORLD), crop=64, short_side=(64, 96), **changes)
+def mixture(root, processor, *sets: DatasetConfig, steps=6, batch_size=4, crop=64, seed=5, **changes):
+    data = DataConfig(root=str(root), train=sets or (DRAWN, WORLD), crop=crop, short_side=(64, 96))
     sources = build_sources(data, max_tokens=256, max_size=128)
-    return MixtureDataset(sources, processor, batch_size=batch_size, steps=steps, seed=5)
+    return MixtureDataset(sources, processor, batch_size=batch_size, steps=steps, seed=seed, **changes)
 
 
-def equal(first: Batch, second: Batch) -> bool:
-    targets = zip(first.targets, second.targets, strict=True)
+def steps_of(dataset, start=0, workers=0, max_broken=0.5):
+    return load_steps(dataset, start=start, workers=workers, max_broken=max_broken)
+
+
+def equal(first: Step, second: Step) -> bool:
+    pairs = list(zip(first.batches, second.batches, strict=True))
+    targets = [pair for a, b in pairs for pair in zip(a.targets, b.targets, strict=True)]
     return (
-        torch.equal(first.images.pixels, second.images.pixels)
-        and first.text.prompts == second.text.prompts
+        all(torch.equal(a.images.pixels, b.images.pixels) and a.text.prompts == b.text.prompts for a, b in pairs)
         and all(torch.equal(a.boxes, b.boxes) and torch.equal(a.positive_map, b.positive_map) for a, b in targets)
+        and (first.left_out.counts, first.broken) == (second.left_out.counts, second.broken)
     )
 
 
-def test_steps_depend_on_seed_and_number_alone(root, processor):
-    made = mixture(root, processor)
-    first, again = [made[step] for step in range(3)], mixture(root, processor)
-    assert all(equal(again[step], first[step]) for step in (2, 0, 1))
-    assert not equal(first[0], first[1])
-    again.seed = 6
-    assert not equal(again[0], first[0])
+def plain(name: str, sizes: list[tuple[int, int]], weight: float = 1.0) -> Source:
+    """A set of which only the pictures' (width, height) matter."""
+    samples = PackedSamples(
+        Sample(Image.new("RGB", (1, 1)), torch.zeros(0, 4), (), ("a",), image_id=number, size=size)
+        for number, size in enumerate(sizes)
+    )
+    return Source(name, weight, samples, Augmentation((64, 64), 128), Phrasing(max_negatives=9, max_tokens=99))
 
 
-def test_start_in_the_middle(root, processor):
-    whole = list(load_steps(mixture(root, processor), start=0, workers=0))
-    late = list(load_steps(mixture(root, processor), start=4, workers=0))
-    assert len(whole) == 6 and len(late) == 2
-    assert all(equal(a, b) for a, b in zip(whole[4:], late, strict=True))
+# ---- which draws make a step
 
 
-def test_the_models_random_numbers_do_not_depend_on_the_loader(root, processor):
-    state = torch.get_rng_state()
-    next(load_steps(mixture(root, processor), start=0, workers=0))
-    assert torch.equal(torch.get_rng_state(), state)
+def test_every_epoch_shows_each_sample_once_in_a_new_order():
+    schedule = Schedule([plain("one", [(4, 3)] * 10)], batch_size=4, seed=1, grouped=False)
+    seen = [schedule.index(draw) for step in range(10) for draw in schedule.step(step)]
+    epochs = [seen[first : first + 10] for first in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-@pytest.mark.slow
-def test_workers_change_nothing(root, processor):
-    (root / "images" / "2.png").write_bytes(b"broken")
-    alone = load_steps(mixture(root, processor), start=3, workers=0)
-    spread = load_steps(mixture(root, processor), start=3, workers=2)
-    assert all(equal(a, b) for a, b in itertools.zip_longest(alone, spread))
+def test_sets_share_every_batch_by_their_weights():
+    sources = [plain("a", [(4, 3)] * 7, 0.6), plain("b", [(4, 3)] * 5, 0.4)]
+    schedule = Schedule(sources, batch_size=5, seed=0, grouped=False)
+    for step in range(300):
+        assert Counter(draw.source for draw in schedule.step(step)) == {0: 3, 1: 2}, step
 
 
-def test_sets_share_a_batch_by_their_weights(root, processor):
-    made = mixture(root, processor, replace(DRAWN, weight=0.6), replace(WORLD, weight=0.4), batch_size=5, steps=20)
-    for step in range(20):
-        mine = sum(set(prompt.texts) <= set(NAMES) for prompt in made[step].text.prompts)
-        assert mine == 3, "a batch holds the sets in their exact shares where these are whole numbers"
+def test_shares_that_are_no_whole_numbers_are_exact_over_time():
+    sources = [plain("a", [(4, 3)], 0.7), plain("b", [(4, 3)], 0.3)]
+    schedule = Schedule(sources, batch_size=2, seed=0, grouped=False)
+    counts = Counter(draw.source for step in range(1500) for draw in schedule.step(step))
+    assert counts == {0: 2100, 1: 900}
 
 
-def test_shares_that_are_no_whole_numbers_are_right_on_average(root, processor):
-    sets = replace(DRAWN, weight=0.7), replace(DRAWN, name="copy", weight=0.3)
-    made = mixture(root, processor, *sets, batch_size=2)
-    counts = []
-    original = made._sample
-    made._sample = lambda source, rng: counts.append(source.name) or original(source, rng)
-    for step in range(100):
-        made[step]
-    assert 125 <= counts.count("drawn") <= 155
+def test_draws_of_a_set_are_numbered_without_gaps():
+    sources = [plain("a", [(4, 3)] * 3, 0.37), plain("b", [(4, 3)] * 3, 0.63)]
+    schedule = Schedule(sources, batch_size=7, seed=0, grouped=False)
+    draws = [draw for step in range(400) for draw in schedule.step(step)]
+    for source in (0, 1):
+        numbers = [draw.number for draw in draws if draw.source == source]
+        assert numbers == list(range(len(numbers)))
+
+
+def test_wide_and_tall_pictures_do_not_share_batches():
+    sizes = [(40, 30) if number % 3 else (30, 40) for number in range(60)]
+    schedule = Schedule([plain("mixed", sizes)], batch_size=4, seed=0, grouped=True)
+    steps = [[schedule.index(draw) for draw in schedule.step(step)] for step in range(16)]
+    mixed = [step for step in steps if len({sizes[index] for index in step}) > 1]
+    assert len(mixed) <= 1, "one batch of a window holds the rest of both"
+    ungrouped = Schedule([plain("mixed", sizes)], batch_size=4, seed=0, grouped=False)
+    same = sorted(ungrouped.index(draw) for step in range(16) for draw in ungrouped.step(step))
+    assert sorted(itertools.chain(*steps)) == same, "grouping changes the company, never the choice"
+
+
+def test_random_numbers_belong_to_a_draw_of_a_set():
+    schedule = Schedule([plain("a", [(4, 3)]), plain("b", [(4, 3)])], batch_size=2, seed=0, grouped=False)
+    values = {float(schedule.random(draw).random()) for draw in (Draw(0, 0), Draw(0, 1), Draw(1, 0))}
+    assert len(values) == 3
+    swapped = Schedule([plain("b", [(4, 3)]), plain("a", [(4, 3)])], batch_size=2, seed=0, grouped=False)
+    assert swapped.random(Draw(1, 0)).random() == schedule.random(Draw(0, 0)).random(), "whatever the sets' order"
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0)])
@@ -100,84 +123,107 @@ def test_weights_that_share_nothing_out(weights, root, processor):
         mixture(root, processor, replace(DRAWN, weight=weights[0]), replace(WORLD, weight=weights[1]))
 
 
-def test_a_set_listed_twice(root, processor):
-    with pytest.raises(ValueError, match="'drawn' twice"):
-        mixture(root, processor, DRAWN, DRAWN)
+# ---- what a step holds
 
 
-def test_foreign_names_and_left_out_reach_the_sources(root, processor):
-    tree = json.loads((root / "instances.json").read_text())
-    tree["annotations"].append({"image_id": 0, "category_id": 999, "bbox": [0, 0, 5, 5]})
-    (root / "instances.json").write_text(json.dumps(tree))
-    tree["categories"] = [{"id": 10, "name": "red bus"}, {"id": 20, "name": "zebra"}]
-    (root / "other.json").write_text(json.dumps(tree))
-    (root / "images" / "3.png").unlink()
-    made = mixture(root, processor, DRAWN, replace(DRAWN, name="other", annotations="other.json"))
-    first, other = made.sources
-    assert first.phrasing.foreign == ("zebra",) and set(other.phrasing.foreign) == set(NAMES) - {"red circle"}
-    assert first.left_out == {"unknown category": 1, "picture that is not there": 1} and len(first.samples) == 3
+def test_steps_depend_on_seed_and_number_alone(root, processor):
+    made = mixture(root, processor)
+    first, again = [made[step] for step in range(3)], mixture(root, processor)
+    assert all(equal(again[step], first[step]) for step in (2, 0, 1))
+    assert not equal(first[0], first[1])
+    assert not equal(mixture(root, processor, seed=6)[0], first[0])
 
 
-# ---- what cannot be read
+def test_start_in_the_middle(root, processor):
+    whole = list(steps_of(mixture(root, processor)))
+    late = list(steps_of(mixture(root, processor), start=4))
+    assert len(whole) == 6 and len(late) == 2
+    assert all(equal(a, b) for a, b in zip(whole[4:], late, strict=True))
+
+
+def test_the_models_random_numbers_do_not_depend_on_the_loader(root, processor):
+    state = torch.get_rng_state()
+    next(steps_of(mixture(root, processor)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(root, processor):
+    (root / "images" / "2.png").write_bytes(b"broken")
+    alone = steps_of(mixture(root, processor), start=3)
+    spread = steps_of(mixture(root, processor), start=3, workers=2)
+    assert all(equal(a, b) for a, b in itertools.zip_longest(alone, spread))
+
+
+def test_processes_and_micro_batches_cut_the_same_step(root, processor):
+    whole = mixture(root, processor)[1].batches[0]
+    halves = [mixture(root, processor, rank=rank, processes=2, micro_batch=1)[1].batches for rank in (0, 1)]
+    assert [len(half) for half in halves] == [2, 2]
+    pieces = [*halves[0], *halves[1]]
+    assert torch.equal(torch.cat([piece.images.pixels for piece in pieces]), whole.images.pixels)
+    assert [piece.text.prompts[0] for piece in pieces] == list(whole.text.prompts)
+
+
+def test_processes_that_cannot_share_a_batch(root, processor):
+    with pytest.raises(ValueError, match="4 pictures cannot be shared by 3 processes: take a multiple of 3"):
+        mixture(root, processor, processes=3)
+
+
+def test_boxes_lost_on_the_way_are_counted(root, processor):
+    made = mixture(root, processor, DRAWN, steps=30)
+    lost = sum(sum(step.left_out.counts.values()) for step in steps_of(made))
+    boxes = sum(len(target.boxes) for step in steps_of(made) for target in step.batches[0].targets)
+    shown = sum(
+        len(made.schedule.sources[0].samples[made.schedule.index(draw)].boxes)
+        for step in range(30)
+        for draw in made.schedule.step(step)
+    )
+    assert lost > 0 and lost + boxes == shown
+
+
+# ---- what cannot be used
 
 
 def test_a_broken_picture_is_passed_over(root, processor, caplog):
     (root / "images" / "1.png").write_bytes(b"broken")
     made = mixture(root, processor, DRAWN, steps=12)
-    first = list(load_steps(made, start=0, workers=0))
-    assert len(first) == 12 and all(len(batch.targets) == 4 for batch in first)
+    first = list(steps_of(made))
+    assert len(first) == 12 and all(len(step.batches[0].targets) == 4 for step in first)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "'drawn'" in line and "1.png" in line
-    assert made.sources[0].broken == {root / "images" / "1.png"}
-    again = mixture(root, processor, DRAWN, steps=12)
-    assert equal(again[9], first[9]), "which picture comes instead depends on the step alone"
+    assert sum(step.tried for step in first) == 48 + sum(len(step.broken) for step in first) > 48
+    assert equal(mixture(root, processor, DRAWN, steps=12)[9], first[9]), "what comes instead depends on the step alone"
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_broken_stops_and_names_a_file(workers, root, processor):
     for file in (root / "images").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(PictureError, match=r"set 'drawn': 4 of its pictures cannot be read.*\.png") as told:
-        next(load_steps(mixture(root, processor, DRAWN), start=0, workers=workers))
+    with pytest.raises(PictureError, match=r"set 'drawn': 20 of its samples in a row cannot be used.*\.png") as told:
+        next(steps_of(mixture(root, processor, DRAWN), workers=workers))
     assert "Traceback" not in str(told.value)
 
 
-def test_too_many_broken_stop(root, processor, monkeypatch):
-    monkeypatch.setattr(loader, "MAX_BROKEN", 1)
+def test_too_many_broken_stop(root, processor):
+    made = mixture(root, processor, DRAWN, steps=12)
     for number in (0, 1):
         (root / "images" / f"{number}.png").write_bytes(b"broken")
-    with pytest.raises(PictureError, match=r"set 'drawn': 2 of its pictures cannot be read.*[01]\.png"):
-        list(load_steps(mixture(root, processor, DRAWN), start=0, workers=0))
+    assert len(list(steps_of(made, max_broken=0.0))) == 12, "a few never stop a run"
+    for number in range(2, 6):  # more samples, most of them broken
+        (root / "images" / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(PictureError, match="cannot be used"):
+        list(steps_of(made, max_broken=0.0))
 
 
-def test_no_picture_there(root, processor):
-    for file in (root / "images").iterdir():
-        file.unlink()
-    with pytest.raises(ValueError, match=r"none of its 4 pictures is there, such as '.*0\.png'"):
-        mixture(root, processor)
-
-
-def test_no_name_there(root, processor):
-    tree = json.loads((root / "instances.json").read_text())
-    (root / "instances.json").write_text(json.dumps({**tree, "categories": []}))
-    with pytest.raises(ValueError, match="'drawn' names nothing"):
-        mixture(root, processor)
+def test_a_share_of_broken_stops(root, processor, monkeypatch):
+    monkeypatch.setattr("glip.data.loader._FEW", 0)
+    (root / "images" / "0.png").write_bytes(b"broken")
+    with pytest.raises(PictureError, match=r"1 of \d+ samples cannot be used, more than data.max_broken = 0.001"):
+        list(steps_of(mixture(root, processor, DRAWN, steps=12), max_broken=0.001))
 
 
 def test_crowded_pictures_are_counted(root, processor):
-    (source,) = mixture(root, processor, DRAWN, max_names=2).sources
-    assert count_crowded(source, processor.count_tokens) == 1, "one of the four shows three names"
-    tight = replace(source, phrasing=replace(source.phrasing, max_names=9, max_tokens=6))
-    assert count_crowded(tight, processor.count_tokens) == 4
-
-
-# ---- where data lies
-
-
-def test_data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("GLIP_DATA", "/somewhere")
-    assert str(data_path(DataConfig(), "a/b.json")) == "/somewhere/a/b.json"
-    assert data_path(DataConfig(root=str(tmp_path)), "b.json") == tmp_path / "b.json"
-    assert str(data_path(DataConfig(), "/own/b.json")) == "/own/b.json"
-    monkeypatch.delenv("GLIP_DATA")
-    assert str(data_path(DataConfig(), "b.json")) == "b.json"
+    (source,) = mixture(root, processor, DRAWN).schedule.sources
+    assert count_crowded(source, processor.count_tokens) == 0
+    tight = replace(source, phrasing=replace(source.phrasing, max_tokens=6))
+    assert count_crowded(tight, processor.count_tokens) == len(NAMES), "each of the four shows two names or more"

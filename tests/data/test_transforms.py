@@ -1,5 +1,6 @@
 """Boxes follow the pixels: a filled rectangle is drawn, the picture is changed, and the rectangle is looked for."""
 
+import colorsys
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glip.data.transforms import Augmentation, _flip, augment
+from glip.data.transforms import Augmentation, augment, says_side
+from glip.processor import resized_size
 from glip.structures import Prompt, Sample
 
 SIZES = st.integers(40, 160)
@@ -20,6 +22,10 @@ def drawn(width: int, height: int, box: tuple[int, int, int, int]) -> Sample:
     pixels[box[1] : box[3], box[0] : box[2]] = (255, 0, 0)
     boxes = torch.tensor([box], dtype=torch.float32)
     return Sample(Image.fromarray(pixels), boxes, ((0,),), vocabulary=("red box",))
+
+
+def changed(sample: Sample, how: Augmentation, seed: int = 0) -> Sample:
+    return augment(sample, how, np.random.default_rng(seed))[0]
 
 
 def seen(picture: Image.Image) -> list[float]:
@@ -42,10 +48,11 @@ def rectangles(draw):
 @given(rectangles(), st.sampled_from([0.0, 1.0]))
 def test_boxes_follow_resize_and_flip(case, flip):
     sample, seed = case
-    made = augment(sample, Augmentation((50, 120), 200, flip=flip), np.random.default_rng(seed))
+    made = changed(sample, Augmentation((50, 120), 200, flip=flip), seed)
     assert np.allclose(made.boxes[0].tolist(), seen(made.picture), atol=2.5)
-    short, long = min(made.picture.size), max(made.picture.size)
-    assert short <= 120 and long <= 200 and (short >= 49 or long == 200)
+    width, height = sample.picture.size
+    sizes = {resized_size(height, width, short, 200) for short in range(50, 121)}
+    assert made.picture.size[::-1] in sizes, "as the Processor resizes in evaluation"
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,8 +60,9 @@ def test_boxes_follow_resize_and_flip(case, flip):
 def test_boxes_follow_crops(case, side):
     sample, seed = case
     how = Augmentation((60, 100), 200, crop=side, flip=0.5)
-    made = augment(sample, how, np.random.default_rng(seed))
+    made, lost = augment(sample, how, np.random.default_rng(seed))
     assert made.picture.size == (side, side)
+    assert lost.counts == ({} if len(made.boxes) else {"box cut away by the crop": 1})
     assert len(made.boxes) == len(made.box_phrases) <= 1
     pixels = seen(made.picture)
     if len(made.boxes) and len(pixels):
@@ -69,7 +77,8 @@ def test_a_crop_holds_the_box_it_was_aimed_at_and_drops_the_rest():
     sample = Sample(Image.new("RGB", (400, 400)), boxes, ((0,), (1,), (2,)), vocabulary=("a", "b", "c"))
     kept = []
     for seed in range(60):
-        made = augment(sample, Augmentation((400, 400), 400, crop=100), np.random.default_rng(seed))
+        made, lost = augment(sample, Augmentation((400, 400), 400, crop=100), np.random.default_rng(seed))
+        assert lost.counts == {"box cut away by the crop": 3 - len(made.boxes)}
         kept.append({row[0] for row in made.box_phrases})
         assert not {0, 1} <= kept[-1], "two corners never fit one window"
         for phrases, box in zip(made.box_phrases, made.boxes, strict=True):
@@ -83,41 +92,135 @@ def test_boxes_at_the_edge_and_beyond_never_crash():
     boxes = torch.tensor([[90.0, 90, 100, 100], [98, 98, 140, 140], [-30, -30, 1, 1]])
     sample = Sample(Image.new("RGB", (100, 100)), boxes, ((0,), (0,), (0,)), vocabulary=("a",))
     for seed in range(40):
-        made = augment(sample, Augmentation((100, 100), 100, crop=64, flip=0.5), np.random.default_rng(seed))
+        made = changed(sample, Augmentation((100, 100), 100, crop=64, flip=0.5), seed)
         assert (made.boxes >= 0).all() and (made.boxes <= 64).all()
+
+
+MIRRORED = Augmentation((60, 60), 10**6, flip=1.0)
 
 
 @given(rectangles())
 @settings(max_examples=20, deadline=None)
-def test_flipping_twice_changes_nothing(case):
+def test_mirroring_twice_changes_nothing(case):
     sample, _ = case
-    twice = _flip(_flip(sample))
+    mirrored = replace(MIRRORED, short_side=(min(sample.picture.size),) * 2)
+    once = changed(sample, mirrored)
+    twice = changed(once, mirrored)
+    assert once.boxes[0].tolist() == seen(once.picture)
     assert torch.equal(twice.boxes, sample.boxes) and twice.picture.tobytes() == sample.picture.tobytes()
 
 
-SAYS_SIDE = ["the cat left of the dog", "the leftmost cup", "on your Right", "a right-hand glove", "turned rightwards"]
-SAYS_NONE = ["leftover soup", "a bright lamp", "the cat", "copyright sign", "an upright piano"]
+SAYS_SIDE = [
+    "the cat left of the dog",
+    "the leftmost cup",
+    "on your Right",
+    "a right-hand glove",
+    "turned rightwards",
+    "rightward",
+    "left_hand",
+    "lefthand drive",
+    "a right-handed man",
+    "LeftHand",
+    "the top-left window",
+    "bottomright corner",
+    "arrow_right",
+    "left2",
+]
+SAYS_NONE = [
+    "leftover soup",
+    "leftovers",
+    "a bright lamp",
+    "the cat",
+    "copyright sign",
+    "an upright piano",
+    "a cleft lip",
+    "a civil rights march",
+]
 
 
-@pytest.mark.parametrize(("caption", "flipped"), [(c, False) for c in SAYS_SIDE] + [(c, True) for c in SAYS_NONE])
-def test_captions_that_say_a_side_are_not_flipped(caption, flipped):
+@pytest.mark.parametrize(("words", "flipped"), [(c, False) for c in SAYS_SIDE] + [(c, True) for c in SAYS_NONE])
+def test_what_says_a_side_is_not_mirrored(words, flipped):
+    assert says_side(words) != flipped
     sample = drawn(80, 60, (5, 5, 30, 30))
-    captioned = replace(sample, vocabulary=(), prompt=Prompt.from_caption(caption, [caption]))
-    listed = replace(sample, vocabulary=("dog", caption))
-    for words in (captioned, listed):
-        made = augment(words, Augmentation((60, 60), 90, flip=1.0), np.random.default_rng(0))
-        assert (made.boxes[0, 0] > 40) == flipped
+    captioned = replace(sample, vocabulary=(), prompt=Prompt.from_caption(words, [words]))
+    listed = replace(sample, vocabulary=("dog", words))
+    unlabelled = replace(sample, vocabulary=(), caption=words)
+    for case in (captioned, listed, unlabelled):
+        assert (changed(case, MIRRORED).boxes[0, 0] > 40) == flipped
 
 
-def test_colour_changes_pixels_only():
-    sample = drawn(80, 60, (5, 5, 30, 30))
-    made = augment(sample, Augmentation((60, 60), 90, colour=0.4), np.random.default_rng(3))
-    assert torch.equal(made.boxes, sample.boxes)
-    assert made.picture.size == sample.picture.size and made.picture.tobytes() != sample.picture.tobytes()
+def test_crowd_regions_go_first_and_their_names_are_not_asked_for():
+    boxes = torch.tensor([[0.0, 0, 40, 40], [0, 0, 100, 100], [50, 50, 90, 90], [0, 0, 90, 90]])
+    sample = Sample(
+        Image.new("RGB", (100, 100)), boxes, ((0,), (1,), (2,), (2,)), vocabulary=("a", "b", "c", "d"), crowd=(1, 3)
+    )
+    made, lost = augment(sample, Augmentation((100, 100), 100), np.random.default_rng(0))
+    assert made.boxes.tolist() == boxes[[0, 2]].tolist() and made.box_phrases == ((0,), (2,)) and made.crowd == ()
+    assert lost.counts == {"crowd region": 2}
+    assert made.incomplete == (1,), "many b are seen and none has a box; of c one box is left"
+
+
+def test_names_of_which_a_crop_leaves_too_little_are_not_asked_for():
+    boxes = torch.tensor([[0.0, 0, 400, 400], [180, 180, 220, 220]])
+    sample = Sample(
+        Image.new("RGB", (400, 400)), boxes, ((0,), (1,)), vocabulary=("wall", "cat", "dog"), incomplete=(2,)
+    )
+    how = Augmentation((400, 400), 400, crop=100)
+    kinds = set()
+    for seed in range(60):
+        made = changed(sample, how, seed)
+        assert 0 in made.incomplete or len(made.incomplete) == 1, "a part of the wall is always seen"
+        kinds.add((made.box_phrases, made.incomplete))
+        if made.box_phrases == () and made.incomplete == (0, 2):
+            assert made.boxes.shape == (0, 4), "no cat at all: it may be asked for"
+    assert (((1,),), (0, 2)) in kinds and ((), (0, 2)) in kinds
+    only = replace(sample, boxes=boxes[:1], box_phrases=((0,),), vocabulary=("wall",), incomplete=())
+    assert changed(only, how).incomplete == (), "something must be left to ask for"
+
+
+def test_words_of_a_caption_stay_when_their_boxes_are_cut_away():
+    boxes = torch.tensor([[0.0, 0, 40, 40], [360, 360, 400, 400]])
+    prompt = Prompt.from_caption("a cup and a plate", ["a cup", "a plate"])
+    sample = Sample(Image.new("RGB", (400, 400)), boxes, ((0,), (1,)), prompt=prompt)
+    made, lost = augment(sample, Augmentation((400, 400), 400, crop=100), np.random.default_rng(0))
+    assert (
+        made.prompt == prompt
+        and len(made.boxes) == len(made.box_phrases) == 1
+        and lost.counts == {"box cut away by the crop": 1}
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(rectangles())
+def test_the_seed_decides_everything(case):
+    sample, seed = case
+    how = Augmentation((60, 100), 200, crop=64, flip=0.5, colour=0.3)
+    first, again = changed(sample, how, seed), changed(sample, how, seed)
+    assert torch.equal(first.boxes, again.boxes) and first.picture.tobytes() == again.picture.tobytes()
+    others = {changed(sample, how, seed + 1 + step).picture.tobytes() for step in range(3)}
+    assert others != {first.picture.tobytes()}
+
+
+def test_colour_changes_pixels_but_neither_boxes_nor_hue():
+    pixels = np.full((60, 80, 3), (150, 100, 60), dtype=np.uint8)
+    sample = replace(drawn(80, 60, (5, 5, 30, 30)), picture=Image.fromarray(pixels))
+    hue = colorsys.rgb_to_hsv(*(pixels[0, 0] / 255))[0]
+    shades = set()
+    for seed in range(20):
+        made = changed(sample, Augmentation((60, 60), 90, colour=0.3), seed)
+        assert torch.equal(made.boxes, sample.boxes) and made.picture.size == sample.picture.size
+        shade = made.picture.getpixel((0, 0))
+        shades.add(shade)
+        assert colorsys.rgb_to_hsv(*(value / 255 for value in shade))[0] == pytest.approx(hue, abs=0.02)
+    assert len(shades) > 15
+    reds, _, blues = np.array(sorted(shades)).T
+    assert reds.min() < 120 and reds.max() > 180, "brighter and darker"
+    assert (reds - blues).min() < 70 < 110 < (reds - blues).max(), "paler and richer"
 
 
 def test_pictures_without_boxes_and_of_one_pixel():
+    how = Augmentation((40, 60), 90, crop=32, flip=1.0, colour=0.2)
     for size in [(100, 80), (1, 1), (300, 1)]:
         sample = Sample(Image.new("RGB", size), torch.zeros(0, 4), (), vocabulary=("a",))
-        made = augment(sample, Augmentation((40, 60), 90, crop=32, flip=1.0, colour=0.2), np.random.default_rng(1))
-        assert made.picture.size == (32, 32) and made.boxes.shape == (0, 4)
+        made, lost = augment(sample, how, np.random.default_rng(1))
+        assert made.picture.size == (32, 32) and made.boxes.shape == (0, 4) and not lost

@@ -5,8 +5,19 @@ import pytest
 from PIL import ImageChops
 
 from glip.data.icons import COLOURS, KINDS, TEXTURES
-from glip.data.world import Thing, draw_sample, draw_scene
-from glip.data.world_words import COUNTS, SIZES, Dialect, Seen, caption, names
+from glip.data.world import Drawings, Thing, World, draw_sample, draw_scene
+from glip.data.world_words import (
+    COUNTS,
+    RELATIONS,
+    SIZES,
+    SYNONYMS,
+    Dialect,
+    Seen,
+    caption,
+    is_novel,
+    is_novel_relation,
+    names,
+)
 from glip.structures import Sample
 
 SEEDS = range(40)
@@ -139,3 +150,79 @@ def test_unknown_kind_and_colour_are_explained():
         draw_scene([Thing("dragon", "red", "plain", (0, 0, 9, 9))], (20, 20), 0)
     with pytest.raises(ValueError, match="colour 'mauve'"):
         draw_scene([Thing("star", "mauve", "plain", (0, 0, 9, 9))], (20, 20), 0)
+
+
+# ---- held-out combinations
+
+
+NOTIONS = {word: notion for notion, words in SYNONYMS.items() for word in words}
+
+
+def traits_of(text: str) -> dict[str, str]:
+    """The colour, texture and kind that a name says, read back from its words."""
+    for word, notion in NOTIONS.items():
+        text = f" {text} ".replace(f" {word} ", f" {notion} ").strip()
+    words = text.split()
+    found = {"colour": COLOURS, "texture": TEXTURES, "kind": KINDS}
+    return {notion: word for notion, values in found.items() for word in values if word in words}
+
+
+@pytest.mark.parametrize("split", ["train", "seen"])
+def test_held_out_combinations_are_never_named(split):
+    for seed in range(150):
+        sample = draw_sample(seed, World(split, captioned=0.3))
+        texts = sample.prompt.texts if sample.prompt else sample.vocabulary
+        assert not [text for text in texts if is_novel(traits_of(text))], seed
+
+
+def test_every_thing_of_the_novel_split_is_held_out():
+    asked = 0
+    for seed in range(150):
+        sample = draw_sample(seed, World("novel", captioned=0.0))
+        named = [traits_of(sample.vocabulary[row[0]]) for row in sample.box_phrases]
+        assert all("kind" in traits and len(traits) > 1 for traits in named), "a kind alone would not be novel"
+        asked += sum(is_novel(traits) for traits in named)
+    assert asked > 300, "most are named by what is novel of them"
+
+
+def test_novel_combinations_have_known_parts():
+    pairs = {(c, k): is_novel({"colour": c, "kind": k}) for c in COLOURS for k in KINDS}
+    assert 0.10 < sum(pairs.values()) / len(pairs) < 0.15
+    assert all(not all(pairs[c, k] for k in KINDS) and any(pairs[c, k] for k in KINDS) for c in COLOURS)
+    assert all(not all(pairs[c, k] for c in COLOURS) and any(pairs[c, k] for c in COLOURS) for k in KINDS)
+    assert not is_novel({"kind": "star"}) and not is_novel({"colour": "red", "texture": "striped"})
+
+
+def test_held_out_relations_are_said_in_the_novel_split_only():
+    said = {split: 0 for split in ("train", "novel")}
+    for split in said:
+        for seed in range(250):
+            prompt = draw_sample(seed, World(split, captioned=1.0)).prompt
+            for first, second in zip(prompt.phrases, prompt.phrases[1:], strict=False):
+                words = prompt.caption[first.spans[0][1] : second.spans[0][0]].split()
+                between = " ".join(words[:-1] if words[-1:] in (["a"], ["an"], ["the"]) else words)
+                for relation in (word for words in RELATIONS for word in words if word == between):
+                    kinds = {"kind": K} if (K := kind_of(first.text)) else {}
+                    other = {"kind": K} if (K := kind_of(second.text)) else {}
+                    novel = is_novel_relation(kinds, relation, other)
+                    said[split] += novel
+                    assert split == "novel" or not novel, prompt.caption
+    assert said["novel"] > 5
+
+
+def kind_of(text: str) -> str:
+    """The kind of a mention in the singular, if it says one."""
+    return traits_of(text).get("kind", "")
+
+
+def test_splits_draw_different_pictures():
+    first = [draw_sample(3, World(split)).picture for split in ("train", "seen")]
+    assert first[0].size != first[1].size or ImageChops.difference(*first).getbbox()
+
+
+def test_drawings_are_a_set():
+    drawings = Drawings(World("seen", sides=(80, 90)), 5)
+    assert len(drawings) == 5 and same(drawings[4], draw_sample(4, World("seen", sides=(80, 90))))
+    assert [sample.image_id for sample in drawings] == [0, 1, 2, 3, 4]
+    with pytest.raises(IndexError):
+        drawings[5]

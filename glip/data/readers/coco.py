@@ -1,133 +1,145 @@
-"""COCO-format json -> Samples; any category ids, names cleaned as the release cleans them."""
+"""COCO-format json (also Objects365, ODinW, one's own) -> Samples; any category ids, names cleaned as released."""
 
-import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from glip.geometry.boxes import is_degenerate
+from glip.data.readers.fields import (
+    Box,
+    Unfit,
+    annotation_place,
+    box_tensor,
+    by_picture,
+    is_id,
+    is_text,
+    picture_place,
+    read_box,
+    read_json,
+    read_picture,
+    read_size,
+    sample_set,
+)
+from glip.data.sets import Folders, SampleSet, Tally
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
+LISTS = ("images", "annotations", "categories")
+
 
 @dataclass(frozen=True)
-class CocoSet:
-    """The samples of one set, its vocabulary, and what had to be left out, by reason."""
+class Categories:
+    """The names of a set, by ascending id; ``label[id]`` is the place of a category's name among them."""
 
-    samples: tuple[Sample, ...]
-    vocabulary: tuple[str, ...]
-    skipped: dict[str, int]
+    names: tuple[str, ...]
+    ids: tuple[int | str, ...]
+    label: dict[int | str, int]
 
 
-def read_coco(annotations: str | Path, images: str | Path) -> CocoSet:
+@dataclass(frozen=True)
+class Rows:
+    """The usable boxes of one picture, the label of each, and which of them (indices) mark a crowd."""
+
+    boxes: list[Box] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    crowd: list[int] = field(default_factory=list)
+
+
+def read_coco(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
     """Read a COCO-format detection set; pictures without boxes are kept as negatives.
 
     Args:
         annotations: the json with ``images``, ``annotations`` (bbox = x, y, width, height in pixels), ``categories``.
-        images: the folder of the pictures.
+        images: the folders of the pictures, looked through in order.
 
     Raises:
         FileNotFoundError: no such json or folder.
-        ValueError: not COCO json.
+        ValueError: not COCO json, or two categories of one name or id.
     """
-    path, folder = Path(annotations), Path(images)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"picture folder {str(folder)!r} is not there: set data.root or GLIP_DATA to its parent"
-        )
-    tree = _read_json(path)
-    skipped: Counter[str] = Counter()
-    label, vocabulary = _read_categories(tree["categories"], path, skipped)
-    boxes: dict[Any, list[list[float]]] = {}
-    labels: dict[Any, list[int]] = {}
-    files: dict[Any, Path] = {}
-    for image in tree["images"]:
-        if not (isinstance(image, dict) and isinstance(image.get("file_name"), str) and _is_id(image.get("id"))):
-            skipped["picture without id or file_name"] += 1
+    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    tree = read_json(path, LISTS, "COCO detection")
+    categories = read_categories(tree["categories"], path, left_out)
+    samples = _samples(tree, folders, categories, left_out)
+    return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
+
+
+def _samples(tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally) -> Iterator[Sample]:
+    for record, annotations in by_picture(tree, left_out):
+        try:
+            picture = read_picture(folders, record.get("file_name"))
+        except Unfit as reason:
+            left_out.note(str(reason), picture_place(record))
             continue
-        files[image["id"]], boxes[image["id"]], labels[image["id"]] = folder / image["file_name"], [], []
-    for annotation in tree["annotations"]:
-        reason = _objection(annotation, label, files)
-        if reason:
-            skipped[reason] += 1
-            continue
-        x, y, width, height = annotation["bbox"]
-        boxes[annotation["image_id"]].append([x, y, x + width, y + height])
-        labels[annotation["image_id"]].append(label[annotation["category_id"]])
-    samples = tuple(
-        Sample(
-            picture=file,
-            boxes=torch.tensor(boxes[image_id], dtype=torch.float32).reshape(-1, 4),
-            box_phrases=tuple((index,) for index in labels[image_id]),
-            vocabulary=vocabulary,
-            image_id=image_id,
+        rows = read_rows(annotations, categories, left_out)
+        yield Sample(
+            picture=picture,
+            boxes=box_tensor(rows.boxes),
+            box_phrases=tuple((label,) for label in rows.labels),
+            vocabulary=categories.names,
+            image_id=record["id"],
+            size=read_size(record),
+            crowd=tuple(rows.crowd),
         )
-        for image_id, file in files.items()
-    )
-    return CocoSet(samples, vocabulary, dict(skipped))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
-        )
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of json, of the encoding, or of a number with thousands of digits
-        raise ValueError(f"{path}: not valid json: {error}") from None
-    lists = tree if isinstance(tree, dict) else {}
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]
-    if missing:
-        raise ValueError(
-            f"{path}: not a COCO detection json: no list {missing[0]!r} (it needs images, annotations, categories)"
-        )
-    assert isinstance(tree, dict)
-    return tree
+def read_categories(categories: list[Any], path: Path, left_out: Tally, *, twins: bool = False) -> Categories:
+    """The cleaned names of a set; categories that name nothing are left out.
 
+    Args:
+        categories: records with ``id`` and ``name``.
+        path: their file, for errors.
+        left_out: where nameless ones are counted.
+        twins: whether two categories may have one name (as LVIS has two kinds of "bow").
 
-def _read_categories(
-    categories: list[Any], path: Path, skipped: Counter[str]
-) -> tuple[dict[Any, int], tuple[str, ...]]:
-    """Label of each category id, by ascending id, and the names; categories that name nothing are skipped."""
+    Raises:
+        ValueError: a record without id and name, an id or (without ``twins``) a name of two, or no name at all.
+    """
     for category in categories:
-        if not (isinstance(category, dict) and isinstance(category.get("name"), str) and _is_id(category.get("id"))):
-            raise ValueError(f"{path}: category {category!r} has no id and name: a category is {{id: 1, name: cat}}")
+        if not (isinstance(category, dict) and is_text(category.get("name")) and is_id(category.get("id"))):
+            shown = repr(category)[:80]
+            raise ValueError(f"{path}: category {shown} has no id and name: a category is {{id: 1, name: cat}}")
     ordered = sorted(categories, key=lambda category: (isinstance(category["id"], str), category["id"]))
+    again = [number for number, times in Counter(category["id"] for category in ordered).items() if times > 1]
+    if again:
+        raise ValueError(f"{path}: category id {again[0]!r} is listed twice: give each category an id of its own")
     names = {category["id"]: clean_name(category["name"]).strip() for category in ordered}
-    named = [number for number, name in names.items() if name]
-    if len(named) < len(names):
-        skipped["category without a name"] += len(names) - len(named)
-    return {number: index for index, number in enumerate(named)}, tuple(names[number] for number in named)
+    for number in [number for number, name in names.items() if not name]:
+        left_out.note("category without a name", f"category {number}")
+        del names[number]
+    if not names:
+        raise ValueError(f"{path}: no category with a name, so nothing to look for: add {{id: 1, name: cat}}")
+    if not twins:
+        _check_twins(names, path)
+    label = {number: index for index, number in enumerate(names)}
+    return Categories(tuple(names.values()), tuple(names), label)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
+def _check_twins(names: dict[int | str, str], path: Path) -> None:
+    first: dict[str, int | str] = {}
+    for number, name in names.items():
+        if name in first:
+            raise ValueError(
+                f"{path}: categories {first[name]!r} and {number!r} are both called {name!r} (brackets and "
+                "underscores do not count): rename one, or give their boxes one category"
+            )
+        first[name] = number
 
 
-def _objection(annotation: Any, label: Mapping[Any, int], files: Mapping[Any, Path]) -> str:
-    """Why an annotation cannot be learned from, or nothing."""
-    if not isinstance(annotation, dict):
-        return "malformed annotation"
-    if annotation.get("iscrowd"):
-        return "crowd region"
-    category, image = annotation.get("category_id"), annotation.get("image_id")
-    if not _is_id(category) or category not in label:
-        return "unknown category"
-    if not _is_id(image) or image not in files:
-        return "unknown picture"
-    bbox = annotation.get("bbox")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_pixel(value) for value in bbox):
-        return "malformed box"
-    x, y, width, height = bbox
-    if bool(is_degenerate(torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32))[0]):
-        return "box without area"
-    return ""
-
-
-def _is_pixel(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
+def read_rows(annotations: Sequence[dict[str, Any]], categories: Categories, left_out: Tally) -> Rows:
+    """The boxes of one picture that can be learned from; the others are counted."""
+    rows = Rows()
+    for row in annotations:
+        try:
+            number = row.get("category_id")
+            if not is_id(number) or number not in categories.label:
+                raise Unfit("unknown category")
+            box = read_box(row.get("bbox"))
+        except Unfit as reason:
+            left_out.note(str(reason), annotation_place(row))
+            continue
+        if row.get("iscrowd") in (1, "1"):
+            rows.crowd.append(len(rows.boxes))
+        rows.boxes.append(box)
+        rows.labels.append(categories.label[number])
+    return rows

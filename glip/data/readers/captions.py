@@ -1,0 +1,250 @@
+"""Pictures with captions whose phrases nobody has looked for yet: COCO captions, jsonl, CSV, TSV, WebDataset tars.
+
+One Sample per picture and caption, without boxes. Files are read as a stream, so that ten million lines need no more
+memory than one. Columns and keys are recognised by name (``PICTURE_KEYS``, ``CAPTION_KEYS``).
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glip.data.readers.fields import Unfit, by_picture, is_text, parse_json, read_picture, read_size, sample_set
+from glip.data.readers.shards import read_shard
+from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
+from glip.structures import Archived, Sample
+
+PICTURE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
+CAPTION_KEYS = ("caption", "captions", "text", "title")
+_URL_KEYS = ("url", "image_url")
+_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_MAX_LINE = 1 << 24  # bytes of a line; a longer one is no list of captions
+_MAX_FIELD = 1 << 20  # characters of a CSV field, where Python's own limit is 131072
+_PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
+_BY_URL = "picture named by a URL"
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
+    """Read a set of captions.
+
+    - ``.json``: COCO captions (``images`` and ``annotations`` with ``caption``), or a list of records;
+    - ``.jsonl``: one record per line, such as {"image": "a.jpg", "caption": "a dog"}; a list of captions is several;
+    - ``.csv``, ``.tsv``, ``.txt`` (tabs): a header names the columns. A TSV of two columns may have none: the column
+      whose first value looks like a picture's name or URL is the picture (CC3M, SBU, Flickr8k.token);
+    - ``.tar``: WebDataset as img2dataset writes it, KEY.jpg with KEY.txt or KEY.json; read in place, never extracted;
+    - a folder: all its tars, else all its files of the other kinds.
+
+    Pictures that are named by URL only are left out and counted: nothing is downloaded.
+
+    Args:
+        annotations: the file or folder.
+        images: folders of the pictures; not needed for tars.
+
+    Raises:
+        FileNotFoundError: the file or a folder is not there.
+        ValueError: not a file of captions, or none in it that can be used.
+    """
+    path, tally = Path(annotations), Tally()
+    files = _files(path)
+    folders = Folders([] if all(file.suffix == ".tar" for file in files) else images or [files[0].parent])
+    samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
+    if not len(samples):
+        advice = "download them, for instance with img2dataset" if _BY_URL in tally.counts else "see docs/data.md"
+        raise ValueError(f"{path}: no picture with a caption can be read of it ({tally or 'it is empty'}): {advice}")
+    return SampleSet(samples, left_out=tally)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise FileNotFoundError(f"captions {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
+    if path.is_file():
+        return [path]
+    inside = sorted(file for file in path.iterdir() if file.is_file())
+    tars = [file for file in inside if file.suffix == ".tar"]
+    found = tars or [file for file in inside if file.suffix in _ENDINGS]
+    if not found:
+        raise ValueError(f"{path}: no captions in this folder: it needs .tar files, or {', '.join(_ENDINGS)}")
+    return found
+
+
+def _read(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
+    match path.suffix.lower():
+        case ".tar":
+            for entry in read_shard(path, tally):
+                yield from _samples(entry.picture, entry.captions, tally, entry.picture.name, entry.size)
+        case ".json":
+            yield from _read_json(path, folders, tally)
+        case ".jsonl":
+            for number, line in _lines(path, tally):
+                yield from _read_record(_parsed(line), f"{path.name}, line {number}", folders, tally)
+        case ".csv" | ".tsv" | ".txt":
+            rows = _csv_rows(path, tally) if path.suffix.lower() == ".csv" else _tab_rows(path, tally)
+            yield from _read_table(path, rows, folders, tally)
+        case ending:
+            raise ValueError(f"{path}: captions with the ending {ending!r}: give .tar, .txt, {', '.join(_ENDINGS)}")
+
+
+# ---- json
+
+
+def _read_json(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
+    tree = parse_json(path)
+    if isinstance(tree, list):
+        for index, record in enumerate(tree):
+            yield from _read_record(record, f"{path.name}, record {index}", folders, tally)
+        return
+    if not (isinstance(tree, dict) and all(isinstance(tree.get(key), list) for key in ("images", "annotations"))):
+        raise ValueError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
+    for image, annotations in by_picture(tree, tally):
+        place = f"picture {image['id']}"
+        if not annotations:
+            tally.note("picture without a caption", place)
+            continue
+        try:
+            file = read_picture(folders, image.get("file_name"))
+        except Unfit as reason:
+            tally.note(str(reason), place)
+            continue
+        captions = [annotation.get("caption") for annotation in annotations]
+        yield from _samples(file, captions, tally, image["id"], read_size(image))
+
+
+def _read_record(record: Any, place: str, folders: Folders, tally: Tally) -> Iterator[Sample]:
+    """The samples of one line of jsonl, or of one row of a table as a record."""
+    if not isinstance(record, dict):
+        tally.note("line that is no record", place)
+        return
+    name, captions = _first(record, PICTURE_KEYS), _first(record, CAPTION_KEYS)
+    if captions is None:
+        tally.note("line without a caption", place)
+        return
+    by_url = name is None and _first(record, _URL_KEYS) is not None
+    if by_url or (isinstance(name, str) and re.match("https?://", name)):
+        tally.note(_BY_URL, place)
+        return
+    try:
+        file = read_picture(folders, name)
+    except Unfit as reason:
+        tally.note(str(reason), place)
+        return
+    texts = captions if isinstance(captions, list) else [captions]
+    yield from _samples(file, texts, tally, str(name), read_size(record))
+
+
+# ---- tables
+
+
+def _read_table(path: Path, rows: Iterator[tuple[int, list[str]]], folders: Folders, tally: Tally) -> Iterator[Sample]:
+    first = next(rows, None)
+    if first is None:
+        return
+    names = [name.strip().lower() for name in first[1]]
+    if not (set(names) & set(CAPTION_KEYS) and set(names) & {*PICTURE_KEYS, *_URL_KEYS}):
+        names = _columns(path, first[1])
+        yield from _read_row(names, first, path, folders, tally)
+    for row in rows:
+        yield from _read_row(names, row, path, folders, tally)
+
+
+def _columns(path: Path, row: list[str]) -> list[str]:
+    """The names of the two columns of a table without a header, told by its first row."""
+    pictures = [bool(_PICTURE_NAME.search(value.strip())) for value in row]
+    if path.suffix.lower() == ".csv" or len(row) != 2 or sum(pictures) != 1:
+        raise ValueError(
+            f"{path}: its first line {' | '.join(row)[:80]!r} names no columns: give a header with one of "
+            f"{', '.join(PICTURE_KEYS)} and one of {', '.join(CAPTION_KEYS)}, or a TSV of picture and caption"
+        )
+    return ["image", "caption"] if pictures[0] else ["caption", "image"]
+
+
+def _read_row(
+    names: list[str], row: tuple[int, list[str]], path: Path, folders: Folders, tally: Tally
+) -> Iterator[Sample]:
+    number, values = row
+    place = f"{path.name}, line {number}"
+    if len(values) != len(names):
+        tally.note("line with too few or too many columns", place)
+        return
+    record: dict[str, str] = dict(zip(names, (value.strip() for value in values), strict=True))
+    if "image" in record:
+        record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers the captions of a picture
+    yield from _read_record(record, place, folders, tally)
+
+
+def _tab_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+    """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
+    for number, line in _lines(path, tally):
+        yield number, [_unquoted(value) for value in line.split("\t")]
+
+
+def _unquoted(value: str) -> str:
+    return value[1:-1].replace('""', '"') if _QUOTED.fullmatch(value) else value
+
+
+def _csv_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(f"{line}\n" for _, line in _lines(path, tally))
+    while True:
+        limit = csv.field_size_limit(_MAX_FIELD)  # of the whole process, so it is set back between rows
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            tally.note("line that is not CSV", f"{path.name}, line {reader.line_num}")
+            continue
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if row:
+            yield reader.line_num, row
+
+
+# ---- parts of all
+
+
+def _lines(path: Path, tally: Tally) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are UTF-8, counted from 1, without empty ones."""
+    number = 0
+    with path.open("rb") as file:
+        while raw := file.readline(_MAX_LINE):
+            number += 1
+            if len(raw) == _MAX_LINE and not raw.endswith(b"\n"):
+                tally.note(f"line of over {_MAX_LINE >> 20} MB", f"{path.name}, line {number}")
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(_MAX_LINE)
+                continue
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                tally.note("line that is not UTF-8", f"{path.name}, line {number}")
+                continue
+            if line:
+                yield number, line
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _samples(
+    picture: Path | Archived, captions: Sequence[Any], tally: Tally, image_id: int | str, size: tuple[int, int] | None
+) -> Iterator[Sample]:
+    for caption in captions:
+        text = caption.strip() if isinstance(caption, str) else ""
+        if not text:
+            tally.note("caption that is empty or no text", str(picture))
+        elif not is_text(text):
+            tally.note("caption that is not UTF-8", str(picture))
+        else:
+            yield Sample(picture, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
+
+
+def _first(record: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    return next((record[key] for key in keys if record.get(key) is not None), None)

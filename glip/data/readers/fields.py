@@ -1,0 +1,242 @@
+"""What annotation files of strangers say, checked field by field, and the samples that are made of it.
+
+Whatever cannot be learned from is raised as Unfit; the message is the reason under which a reader counts it.
+"""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
+from glip.structures import Prompt, Sample, Span
+
+Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
+Spans = tuple[Span, ...]
+
+_FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
+
+
+class Unfit(ValueError):
+    """A record that nothing can be learned from; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A box and the phrases that name it, each as the spans of its words; crowd: it marks a group, not a thing."""
+
+    box: Box
+    phrases: tuple[Spans, ...]
+    crowd: bool = False
+
+
+def read_json(path: Path, lists: Sequence[str], kind: str) -> dict[str, Any]:
+    """The map in a json file that has the given lists.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json, or a list is missing: not a file of that kind.
+    """
+    tree = parse_json(path)
+    found = tree if isinstance(tree, dict) else {}
+    missing = [key for key in lists if not isinstance(found.get(key), list)]
+    if missing:
+        raise ValueError(f"{path}: not a {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+    return found
+
+
+def parse_json(path: Path) -> Any:
+    """The content of a json file, whatever it is.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not json in UTF-8.
+    """
+    check_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
+        raise ValueError(f"{path}: not valid json: {error}") from None
+
+
+def check_file(path: Path) -> None:
+    """Make sure that annotations are there.
+
+    Raises:
+        FileNotFoundError: they are not.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
+        )
+
+
+def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each record of ``images`` beside its records of ``annotations``, in the order of the file."""
+    records: dict[int | str, dict[str, Any]] = {}
+    rows: dict[int | str, list[dict[str, Any]]] = {}
+    for number, record in enumerate(tree["images"]):
+        if not isinstance(record, dict) or not is_id(record.get("id")):
+            left_out.note("picture without an id", f"images[{number}]")
+        elif record["id"] in records:
+            left_out.note("picture id seen before", f"images[{number}]")
+        else:
+            records[record["id"]], rows[record["id"]] = record, []
+    for number, row in enumerate(tree["annotations"]):
+        if not isinstance(row, dict):
+            left_out.note("malformed annotation", f"annotations[{number}]")
+        elif not is_id(row.get("image_id")) or row["image_id"] not in rows:
+            left_out.note("unknown picture", f"annotations[{number}]")
+        else:
+            rows[row["image_id"]].append(row)
+    return ((record, rows[number]) for number, record in records.items())
+
+
+def is_id(value: Any) -> TypeGuard[int | str]:
+    """Whether a value can be the id of a picture or a category."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that UTF-8 can write; json may hold halves of characters (surrogates)."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+def picture_place(record: dict[str, Any]) -> str:
+    """Which picture a record is of, for the tally."""
+    return f"picture {str(record['id'])[:40]}"
+
+
+def annotation_place(row: dict[str, Any]) -> str:
+    """Which annotation a record is, for the tally."""
+    return f"annotation {str(row.get('id'))[:40]} of picture {str(row['image_id'])[:40]}"
+
+
+def read_box(value: Any, *, corners: bool = False) -> Box:
+    """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``.
+
+    Raises:
+        Unfit: not four finite numbers, or no area in float32.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise Unfit("malformed box")
+    for number in value:
+        if type(number) not in (int, float) or not -_FARTHEST < number < _FARTHEST:
+            raise Unfit("malformed box")
+    x, y, third, fourth = value
+    box = array("f", value if corners else (x, y, x + third, y + fourth))
+    if not (box[2] > box[0] and box[3] > box[1]):
+        raise Unfit("box without area")
+    return box[0], box[1], box[2], box[3]
+
+
+def read_size(record: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of a picture, if they are stated; MDETR's files state them as text."""
+    width, height = _whole(record.get("width")), _whole(record.get("height"))
+    return (width, height) if width and height else None
+
+
+def read_picture(folders: Folders, name: Any) -> Path:
+    """The file of a picture's name.
+
+    Raises:
+        Unfit: no name, or one that leads out of the folders.
+    """
+    if not is_text(name) or not name:
+        raise Unfit("picture without a file name")
+    try:
+        return folders.locate(name)
+    except ValueError:
+        raise Unfit("picture name outside its folder") from None
+
+
+def read_caption(value: Any) -> str:
+    """A caption that a prompt can be made of.
+
+    Raises:
+        Unfit: no text in it, or none that UTF-8 can write.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise Unfit("picture without a caption")
+    if not is_text(value):
+        raise Unfit("caption that is not UTF-8")
+    return value
+
+
+def read_spans(value: Any, caption: str) -> Spans:
+    """The spans [[start, end], ...] of one phrase, in reading order.
+
+    Raises:
+        Unfit: none, malformed, outside the caption, or without a letter between them.
+    """
+    if not isinstance(value, list) or not value:
+        raise Unfit("box without a phrase")
+    for span in value:
+        if not isinstance(span, list | tuple) or len(span) != 2 or not all(type(edge) is int for edge in span):
+            raise Unfit("malformed span")
+        if not 0 <= span[0] < span[1] <= len(caption):
+            raise Unfit("span outside the caption")
+    spans = tuple(sorted({(start, end) for start, end in value}))
+    if not any(caption[start:end].strip() for start, end in spans):
+        raise Unfit("empty phrase")
+    return spans
+
+
+def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
+    """Boxes as a Sample holds them."""
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def ground(
+    picture: Path, caption: str, named: Sequence[Named], *, image_id: int | str, size: tuple[int, int] | None
+) -> Sample:
+    """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order.
+
+    Raises:
+        Unfit: no box is left.
+    """
+    if not named:
+        raise Unfit("caption whose boxes are all left out")
+    phrases = sorted({spans for item in named for spans in item.phrases})
+    index = {spans: number for number, spans in enumerate(phrases)}
+    return Sample(
+        picture=picture,
+        boxes=box_tensor([item.box for item in named]),
+        box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
+        prompt=Prompt.from_caption(caption, phrases),
+        image_id=image_id,
+        size=size,
+        crowd=tuple(number for number, item in enumerate(named) if item.crowd),
+    )
+
+
+def sample_set(
+    path: Path,
+    samples: Iterable[Sample],
+    left_out: Tally,
+    *,
+    vocabulary: tuple[str, ...] = (),
+    ids: tuple[int | str, ...] = (),
+) -> SampleSet:
+    """Pack what a reader yields.
+
+    Raises:
+        ValueError: not one sample.
+    """
+    packed = PackedSamples(samples)
+    if not len(packed):
+        why = f"left out: {left_out}" if left_out else "it lists none"
+        raise ValueError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+    return SampleSet(packed, vocabulary, left_out, ids)
+
+
+def _whole(value: Any) -> int:
+    """A positive whole number, else 0."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    good = type(value) in (int, float) and 0 < value < _FARTHEST and value == int(value)
+    return int(value) if good else 0

@@ -1,0 +1,204 @@
+"""Flickr30K Entities as released (Annotations/*.xml, Sentences/*.txt) -> Samples (Plummer et al. 2015)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from glip.data.readers.fields import (
+    Box,
+    Named,
+    Unfit,
+    check_file,
+    ground,
+    read_box,
+    read_caption,
+    read_picture,
+    read_size,
+    read_spans,
+    sample_set,
+)
+from glip.data.sets import Folders, SampleSet, Tally
+from glip.structures import Sample, Span
+
+_LARGEST = 10_000_000  # bytes; a file of the release has some thousands
+_PICTURE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
+_OPENING = "[/EN#"  # of "[/EN#<chain>/<type> the words]"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The boxes of one picture, each with the chains (things mentioned again and again) that it shows."""
+
+    boxes: tuple[tuple[Box, tuple[str, ...]], ...]
+    size: tuple[int, int] | None
+
+    @property
+    def chains(self) -> set[str]:
+        """The chains that have a box."""
+        return {chain for _, chains in self.boxes for chain in chains}
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Words of a sentence and the chain they belong to."""
+
+    chain: str
+    span: Span
+
+
+def read_flickr30k(folder: str | Path, images: Sequence[str | Path], names: str | Path) -> SampleSet:
+    """Read the released files: one sample for each sentence with at least one phrase that has a box.
+
+    ``image_id`` is "<picture>:<sentence>", sentences counted from 0 without the empty lines, as the release's evaluator
+    counts them. Two mentions of one chain in a sentence are two phrases, and each has all boxes of the chain. Phrases
+    without a box (not visual, scenes, things without clear bounds) are no phrases of the prompt.
+
+    Args:
+        folder: holds ``Annotations`` and ``Sentences``.
+        images: the folders of the pictures ("<picture>.jpg"), looked through in order.
+        names: the list of a split's pictures, one id in a line (test.txt); "" for all pictures.
+
+    Raises:
+        FileNotFoundError: no such folder or list.
+        ValueError: nothing in it can be used.
+    """
+    root, folders, left_out = Path(folder), Folders(images), Tally()
+    for part in ("Annotations", "Sentences"):
+        if not (root / part).is_dir():
+            raise FileNotFoundError(
+                f"folder {str(root / part)!r} is not there: give the folder of Flickr30K Entities, which holds "
+                "Annotations and Sentences"
+            )
+    return sample_set(root, _samples(root, _pictures(root, names, left_out), folders, left_out), left_out)
+
+
+def _pictures(root: Path, names: str | Path, left_out: Tally) -> list[str]:
+    if not str(names):
+        return sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+    path = Path(names)
+    check_file(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text: give a list of picture ids, one in a line") from None
+    found: dict[str, None] = {}
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if name and not _PICTURE.fullmatch(name):
+            left_out.note("picture name outside its folder", f"line {number} of {path.name}")
+        elif name in found:
+            left_out.note("picture listed twice", name)
+        elif name:
+            found[name] = None
+    return list(found)
+
+
+def _samples(root: Path, pictures: list[str], folders: Folders, left_out: Tally) -> Iterator[Sample]:
+    for name in pictures:
+        try:
+            picture = read_picture(folders, f"{name}.jpg")
+            scene = _read_scene(root / "Annotations" / f"{name}.xml", left_out)
+            sentences = _read_text(root / "Sentences" / f"{name}.txt").split("\n")
+        except Unfit as reason:
+            left_out.note(str(reason), f"picture {name}")
+            continue
+        for number, sentence in enumerate(line for line in sentences if line):
+            try:
+                yield _sample(picture, sentence, scene, f"{name}:{number}", left_out)
+            except Unfit as reason:
+                left_out.note(str(reason), f"sentence {name}:{number}")
+
+
+def _sample(picture: Path, sentence: str, scene: Scene, image_id: str, left_out: Tally) -> Sample:
+    words, mentions = _parse_sentence(sentence, image_id, left_out)
+    caption = read_caption(words)
+    spans: dict[str, list[tuple[Span, ...]]] = {}
+    shown = scene.chains
+    for mention in mentions:
+        try:
+            if mention.chain not in shown:
+                raise Unfit("phrase without a box")
+            spans.setdefault(mention.chain, []).append(read_spans([mention.span], caption))
+        except Unfit as reason:
+            left_out.note(str(reason), f"sentence {image_id}")
+    named = []
+    for box, chains in scene.boxes:
+        phrases = tuple(phrase for chain in chains for phrase in spans.get(chain, ()))
+        if phrases:
+            named.append(Named(box, phrases))
+    if not named:
+        raise Unfit("caption without a box")
+    return ground(picture, caption, named, image_id=image_id, size=scene.size)
+
+
+def _parse_sentence(sentence: str, image_id: str, left_out: Tally) -> tuple[str, list[Mention]]:
+    """The words without the marks, one blank between them, and the marked mentions."""
+    caption, chain, start = "", None, 0
+    mentions: list[Mention] = []
+    for word in sentence.split():
+        if chain is None and word.startswith(_OPENING):
+            chain, start = word.removeprefix(_OPENING).split("/")[0], len(caption) + bool(caption)
+            continue
+        closes = chain is not None and word.endswith("]")
+        caption += " " * bool(caption) + (word[:-1] if closes else word)
+        if chain is not None and closes:
+            mentions.append(Mention(chain, (start, len(caption))))
+            chain = None
+    if chain is not None:
+        left_out.note("phrase without an end", f"sentence {image_id}")
+    return caption, mentions
+
+
+class _PlainTree(ElementTree.TreeBuilder):
+    """Builds the tree of a file without a DOCTYPE: only there can entities be declared that expand without end."""
+
+    def doctype(self, name: str, public: str | None, system: str | None) -> None:
+        """Called by the parser before it reads what the DOCTYPE declares."""
+        raise Unfit("annotations with a DOCTYPE")
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise Unfit(f"file of more than {_LARGEST // 1_000_000} MB")
+        return file.read_bytes()
+    except OSError:
+        raise Unfit(f"no {file.suffix[1:]} file of the picture") from None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read_bytes(file).decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise Unfit("sentences that are not UTF-8") from None
+
+
+def _read_scene(file: Path, left_out: Tally) -> Scene:
+    try:
+        tree = ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
+    except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
+        raise Unfit("annotations that are not xml") from None
+    boxes: dict[Box, list[str]] = {}
+    for number, thing in enumerate(tree.findall("object")):
+        corners = thing.find("bndbox")
+        if corners is None:  # a scene, or a thing without clear bounds
+            continue
+        try:
+            box = read_box([_number(corners, edge) for edge in ("xmin", "ymin", "xmax", "ymax")], corners=True)
+        except Unfit as reason:
+            left_out.note(str(reason), f"object {number} of picture {file.stem}")
+            continue
+        # chain 0 stands for whatever is not visible; the same box drawn for two things names both
+        chains = [(name.text or "").strip() for name in thing.findall("name")]
+        boxes.setdefault(box, []).extend(chain for chain in chains if chain not in ("", "0"))
+    stated = {edge: tree.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")}
+    return Scene(tuple((box, tuple(dict.fromkeys(chains))) for box, chains in boxes.items()), read_size(stated))
+
+
+def _number(corners: ElementTree.Element, edge: str) -> float:
+    try:
+        return float(corners.findtext(edge, ""))
+    except ValueError:
+        raise Unfit("malformed box") from None

@@ -1,0 +1,91 @@
+"""MDETR-style grounding json (mixed GoldG, ``final_flickr_separateGT_*``) -> Samples (Kamath et al. 2021)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from glip.data.readers.fields import (
+    Named,
+    Spans,
+    Unfit,
+    annotation_place,
+    by_picture,
+    ground,
+    picture_place,
+    read_box,
+    read_caption,
+    read_json,
+    read_picture,
+    read_size,
+    read_spans,
+    sample_set,
+)
+from glip.data.sets import Folders, SampleSet, Tally
+from glip.structures import Sample
+
+
+def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
+    """Read grounding annotations in MDETR's form of COCO json: one sample for each entry of ``images``.
+
+    A phrase is one distinct tuple of spans. Where an entry lists its phrases (``tokens_positive_eval``, in the files
+    of Flickr30K), a box that stands for several of them is named by each, instead of by one phrase of all their words.
+
+    Args:
+        annotations: json with ``images`` (file_name, id, caption) and ``annotations`` (image_id, bbox = x, y, width,
+            height, and ``tokens_positive`` = [[start, end], ...] characters of the caption).
+        images: the folders of the pictures (mixed GoldG has two), looked through in order.
+
+    Raises:
+        FileNotFoundError: no such json or folder.
+        ValueError: not such json, or nothing in it can be used.
+    """
+    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    tree = read_json(path, ("images", "annotations"), "MDETR grounding")
+    return sample_set(path, _samples(tree, folders, left_out), left_out)
+
+
+def _samples(tree: dict[str, Any], folders: Folders, left_out: Tally) -> Iterator[Sample]:
+    for record, annotations in by_picture(tree, left_out):
+        try:
+            caption = read_caption(record.get("caption"))
+            picture = read_picture(folders, record.get("file_name"))
+            if not annotations:
+                raise Unfit("caption without a box")
+            named = _named(annotations, caption, _listed(record, caption), left_out)
+            yield ground(picture, caption, named, image_id=record["id"], size=read_size(record))
+        except Unfit as reason:
+            left_out.note(str(reason), picture_place(record))
+
+
+def _named(annotations: list[dict[str, Any]], caption: str, listed: set[Spans], left_out: Tally) -> list[Named]:
+    named = []
+    for row in annotations:
+        try:
+            spans = read_spans(row.get("tokens_positive"), caption)
+            box = read_box(row.get("bbox"))
+        except Unfit as reason:
+            left_out.note(str(reason), annotation_place(row))
+            continue
+        named.append(Named(box, _split(spans, listed), row.get("iscrowd") in (1, "1")))
+    return named
+
+
+def _listed(record: dict[str, Any], caption: str) -> set[Spans]:
+    """The phrases an entry lists; the boxes say all that is needed, so a malformed one is no loss."""
+    found = set()
+    entries = record.get("tokens_positive_eval")
+    for entry in entries if isinstance(entries, list) else []:
+        try:
+            found.add(read_spans(entry, caption))
+        except Unfit:
+            continue
+    return found
+
+
+def _split(spans: Spans, listed: set[Spans]) -> tuple[Spans, ...]:
+    """The listed phrases that a box's spans consist of, if they do, else one phrase of them all."""
+    if spans in listed or len(spans) == 1:
+        return (spans,)
+    parts = tuple(phrase for phrase in sorted(listed) if set(phrase) <= set(spans))
+    covered = {span for phrase in parts for span in phrase}
+    return parts if covered == set(spans) else (spans,)

@@ -1,0 +1,145 @@
+"""WebDataset shards: pictures and captions read where they lie in a tar; no member is ever written to disk."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from glip.data.readers.fields import read_size
+from glip.data.sets import Tally
+from glip.structures import Archived
+
+MAX_PICTURE, MAX_TEXT = 1 << 26, 1 << 20  # bytes of a member that is read: 64 MB and 1 MB
+_PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
+_TEXTS = {"txt", "json"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture of a shard, its captions as the shard has them, and (width, height) where the shard states it."""
+
+    picture: Archived
+    captions: tuple[Any, ...]
+    size: tuple[int, int] | None = None
+
+
+class _Member(NamedTuple):
+    key: str
+    ending: str
+    place: Archived
+
+
+def read_shard(path: Path, tally: Tally) -> Iterator[Entry]:
+    """The pictures of one tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
+
+    Members that are links, devices, sparse, too large or cut off are left out and counted, as are pictures without
+    captions and captions without a picture.
+
+    Raises:
+        ValueError: not a tar, or a compressed one, whose members cannot be read in place.
+    """
+    for key, members in groupby(_members(path, tally), key=lambda member: member.key):
+        parts = {member.ending: member.place for member in members}
+        picture = next((place for ending, place in parts.items() if ending in _PICTURES), None)
+        place = f"{path.name}:{key}"
+        if picture is None:
+            tally.note("caption without a picture", place)
+            continue
+        entry = _entry(picture, parts, tally)
+        if not entry.captions:
+            tally.note("picture without a caption", place)
+            continue
+        yield entry
+
+
+def _entry(picture: Archived, parts: dict[str, Archived], tally: Tally) -> Entry:
+    record: Any = {}
+    if "json" in parts:
+        try:
+            record = json.loads(_text(parts["json"]))
+        except (ValueError, RecursionError):
+            tally.note("member that is not json", str(parts["json"]))
+    record = record if isinstance(record, dict) else {}
+    size = read_size(record)
+    if "txt" in parts:
+        try:
+            return Entry(picture, (_text(parts["txt"]),), size)
+        except ValueError:
+            tally.note("member that is not UTF-8", str(parts["txt"]))
+    caption = record.get("caption")
+    listed = caption if isinstance(caption, list) else [caption]
+    return Entry(picture, tuple(text for text in listed if text is not None), size)
+
+
+def _text(place: Archived) -> str:
+    with place.archive.open("rb") as file:
+        file.seek(place.start)
+        return file.read(place.length).decode("utf-8")
+
+
+def _members(path: Path, tally: Tally) -> Iterator[_Member]:
+    """The members of use, in their order; the others are counted."""
+    total = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as archive:
+            yield from _usable(path, archive, total, tally)
+            if _breaks_off(path, archive.offset, total):
+                tally.note("archive that is broken from some place on", f"{path.name}, byte {archive.offset}")
+    except tarfile.TarError as error:
+        if total == 0 or not _starts_as_tar(path):
+            raise ValueError(
+                f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
+            ) from None
+        tally.note("archive that is broken from some place on", f"{path.name}: {error}")
+
+
+def _usable(path: Path, archive: tarfile.TarFile, total: int, tally: Tally) -> Iterator[_Member]:
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+        if member.size < 0:
+            raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
+        if member.isdir():
+            continue
+        place = f"{path.name}:{member.name}"
+        name = PurePosixPath(member.name)
+        stem, _, ending = name.name.partition(".")
+        ending = ending.lower()
+        reason = _objection(member, ending, total)
+        if reason:
+            tally.note(reason, place)
+            continue
+        kept = Archived(path, member.name, member.offset_data, member.size)
+        yield _Member(str(name.parent / stem), ending, kept)
+
+
+def _objection(member: tarfile.TarInfo, ending: str, total: int) -> str:
+    """Why a member is not used, or nothing."""
+    if not member.isreg() or member.issparse():
+        return "member that is a link, a device or sparse"
+    if ending not in _PICTURES | _TEXTS:
+        return "member that is neither a picture nor a caption"
+    limit = MAX_PICTURE if ending in _PICTURES else MAX_TEXT
+    if member.size > limit:
+        return f"member of over {limit >> 20} MB"
+    return "member that is cut off" if member.offset_data + member.size > total else ""
+
+
+def _breaks_off(path: Path, end: int, total: int) -> bool:
+    """Whether the members end before the archive does: a whole tar ends with blocks of zeros, or with its file."""
+    if end >= total:
+        return False
+    with path.open("rb") as file:
+        file.seek(end)
+        return any(file.read(tarfile.BLOCKSIZE))
+
+
+def _starts_as_tar(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        except tarfile.TarError:
+            return False
+    return True

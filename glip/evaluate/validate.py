@@ -1,0 +1,160 @@
+"""Validation during training: the ordinary evaluation, on some pictures of each set, of a model that goes on training."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from glip.config import ModelConfig
+from glip.data.picture import open_any
+from glip.data.sets import Tally
+from glip.detector import Detector
+from glip.evaluate.coco import average_precision
+from glip.evaluate.phrases import phrase_recall
+from glip.evaluate.run import detect_all
+from glip.model.glip import GLIP
+from glip.structures import Detections, Prompt, Sample
+from glip.text.tokens import Tokenizer
+from glip.visualize import draw
+
+_GAP = 8  # pixels between predictions and targets
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a validation found.
+
+    Args:
+        figures: by "SET/FIGURE", such as "bccd_val/AP50".
+        best: what the best checkpoint is chosen by: the mean of every set's AP50 and recall@1.
+        pictures: predictions (left) beside targets (right), by "SET/NUMBER".
+        left_out: pictures that were passed over, by reason.
+    """
+
+    figures: dict[str, float]
+    best: float
+    pictures: dict[str, Image.Image]
+    left_out: Tally
+
+
+class Validator:
+    """Evaluates a model in training on the same pictures of each set every time.
+
+    Args:
+        config: the model's config.
+        tokenizer: the model's tokenizer.
+        sets: samples by the name of their set: detection samples have AP, captioned ones recall.
+        pictures: of each set at most so many, evenly spaced over it.
+        shown: pictures drawn of each set.
+
+    Raises:
+        ValueError: no set, or one without a box among the chosen pictures: it could only ever score nothing.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        sets: Mapping[str, Sequence[Sample]],
+        *,
+        pictures: int = 200,
+        shown: int = 2,
+    ) -> None:
+        if not sets:
+            raise ValueError("data.validate lists no set: name at least one, or set train.validate_every to 0")
+        self.config, self.tokenizer, self.shown = config, tokenizer, shown
+        self.sets = {name: Chosen(samples, pictures) for name, samples in sets.items()}
+        for name, chosen in self.sets.items():
+            if not any(_has_target(chosen[index]) for index in range(len(chosen))):
+                raise ValueError(
+                    f"validation set {name!r}: none of its {len(chosen)} pictures that would be looked at has a named "
+                    "box: look at it with glip data check, or take it from data.validate"
+                )
+
+    def __call__(self, model: GLIP) -> Validated:
+        """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
+        figures: dict[str, float] = {}
+        deciding: list[float] = []
+        pictures: dict[str, Image.Image] = {}
+        tally = Tally()
+        device = str(next(model.parameters()).device)
+        with _evaluating(model):
+            detector = Detector(model, self.config, self.tokenizer, device)
+            for name, samples in self.sets.items():
+                pairs = list(detect_all(detector, samples, tally=tally))
+                scored, decides = set_figures(pairs)
+                figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
+                deciding += [scored[figure] for figure in decides]
+                pictures |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
+        return Validated(figures, sum(deciding) / len(deciding), pictures, tally)
+
+
+class Chosen(Sequence[Sample]):
+    """At most ``limit`` samples, evenly spaced over a set."""
+
+    def __init__(self, samples: Sequence[Sample], limit: int) -> None:
+        self._samples, self._count = samples, min(limit, len(samples))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        if not 0 <= index < self._count:
+            raise IndexError(f"sample {index} of {self._count} chosen ones")
+        return self._samples[index * len(self._samples) // self._count]
+
+
+def set_figures(pairs: Sequence[tuple[Sample, Detections]]) -> tuple[dict[str, float], list[str]]:
+    """AP and AP50 of the samples with a vocabulary, recall@k of those with a caption; and which figures decide.
+
+    Raises:
+        ValueError: neither has a box to score with.
+    """
+    listed = [pair for pair in pairs if pair[0].prompt is None]
+    captioned = [pair for pair in pairs if pair[0].prompt is not None]
+    figures: dict[str, float] = {}
+    if any(_has_target(sample) for sample, _ in listed):
+        score = average_precision(listed)
+        figures |= {"AP": score.ap, "AP50": score.ap50}
+    if any(_has_target(sample) for sample, _ in captioned):
+        figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
+    if not figures:
+        raise ValueError(f"none of the {len(pairs)} pictures that could be read has a named box: nothing to score")
+    return figures, [name for name in ("AP50", "recall@1") if name in figures]
+
+
+def beside(sample: Sample, found: Detections) -> Image.Image:
+    """Predictions beside targets: the best detections, as many as the picture has boxes, whatever they score."""
+    picture = open_any(sample.picture)
+    prompt = sample.prompt or Prompt.from_names(sample.vocabulary)
+    pairs = [(box, phrase) for box, phrases in enumerate(sample.box_phrases) for phrase in phrases]
+    target = Detections(
+        sample.boxes[[box for box, _ in pairs]].reshape(-1, 4),
+        torch.ones(len(pairs)),
+        torch.tensor([phrase for _, phrase in pairs], dtype=torch.long),
+        prompt,
+        (picture.height, picture.width),
+    )
+    best = found.select(torch.arange(min(len(found), max(len(pairs), 1))))
+    left, right = draw(picture, best), draw(picture, target, scores=False)
+    sheet = Image.new("RGB", (left.width + _GAP + right.width, left.height), (255, 255, 255))
+    sheet.paste(left)
+    sheet.paste(right, (left.width + _GAP, 0))
+    return sheet
+
+
+def _has_target(sample: Sample) -> bool:
+    return any(phrases and box not in sample.crowd for box, phrases in enumerate(sample.box_phrases))
+
+
+@contextmanager
+def _evaluating(model: GLIP) -> Iterator[None]:
+    """The model in eval mode; afterwards each part is in the mode it had (frozen parts stay in eval mode)."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

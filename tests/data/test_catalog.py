@@ -1,0 +1,107 @@
+"""Names and paths -> files and formats; every reader behind one door."""
+
+import json
+
+import pytest
+from small import write_coco
+
+from glip.config import ConfigError, SetConfig
+from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_coco(tmp_path)
+    return tmp_path
+
+
+def test_data_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("GLIP_DATA", "/somewhere")
+    assert str(data_root(None)) == "/somewhere" and data_root(tmp_path) == tmp_path
+    monkeypatch.delenv("GLIP_DATA")
+    assert str(data_root(None)) == "."
+
+
+def test_the_table_knows_what_people_train_on():
+    known = known_sets()
+    assert {"coco_train2017", "lvis_val", "objects365_train", "mixed_goldg", "flickr30k_test", "world"} <= set(known)
+    assert all(entry.format for entry in known.values())
+    assert all(entry.annotations or entry.format == "world" for entry in known.values())
+
+
+def test_a_table_in_the_data_root_adds_and_replaces(root):
+    (root / "datasets.yaml").write_text("mine: {annotations: a.json}\nworld: {format: world, count: 7}")
+    known = known_sets(root)
+    assert known["mine"].annotations == "a.json" and known["world"].count == 7 and "coco_val2017" in known
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("mine: {anotations: a.json}", "did you mean 'annotations'"), ("[1, 2]", "map of set names"), ("{", "YAML")],
+)
+def test_a_broken_table_is_explained(text, message, root):
+    (root / "datasets.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        known_sets(root)
+
+
+def test_a_path_finds_its_pictures(root, monkeypatch):
+    found = find_set(str(root / "instances.json"))
+    assert found.images == (str(root / "images"),) and len(read_set(found).samples) == 4
+    (root / "annotations").mkdir()
+    (root / "instances.json").rename(root / "annotations" / "instances.json")
+    assert find_set("annotations/instances.json", root=root).images == (str(root / "images"),)
+    monkeypatch.chdir(root)
+    assert len(read_set(find_set("annotations/instances.json"), "/elsewhere").samples) == 4
+
+
+def test_pictures_may_be_given(root):
+    (root / "images").rename(root / "elsewhere")
+    found = find_set("instances.json", images=[str(root / "elsewhere")], root=root)
+    assert all(sample.picture.is_file() for sample in read_set(found).samples)
+
+
+def test_an_unknown_name_is_explained():
+    with pytest.raises(ConfigError, match=r"neither in datasets.yaml nor a file \(did you mean 'coco_val2017'\?\)"):
+        find_set("coco_val_2017")
+
+
+def test_drawings():
+    read = read_set(SetConfig(format="world", split="novel", count=3, sides=(80, 90)))
+    assert len(read.samples) == 3 and all(80 <= side <= 90 for side in read.samples[2].picture.size)
+    with pytest.raises(IndexError):
+        read.samples[3]
+    with pytest.raises(ConfigError, match="at least 64|from 64 pixels"):
+        read_set(SetConfig(format="world", sides=(10, 20)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("a.json", {"images": [], "annotations": [], "categories": []}, "coco"),
+        ("a.json", {"images": [{"neg_category_ids": []}], "annotations": [], "categories": []}, "lvis"),
+        ("a.json", {"images": [{}], "annotations": [{"tokens_positive": []}], "categories": []}, "mdetr"),
+        ("a.json", {"images": [{}], "annotations": [{"caption": "x"}]}, "captions"),
+        ("a.json", {"data": [{"phrases": []}]}, "silver"),
+        ("a.jsonl", {"filename": "x", "grounding": {}}, "odvg"),
+        ("a.jsonl", {"picture": "x", "phrases": [], "boxes": []}, "labels"),
+        ("a.jsonl", {"image": "x", "caption": "y"}, "captions"),
+        ("a.csv", {}, "captions"),
+        ("a.tar", {}, "captions"),
+    ],
+)
+def test_formats_are_told_from_the_content(name, content, format, tmp_path):
+    (tmp_path / name).write_text(json.dumps(content) + "\n")
+    assert guess_format(tmp_path / name) == format
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"images": []}', "not json", "7"])
+def test_other_json_is_refused(text, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR or captions json"):
+        guess_format(tmp_path / "a.json")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="set data.root or GLIP_DATA"):
+        guess_format(tmp_path / "a.json")
