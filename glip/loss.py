@@ -77,9 +77,7 @@ class Criterion:
         return compute_losses(outputs, matching, attention_mask, totals=matching.totals)
 
 
-def match(
-    targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Sequence[tuple[int, int]]
-) -> Matching:
+def match(targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Sequence[tuple[int, int]]) -> Matching:
     """Assign the anchors of one batch to the boxes of its pictures.
 
     Args:

@@ -1,24 +1,46 @@
 """``glip train CONFIG [key=value ...]``: train as a config says; run again to resume."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from glip.config import load_config
+from glip.config import DatasetConfig, Experiment, load_config
+
+if TYPE_CHECKING:
+    from glip.config import ModelConfig
+    from glip.model.glip import GLIP
+    from glip.text.tokens import Tokenizer
+    from glip.train.run import Validate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("config", help="a YAML file, or the name of an installed one such as pretrain/nano")
+    parser.add_argument("config", help="a YAML file, or the name of an installed one such as finetune/own")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=100 data.root=DATA")
+    parser.add_argument("--data", nargs="+", metavar="SET", help="train on these sets: names or annotation files")
+    parser.add_argument("--validate", nargs="+", metavar="SET", help="evaluate on these sets during training")
+    parser.add_argument("--images", nargs="+", default=(), metavar="DIR", help="where the pictures of files lie")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; the finished model's folder is the last line."""
     experiment = load_config(args.config, args.overrides)
+    data = experiment.data
+    if args.data:
+        data = replace(data, train=_rows(args.data, args.images))
+    if args.validate:
+        data = replace(data, validate=_rows(args.validate, args.images))
+    experiment = replace(experiment, data=data)
 
-    from glip.detector import choose_device
     from glip.train.run import run as train
 
-    folder = train(experiment, device=choose_device(args.device))
-    print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
+    folder = train(experiment, device=args.device, validation=_validation(experiment))
+    if folder is not None:
+        print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
     return 0
+
+
+def _rows(names: Sequence[str], images: Sequence[str]) -> tuple[DatasetConfig, ...]:
+    return tuple(DatasetConfig(name=name, images=tuple(images)) for name in names)

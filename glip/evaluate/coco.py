@@ -188,8 +188,9 @@ def _annotations(sample: Sample, picture: int, number: dict[tuple[int, str], int
             row["category_id"] = number[label, sample.vocabulary[label]]
             rows.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
     for label in sample.incomplete:  # one crowd everywhere: whatever matches no box is ignored
-        row = {"id": first + len(rows), "image_id": picture, "iscrowd": 1, "bbox": _EVERYWHERE, "area": 0.0}
-        rows.append({**row, "category_id": number[label, sample.vocabulary[label]]})
+        row = {"id": first + len(rows), "image_id": picture, "iscrowd": 1}
+        row["category_id"] = number[label, sample.vocabulary[label]]
+        rows.append({**row, "bbox": _EVERYWHERE, "area": 0.0})
     return rows
 
 
@@ -209,7 +210,8 @@ def _results(sample: Sample, found: Detections, picture: int, number: dict[tuple
 
 def _measured(results: Sequence[Row]) -> list[Row]:
     return [
-        {**row, "id": i, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0} for i, row in enumerate(results, start=1)
+        {**row, "id": i, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
+        for i, row in enumerate(results, start=1)
     ]
 
 
@@ -227,7 +229,9 @@ def _index(truth: Truth, rows: list[Row]) -> COCO:
 def _evaluate(annotated: COCO, found: COCO, categories: list[int]) -> COCOeval:
     """Match and accumulate some categories, over the pictures that hold a box or a detection of one of them."""
     evaluator = COCOeval(annotated, found, "bbox")
-    concerned = {picture for index in (annotated, found) for number in categories for picture in index.catToImgs[number]}
+    concerned = {
+        picture for index in (annotated, found) for number in categories for picture in index.catToImgs[number]
+    }
     evaluator.params.catIds, evaluator.params.imgIds = categories, sorted(concerned)
     evaluator.evaluate()
     evaluator.accumulate()

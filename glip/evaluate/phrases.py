@@ -44,7 +44,9 @@ def first_hit(ranked: Float[Tensor, "det 4"], truth: Float[Tensor, "box 4"], *, 
 
 def _hits(sample: Sample, found: Detections) -> list[int | None]:
     if sample.prompt is None:
-        raise ValueError(f"picture {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
+        raise ValueError(
+            f"picture {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP"
+        )
     owners: dict[int, list[int]] = {}
     for box, phrases in enumerate(sample.box_phrases):
         for phrase in phrases if box not in sample.crowd else ():

@@ -1,4 +1,4 @@
-"""Validation during training: the ordinary evaluation, on some pictures of each set, of a model that goes on training."""
+"""Validation during training: the ordinary evaluation, on some pictures of each set, of a model still in training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,6 +4,7 @@ Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
 """
 
 import json
+import re
 import os
 import pickle
 import shutil
@@ -32,6 +33,7 @@ RELEASED = {
     "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
     "glip-l": "glip_large_model.pth",
 }
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
@@ -107,9 +109,14 @@ def start_language(model: GLIP, source: str | Path) -> None:
 
     Args:
         model: the model to fill.
-        source: a ``model.safetensors`` in BERT's layout, or a folder with one.
+        source: a ``model.safetensors`` in BERT's layout, a folder with one, or the hub repository of one.
+
+    Raises:
+        WeightsError: no such file, a download that failed, or another model.
     """
     path = Path(source)
+    if not path.exists() and _REPOSITORY.fullmatch(str(source)):
+        path = _download(str(source), "model.safetensors")
     state = read_state(path / "model.safetensors" if path.is_dir() else path)
     state = {key.removeprefix("bert."): value for key, value in state.items()}
     own = model.language.bert
@@ -194,28 +201,27 @@ def resolve(name_or_path: str | Path) -> Path:
     if name == BUNDLED:
         return ASSETS / BUNDLED
     if name in RELEASED:
-        return _download(name)
+        return _download(MIRROR, RELEASED[name])
     raise WeightsError(
         f"model {name!r} is not known and no such path is there: give one of {', '.join(list_pretrained())}, "
         "a folder written by save_pretrained, or a .pth file"
     )
 
 
-def _download(name: str) -> Path:
+def _download(repository: str, file: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    file = RELEASED[name]
-    cached = try_to_load_from_cache(MIRROR, file)
+    cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        size = get_hf_file_metadata(hf_hub_url(MIRROR, file)).size or 0
-        print(f"downloading {file} ({size / 1e6:.0f} MB) from {MIRROR}", file=sys.stderr)
-        return Path(hf_hub_download(MIRROR, file))
+        size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
+        print(f"downloading {file} ({size / 1e6:.0f} MB) from {repository}", file=sys.stderr)
+        return Path(hf_hub_download(repository, file))
     except Exception as error:  # the hub raises its own, requests' and httpx's errors, by version
         raise WeightsError(
-            f"model {name!r} could not be downloaded ({type(error).__name__}): fetch {file} from the hub repository "
-            f"{MIRROR} on a machine with network, and pass its path instead of the name"
+            f"{file} could not be downloaded from {repository} ({type(error).__name__}): fetch it from that hub "
+            "repository on a machine with network, and pass its path instead of the name"
         ) from None
 
 

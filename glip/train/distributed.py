@@ -5,6 +5,7 @@ that all of them always do the same. Without torchrun there is one process, and 
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -77,7 +78,9 @@ def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> 
     kind = torch.device(device).type
     if kind == "cuda" and local >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(f"process {local} of this machine has no GPU, there are {count}: torchrun --nproc-per-node {count}")
+        raise ValueError(
+            f"process {local} of this machine has no GPU, there are {count}: torchrun --nproc-per-node {count}"
+        )
     own = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(own)
@@ -147,6 +150,8 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
             f"train.parallel=fsdp needs torch 2.6 or later, this is {torch.__version__}: update torch, or take ddp"
         ) from None
     _show_tensors()
+    # Outputs may be views, of which FSDP warns for those who would write into them; the losses only read.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(group.device.type, (group.size,))
     for stage in [*getattr(model.vision, "stages", ()), *model.tower]:
         fully_shard(stage, mesh=mesh)

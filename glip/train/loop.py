@@ -1,22 +1,48 @@
-"""Training: batches -> losses -> a stepped model, with checkpoints, from one Experiment."""
+"""Training: steps of batches in, a stepped model out, with checkpoints; from one Experiment.
 
-import json
+Read downhill: ``train`` is the loop; ``Run`` is what it moves, and what each step is followed by. A run that is killed
+at any moment and started again goes on at its last checkpoint and ends as if it had never stopped.
+"""
+
+import copy
 import math
-import time
+import random
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
 
-from glip.config import Experiment, to_yaml
-from glip.loss import Criterion, Losses
+from glip.config import Experiment, TrainConfig, to_yaml
+from glip.data.loader import Step
+from glip.data.sets import Tally
 from glip.model.glip import GLIP
-from glip.structures import Batch
-from glip.train.checkpoint import NAME, load_state, save_state
+from glip.train.averages import RunningMean, State, keep_start
+from glip.train.checkpoint import (
+    BEST,
+    LAST,
+    Parts,
+    Progress,
+    Tree,
+    capture,
+    fingerprint,
+    random_states,
+    read_state,
+    restore,
+    restore_random,
+    write_atomically,
+    write_state,
+)
+from glip.train.distributed import Group, is_sharded, spread
+from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
+from glip.train.resume import config_text, refuse_another
+from glip.train.signals import Interrupted, StopWish
+from glip.train.step import Outcome, Stepper
 
-_MAX_BAD_STEPS = 20
+ONE = Group()
 
 
 class TrainingError(ValueError):
@@ -26,59 +52,252 @@ class TrainingError(ValueError):
 def train(
     experiment: Experiment,
     model: GLIP,
-    batches: Callable[[int], Iterator[Batch]],
+    steps: Callable[[int], Iterator[Step]],
     *,
-    device: torch.device | str = "cpu",
+    group: Group = ONE,
+    validate: Callable[[GLIP], Validation] | None = None,
     report: Callable[[str], None] = print,
 ) -> GLIP:
-    """Train a model; a run found in the output folder is resumed where it stopped.
+    """Train a model; a run found in the output folder is resumed where it stopped. Gives the finished model.
+
+    The finished model, which is also what is validated, has the running mean of the weights where ``train.ema`` asks
+    for it, mixed with the starting weights at ``train.keep_start``.
 
     Args:
         experiment: the resolved config; its ``train`` part is used here and all of it is written to the output.
-        model: the model, moved to ``device``.
-        batches: gives the batches from a step on; step n's batch must depend on n alone.
-        device: where to compute.
-        report: receives a line every ``log_every`` steps.
+        model: the model to start from; it is moved to the group's device and trained.
+        steps: gives this process's batches of each step from a step on; step n must depend on the seed and n alone.
+        group: the processes that train together.
+        validate: called in all processes alike every ``train.validate_every`` steps and at the end.
+        report: receives a line every ``train.log_every`` steps.
 
     Raises:
-        TrainingError: losses stayed non-finite.
-        ValueError: the output folder holds a run of another model.
+        TrainingError: losses or gradients stayed non-finite.
+        ValueError: the output folder holds a run of another config, or a setting that cannot work.
+        OSError: a checkpoint cannot be written.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
     settings = experiment.train
-    output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "experiment.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    model = model.to(device).train()
-    keep_frozen_still(model)
-    optimizer = build_optimizer(
-        model, lr=settings.lr, bert_lr=settings.bert_lr, text_lr=settings.text_lr, weight_decay=settings.weight_decay
-    )
-    start = load_state(output / NAME, model, optimizer) if (output / NAME).is_file() else 0
-    if start:
-        report(f"resumed {output / NAME} at step {start}")
-    else:
-        torch.manual_seed(settings.seed)
-    forget_after(output / "metrics.jsonl", start)
-    log = ProgressLog(output / "metrics.jsonl", steps=settings.steps, start=start, every=settings.log_every)
-    bad_steps = 0
-    for step, batch in enumerate(batches(start), start=start):
-        factor = rate_factor(
-            step, steps=settings.steps, warmup=settings.warmup, schedule=settings.schedule, drops=settings.drops
-        )
-        set_rates(optimizer, factor)
-        losses, stepped = _step(model, optimizer, batch.to(device), clip=settings.clip, precision=settings.precision)
-        bad_steps = 0 if stepped else bad_steps + 1
-        if bad_steps > _MAX_BAD_STEPS:
-            raise TrainingError(
-                f"losses or gradients were not finite in the {bad_steps} steps up to step {step + 1}: lower train.lr "
-                f"(now {settings.lr:g}), or lengthen train.warmup, and run the same command again"
+    run = Run(experiment, model, group=group, validate=validate, report=report if group.main else _say_nothing)
+    with StopWish() as wish:
+        run.validate_if_due()  # a run that was stopped before it could
+        numbers = range(run.progress.step, settings.steps)
+        for number, step in zip(numbers, steps(run.progress.step), strict=False):
+            factor = rate_factor(
+                number, steps=settings.steps, warmup=settings.warmup, schedule=settings.schedule, drops=settings.drops
             )
-        line = log.add(step, losses, len(batch.targets), settings.lr * factor)
-        if line:
-            report(line)
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            save_state(output, model, optimizer, step + 1)
-    return model.eval()
+            set_rates(run.parts.optimizer, factor)
+            outcome = run.stepper(step, stop=wish.number > 0)
+            run.note(step, outcome, settings.lr * factor)
+            if outcome.stopping:
+                run.save(LAST)
+                raise Interrupted(wish.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
+            run.validate_if_due()
+            run.save_if_due()
+    if run.progress.step < settings.steps:
+        raise TrainingError(f"the loader ended at step {run.progress.step} of {settings.steps}: give it all steps")
+    return run.finish()
+
+
+class Run:
+    """A training on its way: model, optimizer, running mean and counts; new, or as its last checkpoint has it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: GLIP,
+        *,
+        group: Group,
+        validate: Callable[[GLIP], Validation] | None,
+        report: Callable[[str], None],
+    ) -> None:
+        settings = self.settings = experiment.train
+        check_settings(settings, group)
+        self.experiment, self.group, self.validate, self.report = experiment, group, validate, report
+        self.output = Path(settings.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
+        self.start: State = {n: v.clone() for n, v in model.state_dict().items()} if settings.keep_start else {}
+        self.mark = fingerprint(self.start) if self.start else ""
+        module = prepare(model, settings, group)
+        optimizer = build_optimizer(
+            model,
+            lr=settings.lr,
+            bert_lr=settings.bert_lr,
+            text_lr=settings.text_lr,
+            weight_decay=settings.weight_decay,
+        )
+        self.stepper = Stepper(
+            model, module, optimizer=optimizer, group=group, clip=settings.clip, precision=settings.precision
+        )
+        mean = RunningMean(model, settings.ema) if settings.ema else None
+        self.parts = Parts(model, optimizer, self.stepper.scaler, mean, group)
+        self.progress = self._begin()
+        self.log = self._open_log() if group.main else None
+
+    def note(self, step: Step, outcome: Outcome, rate: float) -> None:
+        """Take in what a step gave; stop a run whose numbers stay non-finite."""
+        progress = self.progress
+        progress.step += 1
+        progress.skipped += not outcome.stepped
+        progress.overflows += outcome.overflow
+        progress.bad_in_row = 0 if outcome.stepped or outcome.overflow else progress.bad_in_row + 1
+        if outcome.stepped and self.parts.mean:
+            self.parts.mean.update(self.parts.model)
+        self._count(step)
+        if self.log:
+            self.log.add(outcome, progress)
+        if progress.bad_in_row >= self.settings.max_bad_steps:
+            self._stop_as_bad(outcome, rate)
+        if progress.step % self.settings.log_every == 0 or progress.step == self.settings.steps:
+            left_out = self._left_out()
+            if self.log:
+                self.report(self.log.row(progress, rate, left_out))
+
+    def validate_if_due(self) -> None:
+        """Validate what would be shipped now, once every ``validate_every`` steps; keep the best."""
+        step, every = self.progress.step, self.settings.validate_every
+        due = every and (step % every == 0 or step == self.settings.steps)
+        if not self.validate or not due or not step or self.progress.validated == step:
+            return
+        before = random_states(self.group.device)
+        found = self.validate(self.finished_model())
+        self.finished.to("cpu")
+        restore_random(before, self.group.device)
+        figure = self.group.gather(found.best)[0]
+        better = math.isfinite(figure) and (self.progress.best is None or figure > self.progress.best)
+        self.progress.validated = step
+        if better:
+            self.progress.best, self.progress.best_step = figure, step
+        if self.log:
+            self.report(self.log.validated(step, found, best=better))
+        if better:
+            self.save(BEST)
+
+    def save_if_due(self) -> None:
+        """Write last.pt every ``save_every`` steps and at the end, step-N.pt every ``keep_every``."""
+        step, settings = self.progress.step, self.settings
+        names = [LAST] if step % settings.save_every == 0 or step == settings.steps else []
+        names += [f"step-{step}.pt"] if settings.keep_every and step % settings.keep_every == 0 else []
+        if names:
+            self.save(*names)
+
+    def save(self, *names: str) -> None:
+        """Write checkpoints; all processes must ask."""
+        progress = replace(self.progress, left_out=self._left_out())
+        state = capture(self.parts, progress, config=config_text(self.experiment), start=self.mark)
+        for name in names if self.group.main else ():
+            write_state(self.output / name, state)
+
+    def finished_model(self) -> GLIP:
+        """The model as it is shipped, in eval mode on the group's device; all processes must ask."""
+        weights = self.parts.model.state_dict()
+        weights |= self.parts.mean.means if self.parts.mean else {}
+        whole = {
+            name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in weights.items()
+        }
+        return self._fill({name: value.detach() for name, value in whole.items()}).to(self.group.device)
+
+    def finish(self) -> GLIP:
+        """Tell what was left out, and give the finished model."""
+        left_out, progress = Tally(), self.progress
+        for reason, count in self._left_out().items():
+            left_out.note(reason, times=count)
+        if left_out:
+            self.report(f"boxes left out in this run: {left_out}")
+        if progress.broken:
+            self.report(f"pictures that could not be used: {progress.broken} of {progress.tried} tried")
+        if progress.skipped:
+            scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
+            self.report(f"steps skipped: {progress.skipped} of {progress.step}{scaled}")
+        if self.log:
+            self.log.close()
+        return self.finished_model()
+
+    def best_model(self) -> GLIP | None:
+        """The model that validated best, as it was then validated; None where there was no validation."""
+        path = self.output / BEST
+        if not path.is_file():
+            return None
+        state = read_state(path)
+        return self._fill(state["model"] | state["mean"])
+
+    def _fill(self, weights: State) -> GLIP:
+        if self.start:
+            weights = keep_start(self.start, weights, self.settings.keep_start)
+        self.finished.load_state_dict(weights)
+        return self.finished
+
+    def _begin(self) -> Progress:
+        path = self.output / LAST
+        if not path.is_file():
+            seed_all(self.settings.seed + self.group.rank)
+            return Progress()
+        state = read_state(path)
+        refuse_another(state["config"], self.experiment)
+        if state["start"] != self.mark:
+            raise ValueError(
+                f"train.keep_start mixes in the weights that the run in {str(self.output)!r} began with, but "
+                f"train.start={self.settings.start!r} now gives others: bring those back, or set train.output to "
+                "another folder"
+            )
+        progress = restore(state, self.parts, path)
+        if len(state["random"]) != self.group.size:
+            seed_all(self.settings.seed + progress.step * self.group.size + self.group.rank)
+            self.report(f"{len(state['random'])} processes began the run, now {self.group.size}: new random numbers")
+        self.report(f"resumed {path} at step {progress.step}")
+        return progress
+
+    def _open_log(self) -> RunLog:
+        text = to_yaml(self.experiment).encode()
+        write_atomically(self.output / "experiment.yaml", lambda file: file.write(text))
+        return RunLog(
+            self.output,
+            steps=self.settings.steps,
+            start=self.progress.step,
+            device=self.group.device,
+            tensorboard=self.settings.tensorboard,
+        )
+
+    def _count(self, step: Step) -> None:
+        self.progress.tried += step.tried
+        self.progress.broken += len(step.broken)
+        for reason, count in step.left_out.counts.items():
+            self.progress.left_out[reason] = self.progress.left_out.get(reason, 0) + count
+
+    def _left_out(self) -> dict[str, int]:
+        total = Tally()
+        for counts in self.group.gather(self.progress.left_out):
+            for reason, count in counts.items():
+                total.note(reason, times=count)
+        return total.counts
+
+    def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
+        progress, count = self.progress, self.progress.bad_in_row
+        progress.bad_in_row = 0  # the same command then goes on behind the bad steps
+        self.save(LAST)
+        terms = [f"{name} {value:g}" for name, value in outcome.losses.items() if not math.isfinite(value)]
+        gradients = ", ".join(f"{part} {value:.3g}" for part, value in self.stepper.gradients().items())
+        scale = f", loss scale {self.stepper.scale:g}" if self.settings.precision == "float16" else ""
+        raise TrainingError(
+            f"losses or gradients were not finite in the {count} steps up to step {progress.step}, which were skipped "
+            f"({', '.join(terms) or 'losses are finite'}; largest gradients: {gradients}; rate {rate:.2g}{scale}): "
+            f"the weights before them are in {str(self.output / LAST)!r}. Start anew in another train.output with a "
+            "lower train.lr, a longer train.warmup or train.precision=float32; the same command goes on behind them"
+        )
+
+
+def prepare(model: GLIP, settings: TrainConfig, group: Group) -> torch.nn.Module:
+    """Bring a model into training as the settings ask; gives what is called in its place."""
+    model.to(group.device).train()
+    model.freeze(stages=settings.frozen_stages, language=settings.freeze_language)
+    keep_frozen_still(model)
+    model.checkpoint_gradients(settings.checkpointing)
+    if settings.compile:
+        model.vision.compile()
+        for stage in model.tower:
+            stage.get_submodule("image").compile()
+    return spread(model, group, settings.parallel)
 
 
 def keep_frozen_still(model: GLIP) -> None:
@@ -89,63 +308,32 @@ def keep_frozen_still(model: GLIP) -> None:
             module.eval()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Cut from a run's metrics the steps that are about to be repeated, because their checkpoint was not reached."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+def check_settings(settings: TrainConfig, group: Group) -> None:
+    """Refuse numbers that cannot work.
+
+    Raises:
+        ValueError: naming the key and what is allowed.
+    """
+    for key in ("save_every", "log_every", "max_bad_steps", "batch_size"):
+        if getattr(settings, key) < 1:
+            raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
+    if not 0 <= settings.ema < 1:
+        raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
+    if not 0 <= settings.keep_start <= 1:
+        raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
+    if settings.batch_size % group.size:
+        raise ValueError(
+            f"train.batch_size: {settings.batch_size} pictures cannot be shared by {group.size} processes: take a "
+            f"multiple of {group.size}"
+        )
 
 
-def _step(
-    model: GLIP, optimizer: torch.optim.Optimizer, batch: Batch, *, clip: float, precision: str
-) -> tuple[Losses, bool]:
-    """One step; where a gradient is not finite weights and running means stay, so a bad batch breaks nothing."""
-    device = batch.images.pixels.device.type
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        outputs = model(batch)
-    losses = Criterion()(outputs, batch.targets, batch.text.attention_mask)
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_((p for p in model.parameters() if p.requires_grad), clip)
-    stepped = bool(torch.isfinite(norm) & torch.isfinite(losses.total))
-    if stepped:
-        optimizer.step()
-    else:
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    return losses, stepped
+def seed_all(seed: int) -> None:
+    """Seed every generator of random numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
-class ProgressLog:
-    """Means over the last steps as a line with speed and time left, and as a line of ``metrics.jsonl``."""
-
-    def __init__(self, path: Path, *, steps: int, start: int, every: int) -> None:
-        self.path, self.steps, self.every = path, steps, every
-        self.began, self.start = time.monotonic(), start
-        self.rows: list[dict[str, float]] = []
-        self.pictures = 0
-
-    def add(self, step: int, losses: Losses, pictures: int, lr: float) -> str:
-        """Note a step; gives a line to show when one is due, else nothing."""
-        terms = {"token": losses.token, "box": losses.box, "centerness": losses.centerness, "loss": losses.total}
-        self.rows.append({name: float(value.detach()) for name, value in terms.items()})
-        self.pictures += pictures
-        if (step + 1) % self.every and step + 1 != self.steps:
-            return ""
-        means = {name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in terms}
-        self.rows = []
-        seconds = time.monotonic() - self.began
-        left = seconds / (step + 1 - self.start) * (self.steps - step - 1)
-        speed = self.pictures / seconds
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, "lr": lr, **means, "pictures_per_second": speed}) + "\n")
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-        return f"step {step + 1}/{self.steps}  {shown}  lr {lr:.1e}  {speed:.1f} pictures/s  {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+def _say_nothing(line: str) -> None:
+    """What processes other than the main one report."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from glip.data.readers.fields import Unfit, by_picture, is_text, parse_json, read_picture, read_size, sample_set
+from glip.data.readers.fields import Unfit, by_picture, is_text, parse_json, read_picture, read_size
 from glip.data.readers.shards import read_shard
 from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
 from glip.structures import Archived, Sample

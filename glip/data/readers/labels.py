@@ -161,8 +161,9 @@ def _words(record: dict[str, Any], names: Names, place: str, tally: Tally) -> _W
 def _phrase(item: Any, caption: str) -> Phrase:
     if not isinstance(item, dict):
         raise Unfit("malformed phrase")
-    spans, text = read_spans(item.get("spans"), caption), item.get("text")
-    return Phrase(text if is_text(text) else " ".join(caption[start:end] for start, end in spans), spans)
+    spans = read_spans(item.get("spans"), caption)
+    text: str = item["text"] if is_text(item.get("text")) else " ".join(caption[start:end] for start, end in spans)
+    return Phrase(text, spans)
 
 
 def _boxes(record: dict[str, Any], numbers: dict[int, int], place: str, tally: Tally) -> _Boxes:

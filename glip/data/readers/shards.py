@@ -88,7 +88,7 @@ def _members(path: Path, tally: Tally) -> Iterator[_Member]:
             yield from _usable(path, archive, total, tally)
             if _breaks_off(path, archive.offset, total):
                 tally.note("archive that is broken from some place on", f"{path.name}, byte {archive.offset}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
         if total == 0 or not _starts_as_tar(path):
             raise ValueError(
                 f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"

@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT as a wish to stop, granted between two steps: the run writes its checkpoint first."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop, and has; ``code`` is what the process then exits with (130 or 143)."""
+
+    def __init__(self, number: int, said: str = "") -> None:
+        super().__init__(said)
+        self.code = 128 + number
+
+
+class StopWish:
+    """Notes the signals that ask to stop while a run is going on; the second one stops it at once.
+
+    ``number`` is the signal's, 0 while there was none. Outside the main thread, which alone may handle signals, it
+    notes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopWish":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise Interrupted(number, "stopped at once, without a checkpoint of the last steps")
+        self.number = number

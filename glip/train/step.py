@@ -1,0 +1,156 @@
+"""One optimizer step of all processes together, which equals one big batch, or does nothing where numbers fail.
+
+Assignment needs no network, so what the losses are divided by is known before the first forward pass: the totals of
+all micro-batches of all processes. Gradients are then sums that do not depend on how a step is divided.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from glip.data.loader import Step
+from glip.geometry.anchors import grid_anchors, level_sizes
+from glip.loss import Matching, Totals, compute_losses, match
+from glip.model.glip import GLIP
+from glip.structures import Batch
+from glip.train.distributed import Group, is_sharded, own_part, sharing
+
+TERMS = ("token", "box", "centerness")
+_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMALLEST_SCALE = 1.0  # of the loss under float16; where gradients overflow even so, the step is a bad one
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step gave, the same in every process.
+
+    ``losses`` holds the three terms and their sum, ``norm`` that of the gradient before clipping. A step that was not
+    ``stepped`` changed nothing: it was bad, or under float16 an ``overflow`` that a smaller scale will mend.
+    ``stopping``: some process was asked to stop.
+    """
+
+    losses: dict[str, float]
+    norm: float
+    pictures: int
+    stepped: bool
+    overflow: bool
+    stopping: bool
+
+
+class Stepper:
+    """Takes optimizer steps.
+
+    Args:
+        model: whose weights are stepped.
+        module: the model as it is called: itself, or what shares its gradients among processes.
+        optimizer: of the model's parameters.
+        group: the processes.
+        clip: the largest norm of a gradient.
+        precision: "float32", or what autocast computes in.
+
+    Raises:
+        ValueError: float16 where it cannot work.
+    """
+
+    def __init__(
+        self,
+        model: GLIP,
+        module: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer,
+        group: Group,
+        clip: float,
+        precision: str,
+    ) -> None:
+        half = precision == "float16"
+        if half and group.device.type == "cpu":
+            raise ValueError("train.precision=float16 needs a GPU: take train.precision=bfloat16 (or float32) on a CPU")
+        if half and is_sharded(module):
+            raise ValueError("train.precision=float16 does not go with train.parallel=fsdp: take bfloat16")
+        self.model, self.module, self.optimizer = model, module, optimizer
+        self.group, self.clip, self.precision = group, clip, precision
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=half)
+
+    def __call__(self, step: Step, *, stop: bool = False) -> Outcome:
+        """Step once; ``stop`` tells all processes that this one was asked to stop.
+
+        Where a loss or a gradient is not finite, weights, optimizer and running statistics stay, in all processes.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        matchings = [self._match(batch) for batch in step.batches]
+        totals, pictures = self._totals(matchings)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self.group.device)
+        for number, (batch, matching) in enumerate(zip(step.batches, matchings, strict=True), start=1):
+            with sharing(self.module, last=number == len(step.batches)):
+                terms += self._backward(batch.to(self.group.device), matching, totals)
+        self.scaler.unscale_(self.optimizer)
+        losses, norm, stopping = self._meet(terms, stop)
+        good_losses = all(map(math.isfinite, losses.values()))
+        stepped = good_losses and math.isfinite(norm)
+        if stepped:
+            self._clip(norm)
+            self.scaler.step(self.optimizer)
+        else:
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        overflow = not stepped and good_losses and self.scaler.is_enabled() and self.scale > _SMALLEST_SCALE
+        self.scaler.update()
+        return Outcome(losses, norm, pictures, stepped, overflow, stopping)
+
+    @property
+    def scale(self) -> float:
+        """By what losses are multiplied under float16, so that small gradients do not vanish."""
+        return self.scaler.get_scale()
+
+    def gradients(self) -> dict[str, float]:
+        """The largest gradient of each part of the model, of the step just taken, as this process has it."""
+        largest: dict[str, float] = {}
+        for name, parameter in self.model.named_parameters():
+            part = name.split(".")[0]
+            if parameter.grad is not None and parameter.grad.numel():
+                value = own_part(parameter.grad).abs().max().item()  # max() gives nan where there is one
+                before = largest.get(part, 0.0)
+                largest[part] = value if math.isnan(value) or value > before else before
+        return largest
+
+    def _match(self, batch: Batch) -> Matching:
+        sizes = level_sizes(*batch.images.pixels.shape[2:])
+        device = self.group.device
+        return match([target.to(device) for target in batch.targets], grid_anchors(sizes, device=device), sizes)
+
+    def _totals(self, matchings: Sequence[Matching]) -> tuple[Totals, int]:
+        own = [[m.totals.num_positive, m.totals.centerness, len(m.targets)] for m in matchings]
+        summed = self.group.sum(torch.tensor(own, dtype=torch.float64, device=self.group.device).sum(0))
+        num_positive, centerness, pictures = summed.tolist()
+        return Totals(num_positive, centerness), int(pictures)
+
+    def _backward(self, batch: Batch, matching: Matching, totals: Totals) -> torch.Tensor:
+        """Add to the gradients those of a micro-batch; gives its losses, which are shares of the whole step's."""
+        dtype = _TYPES[self.precision]
+        with torch.autocast(self.group.device.type, dtype=dtype, enabled=self.precision != "float32"):
+            outputs = self.module(batch)
+        losses = compute_losses(outputs, matching, batch.text.attention_mask, totals=totals)
+        # Processes average their gradients; the totals ask for the sum.
+        self.scaler.scale(losses.total * self.group.size).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([losses.token, losses.box, losses.centerness]).detach().double()
+
+    def _meet(self, terms: torch.Tensor, stop: bool) -> tuple[dict[str, float], float, bool]:
+        """The losses, the gradient's norm, and whether to stop: one exchange, one wait for the GPU."""
+        squares = [own_part(p.grad).norm().double().square() for p in self.model.parameters() if p.grad is not None]
+        square = torch.stack(squares).sum() / (1 if is_sharded(self.module) else self.group.size)
+        met = self.group.sum(torch.cat([terms, torch.stack([square, square.new_tensor(float(stop))])]))
+        token, box, centerness, square_sum, stops = met.tolist()
+        losses = {"token": token, "box": box, "centerness": centerness, "loss": token + box + centerness}
+        return losses, math.sqrt(square_sum), stops > 0
+
+    def _clip(self, norm: float) -> None:
+        factor = self.clip / (norm + 1e-6)
+        if factor >= 1:
+            return
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                own_part(parameter.grad).mul_(factor)

@@ -1,0 +1,297 @@
+"""Captions as they are found: COCO json, jsonl, tables, shards; what cannot be used is counted, never a crash."""
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from glip.data.picture import open_picture
+from glip.data.readers import captions, shards
+from glip.data.readers.captions import read_captions
+from glip.structures import Archived
+
+SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
+
+
+def read(path: Path):
+    """Every (picture name, caption) of a file beside its pictures, and what was left out."""
+    found = read_captions(path, [path.parent])
+    assert all(len(sample.boxes) == 0 and sample.prompt is None for sample in found.samples)
+    return [(sample.picture.name, sample.caption) for sample in found.samples], found.left_out.counts
+
+
+def written(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+# ---- json
+
+
+def test_coco_captions(tmp_path):
+    images = [
+        {"id": 7, "file_name": "a.jpg", "width": 40, "height": 30},
+        {"id": "x", "file_name": "sub/b.jpg"},
+        {"id": 9, "file_name": "c.jpg"},
+        {"id": 10, "file_name": "../out.jpg"},
+        {"file_name": "d.jpg"},
+    ]
+    rows = [
+        {"image_id": "x", "caption": "a cat"},
+        {"image_id": 7, "caption": " a dog\n"},
+        {"image_id": 7, "caption": "two"},
+        {"image_id": 7, "caption": "  "},
+        {"image_id": 7},
+        {"image_id": 8, "caption": "nobody's"},
+        {"image_id": 10, "caption": "outside"},
+    ]
+    found = read_captions(written(tmp_path / "a.json", json.dumps({"images": images, "annotations": rows})), [tmp_path])
+    samples = list(found.samples)
+    assert [(s.image_id, s.caption, s.size) for s in samples] == [
+        (7, "a dog", (40, 30)),
+        (7, "two", (40, 30)),
+        ("x", "a cat", None),
+    ]
+    assert samples[2].picture == tmp_path / "sub" / "b.jpg"
+    assert found.left_out.counts == {
+        "picture without an id": 1,
+        "unknown picture": 1,
+        "caption that is empty or no text": 2,
+        "picture without a caption": 1,
+        "picture name outside its folder": 1,
+    }
+
+
+@pytest.mark.parametrize("key", ["image", "file_name", "picture", "filepath"])
+@pytest.mark.parametrize("text", ["caption", "text", "title", "captions"])
+def test_records_by_any_name(tmp_path, key, text):
+    rows = [{key: "a.jpg", text: "a dog"}, {key: "b.jpg", text: ["a cat", "an owl"], "width": 4, "height": 3}]
+    lines = written(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n\n" for row in rows))
+    expected = [("a.jpg", "a dog"), ("b.jpg", "a cat"), ("b.jpg", "an owl")]
+    assert read(lines) == read(written(tmp_path / "a.json", json.dumps(rows))) == (expected, {})
+    assert [sample.size for sample in read_captions(lines, []).samples] == [None, (4, 3), (4, 3)]
+
+
+def test_what_is_no_record_is_counted(tmp_path):
+    lines = [
+        b'\xef\xbb\xbf{"image": "a.jpg", "caption": "a dog"}',
+        b"not json",
+        b"[" * 100_000,
+        b"[1]",
+        b'{"image": "a.jpg", "caption": "\xff"}',
+        b'{"image": "a.jpg", "caption": "\\ud800"}',
+        b'{"image": "a.jpg", "caption": 5}',
+        b'{"image": "a.jpg"}',
+        b'{"caption": "a dog"}',
+        b'{"image": "", "caption": "a dog"}',
+        b'{"image": {}, "caption": "a dog"}',
+        b'{"image": "/etc/passwd", "caption": "a dog"}',
+        b'{"image": "https://a.b/c.jpg", "caption": "a dog"}',
+        b'{"url": "https://a.b/c.jpg", "caption": "a dog"}',
+    ]
+    rows, counts = read(written(tmp_path / "a.jsonl", b"\r\n".join(lines)))
+    assert rows == [("a.jpg", "a dog")]
+    assert counts == {
+        "line that is no record": 3,
+        "line that is not UTF-8": 1,
+        "caption that is not UTF-8": 1,
+        "caption that is empty or no text": 1,
+        "line without a caption": 1,
+        "picture without a file name": 3,
+        "picture name outside its folder": 1,
+        "picture named by a URL": 2,
+    }
+
+
+def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "_MAX_LINE", 1 << 10)
+    good = '{"image": "a.jpg", "caption": "a dog"}\n'
+    rows, counts = read(written(tmp_path / "a.jsonl", good + "x" * 5000 + "\n" + good))
+    assert rows == [("a.jpg", "a dog")] * 2 and sum(counts.values()) == 1
+
+
+# ---- tables
+
+
+def test_csv_with_quotes_and_line_breaks(tmp_path):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        rows = [["id", "Caption", "filepath"], ["1", 'a "red"\nbus, parked', "a.jpg"], ["2", "a dog", "sub/b.jpg"]]
+        csv.writer(file).writerows([*rows, ["3", "short"], ["4", "", "c.jpg"]])
+    rows, counts = read(tmp_path / "a.csv")
+    assert rows == [("a.jpg", 'a "red"\nbus, parked'), ("b.jpg", "a dog")]
+    assert counts == {"line with too few or too many columns": 1, "caption that is empty or no text": 1}
+
+
+def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(captions, "_MAX_FIELD", 200)
+    before = csv.field_size_limit()
+    text = 'image,caption\na.jpg,a dog\nb.jpg,"an open quote\n' + "c.jpg,a cat\n" * 200
+    rows, counts = read(written(tmp_path / "a.csv", text))
+    assert rows[0] == ("a.jpg", "a dog") and ("c.jpg", "a cat") in rows
+    assert counts["line that is not CSV"] >= 1
+    assert csv.field_size_limit() == before
+
+
+def test_a_field_longer_than_pythons_limit(tmp_path):
+    long = "a dog " * 40_000
+    rows, counts = read(written(tmp_path / "a.csv", f"image,caption\na.jpg,{long}\n"))
+    assert rows == [("a.jpg", long.strip())] and counts == {}
+
+
+def test_tsv_with_a_header(tmp_path):
+    text = 'key\ttext\tnsfw\na.jpg\t"a ""red"" bus"\tno\nb.jpg\t"two" "quotes"\tno\nc.jpg\ta 6" pipe\tno\n'
+    rows, counts = read(written(tmp_path / "a.tsv", text))
+    assert rows == [("a.jpg", 'a "red" bus'), ("b.jpg", '"two" "quotes"'), ("c.jpg", 'a 6" pipe')] and counts == {}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_tsv_without_a_header(tmp_path, order):
+    table = [["a.jpg#0", "a dog"], ["a.jpg#1", "no text"], ["http://x.y/z", "by URL"]]
+    text = "".join("\t".join(row[::order]) + "\n" for row in table)
+    rows, counts = read(written(tmp_path / "captions.txt", text))
+    assert rows == [("a.jpg", "a dog"), ("a.jpg", "no text")] and counts == {"picture named by a URL": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", r"2 x picture named by a URL\): download them"),
+        ("a.tsv", "a dog\ta cat\n", "names no columns: give a header with one of image, .* or a TSV"),
+        ("a.csv", "a.jpg,a cat\n", "names no columns"),
+        ("a.jsonl", "", "no picture with a caption can be read of it .it is empty"),
+        ("a.json", "{}", "not COCO captions"),
+        ("a.json", "{", "not valid json"),
+        ("a.xml", "<a/>", r"captions with the ending '.xml': give \.tar"),
+        ("a.tar", "not a tar" * 200, r"not an uncompressed tar .*unpack \.tar\.gz"),
+        ("a.tar", "", "not an uncompressed tar"),
+    ],
+)
+def test_errors_teach(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read(written(tmp_path / name, text))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="captions .* are not there: set data.root or GLIP_DATA"):
+        read_captions(tmp_path / "none.json", [])
+    with pytest.raises(ValueError, match="no captions in this folder"):
+        read_captions(tmp_path, [])
+
+
+# ---- shards
+
+
+def jpeg(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def shard(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(tarfile.TarFile, "_extract_member", lambda *_, **__: pytest.fail("extracted"), raising=False)
+    record = {"caption": "ignored: the text counts", "width": 8, "height": 6}
+    long = "a_name_so_long_that_it_needs_a_header_of_its_own" * 4
+    path = shard(
+        tmp_path / "00000.tar",
+        [
+            ("000.jpg", jpeg("red")),
+            ("000.txt", b"a red field\n"),
+            ("000.json", json.dumps(record).encode()),
+            ("sub/001.PNG", jpeg("blue")),
+            ("sub/001.json", json.dumps({"caption": ["blue", None, "sky"]}).encode()),
+            (f"{long}.jpg", jpeg("green")),
+            (f"{long}.txt", "grün".encode()),
+        ],
+    )
+    found = read_captions(path, [])
+    samples = list(found.samples)
+    assert [sample.caption for sample in samples] == ["a red field", "blue", "sky", "grün"]
+    assert [sample.size for sample in samples] == [(8, 6), None, None, None]
+    assert isinstance(samples[0].picture, Archived) and str(samples[0].picture) == f"{path}:000.jpg"
+    colours = [open_picture(sample.picture).getpixel((4, 3)) for sample in samples]
+    assert [colour.index(max(colour)) for colour in colours] == [0, 2, 2, 1]
+    assert not found.left_out and [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
+
+
+def test_members_that_are_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_PICTURE", 1000)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+
+        def add(name: str, content: bytes = b"", **fields: object) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for key, value in fields.items():
+                setattr(member, key, value)
+            archive.addfile(member, io.BytesIO(content))
+
+        add("folder", type=tarfile.DIRTYPE)
+        add("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add("0.txt", b"of a link")
+        add("1.jpg", type=tarfile.CHRTYPE)
+        add("2.jpg", b"x" * 1001)
+        add("3.jpg", jpeg("red")[:400])
+        add("3.txt", b"\xff\xfe")
+        add("4.jpg", b"x")
+        add("4.json", b"[" * 100_000)
+        add("5.exe", b"x")
+        add("../../6.jpg", b"x")
+        add("../../6.txt", b"its name leads out, but nothing is written")
+    found = read_captions(tmp_path / "a.tar", [])
+    assert [sample.caption for sample in found.samples] == ["its name leads out, but nothing is written"]
+    assert found.left_out.counts == {
+        "member that is a link, a device or sparse": 2,
+        "caption without a picture": 1,
+        "member of over 0 MB": 1,
+        "member that is not UTF-8": 1,
+        "member that is not json": 1,
+        "picture without a caption": 2,
+        "member that is neither a picture nor a caption": 1,
+    }
+
+
+def test_a_shard_that_was_cut_off(tmp_path):
+    members = [
+        (f"{i}.{ending}", jpeg("red") * 3 if ending == "jpg" else b"a") for i in range(3) for ending in ("jpg", "txt")
+    ]
+    whole = shard(tmp_path / "whole.tar", members).read_bytes()
+    assert len(read_captions(tmp_path / "whole.tar", []).samples) == 3
+    last = whole.rindex(b"2.jpg")
+    counts = read(written(tmp_path / "in_data.tar", whole[: last + 900]))[1]
+    assert counts["archive that is broken from some place on"] == 1 and counts["member that is cut off"] == 1
+    broken = bytearray(whole)
+    broken[last : last + 400] = b"x" * 400
+    rows, counts = read(written(tmp_path / "broken.tar", bytes(broken)))
+    assert len(rows) == 2 and counts == {"archive that is broken from some place on": 1}
+
+
+def test_a_folder_of_shards(tmp_path):
+    for number in (1, 0):
+        shard(tmp_path / f"{number}.tar", [("a.jpg", jpeg("red")), ("a.txt", str(number).encode())])
+    written(tmp_path / "00000_stats.json", "{}")
+    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path / "not_there"]).samples] == ["0", "1"]
+
+
+def test_a_folder_of_tables(tmp_path):
+    written(tmp_path / "b.tsv", "image\tcaption\na.jpg\ttwo\n")
+    written(tmp_path / "a.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
+    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path]).samples] == ["one", "two"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_real_captions():
+    found = read_captions(SHARED / "coco_mini/annotations/captions_unlabeled.json", [SHARED / "coco_mini/images"])
+    assert len({sample.image_id for sample in found.samples}) == 76 and not found.left_out
+    assert all(sample.picture.is_file() and len(sample.caption.split()) > 3 for sample in found.samples)

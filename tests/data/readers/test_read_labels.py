@@ -1,0 +1,122 @@
+"""Our own label files: every key is read, and a bad line or box costs only itself."""
+
+import json
+
+import pytest
+import torch
+
+from glip.data.readers.labels import read_labels
+from glip.structures import Archived, Phrase
+
+GOOD = {
+    "picture": "a.jpg",
+    "width": 640,
+    "height": 480,
+    "caption": "a dog and a cat",
+    "phrases": [{"text": "a dog", "spans": [[0, 5]]}, {"spans": [[10, 15]]}],
+    "boxes": [{"box": [1, 2, 30.5, 40], "phrases": [1, 0], "score": 0.9}, {"box": [0, 0, 9, 9], "phrases": [0]}],
+}
+
+
+def read(tmp_path, *rows):
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    return read_labels(tmp_path / "a.jsonl", [tmp_path])
+
+
+def test_a_caption(tmp_path):
+    found = read(tmp_path, GOOD, b"", GOOD | {"id": 17, "boxes": [], "phrases": [], "width": None})
+    first, second = found.samples
+    assert first.picture == tmp_path / "a.jpg" and first.image_id == "a.jpg" and first.size == (640, 480)
+    assert first.prompt.caption == "a dog and a cat" and first.caption == "" and not first.prompt.is_list
+    assert first.prompt.phrases == (Phrase("a dog", ((0, 5),)), Phrase("a cat", ((10, 15),)))
+    assert torch.equal(first.boxes, torch.tensor([[1, 2, 30.5, 40], [0, 0, 9, 9]]))
+    assert first.box_phrases == ((1, 0), (0,)) and first.scores == (0.9, 1.0), "without a score: drawn by people"
+    assert (second.image_id, second.caption, second.prompt, second.size) == (17, "a dog and a cat", None, None)
+    assert second.scores == () and found.left_out.counts == {}
+
+
+def test_names_hold_until_others_are_given(tmp_path):
+    box = {"box": [1, 2, 3, 4], "phrases": [1], "crowd": True}
+    found = read(
+        tmp_path,
+        {"picture": "a.jpg", "names": ["dog", "cat"], "boxes": [box], "absent": [0, 7], "incomplete": [1]},
+        {"picture": "b.jpg", "boxes": []},
+        GOOD,
+        {"picture": "c.jpg", "boxes": [box | {"phrases": [0]}]},
+    )
+    first, second, third, fourth = found.samples
+    assert first.vocabulary == second.vocabulary == fourth.vocabulary == ("dog", "cat") and third.vocabulary == ()
+    assert (first.crowd, first.absent, first.incomplete) == ((0,), (0,), (1,)) and second.absent is None
+    assert first.box_phrases == ((1,),) and fourth.box_phrases == ((0,),) and first.prompt is None
+    assert found.vocabulary == (), "not one list of names for all"
+    assert read(tmp_path, {"picture": "a.jpg", "names": ["dog"], "boxes": []}).vocabulary == ("dog",)
+
+
+def test_pictures_in_archives(tmp_path):
+    row = {"picture": "0.tar", "member": "7.jpg", "start": 512, "length": 99, "caption": "a dog"}
+    found = read(tmp_path, row, row | {"start": -1}, row | {"length": 1 << 40}, row | {"member": 5})
+    assert [sample.picture for sample in found.samples] == [Archived(tmp_path / "0.tar", "7.jpg", 512, 99)]
+    assert found.left_out.counts == {"member of an archive without start and length": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"{", "line that is no json"),
+        (b"[" * 100_000, "line that is no json"),
+        (b"\xff", "line that is no json"),
+        ([1], "line that is no record"),
+        ({"picture": "a.jpg"}, "line with neither a caption nor names"),
+        (GOOD | {"caption": " "}, "picture without a caption"),
+        (GOOD | {"caption": "\ud800"}, "caption that is not UTF-8"),
+        (GOOD | {"picture": None}, "picture without a file name"),
+        (GOOD | {"picture": "../a.jpg"}, "picture name outside its folder"),
+        ({"picture": "a.jpg", "names": ["dog", ""]}, "names that are no list of words"),
+    ],
+)
+def test_bad_lines(tmp_path, row, reason):
+    found = read(tmp_path, GOOD, row)
+    assert len(found.samples) == 1 and found.left_out.counts == {reason: 1}
+    assert "line 2" in found.left_out.places[reason]
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ({"box": [1, 2, 3]}, "malformed box"),
+        ({"box": [1, 2, 3, float("nan")]}, "malformed box"),
+        ({"box": [1, 2, 1, 5]}, "box without area"),
+        ({"box": [5, 5, 1, 1]}, "box without area"),
+        ({"phrases": []}, "box of an unknown phrase"),
+        ({"phrases": [2]}, "box of an unknown phrase"),
+        ({"phrases": [True]}, "box of an unknown phrase"),
+        ({"phrases": None}, "box of an unknown phrase"),
+        ({"score": "high"}, "score that is no number"),
+        ({"score": float("nan")}, "score that is no number"),
+    ],
+)
+def test_bad_boxes(tmp_path, box, reason):
+    found = read(tmp_path, GOOD | {"boxes": [GOOD["boxes"][0] | box, GOOD["boxes"][1]]})
+    assert found.samples[0].boxes.tolist() == [[0, 0, 9, 9]] and found.left_out.counts == {reason: 1}
+
+
+@pytest.mark.parametrize("spans", [[[0, 99]], [[5, 5]], [[0.5, 2]], [], None, [[5, 6]], "ab"])
+def test_a_bad_phrase_takes_only_its_own_boxes_along(tmp_path, spans):
+    found = read(tmp_path, GOOD | {"phrases": [{"text": "x", "spans": spans}, GOOD["phrases"][1]]})
+    (sample,) = found.samples
+    assert sample.prompt.texts == ("a cat",) and sample.box_phrases == ((0,),)
+    assert found.left_out.counts["box of an unknown phrase"] == 1 and sum(found.left_out.counts.values()) == 2
+
+
+def test_lists_and_classes_of_a_prompt(tmp_path):
+    found = read(tmp_path, GOOD | {"list": True, "classes": [3, -1]}, GOOD | {"classes": [3]})
+    assert found.samples[0].prompt.is_list and found.samples[0].prompt.classes == (3, -1)
+    assert found.samples[1].prompt.classes == (0, 1)
+
+
+def test_nothing_to_use(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not there"):
+        read_labels(tmp_path / "none.jsonl", [tmp_path])
+    with pytest.raises(ValueError, match="1 x line that is no json"):
+        read(tmp_path, b"{")

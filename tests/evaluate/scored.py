@@ -1,0 +1,39 @@
+"""Samples and detections written by hand."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from glip.structures import Detections, Prompt, Sample
+
+BLANK = Image.new("RGB", (100, 100))
+Box = tuple[float, float, float, float]
+
+
+def sample(names: Sequence[str], boxes: Sequence[tuple[Box, int]] = ()) -> Sample:
+    """A picture with named boxes, of a detection set."""
+    return Sample(
+        BLANK,
+        torch.tensor([box for box, _ in boxes], dtype=torch.float32).reshape(-1, 4),
+        tuple((label,) for _, label in boxes),
+        vocabulary=tuple(names),
+    )
+
+
+def captioned(caption: str, phrases: Sequence[str], boxes: Sequence[tuple[Box, int]]) -> Sample:
+    """A picture with a caption and boxes of its phrases."""
+    return replace(sample((), boxes), prompt=Prompt.from_caption(caption, phrases))
+
+
+def detections(of: Sample, rows: Sequence[tuple[Box, float, int]]) -> Detections:
+    """Boxes, scores and labels as found with the words of a sample, best first."""
+    ordered = sorted(rows, key=lambda row: -row[1])
+    return Detections(
+        torch.tensor([box for box, _, _ in ordered], dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([score for _, score, _ in ordered], dtype=torch.float32),
+        torch.tensor([label for _, _, label in ordered], dtype=torch.long),
+        of.prompt or Prompt.from_names(of.vocabulary),
+        (100, 100),
+    )
