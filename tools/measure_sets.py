@@ -1,98 +1,101 @@
-"""AP of a model on the test splits of the small sets, with bootstrap intervals: the figures of docs/model_card.md.
+"""The figures of docs/model_card.md: AP, intervals, false alarms and recall of a model on the small sets and drawings.
 
-    python tools/measure_sets.py --model glip-nano --data DATA [--sets bccd chess_pieces ...] [--split test]
+    python tools/measure_sets.py --model glip-nano --data DATA [--sets bccd world_novel ...] [--split test]
 
-A set is a folder DATA/SET with images/ and annotations/instances_SPLIT.json; its category names are the prompt.
+A set is a name of configs/datasets.yaml, SET_SPLIT for those in splits. Sets of captions have a table of their own.
 """
 
 import argparse
-import contextlib
-import io
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+import torch
 from tqdm import tqdm
 
 import glip
+from glip.data.catalog import find_set, known_sets, read_set
+from glip.data.phrasing import foreign_names
+from glip.data.sets import Tally
+from glip.evaluate.background import Background, background
+from glip.evaluate.coco import average_precision
+from glip.evaluate.phrases import PhraseRecall, phrase_recall
+from glip.evaluate.run import detect_all
+from glip.evaluate.validate import Chosen
+from glip.structures import Detections, Sample
 
-SETS = ("bccd", "chess_pieces", "playing_cards", "raccoon", "rabbits", "pothole", "coco_mini")
-ROUNDS = 300
+SMALL = ("bccd", "chess_pieces", "playing_cards", "raccoon", "rabbits", "pothole")
+DRAWN = ("world_seen", "world_novel")
+CAPTIONS = ("world_seen_captions", "world_novel_captions")
+SETS = (*SMALL, "coco_mini", *DRAWN, *CAPTIONS)
 
 
 def main() -> None:
-    """Print a row for each set."""
+    """Print a row for each set, then the captions'."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="glip-nano")
-    parser.add_argument("--data", type=Path, required=True, help="the data root")
-    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--data", type=Path, default=None, help="the data root (default: GLIP_DATA)")
+    parser.add_argument("--sets", nargs="+", default=SETS, metavar="SET")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--pictures", type=int, default=10**9, help="of each set at most (default: all)")
     parser.add_argument("--device", default=None)
     args = parser.parse_args()
     detector = glip.Detector.from_pretrained(args.model, device=args.device)
-    print(f"{'set':<14} {'split':<6} pictures  AP50  [95 % interval]    AP  seen in training")
+    others = [name for small in SMALL for name in read_set(find_set(f"{small}_{args.split}"), args.data).vocabulary]
+    threshold, tally = detector.config.inference.threshold, Tally()
+    print(f"False alarms: pictures (names) with a detection of at least {threshold:g} for a name that is not there.\n")
+    print("| set | pictures | AP50 | 95 % interval | AP | own absent names | names of other sets | seen in training |")
+    print("|---|---|---|---|---|---|---|---|")
+    recalls: dict[str, tuple[str, PhraseRecall]] = {}
     for name in args.sets:
-        evaluator = evaluate(detector, args.data / name, args.split)
-        precision, precision50 = scores(evaluator)
-        low, high = interval(evaluator)
-        seen = "yes (train split)" if name in detector.config.trained_on else "no"
-        count = len(evaluator.params.imgIds)
-        print(
-            f"{name:<14} {args.split:<6} {count:8d}  {precision50:.3f} [{low:.3f}, {high:.3f}]  {precision:.3f}  {seen}"
+        full = name if name in known_sets(args.data) else f"{name}_{args.split}"
+        samples = Chosen(read_set(find_set(full), args.data).samples, args.pictures)
+        pairs = found(detector, samples, full, tally)
+        if any(sample.prompt is not None for sample, _ in pairs):
+            recalls[full] = name, phrase_recall(pairs)
+            continue
+        score = average_precision(pairs)
+        low, high = score.interval()
+        own = alarms(background(pairs), threshold)
+        strange = alarms(
+            background(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
+        figures = f"{score.ap50:.3f} | {low:.3f} to {high:.3f} | {score.ap:.3f} | {own} | {strange}"
+        print(f"| {full} | {score.pictures} | {figures} | {seen(name, detector)} |")
+    print("\n| captions | phrases | recall@1 | recall@5 | recall@10 | seen in training |\n|---|---|---|---|---|---|")
+    for full, (name, recall) in recalls.items():
+        figures = " | ".join(f"{value:.3f}" for value in recall.at.values())
+        print(f"| {full} | {recall.phrases} | {figures} | {seen(name, detector)} |")
+    print(f"\nLeft out: {tally or 'nothing'}")
 
 
-def evaluate(detector: "glip.Detector", folder: Path, split: str) -> COCOeval:
-    """Detect on every picture of a split and match with its boxes."""
-    path = folder / "annotations" / f"instances_{split}.json"
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
-    categories = sorted(json.loads(path.read_text())["categories"], key=lambda category: category["id"])
-    prompt = glip.Prompt.from_names([category["name"] for category in categories])
-    text = detector.encode_text(prompt)
-    results = []
-    for image in tqdm(truth.dataset["images"], desc=folder.name, leave=False):
-        encoded = detector.encode_image(folder / "images" / image["file_name"])
-        [found] = detector.ground(encoded, text, threshold=0.0)
-        for box, score, label, _ in found:
-            x1, y1, x2, y2 = box
-            row = {"image_id": image["id"], "category_id": categories[label]["id"], "score": score}
-            results.append({**row, "bbox": [x1, y1, x2 - x1, y2 - y1]})
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator
+def found(
+    detector: "glip.Detector", samples: Sequence[Sample], title: str, tally: Tally
+) -> list[tuple[Sample, Detections]]:
+    """What the model finds in every picture of a set."""
+    return list(tqdm(detect_all(detector, samples, tally=tally), desc=title, total=len(samples), leave=False))
 
 
-def scores(evaluator: COCOeval) -> tuple[float, float]:
-    """AP over IoU 0.5..0.95 and AP at 0.5, all areas, 100 boxes; mean over the categories that occur."""
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]
-    return mean_of_valid(precision), mean_of_valid(precision[0])
+def asked(samples: Sequence[Sample], others: Sequence[str]) -> list[Sample]:
+    """The same pictures asked for names of other sets, none of which is there: they share no word with its own."""
+    own = sorted({name for sample in samples for name in sample.vocabulary})
+    strange = foreign_names(own, others)
+    bare = torch.empty(0, 4)
+    return [Sample(sample.picture, bare, (), vocabulary=strange, image_id=sample.image_id) for sample in samples]
 
 
-def mean_of_valid(precision: np.ndarray) -> float:
-    """Mean, where -1 marks a category without boxes."""
-    valid = precision[precision > -1]
-    return float(valid.mean()) if valid.size else float("nan")
+def alarms(found: Background | None, threshold: float) -> str:
+    """Share of the pictures, and of the (picture, absent name) pairs, with a false alarm."""
+    if found is None:
+        return "-"
+    return f"{found.picture_rate(threshold):.2f} ({found.rate(threshold):.3f})"
 
 
-def interval(evaluator: COCOeval) -> tuple[float, float]:
-    """95 % interval of AP50 over resampled pictures."""
-    random = np.random.default_rng(0)
-    pictures, areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
-    whole = np.array(evaluator.evalImgs, dtype=object).reshape(-1, areas, pictures)[:, :1]  # all areas only
-    evaluator._paramsEval.areaRng = evaluator.params.areaRng = evaluator.params.areaRng[:1]
-    found = []
-    for _ in tqdm(range(ROUNDS), desc="bootstrap", leave=False):
-        evaluator.evalImgs = whole[:, :, random.integers(pictures, size=pictures)].flatten().tolist()
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluator.accumulate()
-        found.append(scores(evaluator)[1])
-    low, high = np.nanpercentile(found, [2.5, 97.5])
-    return float(low), float(high)
+def seen(name: str, detector: "glip.Detector") -> str:
+    """What the model's config says of a set's train split."""
+    if name.startswith("world"):
+        trained = "drawn world" in detector.config.trained_on
+        return ("yes, other combinations" if "novel" in name else "yes, other drawings") if trained else "no"
+    return "yes, its train split" if {name, f"{name}_train"} & set(detector.config.trained_on) else "no"
 
 
 if __name__ == "__main__":

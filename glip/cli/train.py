@@ -1,7 +1,7 @@
 """``glip train CONFIG [key=value ...]``: train as a config says; run again to resume."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,9 +9,8 @@ from glip.config import DatasetConfig, Experiment, load_config
 
 if TYPE_CHECKING:
     from glip.config import ModelConfig
-    from glip.model.glip import GLIP
+    from glip.evaluate.validate import Validator
     from glip.text.tokens import Tokenizer
-    from glip.train.run import Validate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +33,26 @@ def run(args: argparse.Namespace) -> int:
         data = replace(data, validate=_rows(args.validate, args.images))
     experiment = replace(experiment, data=data)
 
+    from glip.detector import choose_device
     from glip.train.run import run as train
 
-    folder = train(experiment, device=args.device, validation=_validation(experiment))
-    if folder is not None:
-        print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
+    folder = train(experiment, device=choose_device(args.device), validator=_validator(experiment))
+    print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
     return 0
 
 
 def _rows(names: Sequence[str], images: Sequence[str]) -> tuple[DatasetConfig, ...]:
     return tuple(DatasetConfig(name=name, images=tuple(images)) for name in names)
+
+
+def _validator(experiment: Experiment) -> "Callable[[ModelConfig, Tokenizer], Validator] | None":
+    """Validation during training is the ordinary evaluation; training itself does not know it."""
+    data = experiment.data
+    if not (data.validate and experiment.train.validate_every):
+        return None
+    from glip.data.catalog import read_set
+    from glip.data.mixture import resolve
+    from glip.evaluate.validate import Validator
+
+    sets = {row.name: read_set(resolve(row, data), data.root).samples for row in data.validate}
+    return lambda config, tokenizer: Validator(config, tokenizer, sets)

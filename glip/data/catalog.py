@@ -122,13 +122,19 @@ def guess_format(path: Path) -> Format:
     if path.suffix in (".tar", ".csv", ".tsv"):
         return "captions"
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return _format_of_line(file.readline())
+        return _format_of_line(_first_line(path))
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        if (line := _first_line(path)).startswith("{") and line.rstrip().endswith("}"):
+            return _format_of_line(line)  # lines of json under the name .json, as some converters write them
         raise ValueError(f"{path}: not valid json: {error}") from None
     return _format_of_tree(tree, path)
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(1 << 20)
 
 
 def _format_of_line(line: str) -> Format:

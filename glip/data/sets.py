@@ -106,7 +106,10 @@ class Folders:
     """
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
-        self.folders = tuple(Path(folder) for folder in folders)
+        listed = [folders] if isinstance(folders, str | Path) else folders
+        self.folders = tuple(Path(folder) for folder in listed)
+        if not self.folders:
+            raise ValueError("no folder of pictures is given: give images=, the folders to look through in order")
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(
@@ -126,13 +129,17 @@ class Folders:
             raise ValueError(f"picture name {name!r} leads out of its folder: give a path inside it")
         if self._skip is None:
             self._skip = self._leading(parts)
-        candidates = [folder.joinpath(*parts[min(self._skip, len(parts) - 1) :]) for folder in self.folders]
+        skip = min(self._skip or 0, len(parts) - 1)
+        candidates = [folder.joinpath(*parts[skip:]) for folder in self.folders]
         if len(candidates) == 1:
             return candidates[0]
         return next((file for file in candidates if file.is_file()), candidates[0])
 
-    def _leading(self, parts: tuple[str, ...]) -> int:
-        for skip in range(len(parts)):
-            if any(folder.joinpath(*parts[skip:]).is_file() for folder in self.folders):
-                return skip
-        return 0
+    def _leading(self, parts: tuple[str, ...]) -> int | None:
+        """How many parts to leave out to find this file; None where it is not there at all, so that the next tells."""
+        found = (
+            skip
+            for skip in range(len(parts))
+            if any(folder.joinpath(*parts[skip:]).is_file() for folder in self.folders)
+        )
+        return next(found, None)

@@ -120,6 +120,6 @@ def _drop(x: Tensor, rate: float) -> Tensor:
     """
     if rate == 0.0:
         return x
-    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    draws = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,), device=x.device)
     chances = draws.view(torch.int16)[: x.numel()].view_as(x)
     return x.masked_fill(chances < rate * _CHANCES - _CHANCES // 2, 0)

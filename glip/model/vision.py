@@ -278,6 +278,8 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     return renamed
 
 
+# torch.compile knows no contexts of checkpointing, so a compiled model runs these stages as they are.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _checkpoint_with_batch_norm(module: nn.Module, x: Map) -> Map:
     """Checkpointing whose second pass moves copies of the running means, so that a step moves them once."""
 

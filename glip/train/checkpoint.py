@@ -1,8 +1,8 @@
 """A run's state on disk: written whole or not at all, and enough to go on as if never stopped.
 
-``last.pt`` is where a run goes on, ``best.pt`` the state that validated best, ``step-N.pt`` are kept. All hold the same:
-weights, their running mean, optimizer, loss scale, random states of every process, the config, and what the run has
-counted (Progress); the loader's position is the number of steps done.
+``last.pt`` is where a run goes on, ``best.pt`` the state that validated best, ``step-N.pt`` are kept. All hold the
+same: weights, their running mean, optimizer, loss scale, random states of every process, the config, and what the run
+has counted (Progress); the loader's position is the number of steps done.
 """
 
 import hashlib
@@ -177,7 +177,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in weights.items():
         digest.update(name.encode() + b"\0")
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

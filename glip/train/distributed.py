@@ -77,9 +77,9 @@ def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> 
         return
     kind = torch.device(device).type
     if kind == "cuda" and local >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
         raise ValueError(
-            f"process {local} of this machine has no GPU, there are {count}: torchrun --nproc-per-node {count}"
+            f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: give torchrun at most "
+            "so many with --nproc-per-node, or train on the CPU with --device cpu"
         )
     own = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
@@ -155,7 +155,8 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
     mesh = init_device_mesh(group.device.type, (group.size,))
     for stage in [*getattr(model.vision, "stages", ()), *model.tower]:
         fully_shard(stage, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _show_tensors() -> None:

@@ -63,7 +63,7 @@ class RunLog:
         self.path, self.steps, self.device = folder / "metrics.jsonl", steps, device
         self.began = self.since = time.monotonic()
         self.start, self.seen = start, 0
-        self.board = open_board(folder, start) if tensorboard else None
+        self.board: Any = open_board(folder, start) if tensorboard else None
         forget_after(self.path, start)
 
     def add(self, outcome: Outcome, progress: Progress) -> None:

@@ -8,6 +8,7 @@ import copy
 import math
 import random
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import torch
 
 from glip.config import Experiment, TrainConfig, to_yaml
 from glip.data.loader import Step
-from glip.data.sets import Tally
 from glip.model.glip import GLIP
 from glip.train.averages import RunningMean, State, keep_start
 from glip.train.checkpoint import (
@@ -25,7 +25,6 @@ from glip.train.checkpoint import (
     LAST,
     Parts,
     Progress,
-    Tree,
     capture,
     fingerprint,
     random_states,
@@ -35,7 +34,7 @@ from glip.train.checkpoint import (
     write_atomically,
     write_state,
 )
-from glip.train.distributed import Group, is_sharded, spread
+from glip.train.distributed import Group, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_another
@@ -60,8 +59,8 @@ def train(
 ) -> GLIP:
     """Train a model; a run found in the output folder is resumed where it stopped. Gives the finished model.
 
-    The finished model, which is also what is validated, has the running mean of the weights where ``train.ema`` asks
-    for it, mixed with the starting weights at ``train.keep_start``.
+    What is validated and shipped has the running mean of the weights where ``train.ema`` asks for it, mixed with the
+    starting weights at ``train.keep_start``. Shipped is the state that validated best, without a validation the last.
 
     Args:
         experiment: the resolved config; its ``train`` part is used here and all of it is written to the output.
@@ -78,7 +77,7 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
     settings = experiment.train
-    run = Run(experiment, model, group=group, validate=validate, report=report if group.main else _say_nothing)
+    run = Run(experiment, model, group=group, validate=validate, report=report)
     with StopWish() as wish:
         run.validate_if_due()  # a run that was stopped before it could
         numbers = range(run.progress.step, settings.steps)
@@ -90,10 +89,10 @@ def train(
             outcome = run.stepper(step, stop=wish.number > 0)
             run.note(step, outcome, settings.lr * factor)
             if outcome.stopping:
-                run.save(LAST)
+                run.save(*{*run.due(), LAST})
                 raise Interrupted(wish.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
             run.validate_if_due()
-            run.save_if_due()
+            run.save(*run.due())
     if run.progress.step < settings.steps:
         raise TrainingError(f"the loader ended at step {run.progress.step} of {settings.steps}: give it all steps")
     return run.finish()
@@ -113,7 +112,8 @@ class Run:
     ) -> None:
         settings = self.settings = experiment.train
         check_settings(settings, group)
-        self.experiment, self.group, self.validate, self.report = experiment, group, validate, report
+        self.experiment, self.group, self.validate = experiment, group, validate
+        self.report = report if group.main else _say_nothing
         self.output = Path(settings.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
@@ -161,7 +161,7 @@ class Run:
         if not self.validate or not due or not step or self.progress.validated == step:
             return
         before = random_states(self.group.device)
-        found = self.validate(self.finished_model())
+        found = self.validate(self.current())
         self.finished.to("cpu")
         restore_random(before, self.group.device)
         figure = self.group.gather(found.best)[0]
@@ -174,51 +174,37 @@ class Run:
         if better:
             self.save(BEST)
 
-    def save_if_due(self) -> None:
-        """Write last.pt every ``save_every`` steps and at the end, step-N.pt every ``keep_every``."""
+    def due(self) -> list[str]:
+        """The checkpoints to write after this step: last.pt every ``save_every`` and at the end, and what is kept."""
         step, settings = self.progress.step, self.settings
-        names = [LAST] if step % settings.save_every == 0 or step == settings.steps else []
-        names += [f"step-{step}.pt"] if settings.keep_every and step % settings.keep_every == 0 else []
-        if names:
-            self.save(*names)
+        last = step % settings.save_every == 0 or step == settings.steps
+        kept = settings.keep_every and step % settings.keep_every == 0
+        return [LAST] * last + [f"step-{step}.pt"] * bool(kept)
 
     def save(self, *names: str) -> None:
         """Write checkpoints; all processes must ask."""
+        if not names:
+            return
         progress = replace(self.progress, left_out=self._left_out())
         state = capture(self.parts, progress, config=config_text(self.experiment), start=self.mark)
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
 
-    def finished_model(self) -> GLIP:
-        """The model as it is shipped, in eval mode on the group's device; all processes must ask."""
-        weights = self.parts.model.state_dict()
-        weights |= self.parts.mean.means if self.parts.mean else {}
-        whole = {
-            name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in weights.items()
-        }
-        return self._fill({name: value.detach() for name, value in whole.items()}).to(self.group.device)
+    def current(self) -> GLIP:
+        """The model as it would be shipped now, in eval mode on the group's device; all processes must ask."""
+        weights = self.parts.model.state_dict() | (self.parts.mean.means if self.parts.mean else {})
+        return self._fill({name: whole(value) for name, value in weights.items()}).to(self.group.device)
 
     def finish(self) -> GLIP:
-        """Tell what was left out, and give the finished model."""
-        left_out, progress = Tally(), self.progress
-        for reason, count in self._left_out().items():
-            left_out.note(reason, times=count)
-        if left_out:
-            self.report(f"boxes left out in this run: {left_out}")
-        if progress.broken:
-            self.report(f"pictures that could not be used: {progress.broken} of {progress.tried} tried")
-        if progress.skipped:
-            scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
-            self.report(f"steps skipped: {progress.skipped} of {progress.step}{scaled}")
+        """Tell what was left out, and give the model that is shipped: the best where there was a validation."""
+        self._tell_left_out()
         if self.log:
             self.log.close()
-        return self.finished_model()
-
-    def best_model(self) -> GLIP | None:
-        """The model that validated best, as it was then validated; None where there was no validation."""
-        path = self.output / BEST
-        if not path.is_file():
-            return None
+        progress, path = self.progress, self.output / BEST
+        last = self.current()
+        if progress.best is None or not path.is_file():
+            return last
+        self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
         state = read_state(path)
         return self._fill(state["model"] | state["mean"])
 
@@ -227,6 +213,17 @@ class Run:
             weights = keep_start(self.start, weights, self.settings.keep_start)
         self.finished.load_state_dict(weights)
         return self.finished
+
+    def _tell_left_out(self) -> None:
+        left_out, progress = self._left_out(), self.progress
+        if left_out:
+            listed = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())
+            self.report(f"boxes left out in this run: {listed}")
+        if progress.broken:
+            self.report(f"samples that could not be used: {progress.broken} of {progress.tried} tried")
+        if progress.skipped:
+            scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
+            self.report(f"steps skipped: {progress.skipped} of {progress.step}{scaled}")
 
     def _begin(self) -> Progress:
         path = self.output / LAST
@@ -266,11 +263,10 @@ class Run:
             self.progress.left_out[reason] = self.progress.left_out.get(reason, 0) + count
 
     def _left_out(self) -> dict[str, int]:
-        total = Tally()
+        total: Counter[str] = Counter()
         for counts in self.group.gather(self.progress.left_out):
-            for reason, count in counts.items():
-                total.note(reason, times=count)
-        return total.counts
+            total.update(counts)
+        return dict(total)
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
         progress, count = self.progress, self.progress.bad_in_row
@@ -317,6 +313,8 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
     for key in ("save_every", "log_every", "max_bad_steps", "batch_size"):
         if getattr(settings, key) < 1:
             raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
+    if not settings.clip > 0:
+        raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
     if not 0 <= settings.ema < 1:
         raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
     if not 0 <= settings.keep_start <= 1:

@@ -6,51 +6,94 @@ from pathlib import Path
 import torch
 
 from glip.config import Experiment, ModelConfig
-from glip.data.loader import MixtureDataset, Source, build_sources, count_crowded, load_steps
+from glip.data.loader import MixtureDataset, Source, Step, count_crowded, load_steps
+from glip.data.mixture import build_sources
+from glip.data.sets import PackedSamples
 from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.vision import timm_weights
 from glip.model.weights import ASSETS, BUNDLED, load_pretrained, save_pretrained, start_language
 from glip.processor import Processor
-from glip.structures import Batch
 from glip.text.tokens import Tokenizer
+from glip.train.distributed import Group, joined
+from glip.train.log import Validation
 from glip.train.loop import train
 
+Validate = Callable[[GLIP], Validation]
 
-def run(experiment: Experiment, *, device: torch.device | str = "cpu", report: Callable[[str], None] = print) -> Path:
+
+def run(
+    experiment: Experiment,
+    *,
+    device: torch.device | str = "cpu",
+    validator: Callable[[ModelConfig, Tokenizer], Validate] | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
     """Train as a config says and write the model beside the run's checkpoints; gives its folder.
+
+    Under torchrun each process calls this; the main one writes and reports.
+
+    Args:
+        experiment: the resolved config.
+        device: where to compute; under torchrun its kind, cpu or cuda.
+        validator: makes what validates a model in training, of the model's config and tokenizer.
+        report: receives what is told.
 
     Raises:
         ValueError: no training set, or a set or model that cannot be read.
         TrainingError: losses stayed non-finite.
     """
-    data, settings = experiment.data, experiment.train
-    if not data.train:
+    if not experiment.data.train:
         raise ValueError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
+    with joined(device) as group:
+        return _run(experiment, group, validator, report if group.main else _say_nothing)
+
+
+def _run(
+    experiment: Experiment,
+    group: Group,
+    validator: Callable[[ModelConfig, Tokenizer], Validate] | None,
+    report: Callable[[str], None],
+) -> Path:
+    data, settings = experiment.data, experiment.train
     torch.manual_seed(settings.seed)
-    model, config, tokenizer = starting_model(experiment)
-    processor = build_processor(config, Tokenizer(tokenizer))
+    model, config, vocabulary = starting_model(experiment)
+    tokenizer = Tokenizer(vocabulary)
+    processor = build_processor(config, tokenizer)
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
     for source in sources:
         report(describe(source, processor))
     mixture = MixtureDataset(
-        sources, processor, batch_size=settings.batch_size, steps=settings.steps, seed=settings.seed
+        sources,
+        processor,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        seed=settings.seed,
+        rank=group.rank,
+        processes=group.size,
+        micro_batch=settings.micro_batch,
     )
 
-    def batches(start: int) -> Iterator[Batch]:
-        return load_steps(mixture, start=start, workers=data.workers)
+    def steps(start: int) -> Iterator[Step]:
+        return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
 
-    trained = train(experiment, model, batches, device=device, report=report)
+    validate = validator(config, tokenizer) if validator and settings.validate_every else None
+    trained = train(experiment, model, steps, group=group, validate=validate, report=report)
     folder = Path(settings.output) / "model"
-    save_pretrained(folder, trained, config, tokenizer)
+    if group.main:
+        save_pretrained(folder, trained, config, vocabulary)
     return folder
+
+
+def _say_nothing(line: str) -> None:
+    """What processes other than the main one report."""
 
 
 def describe(source: Source, processor: Processor) -> str:
     """What a set brings, and what of it is left out: nothing goes missing silently."""
-    if source.samples is None:
+    if not isinstance(source.samples, PackedSamples):
         return f"{source.name}: drawn as needed"
-    left_out = [f"{count} x {reason}" for reason, count in source.left_out.items()]
+    left_out = [f"{count} x {reason}" for reason, count in source.left_out.counts.items()]
     crowded = count_crowded(source, processor.count_tokens)
     if crowded:
         left_out.append(f"boxes of {crowded} x picture with more names than a caption holds")

@@ -15,7 +15,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopWish:
-    """Notes the signals that ask to stop while a run is going on; the second one stops it at once.
+    """Notes the signals that ask to stop while a run is going on; a second SIGINT (Ctrl-C) stops it at once.
 
     ``number`` is the signal's, 0 while there was none. Outside the main thread, which alone may handle signals, it
     notes nothing.
@@ -36,6 +36,6 @@ class StopWish:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if number == signal.SIGINT == self.number:  # a second SIGTERM is only torchrun and the scheduler both asking
             raise Interrupted(number, "stopped at once, without a checkpoint of the last steps")
         self.number = number

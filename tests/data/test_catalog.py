@@ -102,6 +102,11 @@ def test_other_json_is_refused(text, tmp_path):
         guess_format(tmp_path / "a.json")
 
 
+def test_lines_under_another_name(tmp_path):
+    (tmp_path / "odvg.json").write_text('{"filename": "a", "detection": {}}\n{"filename": "b", "detection": {}}\n')
+    assert guess_format(tmp_path / "odvg.json") == "odvg"
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="set data.root or GLIP_DATA"):
         guess_format(tmp_path / "a.json")

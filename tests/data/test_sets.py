@@ -82,6 +82,15 @@ def test_longer_names_than_on_disk(tmp_path):
     assert folders.locate("images/v1/patch9/y.jpg") == tmp_path / "patch9" / "y.jpg"
 
 
+def test_a_missing_first_picture_says_nothing_of_the_others(tmp_path):
+    (tmp_path / "x.jpg").touch()
+    folders = Folders(tmp_path)
+    assert folders.locate("train/none.jpg") == tmp_path / "train" / "none.jpg"
+    assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
+    with pytest.raises(ValueError, match="no folder of pictures is given"):
+        Folders(())
+
+
 def test_the_first_folder_that_has_it(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -73,7 +73,7 @@ def test_boxes_follow_crops(case, side):
 
 
 def test_a_crop_holds_the_box_it_was_aimed_at_and_drops_the_rest():
-    boxes = torch.tensor([[0.0, 0, 40, 40], [360, 360, 400, 400], [180, 0, 220, 400]])
+    boxes = torch.tensor([[0.0, 0, 40, 40], [360, 40, 400, 80], [180, 0, 220, 400]])
     sample = Sample(Image.new("RGB", (400, 400)), boxes, ((0,), (1,), (2,)), vocabulary=("a", "b", "c"))
     kept = []
     for seed in range(60):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glip.model.fusion import Fusion
+from glip.model.fusion import Fusion, _drop, _round_rate
 
 CHANNELS, HIDDEN, WIDTH, HEADS = 12, 20, 32, 4
 CLAMP = 50000.0
@@ -46,8 +46,9 @@ def fuse_by_hand(module: Fusion, image: Tensor, text: Tensor, mask: Tensor) -> t
     turned = scores.transpose(2, 3)
     to_text = (turned - turned.amax(-1, keepdim=True)).clamp(-CLAMP, CLAMP).softmax(-1)
     if module.training:  # drawn in the order and layout of the module: token rows of locations, for both
-        to_image = F.dropout(to_image.transpose(2, 3).contiguous(), module.dropout).transpose(2, 3)
-        to_text = F.dropout(to_text, module.dropout)
+        rate = _round_rate(module.dropout)
+        to_image = _drop(to_image.transpose(2, 3).contiguous(), rate).transpose(2, 3) / (1 - rate)
+        to_text = _drop(to_text, rate) / (1 - rate)
     mixed_text = (to_image @ split(module.value_text(text))).transpose(1, 2).flatten(2)
     mixed_image = (to_text @ split(module.value_image(image))).transpose(1, 2).flatten(2)
     fused_image = image + module.gamma_image * module.out_image(mixed_text)
@@ -79,6 +80,29 @@ def gradients(
     total = sum((part * direction).sum() for part, direction in zip(outputs, directions, strict=True))
     assert isinstance(total, Tensor)
     return torch.autograd.grad(total, [*leaves, *module.parameters()])
+
+
+@pytest.mark.parametrize("shape", [(401, 997), (1,), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_or_blanks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """By chance, and for each entry anew, though one draw decides several."""
+    torch.manual_seed(0)
+    x = torch.rand(shape, dtype=dtype) + 1
+    dropped = _drop(x, _round_rate(0.3))
+    assert ((dropped == 0) | (dropped == x)).all()
+    if x.numel() < 1000:
+        return
+    gone = (dropped == 0).flatten().float()
+    for place in range(4):
+        assert gone[place::4].mean().item() == pytest.approx(0.3, abs=0.01)
+    for distance in range(1, 9):
+        assert (gone[distance:] * gone[:-distance]).mean().item() == pytest.approx(0.09, abs=0.005)
+
+
+def test_dropout_rate_is_kept() -> None:
+    assert _round_rate(0.1) == pytest.approx(0.1, abs=1e-5)
+    x = torch.ones(8)
+    assert _drop(x, 0.0) is x
 
 
 def test_dropout_is_off_in_evaluation() -> None:

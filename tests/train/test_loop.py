@@ -1,132 +1,251 @@
 """The loop on a tiny model: resumed equals uninterrupted, bad batches break nothing, frozen parts stay."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+import os
+import signal
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from small import RELEASED, VOCABULARY, scenes, seeded
+from PIL import Image
+from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
+from small import seeded
 
-from glip.config import Experiment, ModelConfig, TrainConfig, VisionConfig
-from glip.detector import build_processor
+from glip.data.loader import Step
+from glip.data.sets import Tally
 from glip.model.glip import GLIP
-from glip.structures import Batch, Prompt, Sample
-from glip.text.tokens import Tokenizer
 from glip.train import loop
+from glip.train.averages import keep_start
 from glip.train.loop import TrainingError, train
-
-SWIN: ModelConfig = replace(RELEASED, head=replace(RELEASED.head, blocks=1))
-RESNET = replace(SWIN, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.1))
-
-
-def settings(output, **changes) -> Experiment:
-    quick = TrainConfig(steps=6, batch_size=1, lr=1e-3, warmup=2, save_every=2, log_every=2, output=str(output))
-    return Experiment(train=replace(quick, **changes))
+from glip.train.signals import Interrupted
 
 
 @pytest.fixture(scope="module")
-def batches() -> list[Batch]:
-    processor = build_processor(SWIN, Tokenizer(VOCABULARY))
-    made = []
-    for picture, things in scenes()[:3]:
-        names = [f"{thing.colour} {thing.kind}" for thing in things]
-        boxes = torch.tensor([thing.box for thing in things])
-        phrases = tuple((index,) for index in range(len(things)))
-        sample = Sample(picture.resize((64, 64)), boxes / 2, phrases, prompt=Prompt.from_names(names))
-        made.append(processor.training([sample]))
-    return made
+def steps() -> list[Step]:
+    return [step_of(batch) for batch in batches_of(1)[:3]]
 
 
-def stream(batches: list[Batch], steps: int, stop: int | None = None):
-    def since(start: int) -> Iterator[Batch]:
-        for step in range(start, steps):
-            if step == stop:
-                raise KeyboardInterrupt
-            yield batches[step % len(batches)]
-
-    return since
-
-
-def metrics(folder) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "pictures_per_second"} for row in rows]
-
-
-def equal(first: GLIP, second: GLIP) -> bool:
-    theirs = second.state_dict()
-    return all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+@dataclass(frozen=True)
+class Found:
+    best: float
+    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
-def test_resumed_run_equals_an_uninterrupted_one(config, batches, tmp_path):
-    whole = train(settings(tmp_path / "a"), seeded(config), stream(batches, 6), report=lambda line: None)
+def test_resumed_run_equals_an_uninterrupted_one(config, steps, tmp_path):
+    changes = {"ema": 0.9, "log_every": 3}  # the checkpoint falls between two lines
+    whole = train(settings(tmp_path / "a", **changes), seeded(config), stream(steps, 6), report=quiet)
     with pytest.raises(KeyboardInterrupt):  # after step 5, of which the checkpoint holds 4
-        train(settings(tmp_path / "b"), seeded(config), stream(batches, 6, stop=5), report=lambda line: None)
+        train(settings(tmp_path / "b", **changes), seeded(config), stream(steps, 6, stop=5), report=quiet)
     torch.rand(17)
     said: list[str] = []
-    resumed = train(settings(tmp_path / "b"), seeded(config, seed=3), stream(batches, 6), report=said.append)
+    other = seeded(config, seed=3)
+    resumed = train(settings(tmp_path / "b", **changes), other, stream(steps, 6), report=said.append)
     assert "at step 4" in said[0]
     assert equal(whole, resumed) and not whole.training
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
-    assert [row["step"] for row in metrics(tmp_path / "a")] == [2, 4, 6]
+    assert [row["step"] for row in metrics(tmp_path / "a")] == [3, 6]
+    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
+    for state in (first, second):
+        state.pop("config")  # the output folders differ
+    assert same(first, second), "weights, mean, optimizer, random numbers, counts"
 
 
-def test_metrics_past_the_checkpoint_are_forgotten(batches, tmp_path):
+def test_metrics_past_the_checkpoint_are_forgotten(steps, tmp_path):
     changes = {"save_every": 4, "log_every": 1}
-    whole = train(settings(tmp_path / "a", **changes), seeded(SWIN), stream(batches, 6), report=lambda line: None)
+    whole = train(settings(tmp_path / "a", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
     with pytest.raises(KeyboardInterrupt):
-        train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(batches, 6, stop=5), report=lambda line: None)
+        train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6, stop=5), report=quiet)
     assert len(metrics(tmp_path / "b")) == 5
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # the write itself was killed
-    resumed = train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(batches, 6), report=lambda line: None)
+    resumed = train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
     assert equal(whole, resumed) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
-def test_the_line_tells_losses_rate_and_time_left(batches, tmp_path):
-    said: list[str] = []
-    train(settings(tmp_path, steps=2), seeded(SWIN), stream(batches, 2), report=said.append)
-    (line,) = said
-    assert line.startswith("step 2/2  token ") and "pictures/s" in line and line.endswith("0:00:00 left")
-    for term in ("box", "centerness", "loss", "lr 1.0e-03"):
-        assert term in line
-
-
-def poisoned(batch: Batch) -> Batch:
-    pixels = torch.full_like(batch.images.pixels, torch.nan)
-    return replace(batch, images=replace(batch.images, pixels=pixels))
-
-
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
-def test_a_bad_batch_leaves_the_weights_alone(config, batches, tmp_path):
-    model = seeded(config)
+def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
+    changes = {"ema": 0.9, "save_every": 1, "log_every": 1}
+    said: list[str] = []
+    train(settings(tmp_path, steps=1, **changes), seeded(config), stream(steps, 1), report=quiet)
+    before = torch.load(tmp_path / "last.pt", weights_only=True)
+    bad = stream([steps[0], poisoned(steps[0]), steps[2]], 3)
+    train(settings(tmp_path, steps=2, **changes), seeded(config), bad, report=said.append)
+    after = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert all(same(before[key], after[key]) for key in ("model", "mean", "updates"))
+    assert same(before["optimizer"]["state"], after["optimizer"]["state"])
+    assert after["progress"]["skipped"] == after["progress"]["bad_in_row"] == 1 and "1 skipped" in said[1]
+    assert metrics(tmp_path)[-1]["loss"] is None and metrics(tmp_path)[-1]["skipped"] == 1
+    train(settings(tmp_path, steps=3, **changes), seeded(config), bad, report=said.append)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert not same(last["model"], after["model"]), "and the next one is learned from"
+    assert last["progress"]["bad_in_row"] == 0 and said[-1] == "steps skipped: 1 of 3"
+
+
+def test_a_run_that_stays_bad_stops_with_a_diagnosis(steps, tmp_path):
+    bad = [steps[0], poisoned(steps[0])]
+    experiment = settings(tmp_path, max_bad_steps=2, save_every=50)
+
+    def since(start):
+        return iter([*bad, bad[1], bad[1], steps[2], steps[2]][start:])
+
+    with pytest.raises(TrainingError) as told:
+        train(experiment, seeded(SWIN), since, report=quiet)
+    message = str(told.value)
+    assert "not finite in the 2 steps up to step 3" in message and "token nan" in message and "\n" not in message
+    for part in ("vision nan", "tower nan", "rate 0.001", "last.pt", "lower train.lr"):
+        assert part in message
+    assert isinstance(told.value, ValueError), "the command line shows these in one line"
+    stored = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in stored["model"].values())
+    assert stored["progress"]["step"] == 3
+    finished = train(experiment, seeded(SWIN), since, report=quiet)
+    assert all(torch.isfinite(value).all() for value in finished.state_dict().values()), "goes on behind them"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_behind_its_step(number, steps, tmp_path):
+    whole = train(settings(tmp_path / "a"), seeded(SWIN), stream(steps, 6), report=quiet)
+    before = signal.getsignal(number)
+
+    def signalled(start):
+        for step in range(start, 6):
+            if step == 2:
+                os.kill(os.getpid(), number)
+            yield steps[step % 3]
+
+    with pytest.raises(Interrupted) as told:
+        train(settings(tmp_path / "b", save_every=50), seeded(SWIN), signalled, report=quiet)
+    assert told.value.code == 128 + number and isinstance(told.value, KeyboardInterrupt)
+    assert signal.getsignal(number) is before
+    assert torch.load(tmp_path / "b" / "last.pt", weights_only=True)["progress"]["step"] == 3
+    resumed = train(settings(tmp_path / "b"), seeded(SWIN), stream(steps, 6), report=quiet)
+    assert equal(whole, resumed) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
+    figures = iter([0.3, 0.7, 0.5])
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: GLIP) -> Found:
+        assert not model.training
+        torch.rand(3)
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return Found(next(figures))
+
+    said: list[str] = []
+    changes = {"validate_every": 2, "ema": 0.5, "keep_start": 0.25, "keep_every": 3}
+    experiment = settings(tmp_path / "a", **changes)
+    start = seeded(SWIN)
+    begun = {key: value.clone() for key, value in start.state_dict().items()}
+    shipped = train(experiment, start, stream(steps, 6), validate=validate, report=said.append)
+    assert same(dict(shipped.state_dict()), seen[1]), "step 4, as it was validated"
+    best = torch.load(tmp_path / "a" / "best.pt", weights_only=True)
+    assert best["progress"]["best"] == 0.7 and best["progress"]["step"] == best["progress"]["best_step"] == 4
+    assert same(seen[1], keep_start(begun, best["model"] | best["mean"], 0.25))
+    assert not same(seen[1], best["model"])
+    rows = [row for row in metrics(tmp_path / "a") if "validation" in row]
+    assert [(row["step"], row["best"]) for row in rows] == [(2, True), (4, True), (6, False)]
+    assert "validated best (0.700)" in said[-1]
+    assert {file.name for file in (tmp_path / "a").glob("*.pt")} == {"last.pt", "best.pt", "step-3.pt", "step-6.pt"}
+    unvalidated = settings(tmp_path / "b", **{**changes, "validate_every": 0})
+    train(unvalidated, seeded(SWIN), stream(steps, 6), report=quiet)
+    last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab"]
+    assert same(last[0]["model"], last[1]["model"]), "validation changes nothing"
+
+
+def test_a_validation_that_a_signal_prevented_is_made_up_for(steps, tmp_path):
+    def signalled(start):
+        for step in range(start, 4):
+            if step == 1 and not start:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield steps[step % 3]
+
+    experiment = settings(tmp_path, steps=4, validate_every=2)
+    with pytest.raises(Interrupted):
+        train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
+    assert not (tmp_path / "best.pt").exists()
+    train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
+    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [2, 4]
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 2
+
+
+def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
+    experiment = settings(tmp_path, steps=2, keep_start=0.5)
+    train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
+    with pytest.raises(ValueError, match=r"keep_start mixes in the weights .* bring those back"):
+        train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
+    again = train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
+    assert not again.training
+
+
+def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
+    lossy = [step_of(*steps[0].batches, left_out="box without area", broken=("picture 'x.jpg': cut",))]
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(tmp_path), seeded(SWIN), stream(lossy, 6, stop=5), report=quiet)
+    train(settings(tmp_path), seeded(SWIN), stream(lossy, 6), report=said.append)
+    assert "boxes left out in this run: 6 x box without area" in said
+    assert "samples that could not be used: 6 of 12 tried" in said
+    assert metrics(tmp_path)[-1]["left_out"] == {"box without area": 6} and metrics(tmp_path)[-1]["broken"] == 6
+
+
+def test_a_loader_that_ends_early_is_told(steps, tmp_path):
+    with pytest.raises(TrainingError, match="loader ended at step 3 of 6"):
+        train(settings(tmp_path), seeded(SWIN), stream(steps, 3), report=quiet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"save_every": 0}, r"train\.save_every: got 0: give 1 or more"),
+        ({"ema": 1.0}, r"train\.ema: got 1"),
+        ({"keep_start": 1.5}, r"train\.keep_start: got 1\.5"),
+        ({"clip": 0.0}, r"train\.clip: got 0"),
+        ({"precision": "float16"}, r"float16 needs a GPU: take train\.precision=bfloat16"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        train(settings(tmp_path, **changes), seeded(SWIN), stream(steps, 6), report=quiet)
+
+
+def test_bfloat16_and_checkpointing_learn(steps, tmp_path):
+    exact = train(settings(tmp_path / "a"), seeded(SWIN), stream(steps, 6), report=quiet)
+    experiment = settings(tmp_path / "b", precision="bfloat16", checkpointing=True)
+    rounded = train(experiment, seeded(SWIN), stream(steps, 6), report=quiet)
+    assert all(value.dtype == torch.float32 for value in rounded.parameters())
+    theirs, ours = ([row["loss"] for row in metrics(tmp_path / name)] for name in "ab")
+    assert ours == pytest.approx(theirs, rel=0.1) and not equal(exact, rounded)
+
+
+@pytest.mark.slow
+def test_compiled_learns_alike(steps, tmp_path):
+    if not any(os.access(os.path.join(folder, "g++"), os.X_OK) for folder in os.environ["PATH"].split(os.pathsep)):
+        pytest.skip("torch.compile needs g++ here")
+    changes = {"steps": 3, "log_every": 1}
+    train(settings(tmp_path / "a", **changes), seeded(STILL), stream(steps, 3), report=quiet)
+    train(settings(tmp_path / "b", compile=True, **changes), seeded(STILL), stream(steps, 3), report=quiet)
+    theirs, ours = ([row["loss"] for row in metrics(tmp_path / name)] for name in "ab")
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
+    model = seeded(SWIN)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    train(settings(tmp_path, steps=1), model, stream([poisoned(batches[0])], 1), report=lambda line: None)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    train(settings(tmp_path, steps=2), model, stream(batches, 2), report=lambda line: None)
-    assert not torch.equal(model.pyramid.p6.weight, before["pyramid.p6.weight"]), "and the next one is learned from"
-
-
-def test_a_run_that_stays_bad_stops(batches, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_MAX_BAD_STEPS", 2)
-    with pytest.raises(TrainingError, match=r"not finite in the 3 steps up to step 3: lower train\.lr \(now 0\.001\)"):
-        train(settings(tmp_path), seeded(SWIN), stream([poisoned(batches[0])], 6), report=lambda line: None)
-    assert isinstance(TrainingError("x"), ValueError), "the command line shows these in one line"
-
-
-def test_frozen_parts_neither_move_nor_blur(batches, tmp_path):
-    config = replace(SWIN, language=replace(SWIN.language, frozen_layers=2))
-    model = seeded(config)
-    before = {key: value.clone() for key, value in model.language.state_dict().items()}
     modes: list[bool] = []
     towers: list[bool] = []
     model.language.bert.register_forward_hook(
         lambda bert, *_: modes.append(any(part.training for part in bert.modules()))
     )
     model.tower[0].register_forward_hook(lambda module, *_: towers.append(module.text.training))
-    train(settings(tmp_path, steps=2), model, stream(batches, 2), report=lambda line: None)
-    assert all(torch.equal(value, before[key]) for key, value in model.language.state_dict().items())
+    experiment = settings(tmp_path, steps=2, freeze_language=True, frozen_stages=1, keep_start=0.3, ema=0.9)
+    shipped = train(experiment, model, stream(steps, 2), report=quiet).state_dict()
+    still = [key for key in before if key.startswith(("language.", "vision.patch", "vision.stages.0."))]
+    assert still and all(torch.equal(shipped[key], before[key]) for key in still), "to the last bit, mixed as they are"
+    assert not torch.equal(shipped["vision.stages.1.blocks.0.fc1.weight"], before["vision.stages.1.blocks.0.fc1.weight"])
     assert modes == [False, False] and towers == [True, True]
 
 
@@ -136,3 +255,10 @@ def test_partly_frozen_language_trains_the_rest():
     loop.keep_frozen_still(model)
     layers = model.language.bert.encoder.layer
     assert not layers[0].training and layers[1].training and not model.language.bert.embeddings.training
+
+
+def test_the_config_is_beside_the_run(steps, tmp_path):
+    train(settings(tmp_path, steps=1), seeded(SWIN), stream(steps, 1), report=quiet)
+    assert "steps: 1" in (tmp_path / "experiment.yaml").read_text()
+    text = torch.load(tmp_path / "last.pt", weights_only=True)["config"]
+    assert json.loads(text)["train"]["steps"] == 1

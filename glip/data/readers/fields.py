@@ -19,6 +19,7 @@ Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
 Spans = tuple[Span, ...]
 
 _FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
+_LONGEST = 2000  # characters of a picture's name with its folders
 
 
 class Unfit(ValueError):
@@ -45,7 +46,7 @@ def read_json(path: Path, lists: Sequence[str], kind: str) -> dict[str, Any]:
     found = tree if isinstance(tree, dict) else {}
     missing = [key for key in lists if not isinstance(found.get(key), list)]
     if missing:
-        raise ValueError(f"{path}: not a {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+        raise ValueError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
     return found
 
 
@@ -144,10 +145,12 @@ def read_picture(folders: Folders, name: Any) -> Path:
     """The file of a picture's name.
 
     Raises:
-        Unfit: no name, or one that leads out of the folders.
+        Unfit: no name, or one that leads out of the folders, or longer than file systems allow.
     """
-    if not is_text(name) or not name:
+    if not isinstance(name, str) or not name:
         raise Unfit("picture without a file name")
+    if len(name) > _LONGEST or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        raise Unfit("picture name that is too long")
     try:
         return folders.locate(name)
     except ValueError:

@@ -170,7 +170,7 @@ def _read_bytes(file: Path) -> bytes:
 
 def _read_text(file: Path) -> str:
     try:
-        return _read_bytes(file).decode("utf-8").replace("\r\n", "\n")
+        return _read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise Unfit("sentences that are not UTF-8") from None
 

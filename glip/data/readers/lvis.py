@@ -73,9 +73,10 @@ def _samples(
 def _picture(record: dict[str, Any], folders: tuple[Folders, Folders]) -> Path:
     by_name, by_url = folders
     name, url = record.get("file_name"), record.get("coco_url")
-    files = [read_picture(by_name, name)] if name or not isinstance(url, str) else []
-    if isinstance(url, str):
-        files.append(read_picture(by_url, "/".join(url.split("/")[-2:])))
+    if not isinstance(url, str) or not url:
+        return read_picture(by_name, name)
+    files = [read_picture(by_name, name)] if name else []
+    files.append(read_picture(by_url, "/".join(url.split("/")[-2:])))
     return next((file for file in files if file.is_file()), files[-1])
 
 

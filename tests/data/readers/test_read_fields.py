@@ -1,0 +1,127 @@
+"""The checks that all readers share, against the rule that training uses."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glip.data.readers.fields import Unfit, by_picture, parse_json, read_box, read_size, read_spans, sample_set
+from glip.data.sets import Tally
+from glip.geometry.boxes import is_degenerate
+
+NUMBERS = st.one_of(st.integers(-(10**8), 10**8), st.floats(-1e8, 1e8), st.sampled_from([0, 1e-9, 1e-3, 16777216.0]))
+
+
+@given(st.lists(NUMBERS, min_size=4, max_size=4))
+def test_box_without_area_is_what_geometry_calls_degenerate(values):
+    x, y, width, height = values
+    expected = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
+    if is_degenerate(expected)[0]:
+        with pytest.raises(Unfit, match="box without area"):
+            read_box(values)
+    else:
+        assert list(read_box(values)) == expected[0].tolist()
+
+
+def test_width_lost_in_float32_is_no_area():
+    with pytest.raises(Unfit, match="box without area"):
+        read_box([1e8, 0, 1, 1])
+    assert read_box([5, 6, 7, 9], corners=True) == (5, 6, 7, 9)
+    with pytest.raises(Unfit, match="box without area"):
+        read_box([5, 6, 5, 9], corners=True)
+
+
+@pytest.mark.parametrize("value", [None, {}, [], [1, 2, 3], "1234", [1, 2, 3, True], [[1], 2, 3, 4], [0, 0, 2e9, 1]])
+def test_malformed_box(value):
+    with pytest.raises(Unfit, match="malformed box"):
+        read_box(value)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (640, 480, (640, 480)),
+        ("640", "480", (640, 480)),
+        (640.0, 480, (640, 480)),
+        (640.5, 480, None),
+        (0, 480, None),
+        (640, -1, None),
+        (None, 480, None),
+        ("6e2", 480, None),
+        ([640], 480, None),
+        (True, 480, None),
+        (float("nan"), 480, None),
+        (10**400, 480, None),
+        ("9" * 5000, 480, None),
+    ],
+)
+def test_size(width, height, size):
+    assert read_size({"width": width, "height": height}) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "box without a phrase"),
+        ([], "box without a phrase"),
+        ([5, 7], "malformed span"),
+        ([[5]], "malformed span"),
+        ([[1, "3"]], "malformed span"),
+        ([[0, True]], "malformed span"),
+        ([[0.0, 1.0]], "malformed span"),
+        ([[0, 3], [4, 10]], "span outside the caption"),
+        ([[-1, 3]], "span outside the caption"),
+        ([[3, 3]], "span outside the caption"),
+        ([[3, 1]], "span outside the caption"),
+        ([[5, 6]], "empty phrase"),
+    ],
+)
+def test_spans_that_name_nothing(value, reason):
+    with pytest.raises(Unfit, match=reason):
+        read_spans(value, "a red cat")
+
+
+def test_spans_come_in_reading_order_and_once():
+    assert read_spans([[6, 9], [0, 1], [6, 9]], "a red cat") == ((0, 1), (6, 9))
+
+
+def test_pictures_of_one_id_are_not_mixed():
+    left_out = Tally()
+    tree = {
+        "images": [{"id": 1, "n": 0}, {"id": 1, "n": 1}, {"id": "1"}, {"id": True}, 7],
+        "annotations": [{"image_id": 1}, {"image_id": "1"}, {"image_id": True}, {"image_id": [1]}, None],
+    }
+    found = list(by_picture(tree, left_out))
+    assert found == [({"id": 1, "n": 0}, [{"image_id": 1}]), ({"id": "1"}, [{"image_id": "1"}])]
+    assert left_out.counts == {
+        "picture id seen before": 1,
+        "picture without an id": 2,
+        "unknown picture": 2,
+        "malformed annotation": 1,
+    }
+    assert left_out.places["unknown picture"] == ["annotations[2]", "annotations[3]"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000, b"1" * 5000 + b"9", b"{'a': 1}"]
+)
+def test_no_json(content, tmp_path):
+    (tmp_path / "set.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.json: not valid json"):
+        parse_json(tmp_path / "set.json")
+
+
+def test_json_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "set.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"name": "Käse"}).encode())
+    assert parse_json(tmp_path / "set.json") == {"name": "Käse"}
+
+
+def test_an_empty_set_is_an_error_that_says_why(tmp_path):
+    left_out = Tally()
+    left_out.note("unknown picture", times=3)
+    with pytest.raises(ValueError, match="no sample in it can be used .left out: 3 x unknown picture.: see docs/data"):
+        sample_set(tmp_path / "set.json", [], left_out)
+    with pytest.raises(ValueError, match="it lists none"):
+        sample_set(tmp_path / "set.json", [], Tally())

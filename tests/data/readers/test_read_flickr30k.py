@@ -1,0 +1,241 @@
+"""Flickr30K Entities as released: against MDETR's json of the same annotations, and against hostile files."""
+
+import csv
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from glip.data.readers.flickr30k import read_flickr30k
+from glip.data.readers.mdetr import read_mdetr
+from glip.geometry.boxes import iou
+
+GOLDEN = Path(__file__).resolve().parents[3] / ".." / "shared" / "golden" / "eval"
+SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
+
+
+def thing(*chains, box=None, flags=""):
+    names = "".join(f"<name>{chain}</name>" for chain in chains)
+    edges = zip(("xmin", "ymin", "xmax", "ymax"), box or (), strict=False)
+    inside = "".join(f"<{edge}>{value}</{edge}>" for edge, value in edges)
+    return f"<object>{names}{f'<bndbox>{inside}</bndbox>' if box is not None else flags}</object>"
+
+
+def annotation(*things, size="<size><width>64</width><height>48</height></size>"):
+    return f"<annotation><filename>x.jpg</filename>{size}{''.join(things)}</annotation>"
+
+
+MAN = thing("1", box=(1, 2, 30, 40))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part in ("Annotations", "Sentences"):
+        (tmp_path / part).mkdir()
+    write(tmp_path, "7", annotation(MAN, thing("2", box=(3, 4, 9, 9))), SENTENCES)
+    return tmp_path
+
+
+def write(folder, name, xml, sentences):
+    for part, suffix, content in (("Annotations", "xml", xml), ("Sentences", "txt", sentences)):
+        data = content.encode() if isinstance(content, str) else content
+        (folder / part / f"{name}.{suffix}").write_bytes(data)
+
+
+def read(folder, *names):
+    (folder / "test.txt").write_text("\n".join(names) + "\n")
+    return read_flickr30k(folder, [folder], folder / "test.txt" if names else "")
+
+
+def test_sentences_and_chains(folder):
+    first, second = read(folder).samples
+    assert first.prompt.caption == "A man with a hat ." and first.prompt.texts == ("A man", "a hat")
+    assert first.boxes.tolist() == [[1, 2, 30, 40], [3, 4, 9, 9]] and first.box_phrases == ((0,), (1,))
+    assert first.picture == folder / "7.jpg" and first.size == (64, 48)
+    assert second.prompt.caption == "The man waves" and second.boxes.tolist() == [[1, 2, 30, 40]]
+    assert (first.image_id, second.image_id) == ("7:0", "7:2"), "empty lines take no number"
+
+
+def test_windows_text(folder):
+    write(folder, "8", annotation(MAN), b"\xef\xbb\xbf" + SENTENCES.replace("\n", "\r\n").encode())
+    assert [(s.image_id, s.prompt.texts) for s in read(folder, "8").samples] == [
+        ("8:0", ("A man",)),
+        ("8:2", ("The man",)),
+    ]
+
+
+def test_everything_left_out_is_counted(folder):
+    assert read(folder).left_out.counts == {"caption without a box": 1}
+    assert read(folder).left_out.places == {"caption without a box": ["sentence 7:1"]}
+
+
+def test_shared_boxes_flags_and_repeated_chains(folder):
+    xml = annotation(
+        thing("1", "2", box=(1, 2, 30, 40)),
+        thing("1", flags="<scene>1</scene><nobndbox>0</nobndbox>"),
+        thing("1", box=(5, 5, 9, 9)),
+        thing("3", flags="<scene>0</scene><nobndbox>1</nobndbox>"),
+        thing("4", box=(1, 2, 30, 40)),
+        thing("0", box=(7, 7, 8, 8)),
+    )
+    marked = "[/EN#1/people A man] , [/EN#2/x a hat] , [/EN#3/scene fog] , [/EN#4/x it] , [/EN#0/notvisual air] ,"
+    write(folder, "8", xml, f"{marked} [/EN#1/people he] [sic]")
+    (sample,) = read(folder, "8").samples
+    assert sample.prompt.texts == ("A man", "a hat", "it", "he"), (
+        "a chain twice is two phrases; fog and air have no box"
+    )
+    assert sample.prompt.caption == "A man , a hat , fog , it , air , he [sic]"
+    assert sample.boxes.tolist() == [[1, 2, 30, 40], [5, 5, 9, 9]], "one box drawn for two things names both"
+    assert sample.box_phrases == ((0, 1, 2, 3), (0, 3))
+    assert read(folder, "8").left_out.counts == {"phrase without a box": 2}
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ((3, 4, 3, 9), "box without area"),
+        ((9, 4, 3, 9), "box without area"),
+        ((3, 4, 9), "malformed box"),
+        ((3, 4, "nan", 9), "malformed box"),
+        ((3, 4, "1e300", 9), "malformed box"),
+        ((3, 4, "?", 9), "malformed box"),
+        ((), "malformed box"),
+    ],
+)
+def test_wrong_boxes(box, reason, folder):
+    write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
+    found = read(folder, "8")
+    assert found.left_out.counts == {reason: 1, "phrase without a box": 1}
+    assert found.left_out.places[reason] == ["object 0 of picture 8"]
+    assert found.samples[0].prompt.texts == ("A man",)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "counts"),
+    [
+        ("[/EN#1/people A man] and [/EN#1/people", {"phrase without an end": 1}),
+        ("[/EN#1/people A man] and [/EN#1/people ]", {"span outside the caption": 1}),
+        ("[/EN# A man] and [/EN#1/x a man]", {"phrase without a box": 1}),
+        ("[/EN#1/x A man]\n   ", {"picture without a caption": 1}),
+    ],
+)
+def test_odd_sentences(sentence, counts, folder):
+    write(folder, "8", annotation(MAN), sentence)
+    found = read(folder, "8")
+    assert len(found.samples) == 1 and found.left_out.counts == counts
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]>' + annotation(MAN, thing("&y;"))
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        (BOMB, "annotations with a DOCTYPE"),
+        ('<?xml version="1.0" encoding="UTF-16"?>'.encode("utf-16") + BOMB.encode("utf-16-le"), "with a DOCTYPE"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd">' + annotation(MAN), "annotations with a DOCTYPE"),
+        (annotation(MAN)[:-9], "annotations that are not xml"),
+        ("", "annotations that are not xml"),
+        (b"\xff\xfe\x00", "annotations that are not xml"),
+        ('<?xml version="1.0" encoding="none"?>' + annotation(MAN), "annotations that are not xml"),
+        (annotation(MAN) + " " * 10_000_000, "file of more than 10 MB"),
+    ],
+)
+def test_files_of_strangers(xml, reason, folder):
+    write(folder, "8", xml, SENTENCES)
+    found = read(folder, "7", "8")
+    assert [sample.image_id for sample in found.samples] == ["7:0", "7:2"]
+    ((noted, places),) = [(key, value) for key, value in found.left_out.places.items() if reason in key]
+    assert places == ["picture 8"] and found.left_out.counts[noted] == 1
+
+
+def test_split_lists_may_name_anything(folder):
+    (folder / "Sentences" / "9.txt").write_bytes(b"\xff")
+    (folder / "Annotations" / "9.xml").write_text(annotation(MAN))
+    (folder / "Sentences" / "10.txt").write_text(SENTENCES)
+    found = read(folder, "../../etc/passwd", "..", "", " 7 ", "7", "a/b", "C:\\x", "8", "9", "10")
+    assert found.left_out.counts == {
+        "picture name outside its folder": 4,
+        "picture listed twice": 1,
+        "no xml file of the picture": 2,
+        "sentences that are not UTF-8": 1,
+        "caption without a box": 1,
+    }
+    assert [sample.image_id for sample in found.samples] == ["7:0", "7:2"]
+
+
+def test_missing_things(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="are not there"):
+        read_flickr30k(folder, [folder], folder / "none.txt")
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        read_flickr30k(folder, [folder / "none"], "")
+    with pytest.raises(FileNotFoundError, match="Annotations' is not there: give the folder of Flickr30K Entities"):
+        read_flickr30k(folder / "Sentences", [folder], "")
+    with pytest.raises(ValueError, match="no sample in it can be used .*2 x no xml file of the picture"):
+        read(folder, "8", "9")
+    (folder / "test.txt").write_bytes(b"\xff\xff")
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        read_flickr30k(folder, [folder], folder / "test.txt")
+
+
+def boxes_of_phrases(found):
+    table = {}
+    for sample in found.samples:
+        boxes = defaultdict(list)
+        for box, phrases in zip(sample.boxes, sample.box_phrases, strict=True):
+            for index in phrases:
+                boxes[sample.prompt.phrases[index]].append(box)
+        table[sample.picture.name, sample.prompt.caption] = {key: torch.stack(value) for key, value in boxes.items()}
+    return table
+
+
+def test_both_forms_of_the_same_annotations_agree(tmp_path):
+    folder = GOLDEN / "flickr30k"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data: {folder}")
+    ours = boxes_of_phrases(read_flickr30k(folder / "annotations", [tmp_path], folder / "annotations" / "test.txt"))
+    theirs = boxes_of_phrases(read_mdetr(folder / "mdetr_json" / "final_flickr_separateGT_test.json", [tmp_path]))
+    assert len(ours) == 475 and list(ours) == list(theirs)
+    united = Counter()
+    for sentence, phrases in ours.items():
+        assert phrases.keys() == theirs[sentence].keys(), sentence
+        for phrase, boxes in phrases.items():
+            overlap = iou(boxes, theirs[sentence][phrase], inclusive=False)
+            # MDETR's converter makes one of boxes that overlap by 0.95; all others are the same
+            assert overlap.amax(0).min() >= 0.95 and overlap.amax(1).min() >= 0.95, (sentence, phrase)
+            united[bool(overlap.amax(0).min() < 1 or overlap.amax(1).min() < 1)] += 1
+    assert united[False] > 50 * united[True] > 0
+
+
+def test_phrases_are_those_the_evaluator_counts(tmp_path):
+    folder = GOLDEN / "flickr30k"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data: {folder}")
+    found = read_flickr30k(folder / "annotations", [tmp_path], folder / "annotations" / "test.txt")
+    with (folder / "phrases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [(f"{row['image_id']}:{row['sentence_id']}", row["phrase"]) for row in rows]
+    assert [(s.image_id, text) for s in found.samples for text in s.prompt.texts] == expected
+    counts = [sum(i in names for names in s.box_phrases) for s in found.samples for i in range(len(s.prompt.phrases))]
+    stated = [int(row["num_boxes"]) for row in rows]
+    assert sum(ours != theirs for ours, theirs in zip(counts, stated, strict=True)) == 0
+
+
+def test_quirks(tmp_path):
+    folder = GOLDEN / "flickr30k_quirks" / "annotations"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data: {folder}")
+    found = read_flickr30k(folder, [tmp_path], folder / "test.txt")
+    told = {sample.image_id: sample.prompt.texts for sample in found.samples}
+    assert told == {
+        "101:0": ("A man",),  # the wire's box has no width
+        "102:0": ("People", "a car"),
+        "103:0": ("The yard",),
+        "104:0": ("Three men", "them", "hats"),
+        "105:1": ("a dog",),
+    }
+    assert found.samples[3].box_phrases == ((0, 1, 2), (0, 1), (0, 1))
+    assert found.left_out.counts["box without area"] == 2
+    assert json.dumps(found.left_out.places["box without area"]).count("object 1 of picture 10") == 2

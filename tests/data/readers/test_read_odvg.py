@@ -1,0 +1,208 @@
+"""ODVG lines: detection and grounding, with and without a label map, with and without spans."""
+
+import json
+import math
+
+import pytest
+
+from glip.data.readers.odvg import read_odvg
+
+NAMES = {"0": "person", "7": "tooth_brush", "3": "bat_(animal)"}
+CAPTION = "a cart, a car and another car"  # a cart 0-6, a car 8-13, another car 18-29
+
+
+def instance(label=0, category="person", bbox=(1, 2, 3, 4)):
+    return {"bbox": list(bbox), "label": label, "category": category}
+
+
+def detection(*instances, **more):
+    return {"filename": "d.jpg", "height": 48, "width": 64, "detection": {"instances": list(instances)}, **more}
+
+
+def region(phrase="a car", bbox=(1, 2, 3, 4), **more):
+    return {"bbox": list(bbox), "phrase": phrase, **more}
+
+
+def grounding(*regions, caption=CAPTION, **more):
+    told = {"caption": caption, "regions": list(regions)}
+    return {"filename": "g.jpg", "height": 48, "width": 64, "grounding": told, **more}
+
+
+def read(tmp_path, *lines, names=NAMES):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (tmp_path / "set.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    return read_odvg(tmp_path / "set.jsonl", [tmp_path], tmp_path / "names.json" if names is not None else "")
+
+
+def test_detection_with_a_label_map(tmp_path):
+    found = read(tmp_path, detection(instance(), instance(7, "?", (0.5, 0, 9, 9))), "", detection())
+    assert found.vocabulary == ("person", "bat", "tooth brush") and found.ids == (0, 3, 7)
+    first, second = found.samples
+    assert first.boxes.tolist() == [[1, 2, 3, 4], [0.5, 0, 9, 9]] and first.box_phrases == ((0,), (2,))
+    assert first.picture == tmp_path / "d.jpg" and first.size == (64, 48) and first.image_id == 1
+    assert first.vocabulary == found.vocabulary and first.prompt is None
+    assert second.boxes.shape == (0, 4) and second.image_id == 3, "a picture without boxes is a negative"
+    assert not found.left_out
+
+
+def test_the_vocabulary_is_gathered_from_the_categories(tmp_path):
+    lines = [detection(instance(4, "zebra_(animal)"), instance(0)), detection(), detection(instance(9, "zebra"))]
+    found = read(tmp_path, *lines, names=None)
+    assert found.vocabulary == ("zebra", "person") and found.ids == ()
+    assert [sample.box_phrases for sample in found.samples] == [((0,), (1,)), (), ((0,),)]
+    assert all(sample.vocabulary == found.vocabulary for sample in found.samples)
+
+
+def test_grounding_with_spans(tmp_path):
+    found = read(
+        tmp_path,
+        grounding(
+            region("whatever", [[1, 2, 3, 4], [5, 5, 6, 6]], tokens_positive=[[18, 29]]),
+            region(["a", "car"], tokens_positive=[[10, 13], [8, 9]]),
+            region(tokens_positive=[[18, 29]], bbox=(7, 7, 8, 8)),
+        ),
+        names=None,
+    )
+    (sample,) = found.samples
+    assert sample.prompt.caption == CAPTION and sample.prompt.texts == ("a car", "another car")
+    assert sample.prompt.phrases[0].spans == ((8, 9), (10, 13))
+    assert sample.boxes.tolist() == [[1, 2, 3, 4], [5, 5, 6, 6], [1, 2, 3, 4], [7, 7, 8, 8]]
+    assert sample.box_phrases == ((1,), (1,), (0,), (1,)) and sample.vocabulary == ()
+    assert found.vocabulary == () and not found.left_out
+
+
+def test_phrases_without_spans_are_whole_words(tmp_path):
+    (sample,) = read(tmp_path, grounding(region("car"), region("Car"), region("a cart")), names=None).samples
+    assert [phrase.spans for phrase in sample.prompt.phrases] == [((0, 6),), ((10, 13),), ((26, 29),)]
+    assert sample.box_phrases == ((1,), (2,), (0,)), "a repeated word is found in turn, and not inside 'cart'"
+
+
+def test_a_phrase_of_several_pieces(tmp_path):
+    lines = [grounding(region(["a cart", "another"]), region("car")), grounding(region(["another", "a boat"]))]
+    found = read(tmp_path, *lines, grounding(region("car")), names=None)
+    assert found.samples[0].prompt.phrases[0].spans == ((0, 6), (18, 25))
+    assert found.samples[0].prompt.phrases[1].spans == ((26, 29),)
+    assert found.left_out.counts == {"phrase that is not in the caption": 1, "caption whose boxes are all left out": 1}
+
+
+def test_an_unknown_phrase_does_not_shift_the_others(tmp_path):
+    line = grounding(region("car"), region("a boat", (9, 9, 11, 11)), region("car", (5, 5, 6, 6)))
+    found = read(tmp_path, line, names=None)
+    assert found.left_out.counts == {"phrase that is not in the caption": 1}
+    assert found.left_out.places == {"phrase that is not in the caption": ["line 1, region 1"]}
+    (sample,) = found.samples
+    assert sample.boxes.tolist() == [[1, 2, 3, 4], [5, 5, 6, 6]] and sample.box_phrases == ((0,), (1,))
+
+
+def test_both_kinds_in_one_file(tmp_path):
+    found = read(tmp_path, detection(instance()), grounding(region()), detection(instance(3)))
+    assert [bool(sample.prompt) for sample in found.samples] == [False, True, False]
+    assert [sample.vocabulary for sample in found.samples] == [found.vocabulary, (), found.vocabulary]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (instance(1), "unknown category"),
+        (instance(None), "unknown category"),
+        (instance("0"), "unknown category"),
+        (instance(False), "unknown category"),
+        (instance([0]), "unknown category"),
+        (instance(bbox=(3, 2, 1, 4)), "box without area"),
+        (instance(bbox=(1, 2, math.inf, 4)), "malformed box"),
+        (instance(bbox=(1, 2, 3)), "malformed box"),
+        ({"label": 0}, "malformed box"),
+        ("person", "malformed instance"),
+    ],
+)
+def test_instances_that_teach_nothing_are_counted(bad, reason, tmp_path):
+    found = read(tmp_path, detection(instance(), bad))
+    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 1, instance 1"]}
+    assert len(found.samples[0].boxes) == 1
+
+
+@pytest.mark.parametrize("category", [None, 5, "", "_(x)", ["person"], "\ud800"])
+def test_categories_that_name_nothing(category, tmp_path):
+    found = read(tmp_path, detection(instance(), instance(category=category)), names=None)
+    assert found.vocabulary == ("person",) and found.left_out.counts == {"unknown category": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (region("a boat"), "phrase that is not in the caption"),
+        (region("ca"), "phrase that is not in the caption"),
+        (region(" "), "empty phrase"),
+        (region([]), "empty phrase"),
+        (region(["a car", ""]), "empty phrase"),
+        (region(None), "empty phrase"),
+        (region(5), "empty phrase"),
+        (region(tokens_positive=[[20, 99]]), "span outside the caption"),
+        (region(tokens_positive=[]), "box without a phrase"),
+        (region(tokens_positive="a car"), "box without a phrase"),
+        (region(bbox=()), "malformed box"),
+        (region(bbox=[[1, 2, 3, "4"]]), "malformed box"),
+        (region(bbox=(4, 2, 3, 4)), "box without area"),
+        (["a car"], "malformed region"),
+    ],
+)
+def test_regions_that_teach_nothing_are_counted(bad, reason, tmp_path):
+    found = read(tmp_path, grounding(bad, region()), names=None)
+    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 1, region 0"]}
+    assert found.samples[0].prompt.texts == ("a car",) and len(found.samples[0].boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ('{"filename": "d.jpg", "detec', "line that is not json"),
+        ("[" * 100_000, "line that is not json"),
+        ("[1]", "line that is no record"),
+        ('{"filename": "d.jpg"}', "line with neither detection nor grounding"),
+        (detection(instance(), filename="../../etc/passwd"), "picture name outside its folder"),
+        (detection(instance(), filename=None), "picture without a file name"),
+        (grounding(region(), filename="/etc/passwd"), "picture name outside its folder"),
+        ({"filename": "d.jpg", "detection": []}, "detection without a list of instances"),
+        ({"filename": "d.jpg", "detection": {"instances": {}}}, "detection without a list of instances"),
+        ({"filename": "d.jpg", "grounding": "a car"}, "grounding without a list of regions"),
+        (grounding(), "caption without a box"),
+        (grounding(region(), caption=""), "picture without a caption"),
+        (grounding(region(), caption=None), "picture without a caption"),
+        (grounding(region(), caption="a car \ud800"), "caption that is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_lines_that_teach_nothing_are_counted(bad, reason, names, tmp_path):
+    found = read(tmp_path, detection(instance()), bad, grounding(region()), names=names)
+    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 2"]}
+    assert [sample.image_id for sample in found.samples] == [1, 3]
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "set.jsonl").write_bytes(json.dumps(grounding(region())).encode() + b'\n{"filename": "\xff"}\n\x00\xff')
+    assert read_odvg(tmp_path / "set.jsonl", [tmp_path], "").left_out.counts == {"line that is not json": 2}
+
+
+def test_detection_without_any_name(tmp_path):
+    found = read(tmp_path, detection(), grounding(region()), names=None)
+    assert found.left_out.counts == {"detection in a file without any category": 1}
+
+
+@pytest.mark.parametrize("names", [["person"], {"person": 0}, {"0": 5}, {"0": "cat", "1": "cat"}, {}, {"-1": "cat"}])
+def test_wrong_label_maps(names, tmp_path):
+    with pytest.raises(ValueError, match=r"names\.json"):
+        read(tmp_path, detection(instance()), names=names)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(ValueError, match=r"no sample in it can be used \(left out: 2 x line that is not json\)"):
+        read(tmp_path, "not", "json")
+    with pytest.raises(ValueError, match="it lists none"):
+        read(tmp_path, "", names=None)
+    with pytest.raises(FileNotFoundError, match="are not there"):
+        read_odvg(tmp_path / "none.jsonl", [tmp_path], "")
+    with pytest.raises(FileNotFoundError, match="are not there"):
+        read_odvg(tmp_path / "set.jsonl", [tmp_path], tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        read_odvg(tmp_path / "set.jsonl", [tmp_path / "none"], "")

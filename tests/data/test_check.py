@@ -1,0 +1,234 @@
+"""A check names what is wrong with a set, where, and how much there is of everything."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip.data.check import Report, check
+from glip.data.readers.coco import read_coco
+from glip.data.readers.labels import read_labels
+from glip.data.sets import SampleSet, Tally
+from glip.data.world import draw_sample
+from glip.structures import Archived, Phrase, Prompt, Sample
+
+SIZE = (200, 100)
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+
+
+def sample(folder: Path, name: str = "a.png", boxes=((10, 20, 60, 70),), phrases=None, **fields: object) -> Sample:
+    own = {"vocabulary": ("dog", "cat"), "box_phrases": tuple(phrases or [(0,)] * len(boxes))}
+    return Sample(folder / name, torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), **(own | fields))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", SIZE).save(tmp_path / name)
+    return tmp_path
+
+
+def checked(*samples: Sample, left_out: Tally | None = None, **options: bool) -> Report:
+    return check(SampleSet(samples, left_out=left_out or Tally()), **options)
+
+
+def test_a_clean_set_is_counted(folder):
+    boxes = [(0, 0, 10, 10), (0, 0, 50, 50), (0, 0, 200.9, 100), (0, 0, 32, 32)]
+    prompt = Prompt.from_caption("a small dog runs", ["a small dog", "runs"])
+    report = checked(
+        sample(folder, boxes=boxes, phrases=[(0,), (0,), (0, 1), (1,)], crowd=(2,), size=SIZE),
+        sample(folder, "b.png", boxes=()),
+        sample(folder, "b.png", vocabulary=(), prompt=prompt),
+        sample(folder, "b.png", boxes=(), vocabulary=(), caption="two words"),
+    )
+    counts = report.counts
+    assert not report.problems
+    assert (counts.samples, counts.pictures, counts.without_boxes) == (4, 2, 2)
+    assert (counts.boxes, counts.crowd, counts.areas, counts.phrases) == (5, 1, [1, 3, 1], 2)
+    assert counts.per_name == {"dog": 3, "cat": 2} and counts.words == {4: 1, 2: 1}
+    assert report.remarks.counts == {"phrase without a box": 1}
+
+
+def test_names_without_a_box_are_a_remark(folder):
+    report = checked(sample(folder))
+    assert not report.problems and report.remarks.places == {"name without a box": ["cat"]}
+
+
+# ---- pictures
+
+
+def test_pictures_missing_and_broken(folder):
+    (folder / "broken.png").write_bytes(b"no picture")
+    whole = (folder / "a.png").read_bytes()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(folder / "half.jpg")
+    half = (folder / "half.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(half[: len(half) // 2])
+    (folder / "0.tar").write_bytes(whole)
+    names = ["missing.png", "broken.png", "half.jpg"]
+    given = [sample(folder, name, boxes=(), image_id=name) for name in names]
+    tarred = [Archived(folder / "0.tar", "x", 0, length) for length in (len(whole), len(whole) + 1)]
+    tarred.append(Archived(folder / "1.tar", "x", 0, 9))
+    given += [Sample(picture, torch.empty(0, 4), (), caption=str(picture.length)) for picture in tarred]
+    report = checked(*given, *given[:1])
+    assert report.counts.pictures == 5, "two members of one name are one picture"
+    assert report.problems.counts["picture that is not there"] == 2
+    assert report.problems.counts["picture that cannot be read"] == 1, "half a picture has a whole header"
+    assert "missing.png" in report.problems.places["picture that is not there"][0]
+    decoded = checked(*given, decode=True).problems
+    assert decoded.counts["picture that cannot be read"] == 2
+    assert any("half.jpg" in place for place in decoded.places["picture that cannot be read"])
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ((400, 200), "stated size differs from the picture's"),
+        ((100, 200), "stated width and height are swapped, or do not count the EXIF rotation"),
+    ],
+)
+def test_stated_sizes(folder, stated, reason):
+    report = checked(sample(folder, size=stated))
+    assert report.problems.counts == {reason: 1}
+    assert f"stated {stated[0]} x {stated[1]}, is 200 x 100" in report.problems.places[reason][0]
+
+
+def test_exif_rotation_counts(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE).save(tmp_path / "a.png", exif=exif)
+    assert not checked(sample(tmp_path, size=(100, 200))).problems
+    assert checked(sample(tmp_path, size=SIZE)).problems
+
+
+def test_pictures_listed_twice(folder):
+    one, other = (sample(folder, boxes=(), vocabulary=(), caption=caption) for caption in ("a dog", "a cat"))
+    assert not checked(one, other).problems, "two captions"
+    assert checked(one, other, one).problems.counts == {"picture that is listed twice with the same caption": 1}
+    assert checked(sample(folder), sample(folder)).problems.counts == {"picture that is listed twice": 1}
+
+
+# ---- words
+
+
+def test_spans_that_miss_words(folder):
+    caption = "The dogs' bowl, 犬の水 – it's empty"
+    words = {"The": (0, 3), "dogs'": (4, 9), "dog": (4, 7), "he": (1, 3), "犬": (16, 17), "it": (22, 24), "–": (20, 21)}
+    for text, span in words.items():
+        assert caption[slice(*span)] == text
+        prompt = Prompt(caption, (Phrase(text, (span,)),))
+        problems = checked(sample(folder, vocabulary=(), prompt=prompt)).problems
+        expected = {"dog": "span that cuts a word", "he": "span that cuts a word", "–": "phrase without a word"}
+        assert list(problems.counts) == ([expected[text]] if text in expected else []), text
+    prompt = Prompt(caption, (Phrase("he", ((1, 3),)),))
+    (place,) = checked(sample(folder, vocabulary=(), prompt=prompt)).problems.places["span that cuts a word"]
+    assert place.startswith("'he' in ") and "a.png" in place
+
+
+def test_names_listed_twice(folder):
+    names = ("dog", "Dog ", "cat", "hot  dog", "hot dog")
+    report = checked(sample(folder, vocabulary=names), sample(folder, "b.png", vocabulary=names))
+    assert report.problems.places == {"name that is listed twice": ["dog", "hot dog"]}
+
+
+# ---- boxes
+
+
+def test_boxes(folder):
+    boxes = [
+        (-0.9, -0.9, 200.9, 100.9),
+        (250, 0, 300, 50),
+        (150, 50, 250, 90),
+        (5, 5, 5, 9),
+        (0, 0, 9, 9),
+        (0, 0, 9, 9),
+    ]
+    problems = checked(sample(folder, boxes=boxes)).problems
+    assert problems.counts == {
+        "box outside its picture": 1,
+        "box partly outside its picture": 1,
+        "box without area": 1,
+        "box with the same words twice": 1,
+    }
+    assert problems.places["box outside its picture"] == [f"{folder / 'a.png'} of 200 x 100: 250, 0, 300, 50"]
+    assert not checked(sample(folder, boxes=boxes[-2:], phrases=[(0,), (1,)])).problems, "other words"
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A COCO file whose boxes are written by a function of (left, top, right, bottom, width, height of the picture)."""
+
+    def make(write) -> Report:
+        random = np.random.default_rng(0)
+        images, rows = [], []
+        for number in range(20):
+            width, height = (int(side) for side in random.integers(100, 400, 2))
+            Image.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png"})
+            for _ in range(5):
+                left, right = sorted(random.uniform(0, width, 2).round(1).tolist())
+                top, bottom = sorted(random.uniform(0, height, 2).round(1).tolist())
+                box = write(left, top, right + 1, bottom + 1, width + 1, height + 1)
+                rows.append({"image_id": number, "category_id": 1, "bbox": list(box)})
+        tree = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "dog"}]}
+        (tmp_path / "set.json").write_text(json.dumps(tree))
+        return check(read_coco(tmp_path / "set.json", [tmp_path]))
+
+    return make
+
+
+CONVENTIONS = {
+    "": lambda l, t, r, b, w, h: (l, t, r - l, b - t),
+    "like x1, y1, x2, y2 read as x, y, width, height": lambda l, t, r, b, w, h: (l, t, r, b),
+    "like centre x, centre y, width, height read as": lambda l, t, r, b, w, h: ((l + r) / 2, (t + b) / 2, r - l, b - t),
+    "relative (0..1)": lambda l, t, r, b, w, h: ((l + r) / 2 / w, (t + b) / 2 / h, (r - l) / w, (b - t) / h),
+    "for pictures of another size": lambda l, t, r, b, w, h: (3 * l, 3 * t, 3 * r - 3 * l, 3 * b - 3 * t),
+}
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_boxes_in_another_convention_are_recognised(coco, convention):
+    problems = coco(CONVENTIONS[convention]).problems
+    most = [reason for reason in problems.counts if reason.startswith("most boxes")]
+    assert len(most) == bool(convention) and all(convention in reason for reason in most), problems
+
+
+def test_swapped_axes_are_recognised(tmp_path):
+    Image.new("RGB", (300, 60)).save(tmp_path / "a.png")
+    boxes = [(10 + i, 100 + 20 * i, 40 + i, 130 + 20 * i) for i in range(8)]
+    problems = checked(sample(tmp_path, boxes=boxes)).problems
+    assert "most boxes (8 of 8) leave their picture: they look like y, x read as x, y" in problems.counts
+
+
+def test_sizes_read_as_corners_are_recognised(tmp_path):
+    Image.new("RGB", SIZE).save(tmp_path / "a.png")
+    boxes = [{"box": [100 + i, 50, 30, 20], "phrases": [0]} for i in range(5)]
+    boxes.append({"box": [10, 10, 30, 20], "phrases": [0]})
+    (tmp_path / "a.jsonl").write_text(json.dumps({"picture": "a.png", "names": ["dog"], "boxes": boxes}))
+    problems = check(read_labels(tmp_path / "a.jsonl", [tmp_path])).problems
+    assert problems.counts["box without area"] == 5
+    assert any("like x, y, width, height read as x1, y1, x2, y2" in reason for reason in problems.counts)
+
+
+# ---- whole sets
+
+
+def test_what_the_reader_left_out_is_a_problem(folder):
+    tally = Tally()
+    tally.note("unknown category", "annotation 5", 3)
+    problems = checked(sample(folder), left_out=tally).problems
+    assert problems.counts == {"unknown category": 3} and problems.places == {"unknown category": ["annotation 5"]}
+
+
+def test_drawn_pictures():
+    report = checked(*[draw_sample(seed) for seed in range(12)])
+    assert report.counts.pictures == 12 and report.counts.boxes > 20 and not report.problems
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+def test_a_real_set_is_clean():
+    folder = SHARED / "bccd"
+    report = check(read_coco(folder / "annotations/instances_test.json", [folder / "images"]), decode=True)
+    assert (report.counts.pictures, report.counts.boxes) == (59, 757) and not report.problems and not report.remarks

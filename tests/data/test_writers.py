@@ -1,0 +1,272 @@
+"""What is written is read back the same; what a format cannot say is an error that names one that can, or counted."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from glip.data import writers
+from glip.data.readers.captions import read_captions
+from glip.data.readers.coco import read_coco
+from glip.data.readers.labels import read_labels
+from glip.data.readers.lvis import read_lvis
+from glip.data.readers.mdetr import read_mdetr
+from glip.data.readers.odvg import read_odvg
+from glip.data.readers.silver import read_silver
+from glip.data.sets import SampleSet
+from glip.data.writers import label_map_of, write_coco, write_labels, write_mdetr, write_odvg
+from glip.structures import Archived, Phrase, Prompt, Sample
+
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+NAMES = ("dog", "cat", "owl")
+PROMPT = Prompt("a dog, two cats", (Phrase("a dog", ((0, 5),)), Phrase("two cats", ((7, 10), (11, 15)))))
+BOXES = torch.tensor([[0.1, 1 / 3, 20.7, 30], [5, 6, 99.99, 79.123456]])
+
+
+def detection(folder: Path, name: str = "a.jpg", **fields: object) -> Sample:
+    own = {"boxes": BOXES, "box_phrases": ((2,), (0,)), "vocabulary": NAMES, "image_id": name, "size": (100, 80)}
+    return Sample(folder / name, **(own | fields))
+
+
+def grounding(folder: Path, name: str = "a.jpg", **fields: object) -> Sample:
+    own = {"boxes": BOXES, "box_phrases": ((0,), (1,)), "prompt": PROMPT, "image_id": name, "size": (100, 80)}
+    return Sample(folder / name, **(own | fields))
+
+
+def caption(folder: Path, name: str = "a.jpg", **fields: object) -> Sample:
+    return Sample(folder / name, torch.empty(0, 4), (), caption="a dog", image_id=name, **fields)
+
+
+def same(first: Sample, second: Sample, ignore: tuple[str, ...] = ()) -> None:
+    assert torch.equal(first.boxes, second.boxes)
+    for key, value in first.__dict__.items():
+        if key != "boxes" and key not in ignore:
+            assert value == second.__dict__[key], key
+
+
+def all_same(first: SampleSet, second: SampleSet, ignore: tuple[str, ...] = ()) -> None:
+    assert len(first.samples) == len(second.samples) > 0 and first.vocabulary == second.vocabulary
+    assert not second.left_out, str(second.left_out)
+    for one, other in zip(first.samples, second.samples, strict=True):
+        same(one, other, ignore)
+
+
+# ---- round trips
+
+
+def test_coco(tmp_path):
+    empty = detection(tmp_path, "sub/c.jpg", boxes=torch.empty(0, 4), box_phrases=())
+    given = [detection(tmp_path), detection(tmp_path, "b.jpg", crowd=(1,), image_id=7), empty]
+    samples = SampleSet(given, NAMES, ids=(3, 5, 90))
+    assert not write_coco(samples, tmp_path / "out.json", [tmp_path])
+    found = read_coco(tmp_path / "out.json", [tmp_path])
+    all_same(samples, found)
+    assert found.ids == (3, 5, 90)
+    tree = json.loads((tmp_path / "out.json").read_text())
+    assert [row["id"] for row in tree["annotations"]] == [1, 2, 3, 4]
+    assert tree["annotations"][1]["bbox"] == pytest.approx([5, 6, 94.99, 73.123456], abs=1e-5)
+    assert tree["images"][2]["file_name"] == "sub/c.jpg"
+
+
+def test_a_federated_set_is_written_with_lvis_fields(tmp_path):
+    given = [detection(tmp_path, absent=(1,), incomplete=(0,)), detection(tmp_path, "b.jpg", absent=())]
+    samples = SampleSet(given, NAMES)
+    assert not write_coco(samples, tmp_path / "out.json", [tmp_path])
+    found = read_lvis(tmp_path / "out.json", [tmp_path])
+    all_same(samples, found)
+    assert found.ids == (1, 2, 3), "ids are given where the set has none"
+
+
+def test_mdetr(tmp_path):
+    both = grounding(tmp_path, "b.jpg", box_phrases=((0, 1), (1,)), crowd=(1,), image_id=3)
+    samples = SampleSet([grounding(tmp_path), both])
+    words = tuple(Phrase(" ".join(PROMPT.caption[s:e] for s, e in p.spans), p.spans) for p in PROMPT.phrases)
+    assert not write_mdetr(samples, tmp_path / "out.json", [tmp_path])
+    found = read_mdetr(tmp_path / "out.json", [tmp_path])
+    all_same(samples, found, ignore=("prompt",))
+    assert found.samples[0].prompt.phrases == words and found.samples[0].prompt.caption == PROMPT.caption
+
+
+def test_odvg(tmp_path):
+    samples = SampleSet([detection(tmp_path), grounding(tmp_path, "b.jpg")], NAMES)
+    lost = write_odvg(samples, tmp_path / "out.jsonl", [tmp_path])
+    assert lost.counts == {"id of a picture (its line number takes its place)": 2}
+    assert json.loads((tmp_path / "out_label_map.json").read_text()) == {"0": "dog", "1": "cat", "2": "owl"}
+    all_same(
+        samples, read_odvg(tmp_path / "out.jsonl", [tmp_path], label_map_of(tmp_path / "out.jsonl")), ("image_id",)
+    )
+
+
+def test_labels_say_everything(tmp_path):
+    listed = Prompt.from_names(["dog", "cat"], negatives=["owl"], classes=[4, 4])
+    archived = Archived(tmp_path / "shards" / "0.tar", "x/7.jpg", 512, 99)
+    other = detection(tmp_path, "c.jpg", vocabulary=("ant", "bee", "wasp"), crowd=(0,), absent=(1,), incomplete=(0, 2))
+    given = [
+        grounding(tmp_path, scores=(0.9, 0.123456789)),
+        detection(tmp_path),
+        caption(tmp_path, "sub/é.jpg", size=(5, 4)),
+        detection(tmp_path, "b.jpg", size=None),
+        other,
+        detection(tmp_path, image_id=12),
+        grounding(tmp_path, prompt=listed, box_phrases=((0, 2), (1,))),
+        Sample(archived, torch.empty(0, 4), (), caption="日本語 \U0001f408", image_id="x/7.jpg"),
+    ]
+    assert not write_labels(SampleSet(given), tmp_path / "out.jsonl", [tmp_path])
+    found = read_labels(tmp_path / "out.jsonl", [tmp_path])
+    all_same(SampleSet(given), found)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["names" in line for line in lines] == [False, True, False, False, True, True, False, False]
+
+
+@real
+def test_real_sets_come_back_whole(tmp_path):
+    images = [SHARED / "coco_mini/images"]
+    boxes = read_coco(SHARED / "coco_mini/annotations/instances_val.json", images)
+    silver = read_silver(SHARED / "coco_mini/annotations/grounding_silver_val.json", images)
+    captions = read_captions(SHARED / "coco_mini/annotations/captions_val.json", images)
+    assert not write_coco(boxes, tmp_path / "coco.json", images)
+    all_same(boxes, read_coco(tmp_path / "coco.json", images))
+    assert not write_mdetr(silver, tmp_path / "mdetr.json", images)
+    all_same(silver, read_mdetr(tmp_path / "mdetr.json", images))
+    write_odvg(silver, tmp_path / "silver.jsonl", images)
+    all_same(silver, read_odvg(tmp_path / "silver.jsonl", images, ""), ("image_id",))
+    for number, samples in enumerate((boxes, silver, captions)):
+        assert not write_labels(samples, tmp_path / f"{number}.jsonl", images)
+        all_same(samples, read_labels(tmp_path / f"{number}.jsonl", images))
+
+
+# ---- what a format cannot say
+
+
+@pytest.mark.parametrize(
+    ("write", "make", "message"),
+    [
+        (write_coco, grounding, "has a caption, which COCO cannot say: write --to mdetr, odvg or labels"),
+        (write_coco, caption, "has a caption, which COCO cannot say: write --to labels"),
+        (write_mdetr, detection, "has a list of names, which MDETR json cannot say: write --to coco, odvg or labels"),
+        (write_mdetr, caption, "a caption without phrases, which MDETR json cannot say: write --to labels"),
+        (write_odvg, caption, "a caption without phrases, which ODVG cannot say: write --to labels"),
+    ],
+)
+def test_other_kinds_of_samples(tmp_path, write, make, message):
+    path = tmp_path / "out.json"
+    with pytest.raises(ValueError, match=rf"picture 'a.jpg' .*{message}"):
+        write(SampleSet([make(tmp_path)], NAMES), path, [tmp_path])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_coco, write_odvg])
+def test_lists_of_names_of_their_own(tmp_path, write):
+    with pytest.raises(ValueError, match="has a list of names of its own, .* write --to labels"):
+        write(SampleSet([detection(tmp_path, vocabulary=("dog", "cat", "ant"))], NAMES), tmp_path / "o", [tmp_path])
+
+
+def test_odvg_refuses_federated_sets(tmp_path):
+    with pytest.raises(ValueError, match=r"absent or incomplete, .*write --to coco \(LVIS's fields\) or labels"):
+        write_odvg(SampleSet([detection(tmp_path, absent=(1,))], NAMES), tmp_path / "o", [tmp_path])
+
+
+@pytest.mark.parametrize("write", [write_coco, write_odvg, write_mdetr, write_labels])
+def test_pictures_without_a_name(tmp_path, write):
+    make = grounding if write is write_mdetr else detection
+    for picture, message in (
+        (Image.new("RGB", (4, 3)), "save it and put its path in the sample"),
+        (tmp_path.parent / "elsewhere.jpg", "does not lie in the picture folders .*: give its folder"),
+        (Archived(tmp_path / "0.tar", "a", 0, 9), "lies in an archive, which .* cannot say: write --to labels"),
+    ):
+        if isinstance(picture, Archived) and write is write_labels:
+            continue
+        sample = Sample(**{**make(tmp_path).__dict__, "picture": picture})
+        with pytest.raises(ValueError, match=message):
+            write(SampleSet([sample], NAMES), tmp_path / "o", [tmp_path])
+
+
+def test_what_mdetr_cannot_say_is_counted(tmp_path):
+    listed = Prompt.from_names(["dog", "cat", "owl"])
+    given = [
+        grounding(tmp_path, scores=(0.5, 0.6), prompt=listed),
+        grounding(tmp_path, "b.jpg", boxes=torch.empty(0, 4), box_phrases=()),
+    ]
+    lost = write_mdetr(SampleSet(given), tmp_path / "out.json", [tmp_path])
+    assert lost.counts == {
+        "caption without a box": 1,
+        "phrase without a box": 1,
+        "that a caption is a list of names, or its classes": 1,
+        "score": 2,
+    }
+    assert len(read_mdetr(tmp_path / "out.json", [tmp_path]).samples) == 1
+
+
+def test_what_coco_and_odvg_cannot_say_is_counted(tmp_path):
+    given = [detection(tmp_path, scores=(0.5, 0.6), box_phrases=((0, 1), (2,)), crowd=(1,)), detection(tmp_path)]
+    samples = SampleSet(given, NAMES)
+    lost = write_coco(samples, tmp_path / "out.json", [tmp_path])
+    several = "that several names are of one box (it is written once for each)"
+    assert lost.counts == {"score": 2, several: 1, "id of a picture (another has it too)": 1}
+    found = read_coco(tmp_path / "out.json", [tmp_path]).samples
+    assert [sample.image_id for sample in found] == ["a.jpg", "a.jpg#2"]
+    assert [sample.box_phrases for sample in found] == [((0,), (1,), (2,)), ((2,), (0,))]
+    lost = write_odvg(samples, tmp_path / "out.jsonl", [tmp_path])
+    assert lost.counts["box of a crowd"] == 1 and lost.counts["score"] == 2 and lost.counts[several] == 1
+
+
+def test_sizes_come_from_the_picture_when_they_are_not_stated(tmp_path):
+    Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg")
+    given = [detection(tmp_path, size=None), detection(tmp_path, "missing.jpg", size=None)]
+    lost = write_coco(SampleSet(given, NAMES), tmp_path / "out.json", [tmp_path])
+    assert lost.counts == {"size of a picture that cannot be read": 1}
+    assert [sample.size for sample in read_coco(tmp_path / "out.json", [tmp_path]).samples] == [(9, 7), None]
+
+
+def test_names_are_relative_to_the_first_folder_that_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [detection(Path("train"), "x/a.jpg"), detection(tmp_path / "val", "b.jpg")]
+    write_coco(SampleSet(given, NAMES), "deep/er/out.json", [tmp_path / "train", "val"])
+    tree = json.loads(Path("deep/er/out.json").read_text())
+    assert [row["file_name"] for row in tree["images"]] == ["x/a.jpg", "b.jpg"]
+
+
+# ---- whole or not at all
+
+
+@pytest.mark.parametrize("write", [write_coco, write_odvg, write_labels])
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, write):
+    samples = SampleSet([detection(tmp_path)], NAMES)
+    write(samples, tmp_path / "out", [tmp_path])
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(SampleSet([detection(tmp_path, "other.jpg")], NAMES), tmp_path / "out", [tmp_path])
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_files_can_be_read_by_others_and_folders_are_refused(tmp_path):
+    samples = SampleSet([detection(tmp_path)], NAMES)
+    write_coco(samples, tmp_path / "out.json", [tmp_path])
+    assert (tmp_path / "out.json").stat().st_mode & 0o777 == 0o644
+    with pytest.raises(ValueError, match="is a folder: give the file to write"):
+        write_coco(samples, tmp_path, [tmp_path])
+
+
+def test_samples_are_taken_one_at_a_time(tmp_path, monkeypatch):
+    """No writer holds the samples: each is written before the next one is asked for."""
+    asked, written = [], []
+
+    class Watched(list):
+        def __iter__(self):
+            for number in range(50):
+                asked.append(number)
+                yield detection(tmp_path, f"{number}.jpg")
+
+    corners = writers._decimals
+    monkeypatch.setattr(writers, "_decimals", lambda row: written.append(len(asked)) or corners(row))
+    write_coco(SampleSet(Watched(), NAMES), tmp_path / "out.json", [tmp_path])
+    assert written == [number for number in range(1, 51) for _ in range(2)]

@@ -1,0 +1,104 @@
+"""Small runs: a tiny model, batches of drawn pictures of one size, and steps made of them."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from small import RELEASED, VOCABULARY, scenes
+
+from glip.config import Experiment, ModelConfig, TrainConfig, VisionConfig
+from glip.data.loader import Step
+from glip.data.sets import Tally
+from glip.detector import build_processor
+from glip.model.glip import GLIP
+from glip.structures import Batch, Prompt, Sample
+from glip.text.tokens import Tokenizer
+
+_WORDS = 300  # of the vocabulary: token ids are folded into it, so that embeddings are no more than the network
+SWIN: ModelConfig = replace(
+    RELEASED,
+    vision=replace(RELEASED.vision, widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), drop_path=0.1),
+    language=replace(RELEASED.language, hidden=64, heads=1, vocabulary=_WORDS),
+    head=replace(RELEASED.head, blocks=1, channels=32),
+)
+RESNET = replace(SWIN, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.1))
+STILL = replace(  # nothing random in it: the same step gives the same numbers however it is divided
+    SWIN,
+    vision=replace(SWIN.vision, drop_path=0.0),
+    language=replace(SWIN.language, dropout=0.0),
+    head=replace(SWIN.head, fusion_dropout=0.0, drop_block=0.0),
+)
+
+
+def settings(output: Path, **changes: object) -> Experiment:
+    quick = TrainConfig(steps=6, batch_size=1, lr=1e-3, warmup=2, save_every=2, log_every=2, output=str(output))
+    return Experiment(train=replace(quick, **changes))
+
+
+def batches_of(size: int, config: ModelConfig = SWIN) -> list[Batch]:
+    """The four drawn pictures in batches of ``size``, captions padded to one length only within a batch."""
+    processor = build_processor(config, Tokenizer(VOCABULARY))
+    samples = []
+    for picture, things in scenes():
+        names = [f"{thing.colour} {thing.kind}" for thing in things]
+        boxes = torch.tensor([thing.box for thing in things])
+        phrases = tuple((index,) for index in range(len(things)))
+        samples.append(Sample(picture.resize((64, 64)), boxes / 2, phrases, prompt=Prompt.from_names(names)))
+    made = [processor.training(samples[first : first + size]) for first in range(0, len(samples), size)]
+    texts = [replace(batch.text, input_ids=batch.text.input_ids % _WORDS) for batch in made]
+    return [replace(batch, text=text) for batch, text in zip(made, texts, strict=True)]
+
+
+def step_of(*batches: Batch, left_out: str = "", broken: tuple[str, ...] = ()) -> Step:
+    tally = Tally()
+    if left_out:
+        tally.note(left_out)
+    return Step(batches, tally, broken, sum(len(batch.targets) for batch in batches) + len(broken))
+
+
+def stream(made: list[Step], steps: int, stop: int | None = None) -> Callable[[int], Iterator[Step]]:
+    """Steps in turn; killed before step ``stop``."""
+
+    def since(start: int) -> Iterator[Step]:
+        for step in range(start, steps):
+            if step == stop:
+                raise KeyboardInterrupt
+            yield made[step % len(made)]
+
+    return since
+
+
+def poisoned(step: Step) -> Step:
+    def poison(batch: Batch) -> Batch:
+        pixels = torch.full_like(batch.images.pixels, torch.nan)
+        return replace(batch, images=replace(batch.images, pixels=pixels))
+
+    return replace(step, batches=tuple(poison(batch) for batch in step.batches))
+
+
+def metrics(folder: Path) -> list[dict[str, object]]:
+    """Rows without what depends on the machine."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("pictures_per_second", "memory_mb")} for row in rows]
+
+
+def equal(first: GLIP, second: GLIP) -> bool:
+    theirs = second.state_dict()
+    return all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+
+
+def same(first: object, second: object) -> bool:
+    """Whether two trees of plain values and tensors are bit-identical."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return isinstance(second, dict) and first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def quiet(line: str) -> None:
+    """Reports nothing."""
