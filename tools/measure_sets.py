@@ -80,6 +80,8 @@ def asked(samples: Sequence[Sample], others: Sequence[str]) -> list[Sample]:
     own = sorted({name for sample in samples for name in sample.vocabulary})
     strange = foreign_names(own, others)
     bare = torch.empty(0, 4)
+    if not strange:
+        return []
     return [Sample(sample.picture, bare, (), vocabulary=strange, image_id=sample.image_id) for sample in samples]
 
 

@@ -9,7 +9,6 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -88,21 +87,27 @@ class Schedule:
         self.cycle = _cycle(weights / weights.sum())
         taken = self.cycle[:, None] == np.arange(len(weights))
         self.before = np.concatenate([np.zeros((1, len(weights)), dtype=np.int64), taken.cumsum(0)])
-        self._window = lru_cache(maxsize=2)(self._grouped_window)
-        self._order = lru_cache(maxsize=2 * len(weights))(self._permutation)
+        self._window: tuple[int, list[list[Draw]]] = (-1, [])  # the last one asked for, and its number
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each source the last epoch asked for, and its order
 
     def step(self, step: int) -> list[Draw]:
         """The draws of a step, in the order of its batch."""
         if not self.grouped:
             return self._plain(step)
-        return self._window(step // _WINDOW)[step % _WINDOW]
+        window, place = divmod(step, _WINDOW)
+        if self._window[0] != window:
+            self._window = window, self._grouped_window(window)
+        return self._window[1][place]
 
     def index(self, draw: Draw) -> int:
         """Which sample a draw is: each set is gone through in an order of its own, new in every epoch."""
         length = len(self.sources[draw.source].samples)
         if length > _MANY:
             return int(self.random(draw).integers(length))
-        return int(self._order(draw.source, draw.number // length)[draw.number % length])
+        epoch, place = divmod(draw.number, length)
+        if self._orders.get(draw.source, (-1,))[0] != epoch:
+            self._orders[draw.source] = epoch, self._permutation(draw.source, epoch)
+        return int(self._orders[draw.source][1][place])
 
     def random(self, draw: Draw) -> np.random.Generator:
         """The random numbers of a draw."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from glip.config import ConfigError, DataConfig, DatasetConfig, SetConfig, load_config, read_yaml
 from glip.data.catalog import data_root, find_set, read_set
 from glip.data.loader import Source
-from glip.data.phrasing import Phrasing, foreign_names, read_prompts
+from glip.data.phrasing import ClassPrompt, Phrasing, foreign_names, read_prompts
 from glip.data.sets import PackedSamples, SampleSet, Tally
 from glip.data.transforms import Augmentation
 from glip.structures import Sample
@@ -43,13 +43,18 @@ def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[S
             full_vocabulary=data.full_vocabulary,
             borrow=data.borrow,
             foreign=foreign_names(row.read.vocabulary, others),
-            prompts=read_prompts(read_yaml(data_root(data.root) / row.config.prompts)) if row.config.prompts else {},
+            prompts=_class_prompts(row, data),
             pack_captions=data.pack_captions,
         )
         sides = row.config.short_side or data.short_side
         how = Augmentation((min(sides), max(sides)), max_size, crop=data.crop, flip=row.config.flip, colour=data.colour)
         sources.append(Source(row.config.name, row.config.weight, row.read.samples, how, phrasing, row.read.left_out))
     return sources
+
+
+def _class_prompts(row: _Row, data: DataConfig) -> dict[str, ClassPrompt]:
+    file = resolve(row.config, data).prompts
+    return read_prompts(read_yaml(data_root(data.root) / file), row.read.vocabulary) if file else {}
 
 
 def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
@@ -99,10 +104,6 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     read = read_set(resolve(config, data), data.root)
     if not isinstance(read.samples, PackedSamples):
         return read
-    if not len(read.samples):
-        raise ValueError(
-            f"set {config.name!r} has no sample ({read.left_out or 'its list is empty'}): run glip data check"
-        )
     first, there = config.first or len(read.samples), _Listing(read.left_out)
     kept = PackedSamples(sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
     if not len(kept):

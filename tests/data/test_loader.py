@@ -61,7 +61,8 @@ def plain(name: str, sizes: list[tuple[int, int]], weight: float = 1.0) -> Sourc
         Sample(Image.new("RGB", (1, 1)), torch.zeros(0, 4), (), ("a",), image_id=number, size=size)
         for number, size in enumerate(sizes)
     )
-    return Source(name, weight, samples, Augmentation((64, 64), 128), Phrasing(max_negatives=9, max_tokens=99))
+    phrasing = Phrasing(max_negatives=9, max_tokens=99, full_vocabulary=0.5)
+    return Source(name, weight, samples, Augmentation((64, 64), 128), phrasing)
 
 
 # ---- which draws make a step

@@ -105,7 +105,7 @@ def test_ids_that_match_nothing_are_an_error(root):
 
 def test_an_empty_set(root):
     change(root, images=[], annotations=[])
-    with pytest.raises(ValueError, match="'drawn' has no sample"):
+    with pytest.raises(ValueError, match="no sample in it can be used"):
         sources(data(root))
 
 

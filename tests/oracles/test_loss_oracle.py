@@ -1,14 +1,17 @@
 """Losses against their formulas, written out with Python numbers where they are short."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
+from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.geometry.boxes import giou_loss, iou
-from glip.loss import centerness_targets, token_focal_loss
+from glip.loss import Criterion, Totals, centerness_targets, compute_losses, match, token_focal_loss
+from glip.structures import Outputs, Target
 
 
 def boxes(count: int, seed: int) -> Tensor:
@@ -73,3 +76,53 @@ def test_centerness_is_one_in_the_middle_and_its_formula_elsewhere() -> None:
     anchors = torch.tensor([[10.0, 0.0, 30.0, 20.0], [0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 20.0, 10.0]])
     expected = [1.0, math.sqrt(10 / 30), math.sqrt(10 / 30 * 5 / 15)]
     assert centerness_targets(box, anchors).tolist() == pytest.approx(expected)
+
+
+SIZES = level_sizes(96, 128)
+ANCHORS = grid_anchors(SIZES)
+
+
+def random_outputs(count: int) -> Outputs:
+    generator = torch.Generator().manual_seed(4)
+    shapes = ((count, len(ANCHORS), 6), (count, len(ANCHORS), 4), (count, len(ANCHORS)))
+    logits, deltas, centerness = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+    return Outputs(logits, deltas, centerness, ANCHORS, SIZES)
+
+
+def picture(outputs: Outputs, index: int) -> Outputs:
+    rows = slice(index, index + 1)
+    logits, deltas, centerness = outputs.token_logits[rows], outputs.box_deltas[rows], outputs.centerness[rows]
+    return replace(outputs, token_logits=logits, box_deltas=deltas, centerness=centerness)
+
+
+def target(count: int, seed: int) -> Target:
+    return Target(boxes(count, seed), torch.eye(6, dtype=torch.bool)[:count])
+
+
+def test_losses_of_parts_divided_by_the_totals_are_those_of_the_whole() -> None:
+    targets, outputs, mask = [target(3, 5), target(1, 6), target(0, 7)], random_outputs(3), torch.ones(3, 6).bool()
+    whole = Criterion()(outputs, targets, mask)
+    matchings = [match([one], ANCHORS, SIZES) for one in targets]
+    totals = Totals(
+        sum(each.totals.num_positive for each in matchings), sum(each.totals.centerness for each in matchings)
+    )
+    parts = [
+        compute_losses(picture(outputs, index), matching, mask[index : index + 1], totals=totals)
+        for index, matching in enumerate(matchings)
+    ]
+    assert whole.num_positive == totals.num_positive == sum(part.num_positive for part in parts) > 10
+    for term in ("token", "box", "centerness", "total"):
+        summed = torch.stack([getattr(part, term) for part in parts]).sum()
+        torch.testing.assert_close(summed, getattr(whole, term), rtol=1e-5, atol=1e-6)
+    alone = Criterion()(picture(outputs, 1), targets[1:2], mask[:1])
+    assert alone.total > parts[1].total * 1.5, "divided by itself alone a part weighs more"
+
+
+def test_without_a_box_only_tokens_are_learned_and_every_gradient_is_there() -> None:
+    outputs = random_outputs(2)
+    losses = Criterion()(outputs, [target(0, 0)] * 2, torch.ones(2, 6).bool())
+    assert losses.num_positive == 0 and losses.box == losses.centerness == 0 and losses.token > 0
+    losses.total.backward()
+    for value in (outputs.box_deltas, outputs.centerness):
+        assert value.grad is not None and not value.grad.any()
+    assert outputs.token_logits.grad is not None and outputs.token_logits.grad.all()

@@ -37,15 +37,15 @@ def settings(output: Path, **changes: object) -> Experiment:
     return Experiment(train=replace(quick, **changes))
 
 
-def batches_of(size: int, config: ModelConfig = SWIN) -> list[Batch]:
+def batches_of(size: int, *, side: int = 64) -> list[Batch]:
     """The four drawn pictures in batches of ``size``, captions padded to one length only within a batch."""
-    processor = build_processor(config, Tokenizer(VOCABULARY))
+    processor = build_processor(SWIN, Tokenizer(VOCABULARY))
     samples = []
     for picture, things in scenes():
         names = [f"{thing.colour} {thing.kind}" for thing in things]
-        boxes = torch.tensor([thing.box for thing in things])
+        boxes = torch.tensor([thing.box for thing in things]) * (side / 128)
         phrases = tuple((index,) for index in range(len(things)))
-        samples.append(Sample(picture.resize((64, 64)), boxes / 2, phrases, prompt=Prompt.from_names(names)))
+        samples.append(Sample(picture.resize((side, side)), boxes, phrases, prompt=Prompt.from_names(names)))
     made = [processor.training(samples[first : first + size]) for first in range(0, len(samples), size)]
     texts = [replace(batch.text, input_ids=batch.text.input_ids % _WORDS) for batch in made]
     return [replace(batch, text=text) for batch, text in zip(made, texts, strict=True)]

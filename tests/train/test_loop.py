@@ -212,7 +212,8 @@ def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
         train(settings(tmp_path, **changes), seeded(SWIN), stream(steps, 6), report=quiet)
 
 
-def test_bfloat16_and_checkpointing_learn(steps, tmp_path):
+def test_bfloat16_and_checkpointing_learn(tmp_path):
+    steps = [step_of(batch) for batch in batches_of(1, side=128)]
     exact = train(settings(tmp_path / "a"), seeded(SWIN), stream(steps, 6), report=quiet)
     experiment = settings(tmp_path / "b", precision="bfloat16", checkpointing=True)
     rounded = train(experiment, seeded(SWIN), stream(steps, 6), report=quiet)

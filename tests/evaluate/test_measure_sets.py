@@ -1,0 +1,45 @@
+"""tools/measure_sets.py: which strange names a picture is asked for, and a table for a small model."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from scored import detections, sample
+from small import write_coco
+
+from glip.evaluate.background import background
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "measure_sets.py"
+BOX = (10.0, 10.0, 50.0, 50.0)
+
+
+@pytest.fixture
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("measure_sets", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_strange_names_share_no_word_with_the_sets_own(tool):
+    [one] = tool.asked([sample(["white pawn"], [(BOX, 0)])], ["white blood cell", "raccoon", "pothole", "raccoon"])
+    assert one.vocabulary == ("raccoon", "pothole") and not len(one.boxes) and one.box_phrases == ()
+    found = background([(one, detections(one, [(BOX, 0.7, 1)]))])
+    assert tool.alarms(found, 0.5) == "1.00 (0.500)" and tool.alarms(None, 0.5) == "-"
+
+
+def test_table(tool, tiny_folder, tmp_path, monkeypatch, capsys):
+    for name in (*tool.SMALL, "coco_mini"):
+        annotations = tmp_path / name / "annotations"
+        annotations.mkdir(parents=True)
+        write_coco(tmp_path / name).rename(annotations / "instances_test.json")
+    words = ["--model", str(tiny_folder), "--data", str(tmp_path), "--pictures", "2", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["measure_sets.py", *words, "--sets", "bccd", "world_novel_captions"])
+    tool.main()
+    lines = capsys.readouterr().out.splitlines()
+    [row] = [line for line in lines if line.startswith("| bccd_test | 2 | ")]
+    assert row.count("|") == 9 and row.endswith("| no |")
+    assert any(line.startswith("| world_novel_captions | ") for line in lines) and lines[-1] == "Left out: nothing"

@@ -1,0 +1,135 @@
+"""What a run tells, and that its curves go on where they stopped."""
+
+import builtins
+import json
+import sys
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from glip.data.sets import Tally
+from glip.train.checkpoint import Progress
+from glip.train.log import RunLog, forget_after, open_board, peak_memory
+from glip.train.step import Outcome
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Found:
+    figures: dict[str, float]
+    best: float = 0.5
+    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)
+
+
+def outcome(loss: float, *, stepped: bool = True) -> Outcome:
+    losses = {"token": loss - 2, "box": 1.0, "centerness": 1.0, "loss": loss}
+    return Outcome(losses, 0.5 * loss, 4, stepped, False, False)
+
+
+def opened(folder, **changes) -> RunLog:
+    return RunLog(folder, **{"steps": 10, "start": 0, "device": CPU, "tensorboard": False, **changes})
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_line_and_its_row(tmp_path):
+    log, progress = opened(tmp_path), Progress()
+    for number, loss in enumerate((4.0, float("nan"), 8.0), start=1):
+        progress.step = number
+        progress.skipped += loss != loss
+        log.add(outcome(loss, stepped=loss == loss), progress)
+    line = log.row(progress, 2e-4, {"box without area": 3})
+    assert line.startswith("step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000")
+    assert "pictures/s" in line and " GB  1 skipped" in line and line.endswith(" left")
+    (row,) = rows(tmp_path)
+    expected = {"step": 3, "lr": 2e-4, "loss": 6.0, "gradient_norm": 3.0, "skipped": 1, "broken": 0}
+    assert row | expected == row and row["left_out"] == {"box without area": 3}
+    assert row["memory_mb"] > 10 and row["pictures_per_second"] > 0
+    assert progress.window == {}, "the next line is of the next steps"
+
+
+def test_a_validation_is_a_row_and_a_line(tmp_path):
+    passed = Tally()
+    passed.note("picture that cannot be read", times=2)
+    found = Found({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, left_out=passed)
+    line = opened(tmp_path).validated(4, found, best=True)
+    assert "drawn/AP50 0.250  drawn/AP -  (best so far)  passed over: 2 x picture that cannot be read" in line
+    assert rows(tmp_path) == [
+        {
+            "step": 4,
+            "validation": {"drawn/AP50": 0.25, "drawn/AP": None},
+            "best": True,
+            "passed_over": {"picture that cannot be read": 2},
+        }
+    ]
+
+
+def test_rows_past_the_checkpoint_and_half_rows_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2}\n{"step": 4}\n{"step": 4, "validation": {}}\n{"step": 6}\n{"ste')
+    forget_after(path, 4)
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4, 4]
+    forget_after(tmp_path / "none.jsonl", 4)
+
+
+def test_memory_is_of_this_process():
+    before = peak_memory(CPU)
+    held = torch.ones(50_000_000)
+    assert held.sum() > 0 and peak_memory(CPU) >= max(before, 200)
+
+
+def test_missing_tensorboard_is_told(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *given, **named):
+        if "tensorboard" in name:
+            raise ImportError(name)
+        return real(name, *given, **named)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(ImportError, match="pip install tensorboard, or set train.tensorboard=false") as told:
+        opened(tmp_path, tensorboard=True)
+    assert "\n" not in str(told.value)
+
+
+def test_tensorboard_gets_curves_and_pictures(tmp_path, monkeypatch):
+    calls: list[tuple] = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            calls.append(("open", folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def add_image(self, name, values, step, dataformats):
+            calls.append((name, values.shape, step, dataformats))
+
+        def close(self):
+            calls.append(("close",))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    log, progress = opened(tmp_path, start=3, tensorboard=True), Progress(step=4)
+    log.add(outcome(4.0), progress)
+    log.row(progress, 1e-3, {})
+    log.validated(4, Found({"drawn/AP50": 0.5}, pictures={"drawn/0": Image.new("L", (8, 6))}), best=False)
+    log.close()
+    assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("close",)
+    assert ("train/loss", 4.0, 4) in calls and ("train/lr", 1e-3, 4) in calls
+    assert ("validation/drawn/AP50", 0.5, 4) in calls and ("drawn/0", (6, 8, 3), 4, "HWC") in calls
+
+
+def test_real_tensorboard_writes(tmp_path):
+    pytest.importorskip("tensorboard")
+    board = open_board(tmp_path, 0)
+    board.add_scalar("train/loss", 1.0, 1)
+    board.close()
+    assert list((tmp_path / "tensorboard").iterdir())
