@@ -1,13 +1,15 @@
 """Drawings are readable at any size, the same in every run, and written whole or not at all."""
 
+import colorsys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
 
 from glip import visualize
-from glip.structures import Detections, Prompt
-from glip.visualize import draw, phrase_colour, save_picture
+from glip.structures import Detections, Prompt, Sample
+from glip.visualize import contact_sheet, draw, phrase_colour, save_picture
 
 SIZES = [(1, 1), (8, 2000), (4000, 30), (2, 3), (640, 480), (1500, 1500)]
 
@@ -142,3 +144,89 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         save_picture(Image.new("RGB", (9, 7)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- contact sheets
+
+
+def sample(name="dog", boxes=((60.0, 30.0, 180.0, 90.0),), **fields) -> Sample:
+    own = {
+        "picture": Image.new("RGB", (240, 120), (9, 9, 9)),
+        "vocabulary": (name,),
+        "box_phrases": ((0,),) * len(boxes),
+    }
+    return Sample(boxes=torch.tensor(boxes).reshape(-1, 4), **(own | fields))
+
+
+def colours_of(picture: Image.Image) -> set[tuple[int, int, int]]:
+    return {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+
+
+def test_a_sheet_has_a_cell_for_each_sample():
+    cell, gap = visualize._CELL, visualize._GAP
+    one, five = contact_sheet([sample()]), contact_sheet([sample()] * 5)
+    assert one.width == cell + 2 * gap and five.width == 4 * (cell + gap) + gap and five.height > 1.8 * one.height
+    assert contact_sheet([sample()] * 5, columns=2).width == 2 * (cell + gap) + gap
+    with pytest.raises(ValueError, match="no samples"):
+        contact_sheet([])
+
+
+def test_boxes_have_the_colour_of_their_words():
+    sheet, colour, gap = contact_sheet([sample()]), phrase_colour("dog"), visualize._GAP
+    for x, y in ((60, 60), (180, 60), (120, 30), (120, 90)):
+        assert sheet.getpixel((gap + round(x * 1.5), gap + round(y * 1.5))) == colour
+    assert colour in colours_of(sheet.crop((0, gap + 180, *sheet.size))), "the name below the picture"
+    assert phrase_colour("cat") not in colours_of(sheet)
+
+
+def test_phrases_of_a_caption_are_marked_and_the_others_are_not():
+    prompt = Prompt.from_caption("a dog near a tree", ["a dog", "a tree"])
+    sheet = contact_sheet([sample(vocabulary=(), prompt=prompt)])
+    below = colours_of(sheet.crop((0, visualize._GAP + 180, *sheet.size)))
+    assert phrase_colour("a dog") in below and phrase_colour("a tree") not in below
+
+
+def test_likely_confused_colours_are_set_apart():
+    names = ("red blood cell", "white blood cell", "platelet", "dog", "cat", "fox")
+    palette = visualize._palette(sample(vocabulary=names))
+    assert set(palette) == set(names), "a short vocabulary is coloured as a whole, the same below every picture"
+    hues = [colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0] * 360 for colour in palette.values()]
+    apart = [min((a - b) % 360, (b - a) % 360) for i, a in enumerate(hues) for b in hues[:i]]
+    assert min(apart) > 38
+    many = tuple(f"thing {number}" for number in range(40))
+    rows = tuple((number,) for number in range(40))
+    assert len(visualize._palette(sample(vocabulary=many, boxes=[[0, 0, 9, 9]] * 40, box_phrases=rows))) == 40
+
+
+def test_a_crowd_is_framed_without_colour():
+    assert phrase_colour("dog") not in colours_of(contact_sheet([sample(crowd=(0,))]).crop((0, 0, 396, 198)))
+
+
+def test_scores_are_shown(places):
+    contact_sheet([sample(scores=(0.87,))])
+    assert len(places) == 1
+    contact_sheet([sample()])
+    assert len(places) == 1
+
+
+def test_unreadable_pictures_and_empty_samples_have_cells_too(tmp_path):
+    sheet = contact_sheet([sample(picture=tmp_path / "missing.jpg"), sample(boxes=()), sample(boxes=(), vocabulary=())])
+    assert (220, 220, 220) in colours_of(sheet) and sheet.width > 1000
+
+
+@pytest.mark.parametrize("caption", ["x" * 400, "word " * 200, "", "a\nb\tc", "Á 日本 \U0001f408"])
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 2)])
+def test_any_caption_and_size(caption, size):
+    one = sample(picture=Image.new("RGB", size), boxes=(), vocabulary=(), caption=caption)
+    sheet = contact_sheet([one])
+    assert sheet.height < 600 and sheet.width == visualize._CELL + 2 * visualize._GAP
+
+
+def test_long_captions_wrap_at_words_and_end_in_dots():
+    font = ImageFont.load_default(size=visualize._TEXT)
+    runs = [visualize._Run("a red dog ", (1, 2, 3)), visualize._Run("and other words " * 30, None)]
+    lines = visualize._wrapped(runs, font)
+    assert len(lines) == visualize._ROWS and lines[0][0] == visualize._Run("a red dog ", (1, 2, 3))
+    assert all(font.getlength("".join(run.text for run in line)) <= visualize._CELL for line in lines)
+    assert "".join(run.text for run in lines[-1]).endswith("...")
+    assert all(not line[-1].text.endswith(" ") for line in lines)

@@ -146,7 +146,11 @@ def foreign_names(own: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     Whether they are truly absent from its pictures is for the one to know who mixes the sets and sets ``borrow``.
     """
     words = {word for name in own for word in _WORD.findall(name.lower())}
-    return tuple(name for name in dict.fromkeys(others) if not words & set(_WORD.findall(name.lower())))
+    chosen: dict[str, str] = {}
+    for name in others:
+        if not words & set(_WORD.findall(name.lower())):
+            chosen.setdefault(_key(name), name)
+    return tuple(chosen.values())
 
 
 def _read_prompt(name: str, value: Any) -> ClassPrompt:
@@ -268,13 +272,13 @@ def _borrow(phrasing: Phrasing, used: int, rng: np.random.Generator) -> list[Cla
 
 
 def _fitting(wordings: Sequence[ClassPrompt], max_tokens: int, count_tokens: CountTokens) -> list[ClassPrompt]:
-    """What is written: each that still fits when its turn comes, once, and that the tokenizer can read at all."""
+    """What is written: each that still fits when its turn comes, and that the tokenizer can read at all."""
     room = max_tokens - _SPECIAL + 1  # each takes its tokens and a separator; the last has none after it
     fitting: dict[str, ClassPrompt] = {}
     for wording in wordings:
         # Word pieces never cross white space or punctuation, so costs add up.
         cost = _cost(count_tokens, wording.text) + 1
-        if cost <= room and _cost(count_tokens, wording.name) > 0 and _key(wording.text) not in fitting:
+        if cost <= room and _cost(count_tokens, wording.name) > 0:
             room -= cost
             fitting[_key(wording.text)] = wording
     if not fitting:

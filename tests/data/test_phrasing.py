@@ -202,7 +202,7 @@ def test_a_box_of_two_names_answers_to_those_that_are_written():
 
 
 def test_borrowed_names_share_no_word():
-    own, others = ["red Bus", "traffic-light"], ["bus stop", "Light", "red", "cat", "Cat tree", "cat"]
+    own, others = ["red Bus", "traffic-light"], ["bus stop", "Light", "red", "cat", "Cat tree", "Cat", "cat"]
     assert foreign_names(own, others) == ("cat", "Cat tree")
     how = replace(ALL, borrow=1.0, foreign=FOREIGN)
     made = [phrased(sample_of(DIFFERENT, [0]), how, seed) for seed in range(30)]

@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from glip.data.picture import PictureError, open_any, open_picture, to_rgb
+from glip.data.picture import PictureError, open_any, open_picture, picture_size, to_rgb
+from glip.structures import Archived
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -224,3 +226,51 @@ def test_arrays_and_tensors_are_the_same_picture():
 def test_other_things_are_explained(image, message):
     with pytest.raises(ValueError, match=message):
         open_any(image)
+
+
+# ---- in archives, and sizes from headers
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Bytes of two pictures between others."""
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    marked().save(png, "PNG")
+    Image.new("RGB", (30, 20), RED).save(jpeg, "JPEG")
+    content = b"before" + png.getvalue() + jpeg.getvalue() + b"after"
+    (tmp_path / "0.tar").write_bytes(content)
+    lengths = len(png.getvalue()), len(jpeg.getvalue())
+    first = Archived(tmp_path / "0.tar", "a.png", 6, lengths[0])
+    return first, Archived(tmp_path / "0.tar", "b.jpg", 6 + lengths[0], lengths[1])
+
+
+def test_pictures_in_archives(archive):
+    first, second = archive
+    assert open_picture(first).tobytes() == open_any(first).tobytes() == marked().tobytes()
+    assert open_picture(second).size == picture_size(second) == (30, 20) and picture_size(first) == (6, 4)
+
+
+@pytest.mark.parametrize("read", [open_picture, picture_size])
+def test_archives_that_are_missing_or_cut_off(archive, read):
+    first, second = archive
+    with pytest.raises(PictureError, match=r"0\.tar:a\.png' is not a picture that Pillow can read"):
+        read(replace(first, start=0))
+    with pytest.raises(PictureError, match=r"0\.tar:b\.jpg' cannot be read \(the archive ends after \d+ of its 9999"):
+        read(replace(second, length=9999))
+    with pytest.raises(PictureError, match=r"1\.tar:a\.png' is not there"):
+        read(replace(first, archive=first.archive.with_name("1.tar")))
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (6, 4)), (3, (6, 4)), (6, (4, 6)), (8, (4, 6))])
+def test_sizes_are_those_of_the_upright_picture(save, orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(marked(), "turned.png", exif=exif)
+    assert picture_size(path) == open_picture(path).size == size
+
+
+def test_sizes_of_what_cannot_be_read(tmp_path):
+    for name, message in (("none.png", "is not there"), (".", "is a folder"), ("text.png", "not a picture")):
+        (tmp_path / "text.png").write_text("text")
+        with pytest.raises(PictureError, match=message):
+            picture_size(tmp_path / name)

@@ -1,0 +1,215 @@
+"""glip data: what it prints, writes and exits with, for sets of the table, for paths and for drawn pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glip.cli.main import main
+from glip.data.catalog import find_set, read_set
+
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+real = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
+
+
+@pytest.fixture
+def glip_(capsys, tmp_path, monkeypatch):
+    """Run ``glip data`` in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_DATA", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", *(str(argument) for argument in arguments)])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """A COCO set of three pictures in a data root of its own, with its own table."""
+    root = tmp_path / "data"
+    (root / "birds" / "images").mkdir(parents=True)
+    images, rows = [], []
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        Image.fromarray(np.full((60, 90, 3), 60 * number, np.uint8)).save(root / "birds" / "images" / name)
+        images.append({"id": number, "file_name": name, "width": 90, "height": 60})
+        rows.append({"id": number, "image_id": number, "category_id": 5, "bbox": [10, 10, 40 + number, 40.5]})
+    tree = {"images": images, "annotations": rows, "categories": [{"id": 5, "name": "owl"}, {"id": 9, "name": "tit"}]}
+    (root / "birds" / "train.json").write_text(json.dumps(tree))
+    entry = "birds: {format: coco, annotations: birds/train.json, images: [birds/images]}\n"
+    (root / "datasets.yaml").write_text(
+        entry + "gone: {format: coco, annotations: gone.json, images: [birds/images]}\n"
+    )
+    return root
+
+
+def edit(birds: Path, change) -> None:
+    file = birds / "birds" / "train.json"
+    tree = json.loads(file.read_text())
+    change(tree)
+    file.write_text(json.dumps(tree))
+
+
+# ---- list
+
+
+def test_list(glip_, birds):
+    code, out, _ = glip_("list", "--root", birds)
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0
+    assert lines["birds"].endswith("ready") and lines["gone"].endswith("no gone.json")
+    assert lines["world"].endswith("drawn, without end") and lines["world_novel"].endswith("drawn, 400 pictures")
+    assert str(birds) in out
+
+
+# ---- check
+
+
+@pytest.mark.parametrize("decode", [[], ["--decode"]])
+def test_a_clean_set(glip_, birds, decode):
+    code, out, err = glip_("check", "birds", "--root", birds, *decode)
+    assert code == 0 and err == ""
+    assert "pictures  3 (0 of 3 samples without boxes)" in out
+    assert "boxes     3: 0 small, 3 medium, 0 large" in out
+    assert "names     2: 0 to 3 boxes each" in out and "rarest    tit 0, owl 3" in out
+    assert "name without a box" in out and out.endswith("no problems\n")
+
+
+def test_a_path(glip_, birds):
+    for arguments in ([birds / "birds/train.json"], ["data/birds/train.json", "--images", "data/birds/images"]):
+        code, out, _ = glip_("check", *arguments, "--number", 2)
+        assert code == 0 and "pictures  2" in out
+
+
+def test_problems_are_named_and_make_the_exit_code(glip_, birds):
+    (birds / "birds/images/b.png").unlink()
+    edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 77, "bbox": [1, 1, 5, 5]}))
+    edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 9, "bbox": [70, 1, 50, 5]}))
+    code, out, _ = glip_("check", "birds", "--root", birds)
+    assert code == 1
+    for line in ("1 x unknown category", "1 x picture that is not there", "1 x box partly outside its picture"):
+        assert line in out
+    assert "b.png" in out and "of 90 x 60: 70, 1, 120, 6" in out and "no problems" not in out
+
+
+def test_pictures_in_the_wrong_folder(glip_, birds):
+    code, out, _ = glip_("check", birds / "birds/train.json", "--images", birds)
+    assert code == 1 and "give their folder with --images, or the data root with --root" in out
+
+
+def test_the_wrong_convention_is_recognised(glip_, birds):
+    def corners(tree):
+        for row in tree["annotations"]:
+            row["bbox"] = [40, 30, 85, 55]
+
+    edit(birds, corners)
+    code, out, _ = glip_("check", "birds", "--root", birds)
+    assert code == 1 and "they look like x1, y1, x2, y2 read as x, y, width, height" in out
+
+
+def test_drawn_sets(glip_):
+    code, out, _ = glip_("check", "world_seen_captions", "--number", 4)
+    assert code == 0 and "captions  4:" in out
+    code, out, _ = glip_("check", "world", "--number", 2)
+    assert code == 0 and "pictures  2" in out and "without end" not in out
+
+
+@real
+def test_real_sets(glip_):
+    for name in ("bccd_val", "coco_mini_grounding_val", "coco_mini_captions_unlabeled"):
+        code, out, _ = glip_("check", name, "--root", SHARED)
+        assert code == 0, out
+
+
+# ---- show
+
+
+def test_show(glip_, birds):
+    code, out, _ = glip_("show", "birds", "--root", birds, "--out", "sheets/birds.png", "--number", 2)
+    assert code == 0 and out == "sheets/birds.png: 2 of 3 samples of birds\n"
+    with Image.open("sheets/birds.png") as sheet:
+        first = np.asarray(sheet)
+    glip_("show", "birds", "--root", birds, "--out", "again.png", "--number", 2)
+    glip_("show", "birds", "--root", birds, "--out", "other.png", "--number", 2, "--seed", 1)
+    with Image.open("again.png") as again, Image.open("other.png") as other:
+        assert np.array_equal(np.asarray(again), first) and not np.array_equal(np.asarray(other), first)
+
+
+def test_show_drawn_pictures_and_few(glip_, birds):
+    assert glip_("show", "world", "--number", 3)[1] == f"sheet.png: 3 of {2**31} samples of world\n"
+    assert "3 of 3 samples" in glip_("show", "birds", "--root", birds)[1]
+
+
+# ---- convert
+
+
+@pytest.mark.parametrize("format", ["coco", "odvg", "labels"])
+def test_convert_and_read_again(glip_, birds, format):
+    out = f"made/birds.{'json' if format == 'coco' else 'jsonl'}"
+    code, printed, err = glip_("convert", "birds", out, "--to", format, "--root", birds)
+    assert code == 0, err
+    assert f"{out}: 3 samples of birds as {format}; picture names are relative to {birds / 'birds/images'}" in printed
+    code, printed, err = glip_("check", out, "--images", birds / "birds/images")
+    assert code == 0 and "pictures  3" in printed and "boxes     3" in printed, printed + err
+    assert ("what odvg cannot say" in glip_("convert", "birds", out, "--to", format, "--root", birds)[1]) == (
+        format == "odvg"
+    )
+
+
+def test_convert_captions_with_boxes(glip_):
+    code, out, err = glip_("convert", "world_seen_captions", "w.json", "--to", "mdetr", "--number", 3)
+    assert code == 0, err
+    assert sorted(path.name for path in Path("images").iterdir()) == [f"w_{number:06d}.png" for number in range(3)]
+    drawn = read_set(find_set("world_seen_captions")).samples
+    for index, sample in enumerate(read_set(find_set("w.json")).samples):
+        assert sample.boxes.tolist() == drawn[index].boxes.tolist()
+        assert sample.prompt.caption == drawn[index].prompt.caption
+        with Image.open(sample.picture) as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(drawn[index].picture))
+
+
+def test_convert_a_mixed_drawn_set(glip_):
+    assert glip_("convert", "world", "w.jsonl", "--to", "labels", "--number", 6)[0] == 0
+    found, drawn = read_set(find_set("w.jsonl")).samples, read_set(find_set("world")).samples
+    for index in range(6):
+        for field in ("vocabulary", "prompt", "box_phrases", "image_id"):
+            assert getattr(found[index], field) == getattr(drawn[index], field)
+
+
+def test_what_was_left_out_is_told(glip_, birds):
+    edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 77, "bbox": [1, 1, 5, 5]}))
+    out = glip_("convert", "birds", "b.jsonl", "--to", "labels", "--root", birds)[1]
+    assert "left out when read:\n       1 x unknown category" in out
+
+
+# ---- what people can mend
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: WHAT"),
+        (["check"], "the following arguments are required: NAME"),
+        (["check", "brids"], "set 'brids' is neither in datasets.yaml nor a file"),
+        (["check", "gone"], "gone.json' are not there"),
+        (["check", "birds", "--images", "nowhere"], "nowhere' is not there"),
+        (["check", "birds", "--format", "mdetr"], "picture without a caption"),
+        (["check", "birds", "--format", "voc"], "invalid choice: 'voc'"),
+        (["check", "birds", "--number", "-1"], "--number -1: give how many samples"),
+        (["show", "birds", "--number", "0"], "--number 0: give how many samples"),
+        (["show", "birds", "--out", "sheet.txt"], "unknown ending '.txt'"),
+        (["convert", "birds", "out.json"], "the following arguments are required: --to"),
+        (["convert", "birds", "out.json", "--to", "mdetr"], "a list of names, which MDETR json cannot say"),
+        (["convert", "birds", ".", "--to", "coco"], "is a folder: give the file to write"),
+    ],
+)
+def test_errors_are_one_line(glip_, birds, monkeypatch, arguments, message):
+    monkeypatch.setenv("GLIP_DATA", str(birds))
+    code, _, err = glip_(*arguments)
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not Path("out.json").exists()
