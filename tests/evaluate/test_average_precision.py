@@ -84,6 +84,8 @@ def test_groups_names_nobody_knows_of_and_incomplete_ones():
     group = replace(sample(["cat"], [(B, 0), (A, 0)]), crowd=(1,))
     score = average_precision([(group, detections(group, rows))])
     assert score.ap50 == pytest.approx(1.0) and score.categories[0].boxes == 1
+    only_in_group = average_precision([(group, detections(group, [wrong]))])
+    assert only_in_group.ap50 == 0.0 and only_in_group.interval(rounds=10) == (0.0, 0.0)
     incomplete = replace(plain, incomplete=(0,))
     assert average_precision([(incomplete, detections(incomplete, rows))]).ap50 == pytest.approx(1.0)
     unknown = replace(sample(["cat", "dog"], [(B, 1)]), absent=())

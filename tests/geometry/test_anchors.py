@@ -7,9 +7,7 @@ from small import SMALL, seeded
 from glip.config import VisionConfig, replace
 from glip.geometry.anchors import grid_anchors, level_sizes
 
-RESNET = replace(
-    SMALL, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.0)
-)
+RESNET = replace(SMALL, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.0))
 
 
 @pytest.mark.parametrize("config", [SMALL, RESNET], ids=["swin", "resnet"])

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,14 @@ from small import seeded  # noqa: E402
 
 from glip.train.loop import train  # noqa: E402
 
-CHANGES: dict[str, object] = {"save_every": 1, "log_every": 1, "keep_every": 4, "steps": 8, "ema": 0.9}
+STEPS = 6
+
+
+def start_run(output: Path) -> None:
+    """Train to the end, from the start or from the last checkpoint."""
+    steps = [step_of(batch) for batch in batches_of(2)]
+    experiment = settings(output, save_every=1, log_every=1, keep_every=4, steps=STEPS, ema=0.9)
+    train(experiment, seeded(SWIN), stream(steps, STEPS), report=quiet)
 
 
 def kill_before(owner: Any, name: str, count: int) -> None:
@@ -39,14 +45,14 @@ def kill_before(owner: Any, name: str, count: int) -> None:
     setattr(owner, name, call)
 
 
-def attempt(run: Callable[[], object], where: str) -> int:
+def attempt(output: Path, where: str) -> int:
     """Run in a forked process and kill it; gives its exit code, or minus the signal that ended it."""
     child = os.fork()
     if child == 0:
         name, _, count = where.partition(":")
         if count:
             kill_before(torch if name == "save" else os, name, int(count))
-        run()
+        start_run(output)
         os._exit(0)
     if where and ":" not in where:
         time.sleep(float(where))
@@ -57,12 +63,7 @@ def attempt(run: Callable[[], object], where: str) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     output, kills = Path(sys.argv[1]), sys.argv[2:]
-    steps = [step_of(batch) for batch in batches_of(2)]
-
-    def run() -> None:
-        train(settings(output, **CHANGES), seeded(SWIN), stream(steps, 8), report=quiet)
-
-    print([attempt(run, where) for where in [*kills, ""]])
+    print([attempt(output, where) for where in [*kills, ""]])
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def test_the_line_and_its_row(tmp_path):
         progress.skipped += loss != loss
         log.add(outcome(loss, stepped=loss == loss), progress)
     line = log.row(progress, 2e-4, {"box without area": 3})
-    assert line.startswith("step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000")
+    assert line.startswith(
+        "step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000"
+    )
     assert "pictures/s" in line and " GB  1 skipped" in line and line.endswith(" left")
     (row,) = rows(tmp_path)
     expected = {"step": 3, "lr": 2e-4, "loss": 6.0, "gradient_norm": 3.0, "skipped": 1, "broken": 0}

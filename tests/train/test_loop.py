@@ -246,7 +246,9 @@ def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
     shipped = train(experiment, model, stream(steps, 2), report=quiet).state_dict()
     still = [key for key in before if key.startswith(("language.", "vision.patch", "vision.stages.0."))]
     assert still and all(torch.equal(shipped[key], before[key]) for key in still), "to the last bit, mixed as they are"
-    assert not torch.equal(shipped["vision.stages.1.blocks.0.fc1.weight"], before["vision.stages.1.blocks.0.fc1.weight"])
+    assert not torch.equal(
+        shipped["vision.stages.1.blocks.0.fc1.weight"], before["vision.stages.1.blocks.0.fc1.weight"]
+    )
     assert modes == [False, False] and towers == [True, True]
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -51,7 +51,8 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     """
     path, tally = Path(annotations), Tally()
     files = _files(path)
-    folders = Folders([] if all(file.suffix == ".tar" for file in files) else images or [files[0].parent])
+    shards = all(file.suffix == ".tar" for file in files)  # their pictures are inside, wherever others may be
+    folders = Folders([files[0].parent] if shards or not images else images)
     samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
     if not len(samples):
         advice = "download them, for instance with img2dataset" if _BY_URL in tally.counts else "see docs/data.md"
@@ -208,22 +209,25 @@ def _csv_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
 
 def _lines(path: Path, tally: Tally) -> Iterator[tuple[int, str]]:
     """The lines of a file that are UTF-8, counted from 1, without empty ones."""
-    number = 0
     with path.open("rb") as file:
-        while raw := file.readline(_MAX_LINE):
-            number += 1
-            if len(raw) == _MAX_LINE and not raw.endswith(b"\n"):
-                tally.note(f"line of over {_MAX_LINE >> 20} MB", f"{path.name}, line {number}")
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(_MAX_LINE)
-                continue
+        for number, raw in enumerate(_raw_lines(file), start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
                 tally.note("line that is not UTF-8", f"{path.name}, line {number}")
                 continue
-            if line:
+            if len(raw) == _MAX_LINE and not raw.endswith(b"\n"):
+                tally.note(f"line of over {_MAX_LINE >> 20} MB", f"{path.name}, line {number}")
+            elif line:
                 yield number, line
+
+
+def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file, each of its first ``_MAX_LINE`` bytes only."""
+    while line := file.readline(_MAX_LINE):
+        yield line
+        while len(line) == _MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE)
 
 
 def _parsed(line: str) -> Any:

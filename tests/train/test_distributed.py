@@ -1,0 +1,116 @@
+"""Two processes equal one: same losses, same weights, and neither waits forever for the other."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import metrics
+from shared_run import CASES, STEPS, run_case
+
+from glip.config import TrainConfig
+from glip.train.distributed import Group, joined
+from glip.train.loop import check_settings
+
+PROGRAM = Path(__file__).with_name("shared_run.py")
+
+
+def launch(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
+    """Run the program in two processes, as torchrun does; they talk through a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [process.communicate() for process in running]
+    return [
+        subprocess.CompletedProcess(command, process.returncode, out, error)
+        for process, (out, error) in zip(running, ended, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The runs of two processes, and in ``alone`` the same steps in one."""
+    folder = tmp_path_factory.mktemp("shared")
+    ended = launch(folder, *CASES)
+    for number, process in enumerate(ended):
+        assert process.returncode == 0, process.stderr
+        assert json.loads(process.stdout) == {"rank": number, "size": 2, "sum": 3.0}
+    for name in CASES:
+        (folder / "alone").mkdir(exist_ok=True)
+        run_case(folder / "alone", name, Group())
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_follow_one(name, folder):
+    both, alone = metrics(folder / name), metrics(folder / "alone" / name)
+    assert [row["step"] for row in both] == [row["step"] for row in alone] == list(range(1, STEPS + 1))
+    for ours, theirs in zip(both, alone, strict=True):
+        assert ours["skipped"] == theirs["skipped"] == (ours["step"] == 4), "one bad process makes the step bad in both"
+        for term in ("token", "box", "centerness", "loss", "gradient_norm"):
+            assert ours[term] == pytest.approx(theirs[term], rel=1e-5, abs=1e-5), (ours["step"], term)
+    assert both[-1]["left_out"] == {"box without area": 2 * STEPS}, "counts are of both processes"
+    shipped, single = (torch.load(place / f"{name}.pt", weights_only=True) for place in (folder, folder / "alone"))
+    for key, value in single.items():
+        torch.testing.assert_close(shipped[key], value, rtol=1e-4, atol=2e-5, msg=key)
+
+
+def test_division_does_not_matter(folder):
+    losses = [[row["loss"] for row in metrics(folder / name)] for name in ("ddp", "accumulated")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
+    single, split = (torch.load(place / "fsdp" / "last.pt", weights_only=True) for place in (folder / "alone", folder))
+    assert len(split["random"]) == 2 and len(single["random"]) == 1
+    for key, value in single["optimizer"]["state"].items():
+        theirs = split["optimizer"]["state"][key]
+        assert value["step"] == theirs["step"] == STEPS - 1 and value["exp_avg"].shape == theirs["exp_avg"].shape
+    assert {key: value.shape for key, value in single["mean"].items()} == {
+        key: value.shape for key, value in split["mean"].items()
+    }
+
+
+def test_a_process_that_fails_ends_the_other(tmp_path):
+    first, second = launch(tmp_path, "fail")
+    assert second.returncode == 1 and "picture 'x.jpg' cannot be read" in second.stderr
+    assert first.returncode != 0, "it does not wait forever"
+
+
+def test_a_signal_to_one_stops_both_behind_the_same_step(tmp_path):
+    for process in launch(tmp_path, "stop"):
+        assert "Interrupted: stopped after step 3" in process.stderr
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["step"] == 3
+
+
+def test_without_torchrun_there_is_one_process():
+    with joined("cpu") as group:
+        assert group == Group() and group.main
+        assert group.sum(torch.ones(2)).tolist() == [1.0, 1.0] and group.gather("x") == ["x"]
+
+
+def test_half_an_environment_is_told(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="RANK is set but not WORLD_SIZE, LOCAL_RANK: start .* torchrun"), joined():
+        pass
+
+
+def test_pictures_that_cannot_be_shared_are_told():
+    with pytest.raises(ValueError, match=r"3 pictures cannot be shared by 2 processes: take a multiple of 2"):
+        check_settings(TrainConfig(batch_size=3), Group(0, 2))
