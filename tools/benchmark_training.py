@@ -1,10 +1,10 @@
 """Time and memory of a training step of GLIP-T (C), and speed of the loader. Not a timed test.
 
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 python tools/benchmark_training.py [--threads 2]
-        [--rounds 3] [--size 800 1066] [--folder JPEGS]
+        [--rounds 3] [--folder JPEGS]
 
-Each figure comes from a process of its own, one after another, so that a peak is that process's. The variables let
-freed memory be used again without the system clearing it first. Weights are random; nothing is downloaded.
+One process after another, so that a peak is that process's. The variables let freed memory be used again without the
+system clearing it first. Weights are random; nothing is downloaded.
 """
 
 import argparse
@@ -34,7 +34,9 @@ from glip.structures import Sample
 from glip.text.tokens import Tokenizer
 from glip.train.optim import build_optimizer
 
+SIDES = [800, 1066]  # height, width; padded to 800 x 1088
 CONFIG = glip.load_config("glip_t_c").model
+STEP = ("forward with loss", "backward", "optimizer")
 PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / forward, pictures/s of a core
 
 
@@ -43,23 +45,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, default=[800, 1066], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--folder", type=Path, help="JPEGs for the loader; else photo-like ones of 640 x 480 are made")
     args = parser.parse_args()
-    print(f"not a timed test; torch {torch.__version__}, {args.threads} threads, float32, batch 1, {args.size}")
+    print(f"not a timed test; torch {torch.__version__}, {args.threads} threads, float32, batch 1, {SIDES}")
     print(f"loader: {alone(loader_speed, args.folder):.1f} pictures/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
     for checkpointing in (False, True):
-        rows, peak = alone(measure, args, 1, "cpu", checkpointing)
+        rows, peak = alone(measure, args.threads, args.rounds, 1, "cpu", checkpointing)
         print(f"{'with' if checkpointing else 'without'} checkpointing\n  {'stage':<18} {'s':>6} {'GB kept':>8}")
         for stage, (seconds, kept) in rows.items():
             print(f"  {stage:<18} {seconds:6.2f}" + (f" {kept:8.2f}" if kept else ""))
-        ratio = 1 + rows["backward"][0] / rows["forward with loss"][0]
+        ratio = 1 + rows[STEP[1]][0] / rows[STEP[0]][0]
         print(f"  (forward + backward) / forward {ratio:.2f}" + (f" (bar {RATIO_BAR})" if not checkpointing else ""))
         print(f"  peak, AdamW's means included, {peak:.2f} GB" + (f" (bar {PEAK_BAR})" if checkpointing else ""))
     for size in (1, 4, 8) if torch.cuda.is_available() else ():
         for checkpointing in (False, True):
-            rows, peak = alone(measure, args, size, "cuda", checkpointing)
-            rate = size / sum(rows[stage][0] for stage in ("forward with loss", "backward", "optimizer"))
+            rows, peak = alone(measure, args.threads, args.rounds, size, "cuda", checkpointing)
+            rate = size / sum(seconds for seconds, _ in rows.values())
             print(f"cuda, bfloat16, batch {size}, {checkpointing=}: {rate:.2f} pictures/s, peak {peak:.2f} GB")
 
 
@@ -70,43 +71,37 @@ def alone(work: Callable[..., Any], *inputs: Any) -> Any:
 
 
 def measure(
-    args: argparse.Namespace, size: int, device: str, checkpointing: bool
+    threads: int, rounds: int, size: int, device: str, checkpointing: bool
 ) -> tuple[dict[str, tuple[float, float]], float]:
     """(Median seconds, GB kept for the backward pass) of each stage, and the peak in GB."""
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build(CONFIG).train().to(device)
     model.checkpoint_gradients(checkpointing)
     optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=1e-4, weight_decay=0.05)
-    picture = Image.effect_noise((args.size[1], args.size[0]), 64).convert("RGB")
-    sample = Sample(picture, *random_boxes(args.size), prompt=glip.Prompt.from_names(COCO_NAMES))
+    picture = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
+    sample = Sample(picture, *random_boxes(SIDES), prompt=glip.Prompt.from_names(COCO_NAMES))
     batch = build_processor(CONFIG, Tokenizer(ASSETS / "glip-nano")).training([sample] * size).to(device)
 
-    def loss() -> torch.Tensor:
+    def step() -> tuple[float, float, float]:
+        start = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             outputs = model(batch)
-        return Criterion()(outputs, batch.targets, batch.text.attention_mask).total
-
-    def update() -> None:
+        loss = Criterion()(outputs, batch.targets, batch.text.attention_mask).total
+        float(loss.detach())  # waits for a GPU
+        forward = time.perf_counter() - start
+        backward = clock(device, loss.backward)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update = clock(device, optimizer.step)
         optimizer.zero_grad(set_to_none=True)
-
-    def step() -> dict[str, float]:
-        made: list[torch.Tensor] = []
-        forward = clock(device, lambda: made.append(loss()))
-        return {
-            "forward with loss": forward,
-            "backward": clock(device, made[0].backward),
-            "optimizer": clock(device, update),
-        }
+        return forward, backward, update
 
     step()  # warm-up
-    rounds = [step() for _ in range(args.rounds)]
-    medians = {stage: (statistics.median(timed[stage] for timed in rounds), 0.0) for stage in rounds[0]}
+    medians = [statistics.median(times) for times in zip(*(step() for _ in range(rounds)), strict=True)]
+    rows = {stage: (seconds, 0.0) for stage, seconds in zip(STEP, medians, strict=True)}
     on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     peak = on_cpu if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
-    return (forward_stages(model, batch) if device == "cpu" else {}) | medians, peak
+    return (forward_stages(model, batch) if device == "cpu" else {}) | rows, peak
 
 
 def forward_stages(model: Any, batch: Any) -> dict[str, tuple[float, float]]:
@@ -120,18 +115,15 @@ def forward_stages(model: Any, batch: Any) -> dict[str, tuple[float, float]]:
         "dynamic blocks": [stage.image for stage in stages],
         "heads": [model.boxes, model.tokens],
     }
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    kept = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
         return tensor
 
     seconds = meter(model, batch, parts, time.perf_counter)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        growth = meter(model, batch, parts, lambda: sum(storage.nbytes() for storage in kept.values()) / 1e9)
+        growth = meter(model, batch, parts, lambda: sum(kept.values()) / 1e9)
     return {part: (seconds[part], growth[part]) for part in parts}
 
 
@@ -154,11 +146,11 @@ def loader_speed(folder: Path | None) -> float:
 def draw_jpegs(folder: Path) -> Path:
     """Soft shapes under fine grain, which compress about as photos do."""
     for number in range(10):
-        soft, grain = (
-            Image.merge("RGB", [Image.effect_noise(size, 90).resize((640, 480), Image.Resampling.BICUBIC)] * 3)
-            for size in ((16, 12), (640, 480))
-        )
-        Image.blend(soft, grain, 0.15).save(folder / f"{number}.jpg", quality=90)
+        layers = []
+        for size in ((16, 12), (640, 480)):
+            channels = [Image.effect_noise(size, 90).resize((640, 480), Image.Resampling.BICUBIC) for _ in "RGB"]
+            layers.append(Image.merge("RGB", channels))
+        Image.blend(layers[0], layers[1], 0.15).save(folder / f"{number}.jpg", quality=90)
     return folder
 
 

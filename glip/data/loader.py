@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from glip.data.phrasing import Phrasing, phrase
+from glip.data.phrasing import Phrasing, PhrasingError, phrase
 from glip.data.picture import PictureError, open_picture
 from glip.data.sets import PackedSamples, Tally
 from glip.data.transforms import Augmentation, augment
@@ -190,6 +190,7 @@ class MixtureDataset(Dataset[Step]):
 
     def _sample(self, draw: Draw, left_out: Tally, broken: list[str]) -> Sample:
         """The sample of a draw, or, where that cannot be used, another one of its set."""
+        why = ""
         source, random, index = (
             self.schedule.sources[draw.source],
             self.schedule.random(draw),
@@ -199,15 +200,17 @@ class MixtureDataset(Dataset[Step]):
             sample = source.samples[index]
             try:
                 made, lost = self._vary(sample, source, random)
+            except PhrasingError as error:  # nothing is broken: its words do not fit
+                why = f"set {source.name!r}, {_named(sample)}: {error}"
+                left_out.note("sample whose caption cannot be written", why)
             except ValueError as error:
-                broken.append(f"set {source.name!r}, {_named(sample)}: {error}")
+                why = f"set {source.name!r}, {_named(sample)}: {error}"
+                broken.append(why)
             else:
                 left_out.add(lost)
                 return made
             index = int(random.integers(len(source.samples)))
-        raise PictureError(
-            f"set {source.name!r}: {_TRIES} of its samples in a row cannot be used, the last one: {broken[-1]}"
-        )
+        raise PictureError(f"{_TRIES} samples in a row cannot be used, the last one: {why}")
 
     def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, Tally]:
         if not isinstance(sample.picture, Image.Image):

@@ -10,7 +10,7 @@ from glip.data.catalog import data_root, find_set, read_set
 from glip.data.loader import Source
 from glip.data.phrasing import ClassPrompt, Phrasing, foreign_names, read_prompts
 from glip.data.sets import PackedSamples, SampleSet, Tally
-from glip.data.transforms import Augmentation
+from glip.data.transforms import Augmentation, says_side
 from glip.structures import Sample
 
 
@@ -37,17 +37,25 @@ def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[S
     sources = []
     for row in rows:
         others = [name for other in rows if other is not row for name in other.read.vocabulary]
+        prompts = _class_prompts(row, data)
         phrasing = Phrasing(
             max_negatives=data.max_negatives,
             max_tokens=max_tokens,
             full_vocabulary=data.full_vocabulary,
             borrow=data.borrow,
             foreign=foreign_names(row.read.vocabulary, others),
-            prompts=_class_prompts(row, data),
+            prompts=prompts,
             pack_captions=data.pack_captions,
         )
+        sided = any(says_side(prompt.text) for prompt in prompts.values())  # a flip would make them untrue
         sides = row.config.short_side or data.short_side
-        how = Augmentation((min(sides), max(sides)), max_size, crop=data.crop, flip=row.config.flip, colour=data.colour)
+        how = Augmentation(
+            (min(sides), max(sides)),
+            max_size,
+            crop=data.crop,
+            flip=0.0 if sided else row.config.flip,
+            colour=data.colour,
+        )
         sources.append(Source(row.config.name, row.config.weight, row.read.samples, how, phrasing, row.read.left_out))
     return sources
 

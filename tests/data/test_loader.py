@@ -17,7 +17,7 @@ from glip.data.picture import PictureError
 from glip.data.sets import PackedSamples
 from glip.data.transforms import Augmentation
 from glip.detector import build_processor
-from glip.structures import Sample
+from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
@@ -200,7 +200,7 @@ def test_a_broken_picture_is_passed_over(root, processor, caplog):
 def test_all_broken_stops_and_names_a_file(workers, root, processor):
     for file in (root / "images").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(PictureError, match=r"set 'drawn': 20 of its samples in a row cannot be used.*\.png") as told:
+    with pytest.raises(PictureError, match=r"20 samples in a row cannot be used.*set 'drawn'.*\.png") as told:
         next(steps_of(mixture(root, processor, DRAWN), workers=workers))
     assert "Traceback" not in str(told.value)
 
@@ -228,3 +228,14 @@ def test_crowded_pictures_are_counted(root, processor):
     assert count_crowded(source, processor.count_tokens) == 0
     tight = replace(source, phrasing=replace(source.phrasing, max_tokens=6))
     assert count_crowded(tight, processor.count_tokens) == len(NAMES), "each of the four shows two names or more"
+
+
+def test_captions_that_do_not_fit_are_left_out_and_not_broken(root, processor):
+    made = mixture(root, processor, DRAWN)
+    (source,) = made.schedule.sources
+    long = replace(source.samples[1], prompt=Prompt.from_caption("red " * 400 + "star", ["star"]), vocabulary=())
+    samples = PackedSamples([source.samples[0], replace(long, boxes=long.boxes[:1], box_phrases=((0,),))])
+    made.schedule = Schedule([replace(source, samples=samples)], batch_size=4, seed=5, grouped=False)
+    step = made[0]
+    assert step.broken == () and len(step.batches[0].targets) == 4
+    assert step.left_out.counts["sample whose caption cannot be written"] >= 2

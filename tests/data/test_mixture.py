@@ -52,6 +52,13 @@ def test_prompts_of_the_table_are_kept(root):
     assert set(sources(config)[0].phrasing.prompts) == {"red circle"}
 
 
+def test_prompts_that_name_a_side_forbid_flips(root):
+    (root / "p.yaml").write_text('"red circle": "the left [circle]"')
+    prompted = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), prompts="p.yaml", flip=0.5)
+    assert sources(data(root, prompted))[0].augmentation.flip == 0.0
+    assert sources(data(root))[0].augmentation.flip == 0.5
+
+
 def test_foreign_names_and_left_out_reach_the_sources(root):
     tree = json.loads((root / "instances.json").read_text())
     change(root, annotations=[*tree["annotations"], {"image_id": 0, "category_id": 999, "bbox": [0, 0, 5, 5]}])
