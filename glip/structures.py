@@ -20,7 +20,7 @@ Span = tuple[int, int]
 
 NEGATIVE = -1  # the class of a phrase that takes part in the prompt but is never returned
 # What may not continue a word on either side: not the letters of scripts that write words without spaces.
-_LETTER = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+LETTER = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
 SEPARATOR = ". "  # between names, as in the 2022 release (DATASETS.SEPARATION_TOKENS)
 
 
@@ -143,8 +143,8 @@ def _locate(caption: str, text: str, start: int) -> Span:
     text = text.strip()
     if not text:
         raise ValueError("a phrase of the caption is empty: remove it or write the words it stands for")
-    before = rf"(?<!{_LETTER})" if re.match(_LETTER, text) else ""
-    after = rf"(?!{_LETTER})" if re.match(_LETTER, text[-1]) else ""
+    before = rf"(?<!{LETTER})" if re.match(LETTER, text) else ""
+    after = rf"(?!{LETTER})" if re.match(LETTER, text[-1]) else ""
     pattern = re.compile(before + re.escape(text) + after, re.IGNORECASE)
     match = pattern.search(caption, start) or pattern.search(caption)
     if match is None:

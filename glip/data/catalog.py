@@ -18,6 +18,7 @@ from glip.data.readers.odvg import read_odvg
 from glip.data.readers.silver import read_silver
 from glip.data.sets import SampleSet
 from glip.data.world import Drawings, World
+from glip.data.writers import label_map_of
 
 TABLE = "datasets.yaml"
 _READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
@@ -80,7 +81,13 @@ def find_set(
     path = path.absolute()
     beside = [path.parent / "images", path.parent.parent / "images", path.parent]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
-    return SetConfig(format=format, annotations=str(path), images=tuple(str(Path(f).absolute()) for f in folders))
+    labels = label_map_of(path)
+    return SetConfig(
+        format=format,
+        annotations=str(path),
+        images=tuple(str(Path(folder).absolute()) for folder in folders),
+        names=str(labels) if labels.is_file() else "",
+    )
 
 
 def read_set(config: SetConfig, root: str | Path | None = None) -> SampleSet:

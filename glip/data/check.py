@@ -11,13 +11,13 @@ from PIL import Image
 from glip.data.picture import PictureError, open_picture, picture_size
 from glip.data.sets import SampleSet, Tally
 from glip.shapes import Bool, Float, Tensor
-from glip.structures import _LETTER, Archived, Prompt, Sample, Span
+from glip.structures import LETTER, Archived, Prompt, Sample, Span
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
 _SLACK = 1.0  # by so many pixels a box may leave its picture: annotation tools round
 _MOST, _CLEAR = 0.5, 0.9  # shares of boxes: that are wrong, and that another reading explains
 _NO_AREA = "box without area"  # as the readers count it
-_ON_LETTER = re.compile(_LETTER)
+_ON_LETTER = re.compile(LETTER)
 
 
 @dataclass
@@ -167,8 +167,8 @@ def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
         report.counts.per_name.setdefault(name, 0)
     times = Counter(" ".join(name.lower().split()) for name in sample.vocabulary)
     for name, number in times.items():
-        if number > 1:
-            report.problems.note("name that is listed twice", name)
+        if number > 1:  # only LVIS has such twins ("bow" the weapon, "bow" the ribbon); elsewhere the reader refuses them
+            report.remarks.note("name that is listed twice", name)
 
 
 def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:

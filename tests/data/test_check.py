@@ -130,7 +130,7 @@ def test_spans_that_miss_words(folder):
 def test_names_listed_twice(folder):
     names = ("dog", "Dog ", "cat", "hot  dog", "hot dog")
     report = checked(sample(folder, vocabulary=names), sample(folder, "b.png", vocabulary=names))
-    assert report.problems.places == {"name that is listed twice": ["dog", "hot dog"]}
+    assert report.remarks.places["name that is listed twice"] == ["dog", "hot dog"]
 
 
 # ---- boxes

@@ -53,35 +53,32 @@ def run_case(output: Path, name: str, group: Group) -> None:
         torch.save(dict(shipped.state_dict()), output / f"{name}.pt")
 
 
-def run_failing(output: Path, group: Group, *, stop: bool) -> None:
-    """Process 1 fails at its third step, or is asked to stop there."""
-    (good,) = [step_of(batch) for batch in batches_of(4)[:1]]
+def run_disturbed(output: Path, name: str, group: Group) -> None:
+    """In process 1, at the third step, the loader fails or a signal comes."""
+    good = step_of(batches_of(4)[0])
 
     def since(start: int) -> Iterator[Step]:
         for step in range(start, STEPS):
-            if step == 2 and group.rank == 1 and not stop:
+            if step == 2 and group.rank == 1 and name == "fail":
                 raise ValueError("picture 'x.jpg' cannot be read")
             if step == 2 and group.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield good
 
-    train(settings(output / "run", batch_size=2, steps=STEPS), seeded(STILL), since, group=group, report=quiet)
+    train(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), since, group=group, report=quiet)
 
 
 def main() -> None:
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
     with joined("cpu", minutes=1) as group:
-        print(
-            json.dumps(
-                {"rank": group.rank, "size": group.size, "sum": group.sum(torch.tensor([1.0 + group.rank])).item()}
-            )
-        )
+        summed = group.sum(torch.tensor([1.0 + group.rank])).item()
+        print(json.dumps({"rank": group.rank, "size": group.size, "sum": summed}))
         for name in sys.argv[2:]:
             if name in CASES:
                 run_case(output, name, group)
             else:
-                run_failing(output, group, stop=name == "stop")
+                run_disturbed(output, name, group)
 
 
 if __name__ == "__main__":

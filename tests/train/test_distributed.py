@@ -47,9 +47,9 @@ def launch(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
 def folder(tmp_path_factory) -> Path:
     """The runs of two processes, and in ``alone`` the same steps in one."""
     folder = tmp_path_factory.mktemp("shared")
-    ended = launch(folder, *CASES)
+    ended = launch(folder, *CASES, "stop")
     for number, process in enumerate(ended):
-        assert process.returncode == 0, process.stderr
+        assert "Interrupted: stopped after step 3" in process.stderr, process.stderr
         assert json.loads(process.stdout) == {"rank": number, "size": 2, "sum": 3.0}
     for name in CASES:
         (folder / "alone").mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def test_two_processes_follow_one(name, folder):
     assert [row["step"] for row in both] == [row["step"] for row in alone] == list(range(1, STEPS + 1))
     for ours, theirs in zip(both, alone, strict=True):
         assert ours["skipped"] == theirs["skipped"] == (ours["step"] == 4), "one bad process makes the step bad in both"
-        for term in ("token", "box", "centerness", "loss", "gradient_norm"):
+        for term in ("token", "box", "centerness", "loss", "gradient_norm") if not ours["skipped"] else ():
             assert ours[term] == pytest.approx(theirs[term], rel=1e-5, abs=1e-5), (ours["step"], term)
     assert both[-1]["left_out"] == {"box without area": 2 * STEPS}, "counts are of both processes"
     shipped, single = (torch.load(place / f"{name}.pt", weights_only=True) for place in (folder, folder / "alone"))
@@ -72,8 +72,8 @@ def test_two_processes_follow_one(name, folder):
 
 
 def test_division_does_not_matter(folder):
-    losses = [[row["loss"] for row in metrics(folder / name)] for name in ("ddp", "accumulated")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    losses = [[row["loss"] for row in metrics(folder / name) if row["loss"]] for name in ("ddp", "accumulated")]
+    assert len(losses[0]) == STEPS - 1 and losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
@@ -93,10 +93,8 @@ def test_a_process_that_fails_ends_the_other(tmp_path):
     assert first.returncode != 0, "it does not wait forever"
 
 
-def test_a_signal_to_one_stops_both_behind_the_same_step(tmp_path):
-    for process in launch(tmp_path, "stop"):
-        assert "Interrupted: stopped after step 3" in process.stderr
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["progress"]["step"] == 3
+def test_a_signal_to_one_stops_both_behind_the_same_step(folder):
+    assert torch.load(folder / "stop" / "last.pt", weights_only=True)["progress"]["step"] == 3
 
 
 def test_without_torchrun_there_is_one_process():
