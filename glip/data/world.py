@@ -47,11 +47,13 @@ class World:
             every thing is one.
         captioned: share of pictures with a caption; the others have a list of names.
         sides: least and greatest width and height in pixels.
+        plain: names as an examiner asks for them: a kind with its colour or texture, without articles or synonyms.
     """
 
     split: Split = "train"
     captioned: float = 0.2
     sides: tuple[int, int] = (200, 360)
+    plain: bool = False
 
 
 def draw_sample(seed: int, world: World = World()) -> Sample:
@@ -66,13 +68,13 @@ def draw_sample(seed: int, world: World = World()) -> Sample:
     canvas = _populated(size, rng, novel)
     picture = _weathered(canvas.picture, rng)
     seen = canvas.seen()
-    dialect = words.Dialect.draw(rng)
+    dialect = words.Dialect({}, "", True) if world.plain else words.Dialect.draw(rng)
     if rng.random() < world.captioned:
         prompt, rows = words.caption(seen, size, dialect, rng, novel=novel)
         kept = sorted(rows)
         boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
         return Sample(picture, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
-    vocabulary, labels = words.names(seen, dialect, rng, novel=novel)
+    vocabulary, labels = words.names(seen, dialect, rng, novel=novel, joined=novel or world.plain)
     boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
     return Sample(picture, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
 
