@@ -108,7 +108,7 @@ Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captio
 class SetConfig:
     """Where a set lies and how it is written: an entry of ``datasets.yaml``, paths relative to the data root.
 
-    For drawn pictures (format world) the last four fields say which.
+    For drawn pictures (format world) the last five fields say which.
     """
 
     format: Format | None = None  # None: told from the file itself
@@ -119,6 +119,7 @@ class SetConfig:
     split: Literal["train", "seen", "novel"] = "train"
     captioned: float = 0.2
     sides: tuple[int, ...] = (200, 360)
+    plain: bool = False
     count: int = 0  # different pictures; 0: as many as asked for
 
 

@@ -91,7 +91,8 @@ def measure(detector: "glip.Detector", entry: DatasetConfig) -> dict[str, float]
     splits: tuple[Split, ...] = ("novel", "seen")
     for split in splits:
         names, captions = (
-            Drawings(World(split, captioned, (min(entry.sides), max(entry.sides))), PICTURES) for captioned in (0, 1)
+            Drawings(World(split, captioned, (min(entry.sides), max(entry.sides)), plain=True), PICTURES)
+            for captioned in (0, 1)
         )
         figures[f"{split} AP50"] = round(average_precision(detect_all(detector, names)).ap50, 4)
         figures[f"{split} recall@1"] = round(phrase_recall(detect_all(detector, captions)).at[1], 4)

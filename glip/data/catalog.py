@@ -110,7 +110,8 @@ def read_set(config: SetConfig, root: str | Path | None = None) -> SampleSet:
 def _drawings(config: SetConfig) -> Drawings:
     if len(config.sides) != 2 or min(config.sides) < 64:
         raise ConfigError(f"sides: {list(config.sides)}: give the least and greatest side of drawings, from 64 pixels")
-    return Drawings(World(config.split, config.captioned, (min(config.sides), max(config.sides))), config.count)
+    sides = min(config.sides), max(config.sides)
+    return Drawings(World(config.split, config.captioned, sides, config.plain), config.count)
 
 
 def guess_format(path: Path) -> Format:

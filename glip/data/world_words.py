@@ -183,16 +183,14 @@ def is_novel_relation(first: dict[str, str], relation: str, second: dict[str, st
 
 
 def names(
-    seen: list[Seen], dialect: Dialect, rng: np.random.Generator, *, novel: bool = False
+    seen: list[Seen], dialect: Dialect, rng: np.random.Generator, *, novel: bool = False, joined: bool = False
 ) -> tuple[tuple[str, ...], list[int]]:
     """A vocabulary in which every thing has exactly one name, and the index of that name for each thing.
 
-    A held-out look is named, also as absent, only where ``novel`` is asked for; there every name joins a kind with a
-    colour or a texture.
+    A held-out look is named, also as absent, only where ``novel`` is asked for. Where ``joined`` is, every name joins
+    a kind with a colour or a texture.
     """
-    scheme = _chosen(
-        tuple(row for row in SCHEMES if len(row[1]) > 1 and "size" not in row[1]) if novel else SCHEMES, rng
-    )
+    scheme = _chosen(tuple(row for row in SCHEMES if not joined or (len(row[1]) > 1 and "size" not in row[1])), rng)
     present = [tuple(one.traits()[name] for name in scheme) for one in seen]
     known = list(dict.fromkeys(present))
     wanted = len(known) + int(rng.integers(4, 13))

@@ -4,9 +4,9 @@ Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
 """
 
 import json
-import re
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
