@@ -154,10 +154,14 @@ class Swin(nn.Module):
             stage.checkpointing = on  # type: ignore[assignment]
 
     def parts(self) -> list[nn.ModuleList]:
-        """What can be frozen, bottom up: the stem, then each stage with the norm of its output."""
-        norms = [[], *([norm] for norm in self.norms)]
-        stages = [nn.ModuleList([stage, *norm]) for stage, norm in zip(self.stages, norms, strict=True)]
-        return [nn.ModuleList([self.patch, self.patch_norm]), *stages]
+        """What can be frozen, bottom up: the stem, then each stage's blocks with the merging that leaves them.
+
+        As in the release, where the merging belongs to the finer stage and the norms of the outputs are never frozen.
+        """
+        leaving = [*(stage.get_submodule("merge") for stage in self.stages[1:]), nn.Identity()]
+        stages = zip(self.stages, leaving, strict=True)
+        parts = [nn.ModuleList([stage.get_submodule("blocks"), merge]) for stage, merge in stages]
+        return [nn.ModuleList([self.patch, self.patch_norm]), *parts]
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
         height, width = pixels.shape[2:]

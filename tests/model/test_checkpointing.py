@@ -18,10 +18,7 @@ RESNET = replace(SWIN, vision=VisionConfig(kind="resnet", widths=(8, 8, 16, 16),
 KINDS = pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
 STEM = {"swin": ("vision.patch.", "vision.patch_norm."), "resnet": ("vision.body.conv1.", "vision.body.bn1.")}
 STAGES = {
-    "swin": [
-        ("vision.stages.0.",),
-        *((f"vision.stages.{index}.", f"vision.norms.{index - 1}.") for index in range(1, 4)),
-    ],
+    "swin": [(f"vision.stages.{index}.blocks.", f"vision.stages.{index + 1}.merge.") for index in range(4)],
     "resnet": [(f"vision.body.layer{index}.",) for index in range(1, 5)],
 }
 
