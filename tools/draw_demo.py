@@ -1,10 +1,13 @@
-"""Draw the pictures that the README and ``make demo`` use; run once, the results are committed.
+"""Draw the pictures that the README and ``make demo`` use, and its example of one's own boxes; run once, committed.
 
 python tools/draw_demo.py docs/pictures
 """
 
 import argparse
+import json
 from pathlib import Path
+
+import numpy as np
 
 from glip.data.world import Thing, draw_scene
 
@@ -25,16 +28,41 @@ SHELF = (
     Thing("boat", "green", "plain", (172, 32, 262, 112)),
     Thing("triangle", "black", "plain", (310, 40, 380, 106)),
 )
+OWN = (("key", "red"), ("bell", "blue"), ("umbrella", "green"))  # the classes of the example set
+NUMBER, SIDE, CELL = 12, 240, 110
 
 
 def main() -> None:
-    """Draw both scenes."""
+    """Draw both scenes, and a small COCO set."""
     parser = argparse.ArgumentParser(description="Draw the pictures of the README.")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     draw_scene(STREET, (500, 350), seed=2).save(folder / "street.png")
     draw_scene(SHELF, (440, 270), seed=0).save(folder / "shelf.png")
+    draw_set(folder / "example")
+
+
+def draw_set(folder: Path) -> None:
+    """Twelve pictures with up to four things each, and ``boxes.json`` in COCO's format."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    categories = [{"id": number + 1, "name": f"{colour} {kind}"} for number, (kind, colour) in enumerate(OWN)]
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for number in range(NUMBER):
+        rng = np.random.default_rng(number)
+        things = []
+        for cell in rng.permutation(4)[: rng.integers(1, 5)].tolist():
+            kind, colour = OWN[int(rng.integers(len(OWN)))]
+            width, height = rng.integers(40, 90, 2).tolist()
+            x, y = cell % 2 * CELL + int(rng.integers(5, 25)), cell // 2 * CELL + int(rng.integers(5, 25))
+            things.append(Thing(kind, colour, "plain", (x, y, x + width, y + height)))
+            row = {"image_id": number, "category_id": 1 + OWN.index((kind, colour)), "bbox": [x, y, width, height]}
+            annotations.append({"id": len(annotations) + 1, **row, "area": width * height, "iscrowd": 0})
+        draw_scene(things, (SIDE, SIDE), seed=number).save(folder / "images" / f"{number}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": SIDE, "height": SIDE})
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "boxes.json").write_text(json.dumps(tree, indent=1))
 
 
 if __name__ == "__main__":
