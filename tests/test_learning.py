@@ -9,9 +9,11 @@ import torch
 from small import NAMES, TINY, VOCABULARY, scenes, seeded
 
 from glip.config import Experiment, TrainConfig
+from glip.data.loader import Step
+from glip.data.sets import Tally
 from glip.detector import Detector, build_processor
 from glip.geometry.boxes import iou
-from glip.structures import Batch, Detections, Prompt, Sample
+from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.loop import train
 
@@ -62,8 +64,8 @@ def test_four_pictures_are_learned_by_heart(tmp_path):
     tokenizer = Tokenizer(VOCABULARY)
     batch = build_processor(CONFIG, tokenizer).training(learned)
 
-    def batches(start: int) -> Iterator[Batch]:
-        return (batch for _ in range(start, STEPS))
+    def steps(start: int) -> Iterator[Step]:
+        return (Step((batch,), Tally(), (), len(learned)) for _ in range(start, STEPS))
 
     settings = TrainConfig(
         steps=STEPS,
@@ -75,7 +77,7 @@ def test_four_pictures_are_learned_by_heart(tmp_path):
         save_every=STEPS,
         output=str(tmp_path),
     )
-    model = train(Experiment(train=settings), seeded(CONFIG), batches, report=lambda line: None)
+    model = train(Experiment(train=settings), seeded(CONFIG), steps, report=lambda line: None)
     detector = Detector(model, CONFIG, tokenizer, "cpu")
     found = detector([sample.picture for sample in learned], [sample.prompt for sample in learned], threshold=0.05)
     assert average_precision(found, learned) >= 0.9

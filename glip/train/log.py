@@ -139,8 +139,8 @@ def open_board(folder: Path, start: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ImportError(
-            "train.tensorboard needs the package tensorboard: pip install tensorboard, or set train.tensorboard=false "
-            "(metrics.jsonl has the same figures)"
+            "train.tensorboard needs the package tensorboard: pip install 'glip[tensorboard]', or set "
+            "train.tensorboard=false (metrics.jsonl has the same figures)"
         ) from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 

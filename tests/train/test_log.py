@@ -97,7 +97,7 @@ def test_missing_tensorboard_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(ImportError, match="pip install tensorboard, or set train.tensorboard=false") as told:
+    with pytest.raises(ImportError, match="pip install 'glip.tensorboard.', or set train.tensorboard=false") as told:
         opened(tmp_path, tensorboard=True)
     assert "\n" not in str(told.value)
 
