@@ -29,7 +29,7 @@ from glip.data.icons import (
 )
 from glip.structures import Sample
 
-__every_ = ["Thing", "World", "draw_sample", "draw_scene"]
+__all__ = ["Drawings", "Split", "Thing", "World", "draw_sample", "draw_scene"]
 
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones

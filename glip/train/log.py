@@ -115,10 +115,10 @@ class RunLog:
         passed = f"  passed over: {found.left_out}" if found.left_out else ""
         return f"step {step}/{self.steps}  validation  {shown}{'  (best so far)' if best else ''}{passed}"
 
-    def close(self) -> None:
-        """Have all curves on the disk."""
+    def flush(self) -> None:
+        """Have all curves up to now on the disk, as with every checkpoint."""
         if self.board:
-            self.board.close()
+            self.board.flush()
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -189,6 +189,8 @@ class Run:
         state = capture(self.parts, progress, config=config_text(self.experiment), start=self.mark)
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
+        if self.log:
+            self.log.flush()
 
     def current(self) -> GLIP:
         """The model as it would be shipped now, in eval mode on the group's device; all processes must ask."""
@@ -198,8 +200,6 @@ class Run:
     def finish(self) -> GLIP:
         """Tell what was left out, and give the model that is shipped: the best where there was a validation."""
         self._tell_left_out()
-        if self.log:
-            self.log.close()
         progress, path = self.progress, self.output / BEST
         last = self.current()
         if progress.best is None or not path.is_file():

@@ -115,16 +115,16 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path, monkeypatch):
         def add_image(self, name, values, step, dataformats):
             calls.append((name, values.shape, step, dataformats))
 
-        def close(self):
-            calls.append(("close",))
+        def flush(self):
+            calls.append(("flush",))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
     log, progress = opened(tmp_path, start=3, tensorboard=True), Progress(step=4)
     log.add(outcome(4.0), progress)
     log.row(progress, 1e-3, {})
     log.validated(4, Found({"drawn/AP50": 0.5}, pictures={"drawn/0": Image.new("L", (8, 6))}), best=False)
-    log.close()
-    assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("close",)
+    log.flush()
+    assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("flush",)
     assert ("train/loss", 4.0, 4) in calls and ("train/lr", 1e-3, 4) in calls
     assert ("validation/drawn/AP50", 0.5, 4) in calls and ("drawn/0", (6, 8, 3), 4, "HWC") in calls
 
