@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 interrupted."""
+    """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 or 143 interrupted."""
     parser = Parser(prog="glip", description="Find in a picture whatever its words name.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
     try:
         code = import_module(f"glip.cli.{args.verb}").run(args)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
-        code = 130
+        code = getattr(error, "code", 130)  # 143 where a training was asked to end by SIGTERM
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

@@ -1,6 +1,7 @@
 """``glip train CONFIG [key=value ...]``: train as a config says; run again to resume."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from glip.train.run import run as train
 
     folder = train(experiment, device=choose_device(args.device), validator=_validator(experiment))
-    print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+        print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
     return 0
 
 

@@ -6,6 +6,7 @@ make a step), ``MixtureDataset`` (a step's batches), ``load_steps`` (steps, made
 """
 
 import logging
+import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -241,6 +242,7 @@ def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken:
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # its own, so that the model's random numbers do not depend on the loader
     )
     tried, broken = 0, set[str]()
@@ -256,6 +258,12 @@ def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken:
                 f"the last one: {step.broken[-1]}. Run glip data check, or raise data.max_broken"
             )
         yield step
+
+
+def _leave_signals(worker: int) -> None:
+    """A worker does not end by Ctrl-C or SIGTERM: the main process first finishes its step, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Carried(Dataset["Step | ValueError"]):

@@ -256,8 +256,10 @@ class FeaturePyramid(nn.Module):
             merged = finer + F.interpolate(merged, size=finer.shape[-2:], mode="nearest")
             merged = self.drop_block(merged)
             levels.insert(0, self.outputs[index](merged))
-        p6 = self.p6(levels[-1])
-        return (*levels, p6, self.p7(F.relu(p6)))
+        with torch.autocast(levels[-1].device.type, enabled=False):  # the tiniest maps; on a CPU the gradient of a
+            p6 = self.p6(levels[-1].float())  # bfloat16 convolution over one pixel is unset memory (torch 2.15)
+            p7 = self.p7(F.relu(p6))
+        return (*levels, p6, p7)
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
