@@ -1,6 +1,7 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder it leaves."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from glip.data.sets import PackedSamples
 from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.vision import timm_weights
-from glip.model.weights import ASSETS, BUNDLED, load_pretrained, save_pretrained, start_language
+from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, joined
@@ -103,11 +104,23 @@ def describe(source: Source, processor: Processor) -> str:
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
-    """The model a run begins with, its config and its tokenizer's folder."""
+    """The model a run begins with, its config and its tokenizer's folder.
+
+    Where ``train.start`` gives the weights, a config that describes a model (its picture sizes, its drop rates) has its
+    way, and one that describes none takes the starting model's.
+
+    Raises:
+        WeightsError: starting weights that cannot be read, or are not of the model that the config describes.
+    """
+    config = experiment.model
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
-        return loaded.model, loaded.config, loaded.tokenizer
-    config = experiment.model
+        if config == ModelConfig():
+            seen = dict.fromkeys([*loaded.config.trained_on, *(row.name for row in experiment.data.train)])
+            return loaded.model, replace(loaded.config, trained_on=tuple(seen)), loaded.tokenizer
+        model = build(config)
+        fit(model, loaded.model.state_dict(), Path(experiment.train.start))
+        return model, config, loaded.tokenizer
     model = build(config)
     if config.vision.pretrained and config.vision.kind == "swin":
         model.vision.load_state_dict(timm_weights(config.vision.pretrained), strict=False)

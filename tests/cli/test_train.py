@@ -151,6 +151,24 @@ def test_replay_and_kept_start(place, capsys):
     assert all(torch.allclose(first[name], second[name]) for name in floats)
 
 
+def test_the_model_of_a_config_starts_from_weights(place, capsys):
+    """Where the config describes a model its picture sizes hold; other sizes of layers are refused in one line."""
+    first = ["train", "small.yaml", "train.output=first", "data.root=data", "train.steps=1", "--device", "cpu"]
+    assert glip(*first) == 0
+    start = ["train.output=second", "train.start=first/model", "data.root=data", "train.steps=1", "--device", "cpu"]
+    assert glip("train", "small.yaml", *start, "model.image.min_size=88") == 0
+    config = json.loads((place / "second" / "model" / "config.json").read_text())
+    assert config["image"]["min_size"] == 88
+    assert glip("train", "small.yaml", *start, "model.head.channels=32", "train.output=third") == 2
+    assert "weights 'first/model' are not of this model" in capsys.readouterr().err
+    (place / "bare.yaml").write_text(
+        "data: {crop: 64, train: [{name: mine, annotations: instances.json, images: [images]}]}"
+    )
+    assert glip("train", "bare.yaml", *start, "train.batch_size=1", "train.output=fourth") == 0
+    config = json.loads((place / "fourth" / "model" / "config.json").read_text())
+    assert config["name"] == "tiny" and config["trained_on"][-1] == "mine", "the starting model's, and what it saw now"
+
+
 def test_boxes_that_match_no_class_are_an_error(place, capsys):
     file = place / "data" / "instances.json"
     tree = json.loads(file.read_text())
