@@ -18,9 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("config", help="a YAML file, or the name of an installed one such as finetune/own")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=100 data.root=DATA")
-    parser.add_argument("--data", nargs="+", metavar="SET", help="train on these sets: names or annotation files")
-    parser.add_argument("--validate", nargs="+", metavar="SET", help="evaluate on these sets during training")
-    parser.add_argument("--images", nargs="+", default=(), metavar="DIR", help="where the pictures of files lie")
+    parser.add_argument(
+        "--data", action="append", metavar="SET", help="train on a set: a name or an annotation file; may be repeated"
+    )
+    parser.add_argument(
+        "--validate", action="append", metavar="SET", help="evaluate on a set during training; may be repeated"
+    )
+    parser.add_argument(
+        "--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie; may be repeated"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 

@@ -76,7 +76,7 @@ def find_set(
         close = get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ConfigError(
-            f"set {name!r} is neither in {TABLE} nor a file{hint}: give a path, or one of: {', '.join(sorted(known))}"
+            f"set {name!r} is neither in {TABLE} nor a file{hint}: give a path, or a name that glip data list shows"
         )
     path = path.absolute()
     beside = [path.parent / "images", path.parent.parent / "images", path.parent]
