@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_set(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="a set of datasets.yaml (glip data list), or a file or folder")
-    parser.add_argument("--images", nargs="+", default=[], metavar="DIR", help="where its pictures are")
+    parser.add_argument(
+        "--images", action="append", default=[], metavar="DIR", help="where its pictures are; may be repeated"
+    )
     parser.add_argument("--format", choices=typing.get_args(Format), help="how it is written (default: told from it)")
     _add_root(parser)
     return parser
