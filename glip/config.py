@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-MAX_EXTENDS = 3
+MAX_EXTENDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,11 +178,11 @@ def test_binary_file_is_explained(tmp_path):
 
 def test_chain_too_deep(write):
     write("0.yaml", "train: {steps: 1}")
-    for number in range(1, 5):
+    for number in range(1, 7):
         write(f"{number}.yaml", f"extends: {number - 1}.yaml")
-    assert load_config(write("3.yaml", "extends: 2.yaml")).train.steps == 1
-    with pytest.raises(ConfigError, match="'extends' goes deeper than 3 files; flatten the chain"):
-        load_config(write("4.yaml", "extends: 3.yaml"))
+    assert load_config(write("5.yaml", "extends: 4.yaml")).train.steps == 1
+    with pytest.raises(ConfigError, match="'extends' goes deeper than 5 files; flatten the chain"):
+        load_config(write("6.yaml", "extends: 5.yaml"))
     with pytest.raises(ConfigError, match="goes deeper"):
         load_config(write("loop.yaml", "extends: loop.yaml"))
 

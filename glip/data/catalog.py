@@ -1,6 +1,5 @@
 """Names of sets -> their files -> samples: ``configs/datasets.yaml``, a table of the data root's own, or a path."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,8 +7,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from glip.config import ConfigError, Format, SetConfig, config_folder, from_dict, read_yaml
-from glip.data.readers.captions import read_captions
+from glip.data.readers.captions import CAPTION_KEYS, read_captions
 from glip.data.readers.coco import read_coco
+from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
 from glip.data.readers.labels import read_labels
 from glip.data.readers.lvis import read_lvis
@@ -127,21 +127,22 @@ def guess_format(path: Path) -> Format:
         )
     if path.is_dir():
         return "flickr30k" if (path / "Sentences").is_dir() else "captions"
-    if path.suffix in (".tar", ".csv", ".tsv"):
+    ending = path.suffix.lower()
+    if ending in (".tar", ".csv", ".tsv", ".txt"):
         return "captions"
-    if path.suffix == ".jsonl":
+    if ending == ".jsonl":
         return _format_of_line(_first_line(path))
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        tree = parse_json(path)
+    except ValueError:
         if (line := _first_line(path)).startswith("{") and line.rstrip().endswith("}"):
             return _format_of_line(line)  # lines of json under the name .json, as some converters write them
-        raise ValueError(f"{path}: not valid json: {error}") from None
+        raise
     return _format_of_tree(tree, path)
 
 
 def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         return file.readline(1 << 20)
 
 
@@ -152,6 +153,8 @@ def _format_of_line(line: str) -> Format:
 
 
 def _format_of_tree(tree: object, path: Path) -> Format:
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict) and not tree[0].keys().isdisjoint(CAPTION_KEYS):
+        return "captions"
     lists = tree if isinstance(tree, dict) else {}
     keys = {
         key: set(rows[0])

@@ -202,12 +202,18 @@ class _Readings:
 
     lost: int  # that the reader left out because they have no area
     boxes: int = 0
+    sized: int = 0  # of them, in a picture whose size is known
     leaving: int = 0
     tiny: int = 0
     fits: Counter[str] = field(default_factory=Counter)
 
-    def add(self, boxes: Float[Tensor, "box 4"], size: tuple[int, int], leaving: int) -> None:
+    def add(self, boxes: Float[Tensor, "box 4"]) -> None:
         """Count one picture's boxes."""
+        self.boxes += len(boxes)
+        self.tiny += int((boxes <= 2).all(1).sum())
+
+    def place(self, boxes: Float[Tensor, "box 4"], size: tuple[int, int], leaving: int) -> None:
+        """Count the readings of the boxes of a picture whose size is known."""
         left, top, right, bottom = boxes.unbind(1)
         half_width, half_height = (right - left) / 2, (bottom - top) / 2
         others = {
@@ -220,9 +226,8 @@ class _Readings:
                 bottom - half_height,
             ),
         }
-        self.boxes += len(boxes)
+        self.sized += len(boxes)
         self.leaving += leaving
-        self.tiny += int((boxes <= 2).all(1).sum())
         for reading, edges in others.items():
             self.fits[reading] += int(_inside(torch.stack(edges, dim=1), size).sum())
 
@@ -232,17 +237,18 @@ class _Readings:
             return "most boxes lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
         if self.lost > _MOST * (self.lost + self.boxes):
             return "most boxes have no area: they look like x, y, width, height read as x1, y1, x2, y2"
-        if self.leaving <= _MOST * self.boxes:
+        if self.leaving <= _MOST * self.sized:
             return ""
         reading, fitting = self.fits.most_common(1)[0]
-        guess = f"like {reading}" if fitting >= _CLEAR * self.boxes else "to be made for pictures of another size"
-        return f"most boxes ({self.leaving} of {self.boxes}) leave their picture: they look {guess}"
+        guess = f"like {reading}" if fitting >= _CLEAR * self.sized else "to be made for pictures of another size"
+        return f"most boxes ({self.leaving} of {self.sized}) leave their picture: they look {guess}"
 
 
 def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readings, problems: Tally) -> None:
     boxes = sample.boxes
     if not len(boxes):
         return
+    readings.add(boxes)
     place = _named(sample)
     rows = list(zip(boxes.tolist(), sample.box_phrases, strict=True))
     again = len(rows) - len({(tuple(box), phrases) for box, phrases in rows})
@@ -254,7 +260,7 @@ def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readin
     if size is None:
         return
     leaving = ~flat & ~_inside(boxes, size)
-    readings.add(boxes, size, int(leaving.sum()))
+    readings.place(boxes, size, int(leaving.sum()))
     beyond = leaving & ((boxes[:, :2] >= torch.tensor(size)).any(1) | (boxes[:, 2:] <= 0).any(1))
     for mask, reason in ((beyond, "box outside its picture"), (leaving & ~beyond, "box partly outside its picture")):
         if mask.any():

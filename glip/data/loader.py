@@ -10,6 +10,7 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from glip.data.picture import PictureError, open_picture
 from glip.data.sets import PackedSamples, Tally
 from glip.data.transforms import Augmentation, augment
 from glip.processor import Processor
-from glip.structures import Batch, Prompt, Sample
+from glip.structures import Archived, Batch, Prompt, Sample
 
 _CYCLE = 1000  # pictures after which the sets' shares of a mixture repeat; shares are exact to a thousandth
 _WINDOW = 16  # steps whose pictures are grouped by shape among themselves
@@ -88,6 +89,12 @@ class Schedule:
         self.cycle = _cycle(weights / weights.sum())
         taken = self.cycle[:, None] == np.arange(len(weights))
         self.before = np.concatenate([np.zeros((1, len(weights)), dtype=np.int64), taken.cumsum(0)])
+        for source, weight, draws in zip(sources, weights, self.before[-1], strict=True):
+            if weight > 0 and not draws:
+                raise ValueError(
+                    f"set {source.name!r}: its weight is {weight / weights.sum():.2g} of all; less than a thousandth "
+                    "is never drawn: raise it, or leave the set out"
+                )
         self._window: tuple[int, list[list[Draw]]] = (-1, [])  # the last one asked for, and its number
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each source the last epoch asked for, and its order
 
@@ -214,10 +221,10 @@ class MixtureDataset(Dataset[Step]):
         raise PictureError(f"{_TRIES} samples in a row cannot be used, the last one: {why}")
 
     def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, Tally]:
+        others = _captions(source, sample, random) if sample.prompt else ()
         if not isinstance(sample.picture, Image.Image):
-            sample = replace(sample, picture=open_picture(sample.picture))
+            sample = replace(sample, picture=_opened(sample.picture, sample.size))
         sample, left_out = augment(sample, source.augmentation, random)
-        others = _captions(source, random) if sample.prompt else ()
         sample, lost = phrase(sample, source.phrasing, self.processor.count_tokens, random, others)
         left_out.add(lost)
         return sample, left_out
@@ -302,11 +309,26 @@ def _cycle(shares: np.ndarray) -> np.ndarray:
     return order
 
 
-def _captions(source: Source, random: np.random.Generator) -> list[Prompt]:
+def _opened(picture: Path | Archived, stated: tuple[int, int] | None) -> Image.Image:
+    """The picture, if it has the size that its annotations are for.
+
+    Raises:
+        PictureError: it cannot be read, or is another one, resized or turned, so that no box would be where it says.
+    """
+    opened = open_picture(picture)
+    if stated and stated != opened.size:
+        raise PictureError(
+            f"annotated as {stated[0]} x {stated[1]} pixels, the file has {opened.width} x {opened.height}: its boxes "
+            "are of another picture; run glip data check"
+        )
+    return opened
+
+
+def _captions(source: Source, sample: Sample, random: np.random.Generator) -> list[Prompt]:
     """Captions of other pictures to pack beside the true one; drawing pictures only for their words would be dear."""
     number = source.phrasing.pack_captions if isinstance(source.samples, PackedSamples) else 0
-    others = (source.samples[int(index)].prompt for index in random.integers(len(source.samples), size=number))
-    return [prompt for prompt in others if prompt is not None]
+    others = [source.samples[int(index)] for index in random.integers(len(source.samples), size=number)]
+    return [other.prompt for other in others if other.prompt is not None and other.picture != sample.picture]
 
 
 def _named(sample: Sample) -> str:

@@ -13,6 +13,9 @@ from glip.data.sets import PackedSamples, SampleSet, Tally
 from glip.data.transforms import Augmentation, says_side
 from glip.structures import Sample
 
+_MISSING = "picture that is not there"
+_FEW = 3  # so many missing pictures never stop a run, whatever their share
+
 
 @dataclass(frozen=True)
 class _Row:
@@ -85,6 +88,11 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
     old = load_config(data.replay_from).data
     kept = [row for row in old.train if row.name not in names]
     own, theirs = sum(row.weight for row in data.train), sum(row.weight for row in kept)
+    if not own or not theirs:
+        raise ConfigError(
+            f"data.replay_from {data.replay_from!r}: all its sets are in data.train already, or no set has a weight: "
+            "give another config, or data.replay=0"
+        )
     return (
         *(replace(row, weight=(1 - data.replay) * row.weight / own) for row in data.train),
         *(
@@ -100,7 +108,11 @@ def resolve(config: DatasetConfig, data: DataConfig) -> SetConfig:
     if own["format"] == "world" or own["annotations"]:
         return SetConfig(**own)
     entry = find_set(config.name, images=config.images, format=config.format, root=data.root)
-    return replace(entry, prompts=config.prompts or entry.prompts)
+    usual = SetConfig()
+    given = {
+        key: value for key, value in own.items() if key not in ("images", "format") and value != getattr(usual, key)
+    }
+    return replace(entry, **given)
 
 
 def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
@@ -121,6 +133,12 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
             "its images= folder and data.root"
         )
     _refuse_nothing(config.name, kept, read)
+    missing = read.left_out.counts.get(_MISSING, 0)
+    if missing > max(_FEW, data.max_broken * (missing + len(kept))):
+        raise ValueError(
+            f"set {config.name!r}: {missing} of {missing + len(kept)} pictures are not there, such as "
+            f"{read.left_out.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
+        )
     return replace(read, samples=kept)
 
 
@@ -139,7 +157,7 @@ class _Listing:
             self.folders[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
         there = file.name in self.folders[file.parent]
         if not there:
-            self.left_out.note("picture that is not there", str(file))
+            self.left_out.note(_MISSING, str(file))
         return there
 
 

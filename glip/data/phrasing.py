@@ -295,6 +295,9 @@ def _pack(
     Raises:
         CaptionTooLong: the caption alone does not fit.
     """
+    silent = next((phrase.text for phrase in own.phrases if _cost(count_tokens, phrase.text) <= 0), None)
+    if silent is not None:
+        raise PhrasingError(f"phrase {silent!r} has no word that the tokenizer reads: leave it out")
     length = count_tokens(own.caption)
     if length > phrasing.max_tokens:
         raise CaptionTooLong(

@@ -63,8 +63,11 @@ def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
         raise PictureError(f"picture {str(path)!r} is not a picture that Pillow can read: convert it to PNG") from None
     except Image.DecompressionBombError as error:
         raise PictureError(f"picture {str(path)!r} is too large ({error}): scale it down") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise PictureError(f"picture {str(path)!r} cannot be read ({error}): get a whole copy of it") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders let through whatever broken bytes cause: TypeError, struct.error...
+        reason = str(error) or type(error).__name__
+        raise PictureError(f"picture {str(path)!r} cannot be read ({reason}): get a whole copy of it") from None
 
 
 def _bytes_of(picture: Archived) -> io.BytesIO:

@@ -54,15 +54,16 @@ class Augmentation:
 def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tuple[Sample, Tally]:
     """One random variation of a sample whose picture is loaded, and the boxes it lost, by reason.
 
-    Crowd regions go first. A name whose boxes have all gone although something of it is still seen becomes
-    ``incomplete``: it must not be asked for as an absent one (unless no other name would be left to ask for). A phrase
-    of a caption whose boxes were cut away stays in the caption as words without a box, as in the release.
-    Nothing is mirrored whose words say left or right.
+    Crowd regions go first, and boxes end at the picture's edges. A name whose boxes have all gone although something of
+    it is still seen becomes ``incomplete``: it must not be asked for as an absent one. A phrase of a caption whose
+    boxes were cut away stays in the caption as words without a box, as in the release. Nothing is mirrored whose words
+    say left or right.
     """
     picture = sample.picture
     assert isinstance(picture, Image.Image), "load the picture first"
     tally = Tally()
     sample = _drop(sample, sample.crowd, tally, "crowd region", seen=sample.crowd)
+    sample = _clip(sample, picture.size, tally)
     low, high = how.short_side
     height, width = resized_size(picture.height, picture.width, int(rng.integers(low, high + 1)), how.max_size)
     sample = _together(sample, lambda thing: F.resize(thing, [height, width]))
@@ -126,8 +127,15 @@ def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, see
         return kept
     named = {name for names in kept.box_phrases for name in names}
     unsure = {name for index in seen for name in sample.box_phrases[index]} - named
-    incomplete = tuple(sorted({*sample.incomplete, *unsure}))
-    return replace(kept, incomplete=incomplete) if len(incomplete) < len(sample.vocabulary) else kept
+    return replace(kept, incomplete=tuple(sorted({*sample.incomplete, *unsure})))
+
+
+def _clip(sample: Sample, size: tuple[int, int], tally: Tally) -> Sample:
+    """Boxes end at the edges of the picture of (width, height); those that lie outside are dropped."""
+    limits = torch.tensor([*size, *size], dtype=sample.boxes.dtype)
+    clipped = replace(sample, boxes=torch.minimum(sample.boxes.clamp(min=0), limits))
+    outside = (_area(clipped.boxes) <= 0).nonzero()[:, 0].tolist()
+    return _drop(clipped, outside, tally, "box outside its picture", seen=())
 
 
 def _focus(boxes: Float[Tensor, "box 4"], rng: np.random.Generator) -> Sequence[float | None]:

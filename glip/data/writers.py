@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from glip.data.picture import PictureError, picture_size
 from glip.data.sets import SampleSet, Tally
 from glip.structures import Archived, Prompt, Sample
+from glip.text.prompt import clean_name
 
 Row = dict[str, Any]
 Folders = Sequence[str | Path]
@@ -41,6 +43,9 @@ def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     path, lost = Path(path), Tally()
     ids = samples.ids if len(samples.ids) == len(samples.vocabulary) else tuple(range(1, len(samples.vocabulary) + 1))
     categories = [{"id": number, "name": name} for number, name in zip(ids, samples.vocabulary, strict=True)]
+    for name, times in Counter(clean_name(name).strip() for name in samples.vocabulary).items():  # as they are read
+        if times > 1:
+            lost.note("name written twice, its twin cannot be told apart", name, times - 1)
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[int | str] = set()

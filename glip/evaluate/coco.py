@@ -114,6 +114,8 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
 def score_rows(truth: Truth, results: Sequence[Row]) -> Score:
     """AP of results in COCO's format (image_id, category_id, bbox as x, y, width, height, score).
 
+    The table and the rankings are in the order of the category ids, whatever the order of ``truth.categories``.
+
     Raises:
         ValueError: no box to score with.
     """
@@ -126,7 +128,7 @@ def score_rows(truth: Truth, results: Sequence[Row]) -> Score:
         )
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         annotated, found = _index(truth, truth.annotations), _index(truth, _measured(results))
-        numbers = list(truth.categories)
+        numbers = sorted(truth.categories)  # as pycocotools orders them
         parts = [
             _evaluate(annotated, found, numbers[start : start + _AT_ONCE]) for start in range(0, len(numbers), _AT_ONCE)
         ]
@@ -134,9 +136,10 @@ def score_rows(truth: Truth, results: Sequence[Row]) -> Score:
     recall = np.concatenate([part.eval["recall"] for part in parts], axis=1)
     place = {picture: index for index, picture in enumerate(sorted(truth.pictures))}
     rankings = [ranking for part in parts for ranking in _rankings(part, place)]
+    names = [truth.categories[number] for number in numbers]
     table = [
         CategoryScore(name, len(ranking.boxes), float(precision[:, k, 0, -1].mean()), float(precision[0, k, 0, -1]))
-        for k, (name, ranking) in enumerate(zip(truth.categories.values(), rankings, strict=True))
+        for k, (name, ranking) in enumerate(zip(names, rankings, strict=True))
     ]
     return Score(_stats(precision, recall), tuple(table), len(truth.pictures), tuple(rankings))
 

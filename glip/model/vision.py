@@ -4,7 +4,7 @@ Swin is written here because timm's blocks mask padded places and shift differen
 supplies ImageNet weights for it and the ResNet itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -263,17 +263,18 @@ class FeaturePyramid(nn.Module):
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
-    """ImageNet weights of a timm Swin, under our names, for ``Swin.load_state_dict(..., strict=False)``.
+    """ImageNet weights of a timm Swin, by its name (downloaded once, by timm), under our names."""
+    import timm
 
-    Args:
-        name: a timm model name such as ``swin_tiny_patch4_window7_224`` (downloaded once, by timm).
+    return from_timm(timm.create_model(name, pretrained=True).state_dict())
+
+
+def from_timm(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a timm Swin under our names, for ``Swin.load_state_dict(..., strict=False)``.
 
     timm stores patch merging with the later stage and orders its four phases as (row, column) (0,0), (1,0), (0,1),
     (1,1), as the release does; ``norms`` over C3..C5 have no ImageNet weights and start fresh.
     """
-    import timm
-
-    source = timm.create_model(name, pretrained=True).state_dict()
     renamed = {}
     for key, value in source.items():
         new = key.replace("patch_embed.proj", "patch").replace("patch_embed.norm", "patch_norm")

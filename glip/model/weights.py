@@ -21,6 +21,7 @@ from glip.config import ModelConfig, from_dict, to_dict
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, infer_config, is_foreign, load_yacs
+from glip.model.vision import from_timm, timm_weights
 from glip.shapes import Tensor
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -131,6 +132,23 @@ def start_language(model: GLIP, source: str | Path) -> None:
         layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if layer and isinstance(stage.text, TextLayer):
             fit(stage.text.get_submodule("layer"), layer, path)
+
+
+def start_vision(model: GLIP, source: str | Path) -> None:
+    """Begin with ImageNet weights of a timm Swin; the norms of the outputs have none and start fresh.
+
+    Args:
+        model: the model to fill.
+        source: a ``model.safetensors`` or ``.pth`` in timm's layout, a folder with the first, or a timm model name.
+
+    Raises:
+        WeightsError: a file of another model.
+    """
+    path = Path(source)
+    file = path / "model.safetensors" if path.is_dir() else path
+    weights = from_timm(read_state(file)) if file.is_file() else timm_weights(str(source))
+    fresh = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
+    fit(model.vision, {**weights, **fresh}, path)
 
 
 def read_state(path: Path) -> State:

@@ -134,7 +134,7 @@ def restore(state: Tree, parts: Parts, path: Path) -> Progress:
     if len(state["random"]) == group.size:
         restore_random(state["random"][group.rank], group.device)
     if not group.main:
-        progress.left_out = {}  # the main process has the sum; the others add what they see
+        progress.left_out, progress.broken, progress.tried = {}, 0, 0  # the main one has the sums; others add theirs
     return progress
 
 

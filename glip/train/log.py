@@ -52,6 +52,7 @@ class RunLog:
         folder: of the run.
         steps: how many the run has.
         start: how many are done; rows of later steps, which are about to be repeated, are cut.
+        validated: the last step whose validation is done; rows of later ones are cut.
         device: whose memory is told.
         tensorboard: whether curves are written for TensorBoard too.
 
@@ -59,12 +60,14 @@ class RunLog:
         ImportError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, steps: int, start: int, device: torch.device, tensorboard: bool) -> None:
+    def __init__(
+        self, folder: Path, *, steps: int, start: int, validated: int, device: torch.device, tensorboard: bool
+    ) -> None:
         self.path, self.steps, self.device = folder / "metrics.jsonl", steps, device
         self.began = self.since = time.monotonic()
         self.start, self.seen = start, 0
         self.board: Any = open_board(folder, start) if tensorboard else None
-        forget_after(self.path, start)
+        forget_after(self.path, start, validated)
 
     def add(self, outcome: Outcome, progress: Progress) -> None:
         """Note a step; the sums are in ``progress``, so that a resumed run tells the same means."""
@@ -76,9 +79,9 @@ class RunLog:
             for name, value in row.items():
                 window[name] = window.get(name, 0.0) + value
 
-    def row(self, progress: Progress, lr: float, left_out: Mapping[str, int]) -> str:
-        """Write a row of the steps since the last one; gives the line to show."""
-        window, progress.window = progress.window, {}
+    def row(self, progress: Progress, lr: float) -> str:
+        """Write a row of the steps in the window, counts being of all processes; gives the line to show."""
+        window = progress.window
         count = window.get("count", 0.0)
         names = ("token", "box", "centerness", "loss", "gradient_norm")
         means = {name: window[name] / count if count else None for name in names}
@@ -90,7 +93,7 @@ class RunLog:
             "lr": lr,
             **means,
             "skipped": int(window.get("skipped", 0)),
-            "left_out": dict(sorted(left_out.items())),
+            "left_out": dict(sorted(progress.left_out.items())),
             "broken": progress.broken,
             "pictures_per_second": speed,
             "memory_mb": memory,
@@ -145,11 +148,12 @@ def open_board(folder: Path, start: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Cut from a run's metrics the steps that are about to be repeated, because their checkpoint was not reached."""
+def forget_after(path: Path, step: int, validated: int) -> None:
+    """Cut from a run's metrics the steps and validations that are about to be repeated: no checkpoint holds them."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        rows = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+        kept = [line for line, row in rows if row["step"] <= (validated if "validation" in row else step)]
         if kept != lines:
             write_atomically(path, lambda file: file.write("".join(kept).encode()))
 

@@ -37,7 +37,7 @@ from glip.train.checkpoint import (
 from glip.train.distributed import Group, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
-from glip.train.resume import config_text, refuse_another
+from glip.train.resume import config_text, refuse_another, same_validation
 from glip.train.signals import Interrupted, StopWish
 from glip.train.step import Outcome, Stepper
 
@@ -91,8 +91,8 @@ def train(
             if outcome.stopping:
                 run.save(*{*run.due(), LAST})
                 raise Interrupted(wish.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
-            run.validate_if_due()
             run.save(*run.due())
+            run.validate_if_due()
     if run.progress.step < settings.steps:
         raise TrainingError(f"the loader ended at step {run.progress.step} of {settings.steps}: give it all steps")
     return run.finish()
@@ -132,8 +132,11 @@ class Run:
         )
         mean = RunningMean(model, settings.ema) if settings.ema else None
         self.parts = Parts(model, optimizer, self.stepper.scaler, mean, group)
-        self.progress = self._begin()
+        self.progress, other_validation = self._begin()
+        self.saved = self.progress.step  # the step that last.pt is of
         self.log = self._open_log() if group.main else None
+        if other_validation:
+            self._forget_validation()
 
     def note(self, step: Step, outcome: Outcome, rate: float) -> None:
         """Take in what a step gave; stop a run whose numbers stay non-finite."""
@@ -150,16 +153,22 @@ class Run:
         if progress.bad_in_row >= self.settings.max_bad_steps:
             self._stop_as_bad(outcome, rate)
         if progress.step % self.settings.log_every == 0 or progress.step == self.settings.steps:
-            left_out = self._left_out()
+            summed = self._summed()
             if self.log:
-                self.report(self.log.row(progress, rate, left_out))
+                self.report(self.log.row(summed, rate))
+            progress.window = {}
 
     def validate_if_due(self) -> None:
-        """Validate what would be shipped now, once every ``validate_every`` steps; keep the best."""
+        """Validate what would be shipped now, once every ``validate_every`` steps; keep the best.
+
+        Before it last.pt is written, so that a validation that fails loses no step; after it again, with the result.
+        """
         step, every = self.progress.step, self.settings.validate_every
         due = every and (step % every == 0 or step == self.settings.steps)
         if not self.validate or not due or not step or self.progress.validated == step:
             return
+        if self.saved != step:
+            self.save(LAST)
         before = random_states(self.group.device)
         found = self.validate(self.current())
         self.finished.to("cpu")
@@ -171,8 +180,7 @@ class Run:
             self.progress.best, self.progress.best_step = figure, step
         if self.log:
             self.report(self.log.validated(step, found, best=better))
-        if better:
-            self.save(BEST)
+        self.save(*[BEST] * better, LAST)
 
     def due(self) -> list[str]:
         """The checkpoints to write after this step: last.pt every ``save_every`` and at the end, and what is kept."""
@@ -185,10 +193,11 @@ class Run:
         """Write checkpoints; all processes must ask."""
         if not names:
             return
-        progress = replace(self.progress, left_out=self._left_out())
-        state = capture(self.parts, progress, config=config_text(self.experiment), start=self.mark)
+        state = capture(self.parts, self._summed(), config=config_text(self.experiment), start=self.mark)
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
+        if LAST in names:
+            self.saved = self.progress.step
         if self.log:
             self.log.flush()
 
@@ -202,10 +211,17 @@ class Run:
         self._tell_left_out()
         progress, path = self.progress, self.output / BEST
         last = self.current()
-        if progress.best is None or not path.is_file():
+        if progress.best is None:
+            return last
+        state = read_state(path) if path.is_file() else None
+        if state is None or state["progress"]["step"] != progress.best_step:
+            found = "not there" if state is None else f"of step {state['progress']['step']}"
+            self.report(
+                f"step {progress.best_step} validated best ({progress.best:.3f}), but {str(path)!r} is {found}: the "
+                f"model is that of step {progress.step}, the last"
+            )
             return last
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
-        state = read_state(path)
         return self._fill(state["model"] | state["mean"])
 
     def _fill(self, weights: State) -> GLIP:
@@ -215,9 +231,9 @@ class Run:
         return self.finished
 
     def _tell_left_out(self) -> None:
-        left_out, progress = self._left_out(), self.progress
-        if left_out:
-            listed = ", ".join(f"{count} x {reason}" for reason, count in left_out.items())
+        progress = self._summed()
+        if progress.left_out:
+            listed = ", ".join(f"{count} x {reason}" for reason, count in progress.left_out.items())
             self.report(f"boxes left out in this run: {listed}")
         if progress.broken:
             self.report(f"samples that could not be used: {progress.broken} of {progress.tried} tried")
@@ -225,13 +241,14 @@ class Run:
             scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
             self.report(f"steps skipped: {progress.skipped} of {progress.step}{scaled}")
 
-    def _begin(self) -> Progress:
+    def _begin(self) -> tuple[Progress, bool]:
+        """What the run has done so far, and whether its validations were others than those to come."""
         path = self.output / LAST
         if not path.is_file():
             seed_all(self.settings.seed + self.group.rank)
-            return Progress()
+            return Progress(), False
         state = read_state(path)
-        refuse_another(state["config"], self.experiment)
+        refuse_another(state["config"], self.experiment, done=int(state["progress"]["step"]))
         if state["start"] != self.mark:
             raise ValueError(
                 f"train.keep_start mixes in the weights that the run in {str(self.output)!r} began with, but "
@@ -243,7 +260,18 @@ class Run:
             seed_all(self.settings.seed + progress.step * self.group.size + self.group.rank)
             self.report(f"{len(state['random'])} processes began the run, now {self.group.size}: new random numbers")
         self.report(f"resumed {path} at step {progress.step}")
-        return progress
+        validating = self.validate is not None and self.settings.validate_every > 0
+        return progress, not validating or not same_validation(state["config"], self.experiment)
+
+    def _forget_validation(self) -> None:
+        """Figures of other sets cannot be compared, and without a validation the last state is what is shipped."""
+        progress = self.progress
+        if progress.best is not None:
+            self.report(
+                f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate is "
+                "another now, or nothing is validated any more"
+            )
+        progress.best, progress.best_step, progress.validated = None, 0, 0
 
     def _open_log(self) -> RunLog:
         text = to_yaml(self.experiment).encode()
@@ -252,6 +280,7 @@ class Run:
             self.output,
             steps=self.settings.steps,
             start=self.progress.step,
+            validated=self.progress.validated,
             device=self.group.device,
             tensorboard=self.settings.tensorboard,
         )
@@ -262,11 +291,15 @@ class Run:
         for reason, count in step.left_out.counts.items():
             self.progress.left_out[reason] = self.progress.left_out.get(reason, 0) + count
 
-    def _left_out(self) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for counts in self.group.gather(self.progress.left_out):
-            total.update(counts)
-        return dict(total)
+    def _summed(self) -> Progress:
+        """The progress with what the loaders of all processes told; all processes must ask."""
+        own = self.progress
+        told = self.group.gather((own.left_out, own.broken, own.tried))
+        left_out: Counter[str] = Counter()
+        for counts, _, _ in told:
+            left_out.update(counts)
+        broken, tried = (sum(row[place] for row in told) for place in (1, 2))
+        return replace(own, left_out=dict(left_out), broken=broken, tried=tried)
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
         progress, count = self.progress, self.progress.bad_in_row
@@ -286,7 +319,8 @@ class Run:
 def prepare(model: GLIP, settings: TrainConfig, group: Group) -> torch.nn.Module:
     """Bring a model into training as the settings ask; gives what is called in its place."""
     model.to(group.device).train()
-    model.freeze(stages=settings.frozen_stages, language=settings.freeze_language)
+    still = settings.freeze_language or settings.bert_lr == 0  # at rate 0 its gradients would still be clipped with
+    model.freeze(stages=settings.frozen_stages, language=still)
     keep_frozen_still(model)
     model.checkpoint_gradients(settings.checkpointing)
     if settings.compile:
@@ -310,9 +344,26 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
     Raises:
         ValueError: naming the key and what is allowed.
     """
-    for key in ("save_every", "log_every", "max_bad_steps", "batch_size"):
+    for key in ("steps", "save_every", "log_every", "max_bad_steps", "batch_size"):
         if getattr(settings, key) < 1:
             raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
+    for key, none in (
+        ("micro_batch", "all pictures at once"),
+        ("warmup", "no warm-up"),
+        ("keep_every", "never"),
+        ("validate_every", "never"),
+    ):
+        if getattr(settings, key) < 0:
+            raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more, or 0 for {none}")
+    if settings.warmup >= settings.steps:
+        raise ValueError(
+            f"train.warmup: got {settings.warmup}, but the run has {settings.steps} steps and would never reach its "
+            "rate: give fewer than train.steps, such as a tenth of them"
+        )
+    for drop in settings.drops:
+        if not 0 <= drop <= 1:
+            hint = f" (for {drop:g} % give {drop / 100:g})" if 1 < drop <= 100 else ""
+            raise ValueError(f"train.drops: got {drop:g}: give shares of the run from 0 to 1{hint}")
     if not settings.clip > 0:
         raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
     if not 0 <= settings.ema < 1:

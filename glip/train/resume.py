@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from glip.config import ConfigError, Experiment, from_dict, to_dict
+from glip.config import ConfigError, Experiment, TrainConfig, from_dict, to_dict
+from glip.train.optim import rate_factor
 
 # What may differ between a run and its continuation. Most of it never touches the numbers; micro_batch, checkpointing,
 # compile and parallel (often changed with the machine) touch their rounding, micro_batch also batch norm and dropout.
@@ -35,11 +36,16 @@ def config_text(experiment: Experiment) -> str:
     return json.dumps(to_dict(experiment))
 
 
-def refuse_another(stored: str, experiment: Experiment) -> None:
+def refuse_another(stored: str, experiment: Experiment, *, done: int) -> None:
     """Compare a run's config with the one it is to go on with.
 
-    Under the step schedule ``train.steps`` may differ, so that a run can be made longer: the rates of the steps already
-    done stay what they were. Under the cosine schedule it may not: the rate would jump up again.
+    ``train.steps`` may differ as long as the rates of the steps already done, and of the next one, are the same under
+    both numbers. Drops and the cosine are shares of the run, so this ends at the first drop, or with the warm-up.
+
+    Args:
+        stored: the run's config, as ``config_text`` gave it.
+        experiment: the config to go on with.
+        done: how many steps the run has done.
 
     Raises:
         ValueError: naming each key that matters and differs.
@@ -47,19 +53,40 @@ def refuse_another(stored: str, experiment: Experiment) -> None:
     output = experiment.train.output
     other = f"set train.output to another folder than {output!r}, or give the values that its experiment.yaml has"
     try:
-        before = _flat(to_dict(from_dict(Experiment, json.loads(stored))))
+        begun = from_dict(Experiment, json.loads(stored))
     except (ConfigError, json.JSONDecodeError) as error:
         raise ValueError(f"the run in {output!r} was begun by another version ({error}): {other}") from None
-    now = _flat(to_dict(experiment))
-    free = (*FREE, "train.steps") if experiment.train.schedule == "step" else FREE
+    before, now = _flat(to_dict(begun)), _flat(to_dict(experiment))
+    changed = _first_other_rate(begun.train, experiment.train, done)
+    free = (*FREE, "train.steps") if changed is None else FREE
+    reasons = {"train.steps": f" (the rate of step {changed} is another, and {done} steps are done)"}
     told = [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}{reasons.get(key, '')}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
     if told:
         more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
         raise ValueError(f"the run in {output!r} was begun with another config: {'; '.join(told[:5])}{more}: {other}")
+
+
+def same_validation(stored: str, experiment: Experiment) -> bool:
+    """Whether a run's config, which ``refuse_another`` let pass, validates on the same sets as another."""
+    return from_dict(Experiment, json.loads(stored)).data.validate == experiment.data.validate
+
+
+def _first_other_rate(begun: TrainConfig, now: TrainConfig, done: int) -> int | None:
+    """The first step (from 1), of those done and the next one, that has another rate under each number of steps."""
+    for number in range(done + 1) if begun.steps != now.steps else ():
+        if _factor(begun, number) != _factor(now, number):
+            return number + 1
+    return None
+
+
+def _factor(settings: TrainConfig, number: int) -> float:
+    return rate_factor(
+        number, steps=settings.steps, warmup=settings.warmup, schedule=settings.schedule, drops=settings.drops
+    )
 
 
 def _flat(tree: Any, at: str = "") -> dict[str, Any]:

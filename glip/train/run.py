@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from glip.config import Experiment, ModelConfig
+from glip.config import Experiment, ModelConfig, from_dict, to_dict
 from glip.data.loader import MixtureDataset, Source, Step, count_crowded, load_steps
 from glip.data.mixture import build_sources
 from glip.data.sets import PackedSamples
 from glip.detector import build_processor
 from glip.model.glip import GLIP, build
-from glip.model.vision import timm_weights
-from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language
+from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, joined
@@ -106,8 +106,8 @@ def describe(source: Source, processor: Processor) -> str:
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     """The model a run begins with, its config and its tokenizer's folder.
 
-    Where ``train.start`` gives the weights, a config that describes a model (its picture sizes, its drop rates) has its
-    way, and one that describes none takes the starting model's.
+    Where ``train.start`` gives the weights, what the config says of the model (its name, picture sizes, drop rates) has
+    its way, and the rest is the starting model's.
 
     Raises:
         WeightsError: starting weights that cannot be read, or are not of the model that the config describes.
@@ -115,17 +115,32 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     config = experiment.model
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
-        if config == ModelConfig():
-            seen = dict.fromkeys([*loaded.config.trained_on, *(row.name for row in experiment.data.train)])
-            return loaded.model, replace(loaded.config, trained_on=tuple(seen)), loaded.tokenizer
+        config = overlaid(loaded.config, config)
+        if config.trained_on == loaded.config.trained_on:
+            seen = dict.fromkeys([*config.trained_on, *(row.name for row in experiment.data.train)])
+            config = replace(config, trained_on=tuple(seen))
         model = build(config)
         fit(model, loaded.model.state_dict(), Path(experiment.train.start))
         return model, config, loaded.tokenizer
     model = build(config)
     if config.vision.pretrained and config.vision.kind == "swin":
-        model.vision.load_state_dict(timm_weights(config.vision.pretrained), strict=False)
+        start_vision(model, config.vision.pretrained)
     if config.language.pretrained:
         start_language(model, config.language.pretrained)
     if config.language.bits == 8:
         model.language.round_weights()
     return model, config, ASSETS / BUNDLED
+
+
+def overlaid(base: ModelConfig, over: ModelConfig) -> ModelConfig:
+    """A model's config with what another one says differently from the defaults."""
+
+    def merged(own: dict[str, Any], other: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: merged(value, other[key], usual[key])
+            if isinstance(value, dict)
+            else (value if other[key] == usual[key] else other[key])
+            for key, value in own.items()
+        }
+
+    return from_dict(ModelConfig, merged(to_dict(base), to_dict(over), to_dict(ModelConfig())))

@@ -167,6 +167,10 @@ def test_the_model_of_a_config_starts_from_weights(place, capsys):
     assert glip("train", "bare.yaml", *start, "train.batch_size=1", "train.output=fourth") == 0
     config = json.loads((place / "fourth" / "model" / "config.json").read_text())
     assert config["name"] == "tiny" and config["trained_on"][-1] == "mine", "the starting model's, and what it saw now"
+    bare = ["train", "bare.yaml", *start, "train.batch_size=1", "model.name=mine", "model.inference.threshold=0.3"]
+    assert glip(*bare, "train.output=fifth") == 0
+    config = json.loads((place / "fifth" / "model" / "config.json").read_text())
+    assert (config["name"], config["inference"]["threshold"], config["head"]["blocks"]) == ("mine", 0.3, 1)
 
 
 def test_boxes_that_match_no_class_are_an_error(place, capsys):

@@ -3,13 +3,16 @@
 import itertools
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small import NAMES, RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig
+from glip.data import loader
 from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, count_crowded, load_steps
 from glip.data.mixture import build_sources
 from glip.data.phrasing import Phrasing
@@ -239,3 +242,45 @@ def test_captions_that_do_not_fit_are_left_out_and_not_broken(root, processor):
     step = made[0]
     assert step.broken == () and len(step.batches[0].targets) == 4
     assert step.left_out.counts["sample whose caption cannot be written"] >= 2
+
+
+def with_sample(root, processor, **changes) -> MixtureDataset:
+    """A mixture of two samples: a good one, and one changed."""
+    made = mixture(root, processor, DRAWN)
+    (source,) = made.schedule.sources
+    samples = PackedSamples([source.samples[0], replace(source.samples[1], **changes)])
+    made.schedule = Schedule([replace(source, samples=samples)], batch_size=4, seed=5, grouped=False)
+    return made
+
+
+def test_a_picture_of_another_size_is_broken(root, processor):
+    """Boxes are for the size that the annotations state; on a resized or turned picture they lie anywhere."""
+    step = with_sample(root, processor, size=(1280, 1200))[0]
+    assert len(step.broken) >= 2 and "annotated as 1280 x 1200 pixels, the file has 128 x 120" in step.broken[0]
+    assert "1.png" in step.broken[0]
+
+
+def test_a_phrase_that_the_tokenizer_does_not_read(root, processor):
+    silent = Prompt.from_caption("a star \u200b", [(2, 6), (7, 8)])
+    made = with_sample(root, processor, prompt=silent, vocabulary=(), box_phrases=((0,), (1,)))
+    step = made[0]
+    assert step.broken == () and step.left_out.counts["sample whose caption cannot be written"] >= 1
+
+
+def test_packed_captions_are_of_other_pictures():
+    first, second = (Prompt.from_caption(text, ["star"]) for text in ("a star here", "one star there"))
+    paths = ["a.jpg", "a.jpg", "b.jpg"]
+    samples = PackedSamples(
+        Sample(Path(path), torch.zeros(1, 4), ((0,),), prompt=prompt)
+        for path, prompt in zip(paths, (first, second, second), strict=True)
+    )
+    phrasing = Phrasing(max_negatives=9, max_tokens=99, full_vocabulary=0.5, pack_captions=30)
+    source = Source("captions", 1.0, samples, Augmentation((64, 64), 128), phrasing)
+    for seed in range(9):
+        packed = loader._captions(source, samples[0], np.random.default_rng(seed))
+        assert 0 < len(packed) < 30 and set(packed) == {second}
+
+
+def test_a_weight_that_is_never_drawn_is_an_error():
+    with pytest.raises(ValueError, match=r"set 'own': its weight is 0.00029 of all; less than a thousandth"):
+        Schedule([plain("big", [(4, 3)], 1.7e6), plain("own", [(4, 3)], 500)], batch_size=4, seed=0, grouped=False)

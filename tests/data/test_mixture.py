@@ -123,3 +123,26 @@ def test_captions_without_boxes_are_not_trained_on(root):
         read_training_set(
             DatasetConfig(name="c", format="captions", annotations="instances.json", images=("images",)), data(root)
         )
+
+
+def test_fields_given_beside_a_name_win(root):
+    given = DatasetConfig(name="world", captioned=0.9, sides=(100, 120), split="novel", count=7, plain=True)
+    found = resolve(given, data(root))
+    assert (found.captioned, found.sides, found.split, found.count, found.plain) == (0.9, (100, 120), "novel", 7, True)
+    (root / "t.jsonl").write_text("{}")
+    assert resolve(DatasetConfig(name="t.jsonl", names="map.json"), data(root)).names == "map.json"
+
+
+def test_many_missing_pictures_stop(root):
+    tree = json.loads((root / "instances.json").read_text())
+    lost = [{**tree["images"][0], "id": 100 + number, "file_name": f"lost{number}.png"} for number in range(20)]
+    change(root, images=[*tree["images"], *lost])
+    with pytest.raises(ValueError, match=r"20 of 24 pictures are not there, such as '.*lost0.png'.*data.max_broken"):
+        sources(data(root))
+    assert len(sources(data(root, max_broken=0.9))[0].samples) == 4
+
+
+def test_replay_of_what_is_trained_anyway(root):
+    (root / "old.yaml").write_text("data: {train: [{name: drawn}]}")
+    with pytest.raises(ConfigError, match="all its sets are in data.train already"):
+        with_replay(data(root, replay=0.5, replay_from=str(root / "old.yaml")))

@@ -88,6 +88,14 @@ def test_a_crop_holds_the_box_it_was_aimed_at_and_drops_the_rest():
     assert all(2 not in row for row in kept), "a window of 100 shows at most a quarter of a box 400 high"
 
 
+def test_boxes_end_at_the_edges_of_the_picture():
+    boxes = torch.tensor([[80.0, 10, 180, 50], [300, 10, 340, 50], [-30, 5, 10, 25]])
+    sample = Sample(Image.new("RGB", (100, 60)), boxes, ((0,), (0,), (0,)), vocabulary=("a",))
+    made, lost = augment(sample, Augmentation((60, 60), 100), np.random.default_rng(0))
+    assert made.boxes.tolist() == [[80, 10, 100, 50], [0, 5, 10, 25]]
+    assert lost.counts == {"box outside its picture": 1}
+
+
 def test_boxes_at_the_edge_and_beyond_never_crash():
     boxes = torch.tensor([[90.0, 90, 100, 100], [98, 98, 140, 140], [-30, -30, 1, 1]])
     sample = Sample(Image.new("RGB", (100, 100)), boxes, ((0,), (0,), (0,)), vocabulary=("a",))
@@ -175,7 +183,7 @@ def test_names_of_which_a_crop_leaves_too_little_are_not_asked_for():
             assert made.boxes.shape == (0, 4), "no cat at all: it may be asked for"
     assert (((1,),), (0, 2)) in kinds and ((), (0, 2)) in kinds
     only = replace(sample, boxes=boxes[:1], box_phrases=((0,),), vocabulary=("wall",), incomplete=())
-    assert changed(only, how).incomplete == (), "something must be left to ask for"
+    assert changed(only, how).incomplete == (0,), "then nothing is asked, rather than something false taught"
 
 
 def test_words_of_a_caption_stay_when_their_boxes_are_cut_away():

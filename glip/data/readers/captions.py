@@ -51,7 +51,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     """
     path, tally = Path(annotations), Tally()
     files = _files(path)
-    shards = all(file.suffix == ".tar" for file in files)  # their pictures are inside, wherever others may be
+    shards = all(file.suffix.lower() == ".tar" for file in files)  # their pictures are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
     samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
     if not len(samples):

@@ -4,6 +4,7 @@ Whatever cannot be learned from is raised as Unfit; the message is the reason un
 """
 
 import json
+import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ Spans = tuple[Span, ...]
 
 _FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
 _LONGEST = 2000  # characters of a picture's name with its folders
+_UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
+    ("segmentation", "area", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
+)
 
 
 class Unfit(ValueError):
@@ -51,7 +55,7 @@ def read_json(path: Path, lists: Sequence[str], kind: str) -> dict[str, Any]:
 
 
 def parse_json(path: Path) -> Any:
-    """The content of a json file, whatever it is.
+    """The content of a json file, whatever it is, without the keys that no reader reads (outlines, licences).
 
     Raises:
         FileNotFoundError: no such file.
@@ -59,9 +63,16 @@ def parse_json(path: Path) -> Any:
     """
     check_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
     except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
         raise ValueError(f"{path}: not valid json: {error}") from None
+
+
+def _without_unused(record: dict[str, Any]) -> dict[str, Any]:
+    """Called as each object closes, so that the outlines of a whole set are never in memory at once."""
+    for key in _UNUSED & record.keys():
+        del record[key]
+    return record
 
 
 def check_file(path: Path) -> None:
@@ -77,7 +88,10 @@ def check_file(path: Path) -> None:
 
 
 def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    """Each record of ``images`` beside its records of ``annotations``, in the order of the file."""
+    """Each record of ``images`` beside its records of ``annotations``, in the order of the file.
+
+    Both lists are emptied, and what has been given is not kept, so that memory falls as the samples grow.
+    """
     records: dict[int | str, dict[str, Any]] = {}
     rows: dict[int | str, list[dict[str, Any]]] = {}
     for number, record in enumerate(tree["images"]):
@@ -94,7 +108,9 @@ def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str
             left_out.note("unknown picture", f"annotations[{number}]")
         else:
             rows[row["image_id"]].append(row)
-    return ((record, rows[number]) for number, record in records.items())
+    tree["images"].clear()
+    tree["annotations"].clear()
+    return ((records.pop(number), rows.pop(number)) for number in list(records))
 
 
 def is_id(value: Any) -> TypeGuard[int | str]:
@@ -105,6 +121,11 @@ def is_id(value: Any) -> TypeGuard[int | str]:
 def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a text that UTF-8 can write; json may hold halves of characters (surrogates)."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character to be seen: no space, control or formatting character (zero width, soft hyphen)."""
+    return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
 
 
 def picture_place(record: dict[str, Any]) -> str:
@@ -174,7 +195,7 @@ def read_spans(value: Any, caption: str) -> Spans:
     """The spans [[start, end], ...] of one phrase, in reading order.
 
     Raises:
-        Unfit: none, malformed, outside the caption, or without a letter between them.
+        Unfit: none, malformed, outside the caption, or nothing to be seen between them.
     """
     if not isinstance(value, list) or not value:
         raise Unfit("box without a phrase")
@@ -186,6 +207,8 @@ def read_spans(value: Any, caption: str) -> Spans:
     spans = tuple(sorted({(start, end) for start, end in value}))
     if not any(caption[start:end].strip() for start, end in spans):
         raise Unfit("empty phrase")
+    if not any(is_visible(caption[start:end]) for start, end in spans):
+        raise Unfit("phrase without words")
     return spans
 
 

@@ -7,8 +7,8 @@ A line with a caption has spans for its phrases and, for each box, the phrases t
      "boxes": [{"box": [x1, y1, x2, y2], "phrases": [0], "score": 0.9}]}
 
 A line of a detection set has ``names`` in place of the caption, and "phrases" of its boxes index them. Names hold for
-that line and those after it, until others are given, so that a long list is written once. ``docs/data.md`` has all
-keys; the writer is in ``glip/data/writers.py``.
+that line and those after it, until others are given, so that a long list is written once; after a line that cannot be
+read, or names that are none, no names hold. ``docs/data.md`` has all keys; the writer is in ``glip/data/writers.py``.
 """
 
 import json
@@ -90,8 +90,9 @@ def _read(path: Path, folders: Folders, tally: Tally, lists: dict[Names, None]) 
                 continue
             place = f"line {number}"
             try:
+                before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
                 record = _parsed(raw)
-                names = _names(record["names"]) if "names" in record else names
+                names = _names(record["names"]) if "names" in record else before
                 sample = _sample(record, names, folders, place, tally)
             except Unfit as reason:
                 tally.note(str(reason), place)

@@ -1,6 +1,8 @@
 """ODVG jsonl (MM-Grounding-DINO) -> Samples: detection lines and grounding lines, in one file too."""
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from glip.data.readers.fields import (
     ground,
     is_id,
     is_text,
+    is_visible,
     parse_json,
     read_box,
     read_caption,
@@ -53,6 +56,8 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
     """Read ODVG lines: ``image_id`` is the number of the line, from 1; boxes are both corners in pixels.
 
     A region without ``tokens_positive`` is found by its words in the caption, as ``Prompt.from_caption`` finds them.
+    What is said twice must agree, else the box is left out: the phrase and the words under the spans, the category and
+    the label's name in the map.
 
     Args:
         annotations: one json in a line: filename, height, width, and ``detection`` (instances of bbox, label, category)
@@ -152,6 +157,8 @@ def _detection(record: dict[str, Any], number: int, folders: Folders, labels: La
             label = instance.get(labels.key)
             if not is_id(label) or label not in labels.index:
                 raise Unfit("unknown category")
+            if labels.key == "label" and not _agrees(instance.get("category"), labels.names[labels.index[label]]):
+                raise Unfit("label and category that disagree")
             boxes.append(read_box(instance.get("bbox"), corners=True))
             found.append(labels.index[label])
         except Unfit as reason:
@@ -164,6 +171,16 @@ def _detection(record: dict[str, Any], number: int, folders: Folders, labels: La
         image_id=number,
         size=read_size(record),
     )
+
+
+def _agrees(category: Any, name: str) -> bool:
+    """Whether an instance's category is the name of its label; capitals do not count."""
+    return not is_text(category) or _words(clean_name(category)) in ([], _words(name))
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text to compare it by, without capitals, punctuation and ways to write an accent."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _grounding(record: dict[str, Any], number: int, folders: Folders, left_out: Tally) -> Sample:
@@ -208,13 +225,20 @@ def _phrase(region: Any, caption: str) -> tuple[Spans, tuple[str, ...]]:
     """The spans of a region's phrase if they are stated, else its words, all of which are in the caption."""
     if not isinstance(region, dict):
         raise Unfit("malformed region")
-    if region.get("tokens_positive") is not None:
-        return read_spans(region["tokens_positive"], caption), ()
     phrase = region.get("phrase")
     stated = phrase if isinstance(phrase, list) else [phrase]
     pieces = [piece for piece in stated if is_text(piece) and piece.strip()]
+    if region.get("tokens_positive") is not None:
+        spans = read_spans(region["tokens_positive"], caption)
+        # pieces may come in another order than spans, which are sorted
+        told, shown = set(_words(" ".join(pieces))), set(_words(" ".join(caption[s:e] for s, e in spans)))
+        if told and told != shown:
+            raise Unfit("span that misses its words")
+        return spans, ()
     if not pieces or len(pieces) < len(stated):
         raise Unfit("empty phrase")
+    if not any(is_visible(piece) for piece in pieces):
+        raise Unfit("phrase without words")
     try:
         Prompt.from_caption(caption, pieces)
     except ValueError:
