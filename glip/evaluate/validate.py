@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -50,7 +51,8 @@ class Validator:
         shown: pictures drawn of each set.
 
     Raises:
-        ValueError: no set, or one without a box among the chosen pictures: it could only ever score nothing.
+        ValueError: no set, or one without a box or without a picture file among the chosen pictures: it could only
+            ever score nothing.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Validator:
                     f"validation set {name!r}: none of its {len(chosen)} pictures that would be looked at has a named "
                     "box: look at it with glip data check, or take it from data.validate"
                 )
+            _refuse_missing(name, chosen)
 
     def __call__(self, model: GLIP) -> Validated:
         """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
@@ -83,8 +86,10 @@ class Validator:
         with _evaluating(model):
             detector = Detector(model, self.config, self.tokenizer, device)
             for name, samples in self.sets.items():
-                pairs = list(detect_all(detector, samples, tally=tally))
-                scored, decides = set_figures(pairs)
+                passed = Tally()
+                pairs = list(detect_all(detector, samples, tally=passed))
+                scored, decides = set_figures(name, pairs, passed)
+                tally.add(passed)
                 figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
                 deciding += [scored[figure] for figure in decides]
                 pictures |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
@@ -106,8 +111,15 @@ class Chosen(Sequence[Sample]):
         return self._samples[index * len(self._samples) // self._count]
 
 
-def set_figures(pairs: Sequence[tuple[Sample, Detections]]) -> tuple[dict[str, float], list[str]]:
+def set_figures(
+    name: str, pairs: Sequence[tuple[Sample, Detections]], passed: Tally
+) -> tuple[dict[str, float], list[str]]:
     """AP and AP50 of the samples with a vocabulary, recall@k of those with a caption; and which figures decide.
+
+    Args:
+        name: of the set, for errors.
+        pairs: samples and what was found in them.
+        passed: the samples passed over, for errors.
 
     Raises:
         ValueError: neither has a box to score with.
@@ -121,7 +133,10 @@ def set_figures(pairs: Sequence[tuple[Sample, Detections]]) -> tuple[dict[str, f
     if any(_has_target(sample) for sample, _ in captioned):
         figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
     if not figures:
-        raise ValueError(f"none of the {len(pairs)} pictures that could be read has a named box: nothing to score")
+        raise ValueError(
+            f"validation set {name!r}: nothing to score: of {len(pairs)} pictures looked at none has a named box, and "
+            f"passed over were {_told(passed) or 'none'}: look at the set with glip data check"
+        )
     return figures, [name for name in ("AP50", "recall@1") if name in figures]
 
 
@@ -143,6 +158,28 @@ def beside(sample: Sample, found: Detections) -> Image.Image:
     sheet.paste(left)
     sheet.paste(right, (left.width + _GAP, 0))
     return sheet
+
+
+def _told(passed: Tally) -> str:
+    """Each reason with its count and, where one is known, the first place."""
+    told = []
+    for reason, count in passed.counts.items():
+        places = passed.places[reason]
+        told.append(f"{count} x {reason}{f' ({places[0]})' if places else ''}")
+    return ", ".join(told)
+
+
+def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
+    """Raise ValueError if every picture is a file and none is there; some may be missing, they are counted later."""
+    first = samples[0].picture
+    for index in range(len(samples)):
+        picture = samples[index].picture
+        if not isinstance(picture, Path) or picture.is_file():
+            return
+    raise ValueError(
+        f"validation set {name!r}: none of its {len(samples)} pictures that would be looked at is there, such as "
+        f"{str(first)!r}: correct images of the set or data.root, or take it from data.validate"
+    )
 
 
 def _has_target(sample: Sample) -> bool:

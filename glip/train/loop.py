@@ -298,7 +298,7 @@ class Run:
         left_out: Counter[str] = Counter()
         for counts, _, _ in told:
             left_out.update(counts)
-        broken, tried = (sum(row[place] for row in told) for place in (1, 2))
+        broken, tried = sum(count for _, count, _ in told), sum(count for _, _, count in told)
         return replace(own, left_out=dict(left_out), broken=broken, tried=tried)
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
@@ -344,6 +344,22 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
     Raises:
         ValueError: naming the key and what is allowed.
     """
+    _check_numbers(settings)
+    if not settings.clip > 0:
+        raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
+    if not 0 <= settings.ema < 1:
+        raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
+    if not 0 <= settings.keep_start <= 1:
+        raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
+    if settings.batch_size % group.size:
+        raise ValueError(
+            f"train.batch_size: {settings.batch_size} pictures cannot be shared by {group.size} processes: take a "
+            f"multiple of {group.size}"
+        )
+
+
+def _check_numbers(settings: TrainConfig) -> None:
+    """The counts and the schedule of ``check_settings``."""
     for key in ("steps", "save_every", "log_every", "max_bad_steps", "batch_size"):
         if getattr(settings, key) < 1:
             raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
@@ -364,17 +380,6 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
         if not 0 <= drop <= 1:
             hint = f" (for {drop:g} % give {drop / 100:g})" if 1 < drop <= 100 else ""
             raise ValueError(f"train.drops: got {drop:g}: give shares of the run from 0 to 1{hint}")
-    if not settings.clip > 0:
-        raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
-    if not 0 <= settings.ema < 1:
-        raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
-    if not 0 <= settings.keep_start <= 1:
-        raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
-    if settings.batch_size % group.size:
-        raise ValueError(
-            f"train.batch_size: {settings.batch_size} pictures cannot be shared by {group.size} processes: take a "
-            f"multiple of {group.size}"
-        )
 
 
 def seed_all(seed: int) -> None:

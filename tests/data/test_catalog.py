@@ -88,6 +88,11 @@ def test_drawings():
         ("a.jsonl", {"image": "x", "caption": "y"}, "captions"),
         ("a.csv", {}, "captions"),
         ("a.tar", {}, "captions"),
+        ("A.TAR", {}, "captions"),
+        ("A.CSV", {}, "captions"),
+        ("A.JSONL", {"filename": "x", "grounding": {}}, "odvg"),
+        ("a.txt", {}, "captions"),
+        ("a.json", [{"image": "x", "caption": "y"}], "captions"),
     ],
 )
 def test_formats_are_told_from_the_content(name, content, format, tmp_path):
@@ -95,7 +100,7 @@ def test_formats_are_told_from_the_content(name, content, format, tmp_path):
     assert guess_format(tmp_path / name) == format
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"images": []}', "not json", "7"])
+@pytest.mark.parametrize("text", ["[]", "[7]", "[{}]", "[" * 100_000, "{}", '{"images": []}', "not json", "7"])
 def test_other_json_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR or captions json"):
@@ -110,3 +115,20 @@ def test_lines_under_another_name(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="set data.root or GLIP_DATA"):
         guess_format(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_hides_no_format(name, tmp_path):
+    (tmp_path / "coco.json").write_bytes(b'\xef\xbb\xbf{"images": [], "annotations": [], "categories": []}')
+    assert guess_format(tmp_path / "coco.json") == "coco"
+    line = b'{"picture": "a", "phrases": [], "boxes": []}\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + line + line)
+    assert guess_format(tmp_path / name) == "labels"
+
+
+def test_lists_and_tables_of_captions_are_read(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "x.jpg", "caption": "a dog"}]))
+    (tmp_path / "a.txt").write_text("x.jpg\ta dog\n")
+    for name in ("a.json", "a.txt"):
+        (sample,) = read_set(find_set(str(tmp_path / name))).samples
+        assert sample.caption == "a dog"

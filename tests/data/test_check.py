@@ -232,3 +232,20 @@ def test_a_real_set_is_clean():
     folder = SHARED / "bccd"
     report = check(read_coco(folder / "annotations/instances_test.json", [folder / "images"]), decode=True)
     assert (report.counts.pictures, report.counts.boxes) == (59, 757) and not report.problems and not report.remarks
+
+
+def test_boxes_of_missing_pictures_count_for_the_guess(folder):
+    left_out = Tally()
+    left_out.note("box without area")
+    missing = [sample(folder, f"{number}.png", boxes=((10, 20, 60, 70),)) for number in range(20)]
+    problems = checked(*missing, left_out=left_out).problems
+    assert problems.counts == {"box without area": 1, "picture that is not there": 20}
+
+
+def test_missing_pictures_do_not_hide_a_wrong_reading(folder):
+    missing = [sample(folder, f"{number}.png", boxes=((10, 20, 60, 70),)) for number in range(20)]
+    outside = sample(folder, boxes=((190, 90, 380, 180), (180, 80, 360, 160)))
+    problems = checked(*missing, outside).problems
+    assert any(reason.startswith("most boxes (2 of 2) leave their picture") for reason in problems.counts)
+    relative = [sample(folder, f"{number}.png", boxes=((0.1, 0.2, 0.6, 0.7),)) for number in range(3)]
+    assert any("relative (0..1)" in reason for reason in checked(*relative).problems.counts)

@@ -1,6 +1,7 @@
 """Whatever people have becomes upright RGB; what cannot be read is named."""
 
 import io
+import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from glip.data.picture import PictureError, open_any, open_picture, picture_size, to_rgb
 from glip.structures import Archived
@@ -274,3 +276,27 @@ def test_sizes_of_what_cannot_be_read(tmp_path):
         (tmp_path / "text.png").write_text("text")
         with pytest.raises(PictureError, match=message):
             picture_size(tmp_path / name)
+
+
+@pytest.mark.parametrize("error", [TypeError("bad tag"), struct.error("short"), EOFError(), IndexError("far")])
+@pytest.mark.parametrize("read", [open_picture, picture_size])
+def test_whatever_a_decoder_raises_is_a_broken_picture(save, monkeypatch, error, read):
+    path = save(marked(), "a.png")
+
+    def broken(picture: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    monkeypatch.setattr(PngImageFile, "getexif", broken)
+    with pytest.raises(PictureError, match=rf"cannot be read \({str(error) or 'EOFError'}\): get a whole copy"):
+        read(path)
+
+
+def test_too_little_memory_is_no_fault_of_the_picture(save, monkeypatch):
+    def full(picture: Image.Image) -> None:
+        raise MemoryError
+
+    path = save(marked(), "a.png")
+    monkeypatch.setattr(PngImageFile, "load", full)
+    with pytest.raises(MemoryError):
+        open_picture(path)

@@ -270,3 +270,11 @@ def test_samples_are_taken_one_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(writers, "_decimals", lambda row: written.append(len(asked)) or corners(row))
     write_coco(SampleSet(Watched(), NAMES), tmp_path / "out.json", [tmp_path])
     assert written == [number for number in range(1, 51) for _ in range(2)]
+
+
+def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):
+    names = ("bat_(animal)", "dog", "bat_(stick)", "bat")
+    samples = SampleSet([detection(tmp_path, vocabulary=names)], names)
+    lost = write_coco(samples, tmp_path / "set.json", [tmp_path])
+    reason = "name written twice, its twin cannot be told apart"
+    assert lost.counts == {reason: 2} and lost.places == {reason: ["bat"]}

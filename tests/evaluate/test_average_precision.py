@@ -55,6 +55,17 @@ def test_golden(case):
         assert row.boxes == int(expected_row["num_gt_noncrowd"])
 
 
+def test_the_table_is_right_in_any_order_of_the_categories():
+    boxes = {7: [10.0, 10.0, 40.0, 40.0], 3: [60.0, 60.0, 30.0, 30.0]}
+    rows = [
+        {"id": i, "image_id": 1, "category_id": number, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for i, (number, box) in enumerate(boxes.items(), start=1)
+    ]
+    results = [{"image_id": 1, "category_id": 7, "bbox": boxes[7], "score": 0.9}]
+    score = score_rows(Truth((1,), {7: "found", 3: "missed"}, rows), results)
+    assert [(row.name, row.ap50) for row in score.categories] == [("missed", 0.0), ("found", pytest.approx(1.0))]
+
+
 def test_names_count_where_they_were_asked():
     """The second picture was not asked for a cat: what it holds there says nothing about cats."""
     first, other = sample(["cat"], [(A, 0)]), sample(["dog"], [(B, 0)])

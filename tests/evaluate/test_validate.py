@@ -64,10 +64,14 @@ def test_the_model_does_not_notice(tiny_config, tokenizer):
 
 def test_the_model_is_itself_again_after_an_error(tiny_config, tokenizer, tmp_path):
     model = seeded(tiny_config).train()
-    lost = [replace(one, picture=tmp_path / "missing.png") for one in drawn()]
-    validator = Validator(tiny_config, tokenizer, {"lost": lost})
-    with pytest.raises(ValueError, match="nothing to score"):
+    (tmp_path / "cut.png").write_bytes(b"half a picture")
+    cut = [replace(one, picture=tmp_path / "cut.png") for one in drawn()]
+    validator = Validator(tiny_config, tokenizer, {"cut": cut})
+    with pytest.raises(
+        ValueError, match=r"set 'cut': nothing to score: .* 4 x unreadable picture \(.*cut\.png"
+    ) as told:
         validator(model)
+    assert "\n" not in str(told.value)
     assert all(module.training for module in model.modules())
 
 
@@ -84,6 +88,15 @@ def test_a_set_with_nothing_to_score_is_refused_at_once(tiny_config, tokenizer):
     bare = [replace(one, boxes=torch.empty(0, 4), box_phrases=()) for one in drawn()]
     with pytest.raises(ValueError, match="'bare': none of its 4 pictures"):
         Validator(tiny_config, tokenizer, {"bare": bare})
+
+
+def test_a_set_without_pictures_is_refused_at_once(tiny_config, tokenizer, tmp_path):
+    lost = [replace(one, picture=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
+    with pytest.raises(ValueError, match=r"set 'lost': none of its 4 pictures .* is there, such as '.*0\.png'") as told:
+        Validator(tiny_config, tokenizer, {"lost": lost})
+    assert "\n" not in str(told.value)
+    found = Validator(tiny_config, tokenizer, {"some": [*lost[:2], *drawn()[2:]]})(seeded(tiny_config))
+    assert found.left_out.counts == {"unreadable picture": 2}
 
 
 def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):

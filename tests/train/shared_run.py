@@ -34,7 +34,7 @@ def shares(group: Group, micro_batch: int) -> list[Step]:
     batches = batches_of(size)
     count = len(batches) // group.size
     own = batches[group.rank * count : (group.rank + 1) * count]
-    good = step_of(*own, left_out="box without area")
+    good = step_of(*own, left_out="box without area", broken=("picture 'x.jpg': cut",))
     bad = poisoned(good) if group.rank == group.size - 1 else good
     return [good, good, good, bad, good]
 

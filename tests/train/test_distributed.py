@@ -66,6 +66,9 @@ def test_two_processes_follow_one(name, folder):
         for term in ("token", "box", "centerness", "loss", "gradient_norm") if not ours["skipped"] else ():
             assert ours[term] == pytest.approx(theirs[term], rel=1e-5, abs=1e-5), (ours["step"], term)
     assert both[-1]["left_out"] == {"box without area": 2 * STEPS}, "counts are of both processes"
+    assert both[-1]["broken"] == 2 * STEPS and alone[-1]["broken"] == STEPS
+    progress = torch.load(folder / name / "last.pt", weights_only=True)["progress"]
+    assert progress["broken"] == 2 * STEPS and progress["tried"] == (4 + 2) * STEPS
     shipped, single = (torch.load(place / f"{name}.pt", weights_only=True) for place in (folder, folder / "alone"))
     for key, value in single.items():
         torch.testing.assert_close(shipped[key], value, rtol=1e-4, atol=2e-5, msg=key)

@@ -11,11 +11,13 @@ from PIL import Image
 from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
 from small import seeded
 
+from glip.config import DatasetConfig, TrainConfig, config_folder, load_config
 from glip.data.loader import Step
 from glip.data.sets import Tally
 from glip.model.glip import GLIP
 from glip.train import loop
 from glip.train.averages import keep_start
+from glip.train.distributed import Group
 from glip.train.loop import TrainingError, train
 from glip.train.signals import Interrupted
 
@@ -67,7 +69,7 @@ def test_metrics_past_the_checkpoint_are_forgotten(steps, tmp_path):
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
 def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
-    changes = {"ema": 0.9, "save_every": 1, "log_every": 1}
+    changes = {"ema": 0.9, "save_every": 1, "log_every": 1, "warmup": 0, "drops": ()}
     said: list[str] = []
     train(settings(tmp_path, steps=1, **changes), seeded(config), stream(steps, 1), report=quiet)
     before = torch.load(tmp_path / "last.pt", weights_only=True)
@@ -172,8 +174,69 @@ def test_a_validation_that_a_signal_prevented_is_made_up_for(steps, tmp_path):
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 2
 
 
+def test_a_validation_made_up_for_is_told_once_after_a_kill(steps, tmp_path):
+    def signalled(start):
+        for step in range(start, 2):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield steps[step]
+
+    experiment = settings(tmp_path, steps=4, save_every=50, validate_every=2)
+    found = {"validate": lambda model: Found(0.1), "report": quiet}
+    with pytest.raises(Interrupted):
+        train(experiment, seeded(SWIN), signalled, **found)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, seeded(SWIN), stream(steps, 4, stop=2), **found)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["validated"] == 2
+    train(experiment, seeded(SWIN), stream(steps, 4), **found)
+    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [2, 4]
+
+
+def test_a_validation_that_fails_loses_no_step(steps, tmp_path):
+    def fail(model: GLIP) -> Found:
+        raise ValueError("validation set 'x': nothing to score")
+
+    experiment = settings(tmp_path, steps=4, save_every=50, keep_every=2, validate_every=2)
+    with pytest.raises(ValueError, match="nothing to score"):
+        train(experiment, seeded(SWIN), stream(steps, 4), validate=fail, report=quiet)
+    assert (tmp_path / "step-2.pt").is_file()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["step"] == 2
+    train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(0.1), report=quiet)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
+    assert (last["step"], last["validated"], last["best"], last["best_step"]) == (4, 4, 0.1, 2)
+
+
+@pytest.mark.parametrize("now", ["other sets", "no validation", "never", "the same"])
+def test_the_best_of_another_validation_is_forgotten(now, steps, tmp_path):
+    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, seeded(SWIN), stream(steps, 4, stop=2), validate=lambda model: Found(0.9), report=quiet)
+    sets = (DatasetConfig(name="bccd_val"),) if now == "other sets" else ()
+    again = replace(experiment, data=replace(experiment.data, validate=sets))
+    again = replace(again, train=replace(again.train, validate_every=0 if now == "never" else 2))
+    said: list[str] = []
+    validate = None if now == "no validation" else lambda model: Found(0.1)
+    train(again, seeded(SWIN), stream(steps, 4), validate=validate, report=said.append)
+    told = [line for line in said if "best so far (0.900, step 2) is forgotten" in line]
+    last = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
+    best = {"other sets": (0.1, 2), "no validation": (None, 0), "never": (None, 0), "the same": (0.9, 2)}
+    assert len(told) == (now != "the same") and (last["best"], last["best_step"]) == best[now]
+    assert any("validated best" in line for line in said) == (now in ("other sets", "the same"))
+
+
+def test_a_best_checkpoint_of_another_step_is_not_shipped(steps, tmp_path):
+    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=2)
+    figures = iter([0.9, 0.1])
+    train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(next(figures)), report=quiet)
+    (tmp_path / "best.pt").write_bytes((tmp_path / "last.pt").read_bytes())
+    said: list[str] = []
+    shipped = train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(0.1), report=said.append)
+    assert "step 2 validated best (0.900), but" in said[-1] and "is of step 4: the model is that of step 4" in said[-1]
+    assert same(dict(shipped.state_dict()), torch.load(tmp_path / "last.pt", weights_only=True)["model"])
+
+
 def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
-    experiment = settings(tmp_path, steps=2, keep_start=0.5)
+    experiment = settings(tmp_path, steps=2, warmup=1, keep_start=0.5)
     train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
     with pytest.raises(ValueError, match=r"keep_start mixes in the weights .* bring those back"):
         train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
@@ -201,6 +264,14 @@ def test_a_loader_that_ends_early_is_told(steps, tmp_path):
     ("changes", "told"),
     [
         ({"save_every": 0}, r"train\.save_every: got 0: give 1 or more"),
+        ({"steps": 0}, r"train\.steps: got 0: give 1 or more"),
+        ({"micro_batch": -1}, r"train\.micro_batch: got -1: give 1 or more, or 0 for all"),
+        ({"warmup": -1}, r"train\.warmup: got -1: give 1 or more, or 0 for no warm-up"),
+        ({"keep_every": -2}, r"train\.keep_every: got -2: give 1 or more, or 0 for never"),
+        ({"validate_every": -2}, r"train\.validate_every: got -2: give 1 or more, or 0 for never"),
+        ({"warmup": 6}, r"train\.warmup: got 6, but the run has 6 steps .* fewer than train\.steps"),
+        ({"drops": (0.5, 67.0)}, r"train\.drops: got 67: .* from 0 to 1 \(for 67 % give 0\.67\)"),
+        ({"drops": (-0.1,)}, r"train\.drops: got -0\.1: give shares of the run from 0 to 1$"),
         ({"ema": 1.0}, r"train\.ema: got 1"),
         ({"keep_start": 1.5}, r"train\.keep_start: got 1\.5"),
         ({"clip": 0.0}, r"train\.clip: got 0"),
@@ -210,6 +281,12 @@ def test_a_loader_that_ends_early_is_told(steps, tmp_path):
 def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
     with pytest.raises(ValueError, match=told):
         train(settings(tmp_path, **changes), seeded(SWIN), stream(steps, 6), report=quiet)
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_can_work(path):
+    if path.name != "datasets.yaml":
+        loop.check_settings(load_config(path).train, Group())
 
 
 def test_bfloat16_and_checkpointing_learn(tmp_path):
@@ -249,13 +326,21 @@ def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
         lambda bert, *_: modes.append(any(part.training for part in bert.modules()))
     )
     model.tower[0].register_forward_hook(lambda module, *_: towers.append(module.text.training))
-    experiment = settings(tmp_path, steps=2, freeze_language=True, frozen_stages=1, keep_start=0.3, ema=0.9)
+    experiment = settings(tmp_path, steps=2, warmup=1, freeze_language=True, frozen_stages=1, keep_start=0.3, ema=0.9)
     shipped = train(experiment, model, stream(steps, 2), report=quiet).state_dict()
     still = [key for key in before if key.startswith(("language.", "vision.patch", "vision.stages.0."))]
     assert still and all(torch.equal(shipped[key], before[key]) for key in still), "to the last bit, mixed as they are"
     moved = "vision.stages.1.blocks.0.fc1.weight"
     assert not torch.equal(shipped[moved], before[moved])
     assert modes == [False, False] and towers == [True, True]
+
+
+def test_a_language_model_at_rate_zero_is_frozen():
+    """Else its gradients would count in the norm that all are clipped by."""
+    for rate in (0.0, 1e-5):
+        model = seeded(SWIN)
+        loop.prepare(model, TrainConfig(bert_lr=rate), Group())
+        assert {parameter.requires_grad for parameter in model.language.parameters()} == {rate > 0}
 
 
 def test_partly_frozen_language_trains_the_rest():
@@ -267,7 +352,7 @@ def test_partly_frozen_language_trains_the_rest():
 
 
 def test_the_config_is_beside_the_run(steps, tmp_path):
-    train(settings(tmp_path, steps=1), seeded(SWIN), stream(steps, 1), report=quiet)
+    train(settings(tmp_path, steps=1, warmup=0), seeded(SWIN), stream(steps, 1), report=quiet)
     assert "steps: 1" in (tmp_path / "experiment.yaml").read_text()
     text = torch.load(tmp_path / "last.pt", weights_only=True)["config"]
     assert json.loads(text)["train"]["steps"] == 1

@@ -1,5 +1,6 @@
 """A run goes on under its own config: what decides its numbers may not differ, all else may."""
 
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -21,7 +22,6 @@ def changed(part: str, **changes: object) -> Experiment:
         ("train", {"seed": 3}, "train.seed was 0 and is 3"),
         ("train", {"batch_size": 8}, "train.batch_size was 4 and is 8"),
         ("train", {"start": "glip-nano"}, "train.start was None and is 'glip-nano'"),
-        ("train", {"schedule": "cosine", "steps": 2000}, "train.steps was 1000 and is 2000"),
         ("train", {"precision": "bfloat16"}, "train.precision"),
         ("data", {"crop": 224}, "data.crop was 0 and is 224"),
         ("data", {"train": (DatasetConfig(name="world"),)}, "data.train was []"),
@@ -30,7 +30,7 @@ def changed(part: str, **changes: object) -> Experiment:
 )
 def test_what_decides_the_numbers_is_refused(part, changes, told):
     with pytest.raises(ValueError) as error:
-        refuse_another(config_text(FIRST), changed(part, **changes))
+        refuse_another(config_text(FIRST), changed(part, **changes), done=0)
     message = str(error.value)
     assert "runs/first" in message and told in message and "set train.output to another folder" in message
     assert "\n" not in message
@@ -39,7 +39,7 @@ def test_what_decides_the_numbers_is_refused(part, changes, told):
 def test_many_differences_are_summed_up():
     other = changed("train", lr=1.0, bert_lr=1.0, text_lr=1.0, weight_decay=0.0, warmup=3, clip=3.0, seed=2)
     with pytest.raises(ValueError, match="and 2 more"):
-        refuse_another(config_text(FIRST), other)
+        refuse_another(config_text(FIRST), other, done=0)
 
 
 def test_what_may_differ():
@@ -56,10 +56,33 @@ def test_what_may_differ():
         "parallel": "fsdp",
         "output": "elsewhere",
     }
-    refuse_another(config_text(FIRST), changed("train", **free, steps=5000))
-    refuse_another(config_text(FIRST), changed("data", workers=4, root="/data", max_broken=0.5))
-    refuse_another(config_text(FIRST), changed("model", name="other", license="MIT"))
+    refuse_another(config_text(FIRST), changed("train", **free), done=0)
+    refuse_another(config_text(FIRST), changed("data", workers=4, root="/data", max_broken=0.5), done=0)
+    refuse_another(config_text(FIRST), changed("model", name="other", license="MIT"), done=0)
     assert {name.removeprefix("train.") for name in FREE if name.startswith("train.")} == set(free)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "done", "first"),
+    [
+        ("step", 2000, 669, None),  # the next step, number 670 from 0, is the one that the rate of the shorter falls at
+        ("step", 2000, 670, 671),
+        ("step", 2000, 1000, 671),  # a finished run
+        ("step", 500, 499, None),
+        ("step", 500, 500, 501),
+        ("cosine", 2000, 500, None),  # still in the warm-up, behind which both begin at the same rate
+        ("cosine", 2000, 501, 502),
+    ],
+)
+def test_steps_may_differ_until_the_rates_do(schedule, steps, done, first):
+    begun = changed("train", schedule=schedule)
+    now = replace(begun, train=replace(begun.train, steps=steps))
+    if first is None:
+        refuse_another(config_text(begun), now, done=done)
+        return
+    told = f"train.steps was 1000 and is {steps} (the rate of step {first} is another, and {done} steps are done)"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        refuse_another(config_text(begun), now, done=done)
 
 
 def test_what_may_differ_exists():
@@ -71,4 +94,4 @@ def test_what_may_differ_exists():
 @pytest.mark.parametrize("text", ["{", '{"train": {"oldkey": 1}}'])
 def test_a_config_of_another_version_is_told(text):
     with pytest.raises(ValueError, match="begun by another version"):
-        refuse_another(text, FIRST)
+        refuse_another(text, FIRST, done=0)

@@ -124,7 +124,7 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 
 def is_visible(text: str) -> bool:
-    """Whether a text has a character to be seen: no space, control or formatting character (zero width, soft hyphen)."""
+    """Whether a text has a character to be seen: no space, no control or format character (zero width)."""
     return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
 
 

@@ -175,7 +175,8 @@ def _detection(record: dict[str, Any], number: int, folders: Folders, labels: La
 
 def _agrees(category: Any, name: str) -> bool:
     """Whether an instance's category is the name of its label; capitals do not count."""
-    return not is_text(category) or _words(clean_name(category)) in ([], _words(name))
+    stated = clean_name(category).split() if is_text(category) else []
+    return not stated or " ".join(stated).casefold() == " ".join(name.split()).casefold()
 
 
 def _words(text: str) -> list[str]:

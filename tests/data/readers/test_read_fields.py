@@ -1,6 +1,7 @@
 """The checks that all readers share, against the rule that training uses."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -125,3 +126,29 @@ def test_an_empty_set_is_an_error_that_says_why(tmp_path):
         sample_set(tmp_path / "set.json", [], left_out)
     with pytest.raises(ValueError, match="it lists none"):
         sample_set(tmp_path / "set.json", [], Tally())
+
+
+@pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\x07", "\u200b \u2060"])
+def test_a_phrase_that_cannot_be_seen_has_no_words(unseen):
+    with pytest.raises(Unfit, match="phrase without words"):
+        read_spans([[2, 2 + len(unseen)]], f"a {unseen} cat")
+    assert read_spans([[2, 4 + len(unseen)]], f"a {unseen} \u2605 cat") == ((2, 4 + len(unseen)),), "a star is seen"
+
+
+def test_outlines_are_not_kept(tmp_path):
+    row = {"image_id": 1, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 1]], "caption": "x", "iscrowd": 0}
+    image = {"id": 1, "file_name": "a.jpg", "coco_url": "u", "url": "v"}
+    tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "area": 9.5}]}
+    (tmp_path / "set.json").write_text(json.dumps(tree))
+    assert parse_json(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
+
+
+def test_what_was_given_is_released():
+    class Row(dict):
+        """A record that can be watched."""
+
+    tree = {"images": [Row(id=1), Row(id=2)], "annotations": [Row(image_id=1), Row(image_id=2)]}
+    watched = [weakref.ref(tree["images"][0]), weakref.ref(tree["annotations"][0])]
+    pairs = by_picture(tree, Tally())
+    assert next(pairs) == ({"id": 1}, [{"image_id": 1}]) and next(pairs)[0] == {"id": 2}
+    assert [watch() for watch in watched] == [None, None]

@@ -120,3 +120,16 @@ def test_nothing_to_use(tmp_path):
         read_labels(tmp_path / "none.jsonl", [tmp_path])
     with pytest.raises(ValueError, match="1 x line that is no json"):
         read(tmp_path, b"{")
+
+
+@pytest.mark.parametrize("bad", [{"picture": "b.jpg", "names": ["owl", 5], "boxes": []}, b'{"names": ["owl"', b"7"])
+def test_names_do_not_hold_beyond_a_line_that_may_have_had_others(tmp_path, bad):
+    row = {"picture": "c.jpg", "boxes": [{"box": [1, 2, 3, 4], "phrases": [0]}]}
+    found = read(tmp_path, row | {"names": ["dog"]}, bad, row, row | {"names": ["cat"]}, row)
+    assert [sample.vocabulary for sample in found.samples] == [("dog",), ("cat",), ("cat",)]
+    assert found.left_out.counts["line with neither a caption nor names"] == 1
+
+
+def test_names_hold_beyond_a_line_that_is_left_out_for_its_picture(tmp_path):
+    found = read(tmp_path, {"picture": "../a.jpg", "names": ["dog"]}, {"picture": "b.jpg"})
+    assert [sample.vocabulary for sample in found.samples] == [("dog",)]

@@ -36,7 +36,7 @@ def read(tmp_path, *lines, names=NAMES):
 
 
 def test_detection_with_a_label_map(tmp_path):
-    found = read(tmp_path, detection(instance(), instance(7, "?", (0.5, 0, 9, 9))), "", detection())
+    found = read(tmp_path, detection(instance(), instance(7, "Tooth_brush", (0.5, 0, 9, 9))), "", detection())
     assert found.vocabulary == ("person", "bat", "tooth brush") and found.ids == (0, 3, 7)
     first, second = found.samples
     assert first.boxes.tolist() == [[1, 2, 3, 4], [0.5, 0, 9, 9]] and first.box_phrases == ((0,), (2,))
@@ -58,9 +58,9 @@ def test_grounding_with_spans(tmp_path):
     found = read(
         tmp_path,
         grounding(
-            region("whatever", [[1, 2, 3, 4], [5, 5, 6, 6]], tokens_positive=[[18, 29]]),
+            region("Another car.", [[1, 2, 3, 4], [5, 5, 6, 6]], tokens_positive=[[18, 29]]),
             region(["a", "car"], tokens_positive=[[10, 13], [8, 9]]),
-            region(tokens_positive=[[18, 29]], bbox=(7, 7, 8, 8)),
+            region(None, tokens_positive=[[18, 29]], bbox=(7, 7, 8, 8)),
         ),
         names=None,
     )
@@ -96,7 +96,7 @@ def test_an_unknown_phrase_does_not_shift_the_others(tmp_path):
 
 
 def test_both_kinds_in_one_file(tmp_path):
-    found = read(tmp_path, detection(instance()), grounding(region()), detection(instance(3)))
+    found = read(tmp_path, detection(instance()), grounding(region()), detection(instance(3, "bat")))
     assert [bool(sample.prompt) for sample in found.samples] == [False, True, False]
     assert [sample.vocabulary for sample in found.samples] == [found.vocabulary, (), found.vocabulary]
 
@@ -105,6 +105,8 @@ def test_both_kinds_in_one_file(tmp_path):
     ("bad", "reason"),
     [
         (instance(1), "unknown category"),
+        (instance(3, "person"), "label and category that disagree"),
+        (instance(0, "tooth_brush"), "label and category that disagree"),
         (instance(None), "unknown category"),
         (instance("0"), "unknown category"),
         (instance(False), "unknown category"),
@@ -139,6 +141,9 @@ def test_categories_that_name_nothing(category, tmp_path):
         (region(None), "empty phrase"),
         (region(5), "empty phrase"),
         (region(tokens_positive=[[20, 99]]), "span outside the caption"),
+        (region(tokens_positive=[[0, 6]]), "span that misses its words"),
+        (region(tokens_positive=[[9, 13]]), "span that misses its words"),
+        (region(["a car", "another"], tokens_positive=[[8, 13]]), "span that misses its words"),
         (region(tokens_positive=[]), "box without a phrase"),
         (region(tokens_positive="a car"), "box without a phrase"),
         (region(bbox=()), "malformed box"),
@@ -206,3 +211,14 @@ def test_wrong_files(tmp_path):
         read_odvg(tmp_path / "set.jsonl", [tmp_path], tmp_path / "none.json")
     with pytest.raises(FileNotFoundError, match="is not there"):
         read_odvg(tmp_path / "set.jsonl", [tmp_path / "none"], "")
+
+
+def test_words_that_cannot_be_seen(tmp_path):
+    line = grounding(region("a car"), region("\u200b"), caption="a car \u200b drives")
+    found = read(tmp_path, line, names=None)
+    assert found.left_out.counts == {"phrase without words": 1} and found.samples[0].prompt.texts == ("a car",)
+
+
+def test_without_a_category_the_label_counts(tmp_path):
+    found = read(tmp_path, detection(instance(3, None), instance(3, ""), instance(3, "Bat_(stick)")))
+    assert found.samples[0].box_phrases == ((1,), (1,), (1,)) and not found.left_out
