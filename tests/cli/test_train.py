@@ -23,7 +23,7 @@ data:
   crop: 64
   short_side: [64, 80]
   train: [{name: drawn, annotations: instances.json, images: [images]}]
-train: {steps: 6, batch_size: 1, warmup: 2, save_every: 3, log_every: 1}
+train: {steps: 6, batch_size: 1, warmup: 0, drops: [], save_every: 3, log_every: 1}
 """
 
 
@@ -164,10 +164,18 @@ def test_the_model_of_a_config_starts_from_weights(place, capsys):
     (place / "bare.yaml").write_text(
         "data: {crop: 64, train: [{name: mine, annotations: instances.json, images: [images]}]}"
     )
-    assert glip("train", "bare.yaml", *start, "train.batch_size=1", "train.output=fourth") == 0
+    assert glip("train", "bare.yaml", *start, "train.batch_size=1", "train.warmup=0", "train.output=fourth") == 0
     config = json.loads((place / "fourth" / "model" / "config.json").read_text())
     assert config["name"] == "tiny" and config["trained_on"][-1] == "mine", "the starting model's, and what it saw now"
-    bare = ["train", "bare.yaml", *start, "train.batch_size=1", "model.name=mine", "model.inference.threshold=0.3"]
+    bare = [
+        "train",
+        "bare.yaml",
+        *start,
+        "train.batch_size=1",
+        "train.warmup=0",
+        "model.name=mine",
+        "model.inference.threshold=0.3",
+    ]
     assert glip(*bare, "train.output=fifth") == 0
     config = json.loads((place / "fifth" / "model" / "config.json").read_text())
     assert (config["name"], config["inference"]["threshold"], config["head"]["blocks"]) == ("mine", 0.3, 1)
