@@ -30,7 +30,8 @@ def build_optimizer(
         [
             {"params": found, "lr": rate, "base_lr": rate, "weight_decay": decay}
             for (rate, decay), found in groups.items()
-        ]
+        ],
+        fused=True,  # one pass over the weights instead of ten
     )
 
 
