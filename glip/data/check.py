@@ -167,9 +167,7 @@ def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
         report.counts.per_name.setdefault(name, 0)
     times = Counter(" ".join(name.lower().split()) for name in sample.vocabulary)
     for name, number in times.items():
-        if (
-            number > 1
-        ):  # only LVIS has such twins ("bow" the weapon, "bow" the ribbon); elsewhere the reader refuses them
+        if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
             report.remarks.note("name that is listed twice", name)
 
 

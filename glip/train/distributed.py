@@ -6,7 +6,7 @@ that all of them always do the same. Without torchrun there is one process, and 
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,6 +53,11 @@ class Group:
         things: list[Any] = [None] * self.size
         dist.all_gather_object(things, thing)
         return things
+
+
+def main_only(group: Group, report: Callable[[str], None]) -> Callable[[str], None]:
+    """``report`` in the main process; in the others what they would say is not said."""
+    return report if group.main else lambda line: None
 
 
 @contextmanager

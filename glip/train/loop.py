@@ -34,7 +34,7 @@ from glip.train.checkpoint import (
     write_atomically,
     write_state,
 )
-from glip.train.distributed import Group, spread, whole
+from glip.train.distributed import Group, main_only, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_another, same_validation
@@ -113,7 +113,7 @@ class Run:
         settings = self.settings = experiment.train
         check_settings(settings, group)
         self.experiment, self.group, self.validate = experiment, group, validate
-        self.report = report if group.main else _say_nothing
+        self.report = main_only(group, report)
         self.output = Path(settings.output)
         self.output.mkdir(parents=True, exist_ok=True)
         self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
@@ -387,7 +387,3 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def _say_nothing(line: str) -> None:
-    """What processes other than the main one report."""

@@ -16,7 +16,7 @@ from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
-from glip.train.distributed import Group, joined
+from glip.train.distributed import Group, joined, main_only
 from glip.train.log import Validation
 from glip.train.loop import train
 
@@ -47,7 +47,7 @@ def run(
     if not experiment.data.train:
         raise ValueError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
     with joined(device) as group:
-        return _run(experiment, group, validator, report if group.main else _say_nothing)
+        return _run(experiment, group, validator, main_only(group, report))
 
 
 def _run(
@@ -86,15 +86,11 @@ def _run(
     return folder
 
 
-def _say_nothing(line: str) -> None:
-    """What processes other than the main one report."""
-
-
 def describe(source: Source, processor: Processor) -> str:
     """What a set brings, and what of it is left out: nothing goes missing silently."""
     if not isinstance(source.samples, PackedSamples):
         return f"{source.name}: drawn as needed"
-    left_out = [f"{count} x {reason}" for reason, count in source.left_out.counts.items()]
+    left_out = [str(source.left_out)] if source.left_out else []
     crowded = count_crowded(source, processor.count_tokens)
     if crowded:
         left_out.append(f"boxes of {crowded} x picture with more names than a caption holds")

@@ -66,8 +66,8 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     inside = sorted(file for file in path.iterdir() if file.is_file())
-    tars = [file for file in inside if file.suffix == ".tar"]
-    found = tars or [file for file in inside if file.suffix in _ENDINGS]
+    tars = [file for file in inside if file.suffix.lower() == ".tar"]
+    found = tars or [file for file in inside if file.suffix.lower() in _ENDINGS]
     if not found:
         raise ValueError(f"{path}: no captions in this folder: it needs .tar files, or {', '.join(_ENDINGS)}")
     return found

@@ -14,6 +14,7 @@ from glip.data.readers.fields import (
     by_picture,
     is_id,
     is_text,
+    is_visible,
     picture_place,
     read_box,
     read_json,
@@ -71,23 +72,27 @@ def _samples(tree: dict[str, Any], folders: Folders, categories: Categories, lef
         except Unfit as reason:
             left_out.note(str(reason), picture_place(record))
             continue
-        rows = read_rows(annotations, categories, left_out)
-        yield Sample(
-            picture=picture,
-            boxes=box_tensor(rows.boxes),
-            box_phrases=tuple((label,) for label in rows.labels),
-            vocabulary=categories.names,
-            image_id=record["id"],
-            size=read_size(record),
-            crowd=tuple(rows.crowd),
-        )
+        yield detection_sample(record, picture, read_rows(annotations, categories, left_out), categories)
+
+
+def detection_sample(record: dict[str, Any], picture: Path, rows: Rows, categories: Categories) -> Sample:
+    """What a picture's record and its usable rows say."""
+    return Sample(
+        picture=picture,
+        boxes=box_tensor(rows.boxes),
+        box_phrases=tuple((label,) for label in rows.labels),
+        vocabulary=categories.names,
+        image_id=record["id"],
+        size=read_size(record),
+        crowd=tuple(rows.crowd),
+    )
 
 
 def read_categories(categories: list[Any], path: Path, left_out: Tally, *, twins: bool = False) -> Categories:
     """The cleaned names of a set; categories that name nothing are left out.
 
     Args:
-        categories: records with ``id`` and ``name``.
+        categories: records with ``id`` and ``name``; invisible characters alone (zero width) are no name.
         path: their file, for errors.
         left_out: where nameless ones are counted.
         twins: whether two categories may have one name (as LVIS has two kinds of "bow").
@@ -104,7 +109,7 @@ def read_categories(categories: list[Any], path: Path, left_out: Tally, *, twins
     if again:
         raise ValueError(f"{path}: category id {again[0]!r} is listed twice: give each category an id of its own")
     names = {category["id"]: clean_name(category["name"]).strip() for category in ordered}
-    for number in [number for number, name in names.items() if not name]:
+    for number in [number for number, name in names.items() if not is_visible(name)]:
         left_out.note("category without a name", f"category {number}")
         del names[number]
     if not names:

@@ -24,6 +24,7 @@ from glip.data.readers.fields import (
     check_file,
     is_id,
     is_text,
+    is_visible,
     read_box,
     read_caption,
     read_picture,
@@ -199,7 +200,7 @@ def _own(row: dict[str, Any], numbers: dict[int, int]) -> tuple[int, ...]:
 
 
 def _names(given: Any) -> Names:
-    if not (isinstance(given, list) and given and all(is_text(name) and name.strip() for name in given)):
+    if not (isinstance(given, list) and given and all(is_text(name) and is_visible(name) for name in given)):
         raise Unfit("names that are no list of words")
     return tuple(given)
 

@@ -1,19 +1,18 @@
 """LVIS json -> Samples: federated, so that each picture says which names are surely absent (Gupta et al. 2019)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glip.data.readers.coco import LISTS, Categories, read_categories, read_rows
+from glip.data.readers.coco import LISTS, Categories, detection_sample, read_categories, read_rows
 from glip.data.readers.fields import (
     Unfit,
-    box_tensor,
     by_picture,
     is_id,
     picture_place,
     read_json,
     read_picture,
-    read_size,
     sample_set,
 )
 from glip.data.sets import Folders, SampleSet, Tally
@@ -57,14 +56,8 @@ def _samples(
         contradicted = set(absent) & set(rows.labels)
         if contradicted:
             left_out.note("name in neg_category_ids that has a box", place, len(contradicted))
-        yield Sample(
-            picture=picture,
-            boxes=box_tensor(rows.boxes),
-            box_phrases=tuple((label,) for label in rows.labels),
-            vocabulary=categories.names,
-            image_id=record["id"],
-            size=read_size(record),
-            crowd=tuple(rows.crowd),
+        yield replace(
+            detection_sample(record, picture, rows, categories),
             absent=tuple(label for label in absent if label not in contradicted),
             incomplete=_labels(record, "not_exhaustive_category_ids", categories, left_out),
         )

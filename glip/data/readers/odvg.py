@@ -99,7 +99,7 @@ def _gather_labels(path: Path) -> Labels:
             continue
         for instance in instances:
             category = instance.get("category") if isinstance(instance, dict) else None
-            if is_text(category) and category not in spelled and clean_name(category).strip():
+            if is_text(category) and category not in spelled and is_visible(clean_name(category)):
                 spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
     return Labels(tuple(found), (), spelled, "category")
 

@@ -277,15 +277,16 @@ def test_a_shard_that_was_cut_off(tmp_path):
     assert len(rows) == 2 and counts == {"archive that is broken from some place on": 1}
 
 
-def test_a_folder_of_shards(tmp_path):
+@pytest.mark.parametrize("ending", [".tar", ".TAR"])
+def test_a_folder_of_shards(ending, tmp_path):
     for number in (1, 0):
-        shard(tmp_path / f"{number}.tar", [("a.jpg", jpeg("red")), ("a.txt", str(number).encode())])
+        shard(tmp_path / f"{number}{ending}", [("a.jpg", jpeg("red")), ("a.txt", str(number).encode())])
     written(tmp_path / "00000_stats.json", "{}")
     assert [sample.caption for sample in read_captions(tmp_path, [tmp_path / "not_there"]).samples] == ["0", "1"]
 
 
 def test_a_folder_of_tables(tmp_path):
-    written(tmp_path / "b.tsv", "image\tcaption\na.jpg\ttwo\n")
+    written(tmp_path / "b.TSV", "image\tcaption\na.jpg\ttwo\n")
     written(tmp_path / "a.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
     assert [sample.caption for sample in read_captions(tmp_path, [tmp_path]).samples] == ["one", "two"]
 

@@ -145,8 +145,9 @@ def test_a_picture_listed_twice(tmp_path):
 
 
 def test_category_that_names_nothing(tmp_path):
-    found = read(tmp_path, [box(number=1), box()], categories=[category(1, "_(none)"), *CATEGORIES, category(2, " ")])
-    assert found.left_out.counts == {"category without a name": 2, "unknown category": 1}
+    nameless = [category(1, "_(none)"), category(2, " "), category(4, "\u200b")]
+    found = read(tmp_path, [box(number=1), box()], categories=[*nameless, *CATEGORIES])
+    assert found.left_out.counts == {"category without a name": 3, "unknown category": 1}
     assert found.vocabulary == ("bat", "cat", "tooth brush") and found.ids == (3, 40, 90)
     assert found.samples[0].box_phrases == ((0,),)
 

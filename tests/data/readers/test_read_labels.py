@@ -109,6 +109,13 @@ def test_a_bad_phrase_takes_only_its_own_boxes_along(tmp_path, spans):
     assert found.left_out.counts["box of an unknown phrase"] == 1 and sum(found.left_out.counts.values()) == 2
 
 
+@pytest.mark.parametrize("name", ["", " ", "\u200b", 5, "\ud800"])
+def test_names_that_name_nothing(name, tmp_path):
+    row = {"picture": "c.jpg", "boxes": []}
+    found = read(tmp_path, row | {"names": ["dog", name]}, row | {"names": ["dog"]})
+    assert len(found.samples) == 1 and found.left_out.counts == {"names that are no list of words": 1}
+
+
 def test_lists_and_classes_of_a_prompt(tmp_path):
     found = read(tmp_path, GOOD | {"list": True, "classes": [3, -1]}, GOOD | {"classes": [3]})
     assert found.samples[0].prompt.is_list and found.samples[0].prompt.classes == (3, -1)

@@ -124,7 +124,7 @@ def test_instances_that_teach_nothing_are_counted(bad, reason, tmp_path):
     assert len(found.samples[0].boxes) == 1
 
 
-@pytest.mark.parametrize("category", [None, 5, "", "_(x)", ["person"], "\ud800"])
+@pytest.mark.parametrize("category", [None, 5, "", "_(x)", ["person"], "\ud800", "\u200b"])
 def test_categories_that_name_nothing(category, tmp_path):
     found = read(tmp_path, detection(instance(), instance(category=category)), names=None)
     assert found.vocabulary == ("person",) and found.left_out.counts == {"unknown category": 1}
