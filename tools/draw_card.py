@@ -83,6 +83,7 @@ def as_sample(asked: Sample, found: Detections) -> Sample:
     return dataclasses.replace(
         asked,
         prompt=found.prompt,
+        vocabulary=(),
         boxes=found.boxes,
         box_phrases=tuple((label,) for label in found.labels.tolist()),
         scores=tuple(found.scores.tolist()),
