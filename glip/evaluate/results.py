@@ -1,0 +1,141 @@
+"""Results of a whole set: as columns in memory, and as COCO's json of rows on disk.
+
+Rows of strangers are checked one by one: what cannot be scored is counted, never scored as something else.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from glip.data.readers.fields import is_id
+from glip.data.sets import Tally
+from glip.shapes import Float, Int
+
+Row = dict[str, Any]
+UNKNOWN = -1
+_FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height], score}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Detections of many pictures, in the order of their file (which decides between equal scores).
+
+    Args:
+        pictures: the place of each detection's picture in the list of the truth's pictures.
+        categories: likewise of its category; ``UNKNOWN`` for one that the truth does not have.
+        boxes: x, y, width, height in pixels.
+        scores: any finite numbers, higher is surer.
+    """
+
+    pictures: Int[np.ndarray, " det"]
+    categories: Int[np.ndarray, " det"]
+    boxes: Float[np.ndarray, "det 4"]
+    scores: Float[np.ndarray, " det"]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, chosen: np.ndarray) -> "Results":
+        """Some of the detections, by index or by mask."""
+        return Results(self.pictures[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
+
+
+def read_results(
+    path: str | Path, pictures: Sequence[int | str], categories: Sequence[int | str], tally: Tally
+) -> Results:
+    """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
+
+    Rows of unknown pictures, with a box that is no box or a score that is no number are left out and counted. Rows of
+    unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they take up places of a picture's 300.
+
+    Args:
+        path: the json.
+        pictures: ids of the truth's pictures.
+        categories: ids of its categories.
+        tally: where rows that are left out are counted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a list of results, or not one row is of these pictures.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"results {str(file)!r} are not there: give the json that an evaluation wrote")
+    columns = _Columns(pictures, categories)
+    try:
+        with file.open(encoding="utf-8-sig") as stream:
+            # each row goes into the columns as it closes, so that millions of records are never in memory at once
+            listed = json.load(stream, object_hook=columns.take)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: {_FORM}") from None
+    if not isinstance(listed, list):
+        raise ValueError(f"{file}: not a results file, it is no list: {_FORM}")
+    for number, reason in enumerate(listed):
+        if reason != "":
+            tally.note(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
+    if not columns.scores:
+        raise ValueError(
+            f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's picture ids are such "
+            f"as {', '.join(map(repr, pictures[:2]))}; give the results of this set"
+        )
+    return columns.results()
+
+
+def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str]) -> list[Row]:
+    """The same results as rows of json; those of unknown categories are left out."""
+    return [
+        {"image_id": pictures[p], "category_id": categories[c], "bbox": box, "score": score}
+        for p, c, box, score in zip(
+            results.pictures.tolist(),
+            results.categories.tolist(),
+            results.boxes.tolist(),
+            results.scores.tolist(),
+            strict=True,
+        )
+        if c != UNKNOWN
+    ]
+
+
+class _Columns:
+    """What has been read, 56 bytes for each detection."""
+
+    def __init__(self, pictures: Sequence[int | str], categories: Sequence[int | str]) -> None:
+        self._place = {number: index for index, number in enumerate(pictures)}
+        self._label = {number: index for index, number in enumerate(categories)}
+        self.pictures, self.categories = array("q"), array("q")
+        self.boxes, self.scores = array("d"), array("d")
+
+    def take(self, row: Row) -> str | Row:
+        """Take a row in; why it is left out or what is odd about it, else nothing. What is no row is given back."""
+        if "image_id" not in row and "score" not in row:
+            return row
+        picture, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+        if not is_id(picture) or picture not in self._place:
+            return "result of an unknown picture"
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            return "result with a malformed box"
+        if box[2] < 0 or box[3] < 0:
+            return "result with a box of negative size"
+        if not _is_number(score):
+            return "result with a score that is no number"
+        label = self._label.get(category, UNKNOWN) if is_id(category) else UNKNOWN
+        self.pictures.append(self._place[picture])
+        self.categories.append(label)
+        self.boxes.extend(box)
+        self.scores.append(score)
+        return "result of an unknown category" if label == UNKNOWN else ""
+
+    def results(self) -> Results:
+        """The columns."""
+        columns = [np.array(column) for column in (self.pictures, self.categories, self.boxes, self.scores)]
+        return Results(columns[0], columns[1], columns[2].reshape(-1, 4), columns[3])
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float) and math.isfinite(value)
