@@ -83,7 +83,8 @@ class InferenceConfig:
     candidates_per_level: int = 1000
     nms: float = 0.6
     max_detections: int = 100
-    aggregate: Literal["mean", "max"] = "mean"  # token scores to phrase score
+    inclusive: bool = False  # boxes end on their last pixel, as the release learned them: COCO results are wider by one
+    aggregate: Literal["mean", "max", "power"] = "mean"  # token scores to phrase score
 
 
 @dataclass(frozen=True, kw_only=True)

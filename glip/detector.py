@@ -36,6 +36,12 @@ class EncodedImage:
     resized: tuple[tuple[int, int], ...]
     original: tuple[tuple[int, int], ...]
 
+    def select(self, chosen: Sequence[int]) -> "EncodedImage":
+        """Some of the pictures, by index; one may come more than once, for several prompts."""
+        index = list(chosen)
+        resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
+        return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
+
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -147,7 +153,7 @@ class Detector:
         prompts = as_prompts(prompt, len(pictures))
         text = self.encode_text(prompts, max_names=max_names)
         found: dict[int, Detections] = {}
-        for group in self._same_size(pictures, batch_size):
+        for group in self.group_by_size(pictures, batch_size):
             image = self.encode_image([pictures[index] for index in group])
             own = text if len(prompts) == 1 else _rows_of(text, group)
             results = self.ground(
@@ -198,10 +204,13 @@ class Detector:
         threshold: float | Sequence[float] | None = None,
         nms: float | None = None,
         max_detections: int | None = None,
+        chunk_detections: int = 0,
         batch_size: int = 4,
         token_scores: bool = False,
     ) -> list[Detections]:
         """Ground encoded prompts in encoded pictures: one prompt in all of them, or one in each.
+
+        As the call does; ``chunk_detections`` also caps each chunk of a long list, 0 for no cap (LVIS's protocol).
 
         Raises:
             ValueError: as many prompts as pictures are needed, or one; a threshold outside [0, 1].
@@ -217,7 +226,7 @@ class Detector:
         if token_scores and len(pairs) > count:
             raise ValueError("token_scores need a prompt in one piece: this list of names was split into chunks")
         decoding = self._decoding(nms, max_detections)
-        chunked = dataclasses.replace(decoding, max_detections=0) if len(pairs) > count else decoding
+        chunked = dataclasses.replace(decoding, max_detections=chunk_detections) if len(pairs) > count else decoding
         parts: dict[int, list[tuple[int, Detections]]] = defaultdict(list)
         for start in range(0, len(pairs), batch_size):
             piece = pairs[start : start + batch_size]
@@ -257,7 +266,7 @@ class Detector:
         words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
         return [dataclasses.replace(part, tokens=word) for part, word in zip(found, words, strict=True)]
 
-    def _same_size(self, pictures: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
+    def group_by_size(self, pictures: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
         """Batches of pictures of one padded size, so that no result depends on what a picture is batched with."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, picture in enumerate(pictures):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from glip.geometry.anchors import decode
 from glip.geometry.boxes import clip, scale, suppress
@@ -20,7 +21,7 @@ class Decoding:
     """How outputs become detections; defaults lie in the checkpoint's config.
 
     ``nms`` is the overlap above which the lower-scored of two boxes of a class goes; 1 keeps all. ``max_detections``
-    0 means no cap. ``aggregate`` "mean" or "max" turns token scores into a phrase score.
+    0 means no cap. ``aggregate`` "mean", "max" or "power" turns token scores into a phrase score.
     """
 
     candidate_threshold: float = 0.05
@@ -62,8 +63,11 @@ def phrase_scores(
 ) -> Float[Tensor, "loc phrase"]:
     """Score of every phrase at every location from the token logits.
 
-    For ``mean`` the tokens are summed one after the other, in float32, like the release's mean over a slice.
+    For ``mean`` the tokens are summed one after the other, in float32, like the release's mean over a slice; ``power``
+    is the geometric mean, ``max`` the best token.
     """
+    if aggregate == "power":
+        return (F.logsigmoid(logits.float()) @ phrase_tokens.T).exp()
     probabilities = logits.float().sigmoid()
     if aggregate == "mean":
         return probabilities @ phrase_tokens.T

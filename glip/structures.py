@@ -209,6 +209,8 @@ class Sample:
         absent: names (of the vocabulary) that are surely absent; None where every name without a box is.
         incomplete: names of which more may be in the picture than have boxes, so that they cannot be asked for.
         scores: of pseudo-labels, one for each box; empty for boxes that people drew.
+        kinds: of each phrase of the prompt, the groups that tables are made for, such as Flickr30K's people or
+            clothing; empty where unknown.
     """
 
     picture: Path | Archived | Image.Image
@@ -223,6 +225,7 @@ class Sample:
     absent: tuple[int, ...] | None = None
     incomplete: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
+    kinds: tuple[tuple[str, ...], ...] = ()
 
     def keep(self, chosen: Sequence[int]) -> "Sample":
         """The sample with only some of its boxes, by index, in that order."""

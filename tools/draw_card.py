@@ -7,16 +7,14 @@ The runs of a curve are in the order in which each began with the weights of the
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
-import torch
-
 import glip
 from glip.data.catalog import find_set, read_set
+from glip.evaluate.figures import found_sample
 from glip.evaluate.run import detect_all
-from glip.structures import Detections, Sample
+from glip.structures import Sample
 from glip.train.step import TERMS
 from glip.visualize import contact_sheet, save_picture
 
@@ -74,21 +72,8 @@ def draw_sheet(model: str, out: Path) -> None:
     for name, chosen in SHEET:
         samples = read_set(find_set(name)).samples
         pairs = detect_all(detector, [samples[index] for index in chosen])
-        shown += [as_sample(sample, found.above(detector.config.inference.threshold)) for sample, found in pairs]
+        shown += [found_sample(sample, found.above(detector.config.inference.threshold)) for sample, found in pairs]
     save_picture(contact_sheet(shown), out)
-
-
-def as_sample(asked: Sample, found: Detections) -> Sample:
-    """The same picture and the words asked for, with the found boxes and their scores in the place of the true ones."""
-    return dataclasses.replace(
-        asked,
-        prompt=found.prompt,
-        vocabulary=(),
-        boxes=found.boxes,
-        box_phrases=tuple((label,) for label in found.labels.tolist()),
-        scores=tuple(found.scores.tolist()),
-        crowd=(),
-    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import glip
 from glip.data.catalog import find_set, known_sets, read_set
 from glip.data.phrasing import foreign_names
 from glip.data.sets import Tally
-from glip.evaluate.background import Background, background
+from glip.evaluate.background import Background, background_of
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import PhraseRecall, phrase_recall
 from glip.evaluate.run import detect_all
@@ -55,9 +55,9 @@ def main() -> None:
             continue
         score = average_precision(pairs)
         low, high = score.interval()
-        own = alarms(background(pairs), threshold)
+        own = alarms(background_of(pairs), threshold)
         strange = alarms(
-            background(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
+            background_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
         figures = f"{score.ap50:.3f} | {low:.3f} to {high:.3f} | {score.ap:.3f} | {own} | {strange}"
         print(f"| {full} | {score.pictures} | {figures} | {seen(name, detector)} |")

@@ -77,22 +77,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(root: str | None) -> int:
-    from glip.data.catalog import data_root, known_sets
+    from glip.data.catalog import data_root, known_sets, missing_part
 
     sets = known_sets(root)
     width = max(len(name) for name in sets)
     for name, config in sets.items():
-        print(f"{name:<{width}}  {config.format or 'any':<9}  {_state(config, data_root(root))}")
+        missing = missing_part(config, root)
+        drawn = f"drawn, {config.count} pictures" if config.count else "drawn, without end"
+        state = drawn if config.format == "world" else f"no {missing}" if missing else "ready"
+        print(f"{name:<{width}}  {config.format or 'any':<9}  {state}")
     print(f"data root: {data_root(root).absolute()} (--root or GLIP_DATA sets it)")
     return 0
-
-
-def _state(config: SetConfig, root: Path) -> str:
-    if config.format == "world":
-        return f"drawn, {config.count} pictures" if config.count else "drawn, without end"
-    needed = [config.annotations, *config.images, *([config.names] if config.names else [])]
-    missing = next((path for path in needed if not (root / path).exists()), "")
-    return f"no {missing}" if missing else "ready"
 
 
 # ---- check

@@ -56,6 +56,14 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
     return found
 
 
+def missing_part(config: SetConfig, root: str | Path | None = None) -> str:
+    """The first file or folder of a set that is not under the root; "" where all of it is there, or is drawn."""
+    if config.format == "world":
+        return ""
+    needed = [config.annotations, *config.images, *([config.names] if config.names else [])]
+    return next((path for path in needed if not (data_root(root) / path).exists()), "")
+
+
 def find_set(
     name: str, *, images: Sequence[str] = (), format: Format | None = None, root: str | Path | None = None
 ) -> SetConfig:
@@ -90,8 +98,13 @@ def find_set(
     )
 
 
-def read_set(config: SetConfig, root: str | Path | None = None) -> SampleSet:
+def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: bool = False) -> SampleSet:
     """The samples of a set.
+
+    Args:
+        config: its format and files.
+        root: what they are relative to.
+        to_score: keep what cannot be learned from but counts in the official evaluation (Flickr30K's flat boxes).
 
     Raises:
         FileNotFoundError: its annotations or pictures are not under the root.
@@ -102,6 +115,8 @@ def read_set(config: SetConfig, root: str | Path | None = None) -> SampleSet:
     under = data_root(root)
     annotations, images = under / config.annotations, [under / folder for folder in config.images]
     format = config.format or guess_format(annotations)
+    if format == "flickr30k" and to_score:
+        return read_flickr30k(annotations, images, under / config.names if config.names else "", flat_boxes=True)
     if format in _NAMED_READERS:
         return _NAMED_READERS[format](annotations, images, under / config.names if config.names else "")
     return _READERS[format](annotations, images)

@@ -105,13 +105,13 @@ def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
         ValueError: captions without phrases, different vocabularies, a federated set; a picture outside the folders.
     """
     path, lost = Path(path), Tally()
-    with _whole(path) as file:
+    with whole_file(path) as file:
         for sample in samples.samples:
             row = _odvg_row(sample, samples.vocabulary, images, lost)
             if row is not None:
                 file.write(json.dumps(row) + "\n")
     if samples.vocabulary:
-        with _whole(label_map_of(path)) as file:
+        with whole_file(label_map_of(path)) as file:
             json.dump({str(label): name for label, name in enumerate(samples.vocabulary)}, file, indent=1)
     return lost
 
@@ -131,7 +131,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> Tally
         ValueError: a picture outside the folders.
     """
     names: tuple[str, ...] = ()
-    with _whole(Path(path)) as file:
+    with whole_file(Path(path)) as file:
         for sample in samples.samples:
             row = label_row(sample, images)
             if sample.vocabulary:
@@ -323,7 +323,7 @@ def _shown(sample: Sample) -> str:
 
 def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:
     """COCO's three lists; boxes wait in a second file until all pictures are written."""
-    with _whole(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
+    with whole_file(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
         count = 0
         for number, (record, boxes) in enumerate(rows):
@@ -338,7 +338,7 @@ def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, lis
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
+def whole_file(path: Path) -> Iterator[IO[str]]:
     """A text file that takes its name only when all of it is on the disk."""
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder: give the file to write")

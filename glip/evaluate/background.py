@@ -1,25 +1,42 @@
 """Background honesty: how often a name that is not in the picture is drawn to something anyway.
 
-AP hides this where the names asked for are mostly there; a person who asks for a thing that is absent sees it at once.
+AP hides such false alarms where the names asked for are mostly there; a person who asks for a thing that is absent
+sees them at once. Hence AP at an operating point: detections are dropped below the threshold at which only a small
+share of the (picture, absent name) pairs has a false alarm, then AP is counted.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from glip.evaluate.coco import score_results
+from glip.evaluate.results import UNKNOWN, Results
+from glip.evaluate.truth import Truth, columns
+from glip.shapes import Float, Int
 from glip.structures import Detections, Sample
+
+RATES = (0.05, 0.01)  # at which AP is reported
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold, and the background rate there."""
+
+    threshold: float
+    rate: float
 
 
 @dataclass(frozen=True)
 class Background:
-    """Of every (picture, absent name) the score of its best detection, 0 where there is none.
+    """Of every (picture, absent name) pair the score of its best detection, -inf where there is none.
 
-    ``pictures[i]`` tells which picture row ``i`` belongs to.
+    ``pictures[i]`` tells which picture pair ``i`` belongs to; ``lowest`` is the lowest score of any detection.
     """
 
-    best: np.ndarray
-    pictures: np.ndarray
+    best: Float[np.ndarray, " pair"]
+    pictures: Int[np.ndarray, " pair"]
+    lowest: float = 0.0
 
     def rate(self, threshold: float) -> float:
         """Share of the (picture, absent name) pairs with a detection scoring at least ``threshold``."""
@@ -29,27 +46,93 @@ class Background:
         """Share of the pictures with such a detection, among those that were asked for an absent name."""
         return len(np.unique(self.pictures[self.best >= threshold])) / len(np.unique(self.pictures))
 
+    def at_rate(self, rate: float) -> Threshold:
+        """The lowest threshold whose background rate is not above ``rate``; ``lowest`` where no detection has to go.
 
-def background(pairs: Iterable[tuple[Sample, Detections]]) -> Background | None:
-    """The best score of every absent name in every picture, as ``detect_all`` gives them.
+        The rate falls just above the score of a false alarm, so the threshold is the number next to that score, and
+        detections of exactly that score go: of equal scores all are kept or none.
 
-    None where no picture was asked for an absent name, as in a set with one name that is everywhere.
+        Raises:
+            ValueError: no share.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"background rate {rate:g}: give a share of the pairs from 0 up to 1, such as 0.05")
+        ranked = np.sort(self.best)[::-1]
+        allowed = int((np.arange(1, len(ranked) + 1) / len(ranked) <= rate).sum())
+        threshold = max(float(np.nextafter(ranked[allowed], np.inf)), self.lowest)
+        return Threshold(threshold, self.rate(threshold))
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What is left of AP where false alarms for absent names are rare.
+
+    Args:
+        allowed: the background rate that was allowed.
+        threshold: the lowest at which it holds.
+        rate: the background rate there, at most ``allowed``; ties can make it far less.
+        kept: detections that score at least the threshold.
+        ap: AP of those over IoU 0.50 to 0.95.
+        ap50: at IoU 0.5.
+        recall50: share of the boxes that they find at IoU 0.5.
     """
-    best: list[float] = []
-    pictures: list[int] = []
-    for index, (sample, found) in enumerate(pairs):
-        absent = absent_names(sample)
-        top = np.zeros(len(found.prompt.phrases))
-        np.maximum.at(top, found.labels.numpy(), found.scores.numpy().astype(np.float64))
-        best += top[absent].tolist()
-        pictures += [index] * len(absent)
-    return Background(np.array(best), np.array(pictures)) if best else None
+
+    allowed: float
+    threshold: float
+    rate: float
+    kept: int
+    ap: float
+    ap50: float
+    recall50: float
 
 
-def absent_names(sample: Sample) -> list[int]:
-    """The names of a sample that are surely not in the picture; phrases of a caption count as there."""
-    if sample.prompt is not None:
-        return []
-    there = {number for numbers in sample.box_phrases for number in numbers}
-    listed = range(len(sample.vocabulary)) if sample.absent is None else sample.absent
-    return [number for number in listed if number not in there and number not in sample.incomplete]
+def background(truth: Truth, results: Results) -> Background | None:
+    """The best score of every absent name in every picture.
+
+    A category is absent where it has no box, or, where the truth has ``negatives``, where those say so. None where no
+    category is known to be absent from any picture, as in a set with one name that is everywhere.
+    """
+    absent = ~truth.present if truth.negatives is None else truth.negatives & ~truth.present
+    if not absent.any():
+        return None
+    known = results.select(results.categories != UNKNOWN)
+    best = np.full(absent.shape, -np.inf)
+    np.maximum.at(best, (known.pictures, known.categories), known.scores)
+    lowest = float(known.scores.min()) if len(known) else 0.0
+    return Background(best[absent], np.nonzero(absent)[0], lowest)
+
+
+def background_of(pairs: Iterable[tuple[Sample, Detections]]) -> Background | None:
+    """The same of samples that have a vocabulary, as ``detect_all`` gives them; None also where there is none.
+
+    Raises:
+        ValueError: a sample without vocabulary, or detections of other names.
+    """
+    listed = list(pairs)
+    return background(*columns(listed)) if listed else None
+
+
+def operating_points(
+    truth: Truth, results: Results, found: Background, rates: Sequence[float] = RATES
+) -> tuple[OperatingPoint, ...]:
+    """AP where the background rate is not above each of ``rates``.
+
+    Where even the surest detections are false alarms nothing is kept, and AP is 0.
+
+    Args:
+        truth: what is there.
+        results: of a model, down to low scores.
+        found: their ``background``.
+        rates: shares of the (picture, absent name) pairs.
+
+    Raises:
+        ValueError: no box to score with, or a rate that is no share.
+    """
+    points = []
+    known = results.select(results.categories != UNKNOWN)
+    for allowed in rates:
+        at = found.at_rate(allowed)
+        kept = known.select(known.scores >= at.threshold)
+        score = score_results(truth, kept)
+        points.append(OperatingPoint(allowed, at.threshold, at.rate, len(kept), score.ap, score.ap50, score.recall50))
+    return tuple(points)

@@ -4,7 +4,7 @@ Rows of strangers are checked one by one: what cannot be scored is counted, neve
 """
 
 import json
-import math
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ import numpy as np
 from glip.data.readers.fields import is_id
 from glip.data.sets import Tally
 from glip.shapes import Float, Int
+from glip.structures import Detections
 
 Row = dict[str, Any]
 UNKNOWN = -1
+_LARGEST = sys.float_info.max  # json has whole numbers of any length
 _FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
 
@@ -62,7 +64,7 @@ def read_results(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a list of results, or not one row is of these pictures.
+        ValueError: not a list of results, or not one row is of these pictures and categories.
     """
     file = Path(path)
     if not file.is_file():
@@ -79,12 +81,44 @@ def read_results(
     for number, reason in enumerate(listed):
         if reason != "":
             tally.note(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
-    if not columns.scores:
+    if all(label == UNKNOWN for label in columns.categories):
         raise ValueError(
             f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's picture ids are such "
-            f"as {', '.join(map(repr, pictures[:2]))}; give the results of this set"
+            f"as {', '.join(map(repr, pictures[:2]))}, its category ids such as "
+            f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
         )
     return columns.results()
+
+
+def results_of(found: Detections, picture: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
+    """The detections of one picture as columns, in their order.
+
+    Args:
+        found: boxes in pixels of the original picture.
+        picture: its place in the list of the truth's pictures.
+        labels: for each phrase of the prompt the place of its category, ``UNKNOWN`` for one that the truth lacks.
+        inclusive: count the last pixel: width = x2 - x1 + 1, as the release does for COCO (and not for LVIS).
+    """
+    boxes = found.boxes.numpy(force=True).astype(np.float64)
+    sizes = boxes[:, 2:] - boxes[:, :2] + (1.0 if inclusive else 0.0)
+    return Results(
+        np.full(len(found), picture, dtype=np.int64),
+        np.array(labels, dtype=np.int64)[found.labels.numpy(force=True)],
+        np.concatenate([boxes[:, :2], sizes], axis=1),
+        found.scores.numpy(force=True).astype(np.float64),
+    )
+
+
+def concatenate(parts: Sequence[Results]) -> Results:
+    """Results one after the other."""
+    empty = Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
+    listed = [empty, *parts]
+    return Results(
+        np.concatenate([part.pictures for part in listed]),
+        np.concatenate([part.categories for part in listed]),
+        np.concatenate([part.boxes for part in listed]),
+        np.concatenate([part.scores for part in listed]),
+    )
 
 
 def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str]) -> list[Row]:
@@ -118,11 +152,11 @@ class _Columns:
         picture, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
         if not is_id(picture) or picture not in self._place:
             return "result of an unknown picture"
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not is_box(box):
             return "result with a malformed box"
         if box[2] < 0 or box[3] < 0:
             return "result with a box of negative size"
-        if not _is_number(score):
+        if not is_number(score):
             return "result with a score that is no number"
         label = self._label.get(category, UNKNOWN) if is_id(category) else UNKNOWN
         self.pictures.append(self._place[picture])
@@ -137,5 +171,11 @@ class _Columns:
         return Results(columns[0], columns[1], columns[2].reshape(-1, 4), columns[3])
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and math.isfinite(value)
+def is_box(value: Any) -> TypeGuard[list[float]]:
+    """Whether a value of a json is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a json is a finite number."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

@@ -1,57 +1,188 @@
-"""The detector over a set of samples: each picture asked for its own words, whatever can be found kept for scoring."""
+"""The detector over a set of samples: each picture asked for its own words, whatever can be found kept for scoring.
 
-from collections.abc import Iterator, Sequence
+A picture is encoded once for all its captions and for all chunks of a vocabulary, a vocabulary once for all pictures.
+Only pictures of one padded size share a batch, since the fusion sees the padding: figures do not depend on batches.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
+from PIL import Image
+
+from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.detector import Detector, EncodedText
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
+_AHEAD = 8  # batches of pictures that are looked through for pictures of one size
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
+
+    Args:
+        batch_size: pictures, or chunks of a long list of names, computed at once.
+        max_names: names in a chunk of a long list at most; None: as many as fit.
+        max_detections: of a picture at most, 0 for no cap; None: the model's default.
+        chunk_detections: of a chunk of a long list at most, 0 for no cap.
+        prompts: by class name, what is written instead of it.
+    """
+
+    batch_size: int = 1
+    max_names: int | None = None
+    max_detections: int | None = None
+    chunk_detections: int = 0
+    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
+
+    def words(self, sample: Sample) -> Prompt:
+        """What is asked of a sample: its caption, or the names of its vocabulary.
+
+        Raises:
+            ValueError: an empty name.
+        """
+        return sample.prompt or self.listed(sample.vocabulary)
+
+    def listed(self, names: Sequence[str]) -> Prompt:
+        """The prompt of a vocabulary; label ``i`` is name ``i``."""
+        if not any(name in self.prompts for name in names):
+            return Prompt.from_names(names)
+        return caption_of([self.prompts.get(name) or ClassPrompt("", name, "") for name in names])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found in sample ``index``, or why it was passed over."""
+
+    index: int
+    sample: Sample
+    found: Detections | None
+    reason: str = ""
+    place: str = ""
 
 
 def detect_all(
-    detector: Detector, samples: Sequence[Sample], *, tally: Tally | None = None
+    detector: Detector, samples: Sequence[Sample], *, asking: Asking = Asking(), tally: Tally | None = None
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Every sample with what the detector finds of its prompt, or of all names of its vocabulary.
-
-    One picture at a time, with threshold 0 and the detector's cap. A vocabulary is encoded once for all pictures
-    that share it.
+    """Every sample with what the detector finds of its prompt, or of all names of its vocabulary, threshold 0.
 
     Args:
         detector: the model, its processor and its defaults.
         samples: what to look at; label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the
             vocabulary.
+        asking: how many at once, how many names in a chunk, how many detections.
         tally: counts pictures passed over: unreadable, without words, or with a caption that the model cannot read.
 
     Raises:
         ValueError: a vocabulary with an empty name, or one that the model cannot read.
     """
-    tally = Tally() if tally is None else tally
+    for answer in answers(detector, samples, range(len(samples)), asking):
+        if answer.found is not None:
+            yield answer.sample, answer.found
+        elif tally is not None:
+            tally.note(answer.reason, answer.place)
+
+
+def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int], asking: Asking) -> Iterator[Answer]:
+    """An answer for each chosen sample, in their order.
+
+    Raises:
+        ValueError: a vocabulary with an empty name, or one that the model cannot read.
+    """
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encoded(names: tuple[str, ...]) -> EncodedText:
-        return detector.encode_text(Prompt.from_names(names))
+        return detector.encode_text(asking.listed(names), max_names=asking.max_names)
 
-    for index in range(len(samples)):
-        sample = samples[index]
-        place = f"sample {index}, picture {sample.image_id}"
-        if sample.prompt is None and not sample.vocabulary:
-            tally.note("picture without words to look for", place)
-            continue
-        try:
-            picture = open_any(sample.picture)
-        except PictureError as error:
-            tally.note("unreadable picture", str(error))
-            continue
-        if sample.prompt is None:
-            text = encoded(sample.vocabulary)
-        else:
+    room = 1 if asking.batch_size == 1 else _AHEAD * asking.batch_size
+    for window in _windows(samples, chosen, room):
+        done: dict[int, Answer] = {}
+        usable: list[tuple[int, Sample]] = []
+        opened: dict[Hashable, Image.Image] = {}
+        for index, sample in window:
             try:
-                text = detector.encode_text(sample.prompt)
-            except ValueError as error:
-                tally.note("caption that the model cannot read", f"{place}: {error}")
-                continue
-        [found] = detector.ground(detector.encode_image(picture), text, threshold=0.0)
-        yield sample, found
+                _look_at(detector, sample, opened)
+                usable.append((index, sample))
+            except PictureError as error:
+                done[index] = Answer(index, sample, None, "unreadable picture", str(error))
+            except _Unaskable as reason:
+                place = f"sample {index}, picture {sample.image_id}{reason.detail}"
+                done[index] = Answer(index, sample, None, str(reason), place)
+        done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded)}
+        yield from (done[index] for index, _ in window)
+
+
+class _Unaskable(ValueError):
+    """A sample whose words cannot be asked for; the message is the reason."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+
+def _look_at(detector: Detector, sample: Sample, opened: dict[Hashable, Image.Image]) -> None:
+    """Check a sample's words, and open its picture if no other sample has."""
+    if sample.prompt is None and not sample.vocabulary:
+        raise _Unaskable("picture without words to look for")
+    if sample.prompt is not None:
+        try:
+            detector.processor.text([sample.prompt])
+        except ValueError as error:
+            raise _Unaskable("caption that the model cannot read", f": {error}") from None
+    if _key(sample) not in opened:
+        opened[_key(sample)] = open_any(sample.picture)
+
+
+def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Iterator[list[tuple[int, Sample]]]:
+    """Runs of samples with at most ``room`` different pictures."""
+    window: list[tuple[int, Sample]] = []
+    pictures: set[Hashable] = set()
+    for index in chosen:
+        sample = samples[index]
+        if _key(sample) not in pictures and len(pictures) == room:
+            yield window
+            window, pictures = [], set()
+        window.append((index, sample))
+        pictures.add(_key(sample))
+    if window:
+        yield window
+
+
+def _key(sample: Sample) -> Hashable:
+    return id(sample.picture) if isinstance(sample.picture, Image.Image) else sample.picture
+
+
+def _ground(
+    detector: Detector,
+    usable: Sequence[tuple[int, Sample]],
+    pictures: Mapping[Hashable, Image.Image],
+    asking: Asking,
+    encoded: Callable[[tuple[str, ...]], EncodedText],
+) -> Iterator[Answer]:
+    """Each picture encoded once, those of one size together; then all that is asked of them."""
+    asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
+    for index, sample in usable:
+        asked[_key(sample)].append((index, sample))
+    keys = list(asked)
+    for group in detector.group_by_size([pictures[key] for key in keys], asking.batch_size):
+        image = detector.encode_image([pictures[keys[number]] for number in group])
+        by_words: dict[tuple[str, ...], list[tuple[int, int, Sample]]] = defaultdict(list)
+        for row, number in enumerate(group):
+            for index, sample in asked[keys[number]]:
+                by_words[() if sample.prompt else sample.vocabulary].append((row, index, sample))
+        for names, members in by_words.items():
+            prompts = [sample.prompt for _, _, sample in members if sample.prompt]
+            results = detector.ground(
+                image.select([row for row, _, _ in members]),
+                encoded(names) if names else detector.encode_text(prompts),
+                threshold=0.0,
+                max_detections=asking.max_detections,
+                chunk_detections=asking.chunk_detections,
+                batch_size=asking.batch_size,
+            )
+            for (_, index, sample), found in zip(members, results, strict=True):
+                yield Answer(index, sample, found)

@@ -3,6 +3,7 @@
 Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -75,6 +76,15 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     config = _foreign_config(path, state, str(name_or_path))
     renamed = from_foreign(state, max_tokens=config.max_tokens)
     return Pretrained(_filled(config, renamed, path), config, ASSETS / BUNDLED)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Tells one set of weights from another, wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(name.encode() + b"\0")
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_pretrained(

@@ -5,7 +5,6 @@ same: weights, their running mean, optimizer, loss scale, random states of every
 has counted (Progress); the loader's position is the number of steps done.
 """
 
-import hashlib
 import os
 import random
 import shutil
@@ -170,15 +169,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"{str(path)!r} could not be written ({reason}), {before}; {free:,.0f} MB are free there: make room, or "
             "move the folder to another disk and set train.output to it, and run the same command again"
         ) from None
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Tells one set of weights from another."""
-    digest = hashlib.sha256()
-    for name, value in weights.items():
-        digest.update(name.encode() + b"\0")
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def random_states(device: torch.device) -> Tree:

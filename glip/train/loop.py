@@ -19,6 +19,7 @@ import torch
 from glip.config import Experiment, TrainConfig, to_yaml
 from glip.data.loader import Step
 from glip.model.glip import GLIP
+from glip.model.weights import fingerprint
 from glip.train.averages import RunningMean, State, keep_start
 from glip.train.checkpoint import (
     BEST,
@@ -26,7 +27,6 @@ from glip.train.checkpoint import (
     Parts,
     Progress,
     capture,
-    fingerprint,
     random_states,
     read_state,
     restore,

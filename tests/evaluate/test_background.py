@@ -1,13 +1,35 @@
-"""How often absent names are drawn to something: by hand."""
+"""How often absent names are drawn to something, and AP where that is rare: by hand."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scored import captioned, detections, sample
 
-from glip.evaluate.background import absent_names, background
+from glip.evaluate.background import Background, background, background_of, operating_points
+from glip.evaluate.coco import score_results
+from glip.evaluate.results import UNKNOWN, Results, concatenate
+from glip.evaluate.truth import Boxes, Truth, absent_names, columns
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
+NONE = -np.inf
+
+
+def alarms(*best: float) -> Background:
+    return Background(np.array(best), np.arange(len(best)))
+
+
+def results(*rows: tuple[int, int, float]) -> Results:
+    """Detections (picture, category, score), all where the boxes of ``truth`` are."""
+    pictures, categories, scores = (np.array(column) for column in zip(*rows, strict=True))
+    return Results(pictures, categories, np.tile([10.0, 10, 40, 40], (len(rows), 1)), scores.astype(float))
+
+
+def truth(*, negatives: np.ndarray | None = None) -> Truth:
+    """Four pictures; the first category is in the first two, of the second there is a group in the first."""
+    boxes = np.tile([10.0, 10, 40, 40], (3, 1))
+    where = Boxes(np.array([0, 1, 0]), np.array([0, 0, 1]), boxes, np.full(3, 1600.0), np.array([False, False, True]))
+    return Truth((1, 2, 3, 4), (1, 2), ("cat", "dog"), where, negatives)
 
 
 def test_by_hand():
@@ -17,10 +39,11 @@ def test_by_hand():
         (first, detections(first, [(A, 0.9, 0), (A, 0.5, 1), (B, 0.3, 1)])),
         (second, detections(second, [(A, 0.2, 2)])),
     ]
-    found = background(pairs)
+    found = background_of(pairs)
     assert found is not None
-    assert found.best.tolist() == pytest.approx([0.5, 0.0, 0.0, 0.0, 0.2])
-    assert found.rate(0.5) == pytest.approx(1 / 5) and found.rate(0.1) == pytest.approx(2 / 5)
+    assert found.best.tolist() == pytest.approx([0.5, NONE, NONE, NONE, 0.2])
+    assert found.pictures.tolist() == [0, 0, 1, 1, 1]
+    assert found.rate(0.5) == pytest.approx(1 / 5) and found.rate(0.1) == found.rate(0.0) == pytest.approx(2 / 5)
     assert found.picture_rate(0.5) == pytest.approx(1 / 2) and found.picture_rate(0.95) == 0.0
 
 
@@ -34,4 +57,99 @@ def test_which_names_are_absent():
 
 def test_a_set_whose_names_are_everywhere_says_nothing():
     one = sample(["cat"], [(A, 0)])
-    assert background([(one, detections(one, [(B, 0.9, 0)]))]) is None
+    assert background_of([(one, detections(one, [(B, 0.9, 0)]))]) is None and background_of([]) is None
+
+
+def test_names_of_other_pictures_are_no_absent_names():
+    """Each picture was asked for names of its own: only those can be absent from it."""
+    first, second = sample(["cat", "dog"], [(A, 0)]), sample(["cow"])
+    found = background_of([(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))])
+    assert found is not None and found.best.tolist() == [0.5, 0.25] and found.pictures.tolist() == [0, 1]
+
+
+def test_absent_in_files():
+    """Without a box, or known to be absent; a group of them is there; unknown categories say nothing."""
+    rows = results((2, 0, 0.25), (2, 0, 0.75), (0, 1, 0.9), (3, 1, 0.5), (3, UNKNOWN, 0.99))
+    found = background(truth(), rows)
+    assert found is not None
+    assert found.pictures.tolist() == [1, 2, 2, 3, 3] and found.best.tolist() == [NONE, 0.75, NONE, NONE, 0.5]
+    asked = np.array([[False, True], [False, False], [True, False], [False, False]])
+    federated = background(truth(negatives=asked), rows)
+    assert federated is not None and federated.best.tolist() == [0.75], "a name with a box is not absent"
+    assert background(truth(negatives=np.zeros((4, 2), dtype=bool)), rows) is None
+    nothing = background(truth(), concatenate([]))
+    assert nothing is not None and nothing.best.tolist() == [NONE] * 5 and nothing.rate(0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("best", "rate", "score", "kept"),
+    [
+        ((0.9, 0.7, 0.5, 0.3), 0.25, 0.7, 1),  # one pair of four may alarm: the second best must not
+        ((0.9, 0.7, 0.5, 0.3), 0.49, 0.7, 1),
+        ((0.9, 0.7, 0.5, 0.3), 0.5, 0.5, 2),
+        ((0.9, 0.7, 0.7, 0.3), 0.5, 0.7, 1),  # of equal scores both go
+        ((0.9, 0.7, 0.5, 0.3), 0.0, 0.9, 0),
+        ((0.6, 0.6, 0.6, 0.6), 0.75, 0.6, 0),
+        ((0.9, 0.7, NONE, NONE), 0.25, 0.7, 1),
+    ],
+)
+def test_threshold(best, rate, score, kept):
+    """Next above the score of the first pair that must have no false alarm; order does not matter."""
+    found = alarms(*best)
+    threshold = found.at_rate(rate).threshold
+    assert threshold == np.nextafter(score, 1) and alarms(*best[::-1]).at_rate(rate).threshold == threshold
+    assert found.rate(threshold) == kept / 4 <= rate < found.rate(score)
+
+
+def test_threshold_where_alarms_are_rarer_than_allowed():
+    """No detection has to go: the threshold is the lowest score there is."""
+    found = replace(alarms(0.9, NONE, NONE, NONE), lowest=0.125)
+    assert (found.at_rate(0.25).threshold, found.at_rate(0.25).rate) == (0.125, 0.25)
+    assert alarms(NONE, NONE).at_rate(0.0).threshold == 0.0
+    for rate in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="give a share of the pairs from 0 up to 1"):
+            alarms(0.5).at_rate(rate)
+
+
+def test_a_share_is_reached_exactly():
+    """5 of 100 pairs is 0.05, whatever the last digit of the division."""
+    for count in (20, 40, 60, 100, 300, 700):
+        found = alarms(*np.linspace(0.1, 0.9, count).tolist())
+        assert found.at_rate(0.05).rate == count // 20 / count
+        assert (np.sort(found.best) >= found.at_rate(0.05).threshold).sum() == count // 20
+
+
+def test_ap_at_an_operating_point():
+    """Five absent pairs, two false alarms at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6."""
+    rows = results((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5))
+    found = background(truth(), rows)
+    assert found is not None
+    every, some, none = operating_points(truth(), rows, found, (0.4, 0.2, 0.0))
+    assert (every.threshold, every.kept, every.rate, every.recall50) == (0.5, 4, 0.4, 1.0)
+    assert every.ap == score_results(truth(), rows).ap == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert every.ap50 == pytest.approx(every.ap)
+    assert some.threshold == np.nextafter(0.5, 1) and (some.kept, some.rate, some.recall50) == (3, 0.2, 1.0)
+    assert none.threshold == np.nextafter(0.75, 1) and (none.kept, none.rate, none.recall50) == (1, 0.0, 0.5)
+    assert [none.ap, none.ap50] == pytest.approx([51 / 101] * 2)
+
+
+def test_ap_where_all_scores_are_equal_or_nothing_was_found():
+    equal = results((0, 0, 0.5), (2, 0, 0.5))
+    found = background(truth(), equal)
+    assert found is not None
+    point, free = operating_points(truth(), equal, found, (0.1, 0.2))
+    assert (point.kept, point.ap, point.ap50, point.recall50, point.rate) == (0, 0.0, 0.0, 0.0, 0.0)
+    assert (free.kept, free.threshold, free.rate, free.recall50) == (2, 0.5, 0.2, 0.5)
+    bare = background(truth(), concatenate([]))
+    assert bare is not None
+    [point] = operating_points(truth(), concatenate([]), bare, (0.05,))
+    assert (point.threshold, point.kept, point.rate, point.ap) == (0.0, 0, 0.0, 0.0)
+
+
+def test_samples_and_files_are_one():
+    one, two = sample(["cat", "dog"], [(A, 0)]), sample(["cat", "dog"], [(B, 1)])
+    pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
+    found, same = background_of(pairs), background(*columns(pairs))
+    assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
+    [point] = operating_points(*columns(pairs), found, (0.5,))
+    assert (point.kept, point.recall50) == (3, 1.0)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from scored import captioned, sample
 
 from glip.data.sets import Tally
-from glip.evaluate.run import detect_all
+from glip.evaluate.run import Asking, detect_all
 from glip.structures import Prompt
 
 
@@ -31,7 +32,7 @@ def test_each_picture_has_its_own_words(tiny_detector, picture):
 def test_a_vocabulary_is_encoded_once(tiny_detector, picture, monkeypatch):
     calls = []
     encode = tiny_detector.encode_text
-    monkeypatch.setattr(tiny_detector, "encode_text", lambda prompt: calls.append(prompt) or encode(prompt))
+    monkeypatch.setattr(tiny_detector, "encode_text", lambda *args, **more: calls.append(args) or encode(*args, **more))
     one = replace(sample(["red thing", "blue thing"]), picture=picture)
     assert len(list(detect_all(tiny_detector, [one] * 4))) == 4
     assert len(calls) == 1
@@ -63,3 +64,45 @@ def test_what_cannot_be_looked_at_is_counted(tiny_detector, picture, tmp_path):
 def test_a_vocabulary_the_model_cannot_read_is_an_error(tiny_detector, picture):
     with pytest.raises(ValueError, match="tokens"):
         list(detect_all(tiny_detector, [replace(sample([" ".join(["thing"] * 400)]), picture=picture)]))
+
+
+def test_a_picture_is_encoded_once_for_all_its_captions(tiny_detector, picture, tmp_path, monkeypatch):
+    """Five sentences of one picture, as in Flickr30K, and a vocabulary in three chunks: one backbone pass each."""
+    passes = []
+    encode = tiny_detector.model.encode_image
+    monkeypatch.setattr(
+        tiny_detector.model, "encode_image", lambda pixels: passes.append(len(pixels)) or encode(pixels)
+    )
+    file = tmp_path / "one.png"
+    picture.save(file)
+    said = [
+        replace(captioned(f"a {word} thing", [f"{word} thing"], []), picture=file) for word in ("red", "blue", "old")
+    ]
+    pairs = list(detect_all(tiny_detector, said))
+    assert passes == [1]
+    for given, found in pairs:
+        alone = tiny_detector(file, given.prompt, threshold=0.0)
+        assert torch.equal(found.boxes, alone.boxes) and torch.allclose(found.scores, alone.scores, atol=1e-6)
+    passes.clear()
+    names = replace(sample([f"thing {number}" for number in range(9)]), picture=file)
+    [(_, found)] = detect_all(tiny_detector, [names], asking=Asking(max_names=3, chunk_detections=2, max_detections=0))
+    assert passes == [1]
+    parts = torch.bincount(found.labels // 3, minlength=3)
+    assert (parts >= 2).all() and parts.sum() < 12, "each chunk keeps its best two, and what ties with them"
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 16])
+def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
+    """Pictures of many sizes and words of both kinds, in batches, give what they give alone, in the same order."""
+    samples = []
+    for number, size in enumerate([(96, 64), (64, 96), (90, 60), (96, 64), (64, 64), (96, 64), (33, 90), (64, 96)]):
+        file = tmp_path / f"{number}.png"
+        Image.effect_noise(size, 90).convert("RGB").save(file)
+        one = sample(["red thing", "blue thing"]) if number % 3 else captioned("a red thing", ["red thing"], [])
+        samples += [replace(one, picture=file, image_id=number)] * (1 + number % 2)
+    alone = list(detect_all(tiny_detector, samples))
+    together = list(detect_all(tiny_detector, samples, asking=Asking(batch_size=batch_size)))
+    assert [given.image_id for given, _ in together] == [given.image_id for given in samples]
+    for (_, one), (_, other) in zip(alone, together, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        assert torch.allclose(one.scores, other.scores, atol=1e-5) and torch.allclose(one.boxes, other.boxes, atol=1e-3)

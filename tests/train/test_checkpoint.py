@@ -9,8 +9,9 @@ import pytest
 import torch
 from runs import same
 
+from glip.model.weights import fingerprint
 from glip.train.averages import RunningMean
-from glip.train.checkpoint import LAST, Parts, Progress, capture, fingerprint, read_state, restore, write_state
+from glip.train.checkpoint import LAST, Parts, Progress, capture, read_state, restore, write_state
 from glip.train.distributed import Group
 
 

@@ -1,14 +1,17 @@
 """Flickr30K Entities as released (Annotations/*.xml, Sentences/*.txt) -> Samples (Plummer et al. 2015)."""
 
+import math
 import re
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 from glip.data.readers.fields import (
     Box,
     Named,
+    Spans,
     Unfit,
     check_file,
     ground,
@@ -42,13 +45,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class Mention:
-    """Words of a sentence and the chain they belong to."""
+    """Words of a sentence, the chain they belong to, and its kinds (people, clothing, ...) as they are written."""
 
     chain: str
     span: Span
+    kinds: tuple[str, ...]
 
 
-def read_flickr30k(folder: str | Path, images: Sequence[str | Path], names: str | Path) -> SampleSet:
+def read_flickr30k(
+    folder: str | Path, images: Sequence[str | Path], names: str | Path, *, flat_boxes: bool = False
+) -> SampleSet:
     """Read the released files: one sample for each sentence with at least one phrase that has a box.
 
     ``image_id`` is "<picture>:<sentence>", sentences counted from 0 without the empty lines, as the release's evaluator
@@ -59,6 +65,8 @@ def read_flickr30k(folder: str | Path, images: Sequence[str | Path], names: str 
         folder: holds ``Annotations`` and ``Sentences``.
         images: the folders of the pictures ("<picture>.jpg"), looked through in order.
         names: the list of a split's pictures, one id in a line (test.txt); "" for all pictures.
+        flat_boxes: keep boxes without area, and the phrases that have no others. Nothing can be learned from them,
+            but the release's evaluator counts them.
 
     Raises:
         FileNotFoundError: no such folder or list.
@@ -71,7 +79,8 @@ def read_flickr30k(folder: str | Path, images: Sequence[str | Path], names: str 
                 f"folder {str(root / part)!r} is not there: give the folder of Flickr30K Entities, which holds "
                 "Annotations and Sentences"
             )
-    return sample_set(root, _samples(root, _pictures(root, names, left_out), folders, left_out), left_out)
+    pictures = _pictures(root, names, left_out)
+    return sample_set(root, _samples(root, pictures, folders, left_out, flat_boxes=flat_boxes), left_out)
 
 
 def _pictures(root: Path, names: str | Path, left_out: Tally) -> list[str]:
@@ -95,11 +104,13 @@ def _pictures(root: Path, names: str | Path, left_out: Tally) -> list[str]:
     return list(found)
 
 
-def _samples(root: Path, pictures: list[str], folders: Folders, left_out: Tally) -> Iterator[Sample]:
+def _samples(
+    root: Path, pictures: list[str], folders: Folders, left_out: Tally, *, flat_boxes: bool
+) -> Iterator[Sample]:
     for name in pictures:
         try:
             picture = read_picture(folders, f"{name}.jpg")
-            scene = _read_scene(root / "Annotations" / f"{name}.xml", left_out)
+            scene = _read_scene(root / "Annotations" / f"{name}.xml", left_out, flat_boxes=flat_boxes)
             sentences = _read_text(root / "Sentences" / f"{name}.txt").split("\n")
         except Unfit as reason:
             left_out.note(str(reason), f"picture {name}")
@@ -114,15 +125,19 @@ def _samples(root: Path, pictures: list[str], folders: Folders, left_out: Tally)
 def _sample(picture: Path, sentence: str, scene: Scene, image_id: str, left_out: Tally) -> Sample:
     words, mentions = _parse_sentence(sentence, image_id, left_out)
     caption = read_caption(words)
-    spans: dict[str, list[tuple[Span, ...]]] = {}
+    spans: dict[str, list[Spans]] = {}
+    kinds: dict[Spans, tuple[str, ...]] = {}
     shown = scene.chains
     for mention in mentions:
         try:
             if mention.chain not in shown:
                 raise Unfit("phrase without a box")
-            spans.setdefault(mention.chain, []).append(read_spans([mention.span], caption))
+            phrase = read_spans([mention.span], caption)
         except Unfit as reason:
             left_out.note(str(reason), f"sentence {image_id}")
+            continue
+        spans.setdefault(mention.chain, []).append(phrase)
+        kinds[phrase] = mention.kinds
     named = []
     for box, chains in scene.boxes:
         phrases = tuple(phrase for chain in chains for phrase in spans.get(chain, ()))
@@ -130,23 +145,26 @@ def _sample(picture: Path, sentence: str, scene: Scene, image_id: str, left_out:
             named.append(Named(box, phrases))
     if not named:
         raise Unfit("caption without a box")
-    return ground(picture, caption, named, image_id=image_id, size=scene.size)
+    sample = ground(picture, caption, named, image_id=image_id, size=scene.size)
+    assert sample.prompt is not None
+    return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
 
 def _parse_sentence(sentence: str, image_id: str, left_out: Tally) -> tuple[str, list[Mention]]:
     """The words without the marks, one blank between them, and the marked mentions."""
-    caption, chain, start = "", None, 0
+    caption, start = "", 0
+    mark: list[str] | None = None  # of the mention that is open: its chain and its kinds
     mentions: list[Mention] = []
     for word in sentence.split():
-        if chain is None and word.startswith(_OPENING):
-            chain, start = word.removeprefix(_OPENING).split("/")[0], len(caption) + bool(caption)
+        if mark is None and word.startswith(_OPENING):
+            mark, start = word.removeprefix(_OPENING).split("/"), len(caption) + bool(caption)
             continue
-        closes = chain is not None and word.endswith("]")
+        closes = mark is not None and word.endswith("]")
         caption += " " * bool(caption) + (word[:-1] if closes else word)
-        if chain is not None and closes:
-            mentions.append(Mention(chain, (start, len(caption))))
-            chain = None
-    if chain is not None:
+        if mark is not None and closes:
+            mentions.append(Mention(mark[0], (start, len(caption)), tuple(filter(None, mark[1:]))))
+            mark = None
+    if mark is not None:
         left_out.note("phrase without an end", f"sentence {image_id}")
     return caption, mentions
 
@@ -175,7 +193,7 @@ def _read_text(file: Path) -> str:
         raise Unfit("sentences that are not UTF-8") from None
 
 
-def _read_scene(file: Path, left_out: Tally) -> Scene:
+def _read_scene(file: Path, left_out: Tally, *, flat_boxes: bool) -> Scene:
     try:
         tree = ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
@@ -186,7 +204,7 @@ def _read_scene(file: Path, left_out: Tally) -> Scene:
         if corners is None:  # a scene, or a thing without clear bounds
             continue
         try:
-            box = read_box([_number(corners, edge) for edge in ("xmin", "ymin", "xmax", "ymax")], corners=True)
+            box = _read_box(corners, flat_boxes)
         except Unfit as reason:
             left_out.note(str(reason), f"object {number} of picture {file.stem}")
             continue
@@ -195,6 +213,14 @@ def _read_scene(file: Path, left_out: Tally) -> Scene:
         boxes.setdefault(box, []).extend(chain for chain in chains if chain not in ("", "0"))
     stated = {edge: tree.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")}
     return Scene(tuple((box, tuple(dict.fromkeys(chains))) for box, chains in boxes.items()), read_size(stated))
+
+
+def _read_box(corners: ElementTree.Element, flat_boxes: bool) -> Box:
+    x1, y1, x2, y2 = (_number(corners, edge) for edge in ("xmin", "ymin", "xmax", "ymax"))
+    edges = array("f", (x1, y1, x2, y2))
+    if flat_boxes and (x2 <= x1 or y2 <= y1) and all(map(math.isfinite, edges)):
+        return x1, y1, x2, y2
+    return read_box([x1, y1, x2, y2], corners=True)
 
 
 def _number(corners: ElementTree.Element, edge: str) -> float:

@@ -5,12 +5,15 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from glip.data import phrasing
 from glip.data.readers.flickr30k import read_flickr30k
 from glip.data.readers.mdetr import read_mdetr
 from glip.geometry.boxes import iou
+from glip.structures import Prompt
 
 GOLDEN = Path(__file__).resolve().parents[3] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
@@ -54,6 +57,7 @@ def test_sentences_and_chains(folder):
     assert first.prompt.caption == "A man with a hat ." and first.prompt.texts == ("A man", "a hat")
     assert first.boxes.tolist() == [[1, 2, 30, 40], [3, 4, 9, 9]] and first.box_phrases == ((0,), (1,))
     assert first.picture == folder / "7.jpg" and first.size == (64, 48)
+    assert first.kinds == (("people",), ("clothing",)) and second.kinds == (("people", "other"),)
     assert second.prompt.caption == "The man waves" and second.boxes.tolist() == [[1, 2, 30, 40]]
     assert (first.image_id, second.image_id) == ("7:0", "7:2"), "empty lines take no number"
 
@@ -110,6 +114,52 @@ def test_wrong_boxes(box, reason, folder):
     assert found.left_out.counts == {reason: 1, "phrase without a box": 1}
     assert found.left_out.places[reason] == ["object 0 of picture 8"]
     assert found.samples[0].prompt.texts == ("A man",)
+
+
+def test_kinds_stay_in_step_with_the_phrases(folder):
+    """Whatever makes a sample's prompt anew keeps its phrases, in their order."""
+    sample = read(folder).samples[0]
+    assert sample.keep([1]).kinds == sample.kinds
+    others = [Prompt.from_caption(f"a dog number {number}", ["a dog"]) for number in range(3)]
+    packing = phrasing.Phrasing(max_negatives=0, max_tokens=50, full_vocabulary=0.0, pack_captions=3)
+    packed = [phrasing.phrase(sample, packing, words, rng, others)[0] for rng in map(np.random.default_rng, range(20))]
+    assert len({told.prompt.caption for told in packed}) > 1
+    for told in packed:
+        assert dict(zip(told.prompt.texts, told.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
+
+
+def words(text):
+    return len(text.split()) + 2
+
+
+@pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])
+def test_boxes_without_area_stay_where_they_are_asked_for(box, folder):
+    write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x/y a hat]\n[/EN#2/x a hat]")
+    found = read_flickr30k(folder, [folder], "", flat_boxes=True)
+    first, second = (sample for sample in found.samples if str(sample.image_id).startswith("8"))
+    assert first.boxes.tolist() == [list(box), [1, 2, 30, 40]] and first.box_phrases == ((1,), (0,))
+    assert first.kinds == (("x",), ("x", "y")) and second.boxes.tolist() == [list(box)]
+    assert "box without area" not in found.left_out.counts
+
+
+@pytest.mark.parametrize("box", [(3, 4, 3, "nan"), ("nan", 4, 3, 4), (3, 4, 3, "inf"), ("1e300", 4, 3, 9)])
+def test_wrong_boxes_never_stay(box, folder):
+    write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
+    assert read_flickr30k(folder, [folder], "", flat_boxes=True).left_out.counts["malformed box"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sentence", "kinds"),
+    [
+        ("[/EN#1 A man]", ()),
+        ("[/EN#1/ A man]", ()),
+        ("[/EN#1/people/people A man]", ("people", "people")),
+        ("[/EN#1/animals/vehicles/other A man]", ("animals", "vehicles", "other")),
+    ],
+)
+def test_kinds_are_those_written(sentence, kinds, folder):
+    write(folder, "8", annotation(MAN), sentence)
+    assert read(folder, "8").samples[0].kinds == (kinds,)
 
 
 @pytest.mark.parametrize(
@@ -237,5 +287,6 @@ def test_quirks(tmp_path):
         "105:1": ("a dog",),
     }
     assert found.samples[3].box_phrases == ((0, 1, 2), (0, 1), (0, 1))
+    assert found.samples[3].kinds == (("people", "people"), ("people",), ("clothing",))
     assert found.left_out.counts["box without area"] == 2
     assert json.dumps(found.left_out.places["box without area"]).count("object 1 of picture 10") == 2

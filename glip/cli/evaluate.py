@@ -1,0 +1,169 @@
+"""``glip evaluate MODEL [SET ...]``: the official figures of a model on sets; run again to resume."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from glip.detector import Detector
+    from glip.evaluate.evaluation import Examination
+    from glip.evaluate.report import Report
+    from glip.evaluate.run import Asking
+    from glip.train.distributed import Group
+
+PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
+HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at background rate 0.05", "R@1", "R@5", "R@10")
+_DAYS = 7 * 24 * 60.0  # minutes that processes wait for the slowest of them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="MODEL [SET ...]",
+        help="a model, then names of sets, annotation files, odinw13 or odinw35 (default: every set that is there but "
+        "those to train on); with --predictions only a set",
+    )
+    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
+    parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default=None, help="what is counted (default: by the format)")
+    parser.add_argument("--predictions", metavar="FILE", help="score results in the standard format, without a model")
+    parser.add_argument("--prompts", metavar="FILE", help="a YAML of words to write for a name; 'none': plain names")
+    parser.add_argument("--max-names", type=int, default=None, metavar="N", help="names in a chunk; 0: as many as fit")
+    parser.add_argument("--max-detections", type=int, default=None, metavar="N", help="of a picture (LVIS: of a chunk)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures or chunks computed at once (default: 1)")
+    parser.add_argument("--out", default="runs/evaluate", metavar="DIR", help="results (default: runs/evaluate)")
+    parser.add_argument("--draw", action="store_true", help="also draw curves, scores and the worst pictures")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate set by set; the tables are printed as they come."""
+    _check_numbers(args)
+    if args.predictions:
+        return _score_file(args)
+    from glip.detector import Detector, choose_device
+    from glip.train.distributed import joined
+
+    model, *names = args.names
+    with joined(choose_device(args.device), minutes=_DAYS) as group:
+        exams = [_exam(name, args) for name in (names or _sets_there(args.root))]
+        detector = Detector.from_pretrained(model, device=str(group.device))
+        reports = [_evaluate(exam, detector, args, group) for exam in exams]
+    if group.main:
+        _tell([report for report in reports if report is not None], Path(args.out) / detector.config.name)
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: give the pictures computed at once, such as 4")
+    for option in ("max_names", "max_detections"):
+        value = getattr(args, option)
+        if value is not None and value < 0:
+            raise ValueError(f"--{option.replace('_', '-')} {value}: give a number from 0 on")
+    if Path(args.out).is_file():
+        raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
+
+
+def _sets_there(root: str | None) -> list[str]:
+    """Every known set with boxes whose files are under the root, but those to train on."""
+    from glip.data.catalog import data_root, known_sets, missing_part
+
+    known = known_sets(root)
+    bounded = {name: config for name, config in known.items() if config.format != "world" or config.count}
+    found = [
+        name
+        for name, config in bounded.items()
+        if config.format != "captions" and "_train" not in name and not missing_part(config, root)
+    ]
+    if not found:
+        raise ValueError(f"no known set is under {str(data_root(root))!r}: give --root, GLIP_DATA, or annotation files")
+    return found
+
+
+def _exam(name: str, args: argparse.Namespace) -> "Examination":
+    from glip.data.catalog import data_root, find_set, guess_format, read_set
+    from glip.evaluate.evaluation import examine
+
+    images = [str(Path(folder).absolute()) for folder in args.images]
+    config = find_set(name, images=images, root=args.root)
+    read = read_set(config, args.root, to_score=True)
+    if config.format != "world":
+        annotations = data_root(args.root) / config.annotations
+        config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
+    return examine(name if not Path(name).exists() else Path(name).stem, config, read, args.protocol)
+
+
+def _evaluate(exam: "Examination", detector: "Detector", args: argparse.Namespace, group: "Group") -> "Report | None":
+    """Collect in all processes, score in the main one."""
+    from glip.evaluate.evaluation import check_pictures, collect
+    from glip.evaluate.journal import Journal
+    from glip.evaluate.scoring import score
+    from glip.model.weights import fingerprint
+
+    check_pictures(exam.name, exam.read.samples)
+    asking = _asking(exam, args)
+    folder = Path(args.out) / detector.config.name / exam.name
+    weights = fingerprint(detector.model.state_dict())[:16]
+    of = {
+        "model": detector.config.name,
+        "weights": weights,
+        "set": exam.config.annotations or exam.name,
+        "samples": str(len(exam.read.samples)),
+        "names in a chunk": str(asking.max_names),
+        "detections": f"{asking.max_detections}, {asking.chunk_detections} of a chunk",
+        "prompts": str(dict(asking.prompts)),
+    }
+    journal = Journal(folder / "answers", of, process=group.rank)
+    group.gather(None)  # all have read what is done before any goes on
+    try:
+        collect(detector, exam.read.samples, journal, asking, share=(group.rank, group.size))
+    finally:
+        journal.close()
+    group.gather(None)
+    if not group.main:
+        return None
+    report = score(exam, Journal(folder / "answers", of), detector.config, asking, folder, draw=args.draw)
+    print(report.markdown())
+    return report
+
+
+def _asking(exam: "Examination", args: argparse.Namespace) -> "Asking":
+    from glip.config import read_yaml
+    from glip.data.catalog import data_root
+    from glip.data.phrasing import read_prompts
+    from glip.evaluate.evaluation import asking_for
+    from glip.evaluate.run import Asking
+
+    file = args.prompts or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
+    plain = not file or str(file) == "none"
+    prompts = {} if plain else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
+    asking = Asking(args.batch_size, args.max_names, args.max_detections, prompts=prompts)
+    asking = asking_for(exam.protocol, asking)
+    return replace(asking, max_names=asking.max_names or None)
+
+
+def _score_file(args: argparse.Namespace) -> int:
+    from glip.evaluate.scoring import score_file
+
+    if len(args.names) != 1:
+        raise ValueError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
+    exam = _exam(args.names[0], args)
+    folder = Path(args.out) / Path(args.predictions).stem / exam.name
+    print(score_file(exam, Path(args.predictions), folder, draw=args.draw).markdown())
+    print(f"report in {folder}")
+    return 0
+
+
+def _tell(reports: "Sequence[Report]", folder: Path) -> None:
+    from glip.evaluate.report import summary
+
+    if len(reports) > 1:
+        shown = [name for name in HEADLINES if any(name in report.figures for report in reports)]
+        print("\n".join(summary(reports, shown)))
+    print(f"reports and results in {folder}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""Pictures of an evaluation: precision over recall, scores of what is right and wrong, and where it fails worst."""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glip.evaluate.coco import Ranking
+from glip.geometry.boxes import iou
+from glip.structures import Detections, Sample
+from glip.visualize import contact_sheet, save_picture
+
+_CURVES = 10  # categories with a curve of their own: those with most boxes
+_OVERLAP = 0.5
+
+
+def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -> None:
+    """Precision over recall at IoU 0.5 of the commonest categories, and how scores of right and wrong ones spread."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(12, 4.5), layout="tight")
+    curves, spread = canvas.subplots(1, 2)
+    order = sorted(range(len(names)), key=lambda index: -len(rankings[index].boxes))
+    for index in [index for index in order if len(rankings[index].boxes)][:_CURVES]:
+        ranking = rankings[index]
+        right = np.cumsum(ranking.right)
+        precision = right / np.arange(1, len(right) + 1)
+        curves.plot(right / len(ranking.boxes), precision, label=f"{names[index]} ({len(ranking.boxes)})")
+    curves.set(
+        title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.05)
+    )
+    if curves.lines:
+        curves.legend(fontsize="small")
+    right = np.concatenate([ranking.right for ranking in rankings])
+    scores = np.concatenate([ranking.scores for ranking in rankings])
+    spread.hist([scores[right], scores[~right]], bins=40, label=["right", "wrong"], histtype="step", log=True)
+    spread.set(title="scores of all detections", xlabel="score", ylabel="detections")
+    spread.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=100)
+
+
+def draw_worst(pairs: Iterable[tuple[Sample, Detections]], threshold: float, path: Path, *, count: int = 8) -> None:
+    """The pictures with most mistakes at a threshold: what was found with its scores, and right of it what there is.
+
+    A mistake is a box that nothing of its name overlaps by a half, or a detection that overlaps no box of its name.
+    """
+    worst: list[tuple[int, int, Sample, Detections]] = []
+    for number, (sample, found) in enumerate(pairs):
+        shown = found.above(threshold)
+        entry = (mistakes(sample, shown), -number, sample, shown)
+        if entry[0]:
+            (heapq.heappush if len(worst) < count else heapq.heappushpop)(worst, entry)
+    if not worst:
+        return
+    cells: list[Sample] = []
+    for _, _, sample, shown in sorted(worst, key=lambda entry: (-entry[0], -entry[1])):
+        cells += [found_sample(sample, shown), sample]
+    save_picture(contact_sheet(cells), path)
+
+
+def mistakes(sample: Sample, found: Detections) -> int:
+    """Boxes that were missed and detections that are wrong; groups, and names that may have more, count for neither."""
+    labels = [set(numbers) for numbers in sample.box_phrases]
+    open_names = set(sample.incomplete)
+    same = torch.tensor([[label in own for own in labels] for label in found.labels.tolist()], dtype=torch.bool)
+    near = iou(found.boxes, sample.boxes, inclusive=False) >= _OVERLAP
+    hits = same.reshape(near.shape) & near
+    known = set(range(len(sample.vocabulary))) if sample.absent is None else set().union(*labels, sample.absent)
+    wrong = [
+        not row.any() and label not in open_names and (sample.prompt is not None or label in known)
+        for row, label in zip(hits, found.labels.tolist(), strict=True)
+    ]
+    missed = [not hits[:, box].any() for box in range(len(labels)) if box not in sample.crowd and labels[box]]
+    return sum(wrong) + sum(missed)
+
+
+def found_sample(asked: Sample, found: Detections) -> Sample:
+    """The same picture and the words asked for, with the found boxes and their scores in the place of the true ones."""
+    return replace(
+        asked,
+        prompt=found.prompt,
+        vocabulary=(),
+        boxes=found.boxes,
+        box_phrases=tuple((label,) for label in found.labels.tolist()),
+        scores=tuple(found.scores.tolist()),
+        crowd=(),
+    )

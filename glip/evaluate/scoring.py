@@ -1,0 +1,267 @@
+"""The answers for a set -> its report: figures, tables, results in the standard formats, pictures on request."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glip.config import ModelConfig
+from glip.data.sets import Tally
+from glip.data.writers import whole_file
+from glip.evaluate.background import background, operating_points
+from glip.evaluate.coco import STATS, Score, score_results
+from glip.evaluate.evaluation import LVIS_KEPT, Examination, answered
+from glip.evaluate.figures import draw_curves, draw_worst
+from glip.evaluate.flickr import prediction_row, read_predictions
+from glip.evaluate.journal import Journal
+from glip.evaluate.lvis import BestOfCategories, LvisScore, fixed_ap, read_lvis_truth, standard_ap
+from glip.evaluate.phrases import PhraseRecall, caption_recall, caption_truth, ranked_boxes
+from glip.evaluate.report import Report, Row, Table
+from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
+from glip.evaluate.run import Asking
+from glip.evaluate.truth import Truth, read_coco_truth, truth_of
+from glip.structures import Detections, Sample
+
+RESULTS, GROUNDINGS = "results.json", "groundings.json"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Figures by name and the tables behind them."""
+
+    figures: dict[str, float]
+    tables: tuple[Table, ...] = ()
+
+
+def score(
+    exam: Examination, journal: Journal, config: ModelConfig, asking: Asking, folder: Path, *, draw: bool = False
+) -> Report:
+    """Score the answers of a set, and write its report, its results and, if asked for, its pictures.
+
+    Args:
+        exam: the set and the protocol.
+        journal: an answer for each of its samples.
+        config: of the model that gave them.
+        asking: how they were asked for.
+        folder: where all is written.
+        draw: also draw curves, scores and the worst pictures.
+
+    Raises:
+        ValueError: nothing to score with.
+    """
+    tally, samples = Tally(), exam.read.samples
+    captioned = [index for index in range(len(samples)) if samples[index].prompt is not None]
+    listed = len(samples) - len(captioned)
+    parts: list[Scored] = []
+    if listed:
+        found = ((n, s, d) for n, s, d in answered(journal, samples, asking, tally) if s.prompt is None)
+        parts.append(_score_lists(exam, found, folder, tally, inclusive=config.inference.inclusive, draw=draw))
+    if captioned:
+        said = {n: d for n, s, d in answered(journal, samples, asking, Tally() if listed else tally) if s.prompt}
+        parts.append(_score_captions(exam, [(samples[index], said.get(index)) for index in captioned], folder))
+    if draw:
+        pairs = ((s, d) for _, s, d in answered(journal, samples, asking, Tally()))
+        draw_worst(pairs, config.inference.threshold, folder / "worst.png")
+    report = _report(exam, config.name, parts, tally, seen=is_trained_on(exam.name, config.trained_on))
+    report.write(folder)
+    return report
+
+
+def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = False) -> Report:
+    """Score a file of results in the standard format without any model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not results of this set.
+    """
+    tally = Tally()
+    if exam.protocol in ("any-box", "merged-boxes"):
+        truths = [caption_truth(sample) for sample in exam.read.samples]
+        boxes = read_predictions(file, truths, tally)
+        parts = [_recall(exam, caption_recall(zip(truths, boxes, strict=True), protocol=exam.protocol))]
+    elif exam.protocol == "lvis":
+        truth = read_lvis_truth(_annotations(exam), tally)
+        results = read_results(file, truth.pictures, truth.categories, tally)
+        parts = [_lvis(standard_ap(truth, results), fixed_ap(truth, results))]
+    else:
+        parts = [_coco(*_coco_truth(exam, tally, file), folder, draw=draw)]
+    report = _report(exam, file.name, parts, tally, seen=False)
+    report.write(folder)
+    return report
+
+
+def is_trained_on(name: str, trained_on: Sequence[str]) -> bool:
+    """Whether a set is one that the model was trained on, by its name without the split's."""
+    base = "drawn world" if name.startswith("world") else name
+    for split in ("_train", "_val", "_test", "_train2017", "_val2017"):
+        base = base.removesuffix(split)
+    return bool({name, base, f"{base}_train"} & set(trained_on))
+
+
+# ---- lists of names
+
+
+def _score_lists(
+    exam: Examination,
+    found: Iterable[tuple[int, Sample, Detections]],
+    folder: Path,
+    tally: Tally,
+    *,
+    inclusive: bool,
+    draw: bool,
+) -> Scored:
+    if exam.protocol == "lvis":
+        return _score_lvis(exam, found, folder, tally)
+    if exam.annotations is None:
+        truth = truth_of(exam.read.samples)
+        labels = {sample.vocabulary: truth.labels_of(sample.vocabulary) for sample in exam.read.samples}
+        parts = [results_of(d, number, labels[sample.vocabulary]) for number, sample, d in found]
+    else:
+        truth = read_coco_truth(exam.annotations, tally)
+        parts = list(_official(found, exam, truth.pictures, truth.categories, inclusive=inclusive))
+    results = concatenate(parts)
+    _write_rows(results, truth.pictures, truth.categories, folder / RESULTS)
+    return _coco(truth, results, folder, draw=draw)
+
+
+def _official(
+    found: Iterable[tuple[int, Sample, Detections]],
+    exam: Examination,
+    pictures: Sequence[int | str],
+    categories: Sequence[int | str],
+    *,
+    inclusive: bool,
+) -> Iterator[Results]:
+    """The answers under the ids of the annotation file."""
+    place = {number: index for index, number in enumerate(pictures)}
+    label = {number: index for index, number in enumerate(categories)}
+    labels = [label.get(number, UNKNOWN) for number in exam.read.ids]
+    for _, sample, detections in found:
+        yield results_of(detections, place[sample.image_id], labels, inclusive=inclusive)
+
+
+def _coco_truth(exam: Examination, tally: Tally, file: Path) -> tuple[Truth, Results]:
+    truth = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.read.samples)
+    return truth, read_results(file, truth.pictures, truth.categories, tally)
+
+
+def _coco(truth: Truth, results: Results, folder: Path, *, draw: bool) -> Scored:
+    scored = score_results(truth, results)
+    low, high = scored.interval()
+    figures = {**dict(zip(STATS, scored.stats, strict=True)), "AP50 low (95 %)": low, "AP50 high (95 %)": high}
+    if draw:
+        draw_curves(truth.names, scored.rankings, folder / "curves.png")
+    more = _background(truth, results)
+    return Scored({**figures, **more.figures}, (_categories(scored), *more.tables))
+
+
+def _categories(scored: Score) -> Table:
+    rows: list[Row] = [
+        {"name": row.name, "boxes": row.boxes, "AP": row.ap, "AP50": row.ap50} for row in scored.categories
+    ]
+    return Table("Per category", tuple(rows))
+
+
+def _background(truth: Truth, results: Results) -> Scored:
+    found = background(truth, results)
+    if found is None:
+        return Scored({})
+    points = operating_points(truth, results, found)
+    figures = {f"AP at background rate {point.allowed:g}": point.ap for point in points}
+    rows: list[Row] = [
+        {
+            "background rate at most": point.allowed,
+            "threshold": point.threshold,
+            "rate": point.rate,
+            "AP": point.ap,
+            "AP50": point.ap50,
+            "recall at IoU 0.5": point.recall50,
+        }
+        for point in points
+    ]
+    curve: list[Row] = [{"threshold": t, "rate": found.rate(t)} for t in (i / 20 for i in range(1, 20))]
+    title = "Names that are not in the picture, but drawn to something"
+    return Scored(figures, (Table(title, tuple(rows)), Table("Background rate by threshold", tuple(curve))))
+
+
+def _score_lvis(
+    exam: Examination, found: Iterable[tuple[int, Sample, Detections]], folder: Path, tally: Tally
+) -> Scored:
+    truth = read_lvis_truth(_annotations(exam), tally)
+    best, top = BestOfCategories(len(truth.categories)), list[Results]()
+    for part in _official(found, exam, truth.pictures, truth.categories, inclusive=False):
+        best.add(part)
+        top.append(
+            part.select(np.arange(min(len(part), LVIS_KEPT)))
+        )  # best first, so these are what the standard AP looks at
+    results = concatenate(top)
+    _write_rows(results, truth.pictures, truth.categories, folder / RESULTS)
+    return _lvis(standard_ap(truth, results), fixed_ap(truth, best.results()))
+
+
+def _lvis(standard: LvisScore, fixed: LvisScore) -> Scored:
+    figures = {f"Fixed {name}": value for name, value in zip(fixed.names, fixed.stats, strict=True)}
+    figures |= dict(zip(standard.names, standard.stats, strict=True))
+    rows: list[Row] = [
+        {
+            "name": own.name,
+            "frequency": own.frequency,
+            "boxes": own.boxes,
+            "Fixed AP": own.ap,
+            "AP": other.ap,
+            "AP50": other.ap50,
+        }
+        for own, other in zip(fixed.categories, standard.categories, strict=True)
+    ]
+    return Scored(figures, (Table("Per category", tuple(rows)),))
+
+
+def _annotations(exam: Examination) -> Path:
+    assert exam.annotations is not None
+    return exam.annotations
+
+
+def _write_rows(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str], path: Path) -> None:
+    """Results in COCO's format, a row in a line."""
+    with whole_file(path) as file:
+        file.write("[")
+        for number, row in enumerate(rows_of(results, pictures, categories)):
+            file.write((",\n" if number else "\n") + json.dumps(row))
+        file.write("\n]\n")
+
+
+# ---- captions
+
+
+def _score_captions(exam: Examination, pairs: Sequence[tuple[Sample, Detections | None]], folder: Path) -> Scored:
+    """Captions that were passed over have found nothing: leaving them out would raise the recall."""
+    truths = [caption_truth(sample) for sample, _ in pairs]
+    boxes = [
+        ranked_boxes(sample, found) if found is not None else [torch.zeros(1, 4)] * len(truth.phrases)
+        for (sample, found), truth in zip(pairs, truths, strict=True)
+    ]
+    rows = [prediction_row(truth, ranked) for truth, ranked in zip(truths, boxes, strict=True)]
+    with whole_file(folder / GROUNDINGS) as file:
+        json.dump(rows, file)
+    protocol = "merged-boxes" if exam.protocol == "merged-boxes" else "any-box"
+    return _recall(exam, caption_recall(zip(truths, boxes, strict=True), protocol=protocol))
+
+
+def _recall(exam: Examination, recall: PhraseRecall) -> Scored:
+    rows: list[Row] = [{"phrases of": "all", "phrases": recall.phrases, **_ranks(recall)}]
+    rows += [{"phrases of": kind, "phrases": one.phrases, **_ranks(one)} for kind, one in recall.kinds.items()]
+    return Scored(_ranks(recall), (Table("Recall of phrases", tuple(rows)),))
+
+
+def _ranks(recall: PhraseRecall) -> dict[str, float]:
+    return {**{f"R@{rank}": value for rank, value in recall.at.items()}, "upper bound": recall.upper_bound}
+
+
+def _report(exam: Examination, model: str, parts: Sequence[Scored], tally: Tally, *, seen: bool) -> Report:
+    figures = {name: value for part in parts for name, value in part.figures.items()}
+    tables = tuple(table for part in parts for table in part.tables)
+    report = Report(model, exam.name, exam.protocol, len(exam.read.samples), seen, figures, tables)
+    return replace(report, left_out=dict(tally.counts), places={k: list(v) for k, v in tally.places.items()})

@@ -1,0 +1,277 @@
+"""What there is to find in a set and what is known to be absent: read from a COCO-format json, or taken from samples.
+
+Scoring and background honesty both work on a Truth and on Results, which name pictures and categories by their place
+in it, so that ids may be numbers or texts.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glip.data.readers.fields import check_file, is_id
+from glip.data.sets import Tally
+from glip.evaluate.results import UNKNOWN, Results, Row, concatenate, is_box, is_number, results_of
+from glip.shapes import Bool, Float, Int
+from glip.structures import Detections, Sample
+
+_LISTS = ("images", "annotations", "categories")
+_EVERYWHERE = (-1e6, -1e6, 2e6, 2e6)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Annotated boxes as columns, in the order of their file.
+
+    Args:
+        pictures: the place of each box's picture among the truth's pictures.
+        categories: likewise of its category.
+        boxes: x, y, width, height in pixels.
+        areas: as the annotations state them (COCO: of the outline), which decides what is small and large.
+        crowd: marks a group; what lies in it is neither right nor wrong.
+    """
+
+    pictures: Int[np.ndarray, " box"]
+    categories: Int[np.ndarray, " box"]
+    boxes: Float[np.ndarray, "box 4"]
+    areas: Float[np.ndarray, " box"]
+    crowd: Bool[np.ndarray, " box"]
+
+    def select(self, chosen: np.ndarray) -> "Boxes":
+        """Some of the boxes, by index or by mask."""
+        columns = (self.pictures, self.categories, self.boxes, self.areas, self.crowd)
+        return Boxes(*(column[chosen] for column in columns))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What there is to find in a set, and what is known not to be there.
+
+    Args:
+        pictures: ids; their order decides between equal scores of two pictures (pycocotools: ascending).
+        categories: ids, in the order of the table.
+        names: of the categories.
+        boxes: what there is.
+        negatives: bool (picture, category): who looked for it and found none; None where that holds for every
+            category without a box. Where it is given, what else is found in a picture is not scored, as in LVIS.
+    """
+
+    pictures: tuple[int | str, ...]
+    categories: tuple[int | str, ...]
+    names: tuple[str, ...]
+    boxes: Boxes
+    negatives: Bool[np.ndarray, "picture category"] | None = None
+
+    @property
+    def present(self) -> Bool[np.ndarray, "picture category"]:
+        """Where a box, or a group, of a category is."""
+        there = np.zeros((len(self.pictures), len(self.categories)), dtype=bool)
+        there[self.boxes.pictures, self.boxes.categories] = True
+        return there
+
+    def labels_of(self, vocabulary: Sequence[str]) -> tuple[int, ...]:
+        """The place of the category of each name of a vocabulary.
+
+        Raises:
+            KeyError: a name that no category has.
+        """
+        return _labels(self.names, vocabulary)
+
+
+def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
+    """What a COCO-format json states, for scoring: every category, named or not, and areas as they are given.
+
+    Pictures and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
+    those are known to be absent.
+
+    Args:
+        path: the json.
+        tally: counts annotations that cannot be scored with.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not COCO json, no annotation of a known picture and category, or a category id listed twice.
+    """
+    file = Path(path)
+    check_file(file)
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: give COCO-format annotations") from None
+    for key in _LISTS:
+        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+            raise ValueError(f"{file}: not COCO json: no list {key!r} (it needs {', '.join(_LISTS)})")
+    pictures = _by_id(tree["images"], "picture", tally)
+    times = Counter(map(_id_of, tree["categories"]))
+    again = [number for number in times if number is not None and times[number] > 1]
+    if again:
+        raise ValueError(f"{file}: category id {again[0]!r} is listed twice: give each category an id of its own")
+    categories = _by_id(tree["categories"], "category", tally)
+    boxes = _read_boxes(tree["annotations"], list(pictures), list(categories), tally)
+    if not len(boxes.areas):
+        why = str(tally) or "it lists none"
+        raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
+    names = tuple(str(record.get("name", number)) for number, record in categories.items())
+    negatives = _read_negatives(list(pictures.values()), list(categories))
+    return Truth(tuple(pictures), tuple(categories), names, boxes, negatives)
+
+
+def _without_outline(record: Row) -> Row:
+    """Called as each object closes, so that the outlines of a whole set are never in memory at once."""
+    record.pop("segmentation", None)
+    return record
+
+
+def _id_of(record: Any) -> int | str | None:
+    number = record.get("id") if isinstance(record, dict) else None
+    return number if is_id(number) else None
+
+
+def _by_id(records: Sequence[Any], kind: str, tally: Tally) -> dict[int | str, Row]:
+    found: dict[int | str, Row] = {}
+    for place, record in enumerate(records):
+        number = _id_of(record)
+        if number is None:
+            tally.note(f"{kind} without an id", f"record {place}")
+        elif number in found:
+            tally.note(f"{kind} id seen before", f"record {place}")
+        else:
+            found[number] = record
+    return {number: found[number] for number in sorted(found, key=lambda number: (isinstance(number, str), number))}
+
+
+def _read_boxes(
+    rows: Sequence[Any], pictures: Sequence[int | str], categories: Sequence[int | str], tally: Tally
+) -> Boxes:
+    place = {number: index for index, number in enumerate(pictures)}
+    label = {number: index for index, number in enumerate(categories)}
+    columns = _Columns()
+    for index, row in enumerate(rows):
+        row = row if isinstance(row, dict) else {}
+        picture, category, box = (row.get(key) for key in ("image_id", "category_id", "bbox"))
+        if not is_id(picture) or picture not in place:
+            tally.note("annotation of an unknown picture", f"annotations[{index}]")
+        elif not is_id(category) or category not in label:
+            tally.note("annotation of an unknown category", f"annotations[{index}]")
+        elif not is_box(box) or min(box[2:]) < 0:
+            tally.note("annotation with a malformed box", f"annotations[{index}]")
+        else:
+            crowd = row.get("iscrowd") in (1, "1")
+            columns.add(place[picture], label[category], box, crowd=crowd, area=row.get("area"))
+    return columns.boxes()
+
+
+def _read_negatives(records: Sequence[Row], categories: Sequence[int | str]) -> np.ndarray | None:
+    if not any("neg_category_ids" in record for record in records):
+        return None
+    label = {number: index for index, number in enumerate(categories)}
+    negatives = np.zeros((len(records), len(categories)), dtype=bool)
+    for picture, record in enumerate(records):
+        for number in record.get("neg_category_ids") or ():
+            if is_id(number) and number in label:
+                negatives[picture, label[number]] = True
+    return negatives
+
+
+def truth_of(samples: Sequence[Sample]) -> Truth:
+    """What samples say of the names of their vocabularies; those with a caption say nothing, but keep their place.
+
+    Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. As in
+    LVIS, names of which nobody knows whether they are there (``Sample.absent``) are not scored in that picture, and of
+    those that may have more boxes (``Sample.incomplete``) only what matches one is. Names that a set lists twice stay
+    two categories; over several vocabularies equal names are one. Ids are places, from 0.
+    """
+    vocabularies = dict.fromkeys(sample.vocabulary for sample in samples if sample.prompt is None)
+    names = (
+        next(iter(vocabularies))
+        if len(vocabularies) == 1
+        else tuple(sorted({name for listed in vocabularies for name in listed}))
+    )
+    labels = {listed: _labels(names, listed) for listed in vocabularies}
+    negatives = np.zeros((len(samples), len(names)), dtype=bool)
+    columns = _Columns()
+    for place, sample in enumerate(samples):
+        if sample.prompt is None:
+            label = labels[sample.vocabulary]
+            negatives[place, [label[name] for name in absent_names(sample)]] = True
+            _add_sample(columns, place, sample, label)
+    return Truth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
+
+
+def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[Truth, Results]:
+    """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
+
+    Raises:
+        ValueError: no picture, a sample without vocabulary, or detections of other names.
+    """
+    listed = list(pairs)
+    if not listed:
+        raise ValueError("no picture to score: none was given, or none could be read")
+    for sample, found in listed:
+        _check_names(sample, found)
+    truth = truth_of([sample for sample, _ in listed])
+    parts = []
+    for place, (sample, found) in enumerate(listed):
+        more = len(found.prompt.phrases) - len(sample.vocabulary)  # asked beside the set's own names
+        parts.append(results_of(found, place, (*truth.labels_of(sample.vocabulary), *[UNKNOWN] * more)))
+    return truth, concatenate(parts)
+
+
+def absent_names(sample: Sample) -> list[int]:
+    """The names of a sample that are surely not in the picture; phrases of a caption count as there."""
+    if sample.prompt is not None:
+        return []
+    there = {number for numbers in sample.box_phrases for number in numbers}
+    listed = range(len(sample.vocabulary)) if sample.absent is None else sample.absent
+    return [number for number in listed if number not in there and number not in sample.incomplete]
+
+
+def _check_names(sample: Sample, found: Detections) -> None:
+    if not sample.vocabulary or sample.prompt is not None:
+        raise ValueError(
+            f"picture {sample.image_id} has no list of names: AP is for detection sets, captions have recall (phrases)"
+        )
+    if found.prompt.texts[: len(sample.vocabulary)] != sample.vocabulary:
+        raise ValueError(
+            f"picture {sample.image_id}: detections are of {found.prompt.texts[:3]}..., its boxes of "
+            f"{sample.vocabulary[:3]}...: no class matches; ask for the names of the set, in their order"
+        )
+
+
+def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
+    if tuple(listed) == tuple(names):
+        return tuple(range(len(names)))
+    place = {name: index for index, name in enumerate(names)}
+    return tuple(place[name] for name in listed)
+
+
+def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence[int]) -> None:
+    for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
+        x1, y1, x2, y2 = box
+        for number in numbers:
+            columns.add(place, label[number], (x1, y1, x2 - x1, y2 - y1), crowd=index in sample.crowd)
+    for number in sample.incomplete:  # one crowd everywhere: whatever matches no box is ignored
+        columns.add(place, label[number], _EVERYWHERE, crowd=True)
+
+
+class _Columns:
+    """Boxes one after the other; without a stated area it is that of the box."""
+
+    def __init__(self) -> None:
+        self._places: list[tuple[int, int]] = []
+        self._numbers: list[tuple[float, ...]] = []
+        self._crowd: list[bool] = []
+
+    def add(self, picture: int, category: int, box: Sequence[float], *, crowd: bool, area: Any = None) -> None:
+        self._places.append((picture, category))
+        self._numbers.append((*box, area if is_number(area) else box[2] * box[3]))
+        self._crowd.append(crowd)
+
+    def boxes(self) -> Boxes:
+        places = np.array(self._places, dtype=np.int64).reshape(-1, 2)
+        numbers = np.array(self._numbers, dtype=np.float64).reshape(-1, 5)
+        return Boxes(places[:, 0], places[:, 1], numbers[:, :4], numbers[:, 4], np.array(self._crowd, dtype=bool))

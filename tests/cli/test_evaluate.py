@@ -1,0 +1,247 @@
+"""glip evaluate: the figures, what it writes, going on after a kill, two processes, files without a model, errors."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glip.cli.main import main
+from glip.data.catalog import find_set, read_set
+from glip.detector import Detector
+from glip.evaluate.coco import average_precision
+from glip.evaluate.phrases import phrase_recall
+from glip.evaluate.run import detect_all
+
+NAMES = ("red square", "blue circle", "green star")
+
+
+@pytest.fixture
+def glip_(capsys, tmp_path, monkeypatch):
+    """Run ``glip evaluate`` in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_DATA", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main(["evaluate", *(str(argument) for argument in arguments)])
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def things(tmp_path) -> Path:
+    """A COCO set of six pictures of three sizes; ids are not in order, one category has no box."""
+    folder = tmp_path / "things"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    images, rows = [], []
+    for number, (width, height) in enumerate([(90, 60), (60, 90), (90, 60), (64, 64), (90, 60), (64, 64)]):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        images.append({"id": 40 - number, "file_name": f"{number}.png", "width": width, "height": height})
+        for category in (7, 2)[: 1 + number % 2]:
+            box = [5.0, 5.0, 30.0 + number, 40.0]
+            row = {"id": len(rows) + 1, "image_id": 40 - number, "category_id": category, "bbox": box, "area": 1000.0}
+            rows.append({**row, "iscrowd": int(number == 5)})
+    categories = [{"id": id, "name": name} for id, name in zip((7, 2, 9), NAMES, strict=True)]
+    (folder / "boxes.json").write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
+    return folder / "boxes.json"
+
+
+@pytest.fixture
+def lvis(things) -> Path:
+    tree = json.loads(things.read_text())
+    for image in tree["images"]:
+        image |= {"neg_category_ids": [9], "not_exhaustive_category_ids": []}
+    for category, frequency in zip(tree["categories"], "rcf", strict=True):
+        category["frequency"] = frequency
+    tree["annotations"] = [row for row in tree["annotations"] if not row.pop("iscrowd")]
+    (things.parent / "lvis.json").write_text(json.dumps(tree))
+    return things.parent / "lvis.json"
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """Grounding lines of two sentences each for two pictures."""
+    (tmp_path / "said").mkdir()
+    lines = []
+    for number in range(2):
+        Image.effect_noise((90, 60), 80).convert("RGB").save(tmp_path / "said" / f"{number}.png")
+        for words in ("a red thing", "the blue thing"):
+            region = {"bbox": [5, 5, 60, 40], "phrase": words, "tokens_positive": [[0, len(words)]]}
+            row = {"filename": f"{number}.png", "height": 60, "width": 90}
+            lines.append(row | {"grounding": {"caption": f"{words} on a wall", "regions": [region]}})
+    (tmp_path / "said" / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "said" / "lines.jsonl"
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
+    code, out, err = glip_(tiny_folder, things, "--out", "results", "--draw")
+    assert code == 0 and "# tiny on boxes" in out and "red square" in out, err
+    folder = tmp_path / "results" / "tiny" / "boxes"
+    report = report_of(folder)
+    detector = Detector.from_pretrained(tiny_folder)
+    samples = read_set(find_set(str(things))).samples
+    score = average_precision(detect_all(detector, samples))
+    assert report["figures"]["AP50"] == pytest.approx(score.ap50, abs=1e-6)
+    assert report["figures"]["AP at background rate 0.05"] <= report["figures"]["AP"] + 1e-9
+    rows = json.loads((folder / "results.json").read_text())
+    assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
+    assert {"curves.png", "report.md", "worst.png"} <= {file.name for file in folder.iterdir()}
+    assert report["trained_on"] is False and report["samples"] == 6
+
+
+def test_a_results_file_alone_gives_the_same(glip_, tiny_folder, things, tmp_path):
+    glip_(tiny_folder, things, "--out", "results")
+    folder = tmp_path / "results" / "tiny" / "boxes"
+    code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
+    assert code == 0, err
+    again = report_of(tmp_path / "again" / "results" / "boxes")
+    assert again["figures"] == pytest.approx(report_of(folder)["figures"], abs=1e-12)
+
+
+def test_a_killed_evaluation_goes_on(glip_, tiny_folder, things, tmp_path, monkeypatch):
+    whole = glip_(tiny_folder, things, "--out", "whole")
+    encode, passes = Detector.encode_image, []
+
+    def failing(self, images):
+        passes.append(1)
+        if len(passes) == 4:
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(Detector, "encode_image", failing)
+    code, _, err = glip_(tiny_folder, things, "--out", "cut")
+    assert code == 130 and "run the same command again" in err
+    code, out, _ = glip_(tiny_folder, things, "--out", "cut")
+    assert code == 0 and len(passes) == 4 + 3, "three of the six pictures are not looked at again"
+    assert out == whole[1]
+    code, out, _ = glip_(tiny_folder, things, "--out", "cut")
+    assert len(passes) == 7 and out == whole[1], "all is there: nothing is computed again"
+
+
+def test_another_question_does_not_get_old_answers(glip_, tiny_folder, things):
+    glip_(tiny_folder, things)
+    code, _, err = glip_(tiny_folder, things, "--max-detections", 5)
+    assert code == 2 and "another evaluation (detections was" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("protocol", ["any-box", "merged-boxes"])
+def test_captions_have_recall(protocol, glip_, tiny_folder, captions, tmp_path):
+    code, out, err = glip_(tiny_folder, captions, "--protocol", protocol, "--batch-size", 3)
+    assert code == 0 and "R@1" in out, err
+    folder = tmp_path / "runs" / "evaluate" / "tiny" / "lines"
+    recall = phrase_recall(detect_all(Detector.from_pretrained(tiny_folder), read_set(find_set(str(captions))).samples))
+    assert report_of(folder)["figures"]["upper bound"] == pytest.approx(recall.upper_bound)
+    assert len(json.loads((folder / "groundings.json").read_text())) == 4
+
+
+def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
+    code, out, err = glip_(tiny_folder, lvis, "--max-names", 2)
+    assert code == 0 and "Fixed AP" in out and "frequency" in out, err
+    folder = tmp_path / "runs" / "evaluate" / "tiny" / "lvis"
+    figures = report_of(folder)["figures"]
+    assert {"Fixed APr", "APr", "AR@300"} <= figures.keys()
+    code, _, err = glip_(lvis, "--predictions", folder / "results.json", "--out", "again")
+    again = report_of(tmp_path / "again" / "results" / "lvis")["figures"]
+    assert again["AP"] == pytest.approx(figures["AP"], abs=1e-12), err
+
+
+def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, tmp_path):
+    (tmp_path / "words.yaml").write_text("red square: 'a [box], flat and red'\n")
+    glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "prompted")
+    glip_(tiny_folder, things, "--out", "plain")
+    found = [(tmp_path / kind / "tiny" / "boxes" / "results.json").read_text() for kind in ("prompted", "plain")]
+    assert found[0] != found[1]
+    (tmp_path / "words.yaml").write_text("owl: 'a [bird]'\n")
+    code, _, err = glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "odd")
+    assert code == 2 and "no class 'owl' in the set" in err
+
+
+def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path):
+    glip_(tiny_folder, things, captions, "--out", "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "glip", "evaluate", tiny_folder, things, captions, "--out", tmp_path / "two"]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen([*map(str, command), "--device", "cpu"], env={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    for name in ("boxes/results.json", "boxes/report.json", "lines/groundings.json", "lines/report.json"):
+        one, two = ((tmp_path / folder / "tiny" / name).read_text() for folder in ("one", "two"))
+        assert one == two, name
+    assert len(list((tmp_path / "two" / "tiny" / "boxes" / "answers").glob("answers-*.bin"))) == 2
+
+
+def test_every_set_that_is_there(glip_, tiny_folder, things, tmp_path, monkeypatch):
+    folder = things.parent.name
+    (tmp_path / "datasets.yaml").write_text(
+        f"mine_val: {{format: coco, annotations: {folder}/boxes.json, images: [{folder}/images]}}\n"
+        f"mine_train: {{format: coco, annotations: {folder}/boxes.json, images: [{folder}/images]}}\n"
+        "gone: {format: coco, annotations: gone.json, images: [gone]}\n"
+    )
+    monkeypatch.setattr("glip.data.catalog.config_folder", lambda: tmp_path / "none")
+    code, out, err = glip_(tiny_folder, "--root", tmp_path)
+    assert code == 0 and "# tiny on mine_val" in out and "mine_train" not in out, err
+
+
+def change(file: Path, **parts) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | parts))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", 0], "--batch-size 0"),
+        (["--max-names", -1], "--max-names -1"),
+        (["--protocol", "lvis"], "no LVIS json"),
+        (["--protocol", "any-box"], "has lists of names: take coco"),
+        (["--predictions", "none.json"], "give the set alone"),
+    ],
+)
+def test_wrong_options(arguments, message, glip_, tiny_folder, things):
+    code, _, err = glip_(tiny_folder, things, *arguments)
+    assert code == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_a_part_of_a_set_is_not_the_set(glip_, tiny_folder, things):
+    (things.parent / "images" / "2.png").unlink()
+    code, _, err = glip_(tiny_folder, things)
+    assert code == 2 and "1 of its 6 pictures are not there" in err and "2.png" in err and err.count("\n") == 1
+
+
+def test_an_unreadable_picture_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):
+    glip_(tiny_folder, things, "--out", "good")
+    (things.parent / "images" / "0.png").write_bytes(b"no picture")
+    code, out, _ = glip_(tiny_folder, things, "--out", "bad")
+    assert code == 0 and "Left out: 1 x unreadable picture" in out
+    good, bad = (report_of(tmp_path / folder / "tiny" / "boxes") for folder in ("good", "bad"))
+    boxes = [sum(row["boxes"] for row in report["tables"][0]["rows"]) for report in (good, bad)]
+    assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]
+
+
+def test_nothing_to_score(glip_, tiny_folder, things):
+    change(things, annotations=[])
+    code, _, err = glip_(tiny_folder, things)
+    assert code == 2 and "no annotation in it can be scored" in err and err.count("\n") == 1, err
+
+
+def test_a_name_without_token_room(glip_, tiny_folder, things):
+    change(things, categories=[{"id": 7, "name": "very " * 300 + "red square"}, {"id": 2, "name": "b"}])
+    code, _, err = glip_(tiny_folder, things)
+    assert code == 2 and "tokens" in err and err.count("\n") == 1, err
