@@ -20,7 +20,9 @@ from glip.model.release import load_yacs
 
 FOLDER = config_folder()
 NAMES = sorted(
-    str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml") if path.name != "datasets.yaml"
+    str(path.relative_to(FOLDER).with_suffix(""))
+    for path in FOLDER.rglob("*.yaml")
+    if path.name not in ("datasets.yaml", "odinw.yaml")
 )
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from glip.detector import Detector
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at background rate 0.05", "R@1", "R@5", "R@10")
+ODINW: "dict[str, Literal[13, 35]]" = {"odinw13": 13, "odinw35": 35}
 _DAYS = 7 * 24 * 60.0  # minutes that processes wait for the slowest of them
 
 
@@ -50,12 +51,18 @@ def run(args: argparse.Namespace) -> int:
     from glip.train.distributed import joined
 
     model, *names = args.names
+    reports: dict[str, list[Report | None]] = {}
     with joined(choose_device(args.device), minutes=_DAYS) as group:
-        exams = [_exam(name, args) for name in (names or _sets_there(args.root))]
+        listed = names or _sets_there(args.root)
+        exams = {name: _tasks(name, args) if name in ODINW else [_exam(name, args)] for name in listed}
         detector = Detector.from_pretrained(model, device=str(group.device))
-        reports = [_evaluate(exam, detector, args, group) for exam in exams]
+        folder = Path(args.out) / detector.config.name
+        for name, own in exams.items():
+            reports[name] = [_evaluate(exam, detector, args, group) for exam in own]
+            if name in ODINW and group.main:
+                _tell_odinw(name, reports[name], folder)
     if group.main:
-        _tell([report for report in reports if report is not None], Path(args.out) / detector.config.name)
+        _tell([report for own in reports.values() for report in own if report is not None], folder)
     return 0
 
 
@@ -97,6 +104,40 @@ def _exam(name: str, args: argparse.Namespace) -> "Examination":
         annotations = data_root(args.root) / config.annotations
         config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
     return examine(name if not Path(name).exists() else Path(name).stem, config, read, args.protocol)
+
+
+def _tasks(name: str, args: argparse.Namespace) -> "list[Examination]":
+    """The tasks of ODinW that are there; the others are named in the table."""
+    from glip.data.catalog import data_root, missing_part
+    from glip.evaluate.evaluation import examine_task
+    from glip.evaluate.odinw import tasks
+
+    there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), args.root)]
+    if not there:
+        raise ValueError(
+            f"{name}: none of its tasks is under {str(data_root(args.root))!r}: they lie in odinw/ there, such as "
+            f"{tasks(ODINW[name])[0].files().annotations}; give --root or GLIP_DATA"
+        )
+    return [examine_task(task, args.root) for task in there]
+
+
+def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> None:
+    """Mean and median over the tasks."""
+    from glip.data.writers import whole_file
+    from glip.evaluate.odinw import TaskScore, summarize, tasks
+    from glip.evaluate.report import markdown_table
+
+    named = {task.name: task for task in tasks(ODINW[name])}
+    scores = [
+        TaskScore(named[r.dataset], r.samples, r.figures["AP"], r.figures["AP50"], trained_on=r.trained_on)
+        for r in reports
+        if r is not None
+    ]
+    table = summarize(scores, ODINW[name]).table
+    lines = [f"# {table.title}", "", *markdown_table(table.rows)]
+    with whole_file(folder / f"{name}.md") as file:
+        file.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 def _evaluate(exam: "Examination", detector: "Detector", args: argparse.Namespace, group: "Group") -> "Report | None":
@@ -141,8 +182,9 @@ def _asking(exam: "Examination", args: argparse.Namespace) -> "Asking":
     from glip.evaluate.run import Asking
 
     file = args.prompts or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
-    plain = not file or str(file) == "none"
-    prompts = {} if plain else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
+    prompts = dict(exam.prompts)
+    if file:
+        prompts = {} if str(file) == "none" else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
     asking = Asking(args.batch_size, args.max_names, args.max_detections, prompts=prompts)
     asking = asking_for(exam.protocol, asking)
     return replace(asking, max_names=asking.max_names or None)

@@ -4,18 +4,21 @@ What a set gives decides what is counted: lists of names have average precision 
 (COCO's and LVIS's) or against the samples (other formats), captions have the recall of their phrases.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from tqdm import tqdm
 
 from glip.config import SetConfig
+from glip.data.catalog import data_root
+from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, Tally
 from glip.detector import Detector
 from glip.evaluate.flickr import with_released_ids
 from glip.evaluate.journal import Journal
+from glip.evaluate.odinw import Task, read_task
 from glip.evaluate.run import Asking, answers
 from glip.structures import Detections, Sample
 
@@ -33,18 +36,27 @@ class Examination:
         config: where its files lie, all paths complete.
         read: its samples and category ids.
         protocol: what is counted.
+        prompts: by class name, what is written instead of it.
+        same_as: sets under which a model may have been trained on it.
     """
 
     name: str
     config: SetConfig
     read: SampleSet
     protocol: Protocol
+    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
+    same_as: tuple[str, ...] = ()
 
     @property
     def annotations(self) -> Path | None:
         """The json that lists of names are scored against; None: against the samples."""
         listed = self.config.format in ("coco", "lvis")
         return Path(self.config.annotations) if listed else None
+
+    def seen_in(self, trained_on: Sequence[str]) -> bool:
+        """Whether a model was trained on this set, or on another split of it, by the names of its training sets."""
+        own = {"drawn world"} if self.config.format == "world" else {self.name, *self.same_as}
+        return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained_on})
 
 
 def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Examination:
@@ -68,6 +80,18 @@ def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | 
     if config.format == "mdetr":
         read = replace(read, samples=list(with_released_ids(read.samples, config.annotations)))
     return Examination(name, config, read, chosen)
+
+
+def examine_task(task: Task, root: str | Path | None) -> Examination:
+    """A task of ODinW with its caption prompts.
+
+    Raises:
+        FileNotFoundError: its files are not under the root.
+        ValueError: not the annotations that ODinW distributes.
+    """
+    config = task.files()
+    config = replace(config, annotations=str(data_root(root) / config.annotations))
+    return Examination(task.name, config, read_task(task, root), "coco", task.prompts, task.same_as)
 
 
 def asking_for(protocol: Protocol, asking: Asking) -> Asking:
@@ -130,3 +154,10 @@ def check_pictures(name: str, samples: Sequence[Sample]) -> None:
             f"set {name!r}: {len(gone)} of its {len(samples)} pictures are not there ({shown}): correct --images or "
             "--root, or take them out of the annotations"
         )
+
+
+def _without_split(name: str) -> str:
+    """The name of a set without its split."""
+    for split in ("_train", "_val", "_test", "_train2017", "_val2017"):
+        name = name.removesuffix(split)
+    return name

@@ -4,7 +4,7 @@ A task is a COCO-format set whose category names are replaced by those that the 
 prompt for some; the data are laid out as ODinW distributes them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,10 @@ from typing import Any, Literal, get_args
 from glip.config import ConfigError, SetConfig, config_folder, from_dict, read_yaml
 from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt, read_prompts
-from glip.data.readers.coco import LISTS, Categories, detection_sample, read_categories, read_rows
-from glip.data.readers.fields import Unfit, by_picture, picture_place, read_json, read_picture, sample_set
+from glip.data.readers.coco import LISTS, detection_samples, read_categories
+from glip.data.readers.fields import read_json, sample_set
 from glip.data.sets import Folders, SampleSet, Tally
 from glip.evaluate.report import Row, Table
-from glip.structures import Sample
 
 TABLE = "odinw.yaml"
 Split = Literal["val", "test"]
@@ -59,11 +58,6 @@ class Task:
             return SetConfig(format="coco", annotations=f"{self.folder}/{split}_{_FILE}", images=(self.folder,))
         folder = f"{self.folder}/{self.val if split == 'val' else self.test}"
         return SetConfig(format="coco", annotations=f"{folder}/{_FILE}", images=(folder,))
-
-    def trained_on(self, sets: Sequence[str]) -> bool:
-        """Whether a model was trained on this task, by the names of the sets that it was trained on."""
-        own = {self.name, *self.same_as}
-        return any(name.removesuffix("_train") in own for name in sets)
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,7 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
         )
     asked = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
     categories = read_categories(asked, path, left_out, twins=True)
-    samples = _samples(tree, Folders(folders), categories, left_out)
+    samples = detection_samples(tree, Folders(folders), categories, left_out)
     return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
 
 
@@ -169,16 +163,6 @@ def _task(name: str, entry: Any, at: str) -> Task:
     plain = {key: value for key, value in entry.items() if key != "prompts"}
     task = from_dict(Task, {"name": name, **plain}, at)
     return replace(task, prompts=read_prompts(entry.get("prompts", {}), task.names))
-
-
-def _samples(tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally) -> Iterator[Sample]:
-    for record, annotations in by_picture(tree, left_out):
-        try:
-            picture = read_picture(folders, record.get("file_name"))
-        except Unfit as reason:
-            left_out.note(str(reason), picture_place(record))
-            continue
-        yield detection_sample(record, picture, read_rows(annotations, categories, left_out), categories)
 
 
 def _row(name: str, score: TaskScore | None) -> Row:

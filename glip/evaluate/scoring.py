@@ -65,7 +65,7 @@ def score(
     if draw:
         pairs = ((s, d) for _, s, d in answered(journal, samples, asking, Tally()))
         draw_worst(pairs, config.inference.threshold, folder / "worst.png")
-    report = _report(exam, config.name, parts, tally, seen=is_trained_on(exam.name, config.trained_on))
+    report = _report(exam, config.name, parts, tally, seen=exam.seen_in(config.trained_on))
     report.write(folder)
     return report
 
@@ -91,14 +91,6 @@ def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = Fals
     report = _report(exam, file.name, parts, tally, seen=False)
     report.write(folder)
     return report
-
-
-def is_trained_on(name: str, trained_on: Sequence[str]) -> bool:
-    """Whether a set is one that the model was trained on, by its name without the split's."""
-    base = "drawn world" if name.startswith("world") else name
-    for split in ("_train", "_val", "_test", "_train2017", "_val2017"):
-        base = base.removesuffix(split)
-    return bool({name, base, f"{base}_train"} & set(trained_on))
 
 
 # ---- lists of names

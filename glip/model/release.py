@@ -15,7 +15,6 @@ import torch
 
 from glip.config import (
     HeadConfig,
-    ImageConfig,
     InferenceConfig,
     LanguageConfig,
     ModelConfig,
@@ -171,7 +170,9 @@ def infer_config(state: Mapping[str, Tensor], name: str) -> ModelConfig:
         fusion_width=_size(state, fusion, 0) if fusion in state else 2048,
         prompt_offsets="prompt_offsets" in state,
     )
-    return ModelConfig(name=name, vision=vision, language=language, head=head, inference=InferenceConfig(inclusive=True))
+    return ModelConfig(
+        name=name, vision=vision, language=language, head=head, inference=InferenceConfig(inclusive=True)
+    )
 
 
 def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int:

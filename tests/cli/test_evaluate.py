@@ -245,3 +245,27 @@ def test_a_name_without_token_room(glip_, tiny_folder, things):
     change(things, categories=[{"id": 7, "name": "very " * 300 + "red square"}, {"id": 2, "name": "b"}])
     code, _, err = glip_(tiny_folder, things)
     assert code == 2 and "tokens" in err and err.count("\n") == 1, err
+
+
+def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path):
+    """Two of the thirteen tasks are there; one has a caption prompt for its only class."""
+    for folder in ("odinw/CottontailRabbits", "odinw/pothole"):
+        place = tmp_path / folder / "valid"
+        place.mkdir(parents=True)
+        Image.effect_noise((90, 60), 80).convert("RGB").save(place / "a.jpg")
+        row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 60, 40], "area": 2400, "iscrowd": 0}
+        tree = {"images": [{"id": 1, "file_name": "a.jpg", "width": 90, "height": 60}], "annotations": [row]}
+        tree["categories"] = [{"id": 1, "name": "whatever the file says"}]
+        (place / "annotations_without_background.json").write_text(json.dumps(tree))
+    code, out, err = glip_(tiny_folder, "odinw13", "--root", tmp_path)
+    assert code == 0, err
+    assert "# ODinW, 2 of 13 tasks; missing, and not in the mean: AerialMaritimeDrone_large" in out
+    assert "| mean of 2 of 13 |" in out and "| median of 2 of 13 |" in out and "| missing |" in out
+    rows = [json.loads((tmp_path / f"runs/evaluate/tiny/{name}/report.json").read_text()) for name in names_of(out)]
+    assert len(rows) == 2 and all(row["tables"][0]["rows"][0]["boxes"] == 1 for row in rows)
+    code, _, err = glip_(tiny_folder, "odinw35", "--root", tmp_path / "nowhere")
+    assert code == 2 and "none of its tasks is under" in err and err.count("\n") == 1
+
+
+def names_of(out: str) -> list[str]:
+    return [line.split(" on ")[1] for line in out.splitlines() if line.startswith("# tiny on ")]

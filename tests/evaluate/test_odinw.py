@@ -60,13 +60,6 @@ def test_where_splits_lie():
     assert table["PascalVOC"].files("test") == table["PascalVOC"].files("val")
 
 
-def test_what_a_model_was_trained_on():
-    table = {task.name: task for task in tasks(35)}
-    chess = table["ChessPieces_Chess_Pieces.v23-raw.coco"]
-    assert chess.trained_on(("drawn world", "chess_pieces")) and chess.trained_on(("chess_pieces_train",))
-    assert not chess.trained_on(("chess_pieces_val", "objects365")) and not table["PascalVOC"].trained_on(("bccd",))
-
-
 def write_task(task: Task, root: Path, categories: list[dict[str, object]]) -> None:
     """One picture with a box of every category."""
     files = task.files()
@@ -101,7 +94,7 @@ def test_a_task_with_other_categories_or_without_data(tmp_path):
 
 def scored(count: int, *, trained_on: tuple[str, ...] = ()) -> list[TaskScore]:
     return [
-        TaskScore(task, 10, 0.1 * (number + 1), 0.2 * (number + 1), task.trained_on(trained_on))
+        TaskScore(task, 10, 0.1 * (number + 1), 0.2 * (number + 1), bool({*task.same_as} & {*trained_on}))
         for number, task in enumerate(tasks(13)[:count])
     ]
 

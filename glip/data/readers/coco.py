@@ -61,11 +61,14 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
     path, folders, left_out = Path(annotations), Folders(images), Tally()
     tree = read_json(path, LISTS, "COCO detection")
     categories = read_categories(tree["categories"], path, left_out)
-    samples = _samples(tree, folders, categories, left_out)
+    samples = detection_samples(tree, folders, categories, left_out)
     return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
 
 
-def _samples(tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally) -> Iterator[Sample]:
+def detection_samples(
+    tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally
+) -> Iterator[Sample]:
+    """A sample for each picture of a COCO json; what cannot be learned from is counted."""
     for record, annotations in by_picture(tree, left_out):
         try:
             picture = read_picture(folders, record.get("file_name"))

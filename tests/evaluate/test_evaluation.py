@@ -1,0 +1,83 @@
+"""What is counted on which set, and whether a model was trained on it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from scored import captioned, sample
+
+from glip.config import SetConfig
+from glip.data.sets import SampleSet
+from glip.evaluate.evaluation import Examination, asking_for, check_pictures, examine
+from glip.evaluate.run import Asking
+
+LISTED = SampleSet([sample(["cat"])], ("cat",))
+SAID = SampleSet([captioned("a cat", ["cat"], [])])
+
+
+@pytest.mark.parametrize(
+    ("format", "read", "protocol"),
+    [("coco", LISTED, "coco"), ("lvis", LISTED, "lvis"), ("odvg", LISTED, "coco"), ("flickr30k", SAID, "any-box")],
+)
+def test_the_usual_protocol(format, read, protocol):
+    config = SetConfig(format=format, annotations="a.json")
+    exam = examine("mine", config, read, None)
+    assert exam.protocol == protocol and (exam.annotations is None) == (format not in ("coco", "lvis"))
+
+
+@pytest.mark.parametrize(
+    ("format", "read", "protocol", "message"),
+    [
+        ("coco", LISTED, "merged-boxes", "has lists of names: take coco"),
+        ("mdetr", SAID, "coco", "has captions: take any-box or merged-boxes"),
+        ("coco", LISTED, "lvis", "no neg_category_ids; take coco"),
+        ("captions", SAID, None, "captions without boxes: there is nothing to score"),
+    ],
+)
+def test_a_protocol_that_does_not_fit(format, read, protocol, message):
+    with pytest.raises(ValueError, match=message):
+        examine("mine", SetConfig(format=format), read, protocol)
+
+
+def test_sets_of_mdetr_have_the_released_ids(tmp_path):
+    image = {"id": 5, "file_name": "a.jpg", "caption": "a cat", "original_img_id": 77, "sentence_id": 2}
+    (tmp_path / "said.json").write_text(json.dumps({"images": [image]}))
+    read = SampleSet([replace(captioned("a cat", ["cat"], []), image_id=5)])
+    exam = examine("mine", SetConfig(format="mdetr", annotations=str(tmp_path / "said.json")), read, None)
+    assert [one.image_id for one in exam.read.samples] == ["77:2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "trained_on", "seen"),
+    [
+        ("bccd_test", "coco", ("drawn world", "bccd"), True),
+        ("bccd_val", "coco", ("bccd_train",), True),
+        ("coco_val2017", "coco", ("coco_train2017",), True),
+        ("bccd_test", "coco", ("chess_pieces",), False),
+        ("world_novel", "world", ("drawn world",), True),
+        ("world_novel", "world", ("bccd",), False),
+        ("CottontailRabbits", "coco", ("rabbits",), True),
+    ],
+)
+def test_whether_a_model_was_trained_on_it(name, format, trained_on, seen):
+    same_as = ("rabbits",) if name == "CottontailRabbits" else ()
+    exam = Examination(name, SetConfig(format=format), LISTED, "coco", same_as=same_as)
+    assert exam.seen_in(trained_on) is seen
+
+
+def test_how_lvis_asks():
+    asking = asking_for("lvis", Asking())
+    assert (asking.max_names, asking.max_detections, asking.chunk_detections) == (40, 0, 300)
+    packed = asking_for("lvis", Asking(max_names=0, max_detections=100))
+    assert (packed.max_names, packed.chunk_detections) == (None, 100), "0: as many names as fit"
+    assert asking_for("coco", Asking(max_names=7)) == Asking(max_names=7)
+
+
+def test_missing_pictures_are_named(tmp_path):
+    there = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(there)
+    good = replace(sample(["cat"]), picture=there)
+    check_pictures("mine", [good, sample(["cat"])])
+    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 pictures are not there .*b\.png"):
+        check_pictures("mine", [good, replace(good, picture=tmp_path / "b.png")])
