@@ -5,60 +5,22 @@ pairs, and no longer runs with today's numpy. Here only pairs that hold a box ar
 one by one.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glip.data.readers.fields import check_file, is_id
-from glip.data.sets import Tally
-from glip.evaluate.results import UNKNOWN, Results, Row, concatenate, is_box, is_number
-from glip.shapes import Bool, Float, Int
+from glip.evaluate.annotations import FREQUENCIES
+from glip.evaluate.results import UNKNOWN, Results, Row, concatenate
+from glip.evaluate.truth import LvisTruth
 
-FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less than 100, more training pictures
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-_LISTS = ("images", "annotations", "categories")
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
 _ANY_AREA = (np.nextafter(0, 1), np.finfo(float).max)  # above zero and finite; the package drops the others
 _PAIR = (0, 0)  # under which the package is shown one picture and category at a time
 _ROW: Row = {"image_id": 0, "category_id": 0, "id": 1}  # to the package a match with an id of 0 is none
-
-
-@dataclass(frozen=True)
-class LvisTruth:
-    """What there is to find in a set, and what is known not to be there.
-
-    Args:
-        pictures: ids, ascending: this order decides between equal scores of two pictures.
-        categories: ids, ascending.
-        names: of the categories.
-        frequencies: "r", "c" or "f" for each category; empty where the file does not say.
-        box_pictures: the place of each box's picture in ``pictures``; boxes are in the order of the file.
-        box_categories: likewise of its category.
-        boxes: x, y, width, height in pixels.
-        areas: as the file states them (of the mask), which decides what is small and large.
-        ignored: boxes that need not be found; what matches one is neither right nor wrong.
-        absent: in which pictures a category is surely not (``neg_category_ids``). What is found of a category in a
-            picture counts only if it has a box there or is surely absent.
-        incomplete: where a category may have more boxes than are annotated (``not_exhaustive_category_ids``); what
-            matches none of them is neither right nor wrong.
-    """
-
-    pictures: tuple[int | str, ...]
-    categories: tuple[int | str, ...]
-    names: tuple[str, ...]
-    frequencies: tuple[str, ...]
-    box_pictures: Int[np.ndarray, " box"]
-    box_categories: Int[np.ndarray, " box"]
-    boxes: Float[np.ndarray, "box 4"]
-    areas: Float[np.ndarray, " box"]
-    ignored: Bool[np.ndarray, " box"]
-    absent: Bool[np.ndarray, "picture category"]
-    incomplete: Bool[np.ndarray, "picture category"]
 
 
 @dataclass(frozen=True)
@@ -168,114 +130,6 @@ class BestOfCategories:
         self._parts, self._pending = [every.select(np.sort(order[rank < self._limit]))], 0
 
 
-# ---- json -> columns
-
-
-def read_lvis_truth(path: str | Path, tally: Tally) -> LvisTruth:
-    """What an LVIS json (v1, v0.5, minival) states, for scoring: every category and every box, of any size.
-
-    Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists a picture has
-    no category that is surely absent or incomplete. Both are counted.
-
-    Args:
-        path: the json.
-        tally: counts what cannot be scored with, and what is missing.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not LVIS json, no annotation to score with, or a picture or category without an id of its own.
-    """
-    file = Path(path)
-    tree = _parse(file)
-    pictures, categories = (_by_id(tree[key], key, file) for key in ("images", "categories"))
-    if not any("neg_category_ids" in record for record in pictures.values()):
-        raise ValueError(f"{file}: not LVIS json: no picture has neg_category_ids: score it with the protocol of COCO")
-    place, label = ({number: index for index, number in enumerate(records)} for records in (pictures, categories))
-    rows = [row for index, row in enumerate(tree["annotations"]) if _is_usable(row, index, (place, label), tally)]
-    if not rows:
-        why = str(tally) or "it lists none"
-        raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
-    frequencies = tuple(str(record.get("frequency")) for record in categories.values())
-    for number, frequency in zip(categories, frequencies, strict=True):
-        if frequency not in FREQUENCIES:
-            tally.note("category without a frequency (r, c or f)", f"category {number}")
-    return LvisTruth(
-        tuple(pictures),
-        tuple(categories),
-        tuple(str(record.get("name", number)) for number, record in categories.items()),
-        tuple(frequency if frequency in FREQUENCIES else "" for frequency in frequencies),
-        np.array([place[row["image_id"]] for row in rows]),
-        np.array([label[row["category_id"]] for row in rows]),
-        np.array([row["bbox"] for row in rows], dtype=np.float64),
-        np.array([row["area"] for row in rows], dtype=np.float64),
-        np.array([bool(row.get("ignore")) for row in rows]),
-        _marks(pictures, "neg_category_ids", label, tally),
-        _marks(pictures, "not_exhaustive_category_ids", label, tally),
-    )
-
-
-def _parse(file: Path) -> dict[str, Any]:
-    check_file(file)
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: give LVIS annotations") from None
-    for key in _LISTS:
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise ValueError(f"{file}: not LVIS json: no list {key!r} (it needs {', '.join(_LISTS)})")
-    return tree
-
-
-def _without_outline(record: Row) -> Row:
-    """Called as each object closes, so that the outlines of a whole set are never in memory at once."""
-    record.pop("segmentation", None)
-    return record
-
-
-def _by_id(records: list[Any], key: str, file: Path) -> dict[int | str, Row]:
-    found: dict[int | str, Row] = {}
-    for index, record in enumerate(records):
-        number = record.get("id") if isinstance(record, dict) else None
-        if not is_id(number) or number in found:
-            raise ValueError(f"{file}: {key}[{index}] has no id, or that of another ({number!r}): give each its own")
-        found[number] = record
-    return {number: found[number] for number in sorted(found, key=lambda number: (isinstance(number, str), number))}
-
-
-def _is_usable(row: Any, index: int, known: Sequence[dict[int | str, int]], tally: Tally) -> bool:
-    """Whether an annotation can be scored with; one without an area is given that of its box."""
-    reason, row = "", row if isinstance(row, dict) else {}
-    for key, what, numbers in zip(("image_id", "category_id"), ("picture", "category"), known, strict=True):
-        if not is_id(row.get(key)) or row[key] not in numbers:
-            reason = reason or f"annotation of an unknown {what}"
-    if not reason and not (is_box(row.get("bbox")) and min(row["bbox"][2:]) >= 0):
-        reason = "annotation with a malformed box"
-    if not reason and not is_number(row.get("area")):
-        tally.note("annotation without an area (that of its box is taken)", f"annotations[{index}]")
-        row["area"] = row["bbox"][2] * row["bbox"][3]
-    if reason:
-        tally.note(reason, f"annotations[{index}]")
-    return not reason
-
-
-def _marks(pictures: dict[int | str, Row], key: str, label: dict[int | str, int], tally: Tally) -> np.ndarray:
-    """Which categories a list of each picture names."""
-    marks = np.zeros((len(pictures), len(label)), dtype=bool)
-    for place, (number, record) in enumerate(pictures.items()):
-        listed = record.get(key)
-        if not isinstance(listed, list):
-            tally.note(f"picture without {key}", f"picture {number}")
-            continue
-        known = [label[category] for category in listed if is_id(category) and category in label]
-        if len(known) < len(listed):
-            tally.note(f"unknown category in {key}", f"picture {number}", len(listed) - len(known))
-        marks[place, known] = True
-    return marks
-
-
-# ---- columns -> figures
-
-
 @dataclass(frozen=True)
 class _Category:
     """The boxes of one category and its results that count, both by picture, the results of each best first.
@@ -312,24 +166,25 @@ def _score(truth: LvisTruth, results: Results, max_dets: int) -> LvisScore:
 
 def _by_category(truth: LvisTruth, results: Results, sizes: Sequence[Sequence[float]]) -> Iterator[_Category]:
     """What counts: boxes and results that have an area, results where the truth knows of their category."""
-    there = np.flatnonzero(_inside(truth.areas, _ANY_AREA))
-    there = there[np.lexsort((truth.box_pictures[there], truth.box_categories[there]))]
-    known = truth.absent.copy()
-    known[truth.box_pictures[there], truth.box_categories[there]] = True
+    annotated, known = truth.boxes, np.array(truth.negatives)
+    there = np.flatnonzero(_inside(annotated.areas, _ANY_AREA))
+    there = there[np.lexsort((annotated.pictures[there], annotated.categories[there]))]
+    known[annotated.pictures[there], annotated.categories[there]] = True
     counts = (results.categories != UNKNOWN) & _inside(results.boxes[:, 2] * results.boxes[:, 3], _ANY_AREA)
     found = results.select(counts & known[results.pictures, results.categories])
     found = found.select(np.lexsort((-found.scores, found.pictures, found.categories)))
     numbers = np.arange(1, len(truth.categories))
-    pieces = np.split(there, np.searchsorted(truth.box_categories[there], numbers))
+    pieces = np.split(there, np.searchsorted(annotated.categories[there], numbers))
     runs = np.split(np.arange(len(found)), np.searchsorted(found.categories, numbers))
     for category, (own, run) in enumerate(zip(pieces, runs, strict=True)):
         part = found.select(run)
-        columns = zip(truth.boxes[own].tolist(), truth.areas[own].tolist(), truth.ignored[own].tolist(), strict=True)
+        parts = (annotated.boxes[own], annotated.areas[own], annotated.crowd[own])
+        columns = zip(*(values.tolist() for values in parts), strict=True)
         boxes = [{**_ROW, "bbox": box, "area": area, "ignore": ignored} for box, area, ignored in columns]
-        sought = np.array([_inside(truth.areas[own], size) & ~truth.ignored[own] for size in sizes])
+        sought = np.array([_inside(annotated.areas[own], size) & ~annotated.crowd[own] for size in sizes])
         inside = np.array([_inside(part.boxes[:, 2] * part.boxes[:, 3], size) for size in sizes])
         excused = ~inside | truth.incomplete[part.pictures, category]
-        yield _Category(truth.box_pictures[own], boxes, part, sought, excused)
+        yield _Category(annotated.pictures[own], boxes, part, sought, excused)
 
 
 def _match(part: _Category, package: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ class Report:
         trained_on: whether the model was trained on this set, as its config says.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average over; the first one is the headline.
         tables: per category or kind.
-        left_out: what was not scored, by reason.
+        noted: what was not scored, or is odd, by reason.
         places: for each reason where it was, at most a few.
     """
 
@@ -43,7 +43,7 @@ class Report:
     trained_on: bool
     figures: Mapping[str, float]
     tables: tuple[Table, ...] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
@@ -58,9 +58,9 @@ class Report:
         seen = "; it was trained on this set" if self.trained_on else ""
         lines = [f"# {self.model} on {self.dataset}", "", f"{self.protocol}; {self.samples} samples{seen}.", ""]
         lines += markdown_table([{"figure": name, "value": value} for name, value in self.figures.items()])
-        for reason, count in self.left_out.items():
+        for reason, count in self.noted.items():
             places = "; ".join(self.places.get(reason, ()))
-            lines += ["", f"Left out: {count} x {reason}{f' ({places})' if places else ''}."]
+            lines += ["", f"Noted: {count} x {reason}{f' ({places})' if places else ''}."]
         for table in self.tables:
             lines += ["", f"## {table.title}", "", *markdown_table(table.rows)]
         return "\n".join(lines) + "\n"
@@ -71,11 +71,8 @@ def summary(reports: Iterable[Report], figures: Sequence[str]) -> list[str]:
     rows = []
     for report in reports:
         shown = {name: report.figures.get(name, "") for name in figures}
-        left_out = sum(report.left_out.values())
         seen = "yes" if report.trained_on else "no"
-        rows.append(
-            {"set": report.dataset, **shown, "samples": report.samples, "left out": left_out, "trained on": seen}
-        )
+        rows.append({"set": report.dataset, **shown, "samples": report.samples, "trained on": seen})
     return markdown_table(rows)
 
 

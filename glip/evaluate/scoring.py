@@ -11,18 +11,19 @@ import torch
 from glip.config import ModelConfig
 from glip.data.sets import Tally
 from glip.data.writers import whole_file
+from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.background import background, operating_points
 from glip.evaluate.coco import STATS, Score, score_results
 from glip.evaluate.evaluation import LVIS_KEPT, Examination, answered
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
 from glip.evaluate.journal import Journal
-from glip.evaluate.lvis import BestOfCategories, LvisScore, fixed_ap, read_lvis_truth, standard_ap
+from glip.evaluate.lvis import BestOfCategories, LvisScore, fixed_ap, standard_ap
 from glip.evaluate.phrases import PhraseRecall, caption_recall, caption_truth, ranked_boxes
 from glip.evaluate.report import Report, Row, Table
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
 from glip.evaluate.run import Asking
-from glip.evaluate.truth import Truth, read_coco_truth, truth_of
+from glip.evaluate.truth import Truth, truth_of
 from glip.structures import Detections, Sample
 
 RESULTS, GROUNDINGS = "results.json", "groundings.json"
@@ -256,4 +257,4 @@ def _report(exam: Examination, model: str, parts: Sequence[Scored], tally: Tally
     figures = {name: value for part in parts for name, value in part.figures.items()}
     tables = tuple(table for part in parts for table in part.tables)
     report = Report(model, exam.name, exam.protocol, len(exam.read.samples), seen, figures, tables)
-    return replace(report, left_out=dict(tally.counts), places={k: list(v) for k, v in tally.places.items()})
+    return replace(report, noted=dict(tally.counts), places={k: list(v) for k, v in tally.places.items()})

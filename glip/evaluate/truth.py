@@ -1,25 +1,19 @@
-"""What there is to find in a set and what is known to be absent: read from a COCO-format json, or taken from samples.
+"""What there is to find in a set and what is known to be absent, in the form in which everything is scored.
 
 Scoring and background honesty both work on a Truth and on Results, which name pictures and categories by their place
-in it, so that ids may be numbers or texts.
+in it, so that ids may be numbers or texts. ``annotations`` reads a Truth from a file; here it is taken from samples.
 """
 
-import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glip.data.readers.fields import check_file, is_id
-from glip.data.sets import Tally
-from glip.evaluate.results import UNKNOWN, Results, Row, concatenate, is_box, is_number, results_of
+from glip.evaluate.results import UNKNOWN, Results, concatenate, is_number, results_of
 from glip.shapes import Bool, Float, Int
 from glip.structures import Detections, Sample
 
-_LISTS = ("images", "annotations", "categories")
 _EVERYWHERE = (-1e6, -1e6, 2e6, 2e6)
 
 
@@ -82,99 +76,18 @@ class Truth:
         return _labels(self.names, vocabulary)
 
 
-def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
-    """What a COCO-format json states, for scoring: every category, named or not, and areas as they are given.
-
-    Pictures and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
-    those are known to be absent.
+@dataclass(frozen=True, kw_only=True)
+class LvisTruth(Truth):
+    """What LVIS knows besides: ``negatives`` is always given, and ``boxes.crowd`` marks those it has ignored.
 
     Args:
-        path: the json.
-        tally: counts annotations that cannot be scored with.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not COCO json, no annotation of a known picture and category, or a category id listed twice.
+        frequencies: "r", "c" or "f" for each category: rare, common, frequent; empty where the file does not say.
+        incomplete: where a category may have more boxes than are annotated (``not_exhaustive_category_ids``); what
+            matches none of them is neither right nor wrong.
     """
-    file = Path(path)
-    check_file(file)
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: give COCO-format annotations") from None
-    for key in _LISTS:
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise ValueError(f"{file}: not COCO json: no list {key!r} (it needs {', '.join(_LISTS)})")
-    pictures = _by_id(tree["images"], "picture", tally)
-    times = Counter(map(_id_of, tree["categories"]))
-    again = [number for number in times if number is not None and times[number] > 1]
-    if again:
-        raise ValueError(f"{file}: category id {again[0]!r} is listed twice: give each category an id of its own")
-    categories = _by_id(tree["categories"], "category", tally)
-    boxes = _read_boxes(tree["annotations"], list(pictures), list(categories), tally)
-    if not len(boxes.areas):
-        why = str(tally) or "it lists none"
-        raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
-    names = tuple(str(record.get("name", number)) for number, record in categories.items())
-    negatives = _read_negatives(list(pictures.values()), list(categories))
-    return Truth(tuple(pictures), tuple(categories), names, boxes, negatives)
 
-
-def _without_outline(record: Row) -> Row:
-    """Called as each object closes, so that the outlines of a whole set are never in memory at once."""
-    record.pop("segmentation", None)
-    return record
-
-
-def _id_of(record: Any) -> int | str | None:
-    number = record.get("id") if isinstance(record, dict) else None
-    return number if is_id(number) else None
-
-
-def _by_id(records: Sequence[Any], kind: str, tally: Tally) -> dict[int | str, Row]:
-    found: dict[int | str, Row] = {}
-    for place, record in enumerate(records):
-        number = _id_of(record)
-        if number is None:
-            tally.note(f"{kind} without an id", f"record {place}")
-        elif number in found:
-            tally.note(f"{kind} id seen before", f"record {place}")
-        else:
-            found[number] = record
-    return {number: found[number] for number in sorted(found, key=lambda number: (isinstance(number, str), number))}
-
-
-def _read_boxes(
-    rows: Sequence[Any], pictures: Sequence[int | str], categories: Sequence[int | str], tally: Tally
-) -> Boxes:
-    place = {number: index for index, number in enumerate(pictures)}
-    label = {number: index for index, number in enumerate(categories)}
-    columns = _Columns()
-    for index, row in enumerate(rows):
-        row = row if isinstance(row, dict) else {}
-        picture, category, box = (row.get(key) for key in ("image_id", "category_id", "bbox"))
-        if not is_id(picture) or picture not in place:
-            tally.note("annotation of an unknown picture", f"annotations[{index}]")
-        elif not is_id(category) or category not in label:
-            tally.note("annotation of an unknown category", f"annotations[{index}]")
-        elif not is_box(box) or min(box[2:]) < 0:
-            tally.note("annotation with a malformed box", f"annotations[{index}]")
-        else:
-            crowd = row.get("iscrowd") in (1, "1")
-            columns.add(place[picture], label[category], box, crowd=crowd, area=row.get("area"))
-    return columns.boxes()
-
-
-def _read_negatives(records: Sequence[Row], categories: Sequence[int | str]) -> np.ndarray | None:
-    if not any("neg_category_ids" in record for record in records):
-        return None
-    label = {number: index for index, number in enumerate(categories)}
-    negatives = np.zeros((len(records), len(categories)), dtype=bool)
-    for picture, record in enumerate(records):
-        for number in record.get("neg_category_ids") or ():
-            if is_id(number) and number in label:
-                negatives[picture, label[number]] = True
-    return negatives
+    frequencies: tuple[str, ...]
+    incomplete: Bool[np.ndarray, "picture category"]
 
 
 def truth_of(samples: Sequence[Sample]) -> Truth:
@@ -193,7 +106,7 @@ def truth_of(samples: Sequence[Sample]) -> Truth:
     )
     labels = {listed: _labels(names, listed) for listed in vocabularies}
     negatives = np.zeros((len(samples), len(names)), dtype=bool)
-    columns = _Columns()
+    columns = BoxColumns()
     for place, sample in enumerate(samples):
         if sample.prompt is None:
             label = labels[sample.vocabulary]
@@ -249,7 +162,7 @@ def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
     return tuple(place[name] for name in listed)
 
 
-def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence[int]) -> None:
+def _add_sample(columns: "BoxColumns", place: int, sample: Sample, label: Sequence[int]) -> None:
     for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
         x1, y1, x2, y2 = box
         for number in numbers:
@@ -258,7 +171,7 @@ def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence
         columns.add(place, label[number], _EVERYWHERE, crowd=True)
 
 
-class _Columns:
+class BoxColumns:
     """Boxes one after the other; without a stated area it is that of the box."""
 
     def __init__(self) -> None:
@@ -267,11 +180,13 @@ class _Columns:
         self._crowd: list[bool] = []
 
     def add(self, picture: int, category: int, box: Sequence[float], *, crowd: bool, area: Any = None) -> None:
+        """Take a box in; ``area`` is what an annotation states, whatever that is."""
         self._places.append((picture, category))
         self._numbers.append((*box, area if is_number(area) else box[2] * box[3]))
         self._crowd.append(crowd)
 
     def boxes(self) -> Boxes:
+        """The columns."""
         places = np.array(self._places, dtype=np.int64).reshape(-1, 2)
         numbers = np.array(self._numbers, dtype=np.float64).reshape(-1, 5)
         return Boxes(places[:, 0], places[:, 1], numbers[:, :4], numbers[:, 4], np.array(self._crowd, dtype=bool))

@@ -229,7 +229,7 @@ def test_an_unreadable_picture_is_counted_and_its_boxes_missed(glip_, tiny_folde
     glip_(tiny_folder, things, "--out", "good")
     (things.parent / "images" / "0.png").write_bytes(b"no picture")
     code, out, _ = glip_(tiny_folder, things, "--out", "bad")
-    assert code == 0 and "Left out: 1 x unreadable picture" in out
+    assert code == 0 and "Noted: 1 x unreadable picture" in out
     good, bad = (report_of(tmp_path / folder / "tiny" / "boxes") for folder in ("good", "bad"))
     boxes = [sum(row["boxes"] for row in report["tables"][0]["rows"]) for report in (good, bad)]
     assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]

@@ -12,7 +12,8 @@ import torch
 
 from glip.data.sets import Tally
 from glip.evaluate import lvis
-from glip.evaluate.lvis import BestOfCategories, fixed_ap, read_lvis_truth, standard_ap
+from glip.evaluate.annotations import read_lvis_truth
+from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results
 from glip.geometry.boxes import scale
 
@@ -280,7 +281,7 @@ def test_pictures_and_categories_are_ordered_by_id(read):
     truth = read(small_tree())
     assert (truth.pictures, truth.categories) == ((4, 9), (1, 2, 3))
     assert (truth.names, truth.frequencies) == (("cat", "dog", "bird"), ("f", "c", "r"))
-    assert truth.absent.tolist() == [[False, True, False], [True, False, False]]
+    assert truth.negatives.tolist() == [[False, True, False], [True, False, False]]
 
 
 def test_an_annotation_with_the_id_0_is_found(read):
@@ -401,7 +402,7 @@ def test_counted_not_scored(read):
         "picture without neg_category_ids": 1,
         "unknown category in not_exhaustive_category_ids": 1,
     }
-    assert truth.frequencies == ("f", "c", "") and truth.areas.tolist() == [1600.0, 1600.0]
+    assert truth.frequencies == ("f", "c", "") and truth.boxes.areas.tolist() == [1600.0, 1600.0]
     score = standard_ap(truth, results(FOUND, (FIRST, CAT, FAR, 0.4)))
     assert figures(score)["AP"] == figures(score)["APf"] == pytest.approx(1.0)
 
@@ -426,9 +427,7 @@ BROKEN = {
     "no federation": (without_lists, "no picture has neg_category_ids"),
     "no annotation": (lambda tree: tree["annotations"].clear(), "no annotation in it can be scored"),
     "foreign annotation": (lambda tree: tree["annotations"][0].update(image_id=1), "1 x annotation of an unknown pic"),
-    "category twice": (lambda tree: tree["categories"][0].update(id=1), r"categories\[1\] .* \(1\)"),
-    "picture without id": (lambda tree: tree["images"][1].pop("id"), r"images\[1\] has no id"),
-    "category that is no record": (lambda tree: tree["categories"].append(None), r"categories\[3\]"),
+    "category twice": (lambda tree: tree["categories"][0].update(id=1), "category id 1 is listed twice"),
 }
 
 
