@@ -18,6 +18,7 @@ from glip.data.sets import SampleSet, Tally
 from glip.detector import Detector
 from glip.evaluate.flickr import with_released_ids
 from glip.evaluate.journal import Journal
+from glip.evaluate.lvis import load_package
 from glip.evaluate.odinw import Task, read_task
 from glip.evaluate.run import Asking, answers
 from glip.structures import Detections, Sample
@@ -77,6 +78,8 @@ def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | 
         raise ValueError(f"--protocol {chosen}: set {name!r} has {what}: take {fitting}")
     if chosen == "lvis" and config.format != "lvis":
         raise ValueError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
+    if chosen == "lvis":
+        load_package()  # where it cannot be loaded one should know before the model has run for a day
     if config.format == "mdetr":
         read = replace(read, samples=list(with_released_ids(read.samples, config.annotations)))
     return Examination(name, config, read, chosen)

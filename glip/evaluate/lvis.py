@@ -147,7 +147,7 @@ class _Category:
 
 def _score(truth: LvisTruth, results: Results, max_dets: int) -> LvisScore:
     """The figures of results that are already limited."""
-    package = _package()
+    package = load_package()
     table, curves = [], []
     named = zip(truth.categories, truth.names, truth.frequencies, strict=True)
     for row, part in zip(named, _by_category(truth, results, package.params.area_rng), strict=True):
@@ -214,8 +214,12 @@ def _match_picture(boxes: list[Row], results: list[Row], package: Any) -> tuple[
     return near, right, np.array([answer["dt_ignore"] for answer in answers])
 
 
-def _package() -> Any:
-    """The lvis package's evaluator, of no set: it is shown one picture and category at a time."""
+def load_package() -> Any:
+    """The lvis package's evaluator, of no set: it is shown one picture and category at a time.
+
+    Raises:
+        ImportError: it, or the OpenCV that it loads, cannot be loaded here.
+    """
     from lvis import LVIS, LVISEval, LVISResults  # not above: it loads OpenCV and matplotlib
 
     truth, results = LVIS.__new__(LVIS), LVISResults.__new__(LVISResults)  # their __init__ reads files
