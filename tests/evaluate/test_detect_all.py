@@ -106,3 +106,16 @@ def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
     for (_, one), (_, other) in zip(alone, together, strict=True):
         assert torch.equal(one.labels, other.labels)
         assert torch.allclose(one.scores, other.scores, atol=1e-5) and torch.allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+def test_shared_chunks_find_what_separate_passes_find(tiny_detector, picture):
+    """A picture encoded once for all chunks, against the release's way: picture and text anew for every chunk."""
+    names = [f"{colour} thing {number}" for number in range(4) for colour in ("red", "blue")]
+    one = replace(sample(names), picture=picture)
+    asking = Asking(batch_size=2, max_names=3, max_detections=0, chunk_detections=5)
+    [(_, found)] = detect_all(tiny_detector, [one], asking=asking)
+    for first in range(0, len(names), 3):
+        alone = tiny_detector(picture, names[first : first + 3], threshold=0.0, max_detections=5)
+        own = found.select((found.labels >= first) & (found.labels < first + 3))
+        assert len(alone) and torch.equal(own.labels - first, alone.labels)
+        assert torch.allclose(own.scores, alone.scores, atol=1e-6) and torch.allclose(own.boxes, alone.boxes, atol=1e-3)
