@@ -226,7 +226,8 @@ class Detector:
         if token_scores and len(pairs) > count:
             raise ValueError("token_scores need a prompt in one piece: this list of names was split into chunks")
         decoding = self._decoding(nms, max_detections)
-        chunked = dataclasses.replace(decoding, max_detections=chunk_detections) if len(pairs) > count else decoding
+        limit = chunk_detections or (0 if len(pairs) > count else decoding.max_detections)
+        chunked = dataclasses.replace(decoding, max_detections=limit)
         parts: dict[int, list[tuple[int, Detections]]] = defaultdict(list)
         for start in range(0, len(pairs), batch_size):
             piece = pairs[start : start + batch_size]

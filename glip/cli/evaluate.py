@@ -1,8 +1,10 @@
 """``glip evaluate MODEL [SET ...]``: the official figures of a model on sets; run again to resume."""
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at background rate 0.05", "R@1", "R@5", "R@10")
 ODINW: "dict[str, Literal[13, 35]]" = {"odinw13": 13, "odinw35": 35}
+_OUT = "runs/evaluate"
+_EXAMINED = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in the names of sets that are not to train on
 _DAYS = 7 * 24 * 60.0  # minutes that processes wait for the slowest of them
 
 
@@ -37,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-names", type=int, default=None, metavar="N", help="names in a chunk; 0: as many as fit")
     parser.add_argument("--max-detections", type=int, default=None, metavar="N", help="of a picture (LVIS: of a chunk)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures or chunks computed at once (default: 1)")
-    parser.add_argument("--out", default="runs/evaluate", metavar="DIR", help="results (default: runs/evaluate)")
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"where results go (default: {_OUT}; with --predictions beside that file)"
+    )
     parser.add_argument("--draw", action="store_true", help="also draw curves, scores and the worst pictures")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
@@ -48,22 +54,52 @@ def run(args: argparse.Namespace) -> int:
     if args.predictions:
         return _score_file(args)
     from glip.detector import Detector, choose_device
+    from glip.model.weights import fingerprint
     from glip.train.distributed import joined
 
-    model, *names = args.names
-    reports: dict[str, list[Report | None]] = {}
     with joined(choose_device(args.device), minutes=_DAYS) as group:
-        listed = names or _sets_there(args.root)
-        exams = {name: _tasks(name, args) if name in ODINW else [_exam(name, args)] for name in listed}
-        detector = Detector.from_pretrained(model, device=str(group.device))
-        folder = Path(args.out) / detector.config.name
+        with _together(group):
+            model, listed = args.names[0], args.names[1:] or _sets_there(args.root)
+            exams = {name: _tasks(name, args) if name in ODINW else [_exam(name, args)] for name in listed}
+            _refuse_twins([exam.name for own in exams.values() for exam in own])
+            detector = Detector.from_pretrained(model, device=str(group.device))
+            weights = fingerprint(detector.model.state_dict())[:16]
+        # two trainings of one config are told apart by their weights
+        label = f"{detector.config.name}-{weights[:6]}" if Path(model).exists() else detector.config.name
+        folder = Path(args.out or _OUT) / label
+        reports: dict[str, list[Report | None]] = {}
         for name, own in exams.items():
-            reports[name] = [_evaluate(exam, detector, args, group) for exam in own]
+            reports[name] = [_evaluate(exam, detector, weights, folder / exam.name, args, group) for exam in own]
             if name in ODINW and group.main:
                 _tell_odinw(name, reports[name], folder)
-    if group.main:
-        _tell([report for own in reports.values() for report in own if report is not None], folder)
+        if group.main:
+            _tell([report for own in reports.values() for report in own if report is not None], folder)
     return 0
+
+
+@contextmanager
+def _together(group: "Group") -> Iterator[None]:
+    """What fails in one process ends all of them, with its message."""
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as caught:
+        error = caught
+    told = group.gather(str(error) if error else "")
+    if error:
+        raise error
+    number = next((number for number, line in enumerate(told) if line), None)
+    if number is not None:
+        raise ValueError(f"process {number} failed: {told[number]}")
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    again = [name for name in names if names.count(name) > 1]
+    if again:
+        raise ValueError(
+            f"two sets are called {again[0]!r}: their results would go to one folder; evaluate them one by one with "
+            "an --out each, or name them in datasets.yaml"
+        )
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -73,28 +109,33 @@ def _check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 0:
             raise ValueError(f"--{option.replace('_', '-')} {value}: give a number from 0 on")
-    if Path(args.out).is_file():
+    if args.out and Path(args.out).is_file():
         raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
 
 
 def _sets_there(root: str | None) -> list[str]:
-    """Every known set with boxes whose files are under the root, but those to train on."""
+    """Every known set with boxes for validation or tests whose files are under the root, and ODinW."""
     from glip.data.catalog import data_root, known_sets, missing_part
+    from glip.evaluate.odinw import tasks
 
     known = known_sets(root)
     bounded = {name: config for name, config in known.items() if config.format != "world" or config.count}
     found = [
         name
         for name, config in bounded.items()
-        if config.format != "captions" and "_train" not in name and not missing_part(config, root)
+        if config.format != "captions" and _EXAMINED.search(name) and not missing_part(config, root)
     ]
+    if any(not missing_part(task.files(), root) for task in tasks(13)):
+        found.append("odinw13")
     if not found:
-        raise ValueError(f"no known set is under {str(data_root(root))!r}: give --root, GLIP_DATA, or annotation files")
+        raise ValueError(
+            f"no known set for evaluation is under {str(data_root(root))!r}: give --root, GLIP_DATA, or the sets"
+        )
     return found
 
 
 def _exam(name: str, args: argparse.Namespace) -> "Examination":
-    from glip.data.catalog import data_root, find_set, guess_format, read_set
+    from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
     from glip.evaluate.evaluation import examine
 
     images = [str(Path(folder).absolute()) for folder in args.images]
@@ -103,7 +144,7 @@ def _exam(name: str, args: argparse.Namespace) -> "Examination":
     if config.format != "world":
         annotations = data_root(args.root) / config.annotations
         config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
-    return examine(name if not Path(name).exists() else Path(name).stem, config, read, args.protocol)
+    return examine(name if name in known_sets(args.root) else Path(name).stem, config, read, args.protocol)
 
 
 def _tasks(name: str, args: argparse.Namespace) -> "list[Examination]":
@@ -140,37 +181,38 @@ def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> 
     print("\n".join(lines))
 
 
-def _evaluate(exam: "Examination", detector: "Detector", args: argparse.Namespace, group: "Group") -> "Report | None":
+def _evaluate(
+    exam: "Examination", detector: "Detector", weights: str, folder: Path, args: argparse.Namespace, group: "Group"
+) -> "Report | None":
     """Collect in all processes, score in the main one."""
-    from glip.evaluate.evaluation import check_pictures, collect
+    from glip.evaluate.evaluation import collect
     from glip.evaluate.journal import Journal
     from glip.evaluate.scoring import score
-    from glip.model.weights import fingerprint
 
-    check_pictures(exam.name, exam.read.samples)
-    asking = _asking(exam, args)
-    folder = Path(args.out) / detector.config.name / exam.name
-    weights = fingerprint(detector.model.state_dict())[:16]
-    of = {
-        "model": detector.config.name,
-        "weights": weights,
-        "set": exam.config.annotations or exam.name,
-        "samples": str(len(exam.read.samples)),
-        "names in a chunk": str(asking.max_names),
-        "detections": f"{asking.max_detections}, {asking.chunk_detections} of a chunk",
-        "prompts": str(dict(asking.prompts)),
-    }
-    journal = Journal(folder / "answers", of, process=group.rank)
-    group.gather(None)  # all have read what is done before any goes on
-    try:
-        collect(detector, exam.read.samples, journal, asking, share=(group.rank, group.size))
-    finally:
-        journal.close()
-    group.gather(None)
-    if not group.main:
-        return None
-    report = score(exam, Journal(folder / "answers", of), detector.config, asking, folder, draw=args.draw)
-    print(report.markdown())
+    config = detector.config
+    with _together(group):
+        asking = _asking(exam, args)
+        of = {
+            "model": config.name,
+            "weights": weights,
+            "inference": repr((config.inference, config.image, config.max_tokens)),
+            "set": exam.config.annotations or exam.name,
+            "words and pictures": exam.digest,
+            "names in a chunk": str(asking.max_names),
+            "detections": f"{asking.max_detections}, {asking.chunk_detections} of a chunk",
+            "prompts": str(dict(asking.prompts)),
+        }
+        journal = Journal(folder / "answers", of, process=group.rank)
+    with _together(group):
+        try:
+            collect(detector, exam.read.samples, journal, asking, share=(group.rank, group.size))
+        finally:
+            journal.close()
+    report = None
+    with _together(group):
+        if group.main:
+            report = score(exam, Journal(folder / "answers", of), config, asking, folder, draw=args.draw)
+            print(report.markdown())
     return report
 
 
@@ -196,8 +238,9 @@ def _score_file(args: argparse.Namespace) -> int:
     if len(args.names) != 1:
         raise ValueError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
     exam = _exam(args.names[0], args)
-    folder = Path(args.out) / Path(args.predictions).stem / exam.name
-    print(score_file(exam, Path(args.predictions), folder, draw=args.draw).markdown())
+    file = Path(args.predictions)
+    folder = Path(args.out) / exam.name if args.out else file.with_name(f"{file.stem}-{exam.name}")
+    print(score_file(exam, file, folder, draw=args.draw).markdown())
     print(f"report in {folder}")
     return 0
 

@@ -5,12 +5,11 @@ sees them at once. Hence AP at an operating point: detections are dropped below 
 share of the (picture, absent name) pairs has a false alarm, then AP is counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from glip.evaluate.coco import score_results
 from glip.evaluate.results import UNKNOWN, Results
 from glip.evaluate.truth import Truth, columns
 from glip.shapes import Float, Int
@@ -74,7 +73,6 @@ class OperatingPoint:
         kept: detections that score at least the threshold.
         ap: AP of those over IoU 0.50 to 0.95.
         ap50: at IoU 0.5.
-        recall50: share of the boxes that they find at IoU 0.5.
     """
 
     allowed: float
@@ -83,7 +81,6 @@ class OperatingPoint:
     kept: int
     ap: float
     ap50: float
-    recall50: float
 
 
 def background(truth: Truth, results: Results) -> Background | None:
@@ -113,26 +110,26 @@ def background_of(pairs: Iterable[tuple[Sample, Detections]]) -> Background | No
 
 
 def operating_points(
-    truth: Truth, results: Results, found: Background, rates: Sequence[float] = RATES
+    results: Results, found: Background, ap: Callable[[Results], Sequence[float]], rates: Sequence[float] = RATES
 ) -> tuple[OperatingPoint, ...]:
     """AP where the background rate is not above each of ``rates``.
 
     Where even the surest detections are false alarms nothing is kept, and AP is 0.
 
     Args:
-        truth: what is there.
         results: of a model, down to low scores.
         found: their ``background``.
+        ap: gives AP and AP50 of results by the set's own protocol.
         rates: shares of the (picture, absent name) pairs.
 
     Raises:
-        ValueError: no box to score with, or a rate that is no share.
+        ValueError: a rate that is no share.
     """
     points = []
     known = results.select(results.categories != UNKNOWN)
     for allowed in rates:
         at = found.at_rate(allowed)
         kept = known.select(known.scores >= at.threshold)
-        score = score_results(truth, kept)
-        points.append(OperatingPoint(allowed, at.threshold, at.rate, len(kept), score.ap, score.ap50, score.recall50))
+        precision, precision50 = ap(kept)
+        points.append(OperatingPoint(allowed, at.threshold, at.rate, len(kept), precision, precision50))
     return tuple(points)

@@ -65,12 +65,6 @@ class Score:
         """AP at IoU 0.5."""
         return self.stats[1]
 
-    @property
-    def recall50(self) -> float:
-        """Share of all boxes that are found at IoU 0.5, whatever else is detected."""
-        boxes = sum(len(ranking.boxes) for ranking in self.rankings)
-        return float(sum(ranking.right.sum() for ranking in self.rankings) / boxes)
-
     def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float]:
         """95 % interval of AP50 over resampled pictures (bootstrap)."""
         rng = np.random.default_rng(seed)

@@ -4,11 +4,14 @@ What a set gives decides what is counted: lists of names have average precision 
 (COCO's and LVIS's) or against the samples (other formats), captions have the recall of their phrases.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
+from PIL import Image
 from tqdm import tqdm
 
 from glip.config import SetConfig
@@ -25,6 +28,7 @@ from glip.structures import Detections, Sample
 
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+_FAMILIES = {"goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco")}  # what a name stands for
 LVIS_NAMES, LVIS_KEPT = 40, 300  # names in a chunk and detections of a chunk, as the 2022 release evaluates
 
 
@@ -36,6 +40,7 @@ class Examination:
         name: of the set.
         config: where its files lie, all paths complete.
         read: its samples and category ids.
+        samples: the same samples, read once, drawn ones without their pictures.
         protocol: what is counted.
         prompts: by class name, what is written instead of it.
         same_as: sets under which a model may have been trained on it.
@@ -44,6 +49,7 @@ class Examination:
     name: str
     config: SetConfig
     read: SampleSet
+    samples: tuple[Sample, ...]
     protocol: Protocol
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
     same_as: tuple[str, ...] = ()
@@ -54,35 +60,55 @@ class Examination:
         listed = self.config.format in ("coco", "lvis")
         return Path(self.config.annotations) if listed else None
 
+    @property
+    def digest(self) -> str:
+        """Tells whether it is the same words that are asked of the same pictures."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for sample in self.samples:
+            words = (sample.prompt.caption, sample.prompt.phrases) if sample.prompt else _digest(sample.vocabulary)
+            digest.update(repr((sample.image_id, str(sample.picture), words)).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
+
     def seen_in(self, trained_on: Sequence[str]) -> bool:
         """Whether a model was trained on this set, or on another split of it, by the names of its training sets."""
         own = {"drawn world"} if self.config.format == "world" else {self.name, *self.same_as}
-        return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained_on})
+        trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
+        return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained})
+
+
+@lru_cache(maxsize=64)
+def _digest(names: tuple[str, ...]) -> str:
+    return hashlib.sha256(repr(names).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Examination:
     """A set with the protocol of its format, or the given one.
 
     Raises:
-        ValueError: a protocol that does not go with the set, or captions without phrases.
+        ValueError: a protocol that does not go with the set, nothing that could be scored, or a set without end.
+        FileNotFoundError: a picture file is not there.
     """
-    first = read.samples[0]
     if config.format == "captions":
         raise ValueError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
-    captioned = first.prompt is not None
-    usual: Protocol = "any-box" if captioned else "lvis" if config.format == "lvis" else "coco"
+    if config.format == "world" and not config.count:
+        raise ValueError(
+            f"set {name!r} has no end: take world_seen or world_novel, or give it a count in datasets.yaml"
+        )
+    if config.format == "mdetr":
+        read = replace(read, samples=list(with_released_ids(read.samples, config.annotations)))
+    samples = tuple(_without_drawing(sample) for sample in read.samples)
+    captioned = {sample.prompt is not None for sample in samples}
+    usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
     chosen = protocol or usual
-    if captioned != (chosen in ("any-box", "merged-boxes")) and config.format != "world":
-        fitting = "any-box or merged-boxes" if captioned else "coco (or lvis, for LVIS's json)"
-        what = "captions" if captioned else "lists of names"
+    if captioned == {chosen in ("coco", "lvis")}:
+        fitting = "any-box or merged-boxes" if captioned == {True} else "coco (or lvis, for LVIS's json)"
+        what = "captions" if captioned == {True} else "lists of names"
         raise ValueError(f"--protocol {chosen}: set {name!r} has {what}: take {fitting}")
     if chosen == "lvis" and config.format != "lvis":
         raise ValueError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
     if chosen == "lvis":
         load_package()  # where it cannot be loaded one should know before the model has run for a day
-    if config.format == "mdetr":
-        read = replace(read, samples=list(with_released_ids(read.samples, config.annotations)))
-    return Examination(name, config, read, chosen)
+    return _checked(Examination(name, config, read, samples, chosen))
 
 
 def examine_task(task: Task, root: str | Path | None) -> Examination:
@@ -90,11 +116,37 @@ def examine_task(task: Task, root: str | Path | None) -> Examination:
 
     Raises:
         FileNotFoundError: its files are not under the root.
-        ValueError: not the annotations that ODinW distributes.
+        ValueError: not the annotations that ODinW distributes, or nothing that could be scored.
     """
     config = task.files()
     config = replace(config, annotations=str(data_root(root) / config.annotations))
-    return Examination(task.name, config, read_task(task, root), "coco", task.prompts, task.same_as)
+    read = read_task(task, root)
+    return _checked(Examination(task.name, config, read, tuple(read.samples), "coco", task.prompts, task.same_as))
+
+
+def _checked(exam: Examination) -> Examination:
+    """Refuse before the model runs what could not be scored after it.
+
+    Figures over a part of a set would not be those of the set, so every picture must be there.
+    """
+    if not any(phrases and box not in s.crowd for s in exam.samples for box, phrases in enumerate(s.box_phrases)):
+        raise ValueError(
+            f"set {exam.name!r}: none of its {len(exam.samples)} samples has a named box: there is nothing to score; "
+            "look at it with glip data check"
+        )
+    files = [sample.picture for sample in exam.samples if isinstance(sample.picture, Path)]
+    gone = [str(file) for file in files if file != Path() and not file.is_file()]
+    if gone:
+        shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+        raise FileNotFoundError(
+            f"set {exam.name!r}: {len(gone)} of its {len(files)} pictures are not there ({shown}): correct --images or "
+            "--root, or take them out of the annotations"
+        )
+    return exam
+
+
+def _without_drawing(sample: Sample) -> Sample:
+    return replace(sample, picture=Path()) if isinstance(sample.picture, Image.Image) else sample
 
 
 def asking_for(protocol: Protocol, asking: Asking) -> Asking:
@@ -136,31 +188,17 @@ def answered(
     journal: Journal, samples: Sequence[Sample], asking: Asking, tally: Tally
 ) -> Iterator[tuple[int, Sample, Detections]]:
     """Samples with their numbers and answers, in order; what was passed over is counted."""
+    listed = lru_cache(maxsize=64)(asking.listed)
     for entry in journal.entries():
         if entry.reason:
             tally.note(entry.reason, entry.place)
         else:
             sample = samples[entry.sample]
-            yield entry.sample, sample, entry.detections(asking.words(sample))
-
-
-def check_pictures(name: str, samples: Sequence[Sample]) -> None:
-    """Refuse to evaluate on a part of a set: its figures would not be those of the set.
-
-    Raises:
-        FileNotFoundError: a picture file is not there.
-    """
-    gone = [str(s.picture) for s in samples if isinstance(s.picture, Path) and not s.picture.is_file()]
-    if gone:
-        shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
-        raise FileNotFoundError(
-            f"set {name!r}: {len(gone)} of its {len(samples)} pictures are not there ({shown}): correct --images or "
-            "--root, or take them out of the annotations"
-        )
+            yield entry.sample, sample, entry.detections(sample.prompt or listed(sample.vocabulary))
 
 
 def _without_split(name: str) -> str:
     """The name of a set without its split."""
-    for split in ("_train", "_val", "_test", "_train2017", "_val2017"):
+    for split in ("_train", "_val", "_test", "_minival", "_train2017", "_val2017"):
         name = name.removesuffix(split)
     return name

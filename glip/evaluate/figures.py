@@ -28,7 +28,8 @@ def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -
         ranking = rankings[index]
         right = np.cumsum(ranking.right)
         precision = right / np.arange(1, len(right) + 1)
-        curves.plot(right / len(ranking.boxes), precision, label=f"{names[index]} ({len(ranking.boxes)})")
+        label = names[index].replace("$", r"\$")  # else matplotlib reads it as a formula
+        curves.plot(right / len(ranking.boxes), precision, label=f"{label} ({len(ranking.boxes)})")
     curves.set(
         title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.05)
     )
@@ -43,23 +44,36 @@ def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -
     canvas.savefig(path, dpi=100)
 
 
-def draw_worst(pairs: Iterable[tuple[Sample, Detections]], threshold: float, path: Path, *, count: int = 8) -> None:
+def draw_worst(
+    found: Iterable[tuple[int, Sample, Detections]],
+    samples: Sequence[Sample],
+    threshold: float,
+    path: Path,
+    *,
+    count: int = 8,
+) -> None:
     """The pictures with most mistakes at a threshold: what was found with its scores, and right of it what there is.
 
     A mistake is a box that nothing of its name overlaps by a half, or a detection that overlaps no box of its name.
+
+    Args:
+        found: number of a sample, the sample (its picture is not looked at), what was found.
+        samples: of the set, with their pictures.
+        threshold: score from which a detection counts.
+        path: the picture to write; none is where there is no mistake.
+        count: samples drawn at most.
     """
-    worst: list[tuple[int, int, Sample, Detections]] = []
-    for number, (sample, found) in enumerate(pairs):
-        shown = found.above(threshold)
-        entry = (mistakes(sample, shown), -number, sample, shown)
+    worst: list[tuple[int, int, Detections]] = []
+    for number, sample, detections in found:
+        shown = detections.above(threshold)
+        entry = (mistakes(sample, shown), -number, shown)
         if entry[0]:
             (heapq.heappush if len(worst) < count else heapq.heappushpop)(worst, entry)
-    if not worst:
-        return
     cells: list[Sample] = []
-    for _, _, sample, shown in sorted(worst, key=lambda entry: (-entry[0], -entry[1])):
-        cells += [found_sample(sample, shown), sample]
-    save_picture(contact_sheet(cells), path)
+    for _, number, shown in sorted(worst, key=lambda entry: (-entry[0], -entry[1])):
+        cells += [found_sample(samples[-number], shown), samples[-number]]
+    if cells:
+        save_picture(contact_sheet(cells), path)
 
 
 def mistakes(sample: Sample, found: Detections) -> int:

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import torch
 
+from glip.data.writers import whole_file
 from glip.evaluate.run import Answer
 from glip.shapes import Float, Int
 from glip.structures import Detections, Prompt
@@ -117,7 +118,8 @@ class Journal:
 def _check_same(folder: Path, of: Mapping[str, str]) -> None:
     path = folder / _OF
     if not path.is_file():
-        path.write_text(json.dumps(dict(of), indent=1), encoding="utf-8")
+        with whole_file(path) as file:
+            json.dump(dict(of), file, indent=1)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ class Report:
         model: its name.
         dataset: name of the set.
         protocol: what was counted, and how the model was asked.
-        samples: how many were scored.
+        samples: how many it has; those passed over are noted, and have found nothing.
         trained_on: whether the model was trained on this set, as its config says.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average over; the first one is the headline.
         tables: per category or kind.
@@ -88,4 +88,4 @@ def markdown_table(rows: Sequence[Row]) -> list[str]:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value == NOTHING else f"{value:.3f}"
-    return str(value).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -6,7 +6,7 @@ Rows of strangers are checked one by one: what cannot be scored is counted, neve
 import json
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +20,7 @@ from glip.structures import Detections
 
 Row = dict[str, Any]
 UNKNOWN = -1
+_PIECE = 100_000  # rows that are objects at once
 _LARGEST = sys.float_info.max  # json has whole numbers of any length
 _FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
@@ -121,19 +122,19 @@ def concatenate(parts: Sequence[Results]) -> Results:
     )
 
 
-def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str]) -> list[Row]:
+def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str]) -> Iterator[Row]:
     """The same results as rows of json; those of unknown categories are left out."""
-    return [
-        {"image_id": pictures[p], "category_id": categories[c], "bbox": box, "score": score}
-        for p, c, box, score in zip(
-            results.pictures.tolist(),
-            results.categories.tolist(),
-            results.boxes.tolist(),
-            results.scores.tolist(),
-            strict=True,
-        )
-        if c != UNKNOWN
-    ]
+    for start in range(0, len(results), _PIECE):
+        part = results.select(np.arange(start, min(start + _PIECE, len(results))))
+        columns = (part.pictures, part.categories, part.boxes, part.scores)
+        for picture, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
+            if category != UNKNOWN:
+                yield {
+                    "image_id": pictures[picture],
+                    "category_id": categories[category],
+                    "bbox": box,
+                    "score": score,
+                }
 
 
 class _Columns:

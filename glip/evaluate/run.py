@@ -18,7 +18,9 @@ from glip.detector import Detector, EncodedText
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
+_CAPTIONS = 8  # captions of a picture encoded at once at most: each holds a copy of its pyramid
 _AHEAD = 8  # batches of pictures that are looked through for pictures of one size
+Member = tuple[int, int, Sample]  # row of the batch, number of the sample, the sample
 
 
 @dataclass(frozen=True)
@@ -170,19 +172,25 @@ def _ground(
     keys = list(asked)
     for group in detector.group_by_size([pictures[key] for key in keys], asking.batch_size):
         image = detector.encode_image([pictures[keys[number]] for number in group])
-        by_words: dict[tuple[str, ...], list[tuple[int, int, Sample]]] = defaultdict(list)
+        by_words: dict[tuple[str, ...], list[Member]] = defaultdict(list)
         for row, number in enumerate(group):
             for index, sample in asked[keys[number]]:
                 by_words[() if sample.prompt else sample.vocabulary].append((row, index, sample))
-        for names, members in by_words.items():
-            prompts = [sample.prompt for _, _, sample in members if sample.prompt]
+        pieces = [(names, piece) for names, members in by_words.items() for piece in _pieces(members, asking)]
+        for names, piece in pieces:
+            prompts = [sample.prompt for _, _, sample in piece if sample.prompt]
             results = detector.ground(
-                image.select([row for row, _, _ in members]),
+                image.select([row for row, _, _ in piece]),
                 encoded(names) if names else detector.encode_text(prompts),
                 threshold=0.0,
                 max_detections=asking.max_detections,
                 chunk_detections=asking.chunk_detections,
                 batch_size=asking.batch_size,
             )
-            for (_, index, sample), found in zip(members, results, strict=True):
+            for (_, index, sample), found in zip(piece, results, strict=True):
                 yield Answer(index, sample, found)
+
+
+def _pieces(members: Sequence[Member], asking: Asking) -> Iterator[Sequence[Member]]:
+    size = max(asking.batch_size, _CAPTIONS)
+    return (members[start : start + size] for start in range(0, len(members), size))

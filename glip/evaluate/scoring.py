@@ -1,8 +1,9 @@
 """The answers for a set -> its report: figures, tables, results in the standard formats, pictures on request."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from glip.data.sets import Tally
 from glip.data.writers import whole_file
 from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.background import background, operating_points
-from glip.evaluate.coco import STATS, Score, score_results
+from glip.evaluate.coco import STATS, Ranking, Score, score_results
 from glip.evaluate.evaluation import LVIS_KEPT, Examination, answered
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
@@ -23,18 +24,21 @@ from glip.evaluate.phrases import PhraseRecall, caption_recall, caption_truth, r
 from glip.evaluate.report import Report, Row, Table
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
 from glip.evaluate.run import Asking
-from glip.evaluate.truth import Truth, truth_of
+from glip.evaluate.truth import LvisTruth, Truth, truth_of
 from glip.structures import Detections, Sample
 
 RESULTS, GROUNDINGS = "results.json", "groundings.json"
+Found = tuple[int, Sample, Detections]  # number of a sample, the sample, what was found in it
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Figures by name and the tables behind them."""
+    """Figures by name, the tables behind them, and for lists of names what curves are drawn of."""
 
     figures: dict[str, float]
     tables: tuple[Table, ...] = ()
+    names: tuple[str, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
 
 
 def score(
@@ -53,102 +57,104 @@ def score(
     Raises:
         ValueError: nothing to score with.
     """
-    tally, samples = Tally(), exam.read.samples
-    captioned = [index for index in range(len(samples)) if samples[index].prompt is not None]
-    listed = len(samples) - len(captioned)
+    missing = len(set(range(len(exam.samples))) - journal.done)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(exam.samples)} samples of {exam.name!r} have no answer in {journal.folder}: run the "
+            "same command again; several machines need one --out that all of them see"
+        )
+    tally = Tally()
+    tally.add(exam.read.left_out)
+    found = list(answered(journal, exam.samples, asking, tally)) if exam.protocol != "lvis" else None
+    every = found if found is not None else answered(journal, exam.samples, asking, tally)
     parts: list[Scored] = []
-    if listed:
-        found = ((n, s, d) for n, s, d in answered(journal, samples, asking, tally) if s.prompt is None)
-        parts.append(_score_lists(exam, found, folder, tally, inclusive=config.inference.inclusive, draw=draw))
-    if captioned:
-        said = {n: d for n, s, d in answered(journal, samples, asking, Tally() if listed else tally) if s.prompt}
-        parts.append(_score_captions(exam, [(samples[index], said.get(index)) for index in captioned], folder))
-    if draw:
-        pairs = ((s, d) for _, s, d in answered(journal, samples, asking, Tally()))
-        draw_worst(pairs, config.inference.threshold, folder / "worst.png")
+    if any(sample.prompt is None for sample in exam.samples):
+        listed = ((n, s, d) for n, s, d in every if s.prompt is None)
+        parts.append(_score_lists(exam, listed, folder, tally, inclusive=config.inference.inclusive))
+    if any(sample.prompt for sample in exam.samples):
+        said = {number: detections for number, sample, detections in found or () if sample.prompt}
+        pairs = [(sample, said.get(number)) for number, sample in enumerate(exam.samples) if sample.prompt]
+        parts.append(_score_captions(exam, pairs, folder))
     report = _report(exam, config.name, parts, tally, seen=exam.seen_in(config.trained_on))
     report.write(folder)
+    if draw:
+        _draw(parts, folder)
+        again = found or answered(journal, exam.samples, asking, Tally())
+        draw_worst(again, exam.read.samples, config.inference.threshold, folder / "worst.png")
     return report
 
 
 def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = False) -> Report:
     """Score a file of results in the standard format without any model.
 
+    Of a set with captions and lists of names the protocol says which are scored.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not results of this set.
     """
     tally = Tally()
+    tally.add(exam.read.left_out)
     if exam.protocol in ("any-box", "merged-boxes"):
-        truths = [caption_truth(sample) for sample in exam.read.samples]
+        truths = [caption_truth(sample) for sample in exam.samples if sample.prompt]
         boxes = read_predictions(file, truths, tally)
-        parts = [_recall(exam, caption_recall(zip(truths, boxes, strict=True), protocol=exam.protocol))]
+        parts = [_recall(caption_recall(zip(truths, boxes, strict=True), protocol=exam.protocol))]
     elif exam.protocol == "lvis":
         truth = read_lvis_truth(_annotations(exam), tally)
         results = read_results(file, truth.pictures, truth.categories, tally)
-        parts = [_lvis(standard_ap(truth, results), fixed_ap(truth, results))]
+        if np.bincount(results.pictures).max() == LVIS_KEPT:
+            tally.note("picture whose results end at 300: Fixed AP is of those only", "the file")
+        parts = [_lvis(truth, results, fixed_ap(truth, results))]
     else:
-        parts = [_coco(*_coco_truth(exam, tally, file), folder, draw=draw)]
+        coco = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.samples)
+        parts = [_coco(coco, read_results(file, coco.pictures, coco.categories, tally))]
     report = _report(exam, file.name, parts, tally, seen=False)
     report.write(folder)
+    if draw:
+        _draw(parts, folder)
     return report
+
+
+def _draw(parts: Sequence[Scored], folder: Path) -> None:
+    for part in parts:
+        if part.rankings:
+            draw_curves(part.names, part.rankings, folder / "curves.png")
 
 
 # ---- lists of names
 
 
-def _score_lists(
-    exam: Examination,
-    found: Iterable[tuple[int, Sample, Detections]],
-    folder: Path,
-    tally: Tally,
-    *,
-    inclusive: bool,
-    draw: bool,
-) -> Scored:
+def _score_lists(exam: Examination, found: Iterable[Found], folder: Path, tally: Tally, *, inclusive: bool) -> Scored:
     if exam.protocol == "lvis":
         return _score_lvis(exam, found, folder, tally)
     if exam.annotations is None:
-        truth = truth_of(exam.read.samples)
-        labels = {sample.vocabulary: truth.labels_of(sample.vocabulary) for sample in exam.read.samples}
-        parts = [results_of(d, number, labels[sample.vocabulary]) for number, sample, d in found]
+        truth = truth_of(exam.samples)
+        labels = lru_cache(truth.labels_of)
+        parts = [results_of(d, number, labels(sample.vocabulary)) for number, sample, d in found]
     else:
         truth = read_coco_truth(exam.annotations, tally)
-        parts = list(_official(found, exam, truth.pictures, truth.categories, inclusive=inclusive))
+        parts = list(_official(found, exam, truth, inclusive=inclusive))
     results = concatenate(parts)
-    _write_rows(results, truth.pictures, truth.categories, folder / RESULTS)
-    return _coco(truth, results, folder, draw=draw)
+    _write_rows(results, truth, folder / RESULTS)
+    return _coco(truth, results)
 
 
-def _official(
-    found: Iterable[tuple[int, Sample, Detections]],
-    exam: Examination,
-    pictures: Sequence[int | str],
-    categories: Sequence[int | str],
-    *,
-    inclusive: bool,
-) -> Iterator[Results]:
+def _official(found: Iterable[Found], exam: Examination, truth: Truth, *, inclusive: bool) -> Iterator[Results]:
     """The answers under the ids of the annotation file."""
-    place = {number: index for index, number in enumerate(pictures)}
-    label = {number: index for index, number in enumerate(categories)}
+    place = {number: index for index, number in enumerate(truth.pictures)}
+    label = {number: index for index, number in enumerate(truth.categories)}
     labels = [label.get(number, UNKNOWN) for number in exam.read.ids]
     for _, sample, detections in found:
         yield results_of(detections, place[sample.image_id], labels, inclusive=inclusive)
 
 
-def _coco_truth(exam: Examination, tally: Tally, file: Path) -> tuple[Truth, Results]:
-    truth = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.read.samples)
-    return truth, read_results(file, truth.pictures, truth.categories, tally)
-
-
-def _coco(truth: Truth, results: Results, folder: Path, *, draw: bool) -> Scored:
+def _coco(truth: Truth, results: Results) -> Scored:
     scored = score_results(truth, results)
     low, high = scored.interval()
     figures = {**dict(zip(STATS, scored.stats, strict=True)), "AP50 low (95 %)": low, "AP50 high (95 %)": high}
-    if draw:
-        draw_curves(truth.names, scored.rankings, folder / "curves.png")
-    more = _background(truth, results)
-    return Scored({**figures, **more.figures}, (_categories(scored), *more.tables))
+    more = _background(truth, results, lambda kept: score_results(truth, kept).stats[:2])
+    tables = (_categories(scored), *more.tables)
+    return Scored({**figures, **more.figures}, tables, truth.names, scored.rankings)
 
 
 def _categories(scored: Score) -> Table:
@@ -158,11 +164,12 @@ def _categories(scored: Score) -> Table:
     return Table("Per category", tuple(rows))
 
 
-def _background(truth: Truth, results: Results) -> Scored:
+def _background(truth: Truth, results: Results, ap: Callable[[Results], Sequence[float]]) -> Scored:
+    """AP where names that are not there are rarely drawn to something; ``ap`` gives AP and AP50 of results."""
     found = background(truth, results)
     if found is None:
         return Scored({})
-    points = operating_points(truth, results, found)
+    points = operating_points(results, found, ap)
     figures = {f"AP at background rate {point.allowed:g}": point.ap for point in points}
     rows: list[Row] = [
         {
@@ -171,7 +178,6 @@ def _background(truth: Truth, results: Results) -> Scored:
             "rate": point.rate,
             "AP": point.ap,
             "AP50": point.ap50,
-            "recall at IoU 0.5": point.recall50,
         }
         for point in points
     ]
@@ -180,22 +186,19 @@ def _background(truth: Truth, results: Results) -> Scored:
     return Scored(figures, (Table(title, tuple(rows)), Table("Background rate by threshold", tuple(curve))))
 
 
-def _score_lvis(
-    exam: Examination, found: Iterable[tuple[int, Sample, Detections]], folder: Path, tally: Tally
-) -> Scored:
+def _score_lvis(exam: Examination, found: Iterable[Found], folder: Path, tally: Tally) -> Scored:
     truth = read_lvis_truth(_annotations(exam), tally)
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
-    for part in _official(found, exam, truth.pictures, truth.categories, inclusive=False):
+    for part in _official(found, exam, truth, inclusive=False):
         best.add(part)
-        top.append(
-            part.select(np.arange(min(len(part), LVIS_KEPT)))
-        )  # best first, so these are what the standard AP looks at
+        top.append(part.select(np.arange(min(len(part), LVIS_KEPT))))  # best first: what the standard AP looks at
     results = concatenate(top)
-    _write_rows(results, truth.pictures, truth.categories, folder / RESULTS)
-    return _lvis(standard_ap(truth, results), fixed_ap(truth, best.results()))
+    _write_rows(results, truth, folder / RESULTS)
+    return _lvis(truth, results, fixed_ap(truth, best.results()))
 
 
-def _lvis(standard: LvisScore, fixed: LvisScore) -> Scored:
+def _lvis(truth: LvisTruth, results: Results, fixed: LvisScore) -> Scored:
+    standard = standard_ap(truth, results)
     figures = {f"Fixed {name}": value for name, value in zip(fixed.names, fixed.stats, strict=True)}
     figures |= dict(zip(standard.names, standard.stats, strict=True))
     rows: list[Row] = [
@@ -209,7 +212,8 @@ def _lvis(standard: LvisScore, fixed: LvisScore) -> Scored:
         }
         for own, other in zip(fixed.categories, standard.categories, strict=True)
     ]
-    return Scored(figures, (Table("Per category", tuple(rows)),))
+    more = _background(truth, results, lambda kept: standard_ap(truth, kept).stats[:2])
+    return Scored({**figures, **more.figures}, (Table("Per category", tuple(rows)), *more.tables))
 
 
 def _annotations(exam: Examination) -> Path:
@@ -217,11 +221,11 @@ def _annotations(exam: Examination) -> Path:
     return exam.annotations
 
 
-def _write_rows(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str], path: Path) -> None:
+def _write_rows(results: Results, truth: Truth, path: Path) -> None:
     """Results in COCO's format, a row in a line."""
     with whole_file(path) as file:
         file.write("[")
-        for number, row in enumerate(rows_of(results, pictures, categories)):
+        for number, row in enumerate(rows_of(results, truth.pictures, truth.categories)):
             file.write((",\n" if number else "\n") + json.dumps(row))
         file.write("\n]\n")
 
@@ -240,10 +244,10 @@ def _score_captions(exam: Examination, pairs: Sequence[tuple[Sample, Detections 
     with whole_file(folder / GROUNDINGS) as file:
         json.dump(rows, file)
     protocol = "merged-boxes" if exam.protocol == "merged-boxes" else "any-box"
-    return _recall(exam, caption_recall(zip(truths, boxes, strict=True), protocol=protocol))
+    return _recall(caption_recall(zip(truths, boxes, strict=True), protocol=protocol))
 
 
-def _recall(exam: Examination, recall: PhraseRecall) -> Scored:
+def _recall(recall: PhraseRecall) -> Scored:
     rows: list[Row] = [{"phrases of": "all", "phrases": recall.phrases, **_ranks(recall)}]
     rows += [{"phrases of": kind, "phrases": one.phrases, **_ranks(one)} for kind, one in recall.kinds.items()]
     return Scored(_ranks(recall), (Table("Recall of phrases", tuple(rows)),))
@@ -256,5 +260,5 @@ def _ranks(recall: PhraseRecall) -> dict[str, float]:
 def _report(exam: Examination, model: str, parts: Sequence[Scored], tally: Tally, *, seen: bool) -> Report:
     figures = {name: value for part in parts for name, value in part.figures.items()}
     tables = tuple(table for part in parts for table in part.tables)
-    report = Report(model, exam.name, exam.protocol, len(exam.read.samples), seen, figures, tables)
+    report = Report(model, exam.name, exam.protocol, len(exam.samples), seen, figures, tables)
     return replace(report, noted=dict(tally.counts), places={k: list(v) for k, v in tally.places.items()})

@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from glip.cli.main import main
@@ -83,6 +85,12 @@ def captions(tmp_path) -> Path:
     return tmp_path / "said" / "lines.jsonl"
 
 
+def written(out: Path, name: str) -> Path:
+    """The folder of a set: the model's is called after its weights."""
+    [folder] = out.glob(f"tiny-*/{name}")
+    return folder
+
+
 def report_of(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
@@ -90,7 +98,7 @@ def report_of(folder: Path) -> dict:
 def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
     code, out, err = glip_(tiny_folder, things, "--out", "results", "--draw")
     assert code == 0 and "# tiny on boxes" in out and "red square" in out, err
-    folder = tmp_path / "results" / "tiny" / "boxes"
+    folder = written(tmp_path / "results", "boxes")
     report = report_of(folder)
     detector = Detector.from_pretrained(tiny_folder)
     samples = read_set(find_set(str(things))).samples
@@ -105,10 +113,10 @@ def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
 
 def test_a_results_file_alone_gives_the_same(glip_, tiny_folder, things, tmp_path):
     glip_(tiny_folder, things, "--out", "results")
-    folder = tmp_path / "results" / "tiny" / "boxes"
+    folder = written(tmp_path / "results", "boxes")
     code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
     assert code == 0, err
-    again = report_of(tmp_path / "again" / "results" / "boxes")
+    again = report_of(tmp_path / "again" / "boxes")
     assert again["figures"] == pytest.approx(report_of(folder)["figures"], abs=1e-12)
 
 
@@ -142,7 +150,7 @@ def test_another_question_does_not_get_old_answers(glip_, tiny_folder, things):
 def test_captions_have_recall(protocol, glip_, tiny_folder, captions, tmp_path):
     code, out, err = glip_(tiny_folder, captions, "--protocol", protocol, "--batch-size", 3)
     assert code == 0 and "R@1" in out, err
-    folder = tmp_path / "runs" / "evaluate" / "tiny" / "lines"
+    folder = written(tmp_path / "runs" / "evaluate", "lines")
     recall = phrase_recall(detect_all(Detector.from_pretrained(tiny_folder), read_set(find_set(str(captions))).samples))
     assert report_of(folder)["figures"]["upper bound"] == pytest.approx(recall.upper_bound)
     assert len(json.loads((folder / "groundings.json").read_text())) == 4
@@ -151,11 +159,11 @@ def test_captions_have_recall(protocol, glip_, tiny_folder, captions, tmp_path):
 def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
     code, out, err = glip_(tiny_folder, lvis, "--max-names", 2)
     assert code == 0 and "Fixed AP" in out and "frequency" in out, err
-    folder = tmp_path / "runs" / "evaluate" / "tiny" / "lvis"
+    folder = written(tmp_path / "runs" / "evaluate", "lvis")
     figures = report_of(folder)["figures"]
     assert {"Fixed APr", "APr", "AR@300"} <= figures.keys()
     code, _, err = glip_(lvis, "--predictions", folder / "results.json", "--out", "again")
-    again = report_of(tmp_path / "again" / "results" / "lvis")["figures"]
+    again = report_of(tmp_path / "again" / "lvis")["figures"]
     assert again["AP"] == pytest.approx(figures["AP"], abs=1e-12), err
 
 
@@ -163,7 +171,7 @@ def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, t
     (tmp_path / "words.yaml").write_text("red square: 'a [box], flat and red'\n")
     glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "prompted")
     glip_(tiny_folder, things, "--out", "plain")
-    found = [(tmp_path / kind / "tiny" / "boxes" / "results.json").read_text() for kind in ("prompted", "plain")]
+    found = [(written(tmp_path / kind, "boxes") / "results.json").read_text() for kind in ("prompted", "plain")]
     assert found[0] != found[1]
     (tmp_path / "words.yaml").write_text("owl: 'a [bird]'\n")
     code, _, err = glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "odd")
@@ -183,9 +191,9 @@ def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path)
     ]
     assert [process.wait(timeout=300) for process in ranks] == [0, 0]
     for name in ("boxes/results.json", "boxes/report.json", "lines/groundings.json", "lines/report.json"):
-        one, two = ((tmp_path / folder / "tiny" / name).read_text() for folder in ("one", "two"))
+        one, two = (next((tmp_path / folder).glob(f"tiny-*/{name}")).read_text() for folder in ("one", "two"))
         assert one == two, name
-    assert len(list((tmp_path / "two" / "tiny" / "boxes" / "answers").glob("answers-*.bin"))) == 2
+    assert len(list((tmp_path / "two").glob("tiny-*/boxes/answers/answers-*.bin"))) == 2
 
 
 def test_every_set_that_is_there(glip_, tiny_folder, things, tmp_path, monkeypatch):
@@ -230,7 +238,7 @@ def test_an_unreadable_picture_is_counted_and_its_boxes_missed(glip_, tiny_folde
     (things.parent / "images" / "0.png").write_bytes(b"no picture")
     code, out, _ = glip_(tiny_folder, things, "--out", "bad")
     assert code == 0 and "Noted: 1 x unreadable picture" in out
-    good, bad = (report_of(tmp_path / folder / "tiny" / "boxes") for folder in ("good", "bad"))
+    good, bad = (report_of(written(tmp_path / folder, "boxes")) for folder in ("good", "bad"))
     boxes = [sum(row["boxes"] for row in report["tables"][0]["rows"]) for report in (good, bad)]
     assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]
 
@@ -238,7 +246,7 @@ def test_an_unreadable_picture_is_counted_and_its_boxes_missed(glip_, tiny_folde
 def test_nothing_to_score(glip_, tiny_folder, things):
     change(things, annotations=[])
     code, _, err = glip_(tiny_folder, things)
-    assert code == 2 and "no annotation in it can be scored" in err and err.count("\n") == 1, err
+    assert code == 2 and "none of its 6 samples has a named box" in err and err.count("\n") == 1, err
 
 
 def test_a_name_without_token_room(glip_, tiny_folder, things):
@@ -261,7 +269,10 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
     assert code == 0, err
     assert "# ODinW, 2 of 13 tasks; missing, and not in the mean: AerialMaritimeDrone_large" in out
     assert "| mean of 2 of 13 |" in out and "| median of 2 of 13 |" in out and "| missing |" in out
-    rows = [json.loads((tmp_path / f"runs/evaluate/tiny/{name}/report.json").read_text()) for name in names_of(out)]
+    rows = [
+        json.loads((written(tmp_path / "runs" / "evaluate", name) / "report.json").read_text())
+        for name in names_of(out)
+    ]
     assert len(rows) == 2 and all(row["tables"][0]["rows"][0]["boxes"] == 1 for row in rows)
     code, _, err = glip_(tiny_folder, "odinw35", "--root", tmp_path / "nowhere")
     assert code == 2 and "none of its tasks is under" in err and err.count("\n") == 1
@@ -269,3 +280,47 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
 
 def names_of(out: str) -> list[str]:
     return [line.split(" on ")[1] for line in out.splitlines() if line.startswith("# tiny on ")]
+
+
+def test_a_changed_set_does_not_get_old_answers(glip_, tiny_folder, things):
+    glip_(tiny_folder, things)
+    tree = json.loads(things.read_text())
+    change(things, categories=[{**tree["categories"][0], "name": "owl"}, *tree["categories"][1:]])
+    code, _, err = glip_(tiny_folder, things)
+    assert code == 2 and "another evaluation (words and pictures was" in err and err.count("\n") == 1
+
+
+def test_two_trainings_of_one_config_have_a_folder_each(glip_, tiny_folder, things, tmp_path):
+    other = Detector.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        next(other.model.parameters()).add_(0.01)
+    other.save_pretrained(tmp_path / "other")
+    assert [glip_(model, things)[0] for model in (tiny_folder, tmp_path / "other")] == [0, 0]
+    assert len(list((tmp_path / "runs" / "evaluate").glob("tiny-*/boxes/report.json"))) == 2
+
+
+def test_what_the_reader_left_out_is_told(glip_, tiny_folder, things):
+    tree = json.loads(things.read_text())
+    change(things, images=[{"id": 99}, *tree["images"]])
+    code, out, _ = glip_(tiny_folder, things)
+    assert code == 0 and "Noted: 1 x picture without a file name (picture 99)" in out
+
+
+def test_two_sets_of_one_name_are_refused_before_anything_runs(glip_, tiny_folder, things, tmp_path):
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "boxes.json").write_text(things.read_text())
+    code, _, err = glip_(tiny_folder, things, tmp_path / "copy" / "boxes.json", "--images", things.parent / "images")
+    assert code == 2 and "two sets are called 'boxes'" in err and not (tmp_path / "runs").exists()
+
+
+def test_lvis_says_how_often_absent_names_are_drawn(glip_, tiny_folder, lvis, tmp_path):
+    glip_(tiny_folder, lvis)
+    figures = report_of(written(tmp_path / "runs" / "evaluate", "lvis"))["figures"]
+    assert {"AP at background rate 0.05", "AP at background rate 0.01"} <= figures.keys()
+
+
+def test_a_short_list_is_capped_like_a_chunk(glip_, tiny_folder, lvis, tmp_path):
+    glip_(tiny_folder, lvis, "--max-detections", 4)
+    rows = json.loads((written(tmp_path / "runs" / "evaluate", "lvis") / "results.json").read_text())
+    each = Counter(row["image_id"] for row in rows)
+    assert set(each.values()) == {4}, "all three names are one chunk"

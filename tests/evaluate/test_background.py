@@ -119,17 +119,21 @@ def test_a_share_is_reached_exactly():
         assert (np.sort(found.best) >= found.at_rate(0.05).threshold).sum() == count // 20
 
 
+def ap_of(kept):
+    return score_results(truth(), kept).stats[:2]
+
+
 def test_ap_at_an_operating_point():
     """Five absent pairs, two false alarms at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6."""
     rows = results((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5))
     found = background(truth(), rows)
     assert found is not None
-    every, some, none = operating_points(truth(), rows, found, (0.4, 0.2, 0.0))
-    assert (every.threshold, every.kept, every.rate, every.recall50) == (0.5, 4, 0.4, 1.0)
+    every, some, none = operating_points(rows, found, ap_of, (0.4, 0.2, 0.0))
+    assert (every.threshold, every.kept, every.rate) == (0.5, 4, 0.4)
     assert every.ap == score_results(truth(), rows).ap == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert every.ap50 == pytest.approx(every.ap)
-    assert some.threshold == np.nextafter(0.5, 1) and (some.kept, some.rate, some.recall50) == (3, 0.2, 1.0)
-    assert none.threshold == np.nextafter(0.75, 1) and (none.kept, none.rate, none.recall50) == (1, 0.0, 0.5)
+    assert some.threshold == np.nextafter(0.5, 1) and (some.kept, some.rate) == (3, 0.2)
+    assert none.threshold == np.nextafter(0.75, 1) and (none.kept, none.rate) == (1, 0.0)
     assert [none.ap, none.ap50] == pytest.approx([51 / 101] * 2)
 
 
@@ -137,12 +141,12 @@ def test_ap_where_all_scores_are_equal_or_nothing_was_found():
     equal = results((0, 0, 0.5), (2, 0, 0.5))
     found = background(truth(), equal)
     assert found is not None
-    point, free = operating_points(truth(), equal, found, (0.1, 0.2))
-    assert (point.kept, point.ap, point.ap50, point.recall50, point.rate) == (0, 0.0, 0.0, 0.0, 0.0)
-    assert (free.kept, free.threshold, free.rate, free.recall50) == (2, 0.5, 0.2, 0.5)
+    point, free = operating_points(equal, found, ap_of, (0.1, 0.2))
+    assert (point.kept, point.ap, point.ap50, point.rate) == (0, 0.0, 0.0, 0.0)
+    assert (free.kept, free.threshold, free.rate) == (2, 0.5, 0.2)
     bare = background(truth(), concatenate([]))
     assert bare is not None
-    [point] = operating_points(truth(), concatenate([]), bare, (0.05,))
+    [point] = operating_points(concatenate([]), bare, ap_of, (0.05,))
     assert (point.threshold, point.kept, point.rate, point.ap) == (0.0, 0, 0.0, 0.0)
 
 
@@ -151,5 +155,6 @@ def test_samples_and_files_are_one():
     pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
     found, same = background_of(pairs), background(*columns(pairs))
     assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
-    [point] = operating_points(*columns(pairs), found, (0.5,))
-    assert (point.kept, point.recall50) == (3, 1.0)
+    known, rows = columns(pairs)
+    [point] = operating_points(rows, found, lambda kept: score_results(known, kept).stats[:2], (0.5,))
+    assert (point.kept, point.ap50) == (3, pytest.approx(1.0))

@@ -9,11 +9,13 @@ from scored import captioned, sample
 
 from glip.config import SetConfig
 from glip.data.sets import SampleSet
-from glip.evaluate.evaluation import Examination, asking_for, check_pictures, examine
+from glip.evaluate.evaluation import Examination, asking_for, examine
 from glip.evaluate.run import Asking
 
-LISTED = SampleSet([sample(["cat"])], ("cat",))
-SAID = SampleSet([captioned("a cat", ["cat"], [])])
+BOX = (1.0, 1.0, 9.0, 9.0)
+CAT = sample(["cat"], [(BOX, 0)])
+LISTED = SampleSet([CAT], ("cat",))
+SAID = SampleSet([captioned("a cat", ["cat"], [(BOX, 0)])])
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_the_usual_protocol(format, read, protocol):
     ("format", "read", "protocol", "message"),
     [
         ("coco", LISTED, "merged-boxes", "has lists of names: take coco"),
-        ("mdetr", SAID, "coco", "has captions: take any-box or merged-boxes"),
+        ("flickr30k", SAID, "coco", "has captions: take any-box or merged-boxes"),
         ("coco", LISTED, "lvis", "no neg_category_ids; take coco"),
         ("captions", SAID, None, "captions without boxes: there is nothing to score"),
     ],
@@ -43,7 +45,7 @@ def test_a_protocol_that_does_not_fit(format, read, protocol, message):
 def test_sets_of_mdetr_have_the_released_ids(tmp_path):
     image = {"id": 5, "file_name": "a.jpg", "caption": "a cat", "original_img_id": 77, "sentence_id": 2}
     (tmp_path / "said.json").write_text(json.dumps({"images": [image]}))
-    read = SampleSet([replace(captioned("a cat", ["cat"], []), image_id=5)])
+    read = SampleSet([replace(SAID.samples[0], image_id=5)])
     exam = examine("mine", SetConfig(format="mdetr", annotations=str(tmp_path / "said.json")), read, None)
     assert [one.image_id for one in exam.read.samples] == ["77:2"]
 
@@ -58,11 +60,13 @@ def test_sets_of_mdetr_have_the_released_ids(tmp_path):
         ("world_novel", "world", ("drawn world",), True),
         ("world_novel", "world", ("bccd",), False),
         ("CottontailRabbits", "coco", ("rabbits",), True),
+        ("flickr30k_test", "flickr30k", ("objects365", "goldg"), True),
+        ("lvis_minival", "lvis", ("lvis_train",), True),
     ],
 )
 def test_whether_a_model_was_trained_on_it(name, format, trained_on, seen):
     same_as = ("rabbits",) if name == "CottontailRabbits" else ()
-    exam = Examination(name, SetConfig(format=format), LISTED, "coco", same_as=same_as)
+    exam = Examination(name, SetConfig(format=format), LISTED, (), "coco", same_as=same_as)
     assert exam.seen_in(trained_on) is seen
 
 
@@ -77,7 +81,37 @@ def test_how_lvis_asks():
 def test_missing_pictures_are_named(tmp_path):
     there = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(there)
-    good = replace(sample(["cat"]), picture=there)
-    check_pictures("mine", [good, sample(["cat"])])
+    good, config = replace(CAT, picture=there), SetConfig(format="coco")
+    examine("mine", config, SampleSet([good, CAT], ("cat",)), None)
     with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 pictures are not there .*b\.png"):
-        check_pictures("mine", [good, replace(good, picture=tmp_path / "b.png")])
+        examine("mine", config, SampleSet([good, replace(good, picture=tmp_path / "b.png")], ("cat",)), None)
+
+
+@pytest.mark.parametrize("crowd", [(), (0,)])
+def test_nothing_to_score_is_told_before_the_model_runs(crowd):
+    bare = replace(CAT, crowd=crowd) if crowd else sample(["cat"])
+    with pytest.raises(ValueError, match="none of its 1 samples has a named box"):
+        examine("mine", SetConfig(format="coco"), SampleSet([bare], ("cat",)), None)
+
+
+def test_drawings_without_end_are_refused():
+    with pytest.raises(ValueError, match="has no end"):
+        examine("world", SetConfig(format="world"), LISTED, None)
+
+
+def test_a_set_with_both_kinds_takes_either_protocol():
+    both = SampleSet([CAT, SAID.samples[0]], ("cat",))
+    config = SetConfig(format="odvg")
+    assert [examine("mine", config, both, chosen).protocol for chosen in (None, "coco", "any-box")] == [
+        "coco",
+        "coco",
+        "any-box",
+    ]
+
+
+def test_other_words_or_pictures_are_another_set():
+    config = SetConfig(format="coco")
+    first = examine("mine", config, LISTED, None)
+    for other in (replace(CAT, vocabulary=("dog",)), replace(CAT, image_id=9)):
+        assert examine("mine", config, SampleSet([other], other.vocabulary), None).digest != first.digest
+    assert examine("mine", config, SampleSet([CAT], ("cat",)), None).digest == first.digest

@@ -30,9 +30,9 @@ def test_rows_become_columns_and_rows_again(tmp_path):
     results = read(tmp_path, rows, tally)
     assert not tally and len(results) == 3
     assert results.pictures.tolist() == [1, 0, 0] and results.categories.tolist() == [1, 0, 0]
-    assert rows_of(results, PICTURES, CATEGORIES) == rows
-    assert rows_of(results.select(results.scores > 0), PICTURES, CATEGORIES) == rows[:2]
-    assert rows_of(results.select(np.array([2, 0])), PICTURES, CATEGORIES) == [rows[2], rows[0]]
+    assert list(rows_of(results, PICTURES, CATEGORIES)) == rows
+    assert list(rows_of(results.select(results.scores > 0), PICTURES, CATEGORIES)) == rows[:2]
+    assert list(rows_of(results.select(np.array([2, 0])), PICTURES, CATEGORIES)) == [rows[2], rows[0]]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_unknown_categories_are_counted_and_stay(tmp_path):
     results = read(tmp_path, [{**GOOD, "category_id": 99}, {**GOOD, "category_id": [3]}, GOOD], tally)
     assert results.categories.tolist() == [UNKNOWN, UNKNOWN, 0]
     assert tally.counts == {"result of an unknown category": 2}
-    assert len(rows_of(results, PICTURES, CATEGORIES)) == 1
+    assert len(list(rows_of(results, PICTURES, CATEGORIES))) == 1
 
 
 def test_more_than_a_row_needs_is_passed_over(tmp_path):
