@@ -7,7 +7,6 @@ PYTHON ?= python3
 PYTEST ?=
 DEMO_PICTURE ?= docs/pictures/street.png
 DEMO_PROMPT ?= a red house. a tree. a car. the sun
-DEMO_THRESHOLD ?= 0.57
 OUT ?= out
 
 BIN := .venv/bin
@@ -17,7 +16,7 @@ READY := .venv/ready
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --threshold $(DEMO_THRESHOLD) --out "$(OUT)"
+	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --out "$(OUT)"
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST)
