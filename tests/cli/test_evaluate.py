@@ -178,22 +178,38 @@ def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, t
     assert code == 2 and "no class 'owl' in the set" in err
 
 
-def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path):
-    glip_(tiny_folder, things, captions, "--out", "one")
+def in_two_processes(*arguments: object) -> list[tuple[int, str]]:
+    """Run the command as torchrun does; exit code and standard error of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "glip", "evaluate", tiny_folder, things, captions, "--out", tmp_path / "two"]
+    command = [sys.executable, "-m", "glip", "evaluate", *map(str, arguments), "--device", "cpu"]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
-        subprocess.Popen([*map(str, command), "--device", "cpu"], env={**shared, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in "01"
+        subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, text=True)
+        for r in "01"
     ]
-    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    told = [process.communicate(timeout=300)[1] for process in ranks]
+    return [(process.returncode, err) for process, err in zip(ranks, told, strict=True)]
+
+
+def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path):
+    glip_(tiny_folder, things, captions, "--out", "one")
+    ended = in_two_processes(tiny_folder, things, captions, "--out", tmp_path / "two")
+    assert [code for code, _ in ended] == [0, 0], ended
     for name in ("boxes/results.json", "boxes/report.json", "lines/groundings.json", "lines/report.json"):
         one, two = (next((tmp_path / folder).glob(f"tiny-*/{name}")).read_text() for folder in ("one", "two"))
         assert one == two, name
     assert len(list((tmp_path / "two").glob("tiny-*/boxes/answers/answers-*.bin"))) == 2
+
+
+def test_what_fails_in_one_process_ends_both_in_one_line(glip_, tiny_folder, things, tmp_path):
+    """Only the main process compares with the answers that are there."""
+    glip_(tiny_folder, things, "--out", tmp_path / "out", "--max-detections", 5)
+    main_one, other = in_two_processes(tiny_folder, things, "--out", tmp_path / "out")
+    assert main_one[0] == other[0] == 2, (main_one, other)
+    assert "another evaluation" in main_one[1] and "process 0 failed: " in other[1]
+    assert "Traceback" not in main_one[1] + other[1]
 
 
 def test_every_set_that_is_there(glip_, tiny_folder, things, tmp_path, monkeypatch):
