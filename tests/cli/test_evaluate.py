@@ -179,12 +179,13 @@ def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, t
 
 
 def in_two_processes(*arguments: object) -> list[tuple[int, str]]:
-    """Run the command as torchrun does; exit code and standard error of each process."""
+    """Run the command as torchrun does, with as many threads as here; exit code and standard error of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "glip", "evaluate", *map(str, arguments), "--device", "cpu"]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums in another order differ in the last digits
     ranks = [
         subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, text=True)
         for r in "01"
