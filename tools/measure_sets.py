@@ -18,6 +18,7 @@ from glip.data.phrasing import foreign_names
 from glip.data.sets import Tally
 from glip.evaluate.background import Background, background_of
 from glip.evaluate.coco import average_precision
+from glip.evaluate.examination import seen_in
 from glip.evaluate.phrases import PhraseRecall, phrase_recall
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import Chosen
@@ -45,13 +46,13 @@ def main() -> None:
     print(f"False alarms: pictures (names) with a detection of at least {threshold:g} for a name that is not there.\n")
     print("| set | pictures | AP50 | 95 % interval | AP | own absent names | names of other sets | seen in training |")
     print("|---|---|---|---|---|---|---|---|")
-    recalls: dict[str, tuple[str, PhraseRecall]] = {}
+    recalls: dict[str, PhraseRecall] = {}
     for name in args.sets:
         full = name if name in known_sets(args.data) else f"{name}_{args.split}"
         samples = Chosen(read_set(find_set(full), args.data).samples, args.pictures)
         pairs = found(detector, samples, full, tally)
         if any(sample.prompt is not None for sample, _ in pairs):
-            recalls[full] = name, phrase_recall(pairs)
+            recalls[full] = phrase_recall(pairs)
             continue
         score = average_precision(pairs)
         low, high = score.interval()
@@ -60,11 +61,11 @@ def main() -> None:
             background_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
         figures = f"{score.ap50:.3f} | {low:.3f} to {high:.3f} | {score.ap:.3f} | {own} | {strange}"
-        print(f"| {full} | {score.pictures} | {figures} | {seen(name, detector)} |")
+        print(f"| {full} | {score.pictures} | {figures} | {seen(full, detector)} |")
     print("\n| captions | phrases | recall@1 | recall@5 | recall@10 | seen in training |\n|---|---|---|---|---|---|")
-    for full, (name, recall) in recalls.items():
+    for full, recall in recalls.items():
         figures = " | ".join(f"{value:.3f}" for value in recall.at.values())
-        print(f"| {full} | {recall.phrases} | {figures} | {seen(name, detector)} |")
+        print(f"| {full} | {recall.phrases} | {figures} | {seen(full, detector)} |")
     print(f"\nLeft out: {tally or 'nothing'}")
 
 
@@ -93,11 +94,12 @@ def alarms(found: Background | None, threshold: float) -> str:
 
 
 def seen(name: str, detector: "glip.Detector") -> str:
-    """What the model's config says of a set's train split."""
+    """What the model's config says of the set's other pictures."""
+    if not seen_in(detector.config.trained_on, find_set(name), name):
+        return "no"
     if name.startswith("world"):
-        trained = "drawn world" in detector.config.trained_on
-        return ("yes, other combinations" if "novel" in name else "yes, other drawings") if trained else "no"
-    return "yes, its train split" if {name, f"{name}_train"} & set(detector.config.trained_on) else "no"
+        return "yes, other combinations" if "novel" in name else "yes, other drawings"
+    return "yes, its train split"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from glip.detector import Detector
-    from glip.evaluate.evaluation import Examination
+    from glip.evaluate.examination import Examination
     from glip.evaluate.report import Report
     from glip.evaluate.run import Asking
     from glip.train.distributed import Group
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="+",
         metavar="MODEL [SET ...]",
-        help="a model, then names of sets, annotation files, odinw13 or odinw35 (default: every set that is there but "
-        "those to train on); with --predictions only a set",
+        help="a model, then names of sets, annotation files, odinw13 or odinw35 (default: every set for validation "
+        "or tests that is there); with --predictions only a set",
     )
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
@@ -136,7 +136,7 @@ def _sets_there(root: str | None) -> list[str]:
 
 def _exam(name: str, args: argparse.Namespace) -> "Examination":
     from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
-    from glip.evaluate.evaluation import examine
+    from glip.evaluate.examination import examine
 
     images = [str(Path(folder).absolute()) for folder in args.images]
     config = find_set(name, images=images, root=args.root)
@@ -150,7 +150,7 @@ def _exam(name: str, args: argparse.Namespace) -> "Examination":
 def _tasks(name: str, args: argparse.Namespace) -> "list[Examination]":
     """The tasks of ODinW that are there; the others are named in the table."""
     from glip.data.catalog import data_root, missing_part
-    from glip.evaluate.evaluation import examine_task
+    from glip.evaluate.examination import examine_task
     from glip.evaluate.odinw import tasks
 
     there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), args.root)]
@@ -185,7 +185,7 @@ def _evaluate(
     exam: "Examination", detector: "Detector", weights: str, folder: Path, args: argparse.Namespace, group: "Group"
 ) -> "Report | None":
     """Collect in all processes, score in the main one."""
-    from glip.evaluate.evaluation import collect
+    from glip.evaluate.examination import collect
     from glip.evaluate.journal import Journal
     from glip.evaluate.scoring import score
 
@@ -220,16 +220,14 @@ def _asking(exam: "Examination", args: argparse.Namespace) -> "Asking":
     from glip.config import read_yaml
     from glip.data.catalog import data_root
     from glip.data.phrasing import read_prompts
-    from glip.evaluate.evaluation import asking_for
+    from glip.evaluate.examination import asking_for
     from glip.evaluate.run import Asking
 
     file = args.prompts or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
     prompts = dict(exam.prompts)
     if file:
         prompts = {} if str(file) == "none" else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
-    asking = Asking(args.batch_size, args.max_names, args.max_detections, prompts=prompts)
-    asking = asking_for(exam.protocol, asking)
-    return replace(asking, max_names=asking.max_names or None)
+    return asking_for(exam.protocol, Asking(args.batch_size, args.max_names, args.max_detections, prompts=prompts))
 
 
 def _score_file(args: argparse.Namespace) -> int:

@@ -4,20 +4,18 @@ Predictions are a json list of {image_id, sentence_id, boxes}; ``boxes[phrase][r
 first, for each phrase of the sentence that has a box.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from glip.data.readers.fields import parse_json, read_json
+from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
 from glip.data.sets import Tally
 from glip.evaluate.phrases import CaptionTruth, caption_truth
 from glip.shapes import Float, Tensor
-from glip.structures import Sample
 
 Row = dict[str, Any]
 Boxes = tuple[Float[Tensor, "_rank 4"], ...]  # of each phrase, best first
@@ -39,26 +37,6 @@ def read_released(folder: str | Path, names: str | Path, tally: Tally) -> list[C
     found = read_flickr30k(folder, [folder], names, flat_boxes=True)
     tally.add(found.left_out)
     return [caption_truth(sample) for sample in found.samples]
-
-
-def with_released_ids(samples: Iterable[Sample], annotations: str | Path) -> Iterator[Sample]:
-    """Samples read from MDETR's json under the ids of the release, "<picture>:<sentence>", where the json states them.
-
-    Args:
-        samples: as ``read_mdetr`` gives them.
-        annotations: the same json, such as final_flickr_separateGT_test.json.
-
-    Raises:
-        FileNotFoundError: no such json.
-        ValueError: not such json.
-    """
-    ids = {
-        str(record.get("id")): f"{record['original_img_id']}:{record['sentence_id']}"
-        for record in reversed(read_json(Path(annotations), ("images",), "MDETR grounding")["images"])
-        if isinstance(record, dict) and "original_img_id" in record and "sentence_id" in record
-    }
-    for sample in samples:
-        yield replace(sample, image_id=ids.get(str(sample.image_id), sample.image_id))
 
 
 def prediction_row(truth: CaptionTruth, boxes: Sequence[Float[Tensor, "_rank 4"]]) -> Row:

@@ -41,16 +41,12 @@ class Asking:
     chunk_detections: int = 0
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
 
-    def words(self, sample: Sample) -> Prompt:
-        """What is asked of a sample: its caption, or the names of its vocabulary.
+    def listed(self, names: Sequence[str]) -> Prompt:
+        """The prompt of a vocabulary; label ``i`` is name ``i``.
 
         Raises:
             ValueError: an empty name.
         """
-        return sample.prompt or self.listed(sample.vocabulary)
-
-    def listed(self, names: Sequence[str]) -> Prompt:
-        """The prompt of a vocabulary; label ``i`` is name ``i``."""
         if not any(name in self.prompts for name in names):
             return Prompt.from_names(names)
         return caption_of([self.prompts.get(name) or ClassPrompt("", name, "") for name in names])

@@ -15,7 +15,7 @@ from glip.data.writers import whole_file
 from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.background import background, operating_points
 from glip.evaluate.coco import STATS, Ranking, Score, score_results
-from glip.evaluate.evaluation import LVIS_KEPT, Examination, answered
+from glip.evaluate.examination import LVIS_KEPT, Examination, answered, count_passed_over
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
 from glip.evaluate.journal import Journal
@@ -65,22 +65,24 @@ def score(
         )
     tally = Tally()
     tally.add(exam.read.left_out)
-    found = list(answered(journal, exam.samples, asking, tally)) if exam.protocol != "lvis" else None
-    every = found if found is not None else answered(journal, exam.samples, asking, tally)
+    count_passed_over(journal, tally)
+
+    def found() -> Iterator[Found]:  # read anew each time: the answers for a large set need not fit into memory
+        return answered(journal, exam.samples, asking)
+
     parts: list[Scored] = []
     if any(sample.prompt is None for sample in exam.samples):
-        listed = ((n, s, d) for n, s, d in every if s.prompt is None)
+        listed = ((n, s, d) for n, s, d in found() if s.prompt is None)
         parts.append(_score_lists(exam, listed, folder, tally, inclusive=config.inference.inclusive))
     if any(sample.prompt for sample in exam.samples):
-        said = {number: detections for number, sample, detections in found or () if sample.prompt}
+        said = {number: detections for number, sample, detections in found() if sample.prompt}
         pairs = [(sample, said.get(number)) for number, sample in enumerate(exam.samples) if sample.prompt]
         parts.append(_score_captions(exam, pairs, folder))
     report = _report(exam, config.name, parts, tally, seen=exam.seen_in(config.trained_on))
     report.write(folder)
     if draw:
         _draw(parts, folder)
-        again = found or answered(journal, exam.samples, asking, Tally())
-        draw_worst(again, exam.read.samples, config.inference.threshold, folder / "worst.png")
+        draw_worst(found(), exam.read.samples, config.inference.threshold, folder / "worst.png")
     return report
 
 

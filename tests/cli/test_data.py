@@ -1,13 +1,13 @@
 """glip data: what it prints, writes and exits with, for sets of the table, for paths and for drawn pictures."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from glip.cli.main import main
 from glip.data.catalog import find_set, read_set
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -15,18 +15,8 @@ real = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not the
 
 
 @pytest.fixture
-def glip_(capsys, tmp_path, monkeypatch):
-    """Run ``glip data`` in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GLIP_DATA", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["data", *(str(argument) for argument in arguments)])
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
+def glip_(command_line):
+    return partial(command_line, "data")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from glip.cli.main import main
 from glip.data.catalog import find_set, read_set
 from glip.detector import Detector
 from glip.evaluate.coco import average_precision
@@ -24,18 +24,8 @@ NAMES = ("red square", "blue circle", "green star")
 
 
 @pytest.fixture
-def glip_(capsys, tmp_path, monkeypatch):
-    """Run ``glip evaluate`` in an empty folder: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("GLIP_DATA", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main(["evaluate", *(str(argument) for argument in arguments)])
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
+def glip_(command_line):
+    return partial(command_line, "evaluate")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 
 from glip.data.readers.mdetr import read_mdetr
 from glip.data.sets import Tally
-from glip.evaluate.flickr import prediction_row, read_predictions, read_released, with_released_ids
+from glip.evaluate.flickr import prediction_row, read_predictions, read_released
 from glip.evaluate.phrases import PROTOCOLS, caption_recall, caption_truth, phrase_hits, ranked_boxes
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Phrase, Prompt, Sample
@@ -41,8 +41,7 @@ def asked(name):
 @cache
 def asked_by_mdetr(ground_truth):
     path = case("flickr30k") / "mdetr_json" / f"final_flickr_{ground_truth}GT_test.json"
-    samples = read_mdetr(path, [path.parent]).samples
-    return [caption_truth(sample) for sample in with_released_ids(samples, path)]
+    return [caption_truth(sample) for sample in read_mdetr(path, [path.parent]).samples]
 
 
 @cache
@@ -353,5 +352,5 @@ def test_ids_of_the_release_where_the_json_states_them(tmp_path):
     }
     path = tmp_path / "mdetr.json"
     path.write_text(json.dumps(tree))
-    samples = with_released_ids(read_mdetr(path, [tmp_path]).samples, path)
+    samples = read_mdetr(path, [tmp_path]).samples
     assert [(t.picture, t.sentence) for t in map(caption_truth, samples)] == [(7, 4), (1, 0)]

@@ -8,7 +8,7 @@ from scored import detections, sample
 
 from glip.config import ModelConfig, SetConfig
 from glip.data.sets import SampleSet
-from glip.evaluate.evaluation import examine
+from glip.evaluate.examination import examine
 from glip.evaluate.journal import Journal
 from glip.evaluate.run import Answer, Asking
 from glip.evaluate.scoring import score

@@ -11,6 +11,7 @@ from glip.data.readers.fields import (
     annotation_place,
     by_picture,
     ground,
+    is_id,
     picture_place,
     read_box,
     read_caption,
@@ -26,6 +27,9 @@ from glip.structures import Sample
 
 def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
     """Read grounding annotations in MDETR's form of COCO json: one sample for each entry of ``images``.
+
+    Where an entry states the ids of Flickr30K's release (``original_img_id`` and ``sentence_id``), they are the id,
+    "<picture>:<sentence>" as ``read_flickr30k`` gives it; else the entry's own id is.
 
     A phrase is one distinct tuple of spans. Where an entry lists its phrases (``tokens_positive_eval``, in the files
     of Flickr30K), a box that stands for several of them is named by each, instead of by one phrase of all their words.
@@ -52,9 +56,16 @@ def _samples(tree: dict[str, Any], folders: Folders, left_out: Tally) -> Iterato
             if not annotations:
                 raise Unfit("caption without a box")
             named = _named(annotations, caption, _listed(record, caption), left_out)
-            yield ground(picture, caption, named, image_id=record["id"], size=read_size(record))
+            yield ground(picture, caption, named, image_id=_released_id(record), size=read_size(record))
         except Unfit as reason:
             left_out.note(str(reason), picture_place(record))
+
+
+def _released_id(record: dict[str, Any]) -> int | str:
+    if is_id(record.get("original_img_id")) and is_id(record.get("sentence_id")):
+        return f"{record['original_img_id']}:{record['sentence_id']}"
+    own: int | str = record["id"]
+    return own
 
 
 def _named(annotations: list[dict[str, Any]], caption: str, listed: set[Spans], left_out: Tally) -> list[Named]:

@@ -1,6 +1,5 @@
 """What is counted on which set, and whether a model was trained on it."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ from scored import captioned, sample
 
 from glip.config import SetConfig
 from glip.data.sets import SampleSet
-from glip.evaluate.evaluation import Examination, asking_for, examine
+from glip.evaluate.examination import Examination, asking_for, examine
 from glip.evaluate.run import Asking
 
 BOX = (1.0, 1.0, 9.0, 9.0)
@@ -40,14 +39,6 @@ def test_the_usual_protocol(format, read, protocol):
 def test_a_protocol_that_does_not_fit(format, read, protocol, message):
     with pytest.raises(ValueError, match=message):
         examine("mine", SetConfig(format=format), read, protocol)
-
-
-def test_sets_of_mdetr_have_the_released_ids(tmp_path):
-    image = {"id": 5, "file_name": "a.jpg", "caption": "a cat", "original_img_id": 77, "sentence_id": 2}
-    (tmp_path / "said.json").write_text(json.dumps({"images": [image]}))
-    read = SampleSet([replace(SAID.samples[0], image_id=5)])
-    exam = examine("mine", SetConfig(format="mdetr", annotations=str(tmp_path / "said.json")), read, None)
-    assert [one.image_id for one in exam.read.samples] == ["77:2"]
 
 
 @pytest.mark.parametrize(

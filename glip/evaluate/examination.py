@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -19,7 +19,6 @@ from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, Tally
 from glip.detector import Detector
-from glip.evaluate.flickr import with_released_ids
 from glip.evaluate.journal import Journal
 from glip.evaluate.lvis import load_package
 from glip.evaluate.odinw import Task, read_task
@@ -27,7 +26,6 @@ from glip.evaluate.run import Asking, answers
 from glip.structures import Detections, Sample
 
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 _FAMILIES = {"goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco")}  # what a name stands for
 LVIS_NAMES, LVIS_KEPT = 40, 300  # names in a chunk and detections of a chunk, as the 2022 release evaluates
 
@@ -71,9 +69,14 @@ class Examination:
 
     def seen_in(self, trained_on: Sequence[str]) -> bool:
         """Whether a model was trained on this set, or on another split of it, by the names of its training sets."""
-        own = {"drawn world"} if self.config.format == "world" else {self.name, *self.same_as}
-        trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
-        return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained})
+        return seen_in(trained_on, self.config, self.name, *self.same_as)
+
+
+def seen_in(trained_on: Sequence[str], config: SetConfig, *names: str) -> bool:
+    """Whether a model trained on these sets has seen the set of any of the names, or another split of it."""
+    own = ("drawn world",) if config.format == "world" else names
+    trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
+    return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained})
 
 
 @lru_cache(maxsize=64)
@@ -94,8 +97,6 @@ def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | 
         raise ValueError(
             f"set {name!r} has no end: take world_seen or world_novel, or give it a count in datasets.yaml"
         )
-    if config.format == "mdetr":
-        read = replace(read, samples=list(with_released_ids(read.samples, config.annotations)))
     samples = tuple(_without_drawing(sample) for sample in read.samples)
     captioned = {sample.prompt is not None for sample in samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
@@ -150,9 +151,9 @@ def _without_drawing(sample: Sample) -> Sample:
 
 
 def asking_for(protocol: Protocol, asking: Asking) -> Asking:
-    """How the protocol has the model asked, where the caller leaves it open."""
+    """How the protocol has the model asked, where the caller leaves it open; 0 names in a chunk: as many as fit."""
     if protocol != "lvis":
-        return asking
+        return replace(asking, max_names=asking.max_names or None)
     names = LVIS_NAMES if asking.max_names is None else asking.max_names
     kept = LVIS_KEPT if asking.max_detections is None else asking.max_detections
     return replace(asking, max_names=names or None, max_detections=0, chunk_detections=kept)
@@ -184,15 +185,18 @@ def collect(
             bar.update()
 
 
-def answered(
-    journal: Journal, samples: Sequence[Sample], asking: Asking, tally: Tally
-) -> Iterator[tuple[int, Sample, Detections]]:
-    """Samples with their numbers and answers, in order; what was passed over is counted."""
-    listed = lru_cache(maxsize=64)(asking.listed)
+def count_passed_over(journal: Journal, tally: Tally) -> None:
+    """Count the samples that could not be asked about, by reason."""
     for entry in journal.entries():
         if entry.reason:
             tally.note(entry.reason, entry.place)
-        else:
+
+
+def answered(journal: Journal, samples: Sequence[Sample], asking: Asking) -> Iterator[tuple[int, Sample, Detections]]:
+    """Samples with their numbers and answers, in order, read as they are needed; without those passed over."""
+    listed = lru_cache(maxsize=64)(asking.listed)
+    for entry in journal.entries():
+        if not entry.reason:
             sample = samples[entry.sample]
             yield entry.sample, sample, entry.detections(sample.prompt or listed(sample.vocabulary))
 
