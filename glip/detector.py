@@ -4,57 +4,32 @@ A picture is encoded once for many prompts and a vocabulary once for many pictur
 and ``ground`` are the steps of a call.
 """
 
+import copy
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
 import torch
 from PIL import Image
 
+from glip.adaptation import Adaptation
 from glip.config import ModelConfig
 from glip.data.picture import Picture, open_any
+from glip.encoded import EncodedImage, EncodedText
+from glip.model.adapt import load_adaptation, with_weights
 from glip.model.glip import GLIP
-from glip.model.weights import load_pretrained, save_pretrained
+from glip.model.weights import WeightsError, fingerprint, load_pretrained, save_pretrained
 from glip.postprocess import Decoding, merge_chunks, postprocess
 from glip.processor import SIZE_DIVISOR, Processor, resized_size
 from glip.shapes import Float, Tensor
-from glip.structures import Detections, ImageBatch, Outputs, Prompt, TextBatch, TextFeatures
+from glip.structures import Detections, ImageBatch, Outputs, Prompt, TextFeatures
 from glip.text.prompt import split_prompt
 from glip.text.tokens import Tokenizer
 
 Words = str | Sequence[str] | Prompt
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
-
-    levels: tuple[Float[Tensor, "batch chan _height _width"], ...]
-    resized: tuple[tuple[int, int], ...]
-    original: tuple[tuple[int, int], ...]
-
-    def select(self, chosen: Sequence[int]) -> "EncodedImage":
-        """Some of the pictures, by index; one may come more than once, for several prompts."""
-        index = list(chosen)
-        resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
-        return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """Token features of one or more prompts. A long list of names has several rows, its chunks.
-
-    ``owners[row]`` is the prompt a row belongs to and ``firsts[row]`` the label of its first phrase in that prompt.
-    """
-
-    prompts: tuple[Prompt, ...]
-    owners: tuple[int, ...]
-    firsts: tuple[int, ...]
-    batch: TextBatch
-    features: TextFeatures
 
 
 class Detector:
@@ -67,13 +42,22 @@ class Detector:
 
     def __init__(self, model: GLIP, config: ModelConfig, tokenizer: Tokenizer, device: str | None = None) -> None:
         self.device = choose_device(device)
-        self.model = model.to(self.device).eval()
+        self.model = self._base = model.to(self.device).eval()
         self.config = config
+        self.adaptation: Adaptation | None = None
         self.processor = build_processor(config, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path = "glip-nano", *, device: str | None = None) -> "Detector":
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path = "glip-nano",
+        *,
+        task: str | Path | Adaptation | None = None,
+        device: str | None = None,
+    ) -> "Detector":
         """Load a model by name ("glip-nano" is bundled, "glip-t", "glip-l", ... are the 2022 release) or from a path.
+
+        With ``task``, what ``glip tune`` made for it, the detector is adapted to that task (see ``adapted``).
 
         Raises:
             WeightsError: unknown, not there, broken, or of another model.
@@ -81,7 +65,35 @@ class Detector:
         """
         choose_device(device)
         loaded = load_pretrained(name_or_path)
-        return cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device)
+        detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device)
+        return detector if task is None else detector.adapted(task)
+
+    def adapted(self, task: str | Path | Adaptation) -> "Detector":
+        """A second detector with what was learned for a task; called without a prompt it finds the task's names.
+
+        All weights but those that the task changed are shared: many tasks take the memory of one model and switching
+        is calling another of these detectors. What is asked in other words than the task's is answered by the model as
+        it is, bit for bit, after prompt tuning.
+
+        Raises:
+            WeightsError: not there, broken, or tuned on other weights than these.
+        """
+        adaptation = task if isinstance(task, Adaptation) else load_adaptation(task)
+        if adaptation.fingerprint != self.fingerprint:
+            raise WeightsError(
+                f"task {' '.join(adaptation.names)[:40]!r} was tuned on other weights (of {adaptation.model!r}) than "
+                f"those of this {self.config.name!r}: load the model it belongs to, or tune again"
+            )
+        twin = copy.copy(self)
+        twin.adaptation = adaptation
+        twin.model = with_weights(self._base, adaptation.weights) if adaptation.weights else self._base
+        twin.__dict__.pop("_own_text", None)
+        return twin
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells the weights of the model from those of others; adaptations do not count."""
+        return fingerprint(self._base.state_dict())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""
@@ -91,7 +103,7 @@ class Detector:
     def __call__(  # type: ignore[overload-overlap]
         self,
         images: Picture,
-        prompt: Words,
+        prompt: Words | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
         nms: float | None = None,
@@ -104,7 +116,7 @@ class Detector:
     def __call__(
         self,
         images: Sequence[Picture],
-        prompt: Words | Sequence[Words],
+        prompt: Words | Sequence[Words] | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
         nms: float | None = None,
@@ -117,7 +129,7 @@ class Detector:
     def __call__(
         self,
         images: Picture | Sequence[Picture],
-        prompt: Words | Sequence[Words],
+        prompt: Words | Sequence[Words] | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
         nms: float | None = None,
@@ -132,8 +144,8 @@ class Detector:
             images: a path, a PIL picture, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
                 uint8 or 0..1), or a list of them.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of pictures also a list of
-                Prompts (or of lists of names), one for each.
-            threshold: lowest score returned, 0..1, or one for each phrase; default: the model's.
+                Prompts (or of lists of names), one for each. Of an adapted detector by default its task's words.
+            threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
             nms: overlap above which the lower-scored of two boxes of a class goes; 1 keeps all.
             max_detections: boxes of a picture at most, 0 for no cap.
             max_names: names in a chunk of a long list at most; default: as many as fit.
@@ -150,12 +162,12 @@ class Detector:
         _check_batch_size(batch_size)
         single = not isinstance(images, list | tuple)
         pictures = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
-        prompts = as_prompts(prompt, len(pictures))
+        prompts = None if prompt is None else as_prompts(prompt, len(pictures))
         text = self.encode_text(prompts, max_names=max_names)
         found: dict[int, Detections] = {}
         for group in self.group_by_size(pictures, batch_size):
             image = self.encode_image([pictures[index] for index in group])
-            own = text if len(prompts) == 1 else _rows_of(text, group)
+            own = text if len(text.prompts) == 1 else text.of_prompts(group)
             results = self.ground(
                 image,
                 own,
@@ -177,12 +189,18 @@ class Detector:
         return EncodedImage(levels, batch.resized, batch.original)
 
     @torch.no_grad()
-    def encode_text(self, prompts: Words | Sequence[Prompt], *, max_names: int | None = None) -> EncodedText:
+    def encode_text(
+        self, prompts: Words | Sequence[Prompt] | None = None, *, max_names: int | None = None
+    ) -> EncodedText:
         """Encode one prompt for all pictures, or a list of Prompts, one for each; long lists of names in chunks.
 
+        Without a prompt an adapted detector gives its task's words, with what was learned for them.
+
         Raises:
-            ValueError: an empty prompt or phrase, a caption over the limit, a phrase that yields no token.
+            ValueError: no prompt, an empty one, an empty phrase, a caption over the limit, a phrase without a token.
         """
+        if prompts is None:
+            return self._own_text
         listed = as_prompts(prompts, None)
         rows = [
             (owner, chunk)
@@ -194,6 +212,23 @@ class Detector:
         batch = self.processor.text([chunk.prompt for _, chunk in rows]).to(self.device)
         owners, firsts = tuple(owner for owner, _ in rows), tuple(chunk.first for _, chunk in rows)
         return EncodedText(tuple(listed), owners, firsts, batch, self.model.encode_text(batch))
+
+    @cached_property
+    def _own_text(self) -> EncodedText:
+        adaptation = self.adaptation
+        if adaptation is None:
+            raise ValueError("no prompt: say what to look for, or load a task of glip tune, which knows its names")
+        text = self.encode_text(adaptation.prompt)
+        if adaptation.offsets is None:
+            return text
+        hidden = text.features.hidden
+        if adaptation.offsets.shape != hidden.shape[1:]:
+            raise WeightsError(
+                f"offsets of shape {tuple(adaptation.offsets.shape)} for a caption of {tuple(hidden.shape[1:])}: the "
+                "task is broken or of another model"
+            )
+        tuned = TextFeatures(hidden + adaptation.offsets.to(hidden.device), text.features.attention_mask)
+        return dataclasses.replace(text, features=tuned)
 
     @torch.no_grad()
     def ground(
@@ -252,8 +287,7 @@ class Detector:
     ) -> list[Detections]:
         """One pass of the head over (picture, text row) pairs."""
         pictures, rows = [index for index, _ in pairs], [row for _, row in pairs]
-        batch = _select_rows(text.batch, rows)
-        features = TextFeatures(text.features.hidden[rows][:, : batch.input_ids.shape[1]], batch.attention_mask)
+        batch, features = text.rows(rows)
         outputs: Outputs = self.model.ground([level[pictures] for level in image.levels], features)
         sizes = ImageBatch(
             image.levels[0].new_zeros(len(pairs), 3, 0, 0),
@@ -277,6 +311,8 @@ class Detector:
 
     def _thresholds(self, threshold: float | Sequence[float] | None, prompt: Prompt) -> Float[Tensor, " phrase"]:
         count = len(prompt.phrases)
+        if threshold is None and self.adaptation and prompt is self.adaptation.prompt and self.adaptation.thresholds:
+            threshold = self.adaptation.thresholds
         if threshold is None:
             threshold = self.config.inference.threshold
         values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
@@ -354,33 +390,3 @@ def as_prompts(words: Words | Sequence[Words], pictures: int | None) -> list[Pro
 def _check_batch_size(size: int) -> None:
     if size < 1:
         raise ValueError(f"batch_size {size} is less than 1: give the pictures computed at once, such as 4")
-
-
-def _rows_of(text: EncodedText, prompts: Sequence[int]) -> EncodedText:
-    """The rows of some prompts, which become prompts 0, 1, ..."""
-    rows = [(new, row) for new, old in enumerate(prompts) for row, owner in enumerate(text.owners) if owner == old]
-    index = [row for _, row in rows]
-    features = TextFeatures(text.features.hidden[index], text.features.attention_mask[index])
-    return EncodedText(
-        tuple(text.prompts[old] for old in prompts),
-        tuple(new for new, _ in rows),
-        tuple(text.firsts[row] for row in index),
-        _pick(text.batch, index, text.batch.input_ids.shape[1]),
-        features,
-    )
-
-
-def _select_rows(batch: TextBatch, rows: Sequence[int]) -> TextBatch:
-    """Some captions of a batch, cut to the longest of them."""
-    width = int(batch.attention_mask[list(rows)].sum(1).max())
-    return _pick(batch, rows, width)
-
-
-def _pick(batch: TextBatch, rows: Sequence[int], width: int) -> TextBatch:
-    index = list(rows)
-    return TextBatch(
-        batch.input_ids[index][:, :width],
-        batch.attention_mask[index][:, :width],
-        tuple(batch.phrase_tokens[row][:, :width] for row in index),
-        tuple(batch.prompts[row] for row in index),
-    )

@@ -21,11 +21,17 @@ _FEW = 3  # up to so many pictures are printed as tables
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "pictures", nargs="+", metavar="PICTURE", help="files, folders or patterns such as 'shots/*.jpg'"
+        "pictures",
+        nargs="+",
+        metavar="PICTURE... PROMPT",
+        help="files, folders or patterns such as 'shots/*.jpg'; then what to find, names with '. ' between them (with "
+        "--task pictures only: it knows its names)",
     )
-    parser.add_argument("prompt", help="what to find: names with '. ' between them")
     parser.add_argument("--model", default="glip-nano", help="a name, a folder or a .pth file (default: glip-nano)")
-    parser.add_argument("--threshold", type=float, default=None, help="lowest score shown, 0..1 (default: the model's)")
+    parser.add_argument("--task", metavar="FILE", help="a task.safetensors of glip tune: finds its names as tuned")
+    parser.add_argument(
+        "--threshold", type=float, default=None, help="lowest score shown, 0..1 (default: the task's or model's)"
+    )
     parser.add_argument("--out", default="out", metavar="DIR", help="where drawn pictures go (default: out)")
     parser.add_argument("--json", metavar="FILE", help="also write one JSON line per picture; '-' prints them instead")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
@@ -44,11 +50,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
     if args.json and Path(args.json).is_dir():
         raise ValueError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
-    prompt = Prompt.parse(args.prompt)
+    words = args.pictures.pop() if not args.task and len(args.pictures) > 1 else None
+    if not args.task and words is None:
+        raise ValueError(
+            "nothing to look for: give words behind the pictures, such as 'a red bus. a cyclist', or --task"
+        )
+    prompt = Prompt.parse(words) if words is not None else None
     paths = find_pictures(args.pictures)
     from glip.detector import Detector
 
-    detector = Detector.from_pretrained(args.model, device=args.device)
+    detector = Detector.from_pretrained(args.model, task=args.task, device=args.device)
     names = output_names(paths, Path(args.out))
     report = Report(args.json, quiet=args.json == "-", table=len(paths) <= _FEW)
     failed = 0
@@ -193,6 +204,6 @@ def _open(path: Path) -> "Image.Image | None":
 
 
 def _detect(
-    detector: "Detector", pictures: "list[Image.Image]", prompt: "Prompt", threshold: float | None
+    detector: "Detector", pictures: "list[Image.Image]", prompt: "Prompt | None", threshold: float | None
 ) -> "list[Detections]":
     return detector(pictures, prompt, threshold=threshold, batch_size=len(pictures)) if pictures else []

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,7 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=None, help="what is counted (default: by the format)")
     parser.add_argument("--predictions", metavar="FILE", help="score results in the standard format, without a model")
-    parser.add_argument("--prompts", metavar="FILE", help="a YAML of words to write for a name; 'none': plain names")
+    parser.add_argument("--task", metavar="FILE", help="a task.safetensors of glip tune: the model as tuned for it")
+    parser.add_argument(
+        "--prompts",
+        action="append",
+        metavar="FILE",
+        help="a YAML of words to write for a name; 'none': plain names; may be repeated to compare them",
+    )
     parser.add_argument("--max-names", type=int, default=None, metavar="N", help="names in a chunk; 0: as many as fit")
     parser.add_argument("--max-detections", type=int, default=None, metavar="N", help="of a picture (LVIS: of a chunk)")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures or chunks computed at once (default: 1)")
@@ -54,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.predictions:
         return _score_file(args)
     from glip.detector import Detector, choose_device
-    from glip.model.weights import fingerprint
+    from glip.model.adapt import digest_of
     from glip.train.distributed import joined
 
     with joined(choose_device(args.device), minutes=_DAYS) as group:
@@ -62,18 +69,26 @@ def run(args: argparse.Namespace) -> int:
             model, listed = args.names[0], args.names[1:] or _sets_there(args.root)
             exams = {name: _tasks(name, args) if name in ODINW else [_exam(name, args)] for name in listed}
             _refuse_twins([exam.name for own in exams.values() for exam in own])
-            detector = Detector.from_pretrained(model, device=str(group.device))
-            weights = fingerprint(detector.model.state_dict())[:16]
+            detector = Detector.from_pretrained(model, task=args.task, device=str(group.device))
+            weights = detector.fingerprint[:16]
+            task = digest_of(detector.adaptation)[:16] if detector.adaptation else ""
         # two trainings of one config are told apart by their weights
         label = f"{detector.config.name}-{weights[:6]}" if Path(model).exists() else detector.config.name
+        label += f"-task-{task[:6]}" if task else ""
         folder = Path(args.out or _OUT) / label
-        reports: dict[str, list[Report | None]] = {}
-        for name, own in exams.items():
-            reports[name] = [_evaluate(exam, detector, weights, folder / exam.name, args, group) for exam in own]
+        of = {"weights": weights, **({"task": task} if task else {})}
+        wordings = args.prompts or [None]
+        told: dict[str, list[Report]] = {str(words): [] for words in wordings}
+        for name, words in product(exams, wordings):
+            part = folder / f"prompts-{Path(words).stem}" if words and len(wordings) > 1 else folder
+            found = [_evaluate(exam, detector, of, part / exam.name, args, words, group) for exam in exams[name]]
+            told[str(words)] += [report for report in found if report is not None]
             if name in ODINW and group.main:
-                _tell_odinw(name, reports[name], folder)
+                _tell_odinw(name, found, part)
         if group.main:
-            _tell([report for own in reports.values() for report in own if report is not None], folder)
+            _tell([report for own in told.values() for report in own], folder)
+            if len(wordings) > 1:
+                _tell_gain(told)
     return 0
 
 
@@ -182,7 +197,13 @@ def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> 
 
 
 def _evaluate(
-    exam: "Examination", detector: "Detector", weights: str, folder: Path, args: argparse.Namespace, group: "Group"
+    exam: "Examination",
+    detector: "Detector",
+    weights: dict[str, str],
+    folder: Path,
+    args: argparse.Namespace,
+    words: str | None,
+    group: "Group",
 ) -> "Report | None":
     """Collect in all processes, score in the main one."""
     from glip.evaluate.examination import collect
@@ -191,10 +212,10 @@ def _evaluate(
 
     config = detector.config
     with _together(group):
-        asking = _asking(exam, args)
+        asking = _asking(exam, args, words)
         of = {
             "model": config.name,
-            "weights": weights,
+            **weights,
             "inference": repr((config.inference, config.image, config.max_tokens)),
             "set": exam.config.annotations or exam.name,
             "words and pictures": exam.digest,
@@ -216,14 +237,14 @@ def _evaluate(
     return report
 
 
-def _asking(exam: "Examination", args: argparse.Namespace) -> "Asking":
+def _asking(exam: "Examination", args: argparse.Namespace, words: str | None) -> "Asking":
     from glip.config import read_yaml
     from glip.data.catalog import data_root
     from glip.data.phrasing import read_prompts
     from glip.evaluate.examination import asking_for
     from glip.evaluate.run import Asking
 
-    file = args.prompts or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
+    file = words or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
     prompts = dict(exam.prompts)
     if file:
         prompts = {} if str(file) == "none" else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
@@ -241,6 +262,21 @@ def _score_file(args: argparse.Namespace) -> int:
     print(score_file(exam, file, folder, draw=args.draw).markdown())
     print(f"report in {folder}")
     return 0
+
+
+def _tell_gain(told: "dict[str, list[Report]]") -> None:
+    """What each wording gains over the first one, set by set."""
+    from glip.evaluate.report import Row, markdown_table
+
+    rows: list[Row] = []
+    first = next(iter(told.values()))
+    for place, before in enumerate(first):
+        name = next((name for name in HEADLINES if name in before.figures), "")
+        for words, reports in told.items():
+            value = reports[place].figures[name]
+            gain = "" if reports is first else f"{value - before.figures[name]:+.3f}"
+            rows.append({"set": before.dataset, "prompts": words, "figure": name, "value": value, "gain": gain})
+    print("\n".join(markdown_table(rows)))
 
 
 def _tell(reports: "Sequence[Report]", folder: Path) -> None:

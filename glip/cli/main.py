@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 VERBS = {
     "detect": "find what words name in pictures",
     "train": "train a model as a config says",
+    "tune": "adapt a model to a task: prompt tuning, linear probe, full tuning, few-shot",
     "evaluate": "measure a model on sets, as their official evaluators do",
     "data": "list, check, show or convert sets of annotated pictures",
     "convert": "bring a checkpoint into our form",

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: precision over recall, scores of what is right and wrong, and where it fails worst."""
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +103,38 @@ def found_sample(asked: Sample, found: Detections) -> Sample:
         scores=tuple(found.scores.tolist()),
         crowd=(),
     )
+
+
+def draw_rounds(validation: Sequence[float], loss: Sequence[float], path: Path) -> None:
+    """A tuning round by round: the validation from before it on, and the loss."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(9, 3.5), layout="tight")
+    left, right = canvas.subplots(1, 2)
+    left.plot(range(len(validation)), validation, marker=".")
+    left.set(title="AP on validation", xlabel="round (0: before)", ylabel="AP", ylim=(0, 1))
+    right.plot(range(1, len(loss) + 1), loss, marker=".", color="tab:orange")
+    right.set(title="loss", xlabel="round", ylabel="mean of the steps")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=100)
+
+
+def draw_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, *, ylabel: str) -> None:
+    """Mean and spread by shots, a line for each way of tuning (the paper's Figure 4).
+
+    Args:
+        curves: by line, by shots ("1", "5", "all", in order): mean and standard deviation.
+        path: the picture.
+        ylabel: what is averaged.
+    """
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(7, 4.5), layout="tight")
+    axes = canvas.subplots()
+    for name, points in curves.items():
+        means, spreads = zip(*points.values(), strict=True)
+        axes.errorbar(list(points), means, yerr=spreads, marker="o", capsize=3, label=name)
+    axes.set(xlabel="shots of each class", ylabel=ylabel, ylim=(0, 1))
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=100)

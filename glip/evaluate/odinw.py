@@ -20,7 +20,7 @@ from glip.data.sets import Folders, SampleSet, Tally
 from glip.evaluate.report import Row, Table
 
 TABLE = "odinw.yaml"
-Split = Literal["val", "test"]
+Split = Literal["train", "val", "test"]
 Which = Literal[13, 35]
 _FILE = "annotations_without_background.json"
 
@@ -36,6 +36,7 @@ class Task:
             can be asked for it.
         thirteen: whether it is one of the 13 of the paper.
         flat: all splits lie in the folder itself, the file's name tells the split.
+        train: folder of the training split.
         val: folder of the validation split; the release takes a part of the large ones.
         test: folder of the test split.
         same_as: sets under which a model may have been trained on it.
@@ -47,6 +48,7 @@ class Task:
     names: tuple[str, ...]
     thirteen: bool = False
     flat: bool = False
+    train: str = "train"
     val: str = "valid"
     test: str = "test"
     same_as: tuple[str, ...] = ()
@@ -56,7 +58,7 @@ class Task:
         """Where a split lies under the data root; val is what the release's configs evaluate zero-shot."""
         if self.flat:
             return SetConfig(format="coco", annotations=f"{self.folder}/{split}_{_FILE}", images=(self.folder,))
-        folder = f"{self.folder}/{self.val if split == 'val' else self.test}"
+        folder = f"{self.folder}/{dict(train=self.train, val=self.val, test=self.test)[split]}"
         return SetConfig(format="coco", annotations=f"{folder}/{_FILE}", images=(folder,))
 
 
@@ -96,7 +98,7 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     Args:
         task: which.
         root: the data root.
-        split: val or test.
+        split: train, val or test.
 
     Raises:
         FileNotFoundError: its annotations or pictures are not under the root.

@@ -14,7 +14,8 @@ from PIL import Image
 from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
-from glip.detector import Detector, EncodedText
+from glip.detector import Detector
+from glip.encoded import EncodedText
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
@@ -94,6 +95,9 @@ def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int]
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encoded(names: tuple[str, ...]) -> EncodedText:
+        if detector.adaptation:
+            _check_names(detector.adaptation.names, names)
+            return detector.encode_text()
         return detector.encode_text(asking.listed(names), max_names=asking.max_names)
 
     room = 1 if asking.batch_size == 1 else _AHEAD * asking.batch_size
@@ -112,6 +116,19 @@ def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int]
                 done[index] = Answer(index, sample, None, str(reason), place)
         done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded)}
         yield from (done[index] for index, _ in window)
+
+
+def _check_names(own: Sequence[str], asked: Sequence[str]) -> None:
+    """A task's labels are its own names in their order.
+
+    Raises:
+        ValueError: a set with others.
+    """
+    if tuple(own) != tuple(asked):
+        raise ValueError(
+            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set asks for {', '.join(asked)[:80]!r}: "
+            "evaluate it on a set with the same names in the same order"
+        )
 
 
 class _Unaskable(ValueError):

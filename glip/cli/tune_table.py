@@ -1,0 +1,225 @@
+"""A table of tasks, tuned in several ways: a row of a ledger each, then the mean over the tasks and its figure."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from glip.cli.tune_task import HowToTune, TaskSets
+    from glip.detector import Detector
+
+LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
+_ODINW: dict[str, Literal[13, 35]] = {"odinw13": 13, "odinw35": 35}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task of a table: names of sets or annotation files, and a YAML of prompts."""
+
+    train: str
+    test: str
+    validate: str = ""
+    images: tuple[str, ...] = ()
+    prompts: str = ""
+
+
+def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
+    """Tune every task in every way that the ledger does not have yet; then write the table and the figure.
+
+    Raises:
+        ValueError: a table that cannot be read, or a task that cannot be tuned.
+    """
+    from glip.cli.tune_task import folder_of, tune_task
+    from glip.detector import Detector
+
+    tasks = list(read_tasks(args))
+    detector = Detector.from_pretrained(args.model, device=args.device)
+    out = Path(args.out or f"runs/tune/{detector.config.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    rows = read_ledger(out / LEDGER)
+    wanted = [(name, how) for how in ways for name, _ in tasks]
+    sets = dict(tasks)
+    done = {_key(row) for row in rows}
+    for number, (name, how) in enumerate(wanted, start=1):
+        key = (detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed)
+        if key in done:
+            continue
+        print(f"[{number} of {len(wanted)}] {name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}")
+        row = _tuned(detector, sets[name](), how, folder_of(str(out), name, how), tune_task)
+        with (out / LEDGER).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "weights": key[0]}) + "\n")
+        rows.append({**row, "weights": key[0]})
+    lines = table_of([row for row in rows if row["weights"] == detector.fingerprint[:16]])
+    from glip.data.writers import whole_file
+
+    with whole_file(out / TABLE) as page:
+        page.write("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    draw_figure(rows, out / FIGURE)
+    print(f"table in {out / TABLE}, figure in {out / FIGURE}, rows in {out / LEDGER}")
+    return 0
+
+
+def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Path, tune: Any) -> Row:
+    import time
+
+    began = time.monotonic()
+    found = tune(detector, sets, how, folder, print)
+    return {
+        "model": detector.config.name,
+        "task": sets.name,
+        "mode": how.mode,
+        "shots": str(how.shots or "all"),
+        "seed": how.seed,
+        "pictures": int(found.about["pictures"]),
+        "figures": {name: round(value, 4) for name, value in found.figures.items()},
+        "minutes": round((time.monotonic() - began) / 60, 2),
+    }
+
+
+def read_ledger(path: Path) -> list[Row]:
+    """The rows so far; a last line that a kill cut off is dropped.
+
+    Raises:
+        ValueError: a broken line elsewhere.
+    """
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ValueError(f"{path}: line {number} is no JSON: mend or remove it") from None
+            path.write_text("".join(lines[:-1]), encoding="utf-8")
+    return rows
+
+
+def read_tasks(args: argparse.Namespace) -> "Iterator[tuple[str, Any]]":
+    """Each task's name and what reads its sets."""
+    from functools import partial
+
+    from glip.config import from_dict, read_yaml
+
+    if args.tasks in _ODINW:
+        yield from _odinw(_ODINW[args.tasks], args.root)
+        return
+    path = Path(args.tasks)
+    if not path.is_file():
+        raise ValueError(f"--tasks {args.tasks!r} is no file: give a YAML of tasks, odinw13 or odinw35")
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or not tree:
+        raise ValueError(f"{path}: expected a map of tasks, such as birds: {{train: birds_train, test: birds_test}}")
+    for name, entry in tree.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: {name}: expected a map with train and test, got {entry!r}")
+        yield str(name), partial(_read, str(name), from_dict(TaskEntry, entry, f"{path}: {name}"), args.root)
+
+
+def _read(name: str, entry: TaskEntry, root: str | None) -> "TaskSets":
+    from glip.cli.tune_task import read_sets
+
+    prompts = entry.prompts or None
+    return read_sets(
+        entry.train,
+        validate=entry.validate,
+        test=entry.test,
+        images=entry.images,
+        prompts=prompts,
+        root=root,
+        name=name,
+    )
+
+
+def _odinw(which: Literal[13, 35], root: str | None) -> "Iterator[tuple[str, Any]]":
+    from functools import partial
+
+    from glip.data.catalog import data_root, missing_part
+    from glip.evaluate.odinw import tasks
+
+    there = [task for task in tasks(which) if not missing_part(task.files("train"), root)]
+    if not there:
+        raise ValueError(f"odinw{which}: none of its tasks is under {str(data_root(root))!r}: give --root or GLIP_DATA")
+    for task in there:
+        yield task.name, partial(_read_odinw, task, root)
+
+
+def _read_odinw(task: Any, root: str | None) -> "TaskSets":
+    from glip.cli.tune_task import TaskSets
+    from glip.data.sets import Tally
+    from glip.evaluate.odinw import read_task
+
+    left_out = Tally()
+    parts = [read_task(task, root, split) for split in ("train", "val", "test")]
+    for part in parts:
+        left_out.add(part.left_out)
+    train, val, test = (part.samples for part in parts)
+    return TaskSets(task.name, task.names, train, val, test, task.prompts, left_out)
+
+
+def _key(row: Row) -> tuple[str, str, str, str, int]:
+    return (row["weights"], row["task"], row["mode"], row["shots"], row["seed"])
+
+
+# ---- what is shown
+
+
+def table_of(rows: Sequence[Row], figure: str = "test AP50") -> list[str]:
+    """A line for each (mode, shots): mean and spread over seeds for each task, and the mean over tasks."""
+    from glip.evaluate.report import markdown_table
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = []
+    before = {
+        task: _mean([r["figures"] for r in rows if r["task"] == task], f"{figure.split()[0]} before AP50")
+        for task in tasks
+    }
+    first: Row = {"mode": "untuned", "shots": "0", **{task: _cell(before[task], 0.0) for task in tasks}}
+    lines.append({**first, "mean": _cell(mean(before.values()), 0.0)} if rows else first)
+    for mode, shots in dict.fromkeys((row["mode"], row["shots"]) for row in rows):
+        own = [row for row in rows if (row["mode"], row["shots"]) == (mode, shots)]
+        cells = {}
+        means = []
+        for task in tasks:
+            values = [row["figures"][figure] for row in own if row["task"] == task]
+            cells[task] = _cell(mean(values), pstdev(values)) if values else "missing"
+            means += [mean(values)] if values else []
+        whole = f"{mean(means):.3f}" if len(means) == len(tasks) else f"{mean(means):.3f} of {len(means)}"
+        lines.append({"mode": mode, "shots": shots, **cells, "mean": whole})
+    return markdown_table(lines)
+
+
+def draw_figure(rows: Sequence[Row], path: Path, figure: str = "test AP50") -> None:
+    """The mean over tasks by shots, a line for each model and mode."""
+    from glip.evaluate.figures import draw_shots
+
+    curves: dict[str, dict[str, tuple[float, float]]] = {}
+    several = len({row["model"] for row in rows}) > 1
+    shots = sorted({row["shots"] for row in rows}, key=lambda s: (s == "all", int(s) if s != "all" else 0))
+    for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
+        curve = {}
+        for shot in shots:
+            by_seed = _by_seed([row for row in own if row["shots"] == shot], figure)
+            if by_seed:
+                curve[shot] = (mean(by_seed), pstdev(by_seed))
+        curves[f"{model}, {mode}" if several else mode] = curve
+    draw_shots(curves, path, ylabel=f"{figure}, mean over tasks")
+
+
+def _by_seed(rows: Sequence[Row], figure: str) -> list[float]:
+    seeds = dict.fromkeys(row["seed"] for row in rows)
+    return [mean(row["figures"][figure] for row in rows if row["seed"] == seed) for seed in seeds]
+
+
+def _mean(figures: Sequence[Mapping[str, float]], name: str) -> float:
+    return mean(row[name] for row in figures)
+
+
+def _cell(value: float, spread: float) -> str:
+    return f"{value:.3f} ± {spread:.3f}" if spread else f"{value:.3f}"

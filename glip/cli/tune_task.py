@@ -1,0 +1,272 @@
+"""One task from its sets to its artefact: shots, tuning, thresholds, figures; what ``glip tune`` does for each task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glip.adaptation import Adaptation, Mode
+from glip.data.phrasing import ClassPrompt
+from glip.data.sets import Tally
+from glip.structures import Prompt, Sample
+
+if TYPE_CHECKING:
+    from glip.data.shots import Per
+    from glip.detector import Detector
+
+ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "pictures.json", "report.json", "curve.png"
+
+
+@dataclass(frozen=True)
+class TaskSets:
+    """What a task is tuned, validated and tested on.
+
+    Args:
+        name: of the task.
+        names: its classes.
+        train: pictures to tune on, or to draw shots from.
+        validate: pictures to choose by; empty: a share of those not tuned on.
+        test: pictures for the figures at the end; may be empty.
+        prompts: by class, what is written instead of its name.
+        left_out: what the readers left out of the sets.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    train: Sequence[Sample]
+    validate: Sequence[Sample] = ()
+    test: Sequence[Sample] = ()
+    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True)
+class HowToTune:
+    """How a task is tuned.
+
+    Args:
+        mode: what trains.
+        shots: pictures (or boxes) of each class; None: all.
+        per: what shots count.
+        seed: of the draw and of the tuning.
+        chosen: ids of the pictures to tune on, instead of a draw.
+        settings: changes to the usual settings of the mode.
+        frozen_stages: of the image encoder in mode full.
+        vary: mirror and resize pictures anew in each round.
+        keep_gb: memory for features.
+        thresholds: store the thresholds of best F1.
+        most_validated: validation pictures at most.
+    """
+
+    mode: Mode = "prompt"
+    shots: int | None = None
+    per: "Per" = "picture"
+    seed: int = 0
+    chosen: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    frozen_stages: int = 1
+    vary: bool = False
+    keep_gb: float = 4.0
+    thresholds: bool = True
+    most_validated: int = 100
+
+
+def read_sets(
+    train: str,
+    *,
+    validate: str | None,
+    test: str | None,
+    images: Sequence[str],
+    prompts: str | None,
+    root: str | None,
+    name: str = "",
+) -> TaskSets:
+    """The sets of a task, by their names or files; the task is called as its training set is.
+
+    Raises:
+        ValueError: sets of captions, with names of their own for each picture, or with different names.
+    """
+    from glip.config import read_yaml
+    from glip.data.catalog import data_root, find_set
+    from glip.data.phrasing import read_prompts
+
+    left_out = Tally()
+    folders = [str(Path(folder).absolute()) for folder in images]
+    samples, names = _read_named(train, folders, root, left_out)
+    parts: dict[str, Sequence[Sample]] = {"validate": (), "test": ()}
+    for part, given in (("validate", validate), ("test", test)):
+        if given:
+            parts[part], own = _read_named(given, folders, root, left_out)
+            if own != names:
+                raise ValueError(
+                    f"{part}: {given!r} has the names {', '.join(own)[:80]}, the task {', '.join(names)[:80]}: give a "
+                    "set with the same classes"
+                )
+    usual = find_set(train, root=root).prompts
+    file = prompts or (usual and data_root(root) / usual)
+    written = read_prompts(read_yaml(Path(file)), names) if file else {}
+    task = name or Path(train).stem.removesuffix("_train")
+    return TaskSets(task, names, samples, parts["validate"], parts["test"], written, left_out)
+
+
+def _read_named(
+    name: str, images: Sequence[str], root: str | None, left_out: Tally
+) -> tuple[Sequence[Sample], tuple[str, ...]]:
+    """The samples of a set whose pictures share one list of names, and that list."""
+    from glip.data.catalog import find_set, read_set
+
+    read = read_set(find_set(name, images=images, root=root), root)
+    left_out.add(read.left_out)
+    if not read.vocabulary or any(sample.vocabulary != read.vocabulary for sample in read.samples):
+        raise ValueError(
+            f"set {name!r} has no list of names that all its pictures share: a task is tuned on boxes with class "
+            "names, such as COCO json"
+        )
+    return read.samples, read.vocabulary
+
+
+def tune_task(
+    detector: "Detector", sets: TaskSets, how: HowToTune, folder: Path, report: Callable[[str], None]
+) -> Adaptation:
+    """Tune a model for a task and write the artefact, the pictures it was tuned on, a report and a curve.
+
+    Raises:
+        ValueError: sets that cannot be tuned on, or a folder of another tuning.
+        TrainingError: losses stayed non-finite.
+        Interrupted: a signal came; the same call goes on.
+    """
+    from glip.evaluate.coco import average_precision
+    from glip.evaluate.run import detect_all
+    from glip.evaluate.thresholds import best_thresholds
+    from glip.model.adapt import save_adaptation
+    from glip.train.tune import TuneRun, usual_settings
+    from glip.train.tuning import Pictures, Tuner
+
+    chosen, validated = _divide(sets, how)
+    train, tally = [sets.train[index] for index in chosen], Tally()
+    tally.add(sets.left_out)
+    tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=how.frozen_stages)
+    pictures = Pictures(train, tuner, vary=how.vary, keep_gb=how.keep_gb, left_out=tally)
+    _tell(sets, train, validated, pictures, tally, report)
+    ids = [str(sample.image_id) for sample in train]
+    settings = usual_settings(how.mode, seed=how.seed, **how.settings)
+    of = f"{detector.fingerprint} {sets.name} {ids} {[str(sample.image_id) for sample in validated]} {how.vary}"
+    run = TuneRun(
+        tuner,
+        pictures,
+        settings,
+        validate=lambda adapted: average_precision(detect_all(adapted, validated)).ap,
+        folder=folder,
+        of=of,
+    )
+    _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
+    found = run(report)
+    figures = dict(found.figures)
+    if how.thresholds:
+        score = average_precision(detect_all(detector.adapted(found), validated))
+        usual = detector.config.inference.threshold
+        found = replace(found, thresholds=best_thresholds(score.rankings, usual))
+    if sets.test:
+        for title, tested in (("test before", detector.adapted(_untuned(found))), ("test", detector.adapted(found))):
+            score = average_precision(detect_all(tested, sets.test))
+            figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
+    about = {"task": sets.name, "shots": str(how.shots or "all"), "per": how.per, "seed": str(how.seed)}
+    found = replace(found, figures=figures, about={**about, "pictures": str(len(train))})
+    save_adaptation(folder / ARTEFACT, found)
+    _write_report(folder, found, run.state.history, tally)
+    return found
+
+
+def folder_of(out: str, name: str, how: HowToTune) -> Path:
+    """Where a tuning goes."""
+    return Path(out) / f"{name}-{how.mode}-{how.shots or 'all'}-{how.seed}"
+
+
+def prompt_of(sets: TaskSets) -> Prompt:
+    """The caption of a task: all its names in their order, some as their prompts say."""
+    from glip.data.phrasing import caption_of
+
+    return caption_of([sets.prompts.get(name) or ClassPrompt("", name, "") for name in sets.names])
+
+
+def _untuned(found: Adaptation) -> Adaptation:
+    """The same words with nothing learned."""
+    offsets = None if found.offsets is None else found.offsets * 0
+    return replace(found, offsets=offsets, weights={}, thresholds=())
+
+
+def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
+    """Which pictures are tuned on, and those to validate on, which never are the same."""
+    from glip.data.shots import draw_shots
+    from glip.evaluate.validate import Chosen
+
+    shown = [index for index, sample in enumerate(sets.train) if any(sample.box_phrases)]
+    if not shown:
+        raise ValueError(f"task {sets.name!r}: no picture to tune on has a named box: look at it with glip data check")
+    held: list[int] = []
+    if not sets.validate and how.shots is None and how.chosen is None:
+        held = shown[::5]  # a fifth, spread over the set
+    usable = [index for index in range(len(sets.train)) if index not in set(held)]
+    if how.chosen is not None:
+        place = {str(sets.train[index].image_id): index for index in usable}
+        strange = [name for name in how.chosen if name not in place]
+        if strange:
+            raise ValueError(f"task {sets.name!r} has no picture {strange[0]!r}: give ids of its training pictures")
+        chosen = sorted({place[name] for name in how.chosen})
+    elif how.shots is None:
+        chosen = usable
+    else:
+        samples = [sets.train[index] for index in usable]
+        drawn = draw_shots(samples, sets.names, how.shots, seed=how.seed, per=how.per)
+        chosen = [usable[index] for index in drawn]
+    own = set(chosen)
+    rest = list(sets.validate) or [sets.train[index] for index in shown if index not in own]
+    if not any(phrases for sample in rest for phrases in sample.box_phrases):
+        raise ValueError(
+            f"task {sets.name!r}: no picture with a named box is left to validate on: give --validate SET, or tune on "
+            "fewer shots"
+        )
+    limited = Chosen(rest, how.most_validated)
+    return chosen, [limited[index] for index in range(len(limited))]
+
+
+def _tell(
+    sets: TaskSets,
+    train: Sequence[Sample],
+    validated: Sequence[Sample],
+    pictures: Any,
+    tally: Tally,
+    report: Callable[[str], None],
+) -> None:
+    boxes = sum(len(sample.boxes) for sample in train)
+    report(
+        f"{sets.name}: {len(sets.names)} names; tuned on {len(pictures)} pictures with {boxes} boxes, "
+        f"{pictures.kept} encoded once; validated on {len(validated)} pictures"
+    )
+    bare = [
+        name
+        for label, name in enumerate(sets.names)
+        if not any(label in labels for sample in train for labels in sample.box_phrases)
+    ]
+    if bare:
+        report(f"{len(bare)} names have no box to tune on: {', '.join(bare[:8])}{', ...' if len(bare) > 8 else ''}")
+    if tally:
+        report(f"left out: {tally}")
+
+
+def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, float]], tally: Tally) -> None:
+    from glip.evaluate.figures import draw_rounds
+
+    named = dict(zip(found.names, found.thresholds, strict=False))
+    tree = {"figures": dict(found.figures), "about": dict(found.about), "thresholds": named, "rounds": list(history)}
+    _write_json(folder / REPORT, {**tree, "mode": found.mode, "left out": dict(tally.counts)})
+    draw_rounds([row["validation"] for row in history], [row["loss"] for row in history][1:], folder / CURVE)
+
+
+def _write_json(path: Path, tree: Any) -> None:
+    import json
+
+    from glip.data.writers import whole_file
+
+    with whole_file(path) as file:
+        json.dump(tree, file, indent=1, ensure_ascii=False)

@@ -1,0 +1,65 @@
+"""Pictures and prompts that are encoded: each once, to be grounded in one another many times."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glip.shapes import Float, Tensor
+from glip.structures import Prompt, TextBatch, TextFeatures
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
+
+    levels: tuple[Float[Tensor, "batch chan _height _width"], ...]
+    resized: tuple[tuple[int, int], ...]
+    original: tuple[tuple[int, int], ...]
+
+    def select(self, chosen: Sequence[int]) -> "EncodedImage":
+        """Some of the pictures, by index; one may come more than once, for several prompts."""
+        index = list(chosen)
+        resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
+        return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token features of one or more prompts. A long list of names has several rows, its chunks.
+
+    ``owners[row]`` is the prompt a row belongs to and ``firsts[row]`` the label of its first phrase in that prompt.
+    """
+
+    prompts: tuple[Prompt, ...]
+    owners: tuple[int, ...]
+    firsts: tuple[int, ...]
+    batch: TextBatch
+    features: TextFeatures
+
+    def of_prompts(self, chosen: Sequence[int]) -> "EncodedText":
+        """The rows of some prompts, which become prompts 0, 1, ..."""
+        rows = [(new, row) for new, old in enumerate(chosen) for row, owner in enumerate(self.owners) if owner == old]
+        index = [row for _, row in rows]
+        features = TextFeatures(self.features.hidden[index], self.features.attention_mask[index])
+        return EncodedText(
+            tuple(self.prompts[old] for old in chosen),
+            tuple(new for new, _ in rows),
+            tuple(self.firsts[row] for row in index),
+            _pick(self.batch, index, self.batch.input_ids.shape[1]),
+            features,
+        )
+
+    def rows(self, chosen: Sequence[int]) -> tuple[TextBatch, TextFeatures]:
+        """Some rows, cut to the longest of them."""
+        width = int(self.batch.attention_mask[list(chosen)].sum(1).max())
+        batch = _pick(self.batch, chosen, width)
+        return batch, TextFeatures(self.features.hidden[list(chosen)][:, :width], batch.attention_mask)
+
+
+def _pick(batch: TextBatch, rows: Sequence[int], width: int) -> TextBatch:
+    index = list(rows)
+    return TextBatch(
+        batch.input_ids[index][:, :width],
+        batch.attention_mask[index][:, :width],
+        tuple(batch.phrase_tokens[row][:, :width] for row in index),
+        tuple(batch.prompts[row] for row in index),
+    )

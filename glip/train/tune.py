@@ -1,0 +1,297 @@
+"""Tuning for one task: rounds over its pictures, each followed by a validation, that need no babysitting.
+
+The schedule is the release's (``USE_AUTOSTEP``): the rate falls to a tenth when the validation has not risen for some
+rounds, the tuning ends when it has not for some more, and the best state is what is kept.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from glip.adaptation import Adaptation, Mode
+from glip.detector import Detector
+from glip.geometry.anchors import grid_anchors, level_sizes
+from glip.loss import Totals, compute_losses, match
+from glip.shapes import Tensor
+from glip.train.checkpoint import write_state
+from glip.train.loop import TrainingError
+from glip.train.signals import Interrupted, StopWish
+from glip.train.tuning import Pictures, Prepared, Tuner, by_size
+
+STATE = "last.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """How a task is tuned; ``usual_settings`` gives the release's rates of each mode.
+
+    Args:
+        lr: rate of what is tuned.
+        bert_lr: of the language model in mode full.
+        weight_decay: of matrices; of prompt offsets too, which it draws back to the untuned prompt.
+        batch_size: pictures of a step.
+        rounds: at most; a round is an epoch, or as many as show ``pictures`` pictures (few shots are shown often).
+        pictures: of a round at least.
+        drop_after: rounds without a rise after which the rate falls to a tenth.
+        stop_after: rounds without a rise after which the tuning ends.
+        clip: largest norm of a gradient.
+        precision: what the network computes in.
+        max_bad_steps: steps in a row whose numbers are not finite, after which the tuning fails.
+        seed: of the order of the pictures.
+    """
+
+    lr: float
+    bert_lr: float = 1e-5
+    weight_decay: float
+    batch_size: int = 4
+    rounds: int = 100
+    pictures: int = 64
+    drop_after: int = 3
+    stop_after: int = 8
+    clip: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_bad_steps: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "rounds", "pictures", "drop_after", "stop_after"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: got {getattr(self, key)}: give 1 or more")
+        for key in ("lr", "bert_lr", "weight_decay"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
+
+
+def usual_settings(mode: Mode, **changed: Any) -> TuneSettings:
+    """The release's rates of a mode: for prompts 0.05 with decay 0.25, else 1e-4 and for BERT 1e-5 with decay 0.05."""
+    rates = {
+        "prompt": {"lr": 0.05, "weight_decay": 0.25},
+        "linear": {"lr": 1e-4, "weight_decay": 0.05},
+        "full": {"lr": 1e-4, "weight_decay": 0.05},
+        "text": {"lr": 1e-5, "weight_decay": 0.05},
+    }
+    return TuneSettings(**{**rates[mode], **changed})
+
+
+@dataclass
+class TuneState:
+    """A tuning on its way; ``history`` has the validation before it and after each round, ``figure`` the best."""
+
+    rounds: int = 0
+    figure: float = -math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0  # rounds since the best
+    stalled: int = 0  # rounds since the best or the last drop of the rate
+    bad_in_row: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class TuneRun:
+    """One tuning, new or as its state file has it.
+
+    Args:
+        tuner: what is tuned.
+        pictures: what it is tuned on.
+        settings: how.
+        validate: the figure of a detector, higher is better.
+        folder: where the state is written after each round; made if missing.
+        of: what this tuning is of; a state of another one is refused.
+
+    Raises:
+        ValueError: the folder holds another tuning, or a state that cannot be read.
+    """
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        pictures: Pictures,
+        settings: TuneSettings,
+        *,
+        validate: Callable[[Detector], float],
+        folder: Path,
+        of: str = "",
+    ) -> None:
+        self.tuner, self.pictures, self.settings, self.validate = tuner, pictures, settings, validate
+        self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {asdict(settings)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.trained = tuner.trained()
+        self.optimizer = build_optimizer(self.trained, tuner.mode, settings)
+        self.state = TuneState()
+        if (folder / STATE).is_file():
+            self._resume(folder / STATE)
+
+    def __call__(self, report: Callable[[str], None] = print) -> Adaptation:
+        """Tune to the end; the best state by validation is what comes out.
+
+        Raises:
+            TrainingError: losses stayed non-finite.
+            Interrupted: a signal came; the same call goes on.
+            OSError: the state cannot be written.
+        """
+        state, settings = self.state, self.settings
+        with StopWish() as wish:
+            if not state.history:
+                self._judge(0.0, 0.0)
+                report(f"before: {state.figure:.3f} on validation")
+            while state.rounds < settings.rounds and state.waited < settings.stop_after:
+                began = time.monotonic()
+                loss = self._round()
+                state.rounds += 1
+                self._judge(loss, time.monotonic() - began)
+                write_state(self.folder / STATE, self._captured())
+                report(self._line())
+                if wish.number:
+                    raise Interrupted(wish.number or signal.SIGTERM, f"stopped after round {state.rounds}")
+        with torch.no_grad():
+            for name, value in state.best.items():
+                self._target(name).copy_(value)
+        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": self.before})
+
+    @property
+    def before(self) -> float:
+        """The validation of the untuned model."""
+        return self.state.history[0]["validation"]
+
+    # ---- one round
+
+    def _round(self) -> float:
+        """Show the pictures once or more often; gives the mean loss of the steps."""
+        number, settings = self.state.rounds, self.settings
+        torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
+        rng = np.random.default_rng([settings.seed, number])
+        losses = [self._step([self.pictures.get(index, rng) for index in batch]) for batch in self._batches(rng)]
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return sum(finite) / max(len(finite), 1)
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[Sequence[int]]:
+        usable, size = self.pictures.usable, self.settings.batch_size
+        times = math.ceil(self.settings.pictures / len(usable))
+        order = np.concatenate([rng.permutation(usable) for _ in range(times)]).tolist()
+        return (order[start : start + size] for start in range(0, len(order), size))
+
+    def _step(self, prepared: Sequence[Prepared]) -> float:
+        """One step on a few pictures; each padded size is a forward pass of its own, divided by the totals of all."""
+        groups = list(by_size(prepared))
+        device = self.tuner.detector.device
+        matchings = []
+        for group in groups:
+            sizes = level_sizes(*group.batch.images.pixels.shape[2:])
+            targets = [target.to(device) for target in group.batch.targets]
+            matchings.append(match(targets, grid_anchors(sizes, device=device), sizes))
+        own = [matching.totals for matching in matchings]
+        totals = Totals(sum(one.num_positive for one in own), sum(one.centerness for one in own))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for group, matching in zip(groups, matchings, strict=True):
+            with self._precision():
+                levels = group.levels or self.tuner.encode(group.batch)
+                outputs = self.tuner(tuple(level.to(device) for level in levels))
+            mask = self.tuner.text.attention_mask.expand(len(group.batch.targets), -1)
+            losses = compute_losses(outputs, matching, mask, totals=totals)
+            losses.total.backward()  # type: ignore[no-untyped-call]
+            total += float(losses.total.detach())
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip))
+        self._count_bad(math.isfinite(total) and math.isfinite(norm))
+        return total
+
+    def _count_bad(self, good: bool) -> None:
+        if good:
+            self.optimizer.step()
+        self.state.bad_in_row = 0 if good else self.state.bad_in_row + 1
+        if self.state.bad_in_row >= self.settings.max_bad_steps:
+            raise TrainingError(
+                f"losses or gradients were not finite in {self.state.bad_in_row} steps in a row at rate "
+                f"{self.rate:.2g}: tune anew in another folder with a lower rate, or with precision float32"
+            )
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if self.settings.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.tuner.detector.device.type, dtype=torch.bfloat16)
+
+    # ---- after a round
+
+    def _judge(self, loss: float, seconds: float) -> None:
+        """Validate, keep the best, lower the rate where it has stalled."""
+        state, settings = self.state, self.settings
+        self.tuner.model.eval()
+        figure = self.validate(self.tuner.detector.adapted(self.tuner.adaptation()))
+        self.tuner.set_modes()
+        state.history.append({"validation": figure, "loss": loss, "rate": self.rate, "seconds": seconds})
+        if figure > state.figure:
+            state.figure, state.waited, state.stalled = figure, 0, 0
+            state.best = {name: self._target(name).detach().cpu().clone() for name in self._names()}
+            return
+        state.waited += 1
+        state.stalled += 1
+        if state.stalled >= settings.drop_after:
+            state.stalled = 0
+            for group in self.optimizer.param_groups:
+                group["lr"] *= 0.1
+
+    @property
+    def rate(self) -> float:
+        """The rate now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _line(self) -> str:
+        state, last = self.state, self.state.history[-1]
+        left = min(self.settings.rounds - state.rounds, self.settings.stop_after - state.waited)
+        mean = sum(row["seconds"] for row in state.history) / max(state.rounds, 1)
+        return (
+            f"round {state.rounds}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
+            f"{state.figure:.3f}  rate {last['rate']:.1e}  {last['seconds']:.1f} s  ends in {left} rounds "
+            f"({left * mean:.0f} s and validations) if it does not rise"
+        )
+
+    # ---- on disk
+
+    def _names(self) -> list[str]:
+        buffers = [name for name, _ in self.tuner.model.named_buffers()] if self.tuner.mode == "full" else []
+        return [*self.trained, *buffers]
+
+    def _target(self, name: str) -> Tensor:
+        found = self.trained.get(name)
+        return self.tuner.model.get_buffer(name) if found is None else found
+
+    def _captured(self) -> dict[str, Any]:
+        now = {name: self._target(name).detach().cpu().clone() for name in self._names()}
+        return {"of": self.of, "now": now, "optimizer": self.optimizer.state_dict(), "state": asdict(self.state)}
+
+    def _resume(self, path: Path) -> None:
+        try:
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+            of = tree["of"]
+        except Exception as error:  # a broken file makes torch raise almost anything
+            raise ValueError(
+                f"{str(path)!r} cannot be read ({type(error).__name__}): remove it to tune anew, or give another folder"
+            ) from None
+        if of != self.of:
+            raise ValueError(
+                f"{str(path.parent)!r} holds another tuning (other pictures, settings, words or weights): give another "
+                "--out, or remove it to tune anew"
+            )
+        with torch.no_grad():
+            for name, value in tree["now"].items():
+                self._target(name).copy_(value)
+        self.optimizer.load_state_dict(tree["optimizer"])
+        self.state = TuneState(**tree["state"])
+
+
+def build_optimizer(trained: dict[str, nn.Parameter], mode: Mode, settings: TuneSettings) -> torch.optim.AdamW:
+    """AdamW; norms, biases and embeddings of the model have no decay, the prompt's offsets have."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        rate = settings.bert_lr if mode == "full" and name.startswith("language.") else settings.lr
+        still = mode != "prompt" and (parameter.ndim <= 1 or "bias" in name or "embeddings" in name)
+        groups.setdefault((rate, 0.0 if still else settings.weight_decay), []).append(parameter)
+    return torch.optim.AdamW([{"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()])

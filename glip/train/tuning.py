@@ -1,0 +1,226 @@
+"""What tuning a model for one task trains, by mode, and the forward pass with all that is frozen computed once.
+
+Modes are the release's (``tuning_highlevel_override``): prompt is its language_prompt_v2, text its language_prompt_v1,
+linear its linear_prob. Its v3 and v4 ask for a linear probe beside these, but freeze the head after it: they are v1
+and v2.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from glip.adaptation import Adaptation, Mode
+from glip.data.picture import PictureError, open_any
+from glip.data.sets import Tally
+from glip.data.transforms import Augmentation, augment
+from glip.detector import Detector
+from glip.model.adapt import with_weights
+from glip.model.glip import GLIP
+from glip.shapes import Float, Tensor
+from glip.structures import Batch, Outputs, Prompt, Sample, TextFeatures
+
+Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
+
+_TRAINED = {"prompt": (), "linear": ("boxes.", "tokens."), "text": ("language.",), "full": ("",)}
+_RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "text": ("language",), "full": ("",)}
+
+
+def trained_names(model: GLIP, mode: Mode) -> list[str]:
+    """The weights of the model that a mode trains; of mode prompt none, its offsets are no part of the model."""
+    return [name for name, _ in model.named_parameters() if name.startswith(_TRAINED[mode])] if _TRAINED[mode] else []
+
+
+class Tuner:
+    """A model in tuning for one task. The detector's own model is left as it is: what trains is a copy.
+
+    Args:
+        detector: whose model is tuned.
+        names: the task's classes.
+        prompt: how they are asked for, a phrase for each.
+        mode: what trains.
+        frozen_stages: of the image encoder, from the bottom, in mode full; with the first goes the stem.
+
+    Raises:
+        ValueError: a prompt over the model's limit.
+    """
+
+    def __init__(
+        self, detector: Detector, names: Sequence[str], prompt: Prompt, *, mode: Mode, frozen_stages: int = 0
+    ) -> None:
+        self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
+        needed, room = detector.processor.count_tokens(prompt.caption), detector.processor.max_tokens
+        if needed > room:
+            raise ValueError(
+                f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
+                "names in one caption; tune on parts of them, a task each"
+            )
+        own = dict(detector.model.named_parameters())
+        copied = {name: own[name].detach().clone() for name in trained_names(detector.model, mode)}
+        copied |= {name: value.clone() for name, value in detector.model.named_buffers() if mode == "full"}
+        self.model, self._copied = with_weights(detector.model, copied), tuple(copied)
+        self.text = detector.processor.text([prompt]).to(detector.device)
+        with torch.no_grad():
+            self.features = detector.model.encode_text(self.text)
+        self.offsets = nn.Parameter(torch.zeros_like(self.features.hidden[0])) if mode == "prompt" else None
+        for name in trained_names(self.model, mode):
+            self.model.get_parameter(name).requires_grad_(True)
+        if mode == "full":
+            self.model.freeze(stages=frozen_stages)
+        self.set_modes()
+
+    def set_modes(self) -> None:
+        """Each part in the mode in which the release trains it: what is frozen in eval mode, but a probe's tower."""
+        self.model.eval()
+        for part in _RANDOM[self.mode]:
+            for module in self.model.get_submodule(part).modules():
+                own = list(module.parameters())
+                frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
+                module.training = not (self.mode == "full" and frozen)
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether the features of a picture stay the same, so that they need to be computed only once."""
+        return self.mode != "full"
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is stepped, by name."""
+        if self.offsets is not None:
+            return {"offsets": self.offsets}
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def encode(self, batch: Batch) -> Levels:
+        """The pyramid of a batch's pictures; without gradients where they stay the same."""
+        with torch.set_grad_enabled(not self.keeps_pictures):
+            return self.model.encode_image(batch.images.pixels.to(self.detector.device))
+
+    def __call__(self, levels: Levels) -> Outputs:
+        """Ground the task's words in encoded pictures."""
+        text = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.features
+        if self.offsets is not None:
+            text = replace(text, hidden=text.hidden + self.offsets)
+        count = len(levels[0])
+        mask = text.attention_mask.expand(count, -1)
+        return self.model.ground(levels, TextFeatures(text.hidden.expand(count, -1, -1), mask))
+
+    def adaptation(self, **more: object) -> Adaptation:
+        """What has been learned so far, sharing its tensors; ``more`` are further fields."""
+        own = self.detector
+        before, now = own.model.state_dict(), self.model.state_dict()
+        weights = {name: now[name] for name in self._copied if not torch.equal(now[name], before[name])}
+        return Adaptation(
+            mode=self.mode,
+            model=own.config.name,
+            fingerprint=own.fingerprint,
+            names=self.names,
+            prompt=self.prompt,
+            offsets=None if self.offsets is None else self.offsets.detach(),
+            weights=weights,
+            **more,  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A training picture as the network reads it, and its pyramid where that is kept."""
+
+    batch: Batch
+    levels: Levels | None
+
+
+class Pictures:
+    """The training pictures of a task; those whose features fit into ``keep_gb`` are encoded once.
+
+    Args:
+        samples: boxes point at the task's names.
+        tuner: what encodes them.
+        vary: mirror and resize pictures anew every time; nothing of them is kept then.
+        keep_gb: memory for features at most.
+        left_out: counts boxes and pictures that cannot be used.
+
+    Raises:
+        ValueError: no picture can be used.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, keep_gb: float, left_out: Tally) -> None:
+        self._samples, self._tuner, self._vary = samples, tuner, vary
+        self._kept: dict[int, Prepared] = {}
+        self._room = 0 if vary or not tuner.keeps_pictures else int(keep_gb * 1e9)
+        self.usable: list[int] = []
+        for index in range(len(samples)):
+            try:
+                prepared = self._prepare(index, np.random.default_rng(0), left_out)
+            except PictureError as error:
+                left_out.note("unreadable picture", str(error))
+                continue
+            self.usable.append(index)
+            self._keep(index, prepared)
+        if not self.usable:
+            raise ValueError(f"none of the {len(samples)} training pictures can be used: {left_out}")
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    @property
+    def kept(self) -> int:
+        """How many pictures' features are kept."""
+        return len(self._kept)
+
+    def get(self, index: int, rng: np.random.Generator) -> Prepared:
+        """One picture; ``rng`` varies it where pictures are varied."""
+        return self._kept.get(index) or self._prepare(index, rng, Tally())
+
+    def _prepare(self, index: int, rng: np.random.Generator, left_out: Tally) -> Prepared:
+        sample, processor = self._samples[index], self._tuner.detector.processor
+        size = processor.min_size
+        how = Augmentation((size, size), processor.max_size)
+        if self._vary:
+            how = replace(how, short_side=(round(0.6 * size), size), flip=0.5)
+        varied, lost = augment(replace(sample, picture=open_any(sample.picture)), how, rng)
+        left_out.add(lost)
+        batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
+        return Prepared(batch, None)
+
+    def _keep(self, index: int, prepared: Prepared) -> None:
+        if self._room <= 0:
+            return
+        levels = tuple(level.cpu() for level in self._tuner.encode(prepared.batch))
+        self._room -= sum(level.numel() * level.element_size() for level in levels)
+        if self._room < 0:
+            return
+        pixels = prepared.batch.images.pixels
+        bare = pixels.new_zeros(1).expand(pixels.shape)  # from here on only its shape is read
+        images = replace(prepared.batch.images, pixels=bare)
+        self._kept[index] = Prepared(replace(prepared.batch, images=images), levels)
+
+
+def by_size(prepared: Sequence[Prepared]) -> Iterator[Prepared]:
+    """Pictures of one padded size together, since the fusion sees the padding; each group is one forward pass."""
+    groups: dict[tuple[int, ...], list[Prepared]] = {}
+    for item in prepared:
+        shape = tuple(item.batch.images.pixels.shape)
+        groups.setdefault((*shape, item.levels is not None), []).append(item)
+    for group in groups.values():
+        yield _joined(group)
+
+
+def _joined(group: Sequence[Prepared]) -> Prepared:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    batches = [item.batch for item in group]
+    pixels = [batch.images.pixels for batch in batches]
+    whole = torch.cat(pixels) if first.levels is None else pixels[0].expand(len(group), *pixels[0].shape[1:])
+    images = replace(
+        first.batch.images,
+        pixels=whole,
+        resized=tuple(size for batch in batches for size in batch.images.resized),
+        original=tuple(size for batch in batches for size in batch.images.original),
+    )
+    batch = Batch(images, first.batch.text, tuple(target for batch in batches for target in batch.targets))
+    if first.levels is None:
+        return Prepared(batch, None)
+    parts = [item.levels for item in group if item.levels is not None]
+    return Prepared(batch, tuple(torch.cat(level) for level in zip(*parts, strict=True)))
