@@ -69,7 +69,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
 def digest_of(adaptation: Adaptation) -> str:
     """Tells what was learned from what was learned at another time."""
     tensors = dict(adaptation.weights) | ({} if adaptation.offsets is None else {_OFFSETS: adaptation.offsets})
-    return fingerprint(tensors | {json.dumps(_plain(adaptation)): torch.zeros(0)})
+    return fingerprint(dict(sorted(tensors.items())) | {json.dumps(_plain(adaptation)): torch.zeros(0)})
 
 
 def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:

@@ -256,8 +256,9 @@ class TuneRun:
     # ---- on disk
 
     def _names(self) -> list[str]:
-        buffers = [name for name, _ in self.tuner.model.named_buffers()] if self.tuner.mode == "full" else []
-        return [*self.trained, *buffers]
+        parameters = dict(self.tuner.model.named_parameters())
+        buffers = [name for name in self.tuner.model.state_dict() if name not in parameters]
+        return [*self.trained, *(buffers if self.tuner.mode == "full" else ())]
 
     def _target(self, name: str) -> Tensor:
         found = self.trained.get(name)

@@ -21,10 +21,16 @@ from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, Outputs, Prompt, Sample, TextFeatures
+from glip.train.loop import keep_frozen_still
 
 Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
 
-_TRAINED = {"prompt": (), "linear": ("boxes.", "tokens."), "text": ("language.",), "full": ("",)}
+_TRAINED = {
+    "prompt": (),
+    "linear": ("boxes.box.", "boxes.centerness.", "tokens."),
+    "text": ("language.",),
+    "full": ("",),
+}
 _RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "text": ("language",), "full": ("",)}
 
 
@@ -59,7 +65,9 @@ class Tuner:
             )
         own = dict(detector.model.named_parameters())
         copied = {name: own[name].detach().clone() for name in trained_names(detector.model, mode)}
-        copied |= {name: value.clone() for name, value in detector.model.named_buffers() if mode == "full"}
+        if mode == "full":  # running statistics change too
+            stored = detector.model.state_dict()
+            copied |= {name: value.clone() for name, value in stored.items() if name not in own}
         self.model, self._copied = with_weights(detector.model, copied), tuple(copied)
         self.text = detector.processor.text([prompt]).to(detector.device)
         with torch.no_grad():
@@ -75,10 +83,9 @@ class Tuner:
         """Each part in the mode in which the release trains it: what is frozen in eval mode, but a probe's tower."""
         self.model.eval()
         for part in _RANDOM[self.mode]:
-            for module in self.model.get_submodule(part).modules():
-                own = list(module.parameters())
-                frozen = bool(own) and not any(parameter.requires_grad for parameter in own)
-                module.training = not (self.mode == "full" and frozen)
+            self.model.get_submodule(part).train()
+        if self.mode == "full":
+            keep_frozen_still(self.model)
 
     @property
     def keeps_pictures(self) -> bool:

@@ -1,0 +1,184 @@
+"""glip tune: one task and tables of them, shots, artefacts that glip detect and evaluate use, errors in one line."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
+
+from glip.data.catalog import find_set, read_set
+from glip.model.adapt import load_adaptation
+from glip.model.weights import save_pretrained
+
+QUICK = ("--rounds", "1", "--validated", "2")
+
+
+@pytest.fixture
+def glip_(command_line):
+    return partial(command_line, "tune")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of random weights in a folder."""
+    config = replace(
+        TINY,
+        image=replace(TINY.image, min_size=96, max_size=128),
+        inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=30),
+    )
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(folder, seeded(config), config, VOCABULARY)
+    return folder
+
+
+@pytest.fixture
+def shapes(tmp_path) -> Path:
+    return write_coco(tmp_path / "shapes")
+
+
+def test_tune_detect_and_evaluate(glip_, command_line, model, shapes, tmp_path):
+    code, out, err = glip_(model, shapes, "--shots", 1, "--test", shapes, *QUICK, "--out", "o")
+    assert code == 0, err
+    folder = tmp_path / "o" / "instances-prompt-1-0"
+    assert {file.name for file in folder.iterdir()} == {
+        *("task.safetensors", "pictures.json", "report.json", "curve.png", "last.pt")
+    }
+    assert "4 names; tuned on" in out and "before: " in out and "round 1  loss" in out
+    task = load_adaptation(folder / "task.safetensors")
+    assert task.names == NAMES and len(task.thresholds) == 4 and task.about["shots"] == "1"
+    assert {"validation", "test AP50", "test before AP50"} <= set(task.figures)
+    tuned, listed = json.loads((folder / "report.json").read_text()), json.loads((folder / "pictures.json").read_text())
+    assert tuned["mode"] == "prompt" and len(tuned["rounds"]) == 2 and len(listed["ids"]) == int(task.about["pictures"])
+
+    file = folder / "task.safetensors"
+    picture = shapes.parent / "images" / "0.png"
+    code, out, err = command_line("detect", picture, "--model", model, "--task", file, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["phrases"] == list(NAMES)
+    code, out, err = command_line("evaluate", model, shapes, "--task", file, "--out", "e")
+    assert code == 0, err
+    (report,) = (tmp_path / "e").glob("*-task-*/instances/report.json")
+    assert json.loads(report.read_text())["figures"]["AP50"] == pytest.approx(task.figures["test AP50"], abs=2e-4)
+    code, _, err = command_line("detect", picture, "--model", "glip-nano", "--task", file)
+    assert code == 2 and "was tuned on other weights" in err and err.count("\n") == 1
+
+
+def test_given_pictures_are_those_tuned_on(glip_, model, shapes, tmp_path):
+    (tmp_path / "some.json").write_text(json.dumps({"ids": ["2", "0"]}))
+    code, out, err = glip_(model, shapes, "--pictures", "some.json", *QUICK, "--out", "o")
+    assert code == 0, err
+    found = json.loads((tmp_path / "o" / "instances-prompt-all-0" / "pictures.json").read_text())
+    assert found["ids"] == ["0", "2"] and "validated on 2 pictures" in out
+    (tmp_path / "strange.json").write_text(json.dumps({"ids": ["77"]}))
+    code, _, err = glip_(model, shapes, "--pictures", "strange.json", *QUICK)
+    assert code == 2 and "has no picture '77'" in err
+
+
+def test_all_pictures_hold_a_fifth_back(glip_, model, shapes):
+    code, out, err = glip_(model, shapes, *QUICK, "--mode", "linear", "--no-thresholds", "--out", "o")
+    assert code == 0, err
+    assert "tuned on 3 pictures" in out and "validated on 1 pictures" in out
+    assert load_adaptation("o/instances-linear-all-0/task.safetensors").thresholds == ()
+
+
+def test_prompts_are_written_and_tuned(glip_, model, shapes, tmp_path):
+    (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
+    code, _, err = glip_(model, shapes, "--prompts", "words.yaml", *QUICK, "--out", "o")
+    assert code == 0, err
+    task = load_adaptation("o/instances-prompt-all-0/task.safetensors")
+    assert task.prompt.caption.startswith("a round red circle. blue star") and task.names == NAMES
+
+
+@pytest.fixture
+def table(shapes, tmp_path):
+    other = write_coco(tmp_path / "other")
+    path = tmp_path / "tasks.yaml"
+    path.write_text(
+        f"first: {{train: {shapes}, validate: {shapes}, test: {shapes}}}\nsecond: {{train: {other}, test: {other}}}\n"
+    )
+    return path
+
+
+def test_a_table_row_by_row(glip_, model, table, tmp_path):
+    ways = ("--tasks", table, "--mode", "prompt", "linear", "--shots", "1", *QUICK, "--out", "o")
+    code, out, err = glip_(model, *ways)
+    assert code == 0, err
+    ledger = tmp_path / "o" / "ledger.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [(row["task"], row["mode"]) for row in rows] == [
+        *(("first", "prompt"), ("second", "prompt")),
+        *(("first", "linear"), ("second", "linear")),
+    ]
+    page = (tmp_path / "o" / "table.md").read_text()
+    assert page.splitlines()[0] == "| mode | shots | first | second | mean |" and "| untuned | 0 |" in page
+    assert (tmp_path / "o" / "shots.png").stat().st_size > 5000
+    ledger.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]) + '{"cut')
+    code, out, err = glip_(model, *ways)
+    assert code == 0, err
+    assert "[4 of 4] second, linear" in out and "[3 of 4]" not in out
+    again = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [{**row, "minutes": 0} for row in again] == [{**row, "minutes": 0} for row in rows]
+
+
+def test_prompts_are_compared(command_line, model, shapes, tmp_path):
+    (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
+    code, out, err = command_line(
+        "evaluate", model, shapes, "--prompts", "none", "--prompts", "words.yaml", "--out", "e"
+    )
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("| instances |")]
+    assert any("| words.yaml | AP |" in line and ("+" in line or "-" in line) for line in lines)
+    (told,) = (tmp_path / "e").iterdir()
+    assert {folder.name for folder in told.iterdir()} == {"prompts-none", "prompts-words"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((), "give a set to tune on, or --tasks TABLE"),
+        (("SET", "--tasks", "t.yaml"), "and not both"),
+        (("SET", "--shots", "0"), "--shots '0': give a number from 1 on"),
+        (("SET", "--shots", "5"), "5 pictures of each class cannot be drawn: there are of 'red circle' 3"),
+        (("SET", "--rounds", "0"), "--rounds 0: give a number above 0"),
+        (("world_novel",), "has no list of names that all its pictures share"),
+        (("no_such_set",), "neither in datasets.yaml nor a file"),
+        (("--tasks", "none.yaml"), "is no file: give a YAML of tasks"),
+        (("--tasks", "odinw13"), "none of its tasks is under"),
+        (("SET", "--prompts", "strange.yaml"), "no class 'blue cup' in the set"),
+    ],
+)
+def test_errors_in_one_line(given, message, glip_, model, shapes, tmp_path):
+    (tmp_path / "strange.yaml").write_text("blue cup: '[blue cup]'\n")
+    code, _, err = glip_(model, *(str(shapes) if word == "SET" else word for word in given))
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_set_without_boxes_or_with_other_classes(glip_, model, shapes, tmp_path):
+    tree = json.loads(shapes.read_text())
+    bare = shapes.with_name("bare.json")
+    bare.write_text(json.dumps({**tree, "annotations": []}))
+    code, _, err = glip_(model, bare)
+    assert code == 2 and ("no box" in err or "no picture to tune on has a named box" in err or "nothing" in err)
+    other = shapes.with_name("other.json")
+    other.write_text(
+        json.dumps({**tree, "categories": [{**row, "name": row["name"] + "s"} for row in tree["categories"]]})
+    )
+    code, _, err = glip_(model, shapes, "--test", other)
+    assert code == 2 and "give a set with the same classes" in err
+
+
+def test_a_class_without_a_box_is_told(glip_, model, shapes):
+    tree = json.loads(shapes.read_text())
+    rows = [row for row in tree["annotations"] if row["category_id"] != 40]
+    shapes.write_text(json.dumps({**tree, "annotations": rows}))
+    code, out, err = glip_(model, shapes, *QUICK, "--out", "o")
+    assert code == 0, err
+    assert "1 names have no box to tune on: yellow heart" in out
+    code, _, err = glip_(model, shapes, "--shots", "1", *QUICK)
+    assert code == 2 and "of 'yellow heart' 0;" in err
+
+
+def test_the_sets_of_small_are_as_expected(shapes):
+    assert len(read_set(find_set(str(shapes))).samples) == len(scenes()) == 4
