@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     words = args.pictures.pop() if not args.task and len(args.pictures) > 1 else None
     if not args.task and words is None:
         raise ValueError(
-            "nothing to look for: give words behind the pictures, such as 'a red bus. a cyclist', or --task"
+            "nothing to look for: give words after the pictures, such as 'a red bus. a cyclist', or --task"
         )
     prompt = Prompt.parse(words) if words is not None else None
     paths = find_pictures(args.pictures)

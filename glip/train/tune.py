@@ -168,7 +168,7 @@ class TuneRun:
         number, settings = self.state.rounds, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
         rng = np.random.default_rng([settings.seed, number])
-        losses = [self._step([self.pictures.get(index, rng) for index in batch]) for batch in self._batches(rng)]
+        losses = [self.step([self.pictures.get(index, rng) for index in batch]) for batch in self._batches(rng)]
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
@@ -178,8 +178,8 @@ class TuneRun:
         order = np.concatenate([rng.permutation(usable) for _ in range(times)]).tolist()
         return (order[start : start + size] for start in range(0, len(order), size))
 
-    def _step(self, prepared: Sequence[Prepared]) -> float:
-        """One step on a few pictures; each padded size is a forward pass of its own, divided by the totals of all."""
+    def step(self, prepared: Sequence[Prepared]) -> float:
+        """One step on a few pictures, each padded size in a pass of its own, over the totals of all; gives the loss."""
         groups = list(by_size(prepared))
         device = self.tuner.detector.device
         matchings = []

@@ -244,7 +244,8 @@ def test_places_without_pictures_are_one_line(refused, workplace):
 
 def test_half_a_command_is_one_line(refused):
     assert "glip: the following arguments are required: VERB (see glip --help)" in refused()
-    assert "the following arguments are required: prompt (see glip detect --help)" in refused("detect", "a.jpg")
+    assert "the following arguments are required: PICTURE... PROMPT (see glip detect --help)" in refused("detect")
+    assert "nothing to look for: give words after the pictures" in refused("detect", "a.jpg")
     assert "invalid choice: 'detct'" in refused("detct", "a.jpg")
 
 
