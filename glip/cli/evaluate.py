@@ -208,11 +208,14 @@ def _evaluate(
     """Collect in all processes, score in the main one."""
     from glip.evaluate.examination import collect
     from glip.evaluate.journal import Journal
+    from glip.evaluate.run import knows
     from glip.evaluate.scoring import score
 
     config = detector.config
     with _together(group):
         asking = _asking(exam, args, words)
+        if detector.adaptation and not knows(detector.adaptation.names, exam.read.vocabulary) and group.main:
+            print(f"{exam.name} asks for other names than the task's: in plain words, of the changed weights if any")
         of = {
             "model": config.name,
             **weights,

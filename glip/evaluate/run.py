@@ -95,8 +95,7 @@ def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int]
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encoded(names: tuple[str, ...]) -> EncodedText:
-        if detector.adaptation:
-            _check_names(detector.adaptation.names, names)
+        if detector.adaptation and knows(detector.adaptation.names, names):
             return detector.encode_text()
         return detector.encode_text(asking.listed(names), max_names=asking.max_names)
 
@@ -118,17 +117,18 @@ def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int]
         yield from (done[index] for index, _ in window)
 
 
-def _check_names(own: Sequence[str], asked: Sequence[str]) -> None:
-    """A task's labels are its own names in their order.
+def knows(own: Sequence[str], asked: Sequence[str]) -> bool:
+    """Whether a task's names are those asked for; other words are asked of an adapted model as of any.
 
     Raises:
-        ValueError: a set with others.
+        ValueError: the same names in another order, whose labels would be mixed up.
     """
-    if tuple(own) != tuple(asked):
+    if tuple(own) != tuple(asked) and set(own) == set(asked):
         raise ValueError(
-            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set asks for {', '.join(asked)[:80]!r}: "
-            "evaluate it on a set with the same names in the same order"
+            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set has them as {', '.join(asked)[:80]!r}: "
+            "list them in the same order"
         )
+    return tuple(own) == tuple(asked)
 
 
 class _Unaskable(ValueError):

@@ -134,6 +134,25 @@ def test_prompts_are_compared(command_line, model, shapes, tmp_path):
     assert {folder.name for folder in told.iterdir()} == {"prompts-none", "prompts-words"}
 
 
+def test_other_names_are_asked_plainly_and_another_order_is_refused(glip_, command_line, model, shapes, tmp_path):
+    assert glip_(model, shapes, *QUICK, "--out", "o")[0] == 0
+    file = "o/instances-prompt-all-0/task.safetensors"
+    tree = json.loads(shapes.read_text())
+    others = [{**row, "name": row["name"].split()[1]} for row in tree["categories"]]
+    (shapes.with_name("others.json")).write_text(json.dumps({**tree, "categories": others}))
+    code, out, err = command_line("evaluate", model, shapes.with_name("others.json"), "--task", file, "--out", "e")
+    assert code == 0 and "asks for other names than the task's" in out, err
+    code, plain, err = command_line("evaluate", model, shapes.with_name("others.json"), "--out", "f")
+    figures = [line for line in plain.splitlines() if line.startswith("| AP")]
+    assert code == 0 and figures and set(figures) <= set(out.splitlines())
+    turned = [
+        {**row, "name": other["name"]} for row, other in zip(tree["categories"], tree["categories"][::-1], strict=True)
+    ]
+    shapes.with_name("turned.json").write_text(json.dumps({**tree, "categories": turned}))
+    code, _, err = command_line("evaluate", model, shapes.with_name("turned.json"), "--task", file, "--out", "e")
+    assert code == 2 and "list them in the same order" in err
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
