@@ -44,10 +44,11 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     rows = read_ledger(out / LEDGER)
     wanted = [(name, how) for how in ways for name, _ in tasks]
     sets = dict(tasks)
-    done = {_key(row) for row in rows}
+    done = {_key(row): row for row in rows}
     for number, (name, how) in enumerate(wanted, start=1):
         key = (detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed)
         if key in done:
+            _check_settings(done[key], how, out / LEDGER)
             continue
         print(f"[{number} of {len(wanted)}] {name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}")
         row = _tuned(detector, sets[name](), how, folder_of(str(out), name, how), tune_task)
@@ -77,9 +78,24 @@ def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Pat
         "shots": str(how.shots or "all"),
         "seed": how.seed,
         "pictures": int(found.about["pictures"]),
+        "settings": _settings(how),
         "figures": {name: round(value, 4) for name, value in found.figures.items()},
         "minutes": round((time.monotonic() - began) / 60, 2),
     }
+
+
+def _settings(how: "HowToTune") -> dict[str, Any]:
+    """What else decides a figure: rows of one table must share it."""
+    return {"per": how.per, "vary": how.vary, "validated": how.most_validated, **how.settings}
+
+
+def _check_settings(row: Row, how: "HowToTune", ledger: Path) -> None:
+    if row["settings"] != _settings(how):
+        raise ValueError(
+            f"{ledger} has {row['task']} ({row['mode']}, shots {row['shots']}, seed {row['seed']}) tuned with "
+            f"{row['settings']}, now asked for with {_settings(how)}: give another --out: a table compares like "
+            "with like"
+        )
 
 
 def read_ledger(path: Path) -> list[Row]:

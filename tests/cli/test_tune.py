@@ -118,6 +118,8 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path):
     code, out, err = glip_(model, *ways)
     assert code == 0, err
     assert "[4 of 4] second, linear" in out and "[3 of 4]" not in out
+    code, _, err = glip_(model, *ways, "--lr", "0.01")
+    assert code == 2 and "give another --out" in err and err.count("\n") == 1
     again = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [{**row, "minutes": 0} for row in again] == [{**row, "minutes": 0} for row in rows]
 
