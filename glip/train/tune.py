@@ -6,16 +6,16 @@ rounds, the tuning ends when it has not for some more, and the best state is wha
 
 import contextlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
 from glip.detector import Detector
@@ -121,7 +121,8 @@ class TuneRun:
         of: str = "",
     ) -> None:
         self.tuner, self.pictures, self.settings, self.validate = tuner, pictures, settings, validate
-        self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {asdict(settings)}"
+        same = asdict(replace(settings, rounds=1))  # more rounds may be asked for later
+        self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {same}"
         folder.mkdir(parents=True, exist_ok=True)
         self.trained = tuner.trained()
         self.optimizer = build_optimizer(self.trained, tuner.mode, settings)
@@ -144,13 +145,12 @@ class TuneRun:
                 report(f"before: {state.figure:.3f} on validation")
             while state.rounds < settings.rounds and state.waited < settings.stop_after:
                 began = time.monotonic()
-                loss = self._round()
+                loss = self._round(wish)
                 state.rounds += 1
                 self._judge(loss, time.monotonic() - began)
                 write_state(self.folder / STATE, self._captured())
                 report(self._line())
-                if wish.number:
-                    raise Interrupted(wish.number or signal.SIGTERM, f"stopped after round {state.rounds}")
+                self._stop_if_asked(wish)
         with torch.no_grad():
             for name, value in state.best.items():
                 self._target(name).copy_(value)
@@ -163,20 +163,27 @@ class TuneRun:
 
     # ---- one round
 
-    def _round(self) -> float:
-        """Show the pictures once or more often; gives the mean loss of the steps."""
+    def _stop_if_asked(self, wish: StopWish) -> None:
+        if wish.number:
+            raise Interrupted(wish.number, f"stopped after round {self.state.rounds}")
+
+    def _round(self, wish: StopWish) -> float:
+        """Show the pictures once or more often; gives the mean loss of the steps. A stopped round begins anew."""
         number, settings = self.state.rounds, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
         rng = np.random.default_rng([settings.seed, number])
-        losses = [self.step([self.pictures.get(index, rng) for index in batch]) for batch in self._batches(rng)]
+        losses = []
+        for batch in tqdm(self._batches(rng), desc=f"round {number + 1}", unit="step", disable=None, leave=False):
+            losses.append(self.step([self.pictures.get(index, rng) for index in batch]))
+            self._stop_if_asked(wish)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
-    def _batches(self, rng: np.random.Generator) -> Iterator[Sequence[int]]:
+    def _batches(self, rng: np.random.Generator) -> list[Sequence[int]]:
         usable, size = self.pictures.usable, self.settings.batch_size
         times = math.ceil(self.settings.pictures / len(usable))
         order = np.concatenate([rng.permutation(usable) for _ in range(times)]).tolist()
-        return (order[start : start + size] for start in range(0, len(order), size))
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def step(self, prepared: Sequence[Prepared]) -> float:
         """One step on a few pictures, each padded size in a pass of its own, over the totals of all; gives the loss."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
 from glip.data.picture import PictureError, open_any
@@ -156,7 +157,7 @@ class Pictures:
         self._kept: dict[int, Prepared] = {}
         self._room = 0 if vary or not tuner.keeps_pictures else int(keep_gb * 1e9)
         self.usable: list[int] = []
-        for index in range(len(samples)):
+        for index in tqdm(range(len(samples)), desc="reading", unit="picture", disable=None, leave=False):
             try:
                 prepared = self._prepare(index, np.random.default_rng(0), left_out)
             except PictureError as error:

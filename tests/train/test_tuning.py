@@ -174,22 +174,21 @@ def test_pictures_of_other_sizes_are_their_own_pass():
     assert all(len(group.batch.targets) == len(group.levels[0]) for group in groups)
 
 
-@pytest.mark.parametrize("mode", ["prompt", "linear", "full"])
-def test_interrupted_and_resumed_ends_the_same(mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("mode", "stopped_in"), [("prompt", 2), ("linear", 1), ("full", 1)])
+def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monkeypatch):
     figures = [0.1, 0.5, 0.2, 0.4, 0.3]
     rows = iter([*figures, *figures])
     whole = run_of(detector_of(), tmp_path / "whole", mode=mode, rounds=4, validate=lambda _: next(rows))
     expected = whole(lambda line: None)
     first = run_of(detector_of(), tmp_path / "cut", mode=mode, rounds=4, validate=lambda _: next(rows))
-    monkeypatch.setattr(
-        tune_file.StopWish, "number", property(lambda self: 15, lambda self, value: None), raising=False
-    )
+    asked = property(lambda self: 15 * (first.state.rounds == stopped_in), lambda self, value: None)
+    monkeypatch.setattr(tune_file.StopWish, "number", asked, raising=False)
     with pytest.raises(Interrupted) as stopped:
         first(lambda line: None)
-    assert stopped.value.code == 143 and first.state.rounds == 1
+    assert stopped.value.code == 143 and first.state.rounds == stopped_in
     monkeypatch.undo()
     again = run_of(detector_of(), tmp_path / "cut", mode=mode, rounds=4, validate=lambda _: next(rows))
-    assert again.state.rounds == 1
+    assert again.state.rounds == stopped_in
     found = again(lambda line: None)
     assert found.figures == expected.figures == {"validation": 0.5, "validation before": 0.1}
     for one, other in (
