@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip.adaptation import MODES
-
 if TYPE_CHECKING:
     from glip.cli.tune_task import HowToTune
 
+MODES = ("prompt", "linear", "full", "text")  # of glip.adaptation, which needs torch
 _OUT = "runs/tune"
 
 

@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
+from small import NAMES, TINY, VOCABULARY, seeded, write_coco
 
-from glip.data.catalog import find_set, read_set
+from glip.adaptation import MODES
+from glip.cli import tune
 from glip.model.adapt import load_adaptation
 from glip.model.weights import save_pretrained
 
@@ -201,5 +202,5 @@ def test_a_class_without_a_box_is_told(glip_, model, shapes):
     assert code == 2 and "of 'yellow heart' 0;" in err
 
 
-def test_the_sets_of_small_are_as_expected(shapes):
-    assert len(read_set(find_set(str(shapes))).samples) == len(scenes()) == 4
+def test_modes_are_those_of_adaptations():
+    assert tune.MODES == MODES
