@@ -285,7 +285,7 @@ def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_can_work(path):
-    if path.name not in ("datasets.yaml", "odinw.yaml"):
+    if path.name not in ("datasets.yaml", "odinw.yaml") and path.parent.name != "tasks":
         loop.check_settings(load_config(path).train, Group())
 
 
