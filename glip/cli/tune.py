@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from glip.cli.tune_task import HowToTune
 
 MODES = ("prompt", "linear", "full", "text")  # of glip.adaptation, which needs torch
-_OUT = "runs/tune"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--prompts", metavar="FILE", help="a YAML of words to write for a name")
-    parser.add_argument("--out", metavar="DIR", help=f"where the task goes (default: {_OUT}/MODEL/...)")
+    parser.add_argument("--out", metavar="DIR", help="where the task goes (default: runs/tune/MODEL/...)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     _add_settings(parser)
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         from glip.cli.tune_table import tune_table
 
         return tune_table(args, ways)
-    from glip.cli.tune_task import ARTEFACT, folder_of, read_sets, tune_task
+    from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
     from glip.detector import Detector
 
     sets = read_sets(
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     )
     detector = Detector.from_pretrained(args.model, device=args.device)
     for how in ways:
-        folder = folder_of(args.out or f"{_OUT}/{detector.config.name}", sets.name, how)
+        folder = folder_of(args.out or f"{OUT}/{detector.config.name}", sets.name, how)
         found = tune_task(detector, sets, how, folder, print)
         print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
         print(f"task in {folder / ARTEFACT}: try glip detect PICTURE --model {args.model} --task {folder / ARTEFACT}")

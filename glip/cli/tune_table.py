@@ -2,18 +2,20 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
+
+from glip.cli.evaluate import ODINW
 
 if TYPE_CHECKING:
     from glip.cli.tune_task import HowToTune, TaskSets
     from glip.detector import Detector
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
-_ODINW: dict[str, Literal[13, 35]] = {"odinw13": 13, "odinw35": 35}
+FIGURE_OF, UNTUNED = "test AP50", "test before AP50"  # what is tabled
 Row = dict[str, Any]
 
 
@@ -34,12 +36,12 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     Raises:
         ValueError: a table that cannot be read, or a task that cannot be tuned.
     """
-    from glip.cli.tune_task import folder_of, tune_task
+    from glip.cli.tune_task import OUT, folder_of
     from glip.detector import Detector
 
     tasks = list(read_tasks(args))
     detector = Detector.from_pretrained(args.model, device=args.device)
-    out = Path(args.out or f"runs/tune/{detector.config.name}")
+    out = Path(args.out or f"{OUT}/{detector.config.name}")
     out.mkdir(parents=True, exist_ok=True)
     rows = read_ledger(out / LEDGER)
     wanted = [(name, how) for how in ways for name, _ in tasks]
@@ -51,7 +53,7 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
             _check_settings(done[key], how, out / LEDGER)
             continue
         print(f"[{number} of {len(wanted)}] {name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}")
-        row = _tuned(detector, sets[name](), how, folder_of(str(out), name, how), tune_task)
+        row = _tuned(detector, sets[name](), how, folder_of(str(out), name, how))
         with (out / LEDGER).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "weights": key[0]}) + "\n")
         rows.append({**row, "weights": key[0]})
@@ -66,11 +68,13 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     return 0
 
 
-def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Path, tune: Any) -> Row:
+def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Path) -> Row:
     import time
 
+    from glip.cli.tune_task import tune_task
+
     began = time.monotonic()
-    found = tune(detector, sets, how, folder, print)
+    found = tune_task(detector, sets, how, folder, print)
     return {
         "model": detector.config.name,
         "task": sets.name,
@@ -122,8 +126,8 @@ def read_tasks(args: argparse.Namespace) -> "Iterator[tuple[str, Any]]":
 
     from glip.config import from_dict, read_yaml
 
-    if args.tasks in _ODINW:
-        yield from _odinw(_ODINW[args.tasks], args.root)
+    if args.tasks in ODINW:
+        yield from _odinw(ODINW[args.tasks], args.root)
         return
     path = Path(args.tasks)
     if not path.is_file():
@@ -185,24 +189,21 @@ def _key(row: Row) -> tuple[str, str, str, str, int]:
 # ---- what is shown
 
 
-def table_of(rows: Sequence[Row], figure: str = "test AP50") -> list[str]:
+def table_of(rows: Sequence[Row]) -> list[str]:
     """A line for each (mode, shots): mean and spread over seeds for each task, and the mean over tasks."""
     from glip.evaluate.report import markdown_table
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     lines = []
-    before = {
-        task: _mean([r["figures"] for r in rows if r["task"] == task], f"{figure.split()[0]} before AP50")
-        for task in tasks
-    }
+    before = {task: mean(r["figures"][UNTUNED] for r in rows if r["task"] == task) for task in tasks}
     first: Row = {"mode": "untuned", "shots": "0", **{task: _cell(before[task], 0.0) for task in tasks}}
-    lines.append({**first, "mean": _cell(mean(before.values()), 0.0)} if rows else first)
+    lines.append({**first, "mean": _cell(mean(before.values()), 0.0)})
     for mode, shots in dict.fromkeys((row["mode"], row["shots"]) for row in rows):
         own = [row for row in rows if (row["mode"], row["shots"]) == (mode, shots)]
         cells = {}
         means = []
         for task in tasks:
-            values = [row["figures"][figure] for row in own if row["task"] == task]
+            values = [row["figures"][FIGURE_OF] for row in own if row["task"] == task]
             cells[task] = _cell(mean(values), pstdev(values)) if values else "missing"
             means += [mean(values)] if values else []
         whole = f"{mean(means):.3f}" if len(means) == len(tasks) else f"{mean(means):.3f} of {len(means)}"
@@ -210,7 +211,7 @@ def table_of(rows: Sequence[Row], figure: str = "test AP50") -> list[str]:
     return markdown_table(lines)
 
 
-def draw_figure(rows: Sequence[Row], path: Path, figure: str = "test AP50") -> None:
+def draw_figure(rows: Sequence[Row], path: Path) -> None:
     """The mean over tasks by shots, a line for each model and mode."""
     from glip.evaluate.figures import draw_shots
 
@@ -221,20 +222,16 @@ def draw_figure(rows: Sequence[Row], path: Path, figure: str = "test AP50") -> N
         own = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
         curve = {}
         for shot in shots:
-            by_seed = _by_seed([row for row in own if row["shots"] == shot], figure)
+            by_seed = _by_seed([row for row in own if row["shots"] == shot])
             if by_seed:
                 curve[shot] = (mean(by_seed), pstdev(by_seed))
         curves[f"{model}, {mode}" if several else mode] = curve
-    draw_shots(curves, path, ylabel=f"{figure}, mean over tasks")
+    draw_shots(curves, path, ylabel=f"{FIGURE_OF}, mean over tasks")
 
 
-def _by_seed(rows: Sequence[Row], figure: str) -> list[float]:
+def _by_seed(rows: Sequence[Row]) -> list[float]:
     seeds = dict.fromkeys(row["seed"] for row in rows)
-    return [mean(row["figures"][figure] for row in rows if row["seed"] == seed) for seed in seeds]
-
-
-def _mean(figures: Sequence[Mapping[str, float]], name: str) -> float:
-    return mean(row[name] for row in figures)
+    return [mean(row["figures"][FIGURE_OF] for row in rows if row["seed"] == seed) for seed in seeds]
 
 
 def _cell(value: float, spread: float) -> str:

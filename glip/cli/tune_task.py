@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from glip.detector import Detector
 
 ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "pictures.json", "report.json", "curve.png"
+OUT = "runs/tune"
+FROZEN_STAGES = 1  # of the image encoder in mode full, and the stem: the release's FREEZE_CONV_BODY_AT 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class HowToTune:
         seed: of the draw and of the tuning.
         chosen: ids of the pictures to tune on, instead of a draw.
         settings: changes to the usual settings of the mode.
-        frozen_stages: of the image encoder in mode full.
         vary: mirror and resize pictures anew in each round.
         keep_gb: memory for features.
         thresholds: store the thresholds of best F1.
@@ -64,7 +65,6 @@ class HowToTune:
     seed: int = 0
     chosen: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    frozen_stages: int = 1
     vary: bool = False
     keep_gb: float = 4.0
     thresholds: bool = True
@@ -145,7 +145,7 @@ def tune_task(
     chosen, validated = _divide(sets, how)
     train, tally = [sets.train[index] for index in chosen], Tally()
     tally.add(sets.left_out)
-    tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=how.frozen_stages)
+    tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
     pictures = Pictures(train, tuner, vary=how.vary, keep_gb=how.keep_gb, left_out=tally)
     _tell(sets, train, validated, pictures, tally, report)
     ids = [str(sample.image_id) for sample in train]

@@ -24,6 +24,7 @@ from glip.loss import Totals, compute_losses, match
 from glip.shapes import Tensor
 from glip.train.checkpoint import write_state
 from glip.train.loop import TrainingError
+from glip.train.optim import build_optimizer
 from glip.train.signals import Interrupted, StopWish
 from glip.train.tuning import Pictures, Prepared, Tuner, by_size
 
@@ -125,7 +126,7 @@ class TuneRun:
         self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {same}"
         folder.mkdir(parents=True, exist_ok=True)
         self.trained = tuner.trained()
-        self.optimizer = build_optimizer(self.trained, tuner.mode, settings)
+        self.optimizer = build_tuning_optimizer(tuner, settings)
         self.state = TuneState()
         if (folder / STATE).is_file():
             self._resume(folder / STATE)
@@ -295,11 +296,14 @@ class TuneRun:
         self.state = TuneState(**tree["state"])
 
 
-def build_optimizer(trained: dict[str, nn.Parameter], mode: Mode, settings: TuneSettings) -> torch.optim.AdamW:
-    """AdamW; norms, biases and embeddings of the model have no decay, the prompt's offsets have."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        rate = settings.bert_lr if mode == "full" and name.startswith("language.") else settings.lr
-        still = mode != "prompt" and (parameter.ndim <= 1 or "bias" in name or "embeddings" in name)
-        groups.setdefault((rate, 0.0 if still else settings.weight_decay), []).append(parameter)
-    return torch.optim.AdamW([{"params": own, "lr": lr, "weight_decay": decay} for (lr, decay), own in groups.items()])
+def build_tuning_optimizer(tuner: Tuner, settings: TuneSettings) -> torch.optim.AdamW:
+    """The ordinary training's optimizer of the weights that train, or one for the prompt's offsets."""
+    if tuner.offsets is not None:
+        return torch.optim.AdamW([tuner.offsets], lr=settings.lr, weight_decay=settings.weight_decay)
+    return build_optimizer(
+        tuner.model,
+        lr=settings.lr,
+        bert_lr=settings.bert_lr if tuner.mode == "full" else settings.lr,
+        text_lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
