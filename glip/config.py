@@ -133,6 +133,7 @@ class DatasetConfig(SetConfig):
     short_side: tuple[int, ...] = ()  # overrides data.short_side
     flip: float = 0.5
     first: int = 0  # learn from the first so many samples only; 0: all
+    withheld: tuple[str, ...] = ()  # names with one of these words are not asked for, nor their boxes learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,13 +213,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: missing file, broken YAML, unknown key, wrong type or choice.
     """
     tree = _read_tree(find_config(path), depth=0)
+    return from_dict(Experiment, read_overrides(overrides, tree))
+
+
+def read_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Plain maps with ``key.path=value`` texts set in them; the values are YAML.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    found: dict[str, Any] = {} if tree is None else tree
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key.strip():
             lacking = "key" if separator else "'='"
             raise ConfigError(f"override {item!r} is not key.path=value: no {lacking} in it: try train.steps=100")
-        _set(tree, key.strip().split("."), _parse_yaml(value, item))
-    return from_dict(Experiment, tree)
+        _set(found, key.strip().split("."), _parse_yaml(value, item))
+    return found
 
 
 def find_config(path: str | Path) -> Path:

@@ -11,6 +11,7 @@ from glip.data.loader import Source
 from glip.data.phrasing import ClassPrompt, Phrasing, foreign_names, read_prompts
 from glip.data.sets import PackedSamples, SampleSet, Tally
 from glip.data.transforms import Augmentation, says_side
+from glip.data.withheld import Withheld, says_one_of
 from glip.structures import Sample
 
 _MISSING = "picture that is not there"
@@ -121,8 +122,12 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     Raises:
         FileNotFoundError, ValueError: it is not there, cannot be read, or has nothing to learn from.
     """
-    read = read_set(resolve(config, data), data.root)
-    if not isinstance(read.samples, PackedSamples):
+    entry = resolve(config, data)
+    read = read_set(entry, data.root)
+    if config.withheld:
+        names = tuple(name for name in read.vocabulary if not says_one_of(name, config.withheld))
+        read = replace(read, samples=Withheld(read.samples, config.withheld), vocabulary=names)
+    if entry.format == "world":
         return read
     first, there = config.first or len(read.samples), _Listing(read.left_out)
     kept = PackedSamples(sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))

@@ -38,7 +38,7 @@ from glip.train.distributed import Group, main_only, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_another, same_validation
-from glip.train.signals import Interrupted, StopWish
+from glip.signals import Interrupted, StopWish
 from glip.train.step import Outcome, Stepper
 
 ONE = Group()

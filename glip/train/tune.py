@@ -25,7 +25,7 @@ from glip.shapes import Tensor
 from glip.train.checkpoint import write_state
 from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
-from glip.train.signals import Interrupted, StopWish
+from glip.signals import Interrupted, StopWish
 from glip.train.tuning import Pictures, Prepared, Tuner, by_size
 
 STATE = "last.pt"

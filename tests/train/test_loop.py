@@ -19,7 +19,7 @@ from glip.train import loop
 from glip.train.averages import keep_start
 from glip.train.distributed import Group
 from glip.train.loop import TrainingError, train
-from glip.train.signals import Interrupted
+from glip.signals import Interrupted
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
 from glip.train.loop import TrainingError
-from glip.train.signals import Interrupted
+from glip.signals import Interrupted
 from glip.train.tune import STATE, TuneRun, usual_settings
 from glip.train.tuning import Pictures, Tuner, by_size, trained_names
 

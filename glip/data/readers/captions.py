@@ -50,7 +50,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
         ValueError: not a file of captions, or none in it that can be used.
     """
     path, tally = Path(annotations), Tally()
-    files = _files(path)
+    files = caption_files(path)
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their pictures are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
     samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
@@ -60,7 +60,13 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     return SampleSet(samples, left_out=tally)
 
 
-def _files(path: Path) -> list[Path]:
+def caption_files(path: Path) -> list[Path]:
+    """The files of a set of captions: itself, or in a folder all its tars, else all its files of the other kinds.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: a folder without any.
+    """
     if not path.exists():
         raise FileNotFoundError(f"captions {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
     if path.is_file():

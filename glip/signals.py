@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -39,3 +41,20 @@ class StopWish:
         if number == signal.SIGINT == self.number:  # a second SIGTERM is only torchrun and the scheduler both asking
             raise Interrupted(number, "stopped at once, without a checkpoint of the last steps")
         self.number = number
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """SIGTERM ends what goes on within as Ctrl-C does, so that it can still tell what it has done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "ended by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

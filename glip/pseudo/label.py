@@ -1,0 +1,231 @@
+"""What the teacher sees in captioned pictures: the phrases of each caption, and low-threshold boxes for them."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from glip.data.sets import Tally
+from glip.data.writers import label_row
+from glip.detector import Detector
+from glip.pseudo.filters import PairRules, ShardFilter, inspect_picture
+from glip.pseudo.shards import Captioned, Shard, read_shard_pictures
+from glip.pseudo.store import Form, Row, Store
+from glip.structures import Detections, Prompt, Sample, Span
+from glip.text.phrases import PhraseFinder
+
+STAGES = ("read", "parse", "decode", "detect", "write")
+SCORE_BINS = 20
+_WINDOW = 32  # pictures opened and grouped by size at a time
+_READERS = 2  # threads that open pictures while the teacher looks at others
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToLabel:
+    """How captions become labels: plain values, so that it travels to other processes and into the manifest.
+
+    Args:
+        model: the teacher: a name or a folder.
+        threshold: lowest score stored.
+        max_detections: boxes of a caption at most.
+        batch_size: pictures encoded, and captions grounded, at once.
+        threads: of a worker's computation; results are the same to the bit only for the same number.
+        device: cpu, cuda; None: CUDA where there is one.
+        pipeline: a parsed spaCy pipeline instead of the bundled phrase finder.
+        referring: widen phrases to whole referring expressions.
+        pairs: which pairs are worth it.
+        form: of the files written.
+    """
+
+    model: str
+    threshold: float = 0.1
+    max_detections: int = 100
+    batch_size: int = 4
+    threads: int = 1
+    device: str | None = None
+    pipeline: str | None = None
+    referring: bool = False
+    pairs: PairRules = field(default_factory=PairRules)
+    form: Form = "jsonl"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A picture and the captions that are asked of it."""
+
+    of: Captioned
+    prompts: tuple[Prompt, ...]
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Count the time within to a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.monotonic() - began
+
+
+class Labeller:
+    """A worker with its own teacher, which labels any shard into the store; the same shard gives the same file.
+
+    Args:
+        how: what it needs to know.
+        folder: where labels go.
+
+    Raises:
+        WeightsError: a teacher that cannot be loaded.
+        ValueError: a phrase pipeline that is not there.
+    """
+
+    def __init__(self, how: HowToLabel, folder: str | Path) -> None:
+        torch.set_num_threads(how.threads)
+        self.how, self.store = how, Store(folder, how.form)
+        self.detector = Detector.from_pretrained(how.model, device=how.device)
+        self.finder = PhraseFinder(how.pipeline, referring=how.referring)
+
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        """Label a shard unless it is done; gives its report.
+
+        Raises:
+            FileNotFoundError, ValueError: the shard's file is gone, or nothing of it can be read.
+            OSError: labels cannot be written.
+        """
+        clock, began = Clock(), time.monotonic()
+        with clock.of("read"):
+            pictures, left_out = read_shard_pictures(shard)
+        rules = self.how.pairs.for_model(self.detector.processor.max_tokens)
+        filter, dropped = ShardFilter(rules, self.detector.processor.count_tokens), Tally()
+        with clock.of("parse"):
+            asked = self._asked(pictures, filter)
+        rows: list[Row] = []
+        for found in self._looked(asked, rules, filter, dropped, clock):
+            with clock.of("write"):
+                rows += [label_row(sample, shard.entry.images) for sample in found]
+        dropped.add(filter.tally)
+        report = {
+            "shard": shard.name,
+            "pairs": sum(len(one.captions) for one in pictures),
+            **_counts(rows),
+            "dropped": dropped.counts,
+            "places": dropped.places,
+            "left out by the reader": left_out.counts,
+            "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
+            "wall": round(time.monotonic() - began, 3),
+        }
+        self.store.write(shard.name, rows, report)
+        return report
+
+    def _asked(self, pictures: Sequence[Captioned], filter: ShardFilter) -> list[_Asked]:
+        """The captions worth asking, as prompts; a picture without any is not opened."""
+        kept = [[text for text in one.captions if filter.caption(text, str(one.picture))] for one in pictures]
+        spans = iter(self.finder.many([text for own in kept for text in own]))
+        found = []
+        for one, texts in zip(pictures, kept, strict=True):
+            prompts = [self._prompt(text, next(spans), one, filter) for text in texts]
+            usable = tuple(prompt for prompt in prompts if prompt is not None)
+            if usable:
+                found.append(_Asked(one, usable))
+        return found
+
+    def _prompt(self, caption: str, spans: Sequence[Span], of: Captioned, filter: ShardFilter) -> Prompt | None:
+        if not (filter.phrases(len(spans), str(of.picture)) and spans):
+            return None
+        prompt = Prompt.from_caption(caption, list(spans))
+        try:
+            self.detector.processor.text([prompt])
+        except ValueError:  # a phrase of signs that the vocabulary lacks
+            filter.tally.note("caption that the teacher cannot read", str(of.picture))
+            return None
+        return prompt
+
+    def _looked(
+        self, asked: Sequence[_Asked], rules: PairRules, filter: ShardFilter, dropped: Tally, clock: Clock
+    ) -> Iterator[list[Sample]]:
+        """The samples of each picture that can be opened, in order; the next window is opened during this one."""
+        windows = [asked[start : start + _WINDOW] for start in range(0, len(asked), _WINDOW)]
+        with ThreadPoolExecutor(_READERS) as readers:
+            opening = [readers.submit(inspect_picture, one.of.picture, rules) for one in (windows or [()])[0]]
+            for number, window in enumerate(windows):
+                with clock.of("decode"):
+                    inspected = [future.result() for future in opening]
+                following = windows[number + 1] if number + 1 < len(windows) else ()
+                opening = [readers.submit(inspect_picture, one.of.picture, rules) for one in following]
+                pairs = []
+                for one, got in zip(window, inspected, strict=True):
+                    if filter.picture(got, str(one.of.picture)) and got.picture is not None:
+                        pairs.append((one, got.picture))
+                    else:
+                        dropped.note("pair of a picture that was dropped", times=len(one.prompts))
+                with clock.of("detect"):
+                    results = self._detected(pairs)
+                for (one, picture), found in zip(pairs, results, strict=True):
+                    yield [_sample(one.of, picture, detections) for detections in found]
+
+    def _detected(self, pairs: Sequence[tuple[_Asked, Image.Image]]) -> list[list[Detections]]:
+        """What is found for each caption of each picture; a picture is encoded once for all its captions."""
+        found: dict[int, list[Detections]] = defaultdict(list)
+        size = self.how.batch_size
+        for group in self.detector.group_by_size([picture for _, picture in pairs], size):
+            image = self.detector.encode_image([pairs[index][1] for index in group])
+            questions = [(place, prompt) for place, i in enumerate(group) for prompt in pairs[i][0].prompts]
+            for start in range(0, len(questions), size):
+                piece = questions[start : start + size]
+                answers = self.detector.ground(
+                    image.select([place for place, _ in piece]),
+                    self.detector.encode_text([prompt for _, prompt in piece]),
+                    threshold=self.how.threshold,
+                    max_detections=self.how.max_detections,
+                    batch_size=size,
+                )
+                for (place, _), answer in zip(piece, answers, strict=True):
+                    found[group[place]].append(answer)
+        return [found[index] for index in range(len(pairs))]
+
+
+def _sample(of: Captioned, picture: Image.Image, found: Detections) -> Sample:
+    """What is stored: rounded, so that engines and machines agree."""
+    return Sample(
+        of.picture,
+        torch.tensor([[round(value, 2) for value in box] for box, *_ in found]).reshape(-1, 4),
+        tuple((label,) for label in found.labels.tolist()),
+        prompt=found.prompt,
+        image_id=of.image_id,
+        size=picture.size,
+        scores=tuple(round(score, 4) for score in found.scores.tolist()),
+    )
+
+
+def _counts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the report says of stored rows; ``scores`` counts boxes in equal bins of 0..1."""
+    scores, per_phrase = [0] * SCORE_BINS, defaultdict[str, int](int)
+    for row in rows:
+        own = [0] * len(row["phrases"])
+        for box in row["boxes"]:
+            scores[min(int(box["score"] * SCORE_BINS), SCORE_BINS - 1)] += 1
+            for phrase in box["phrases"]:
+                own[phrase] += 1
+        for count in own:
+            per_phrase[str(min(count, 10))] += 1
+    return {
+        "kept": len(rows),
+        "pictures": len({(row["picture"], row.get("member")) for row in rows}),
+        "phrases": sum(len(row["phrases"]) for row in rows),
+        "boxes": sum(scores),
+        "scores": scores,
+        "boxes per phrase": dict(sorted(per_phrase.items(), key=lambda item: int(item[0]))),
+    }
