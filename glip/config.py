@@ -102,7 +102,7 @@ class ModelConfig:
     license: str = ""
 
 
-Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "world"]
+Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "world"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,8 @@ class DatasetConfig(SetConfig):
     short_side: tuple[int, ...] = ()  # overrides data.short_side
     flip: float = 0.5
     first: int = 0  # learn from the first so many samples only; 0: all
+    soft: bool = False  # scores of pseudo-labels weigh their losses
+    box_loss: bool = True  # its boxes also teach where boxes end, not only what is where
     withheld: tuple[str, ...] = ()  # names with one of these words are not asked for, nor their boxes learned
 
 

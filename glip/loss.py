@@ -52,18 +52,21 @@ class Totals:
 class Matching:
     """Who learns what in one batch. It depends on targets and anchors alone: no network has to run for it.
 
-    ``boxes`` and ``centerness`` are what the positive anchors learn, picture by picture in the order of locations.
+    ``boxes`` and ``centerness`` are what the positive anchors learn, picture by picture in the order of locations;
+    ``weights`` and ``located`` say how much each learns of its words, and of its box.
     """
 
     owners: Int[Tensor, "batch loc"]
     boxes: Float[Tensor, "positive 4"]
     centerness: Float[Tensor, " positive"]
+    weights: Float[Tensor, " positive"]
+    located: Float[Tensor, " positive"]
     targets: tuple[Target, ...]
 
     @property
     def totals(self) -> Totals:
         """The totals of this batch alone."""
-        return Totals(float(len(self.boxes)), float(self.centerness.sum()))
+        return Totals(float(len(self.boxes)), float((self.centerness * self.located).sum()))
 
 
 class Criterion:
@@ -88,10 +91,17 @@ def match(targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Seq
     lengths = [height * width for height, width in sizes]
     owners = torch.stack([assign(anchors, target.boxes, lengths) for target in targets])
     chosen = owners != BACKGROUND
-    matched = torch.cat([target.boxes[own[own != BACKGROUND]] for own, target in zip(owners, targets, strict=True)])
+    mine = [own[own != BACKGROUND] for own in owners]
+    matched = torch.cat([target.boxes[own] for own, target in zip(mine, targets, strict=True)])
+    weights = torch.cat([_weights(target)[own] for own, target in zip(mine, targets, strict=True)])
+    located = torch.cat([_weights(t)[own] * float(t.located) for own, t in zip(mine, targets, strict=True)])
     near = anchors[chosen.nonzero()[:, 1]]
     boxes = decode(encode(matched, near), near)  # through the coder and back, as the release does
-    return Matching(owners, boxes, centerness_targets(boxes, near), tuple(targets))
+    return Matching(owners, boxes, centerness_targets(boxes, near), weights, located, tuple(targets))
+
+
+def _weights(target: Target) -> Float[Tensor, " box"]:
+    return target.boxes.new_ones(len(target.boxes)) if target.weights is None else target.weights
 
 
 def compute_losses(
@@ -100,14 +110,19 @@ def compute_losses(
     """The losses of one batch, in float32 whatever the network ran in."""
     num_positive = max(totals.num_positive, 1.0)
     wanted = torch.stack([_token_targets(own, t) for own, t in zip(matching.owners, matching.targets, strict=True)])
-    token = token_focal_loss(outputs.token_logits.float(), wanted, attention_mask) / num_positive
-    # Without a positive the sums below are of nothing: zero, with a gradient of zeros for every parameter.
     rows, places = (matching.owners != BACKGROUND).nonzero(as_tuple=True)
+    weights = None
+    if any(target.weights is not None for target in matching.targets):
+        weights = outputs.anchors.new_ones(matching.owners.shape)
+        weights[rows, places] = matching.weights
+    token = token_focal_loss(outputs.token_logits.float(), wanted, attention_mask, weights) / num_positive
+    # Without a positive the sums below are of nothing: zero, with a gradient of zeros for every parameter.
     predicted = decode(outputs.box_deltas[rows, places].float(), outputs.anchors[places])
-    weighted = (giou_loss(predicted, matching.boxes) * matching.centerness).sum()
+    weighted = (giou_loss(predicted, matching.boxes) * matching.centerness * matching.located).sum()
     box = _BOX_WEIGHT * weighted / max(totals.centerness, 1e-6)
     logits = outputs.centerness[rows, places].float()
-    centerness = F.binary_cross_entropy_with_logits(logits, matching.centerness, reduction="sum") / num_positive
+    centred = F.binary_cross_entropy_with_logits(logits, matching.centerness, weight=matching.located, reduction="sum")
+    centerness = centred / num_positive
     return Losses(token, box, centerness, len(rows))
 
 
@@ -115,9 +130,12 @@ def token_focal_loss(
     logits: Float[Tensor, "batch loc tok"],
     targets: Float[Tensor, "batch loc tok"],
     attention_mask: Bool[Tensor, "batch tok"],
+    weights: Float[Tensor, "batch loc"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Sigmoid focal loss (Lin et al. 2017), summed over all locations and the valid tokens."""
+    """Sigmoid focal loss (Lin et al. 2017), summed over all locations, each by its weight, and the valid tokens."""
     losses: Tensor = sigmoid_focal_loss(logits, targets, alpha=_ALPHA, gamma=_GAMMA, reduction="none")
+    if weights is not None:
+        losses = losses * weights[..., None]
     return (losses * attention_mask[:, None]).sum()
 
 

@@ -82,7 +82,12 @@ class Processor:
         images = ImageBatch(self._pad([self._normalize(picture) for picture in pictures]), sizes, sizes)
         text = self.text(prompts)
         targets = tuple(
-            Target(sample.boxes.float(), positive_map(weights, sample.box_phrases))
+            Target(
+                sample.boxes.float(),
+                positive_map(weights, sample.box_phrases),
+                torch.tensor(sample.scores) if sample.scores else None,
+                sample.located,
+            )
             for sample, weights in zip(samples, text.phrase_tokens, strict=True)
         )
         return Batch(images, text, targets)

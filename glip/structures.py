@@ -108,29 +108,30 @@ class Prompt:
         return cls.from_names(names)
 
     @classmethod
-    def from_caption(cls, caption: str, phrases: Sequence[str | Span | Sequence[Span]]) -> "Prompt":
+    def from_caption(cls, caption: str, phrases: Sequence[str | Span | Sequence[Span]] | None = None) -> "Prompt":
         """A free sentence and the things in it: each a text that occurs in it, a span, or several spans.
 
         A text stands for its next whole-word occurrence after the phrase given before it (else its first one), so
-        phrases listed in reading order find their own words, also when a word occurs twice.
+        phrases listed in reading order find their own words, also when a word occurs twice. Without ``phrases`` the
+        noun phrases of the caption are taken.
 
         Raises:
             ValueError: a text that is not in the caption, a span outside it, or no phrase.
         """
+        if phrases is None:
+            from glip.text.phrases import noun_phrases  # late: the one arrow that points up (docs/decisions.md)
+
+            phrases = noun_phrases(caption)
+            if not phrases:
+                raise ValueError(f"caption {caption[:60]!r} names nothing: say which things, or use a list of names")
         if isinstance(phrases, str):
             raise ValueError(f"phrases: got the string {phrases!r}: pass a list of the things in the caption")
         found: list[Phrase] = []
         position = 0
         for item in phrases:
-            if isinstance(item, str):
-                span = _locate(caption, item, position)
-                position = span[1]
-                found.append(Phrase(caption[span[0] : span[1]], (span,)))
-                continue
-            spans = _spans(item)
-            for span in spans:
-                _check_span(span, caption)
-            found.append(Phrase(" ".join(caption[s:e] for s, e in spans), spans))
+            spans = (_locate(caption, item, position),) if isinstance(item, str) else _spans(item)
+            position = spans[-1][1] if isinstance(item, str) else position
+            found.append(Phrase(" ".join(caption[start:end] for start, end in spans), spans))
         return cls(caption, tuple(found))
 
     @property
@@ -208,9 +209,9 @@ class Sample:
         crowd: boxes (indices) that mark a group, not a thing; nothing is learned from them.
         absent: names (of the vocabulary) that are surely absent; None where every name without a box is.
         incomplete: names of which more may be in the picture than have boxes, so that they cannot be asked for.
-        scores: of pseudo-labels, one for each box; empty for boxes that people drew.
-        kinds: of each phrase of the prompt, the groups that tables are made for, such as Flickr30K's people or
-            clothing; empty where unknown.
+        scores: of pseudo-labels, one for each box; empty for boxes that people drew. In training they weigh the losses.
+        located: whether the boxes also teach where boxes end, or only what is where.
+        kinds: of each phrase of the prompt, the groups of tables, such as Flickr30K's people; empty where unknown.
     """
 
     picture: Path | Archived | Image.Image
@@ -225,6 +226,7 @@ class Sample:
     absent: tuple[int, ...] | None = None
     incomplete: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
+    located: bool = True
     kinds: tuple[tuple[str, ...], ...] = ()
 
     def keep(self, chosen: Sequence[int]) -> "Sample":
@@ -241,14 +243,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """What should be found in one picture: boxes in resized pixels and the tokens that name each."""
+    """What should be found in one picture: boxes in resized pixels and the tokens that name each.
+
+    ``weights`` scale the losses of each box, None for 1; where ``located`` is False boxes teach their words only.
+    """
 
     boxes: Float[Tensor, "box 4"]
     positive_map: Bool[Tensor, "box tok"]
+    weights: Float[Tensor, " box"] | None = None
+    located: bool = True
 
     def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
-        return Target(self.boxes.to(device), self.positive_map.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return Target(self.boxes.to(device), self.positive_map.to(device), weights, self.located)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
     convert = _add_set(verbs.add_parser("convert", help="write a set in another format"))
     convert.add_argument("out", metavar="OUT", help="the file to write; drawn pictures go to the folder images beside")
-    convert.add_argument("--to", required=True, choices=("coco", "mdetr", "odvg", "labels"), help="the format")
+    targets = ("coco", "mdetr", "odvg", "labels", "label-studio")
+    convert.add_argument("--to", required=True, choices=targets, help="the format")
     convert.add_argument("--number", type=int, default=0, metavar="N", help="only the first N samples")
 
 
@@ -173,6 +174,7 @@ def _show(args: argparse.Namespace, samples: "SampleSet") -> int:
 def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") -> int:
     from glip.data import writers
     from glip.data.catalog import data_root
+    from glip.data.label_studio import interface_of, write_label_studio
 
     out, root = Path(args.out), data_root(args.root)
     count = _count(args, config, len(samples.samples))
@@ -188,11 +190,14 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
         "mdetr": writers.write_mdetr,
         "odvg": writers.write_odvg,
         "labels": writers.write_labels,
+        "label-studio": write_label_studio,
     }[args.to]
     lost = write(replace(samples, samples=chosen), out, folders)
     print(f"{out}: {count} samples of {args.name} as {args.to}; picture names are relative to {folders[0]}")
     if args.to == "odvg" and samples.vocabulary:
         print(f"{writers.label_map_of(out)}: its label map")
+    if args.to == "label-studio":
+        print(f"{interface_of(out)}: its labelling interface; serve {folders[0].absolute().parent} as the local root")
     if samples.left_out:
         print("left out when read:", *_places(samples.left_out), sep="\n")
     if lost:

@@ -14,6 +14,7 @@ VERBS = {
     "tune": "adapt a model to a task: prompt tuning, linear probe, full tuning, few-shot",
     "evaluate": "measure a model on sets, as their official evaluators do",
     "label": "let a teacher ground the noun phrases of captions: boxes with scores, to be selected later",
+    "teach": "rounds of label, select, train and evaluate: the student becomes the teacher",
     "select": "choose which of a teacher's boxes to believe: a set to train on",
     "data": "list, check, show or convert sets of annotated pictures",
     "convert": "bring a checkpoint into our form",

@@ -11,6 +11,7 @@ from glip.data.readers.captions import CAPTION_KEYS, read_captions
 from glip.data.readers.coco import read_coco
 from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
+from glip.data.readers.label_studio import read_label_studio
 from glip.data.readers.labels import read_labels
 from glip.data.readers.lvis import read_lvis
 from glip.data.readers.mdetr import read_mdetr
@@ -28,6 +29,7 @@ _READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
     "silver": read_silver,
     "captions": read_captions,
     "labels": read_labels,
+    "label-studio": read_label_studio,
 }
 # these need a second file beside the annotations: the split's picture ids, the names of the labels
 _NAMED_READERS: dict[Format, Callable[[Path, Sequence[Path], Path | str], SampleSet]] = {
@@ -170,6 +172,8 @@ def _format_of_line(line: str) -> Format:
 def _format_of_tree(tree: object, path: Path) -> Format:
     if isinstance(tree, list) and tree and isinstance(tree[0], dict) and not tree[0].keys().isdisjoint(CAPTION_KEYS):
         return "captions"
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict) and isinstance(tree[0].get("data"), dict):
+        return "label-studio"
     lists = tree if isinstance(tree, dict) else {}
     keys = {
         key: set(rows[0])
@@ -186,7 +190,7 @@ def _format_of_tree(tree: object, path: Path) -> Format:
         return "lvis"
     if {"images", "annotations", "categories"} <= lists.keys():
         return "coco"
+    own = ", ".join(map(str, list(lists)[:5])) or "none"
     raise ValueError(
-        f"{path}: not COCO, LVIS, MDETR or captions json (its keys: {', '.join(map(str, list(lists)[:5])) or 'none'}): "
-        "see docs/data.md for the formats"
+        f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md"
     )

@@ -137,6 +137,7 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
             f"set {config.name!r}: none of its {len(read.samples)} pictures is there, such as {str(example)!r}: check "
             "its images= folder and data.root"
         )
+    kept = _weighed(kept, config)
     _refuse_nothing(config.name, kept, read)
     missing = read.left_out.counts.get(_MISSING, 0)
     if missing > max(_FEW, data.max_broken * (missing + len(kept))):
@@ -145,6 +146,15 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
             f"{read.left_out.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
         )
     return replace(read, samples=kept)
+
+
+def _weighed(samples: PackedSamples, config: DatasetConfig) -> PackedSamples:
+    """Scores weigh losses only where that is asked for, and boxes may teach their words alone."""
+    if config.box_loss and (config.soft or not any(sample.scores for sample in samples)):
+        return samples
+    return PackedSamples(
+        replace(sample, scores=sample.scores if config.soft else (), located=config.box_loss) for sample in samples
+    )
 
 
 class _Listing:

@@ -45,6 +45,18 @@ def picture_size(path: str | Path | Archived) -> tuple[int, int]:
         return (height, width) if picture.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
 
 
+def stated_size(path: str | Path | Archived) -> tuple[int, int]:
+    """The two sides of a picture as its header states them, not turned upright; nothing is ever decoded.
+
+    (``picture_size`` has to read a PNG whole, since its EXIF may come last.)
+
+    Raises:
+        PictureError: as ``open_picture``, as far as the header shows it.
+    """
+    with _opened(path) as picture:
+        return picture.size
+
+
 @contextmanager
 def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
     """The picture as Pillow has it while it is being read; whatever goes wrong becomes a PictureError."""

@@ -2,8 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from glip.data.sets import Tally
 from glip.data.writers import label_row
 from glip.detector import Detector
-from glip.pseudo.filters import PairRules, ShardFilter, inspect_picture
+from glip.pseudo.filters import Inspected, PairRules, ShardFilter, inspect_picture
 from glip.pseudo.shards import Captioned, Shard, read_shard_pictures
 from glip.pseudo.store import Form, Row, Store
 from glip.structures import Detections, Prompt, Sample, Span
@@ -109,20 +108,21 @@ class Labeller:
         with clock.of("read"):
             pictures, left_out = read_shard_pictures(shard)
         rules = self.how.pairs.for_model(self.detector.processor.max_tokens)
-        filter, dropped = ShardFilter(rules, self.detector.processor.count_tokens), Tally()
+        filter = ShardFilter(rules, self.detector.processor.count_tokens)
         with clock.of("parse"):
             asked = self._asked(pictures, filter)
         rows: list[Row] = []
-        for found in self._looked(asked, rules, filter, dropped, clock):
+        for pairs in self._opened(asked, rules, filter, clock):
+            with clock.of("detect"):
+                results = self._detected(pairs)
             with clock.of("write"):
-                rows += [label_row(sample, shard.entry.images) for sample in found]
-        dropped.add(filter.tally)
+                rows += _rows(pairs, results, shard.entry.images)
         report = {
             "shard": shard.name,
             "pairs": sum(len(one.captions) for one in pictures),
             **_counts(rows),
-            "dropped": dropped.counts,
-            "places": dropped.places,
+            "dropped": filter.tally.counts,
+            "places": filter.tally.places,
             "left out by the reader": left_out.counts,
             "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
             "wall": round(time.monotonic() - began, 3),
@@ -153,28 +153,22 @@ class Labeller:
             return None
         return prompt
 
-    def _looked(
-        self, asked: Sequence[_Asked], rules: PairRules, filter: ShardFilter, dropped: Tally, clock: Clock
-    ) -> Iterator[list[Sample]]:
-        """The samples of each picture that can be opened, in order; the next window is opened during this one."""
+    def _opened(
+        self, asked: Sequence[_Asked], rules: PairRules, filter: ShardFilter, clock: Clock
+    ) -> Iterator[list[tuple[_Asked, Image.Image]]]:
+        """The pictures that are worth it, a window at a time; the next one is opened while this one is looked at."""
         windows = [asked[start : start + _WINDOW] for start in range(0, len(asked), _WINDOW)]
         with ThreadPoolExecutor(_READERS) as readers:
-            opening = [readers.submit(inspect_picture, one.of.picture, rules) for one in (windows or [()])[0]]
+
+            def start(number: int) -> list[Future[Inspected]]:
+                return [readers.submit(inspect_picture, one.of.picture, rules) for one in windows[number]]
+
+            opening = start(0) if windows else []
             for number, window in enumerate(windows):
                 with clock.of("decode"):
                     inspected = [future.result() for future in opening]
-                following = windows[number + 1] if number + 1 < len(windows) else ()
-                opening = [readers.submit(inspect_picture, one.of.picture, rules) for one in following]
-                pairs = []
-                for one, got in zip(window, inspected, strict=True):
-                    if filter.picture(got, str(one.of.picture)) and got.picture is not None:
-                        pairs.append((one, got.picture))
-                    else:
-                        dropped.note("pair of a picture that was dropped", times=len(one.prompts))
-                with clock.of("detect"):
-                    results = self._detected(pairs)
-                for (one, picture), found in zip(pairs, results, strict=True):
-                    yield [_sample(one.of, picture, detections) for detections in found]
+                opening = start(number + 1) if number + 1 < len(windows) else []
+                yield list(_worth(zip(window, inspected, strict=True), filter))
 
     def _detected(self, pairs: Sequence[tuple[_Asked, Image.Image]]) -> list[list[Detections]]:
         """What is found for each caption of each picture; a picture is encoded once for all its captions."""
@@ -195,6 +189,24 @@ class Labeller:
                 for (place, _), answer in zip(piece, answers, strict=True):
                     found[group[place]].append(answer)
         return [found[index] for index in range(len(pairs))]
+
+
+def _worth(inspected: Iterable[tuple[_Asked, Inspected]], filter: ShardFilter) -> Iterator[tuple[_Asked, Image.Image]]:
+    for one, got in inspected:
+        if filter.picture(got, str(one.of.picture)) and got.picture is not None:
+            yield one, got.picture
+        else:
+            filter.tally.note("pair of a picture that was dropped", times=len(one.prompts))
+
+
+def _rows(
+    pairs: Sequence[tuple[_Asked, Image.Image]], results: Sequence[Sequence[Detections]], images: Sequence[str]
+) -> list[Row]:
+    return [
+        label_row(_sample(one.of, picture, detections), images)
+        for (one, picture), found in zip(pairs, results, strict=True)
+        for detections in found
+    ]
 
 
 def _sample(of: Captioned, picture: Image.Image, found: Detections) -> Sample:

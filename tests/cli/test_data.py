@@ -138,12 +138,14 @@ def test_show_drawn_pictures_and_few(glip_, birds):
 # ---- convert
 
 
-@pytest.mark.parametrize("format", ["coco", "odvg", "labels"])
+@pytest.mark.parametrize("format", ["coco", "odvg", "labels", "label-studio"])
 def test_convert_and_read_again(glip_, birds, format):
-    out = f"made/birds.{'json' if format == 'coco' else 'jsonl'}"
+    out = f"made/birds.{'json' if format in ('coco', 'label-studio') else 'jsonl'}"
     code, printed, err = glip_("convert", "birds", out, "--to", format, "--root", birds)
     assert code == 0, err
     assert f"{out}: 3 samples of birds as {format}; picture names are relative to {birds / 'birds/images'}" in printed
+    interface = f"made/birds_interface.xml: its labelling interface; serve {birds / 'birds'} as the local root"
+    assert (interface in printed) == (format == "label-studio") == Path("made/birds_interface.xml").is_file()
     code, printed, err = glip_("check", out, "--images", birds / "birds/images")
     assert code == 0 and "pictures  3" in printed and "boxes     3" in printed, printed + err
     assert ("what odvg cannot say" in glip_("convert", "birds", out, "--to", format, "--root", birds)[1]) == (

@@ -93,6 +93,7 @@ def test_drawings():
         ("A.JSONL", {"filename": "x", "grounding": {}}, "odvg"),
         ("a.txt", {}, "captions"),
         ("a.json", [{"image": "x", "caption": "y"}], "captions"),
+        ("a.json", [{"id": 1, "data": {"image": "x"}, "annotations": []}], "label-studio"),
     ],
 )
 def test_formats_are_told_from_the_content(name, content, format, tmp_path):
@@ -103,7 +104,7 @@ def test_formats_are_told_from_the_content(name, content, format, tmp_path):
 @pytest.mark.parametrize("text", ["[]", "[7]", "[{}]", "[" * 100_000, "{}", '{"images": []}', "not json", "7"])
 def test_other_json_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR or captions json"):
+    with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR, Label Studio or captions json"):
         guess_format(tmp_path / "a.json")
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from glip.data.picture import PictureError, open_any, open_picture, picture_size, to_rgb
+from glip.data.picture import PictureError, open_any, open_picture, picture_size, stated_size, to_rgb
 from glip.structures import Archived
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -300,3 +300,14 @@ def test_too_little_memory_is_no_fault_of_the_picture(save, monkeypatch):
     monkeypatch.setattr(PngImageFile, "load", full)
     with pytest.raises(MemoryError):
         open_picture(path)
+
+
+def test_the_stated_size_is_told_without_decoding(save, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert stated_size(save(marked(), "a.jpg", exif=exif)) == (6, 4), "not turned"
+    path = save(marked(), "a.png")
+    monkeypatch.setattr(PngImageFile, "load", lambda _: pytest.fail("decoded"))
+    assert stated_size(path) == (6, 4)
+    with pytest.raises(PictureError, match="is not there"):
+        stated_size(path.with_name("b.png"))

@@ -126,3 +126,36 @@ def test_without_a_box_only_tokens_are_learned_and_every_gradient_is_there() -> 
     for value in (outputs.box_deltas, outputs.centerness):
         assert value.grad is not None and not value.grad.any()
     assert outputs.token_logits.grad is not None and outputs.token_logits.grad.all()
+
+
+def test_weights_scale_what_each_box_teaches() -> None:
+    outputs, mask, one = random_outputs(1), torch.ones(1, 6).bool(), target(2, 5)
+    plain = Criterion()(outputs, [one], mask)
+    sure = Criterion()(outputs, [replace(one, weights=torch.ones(2))], mask)
+    for term in ("token", "box", "centerness"):
+        assert torch.equal(getattr(plain, term), getattr(sure, term))
+    halves = replace(one, weights=torch.full((2,), 0.5))
+    half = Criterion()(outputs, [halves], mask)
+    torch.testing.assert_close(half.centerness, plain.centerness / 2)
+    torch.testing.assert_close(half.box, plain.box)  # its own weights are what it is divided by
+    matching = match([halves], ANCHORS, SIZES)
+    positive = matching.owners[0] >= 0
+    only = replace(outputs, token_logits=outputs.token_logits[:, positive])
+    rest = replace(outputs, token_logits=outputs.token_logits[:, ~positive])
+    shares = []
+    for part, chosen in ((only, positive), (rest, ~positive)):
+        targets = (one.positive_map[matching.owners[0][chosen]] & positive[chosen][:, None]).float()[None]
+        shares.append(token_focal_loss(part.token_logits, targets, mask))
+    torch.testing.assert_close(half.token, (shares[0] / 2 + shares[1]) / half.num_positive, rtol=1e-4, atol=1e-5)
+
+
+def test_boxes_that_are_not_located_teach_words_only() -> None:
+    outputs, mask, one = random_outputs(2), torch.ones(2, 6).bool(), target(2, 5)
+    mixed = Criterion()(outputs, [one, replace(one, located=False)], mask)
+    mixed.total.backward()
+    assert outputs.box_deltas.grad is not None and outputs.centerness.grad is not None
+    assert outputs.box_deltas.grad[0].any() and not outputs.box_deltas.grad[1].any()
+    assert outputs.centerness.grad[0].any() and not outputs.centerness.grad[1].any()
+    fresh = random_outputs(2)
+    both = Criterion()(fresh, [one, one], mask)
+    torch.testing.assert_close(mixed.token, both.token)

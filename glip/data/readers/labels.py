@@ -93,8 +93,8 @@ def _read(path: Path, folders: Folders, tally: Tally, lists: dict[Names, None]) 
             try:
                 before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
                 record = _parsed(raw)
-                names = _names(record["names"]) if "names" in record else before
-                sample = _sample(record, names, folders, place, tally)
+                names = read_names(record["names"]) if "names" in record else before
+                sample = sample_of_row(record, names, folders, place, tally)
             except Unfit as reason:
                 tally.note(str(reason), place)
                 continue
@@ -102,7 +102,12 @@ def _read(path: Path, folders: Folders, tally: Tally, lists: dict[Names, None]) 
             yield sample
 
 
-def _sample(record: dict[str, Any], names: Names, folders: Folders, place: str, tally: Tally) -> Sample:
+def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place: str, tally: Tally) -> Sample:
+    """The sample of one line; the names hold where it has no caption.
+
+    Raises:
+        Unfit: nothing of it can be learned from; what only a part of it is unfit for is counted.
+    """
     picture = _picture(record, folders)
     words = _words(record, names, place, tally)
     boxes = _boxes(record, words.numbers, place, tally)
@@ -199,7 +204,12 @@ def _own(row: dict[str, Any], numbers: dict[int, int]) -> tuple[int, ...]:
     return phrases
 
 
-def _names(given: Any) -> Names:
+def read_names(given: Any) -> Names:
+    """The names of a detection set.
+
+    Raises:
+        Unfit: not a list of words.
+    """
     if not (isinstance(given, list) and given and all(is_text(name) and is_visible(name) for name in given)):
         raise Unfit("names that are no list of words")
     return tuple(given)

@@ -1,0 +1,293 @@
+"""Label Studio: what is written comes back the same, what people change comes back changed, others are read."""
+
+import json
+import math
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from PIL import Image
+
+from glip.config import SetConfig
+from glip.data.catalog import find_set, read_set
+from glip.data.label_studio import interface_of, write_label_studio
+from glip.data.readers.label_studio import read_label_studio
+from glip.data.sets import SampleSet
+from glip.structures import Archived, Phrase, Prompt, Sample
+
+NAMES = ("dog", "cat", "owl")
+TWINS = Prompt(
+    "a man, a man, two cats", (*(Phrase("a man", ((s, s + 5),)) for s in (0, 7)), Phrase("two", ((15, 18),)))
+)
+BOXES = torch.tensor([[0.1, 1 / 3, 20.7, 30], [5, 6, 99.99, 79.123456], [0, 0, 100, 80]])
+OWN = {"boxes": BOXES, "box_phrases": ((2,), (0,), (1,)), "size": (100, 80)}
+
+
+def grounding(folder: Path, name: str = "a.jpg", **fields: object) -> Sample:
+    return Sample(folder / name, **(OWN | {"prompt": TWINS, "image_id": name} | fields))
+
+
+def detection(folder: Path, name: str = "b.jpg", **fields: object) -> Sample:
+    return Sample(folder / name, **(OWN | {"vocabulary": NAMES, "image_id": name} | fields))
+
+
+def written(folder: Path, *samples: Sample) -> list[dict]:
+    write_label_studio(SampleSet(samples), folder / "tasks.json", [folder])
+    return json.loads((folder / "tasks.json").read_text())
+
+
+def read(folder: Path, tasks: object) -> SampleSet:
+    (folder / "export.json").write_text(json.dumps(tasks))
+    return read_label_studio(folder / "export.json", [folder])
+
+
+def rectangle(label: str, x: float, y: float, w: float, h: float, **more: object) -> dict:
+    value = {"x": x, "y": y, "width": w, "height": h, "rotation": 0, "rectanglelabels": [label]}
+    return {"type": "rectanglelabels", "from_name": "label", "to_name": "img", "value": value} | more
+
+
+def foreign(*rows: dict, image: str = "/data/upload/3/0123abcd-a.jpg", **fields: object) -> dict:
+    return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(rows)}]} | fields
+
+
+def all_same(first: list[Sample], second: list[Sample]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        for key, value in one.__dict__.items():
+            assert key == "boxes" or value == other.__dict__[key], key
+
+
+# ---- round trips
+
+
+def test_all_of_a_sample_comes_back(tmp_path):
+    listed = Prompt.from_names(["dog", "cat"], negatives=["owl"], classes=[4, 4])
+    samples = [
+        grounding(tmp_path, scores=(0.9, 0.123456789, 0.3)),
+        grounding(tmp_path, "sub/é +&.jpg", box_phrases=((0, 2), (1,), (2,)), crowd=(1,), image_id=12),
+        grounding(tmp_path, prompt=listed, boxes=torch.empty(0, 4), box_phrases=()),
+        detection(tmp_path, absent=(1,), incomplete=(0, 2), size=(333, 777)),
+        detection(tmp_path, "c.jpg", scores=(1.0, 0.5, 0.25), boxes=BOXES[[2, 1, 0]]),
+        detection(tmp_path, "d.jpg", vocabulary=("bat", "bat", "a man #2")),
+    ]
+    lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
+    assert not lost, str(lost)
+    found = read_label_studio(tmp_path / "tasks.json", [tmp_path])
+    assert not found.left_out, str(found.left_out)
+    all_same(samples, list(found.samples))
+
+
+def test_the_ordinary_command_reads_it(tmp_path):
+    written(tmp_path, detection(tmp_path), detection(tmp_path, "c.jpg"))
+    config = find_set(str(tmp_path / "tasks.json"), images=[str(tmp_path)])
+    found = read_set(config)
+    assert config.format is None and found.vocabulary == NAMES and len(found.samples) == 2
+    assert read_set(SetConfig(format="label-studio", annotations=config.annotations, images=(str(tmp_path),))).samples
+
+
+def test_what_label_studio_gets(tmp_path):
+    people, teacher = written(tmp_path, grounding(tmp_path, "sub/a b.jpg"), grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
+    assert [option["value"] for option in people["data"]["labels"]] == ["a man", "a man #2", "two"]
+    assert len({option["background"] for option in people["data"]["labels"]}) == 3
+    assert people["data"]["caption"] == TWINS.caption and "predictions" not in people and "annotations" not in teacher
+    link = urlsplit(people["data"]["image"])
+    assert link.path == "/data/local-files/" and parse_qs(link.query)["d"] == [f"{tmp_path.name}/sub/a b.jpg"]
+    (answer,) = teacher["predictions"]
+    assert answer["score"] == pytest.approx(0.5) and [row["score"] for row in answer["result"]] == [0.9, 0.5, 0.1]
+    row = people["annotations"][0]["result"][2]
+    assert row["value"] == {
+        **{"x": 0, "y": 0, "width": 100, "height": 100, "rotation": 0},
+        "rectanglelabels": ["a man #2"],
+    }
+    assert (row["original_width"], row["original_height"], row["type"]) == (100, 80, "rectanglelabels")
+    view = ElementTree.parse(interface_of(tmp_path / "tasks.json")).getroot()
+    control = view.find("RectangleLabels")
+    assert control.get("name") == row["from_name"] and control.get("toName") == row["to_name"]
+    assert view.find("Image").get("name") == row["to_name"] and control.get("choice") == "single"
+    assert {view.find("Image").get("value"), view.find("Header").get("value"), control.get("value")} == {
+        f"${key}" for key in people["data"] if key != "glip"
+    }
+
+
+def test_boxes_of_several_names_may_have_several_labels(tmp_path):
+    written(tmp_path, grounding(tmp_path, box_phrases=((0, 1), (1,), (2,))))
+    assert 'choice="multiple"' in interface_of(tmp_path / "tasks.json").read_text()
+
+
+# ---- what cannot be shown
+
+
+def test_boxes_end_at_the_picture(tmp_path):
+    boxes = torch.tensor([[-5.0, 10, 50, 90], [120, 10, 130, 20], [1, 2, 3, 4]])
+    given = SampleSet([grounding(tmp_path, boxes=boxes)])
+    lost = write_label_studio(given, tmp_path / "tasks.json", [tmp_path])
+    assert lost.counts == {"part of a box outside the picture": 1, "box outside the picture": 1}
+    (found,) = read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples
+    assert found.boxes.tolist() == [[0, 10, 50, 80], [1, 2, 3, 4]] and found.box_phrases == ((2,), (1,))
+
+
+def test_what_is_left_out(tmp_path):
+    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
+    plain = Sample(tmp_path / "a.jpg", torch.empty(0, 4), (), caption="a dog", image_id="a")
+    samples = [plain, grounding(tmp_path, "gone.jpg", size=None), grounding(tmp_path, size=None)]
+    lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
+    assert lost.counts == {"caption without phrases": 1, "picture that cannot be read": 1}
+    all_same([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
+    with pytest.raises(ValueError, match=r"nothing to show in Label Studio \(1 x caption without phrases\): give"):
+        write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_pictures_have_to_be_files(tmp_path):
+    archived = grounding(tmp_path)
+    archived = Sample(**(archived.__dict__ | {"picture": Archived(tmp_path / "0.tar", "a.jpg", 0, 9)}))
+    with pytest.raises(ValueError, match="lies in an archive, which Label Studio cannot show: unpack it"):
+        written(tmp_path, archived)
+    with pytest.raises(ValueError, match="does not lie in the picture folders"):
+        written(tmp_path, grounding(tmp_path.parent))
+
+
+# ---- what people did
+
+
+def test_corrections_come_back(tmp_path):
+    (task,) = written(tmp_path, grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
+    moved, kept, _ = task["predictions"][0]["result"]
+    moved["value"] |= {"x": 10, "width": 20, "rectanglelabels": ["a man #2"]}
+    new = rectangle("two", 50, 50, 10, 10)
+    task["annotations"] = [{"result": [moved, kept, new], "was_cancelled": False}]
+    (found,) = read(tmp_path, [task]).samples
+    assert found.box_phrases == ((1,), (0,), (2,)) and found.scores == () and found.prompt == TWINS
+    assert found.boxes[0].tolist()[::2] == [10, 30] and found.boxes[2].tolist() == [50, 40, 60, 48]
+    assert torch.equal(found.boxes[1], BOXES[1])
+
+
+def test_an_empty_annotation_says_that_nothing_is_there(tmp_path):
+    (task,) = written(tmp_path, grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
+    (found,) = read(tmp_path, [task | {"annotations": [{"result": []}]}]).samples
+    assert len(found.boxes) == 0 and found.prompt == TWINS
+
+
+def test_which_answer_counts(tmp_path):
+    first, second, third = ({"result": [rectangle("dog", 0, 0, side, side)]} for side in (10, 20, 30))
+    late, early = {"updated_at": "2024-05-02T00:00:00Z"}, {"updated_at": "2023-01-01T00:00:00Z"}
+    size = {"data": {"image": "a.jpg"}}
+
+    def width(**answers: object) -> float:
+        for answer in (first, second, third):
+            answer["result"][0] |= {"original_width": 100, "original_height": 100}
+        return read(tmp_path, [size | answers]).samples[0].boxes[0, 2].item()
+
+    assert width(annotations=[first, second, third]) == 30
+    assert width(annotations=[first | early, second | late, third | early]) == 20
+    assert width(annotations=[first | early | {"ground_truth": True}, second | late]) == 10
+    assert width(annotations=[first, second | {"was_cancelled": True}]) == 10
+    assert width(annotations=[first], predictions=[second, third]) == 10
+    assert width(annotations=[], predictions=[second, third]) == 30
+    assert width(completions=[second]) == 20
+    many = read(tmp_path, [size | {"annotations": [first, second]}])
+    assert sum(many.left_out.counts.values()) == 1
+
+
+def test_skipped_and_untouched_tasks_are_counted(tmp_path):
+    good = foreign(rectangle("dog", 0, 0, 10, 10, original_width=50, original_height=50))
+    skipped = foreign(annotations=[{"result": [], "was_cancelled": True}], predictions=[{"result": []}])
+    untouched = foreign(annotations=[], predictions=[])
+    found = read(tmp_path, [skipped, good, untouched, 7, {"data": None, "annotations": [{"result": []}]}])
+    assert len(found.samples) == 1
+    assert found.left_out.counts == {
+        "task that people skipped": 1,
+        "task without annotation and prediction": 2,
+        "picture without a file name": 1,
+    }
+
+
+# ---- projects of others
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "/data/upload/3/0123abcd-a.jpg",
+        "http://localhost:8080/data/upload/3/0123abcd-a.jpg",
+        "/data/local-files/?d=pictures/a.jpg",
+        "/data/local-files/?d=deep/down/pictures%2Fa.jpg",
+        "s3://bucket/of/pictures/a.jpg",
+        "https://example.com/pictures/a.jpg?size=large",
+        "a.jpg",
+    ],
+)
+def test_pictures_are_found_again(image, tmp_path):
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.jpg")
+    (found,) = read(tmp_path, [foreign(rectangle("dog", 10, 20, 30, 40), image=image)]).samples
+    assert found.picture == tmp_path / "a.jpg" and found.size == (200, 100), "told from the picture itself"
+    assert torch.allclose(found.boxes, torch.tensor([[20.0, 20, 80, 60]])) and found.image_id == 7
+
+
+def test_a_foreign_project_is_a_detection_set(tmp_path):
+    size = {"original_width": 100, "original_height": 50}
+    two = [rectangle("dog", 0, 0, 10, 10, **size), rectangle("cat", 50, 50, 10, 10, **size)]
+    other = foreign(rectangle("owl", 0, 0, 50, 50, **size), {"type": "choices", "value": {"choices": ["good"]}})
+    found = read(tmp_path, [foreign(*two), other, foreign()])
+    assert found.vocabulary == ("dog", "cat", "owl") and [s.box_phrases for s in found.samples] == [
+        ((0,), (1,)),
+        ((2,),),
+        (),
+    ]
+    assert found.left_out.counts == {"mark that is no labelled rectangle": 1}
+
+
+@pytest.mark.parametrize("turn", [90, 30, -45, 200])
+def test_a_turned_rectangle_becomes_the_one_around_it(turn, tmp_path):
+    row = rectangle("dog", 40, 50, 20, 10, original_width=200, original_height=100)
+    row["value"]["rotation"] = turn
+    (found,) = read(tmp_path, [foreign(row)]).samples
+    angle = math.radians(turn)
+    corners = [
+        complex(80, 50) + complex(a, b) * complex(math.cos(angle), math.sin(angle)) for a in (0, 40) for b in (0, 10)
+    ]
+    xs, ys = [c.real for c in corners], [c.imag for c in corners]
+    assert found.boxes[0].tolist() == pytest.approx([min(xs), min(ys), max(xs), max(ys)], abs=1e-4)
+    if turn == 90:
+        assert found.boxes[0].tolist() == pytest.approx([70, 50, 80, 90], abs=1e-4)
+
+
+def test_broken_marks_are_counted(tmp_path):
+    size = {"original_width": 100, "original_height": 50}
+    good, flat = rectangle("dog", 1, 1, 5, 5, **size), rectangle("dog", 1, 1, 0, 5, **size)
+    rows = [good, flat, rectangle("dog", 1, 1, 5, 5, image_rotation=90, **size), {"type": "rectanglelabels"}, 7]
+    rows += [rectangle("dog", 10**400, 1, 5, 5, **size), rectangle("dog", "1", 1, 5, 5, **size)]
+    found = read(tmp_path, [foreign(*rows)])
+    assert found.samples[0].boxes.shape == (1, 4)
+    assert found.left_out.counts == {
+        "box without area": 1,
+        "box on a picture that was turned in Label Studio": 1,
+        "malformed box": 3,
+    }
+    gone = read(tmp_path, [foreign(good), foreign(rectangle("dog", 1, 1, 5, 5))])
+    assert gone.left_out.counts == {"boxes in per cent of a picture that cannot be read": 1}
+
+
+def test_labels_that_a_task_does_not_have(tmp_path):
+    (task,) = written(tmp_path, grounding(tmp_path))
+    task["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["zebra"]
+    found = read(tmp_path, [task])
+    assert len(found.samples[0].boxes) == 2 and found.left_out.counts == {"box of an unknown phrase": 1}
+
+
+def test_names_cannot_lead_out_of_the_folder(tmp_path):
+    size = {"original_width": 100, "original_height": 50}
+    tasks = [
+        foreign(rectangle("dog", 1, 1, 5, 5, **size), image=f"/data/local-files/?d={name}")
+        for name in ("a.jpg", "../a.jpg")
+    ]
+    assert read(tmp_path, tasks).left_out.counts == {"picture name outside its folder": 1}
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="not Label Studio's JSON, a list of tasks: export the project as JSON"):
+        read(tmp_path, {"images": []})
+    with pytest.raises(ValueError, match="no sample in it can be used"):
+        read(tmp_path, [])

@@ -1,0 +1,132 @@
+"""Teacher and student in the drawn world: one run at a time into a ledger, and the table and figure of docs/claims.md.
+
+    python tools/claims_teach.py run [--runs 1] [--work runs/claims_teach] [--language MINILM_FOLDER]
+    python tools/claims_teach.py report
+
+The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions say
+them. It labels captioned pictures, and a student (configs/claims/student.yaml) starts with its weights and learns from
+these beside the teacher's gold lists. "gold only" trains as long without captions. Rows in the ledger are skipped.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from draw_captions import draw_captions
+
+import glip
+from glip.config import DatasetConfig, SetConfig
+from glip.data.withheld import says_one_of
+from glip.data.world import Drawings, World
+from glip.evaluate.coco import average_precision
+from glip.evaluate.phrases import phrase_recall
+from glip.evaluate.run import detect_all
+from glip.pseudo.filters import PairRules
+from glip.pseudo.label import HowToLabel
+from glip.pseudo.run import Workers, run_labelling
+from glip.pseudo.select import SelectRules, select
+from glip.structures import Sample
+from glip.train.run import run as train
+
+ROOT = Path(__file__).resolve().parent.parent
+LEDGER = ROOT / "docs" / "claims_teach.jsonl"
+POOL, FIRST, PICTURES = 4000, 1_900_000_000, 300  # captioned pictures, the first one's seed, pictures of a measurement
+SIDES, SHARE = (112, 176), 0.5
+# (arm, captioned pictures, threshold, round); of all seeds the first three, then of seed 0 the curves
+MAIN = [("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1), ("student", POOL, 0.5, 1)]
+CURVES = [("student", POOL, threshold, 1) for threshold in (0.1, 0.3, 0.7, 0.9)]
+CURVES += [("student", size, 0.5, 1) for size in (250, 1000)] + [("student", POOL, 0.5, 2)]
+PLAN = [(0, key) for key in MAIN] + [(seed, key) for seed in (1, 2) for key in MAIN] + [(0, key) for key in CURVES]
+Key = tuple[str, int, float, int]
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run what is missing, or write the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("--runs", type=int, default=1, help="missing rows to make (default: the next one)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims_teach", help="for models and pictures")
+    parser.add_argument("--language", help="folder of the text encoder, where its public name cannot be fetched")
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in LEDGER.read_text().splitlines()] if LEDGER.is_file() else []
+    if args.action == "report":
+        from claims_teach_report import write_report
+
+        return write_report(rows)
+    done = {(row["seed"], row["arm"], row["captioned"], row["threshold"], row["round"]) for row in rows}
+    missing = [(seed, key) for seed, key in PLAN if (seed, *key) not in done]
+    for seed, key in missing[: args.runs]:
+        began = time.monotonic()
+        model = make(args.work, seed, key, args.language)
+        figures = measure(glip.Detector.from_pretrained(model, device="cpu"))
+        arm, size, threshold, number = key
+        row = {"seed": seed, "arm": arm, "captioned": size, "threshold": threshold, "round": number, "figures": figures}
+        with LEDGER.open("a") as file:
+            file.write(json.dumps({**row, "minutes": round((time.monotonic() - began) / 60, 1)}) + "\n")
+        print(row)
+    print(f"{max(0, len(missing) - args.runs)} rows are still to make")
+
+
+def make(work: Path, seed: int, key: Key, language: str | None) -> Path:
+    """Train the model of a row, unless it is there; gives its folder."""
+    arm, size, threshold, number = key
+    folder = work / f"{arm.replace(' ', '-')}-{size}-{threshold:g}-{number}-{seed}"
+    if (folder / "model" / "model.safetensors").is_file():
+        return folder / "model"
+    overrides = [f"train.seed={seed}", f"train.output={folder}"]
+    if arm == "teacher":
+        pretrained = [f"model.language.pretrained={language}"] if language else []
+        return train(glip.load_config("claims/teacher", overrides + pretrained))
+    before: Key = ("student", POOL, threshold, number - 1) if number > 1 else MAIN[0]
+    teacher = make(work, seed, before, language)
+    experiment = glip.load_config("claims/student", [*overrides, f"train.start={teacher}"])
+    if arm == "student":
+        gold = experiment.data.train[0]
+        labels = replace(labelled(work, teacher, threshold), first=size, weight=gold.weight * SHARE / (1 - SHARE))
+        experiment = replace(experiment, data=replace(experiment.data, train=(gold, labels)))
+    return train(experiment)
+
+
+def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
+    """The pool as the teacher sees it, boxes from a threshold on."""
+    pool = work / "pool"
+    if not (pool / "truth.jsonl").is_file():
+        draw_captions(pool, World("train", 1.0, SIDES), FIRST, POOL)
+    images = str((pool / "images").absolute())
+    entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
+    rules = PairRules(min_bytes=0, same_picture=-1, repeated_captions=0)
+    folder = teacher.parent / "labels"
+    run_labelling(entry, HowToLabel(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
+    out = folder / f"selected-{threshold:g}.jsonl"
+    select(folder, out, SelectRules(box=threshold, picture=threshold))
+    return DatasetConfig(name="pseudo-labels", format="labels", annotations=str(out.absolute()), images=(images,))
+
+
+def measure(detector: "glip.Detector") -> dict[str, float]:
+    """AP50 over lists and recall@1 over captions of drawings, of what has a withheld word and of what has none."""
+    words = glip.load_config("claims/teacher").data.train[0].withheld
+    names = Drawings(World("seen", 0.0, SIDES, plain=True), PICTURES)
+    figures: dict[str, float] = {}
+    score = average_precision(detect_all(detector, names))
+    for kind, unseen in (("unseen", True), ("seen", False)):
+        own = [one.ap50 for one in score.categories if one.boxes and says_one_of(one.name, words) == unseen]
+        figures[f"{kind} AP50"] = round(sum(own) / len(own), 4)
+    captions = [kinded(sample, words) for sample in Drawings(World("seen", 1.0, SIDES, plain=True), PICTURES)]
+    recall = phrase_recall(detect_all(detector, captions)).kinds
+    return {**figures, **{f"{kind} recall@1": round(recall[kind].at[1], 4) for kind in ("unseen", "seen")}}
+
+
+def kinded(sample: Sample, words: Sequence[str]) -> Sample:
+    """A captioned sample that says of each phrase whether it has a withheld word."""
+    assert sample.prompt is not None
+    kinds = tuple(("unseen",) if says_one_of(text, words) else ("seen",) for text in sample.prompt.texts)
+    return replace(sample, kinds=kinds)
+
+
+if __name__ == "__main__":
+    main()
