@@ -126,8 +126,7 @@ class Prompt:
                 raise ValueError(f"caption {caption[:60]!r} names nothing: say which things, or use a list of names")
         if isinstance(phrases, str):
             raise ValueError(f"phrases: got the string {phrases!r}: pass a list of the things in the caption")
-        found: list[Phrase] = []
-        position = 0
+        found, position = list[Phrase](), 0
         for item in phrases:
             spans = (_locate(caption, item, position),) if isinstance(item, str) else _spans(item)
             position = spans[-1][1] if isinstance(item, str) else position

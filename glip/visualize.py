@@ -1,32 +1,28 @@
 """Detections drawn into their picture, and samples on one sheet: one stable colour for each phrase, any size."""
 
-import colorsys
 import os
-import re
 import tempfile
-import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from glip import lettering
 from glip.data.picture import PictureError, open_any
-from glip.structures import Detections, Prompt, Sample
+from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
+from glip.structures import Detections, Sample
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 _ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
-# of a sheet: side of a picture, space around it, letter size, lines of text, space in a coloured field, degrees of hue
-_CELL, _GAP, _TEXT, _ROWS, _PAD, _APART = 360, 18, 16, 5, 3, 40
-_PAPER, _INK, _FAINT = (250, 250, 248), (40, 40, 44), (140, 140, 146)
+_CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of a picture, space around it, letter size, lines of text
+_PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
 
 
 def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
     """A copy of the picture with a frame and a label for each detection; small pictures are enlarged to be readable.
+
+    What was asked for as a sentence is written below, each phrase in the colour of its boxes, in grey if it has none.
 
     Args:
         picture: the RGB picture the detections belong to.
@@ -39,19 +35,22 @@ def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -
     canvas.paste(large)
     pen = ImageDraw.Draw(canvas)
     side = min(canvas.size)
-    line, font = max(2, side // 200), ImageFont.load_default(size=max(11, side // 34))
+    line, size = max(2, side // 200), max(11, side // 34)
+    font = letters(size)
     ordered = list(detections)[::-1]  # the best on top
     boxes = [tuple(value * factor for value in found.box) for found in ordered]
-    colours = [phrase_colour(found.phrase) for found in ordered]
+    sentence = lettering.is_sentence(detections.prompt)
+    palette = _found_colours(detections) if sentence else {}
+    colours = [palette.get(found.label) or phrase_colour(found.phrase) for found in ordered]
     for box, colour in zip(boxes, colours, strict=True):
         pen.rectangle(_sorted(box), outline=colour, width=line)
     taken: list[Rectangle] = []
     for found, box, colour in reversed(list(zip(ordered, boxes, colours, strict=True))):
-        text = _label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
+        text = label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
         place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
         taken.append(place)
         _tag(pen, text, place, colour, font)
-    return canvas
+    return _captioned(canvas, marked(detections.prompt, palette), size * 5 // 4) if sentence else canvas
 
 
 def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image:
@@ -77,21 +76,6 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     return sheet
 
 
-def phrase_colour(phrase: str) -> Colour:
-    """The colour of a phrase: the same in every picture and every run."""
-    return _shade(phrase, _number(phrase) % 360)
-
-
-def _number(phrase: str) -> int:
-    return zlib.crc32(phrase.strip().lower().encode())
-
-
-def _shade(phrase: str, hue: int) -> Colour:
-    value = 0.80 + (_number(phrase) >> 9) % 3 * 0.09
-    red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.85, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a picture whole or not at all; the format follows the name's ending.
 
@@ -112,25 +96,27 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         Path(partial).unlink(missing_ok=True)
 
 
+def _found_colours(detections: Detections) -> dict[int, Colour]:
+    """The colours of the phrases that have a box, the same for every picture of a caption of few phrases."""
+    texts, found = detections.prompt.texts, sorted(set(detections.labels.tolist()))
+    own = range(len(texts)) if len(texts) <= lettering.MOST_APART else found
+    colours = dict(zip(own, lettering.palette(texts[index] for index in own), strict=True))
+    return {index: colours[index] for index in found}
+
+
+def _captioned(picture: Image.Image, words: Sequence[Run], size: int) -> Image.Image:
+    """The picture with words below it, which take as much room as the picture at most."""
+    margin, pitch = size, line_height(size)
+    lines = wrapped(words, size, picture.width - 2 * margin, max(_ROWS, picture.height // pitch))
+    canvas = Image.new("RGB", (picture.width, picture.height + 2 * margin + pitch * len(lines) - size // 4), _PAPER)
+    canvas.paste(picture)
+    lettering.write(canvas, lines, (margin, picture.height + margin), size)
+    return canvas
+
+
 def _tag(pen: ImageDraw.ImageDraw, text: str, place: Rectangle, colour: Colour, font: Font) -> None:
     pen.rectangle(place, fill=colour)
-    pen.text((place[0] + 3, place[1] + 1), text, fill=_ink(colour), font=font)
-
-
-def _plain(text: str) -> str:
-    """The letters without accents, which Pillow's own font lacks, and every white space a space."""
-    letters = unicodedata.normalize("NFKD", text)
-    return "".join(" " if letter.isspace() else letter for letter in letters if not unicodedata.combining(letter))
-
-
-def _label(phrase: str, score: str, font: Font, width: int) -> str:
-    """Phrase and score on one line, the phrase cut to what fits."""
-    words = " ".join(_plain(phrase).split())
-    if font.getlength(words + score) <= width:
-        return words + score
-    while words and font.getlength(f"{words}...{score}") > width:
-        words = words[: len(words) * 9 // 10]
-    return f"{words}...{score}"
+    pen.text((place[0] + 3, place[1] + 1), text, fill=lettering.ink(colour), font=font)
 
 
 def _place(size: Sequence[float], box: Sequence[float], canvas: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
@@ -151,44 +137,22 @@ def _sorted(box: Sequence[float]) -> Rectangle:
     return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
 
 
-def _ink(colour: Colour) -> Colour:
-    """Black or white, whichever is read more easily on a colour."""
-    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return (0, 0, 0) if luminance > 140 else (255, 255, 255)
-
-
 # ---- one cell of a sheet
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Letters of one line: of a phrase (its colour) or of the words between."""
-
-    text: str
-    colour: Colour | None
 
 
 def _cell(sample: Sample) -> Image.Image:
     """Picture, words, and the picture's name, in a column of the sheet."""
     picture = _picture(sample)
     text = _written(sample, _palette(sample))
-    font, small = ImageFont.load_default(size=_TEXT), ImageFont.load_default(size=_TEXT - 4)
-    lines = _wrapped(text, font)
-    cell = Image.new("RGB", (_CELL, picture.height + 8 + (_TEXT + 8) * len(lines) + _TEXT + 4), _PAPER)
+    lines, small = wrapped(text, _TEXT, _CELL, _ROWS), letters(_TEXT - 4)
+    top = picture.height + 8
+    cell = Image.new("RGB", (_CELL, top + line_height(_TEXT) * len(lines) + _TEXT + 4), _PAPER)
     cell.paste(picture, ((_CELL - picture.width) // 2, 0))
-    pen, y = ImageDraw.Draw(cell), picture.height + 8
-    for line in lines:
-        x = 0.0
-        for run in line:
-            pad, length = (_PAD if run.colour else 0), font.getlength(run.text)
-            if run.colour:
-                pen.rounded_rectangle((x, y - 2, x + length + 2 * pad, y + _TEXT + 3), 4, fill=run.colour)
-            pen.text((x + pad, y - 1), run.text, fill=_ink(run.colour) if run.colour else _INK, font=font)
-            x += length + 2 * pad
-        y += _TEXT + 8
+    lettering.write(cell, lines, (0, top), _TEXT)
     drawn = isinstance(sample.picture, Image.Image)
     name = f"sample {sample.image_id}" if drawn else str(sample.picture).replace("\\", "/").rsplit("/", 1)[-1]
-    pen.text((0, y - 1), _label(name, "", small, _CELL), fill=_FAINT, font=small)
+    place = (0, top + line_height(_TEXT) * len(lines) - 1)
+    ImageDraw.Draw(cell).text(place, label(name, "", small, _CELL), fill=_FAINT, font=small)
     return cell
 
 
@@ -198,10 +162,8 @@ def _picture(sample: Sample) -> Image.Image:
         picture = open_any(sample.picture)
     except PictureError as error:
         grey = Image.new("RGB", (_CELL, _CELL * 3 // 4), (220, 220, 220))
-        font = ImageFont.load_default(size=_TEXT - 2)
-        for number, line in enumerate(_wrapped([_Run(str(error), None)], font)):
-            words = "".join(run.text for run in line)
-            ImageDraw.Draw(grey).text((8, 8 + number * (_TEXT + 4)), words, fill=_INK, font=font)
+        said = wrapped([Run(str(error), None)], _TEXT - 2, _CELL - 16, _ROWS)
+        lettering.write(grey, said, (8, 8), _TEXT - 2)
         return grey
     factor = _CELL / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
@@ -212,14 +174,14 @@ def _picture(sample: Sample) -> Image.Image:
 
 def _frames(picture: Image.Image, sample: Sample, factor: float) -> None:
     """Draw a sample's boxes, the large ones below the small ones, and the scores of pseudo-labels."""
-    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=_TEXT - 4)
-    names, palette = _names(sample), _palette(sample)
+    pen, font = ImageDraw.Draw(picture), letters(_TEXT - 4)
+    palette = _palette(sample)
     boxes = [_sorted(box) for box in (sample.boxes * factor).tolist()]
     order = sorted(range(len(boxes)), key=lambda i: -(boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1]))
     taken: list[Rectangle] = []
     for index in order:
         left, top, right, bottom = boxes[index]
-        colour = palette[names[sample.box_phrases[index][0]]]
+        colour = palette[sample.box_phrases[index][0]]
         # a thin dark line outside lets every colour stand out from every picture; a crowd has that line only
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
         if index not in sample.crowd:
@@ -231,73 +193,24 @@ def _frames(picture: Image.Image, sample: Sample, factor: float) -> None:
             _tag(pen, text, place, colour, font)
 
 
-def _names(sample: Sample) -> Sequence[str]:
-    return sample.prompt.texts if sample.prompt else sample.vocabulary
-
-
-def _palette(sample: Sample) -> dict[str, Colour]:
-    """The colours of what has a box; a phrase whose own colour is near another's here gets a more different one.
-
-    A short vocabulary is coloured as a whole, so that its names have the same colours below every picture.
-    """
-    names, palette, hues = _names(sample), dict[str, Colour](), list[int]()
+def _palette(sample: Sample) -> dict[int, Colour]:
+    """The colours of what has a box; of a short vocabulary all, so that they are the same below every picture."""
+    names = sample.prompt.texts if sample.prompt else sample.vocabulary
     boxed = sorted({index for phrases in sample.box_phrases for index in phrases})
-    short = 0 < len(sample.vocabulary) <= 360 // _APART
-    for name in sample.vocabulary if short else dict.fromkeys(names[index] for index in boxed):
-        own = _number(name) % 360
-        turned = [(own + 137 * turn) % 360 for turn in range(12)]  # the golden angle: each turn lands far from the last
-        free = (hue for hue in turned if all(min((hue - o) % 360, (o - hue) % 360) >= _APART for o in hues))
-        hues.append(next(free, own))
-        palette[name] = _shade(name, hues[-1])
-    return palette
+    own = range(len(names)) if 0 < len(sample.vocabulary) <= lettering.MOST_APART else boxed
+    return dict(zip(own, lettering.palette(names[index] for index in own), strict=True))
 
 
-def _written(sample: Sample, palette: dict[str, Colour]) -> list[_Run]:
+def _written(sample: Sample, palette: dict[int, Colour]) -> list[Run]:
     """The words below a picture."""
-    prompt = sample.prompt
-    if prompt:
-        edges = sorted({0, len(prompt.caption), *(edge for p in prompt.phrases for span in p.spans for edge in span)})
-        parts = zip(edges, edges[1:], strict=False)
-        return [_Run(prompt.caption[start:end], _colour_at(prompt, start, palette)) for start, end in parts]
+    if sample.prompt:
+        return marked(sample.prompt, palette)
     if not sample.vocabulary:
-        return [_Run(sample.caption, None)]
-    times = Counter(sample.vocabulary[index] for phrases in sample.box_phrases for index in phrases)
+        return [Run(sample.caption, None)]
+    times = Counter(index for phrases in sample.box_phrases for index in phrases)
     if not times:
-        return [_Run("no boxes", None)]
+        return [Run("no boxes", None)]
     runs = []
-    for name, count in times.most_common():
-        runs += [_Run(name, palette[name]), _Run(f" x{count}   " if count > 1 else "   ", None)]
+    for index, count in times.most_common():
+        runs += [Run(sample.vocabulary[index], palette[index]), Run(f" x{count}   " if count > 1 else "   ", None)]
     return runs
-
-
-def _colour_at(prompt: Prompt, place: int, palette: dict[str, Colour]) -> Colour | None:
-    """The colour of the shortest phrase with a box over a character, so that a phrase within a phrase is seen."""
-    over = [p.text for p in prompt.phrases if p.text in palette and any(start <= place < end for start, end in p.spans)]
-    return palette[min(over, key=len)] if over else None
-
-
-def _wrapped(runs: Sequence[_Run], font: Font) -> list[list[_Run]]:
-    """Runs broken at spaces into lines of the width of a cell; what is too much ends in dots."""
-    lines: list[list[_Run]] = [[]]
-    used = 0.0
-    for run in runs:
-        for word in re.findall(r"\S+\s*|\s+", _plain(run.text)):
-            if used and used + font.getlength(word.rstrip()) + 2 * _PAD > _CELL:
-                lines.append([])
-                used, word = 0.0, word.lstrip()
-            starts = not lines[-1] or lines[-1][-1].colour != run.colour
-            used += font.getlength(word) + (2 * _PAD if starts and run.colour else 0)
-            lines[-1].append(_Run(word, run.colour))
-    if len(lines) > _ROWS:
-        lines = [*lines[: _ROWS - 1], [*lines[_ROWS - 1][:-1], _Run("...", None)]]
-    return [_joined(line) for line in lines]
-
-
-def _joined(line: Sequence[_Run]) -> list[_Run]:
-    """Neighbours of one colour as one run, so that a phrase is one coloured field; no space at the end."""
-    joined: list[_Run] = []
-    for run in line:
-        if joined and joined[-1].colour == run.colour:
-            run = _Run(joined.pop().text + run.text, run.colour)
-        joined.append(run)
-    return [*joined[:-1], _Run(joined[-1].text.rstrip(), joined[-1].colour)] if joined else []

@@ -20,6 +20,11 @@ def test_import_loads_nothing_heavy():
     assert python(f"import sys, glip; print([name for name in {HEAVY!r} if name in sys.modules])").strip() == "[]"
 
 
+def test_given_phrases_need_no_spacy():
+    code = "import sys\nfrom glip import Detector, Prompt\nPrompt.from_caption('a cat', ['cat'])"
+    assert python(f"{code}\nprint('spacy' in sys.modules)").strip() == "False", "only a free caption is tagged"
+
+
 def test_help_loads_no_torch():
     code = (
         "import sys\nfrom glip.cli.main import main\ntry:\n    main(['detect', '--help'])\n"

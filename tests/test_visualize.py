@@ -1,15 +1,14 @@
 """Drawings are readable at any size, the same in every run, and written whole or not at all."""
 
-import colorsys
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
 from glip import visualize
+from glip.lettering import PALE, palette, phrase_colour
 from glip.structures import Detections, Prompt, Sample
-from glip.visualize import contact_sheet, draw, phrase_colour, save_picture
+from glip.visualize import contact_sheet, draw, save_picture
 
 SIZES = [(1, 1), (8, 2000), (4000, 30), (2, 3), (640, 480), (1500, 1500)]
 
@@ -70,12 +69,6 @@ def test_small_pictures_are_enlarged():
     assert draw(Image.new("RGB", (20, 10)), detections((20, 10), ["dog"])).size == (480, 240)
 
 
-def test_colours_are_stable():
-    assert phrase_colour("dog") == (37, 161, 250) == phrase_colour(" Dog ")
-    colours = {phrase_colour(name) for name in ("dog", "cat", "car", "cart", "bus", "a red bus", "tree", "zebra")}
-    assert len(colours) == 8
-
-
 def test_drawing_is_the_same_every_time():
     picture, found = Image.new("RGB", (300, 200)), detections((300, 200), ["dog", "cat"], count=9)
     assert draw(picture, found).tobytes() == draw(picture, found).tobytes()
@@ -99,13 +92,6 @@ def test_labels_do_not_cover_each_other_while_there_is_room(places):
 def test_any_characters(places, name):
     draw(Image.new("RGB", (300, 200)), detections((300, 200), [name]))
     assert len(places) == 3
-
-
-def test_labels_are_one_line_without_accents():
-    font = ImageFont.load_default(size=12)
-    assert visualize._label(" café\ncrème ", " 0.50", font, 300) == "cafe creme 0.50"
-    cut = visualize._label("a red bus " * 9, " 0.50", font, 100)
-    assert cut.startswith("a red") and cut.endswith("... 0.50") and font.getlength(cut) <= 100
 
 
 def test_boxes_of_no_area_or_upside_down():
@@ -144,6 +130,68 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         save_picture(Image.new("RGB", (9, 7)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- captions below pictures
+
+CAPTION = "a dog, a cat and a dog near a tree"
+
+
+def captioned(size: tuple[int, int], labels: list[int], caption: str = CAPTION, phrases=None) -> Detections:
+    prompt = Prompt.from_caption(caption, phrases or ["a dog", "a cat", "a dog", "a tree"])
+    boxes = torch.tensor([[0.0, 0.0, size[0] / 2, size[1] / 2]]).repeat(len(labels), 1)
+    return Detections(boxes, torch.ones(len(labels)), torch.tensor(labels, dtype=torch.long), prompt, size[::-1])
+
+
+def strip(size: tuple[int, int], found: Detections) -> Image.Image:
+    """What is below the picture."""
+    drawn = draw(Image.new("RGB", size, (1, 2, 3)), found)
+    return drawn.crop((0, round(drawn.width * size[1] / size[0]), *drawn.size))
+
+
+def test_a_caption_is_written_below_in_the_colours_of_its_boxes():
+    dog, cat, dog_again, tree = palette(captioned((640, 480), []).prompt.texts)
+    drawn = draw(Image.new("RGB", (640, 480), (1, 2, 3)), captioned((640, 480), [0, 1]), scores=False)
+    assert drawn.width == 640 and 480 < drawn.height < 560 and dog == dog_again != cat
+    below = colours_of(drawn.crop((0, 480, *drawn.size)))
+    assert {dog, cat, PALE} <= below and tree not in below, "a phrase that was not found is grey"
+    assert dog in colours_of(drawn.crop((0, 0, 640, 480))) and PALE not in colours_of(drawn.crop((0, 0, 640, 480)))
+
+
+def test_of_two_equal_phrases_the_one_that_was_not_found_is_grey():
+    found, both = strip((640, 480), captioned((640, 480), [0])), strip((640, 480), captioned((640, 480), [0, 2]))
+    dog = palette(["a dog"])[0]
+    first, twice = (dict((c, n) for n, c in picture.getcolors(10**6)) for picture in (found, both))
+    assert first[dog] < twice[dog] and first[PALE] > twice[PALE]
+
+
+def test_lists_have_no_words_below():
+    for found in (
+        detections((640, 480), ["dog", "cat"]),
+        captioned((640, 480), [0], "a dog. a cat", ["a dog", "a cat"]),
+    ):
+        assert draw(Image.new("RGB", (640, 480)), found).size == (640, 480), "as a task of glip tune writes its names"
+    assert draw(Image.new("RGB", (640, 480)), captioned((640, 480), [], "a dog", ["a dog"])).height > 480
+
+
+def test_a_caption_of_many_phrases_colours_what_was_found():
+    things = [f"a thing {number}" for number in "abcdefghijklmnop"]
+    found = captioned((640, 480), [3, 12], " and ".join(things), things)
+    assert set(palette([things[3], things[12]])) <= colours_of(strip((640, 480), found))
+
+
+@pytest.mark.parametrize(
+    "caption", ["word " * 10_000, "x" * 5_000, "街上有一辆红色的汽车" * 30, "🐈\n\tÁ \u0301\u200b 한국 עברית"]
+)
+@pytest.mark.parametrize("size", [(20, 20), (20, 3), (1, 1), (8, 2000), (4000, 30), (640, 480)])
+def test_any_caption_below_any_picture(size, caption):
+    found = captioned(size, [0], caption, [(0, 1), (2, 4), (1, len(caption))])
+    drawn = draw(Image.new("RGB", size), found)
+    plain = draw(Image.new("RGB", size), found.select(torch.zeros(1, dtype=torch.bool)))
+    assert drawn.width >= 160 and drawn.size == plain.size
+    assert drawn.height < 2 * max(visualize._ROOM[1], 480, size[1]) + 150, (
+        "words take as much room as the picture at most"
+    )
 
 
 # ---- contact sheets
@@ -186,16 +234,12 @@ def test_phrases_of_a_caption_are_marked_and_the_others_are_not():
     assert phrase_colour("a dog") in below and phrase_colour("a tree") not in below
 
 
-def test_likely_confused_colours_are_set_apart():
-    names = ("red blood cell", "white blood cell", "platelet", "dog", "cat", "fox")
-    palette = visualize._palette(sample(vocabulary=names))
-    assert set(palette) == set(names), "a short vocabulary is coloured as a whole, the same below every picture"
-    hues = [colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0] * 360 for colour in palette.values()]
-    apart = [min((a - b) % 360, (b - a) % 360) for i, a in enumerate(hues) for b in hues[:i]]
-    assert min(apart) > 38
+def test_a_short_vocabulary_is_coloured_as_a_whole_and_of_a_long_one_what_has_a_box():
+    names = ("red blood cell", "white blood cell", "platelet")
+    assert set(visualize._palette(sample(vocabulary=names))) == {0, 1, 2}, "the same below every picture"
     many = tuple(f"thing {number}" for number in range(40))
-    rows = tuple((number,) for number in range(40))
-    assert len(visualize._palette(sample(vocabulary=many, boxes=[[0, 0, 9, 9]] * 40, box_phrases=rows))) == 40
+    one = sample(vocabulary=many, box_phrases=((7,),))
+    assert visualize._palette(one) == {7: phrase_colour("thing 7")}
 
 
 def test_a_crowd_is_framed_without_colour():
@@ -220,13 +264,3 @@ def test_any_caption_and_size(caption, size):
     one = sample(picture=Image.new("RGB", size), boxes=(), vocabulary=(), caption=caption)
     sheet = contact_sheet([one])
     assert sheet.height < 600 and sheet.width == visualize._CELL + 2 * visualize._GAP
-
-
-def test_long_captions_wrap_at_words_and_end_in_dots():
-    font = ImageFont.load_default(size=visualize._TEXT)
-    runs = [visualize._Run("a red dog ", (1, 2, 3)), visualize._Run("and other words " * 30, None)]
-    lines = visualize._wrapped(runs, font)
-    assert len(lines) == visualize._ROWS and lines[0][0] == visualize._Run("a red dog ", (1, 2, 3))
-    assert all(font.getlength("".join(run.text for run in line)) <= visualize._CELL for line in lines)
-    assert "".join(run.text for run in lines[-1]).endswith("...")
-    assert all(not line[-1].text.endswith(" ") for line in lines)

@@ -3,9 +3,9 @@
     python tools/claims_teach.py run [--runs 1] [--work runs/claims_teach] [--language MINILM_FOLDER]
     python tools/claims_teach.py report
 
-The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions say
-them. It labels captioned pictures, and a student (configs/claims/student.yaml) starts with its weights and learns from
-these beside the teacher's gold lists. "gold only" trains as long without captions. Rows in the ledger are skipped.
+The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions
+say them. It labels captioned pictures, and a student (configs/claims/student.yaml) starts with its weights and learns
+from these beside the teacher's gold lists. "gold only" trains as long without captions. Rows that are there are skipped.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python tools/draw_captions.py FOLDER [--count 2000] [--sides 112 176] [--split train] [--first 0]
 
-FOLDER/captions.jsonl is what a teacher gets (``glip label``); FOLDER/truth.jsonl has the same captions with the boxes of
-their phrases (``glip select --truth``). Beside other sets of the drawn world give a ``--first`` that they do not reach.
+FOLDER/captions.jsonl is what a teacher gets (``glip label``); FOLDER/truth.jsonl has the same captions with the boxes
+of their phrases (``glip select --truth``). Beside other drawn sets give a ``--first`` that they do not reach.
 """
 
 import argparse

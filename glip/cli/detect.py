@@ -3,6 +3,7 @@
 import argparse
 import glob
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,10 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="PICTURE... PROMPT",
         help="files, folders or patterns such as 'shots/*.jpg'; then what to find, names with '. ' between them (with "
-        "--task pictures only: it knows its names)",
+        "--caption or --task pictures only)",
     )
     parser.add_argument("--model", default="glip-nano", help="a name, a folder or a .pth file (default: glip-nano)")
-    parser.add_argument("--task", metavar="FILE", help="a task.safetensors of glip tune: finds its names as tuned")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--caption", metavar="SENTENCE", help="find the things that a sentence names, its noun phrases"
+    )
+    instead.add_argument("--task", metavar="FILE", help="a task.safetensors of glip tune: finds its names as tuned")
     parser.add_argument(
         "--threshold", type=float, default=None, help="lowest score shown, 0..1 (default: the task's or model's)"
     )
@@ -40,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in all pictures; those that cannot be read are named, counted, and make the exit code 2."""
-    from glip.structures import Prompt
-
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
     if args.batch_size < 1:
@@ -50,12 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
     if args.json and Path(args.json).is_dir():
         raise ValueError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
-    words = args.pictures.pop() if not args.task and len(args.pictures) > 1 else None
-    if not args.task and words is None:
-        raise ValueError(
-            "nothing to look for: give words after the pictures, such as 'a red bus. a cyclist', or --task"
-        )
-    prompt = Prompt.parse(words) if words is not None else None
+    prompt = asked(args)
     paths = find_pictures(args.pictures)
     from glip.detector import Detector
 
@@ -74,6 +72,29 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
     return 2 if failed else 0
+
+
+def asked(args: argparse.Namespace) -> "Prompt | None":
+    """What to look for: the caption, or the words after the pictures, taken off them; None stands for the task's own.
+
+    Raises:
+        ValueError: nothing to look for, words besides a caption or a task, a caption or words that name nothing.
+    """
+    from glip.structures import Prompt
+
+    last = args.pictures[-1]
+    if args.caption is None and not args.task:
+        if len(args.pictures) == 1:
+            example = "'a red bus. a cyclist'"
+            raise ValueError(
+                f"nothing to look for: give words after the pictures, such as {example}, --caption or --task"
+            )
+        return Prompt.parse(args.pictures.pop())
+    may_be_pictures = glob.has_magic(last) or Path(last).exists() or re.search(r"\.\w+$", last)
+    if len(args.pictures) > 1 and not may_be_pictures:
+        option = "--task" if args.caption is None else "--caption"
+        raise ValueError(f"words {last!r} and {option}, which says what to look for: give pictures and one of the two")
+    return None if args.caption is None else Prompt.from_caption(args.caption)
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
@@ -142,12 +163,13 @@ class Report:
 
 
 def as_record(path: Path, detections: "Detections") -> dict[str, object]:
-    """One picture's JSON line: boxes are xyxy pixels of the picture, labels index ``phrases``."""
+    """One picture's JSON line: boxes are xyxy pixels of the picture, labels index ``phrases``, spans the caption."""
     height, width = detections.size
     return {
         "picture": str(path),
         "width": width,
         "height": height,
+        "caption": detections.prompt.caption,
         "phrases": list(detections.prompt.texts),
         "detections": [
             {
@@ -163,7 +185,9 @@ def as_record(path: Path, detections: "Detections") -> dict[str, object]:
 
 
 def as_table(path: Path, detections: "Detections", target: Path) -> str:
-    """One picture's detections to be read by people."""
+    """One picture's detections to be read by people; of a sentence also the phrases that were not found."""
+    from glip.lettering import is_sentence
+
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
     lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
     for box, score, _, phrase in detections:
@@ -171,6 +195,10 @@ def as_table(path: Path, detections: "Detections", target: Path) -> str:
         lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
     if len(detections) == 0:
         lines[1:] = ["  nothing scored high enough: try a lower --threshold, or other words"]
+    prompt, found = detections.prompt, set(detections.labels.tolist())
+    missing = [text for label, text in enumerate(prompt.texts) if label not in found]
+    if missing and is_sentence(prompt):
+        lines.append(f"  not found: {', '.join(missing)}")
     return "\n".join([*lines, f"  drawn in {target}"])
 
 

@@ -30,6 +30,9 @@ def add_labelling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threshold", type=float, default=0.1, help="lowest score stored (default: 0.1)")
     group.add_argument("--max-detections", type=int, default=100, metavar="N", help="of a caption (default: 100)")
     group.add_argument("--batch-size", type=int, default=4, help="pictures or captions computed at once (default: 4)")
+    group.add_argument(
+        "--together", type=int, default=1, metavar="N", help="captions of a picture in one prompt (default: 1)"
+    )
     group.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures of a shard of a single file")
     group.add_argument("--form", choices=("jsonl", "parquet"), default="jsonl", help="of the labels (default: jsonl)")
     group.add_argument("--pipeline", metavar="SPACY", help="a parsed spaCy pipeline instead of the bundled finder")
@@ -76,7 +79,7 @@ def labelling(args: argparse.Namespace, model: str) -> "tuple[HowToLabel, Worker
     """
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.1")
-    for option in ("max_detections", "batch_size", "per_shard", "workers", "threads"):
+    for option in ("max_detections", "batch_size", "together", "per_shard", "workers", "threads"):
         if getattr(args, option) < 1:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)}: give 1 or more")
     from glip.pseudo.filters import PairRules

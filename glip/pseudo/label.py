@@ -15,6 +15,7 @@ from PIL import Image
 from glip.data.writers import label_row
 from glip.detector import Detector
 from glip.pseudo.filters import Inspected, PairRules, ShardFilter, inspect_picture
+from glip.pseudo.packs import packed
 from glip.pseudo.shards import Captioned, Shard, read_shard_pictures
 from glip.pseudo.store import Form, Row, Store
 from glip.structures import Detections, Prompt, Sample, Span
@@ -34,7 +35,9 @@ class HowToLabel:
         model: the teacher: a name or a folder.
         threshold: lowest score stored.
         max_detections: boxes of a caption at most.
-        batch_size: pictures encoded, and captions grounded, at once.
+        batch_size: pictures encoded, and prompts grounded, at once.
+        together: captions of one picture in one prompt at most, as far as the model reads them; 1 asks each alone,
+            which costs a pass of the head each.
         threads: of a worker's computation; results are the same to the bit only for the same number.
         device: cpu, cuda; None: CUDA where there is one.
         pipeline: a parsed spaCy pipeline instead of the bundled phrase finder.
@@ -47,6 +50,7 @@ class HowToLabel:
     threshold: float = 0.1
     max_detections: int = 100
     batch_size: int = 4
+    together: int = 1
     threads: int = 1
     device: str | None = None
     pipeline: str | None = None
@@ -173,22 +177,32 @@ class Labeller:
     def _detected(self, pairs: Sequence[tuple[_Asked, Image.Image]]) -> list[list[Detections]]:
         """What is found for each caption of each picture; a picture is encoded once for all its captions."""
         found: dict[int, list[Detections]] = defaultdict(list)
-        size = self.how.batch_size
-        for group in self.detector.group_by_size([picture for _, picture in pairs], size):
-            image = self.detector.encode_image([pairs[index][1] for index in group])
-            questions = [(place, prompt) for place, i in enumerate(group) for prompt in pairs[i][0].prompts]
-            for start in range(0, len(questions), size):
-                piece = questions[start : start + size]
-                answers = self.detector.ground(
+        size, detector = self.how.batch_size, self.detector
+        for group in detector.group_by_size([picture for _, picture in pairs], size):
+            image = detector.encode_image([pairs[index][1] for index in group])
+            packs = [
+                (place, pack)
+                for place, index in enumerate(group)
+                for pack in packed(
+                    pairs[index][0].prompts, detector.processor.count_tokens, self._room, self.how.together
+                )
+            ]
+            for start in range(0, len(packs), size):
+                piece = packs[start : start + size]
+                answers = detector.ground(
                     image.select([place for place, _ in piece]),
-                    self.detector.encode_text([prompt for _, prompt in piece]),
+                    detector.encode_text([pack.prompt for _, pack in piece]),
                     threshold=self.how.threshold,
-                    max_detections=self.how.max_detections,
+                    max_detections=self.how.max_detections * self.how.together,
                     batch_size=size,
                 )
-                for (place, _), answer in zip(piece, answers, strict=True):
-                    found[group[place]].append(answer)
+                for (place, pack), answer in zip(piece, answers, strict=True):
+                    found[group[place]] += pack.taken_apart(answer, self.how.max_detections)
         return [found[index] for index in range(len(pairs))]
+
+    @property
+    def _room(self) -> int:
+        return self.detector.processor.max_tokens
 
 
 def _worth(inspected: Iterable[tuple[_Asked, Inspected]], filter: ShardFilter) -> Iterator[tuple[_Asked, Image.Image]]:

@@ -125,7 +125,7 @@ def test_json_lines(detect, shots, workplace):
     first, second = (json.loads(line) for line in lines)
     assert (first["picture"], second["picture"]) == ("shots/b.png", "shots/a.jpg")
     assert (first["width"], first["height"]) == (150, 110)
-    assert first["phrases"] == ["a red bus", "café"]
+    assert first["caption"] == "a red bus. café" and first["phrases"] == ["a red bus", "café"]
     found = first["detections"]
     assert len(found) > 10 and found[0]["score"] >= found[-1]["score"]
     for item in found:

@@ -170,6 +170,32 @@ def test_several_spans_are_one_phrase():
     assert prompt.phrases[0].spans == ((0, 3), (13, 17))
 
 
+def test_a_caption_alone_is_asked_for_its_noun_phrases(monkeypatch):
+    caption = "a man in a red shirt rides a brown horse"
+    spans = ((2, 5), (11, 20), (29, 40))
+    monkeypatch.setattr("glip.text.phrases.noun_phrases", {caption: spans}.__getitem__)
+    prompt = Prompt.from_caption(caption)
+    assert prompt == Prompt.from_caption(caption, spans)
+    assert prompt.texts == ("man", "red shirt", "brown horse") and spans_say_phrases(prompt) and not prompt.is_list
+
+
+def test_the_bundled_finder_finds_them():
+    texts = Prompt.from_caption("A man in a red shirt rides a brown horse beside a man.").texts
+    assert [text.lower().removeprefix("a ") for text in texts] == ["man", "red shirt", "brown horse", "man"]
+
+
+def test_given_phrases_are_never_looked_for(monkeypatch):
+    monkeypatch.delattr("glip.text.phrases.noun_phrases")
+    assert Prompt.from_caption("a cat on a mat", ["mat"]).texts == ("mat",)
+
+
+@pytest.mark.parametrize("caption", ["", "   ", "quickly and often " * 20])
+def test_captions_that_name_nothing_are_errors(monkeypatch, caption):
+    monkeypatch.setattr("glip.text.phrases.noun_phrases", lambda _: ())
+    with pytest.raises(ValueError, match=r"caption '.{0,60}' names nothing: say which things, or use a list of names"):
+        Prompt.from_caption(caption)
+
+
 @pytest.mark.parametrize("span", [(-1, 2), (0, 6), (3, 3), (4, 2), (9, 12)])
 def test_spans_outside_are_errors(span):
     with pytest.raises(ValueError, match=r"span \[.*\) lies outside the caption of 5 characters: .* end <= 5"):

@@ -1,0 +1,199 @@
+"""Words in pictures: their colours, and captions written with each phrase in the colour of its boxes."""
+
+import colorsys
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont
+
+from glip.structures import SEPARATOR, Prompt
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Colour = tuple[int, int, int]
+INK, PALE = (40, 40, 44), (222, 222, 218)
+_APART = 40  # degrees of hue between the colours of one palette
+MOST_APART = 360 // _APART  # so many names have colours that nobody confuses
+
+
+@dataclass(frozen=True)
+class Run:
+    """Letters of one line: of a phrase (the colour of its field) or of the words between."""
+
+    text: str
+    colour: Colour | None
+
+
+@cache
+def letters(size: int) -> Font:
+    """Pillow's own font at a size in pixels."""
+    return ImageFont.load_default(size=size)
+
+
+def phrase_colour(phrase: str) -> Colour:
+    """The colour of a phrase: the same in every picture and every run."""
+    return _shade(phrase, _number(phrase) % 360)
+
+
+def palette(names: Iterable[str]) -> list[Colour]:
+    """A colour for each name; one whose own colour is near another's here gets a more different one.
+
+    Names that differ in case only share a colour. Beyond ``MOST_APART`` names, colours come near each other again.
+    """
+    colours, hues = list[Colour](), dict[str, int]()
+
+    def distance(hue: int) -> int:
+        return min((min((hue - other) % 360, (other - hue) % 360) for other in hues.values()), default=360)
+
+    for name in names:
+        key, own = name.strip().lower(), _number(name) % 360
+        turned = [(own + 137 * turn) % 360 for turn in range(12)]  # the golden angle: each turn lands far from the last
+        if key not in hues:
+            hues[key] = next((hue for hue in turned if distance(hue) >= _APART), max(turned, key=distance))
+        colours.append(_shade(name, hues[key]))
+    return colours
+
+
+def ink(colour: Colour | None) -> Colour:
+    """What letters are read most easily in: black or white on a colour, dark grey on paper and on pale fields."""
+    if colour is None or colour == PALE:
+        return INK
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (0, 0, 0) if luminance > 140 else (255, 255, 255)
+
+
+def plain(text: str) -> str:
+    """The letters without accents, which Pillow's own font lacks, and every white space a space."""
+    parts = unicodedata.normalize("NFKD", text)
+    return "".join(" " if letter.isspace() else letter for letter in parts if not unicodedata.combining(letter))
+
+
+def label(phrase: str, score: str, font: Font, width: int) -> str:
+    """Phrase and score on one line, the phrase cut to what fits."""
+    words = " ".join(plain(phrase).split())
+    if font.getlength(words + score) <= width:
+        return words + score
+    while words and font.getlength(f"{words}...{score}") > width:
+        words = words[: len(words) * 9 // 10]
+    return f"{words}...{score}"
+
+
+def is_sentence(prompt: Prompt) -> bool:
+    """Whether a prompt was asked as a sentence: its words are worth reading, not only its phrases."""
+    return not prompt.is_list and (len(prompt.phrases) == 1 or prompt.caption != SEPARATOR.join(prompt.texts))
+
+
+def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[Run]:
+    """A caption as runs: phrases (by index) that have a colour in it, others pale grey, the words between in none."""
+    edges = sorted({0, len(prompt.caption), *(edge for p in prompt.phrases for span in p.spans for edge in span)})
+    parts = zip(edges, edges[1:], strict=False)
+    return [Run(prompt.caption[start:end], _colour_at(prompt, start, colours)) for start, end in parts]
+
+
+def wrapped(runs: Sequence[Run], size: int, width: int, rows: int) -> list[list[Run]]:
+    """Runs broken into lines of a width, at spaces, or where a word alone is wider; what is too much ends in dots."""
+    lines: list[list[Run]] = [[]]
+    used = 0.0
+    for gap, word in _words(runs):
+        part = [*gap, *word]
+        if used + _added(lines[-1], part, size) > width:
+            lines.append([])
+            used, part = 0.0, word
+        whole = _added(lines[-1], part, size) <= width
+        pieces = [part] if whole else [[Run(letter, run.colour)] for run in part for letter in run.text]
+        for piece in pieces[: rows * width]:  # more letters surely have no room
+            if used + _added(lines[-1], piece, size) > width:
+                lines.append([])
+                used = 0.0
+            used += _added(lines[-1], piece, size)
+            lines[-1] += piece
+        if len(lines) > rows + 1:
+            break
+    lines = [line for line in lines if line]  # none is left before a first word that was too long
+    if len(lines) > rows:
+        lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], Run("...", None)]]
+    return [_joined(line) for line in lines]
+
+
+def line_height(size: int) -> int:
+    """From line to line, in pixels, of letters of a size."""
+    return size + size // 2
+
+
+def write(canvas: Image.Image, lines: Sequence[Sequence[Run]], corner: tuple[int, int], size: int) -> None:
+    """Write lines below a corner, each phrase on a field of its colour."""
+    pen, font, y = ImageDraw.Draw(canvas), letters(size), corner[1]
+    for line in lines:
+        x = float(corner[0])
+        for run in line:
+            end = x + _length(run, size)
+            if run.colour:
+                field = (x, y - size // 8, end, y + size + size * 3 // 16)
+                pen.rounded_rectangle(field, size // 4, fill=run.colour)
+            pen.text((x + _pad(run, size), y - size // 16), run.text, fill=ink(run.colour), font=font)
+            x = end
+        y += line_height(size)
+
+
+def _number(phrase: str) -> int:
+    return zlib.crc32(phrase.strip().lower().encode())
+
+
+def _shade(phrase: str, hue: int) -> Colour:
+    value = 0.80 + (_number(phrase) >> 9) % 3 * 0.09
+    red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.85, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _colour_at(prompt: Prompt, place: int, colours: Mapping[int, Colour]) -> Colour | None:
+    """The colour of the shortest coloured phrase over a character, so that a phrase within a phrase is seen."""
+    phrases = enumerate(prompt.phrases)
+    over = [index for index, phrase in phrases if any(start <= place < end for start, end in phrase.spans)]
+    coloured = [index for index in over if index in colours]
+    if coloured:
+        return colours[min(coloured, key=lambda index: len(prompt.texts[index]))]
+    return PALE if over else None
+
+
+def _pad(run: Run, size: int) -> int:
+    return size // 4 if run.colour else 0
+
+
+def _length(run: Run, size: int) -> float:
+    return letters(size).getlength(run.text) + 2 * _pad(run, size)
+
+
+def _added(line: Sequence[Run], runs: Sequence[Run], size: int) -> float:
+    """How much wider a line gets by some runs; a field that goes on has its room at the sides already."""
+    colours = [line[-1].colour if line else None, *(run.colour for run in runs)]
+    starts = (run for run, before in zip(runs, colours, strict=False) if run.colour != before)
+    return sum(letters(size).getlength(run.text) for run in runs) + sum(2 * _pad(run, size) for run in starts)
+
+
+def _words(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
+    """The white space before each word, and the word, which may be of several runs, such as a phrase and its comma."""
+    gap, word = list[Run](), list[Run]()
+    for run in runs:
+        for text in re.findall(r"\S+|\s+", plain(run.text)):
+            if not text.isspace():
+                word.append(Run(text, run.colour))
+                continue
+            if word:
+                yield gap, word
+                gap, word = [], []
+            gap.append(Run(text, run.colour))
+    if word:
+        yield gap, word
+
+
+def _joined(line: Sequence[Run]) -> list[Run]:
+    """Neighbours of one colour as one run, so that a phrase is one coloured field."""
+    joined: list[Run] = []
+    for run in line:
+        if joined and joined[-1].colour == run.colour:
+            run = Run(joined.pop().text + run.text, run.colour)
+        joined.append(run)
+    return joined

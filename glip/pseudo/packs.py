@@ -1,0 +1,68 @@
+"""Several captions of one picture in one prompt, so that the head, which runs anew for every prompt, runs less often.
+
+As in training, where captions of other pictures are packed beside the true one (GLIP's appendix on pre-training).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glip.structures import SEPARATOR, Detections, Phrase, Prompt
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The prompts of some captions, and one that holds all their phrases in their order."""
+
+    prompts: tuple[Prompt, ...]
+    prompt: Prompt
+
+    def taken_apart(self, found: Detections, limit: int) -> list[Detections]:
+        """The detections of each caption, best first, ``limit`` of each at most."""
+        parts, first = [], 0
+        for prompt in self.prompts:
+            after = first + len(prompt.phrases)
+            own = torch.nonzero((found.labels >= first) & (found.labels < after)).flatten()[:limit]
+            parts.append(Detections(found.boxes[own], found.scores[own], found.labels[own] - first, prompt, found.size))
+            first = after
+        return parts
+
+
+def packed(
+    prompts: Sequence[Prompt], count_tokens: Callable[[str], int], max_tokens: int, together: int
+) -> Iterator[Pack]:
+    """Prompts in packs of ``together`` at most, in order; a pack ends where the next caption would not fit."""
+    waiting: list[Prompt] = []
+    for prompt in prompts:
+        full = len(waiting) == together
+        if waiting and (full or count_tokens(_joined([*waiting, prompt])) > max_tokens):
+            yield pack_of(waiting)
+            waiting = []
+        waiting.append(prompt)
+    if waiting:
+        yield pack_of(waiting)
+
+
+def pack_of(prompts: Sequence[Prompt]) -> Pack:
+    """The pack of these prompts; a single one is asked as it is."""
+    if len(prompts) == 1:
+        return Pack((prompts[0],), prompts[0])
+    phrases: list[Phrase] = []
+    start = 0
+    for prompt in prompts:
+        phrases += [
+            Phrase(phrase.text, tuple((begin + start, end + start) for begin, end in phrase.spans))
+            for phrase in prompt.phrases
+        ]
+        start += len(_ended(prompt.caption)) + len(SEPARATOR)
+    return Pack(tuple(prompts), Prompt(_joined(prompts), tuple(phrases)))
+
+
+def _joined(prompts: Sequence[Prompt]) -> str:
+    return SEPARATOR.join(_ended(prompt.caption) for prompt in prompts)
+
+
+def _ended(caption: str) -> str:
+    """A caption without the dot that the separator brings; spans never reach into it."""
+    return caption.rstrip().removesuffix(".")
