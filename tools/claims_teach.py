@@ -5,7 +5,7 @@
 
 The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions
 say them. It labels captioned pictures, and a student (configs/claims/student.yaml) starts with its weights and learns
-from these beside the teacher's gold lists. "gold only" trains as long without captions. Rows that are there are skipped.
+from these beside the teacher's gold lists. "gold only" trains as long without captions. Rows that exist are skipped.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from glip.config import Experiment, TrainConfig, to_yaml
 from glip.data.loader import Step
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint
+from glip.signals import Interrupted, StopWish
 from glip.train.averages import RunningMean, State, keep_start
 from glip.train.checkpoint import (
     BEST,
@@ -38,7 +39,6 @@ from glip.train.distributed import Group, main_only, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_another, same_validation
-from glip.signals import Interrupted, StopWish
 from glip.train.step import Outcome, Stepper
 
 ONE = Group()

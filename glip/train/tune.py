@@ -22,10 +22,10 @@ from glip.detector import Detector
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Totals, compute_losses, match
 from glip.shapes import Tensor
+from glip.signals import Interrupted, StopWish
 from glip.train.checkpoint import write_state
 from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
-from glip.signals import Interrupted, StopWish
 from glip.train.tuning import Pictures, Prepared, Tuner, by_size
 
 STATE = "last.pt"

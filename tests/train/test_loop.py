@@ -15,11 +15,11 @@ from glip.config import DatasetConfig, TrainConfig, config_folder, load_config
 from glip.data.loader import Step
 from glip.data.sets import Tally
 from glip.model.glip import GLIP
+from glip.signals import Interrupted
 from glip.train import loop
 from glip.train.averages import keep_start
 from glip.train.distributed import Group
 from glip.train.loop import TrainingError, train
-from glip.signals import Interrupted
 
 
 @pytest.fixture(scope="module")

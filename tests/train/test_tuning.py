@@ -16,11 +16,11 @@ from glip.detector import Detector
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.release import our_name
+from glip.signals import Interrupted
 from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
 from glip.train.loop import TrainingError
-from glip.signals import Interrupted
 from glip.train.tune import STATE, TuneRun, usual_settings
 from glip.train.tuning import Pictures, Tuner, by_size, trained_names
 
