@@ -22,6 +22,8 @@ from glip.pseudo.run import Workers, run_labelling
 from glip.pseudo.select import SelectRules, select
 from glip.pseudo.store import Store, read_manifest
 from glip.structures import Sample
+from glip.train.distributed import Group
+from glip.train.loop import check_settings
 from glip.train.run import run as train
 
 PSEUDO = "pseudo-labels"  # the set's name in the student's mixture
@@ -73,7 +75,7 @@ class Teaching:
         say: is told what goes on.
 
     Raises:
-        ValueError: the folder holds another teaching.
+        ValueError: the folder holds another teaching, or the experiment's numbers make no sense.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Teaching:
         workers: Workers,
         say: Say = print,
     ) -> None:
+        check_settings(experiment.train, Group())  # before hours of labelling
         self.experiment, self.captions, self.label, self.how = experiment, captions, label, how
         self.folder, self.sets, self.workers, self.say = Path(folder), sets, workers, say
         rounds = asdict(replace(how, rounds=1))  # more may be asked for later
