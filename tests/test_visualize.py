@@ -158,6 +158,16 @@ def test_a_caption_is_written_below_in_the_colours_of_its_boxes():
     assert dog in colours_of(drawn.crop((0, 0, 640, 480))) and PALE not in colours_of(drawn.crop((0, 0, 640, 480)))
 
 
+def test_boxes_and_words_of_a_sentence_have_the_same_colours_also_where_these_were_set_apart():
+    names = ["a tree", "a house"]
+    second = palette(names)[1]
+    assert second != phrase_colour(names[1]), "its own is too near the first one's"
+    found = captioned((640, 480), [1], " beside ".join(names), names)
+    drawn = draw(Image.new("RGB", (640, 480)), found, scores=False)
+    for part in (drawn.crop((0, 0, 640, 480)), drawn.crop((0, 480, *drawn.size))):
+        assert second in colours_of(part) and phrase_colour(names[1]) not in colours_of(part)
+
+
 def test_of_two_equal_phrases_the_one_that_was_not_found_is_grey():
     found, both = strip((640, 480), captioned((640, 480), [0])), strip((640, 480), captioned((640, 480), [0, 2]))
     dog = palette(["a dog"])[0]

@@ -34,12 +34,13 @@ from glip.train.run import run as train
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "docs" / "claims_teach.jsonl"
-POOL, FIRST, PICTURES = 4000, 1_900_000_000, 300  # captioned pictures, the first one's seed, pictures of a measurement
+POOL, FIRST, PICTURES = 2000, 1_900_000_000, 300  # captioned pictures, the first one's seed, pictures of a measurement
 SIDES, SHARE = (112, 176), 0.5
+MOST, PER_PHRASE = 2, 2  # things in a captioned picture, and boxes that are believed of a phrase, at most
 # (arm, captioned pictures, threshold, round); of all seeds the first three, then of seed 0 the curves
-MAIN = [("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1), ("student", POOL, 0.5, 1)]
-CURVES = [("student", POOL, threshold, 1) for threshold in (0.1, 0.3, 0.7, 0.9)]
-CURVES += [("student", size, 0.5, 1) for size in (250, 1000)] + [("student", POOL, 0.5, 2)]
+MAIN = [("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1), ("student", POOL, 0.3, 1)]
+CURVES = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7, 0.9)]
+CURVES += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
 PLAN = [(0, key) for key in MAIN] + [(seed, key) for seed in (1, 2) for key in MAIN] + [(0, key) for key in CURVES]
 Key = tuple[str, int, float, int]
 Row = dict[str, Any]
@@ -96,14 +97,14 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
     """The pool as the teacher sees it, boxes from a threshold on."""
     pool = work / "pool"
     if not (pool / "truth.jsonl").is_file():
-        draw_captions(pool, World("train", 1.0, SIDES), FIRST, POOL)
+        draw_captions(pool, World("train", 1.0, SIDES, most=MOST), FIRST, POOL)
     images = str((pool / "images").absolute())
     entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
     rules = PairRules(min_bytes=0, same_picture=-1, repeated_captions=0)
     folder = teacher.parent / "labels"
     run_labelling(entry, HowToLabel(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
     out = folder / f"selected-{threshold:g}.jsonl"
-    select(folder, out, SelectRules(box=threshold, picture=threshold))
+    select(folder, out, SelectRules(box=threshold, picture=threshold, per_phrase=PER_PHRASE))
     return DatasetConfig(name="pseudo-labels", format="labels", annotations=str(out.absolute()), images=(images,))
 
 

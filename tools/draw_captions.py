@@ -1,6 +1,6 @@
 """Draw captioned pictures as people have them, pictures beside a list of captions, and apart from it the true boxes.
 
-    python tools/draw_captions.py FOLDER [--count 2000] [--sides 112 176] [--split train] [--first 0]
+    python tools/draw_captions.py FOLDER [--count 2000] [--sides 112 176] [--first 0] [--most 9]
 
 FOLDER/captions.jsonl is what a teacher gets (``glip label``); FOLDER/truth.jsonl has the same captions with the boxes
 of their phrases (``glip select --truth``). Beside other drawn sets give a ``--first`` that they do not reach.
@@ -27,8 +27,9 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs=2, default=(112, 176), metavar=("LEAST", "GREATEST"))
     parser.add_argument("--split", choices=("train", "seen", "novel"), default="train")
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--most", type=int, default=9, choices=range(1, 10), help="things in a picture at most")
     args = parser.parse_args()
-    draw_captions(args.folder, World(args.split, 1.0, tuple(args.sides)), args.first, args.count)
+    draw_captions(args.folder, World(args.split, 1.0, tuple(args.sides), most=args.most), args.first, args.count)
 
 
 def draw_captions(folder: Path, world: World, first: int, count: int) -> None:

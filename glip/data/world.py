@@ -48,12 +48,14 @@ class World:
         captioned: share of pictures with a caption; the others have a list of names.
         sides: least and greatest width and height in pixels.
         plain: names as an examiner asks for them: a kind with its colour or texture, without articles or synonyms.
+        most: things in a picture at most, up to 9.
     """
 
     split: Split = "train"
     captioned: float = 0.2
     sides: tuple[int, int] = (200, 360)
     plain: bool = False
+    most: int = 9
 
 
 def draw_sample(seed: int, world: World = World()) -> Sample:
@@ -65,7 +67,7 @@ def draw_sample(seed: int, world: World = World()) -> Sample:
     rng, novel = np.random.default_rng([*KEYS[world.split], seed]), world.split == "novel"
     low, high = world.sides
     size = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
-    canvas = _populated(size, rng, novel)
+    canvas = _populated(size, rng, novel, world.most)
     picture = _weathered(canvas.picture, rng)
     seen = canvas.seen()
     dialect = words.Dialect({}, "", True) if world.plain else words.Dialect.draw(rng)
@@ -161,10 +163,10 @@ class _Canvas:
         return self.owner[max(0, top) :, max(0, left) :][: cover.shape[0], : cover.shape[1]], cover
 
 
-def _populated(size: tuple[int, int], rng: np.random.Generator, novel: bool) -> _Canvas:
+def _populated(size: tuple[int, int], rng: np.random.Generator, novel: bool, most: int) -> _Canvas:
     """A canvas with 1 to 9 things, the large ones behind; few kinds or colours in a picture make it ask for counts."""
     canvas = _Canvas.blank(size, rng)
-    count = int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7]))
+    count = 1 + (int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7])) - 1) % most
     usable = [name for name in COLOURS if min(_distance(shade_of(name), tone) for tone in canvas.ground) > 110]
     kinds = _some("kind", KINDS, count, rng)
     colours = _some("colour", usable, count, rng)
