@@ -154,7 +154,7 @@ def beside(sample: Sample, found: Detections) -> Image.Image:
     )
     best = found.select(torch.arange(min(len(found), max(len(pairs), 1))))
     left, right = draw(picture, best), draw(picture, target, scores=False)
-    sheet = Image.new("RGB", (left.width + _GAP + right.width, left.height), (255, 255, 255))
+    sheet = Image.new("RGB", (left.width + _GAP + right.width, max(left.height, right.height)), (255, 255, 255))
     sheet.paste(left)
     sheet.paste(right, (left.width + _GAP, 0))
     return sheet

@@ -148,9 +148,10 @@ def draw_quality(quality: Quality, path: Path) -> None:
     canvas = Figure(figsize=(12, 4.5), layout="tight")
     over, against = canvas.subplots(1, 2)
     for kind in sorted(quality.boxes):
-        pairs = [quality.at(kind, threshold) for threshold in THRESHOLDS]
-        [line] = over.plot(THRESHOLDS, [precision for precision, _ in pairs], label=f"{kind}: precision")
-        over.plot(THRESHOLDS, [recall for _, recall in pairs], "--", color=line.get_color(), label=f"{kind}: recall")
+        shown = [one for one in THRESHOLDS if (quality.scores[kind] >= one).any()]  # of no box precision says nothing
+        pairs = [quality.at(kind, threshold) for threshold in shown]
+        [line] = over.plot(shown, [precision for precision, _ in pairs], label=f"{kind}: precision")
+        over.plot(shown, [recall for _, recall in pairs], "--", color=line.get_color(), label=f"{kind}: recall")
         against.plot([recall for _, recall in pairs], [precision for precision, _ in pairs], "o-", label=kind)
     over.set(xlabel="threshold", ylim=(0, 1.02), title="pseudo-labels at IoU 0.5")
     against.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="precision over recall")
