@@ -41,6 +41,7 @@ MOST, PER_PHRASE = 2, 2  # things in a captioned picture, and boxes that are bel
 MAIN = [("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1), ("student", POOL, 0.3, 1)]
 CURVES = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7, 0.9)]
 CURVES += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
+CURVES += [("student, soft", POOL, 0.3, 1), ("student, no box loss", POOL, 0.3, 1)]
 PLAN = [(0, key) for key in MAIN] + [(seed, key) for seed in (1, 2) for key in MAIN] + [(0, key) for key in CURVES]
 Key = tuple[str, int, float, int]
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def main() -> None:
 def make(work: Path, seed: int, key: Key, language: str | None) -> Path:
     """Train the model of a row, unless it is there; gives its folder."""
     arm, size, threshold, number = key
-    folder = work / f"{arm.replace(' ', '-')}-{size}-{threshold:g}-{number}-{seed}"
+    folder = work / f"{arm.replace(',', '').replace(' ', '-')}-{size}-{threshold:g}-{number}-{seed}"
     if (folder / "model" / "model.safetensors").is_file():
         return folder / "model"
     overrides = [f"train.seed={seed}", f"train.output={folder}"]
@@ -86,9 +87,15 @@ def make(work: Path, seed: int, key: Key, language: str | None) -> Path:
     before: Key = ("student", POOL, threshold, number - 1) if number > 1 else MAIN[0]
     teacher = make(work, seed, before, language)
     experiment = glip.load_config("claims/student", [*overrides, f"train.start={teacher}"])
-    if arm == "student":
+    if arm.startswith("student"):
         gold = experiment.data.train[0]
-        labels = replace(labelled(work, teacher, threshold), first=size, weight=gold.weight * SHARE / (1 - SHARE))
+        labels = replace(
+            labelled(work, teacher, threshold),
+            first=size,
+            weight=gold.weight * SHARE / (1 - SHARE),
+            soft="soft" in arm,
+            box_loss="no box loss" not in arm,
+        )
         experiment = replace(experiment, data=replace(experiment.data, train=(gold, labels)))
     return train(experiment)
 

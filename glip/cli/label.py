@@ -1,6 +1,7 @@
 """``glip label MODEL CAPTIONS``: a teacher grounds the phrases of captions; run again to resume."""
 
 import argparse
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -47,7 +48,9 @@ def add_labelling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("workers")
     group.add_argument("--engine", choices=("local", "torchrun", "ray"), default="local", help="what runs the shards")
     group.add_argument("--workers", type=int, default=1, metavar="N", help="actors of Ray (default: 1)")
-    group.add_argument("--threads", type=int, default=1, metavar="N", help="of a worker's computation (default: 1)")
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of a worker (default: this machine's cores shared by them)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,14 +82,24 @@ def labelling(args: argparse.Namespace, model: str) -> "tuple[HowToLabel, Worker
     """
     if not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.1")
-    for option in ("max_detections", "batch_size", "together", "per_shard", "workers", "threads"):
+    for option in ("max_detections", "batch_size", "together", "per_shard", "workers"):
         if getattr(args, option) < 1:
             raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)}: give 1 or more")
+    if args.threads < 0:
+        raise ValueError(
+            f"--threads {args.threads}: give 1 or more, or 0 for this machine's cores shared by the workers"
+        )
     from glip.pseudo.filters import PairRules
     from glip.pseudo.label import HowToLabel
     from glip.pseudo.run import Workers
 
     own = {part.name: getattr(args, part.name) for part in fields(HowToLabel) if part.name not in ("pairs", "model")}
+    own["threads"] = args.threads or _cores_of_a_worker(args)
     pairs = from_dict(PairRules, read_overrides(args.pairs), "pairs")
     workers = Workers(engine=args.engine, workers=args.workers, per_shard=args.per_shard)
     return HowToLabel(model=model, **own, pairs=pairs), workers
+
+
+def _cores_of_a_worker(args: argparse.Namespace) -> int:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if args.engine == "torchrun" else args.workers
+    return max(1, (os.cpu_count() or 1) // local)

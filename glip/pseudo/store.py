@@ -4,14 +4,14 @@
 threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is written after it.
 """
 
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from glip.data.writers import whole_file
 
@@ -97,19 +97,13 @@ class Store:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise ValueError(
-                    f"another run writes to {str(self.folder)!r} ({file.read().strip()}): wait for it, or give another "
-                    "--out"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
-            yield
+        try:
+            with FileLock(self.folder / LOCK, timeout=0):
+                yield
+        except Timeout:
+            raise ValueError(
+                f"another run writes to {str(self.folder)!r}: wait for it, or give another --out"
+            ) from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

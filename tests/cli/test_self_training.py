@@ -70,7 +70,7 @@ def test_teach_prints_its_table(command_line, captions, tiny_folder, tmp_path):
         (("nothing", "--out", "o"), "neither in datasets.yaml nor a file"),
         (("in/captions.jsonl", "--out", "in/captions.jsonl"), "is a file: give a folder"),
         (("in/captions.jsonl", "--out", "o", "--threshold", "2"), "outside [0, 1]"),
-        (("in/captions.jsonl", "--out", "o", "--threads", "0"), "give 1 or more"),
+        (("in/captions.jsonl", "--out", "o", "--threads", "-1"), "give 1 or more"),
         (("in/captions.jsonl", "--out", "o", "--pairs", "min_sides=3"), "did you mean 'min_side'?"),
         (("in/captions.jsonl", "--out", "o", "--pipeline", "no_such_pipeline"), "no_such_pipeline"),
         (("world_seen", "--out", "o"), "is drawn as needed"),

@@ -108,7 +108,7 @@ def test_torchrun_shares_the_shards(pool, tiny_folder, tmp_path):
             tmp_path / "two",
         ]
         options = ["--engine", "torchrun", "--per-shard", "4", "--threshold", "0", "--max-detections", "5"]
-        rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu"]
+        rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu", "--threads", "1"]
         environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
         subprocess.run([*map(str, command), *options, *rules], check=True, env=environment, capture_output=True)
     assert labels(tmp_path / "two") == labels(tmp_path / "one")
@@ -121,7 +121,7 @@ def test_ray_gives_the_same_files(pool, tiny_folder, tmp_path):
     run(pool, tiny_folder, tmp_path / "one")
     command = [sys.executable, "-m", "glip", "label", tiny_folder, pool / "captions.jsonl", "--out", tmp_path / "two"]
     options = ["--engine", "ray", "--workers", "2", "--per-shard", "4", "--threshold", "0", "--max-detections", "5"]
-    rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu"]
+    rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu", "--threads", "1"]
     done = subprocess.run([*map(str, command), *options, *rules], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert labels(tmp_path / "two") == labels(tmp_path / "one")
