@@ -27,7 +27,7 @@ from glip.evaluate.run import detect_all
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "pictures/claims.png"))
 ARMS = {"a": "A: no fusion", "b": "B: fusion", "c": "C: fusion and captions"}
-SIZES, SEEDS, PICTURES = (500, 2000, 8000), (0, 1, 2), 300
+SIZES, SEEDS, PICTURES = (30, 120, 500), (0, 1, 2), 300
 PLAN = [(arm, 0, seed) for seed in SEEDS for arm in ARMS]
 PLAN += [(arm, size, seed) for seed in SEEDS for size in SIZES for arm in "ab"]
 FIGURES = ("novel AP50", "seen AP50", "novel recall@1", "seen recall@1")
