@@ -25,7 +25,18 @@ def captions(tmp_path) -> Path:
     return tmp_path / "in" / "captions.jsonl"
 
 
-EASY = ("--threshold", "0", "--device", "cpu", "--pairs", "min_bytes=0", "min_side=32", "same_picture=-1")
+EASY = (
+    "--threshold",
+    "0",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+    "--pairs",
+    "min_bytes=0",
+    "min_side=32",
+    "same_picture=-1",
+)
 
 
 def test_from_captions_to_a_set_that_trains(command_line, captions, tiny_folder, tmp_path):
