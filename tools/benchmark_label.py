@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
 
 from glip.pseudo.filters import PairRules
@@ -53,6 +54,7 @@ def label(folder: Path, args: argparse.Namespace) -> None:
     how = HowToLabel(
         model=args.model, threads=args.threads, together=args.together, pairs=PairRules(repeated_captions=0)
     )
+    torch.set_num_threads(args.threads)
     labeller = Labeller(how, folder / "out")
     best: dict[int, dict[str, float]] = {}
     for number in range(args.rounds):

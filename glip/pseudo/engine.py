@@ -6,11 +6,14 @@ are the same whatever made them.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from glip.pseudo.label import HowToLabel, Labeller
 from glip.pseudo.shards import Shard
@@ -57,12 +60,24 @@ def label_all(
     told = _Told(len(shards), len(shards) - len(waiting), say)
     if engine == "ray":
         return _label_with_ray(waiting, how, folder, workers, told)
-    labeller, failed = Labeller(how, folder), []
-    for shard in waiting:
-        outcome = labelled(labeller, shard)
-        told(outcome)
-        failed += [Failed(shard.name, outcome["failed"])] if "failed" in outcome else []
+    with _threads(how.threads):
+        labeller, failed = Labeller(how, folder), []
+        for shard in waiting:
+            outcome = labelled(labeller, shard)
+            told(outcome)
+            failed += [Failed(shard.name, outcome["failed"])] if "failed" in outcome else []
     return failed
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads within; what this process does afterwards, such as training a student, has its own again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def labelled(labeller: Labeller, shard: Shard) -> dict[str, Any]:
@@ -99,6 +114,7 @@ class _Actor:
     """A worker as Ray Data wants it: rows in, rows out."""
 
     def __init__(self, shards: Sequence[Shard], how: HowToLabel, folder: str) -> None:
+        torch.set_num_threads(how.threads)
         self.shards, self.labeller = shards, Labeller(how, folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -96,7 +96,6 @@ class Labeller:
     """
 
     def __init__(self, how: HowToLabel, folder: str | Path) -> None:
-        torch.set_num_threads(how.threads)
         self.how, self.store = how, Store(folder, how.form)
         self.detector = Detector.from_pretrained(how.model, device=how.device)
         self.finder = PhraseFinder(how.pipeline, referring=how.referring)

@@ -168,6 +168,12 @@ def test_a_shard_that_cannot_be_read_fails_alone(pool, tiny_folder, tmp_path):
     assert not done.failed and done.report["pairs"] == 2  # mended, and only that one was made
 
 
+def test_threads_are_those_of_the_process_again(pool, tiny_folder, tmp_path):
+    before = torch.get_num_threads()
+    run(pool, tiny_folder, tmp_path, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
 def test_two_runs_do_not_write_to_one_place(pool, tiny_folder, tmp_path):
     with Store(tmp_path).locked(), pytest.raises(ValueError, match="another run writes to"):
         run(pool, tiny_folder, tmp_path)
