@@ -99,7 +99,17 @@ class Teaching:
         )
 
     def __call__(self) -> list[Row]:
-        """Run the rounds that are missing; gives a row for the teacher and one for each student."""
+        """Run the rounds that are missing; gives a row for the teacher and one for each student.
+
+        Raises:
+            ValueError: another run writes there, a shard or a model cannot be read, or no box is believed.
+            TrainingError: a student's losses stayed non-finite.
+            OSError: the disk is full, or may not be written.
+        """
+        with Store(self.folder).locked():
+            return self._rounds()
+
+    def _rounds(self) -> list[Row]:
         path = self.folder / LEDGER
         rows: list[Row] = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         teacher = self.label.model

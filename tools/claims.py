@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -107,11 +108,16 @@ def report(rows: list[Row]) -> None:
         cells = " | ".join(spread([row["figures"][figure] for row in runs]) for figure in FIGURES)
         minutes = f"{mean(row['minutes'] for row in runs):.0f}"
         lines.append(f"| {ARMS[arm]} | {pictures:,} | {len(runs)} | {cells} | {minutes} |")
-    page = PAGE.read_text() if PAGE.is_file() else "# The claims in miniature\n"
-    before, _, rest = page.partition(BEGIN)
-    table = "\n".join([BEGIN, "", *lines, "", "![figures](pictures/claims.png)", "", END])
-    PAGE.write_text(f"{before.rstrip()}\n\n{table}{rest.partition(END)[2] or chr(10)}")
+    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](pictures/claims.png)"])
     draw(by_arm(rows))
+
+
+def write_between(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    """Write lines into a page between two markers, which are added at its end if they are not there."""
+    page = path.read_text() if path.is_file() else "# The claims in miniature\n"
+    before, _, rest = page.partition(begin)
+    table = "\n".join([begin, "", *lines, "", end])
+    path.write_text(f"{before.rstrip()}\n\n{table}{rest.partition(end)[2] or chr(10)}")
 
 
 def by_arm(rows: list[Row]) -> dict[tuple[str, int], list[Row]]:

@@ -1,11 +1,10 @@
 """The table and the figure of docs/claims.md about teacher and student, from the rows of tools/claims_teach.py."""
 
-from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGE, FIGURE = ROOT / "docs" / "claims.md", ROOT / "docs" / "pictures" / "claims_teach.png"
+from claims import PAGE, ROOT, spread, write_between
+
+FIGURE = ROOT / "docs" / "pictures" / "claims_teach.png"
 FIGURES = ("unseen AP50", "seen AP50", "unseen recall@1", "seen recall@1")
 BEGIN, END = "<!-- made by tools/claims_teach.py report -->", "<!-- end of what tools/claims_teach.py makes -->"
 Row = dict[str, Any]
@@ -24,16 +23,8 @@ def write_report(rows: list[Row]) -> None:
         cells = " | ".join(spread([row["figures"][figure] for row in own]) for figure in FIGURES)
         shown = f"{size:,} | {threshold:g}" if size else "– | –"
         lines.append(f"| {name} | {shown} | {len(own)} | {cells} |")
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    table = "\n".join([BEGIN, "", *lines, "", "![figures](pictures/claims_teach.png)", "", END])
-    PAGE.write_text(f"{before.rstrip()}\n\n{table}{rest.partition(END)[2] or chr(10)}")
+    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](pictures/claims_teach.png)"])
     draw(groups)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
 def draw(groups: dict[Key, list[Row]]) -> None:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from glip.data.catalog import find_set, read_set
     from glip.pseudo.run import find_captions
     from glip.pseudo.select import SelectRules
+    from glip.signals import ending_at_once
     from glip.teach import HowToTeach, Teaching
 
     experiment = load_config(args.config, args.overrides)
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     captions = find_captions(args.captions, args.images, root)
     sets = {name: read_set(find_set(name, root=root), root, to_score=True).samples for name in args.evaluate}
     teaching = Teaching(experiment, captions, label, how, args.out, sets=sets, workers=workers)
-    teaching()
+    with ending_at_once():
+        teaching()
     print(f"last student in {args.out}/round-{args.rounds}/student/model, figures in {args.out}/table.md")
     return 0

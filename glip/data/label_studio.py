@@ -5,7 +5,6 @@ with scores, people's boxes become annotations. The whole sample but its boxes s
 label file (spans and all), and label i of ``data.labels`` is phrase i of it, so that nothing is lost on the way.
 """
 
-import colorsys
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from urllib.parse import quote
 from glip.data.picture import PictureError, picture_size
 from glip.data.sets import SampleSet, Tally
 from glip.data.writers import Folders, Row, label_row, whole_file
+from glip.lettering import palette
 from glip.structures import Sample
 
 LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files of its own machine, as ?d=<path under its root>
@@ -26,7 +26,6 @@ _CONFIG = """<View>
   <RectangleLabels name="phrase" toName="image" value="$labels" choice="{choice}" canRotate="false"/>
 </View>
 """
-_STEP = 0.618  # of the colour circle, from label to label: neighbours differ
 
 
 def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
@@ -89,7 +88,10 @@ def _task(sample: Sample, images: Folders, lost: Tally) -> Row | None:
     data = {
         "image": f"{LOCAL_FILES}?d={quote(_served(sample.picture, row['picture']))}",
         "caption": row.get("caption", ""),
-        "labels": [{"value": label, "background": _colour(number)} for number, label in enumerate(labels)],
+        "labels": [
+            {"value": label, "background": "#" + bytes(colour).hex()}
+            for label, colour in zip(labels, palette(labels), strict=True)
+        ],
         "glip": row,
     }
     if not sample.scores:
@@ -152,8 +154,3 @@ def _results(
         result |= {"score": item["score"]} if "score" in item else {}
         results.append(result | ({"meta": {"text": [CROWD]}} if item.get("crowd") else {}))
     return results
-
-
-def _colour(number: int) -> str:
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(number * _STEP % 1, 0.9, 0.8))
-    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -130,14 +130,14 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     if entry.format == "world":
         return read
     first, there = config.first or len(read.samples), _Listing(read.left_out)
-    kept = PackedSamples(sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
+    chosen = (sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
+    kept = PackedSamples(_weighed(sample, config) for sample in chosen)
     if not len(kept):
         example = read.samples[0].picture
         raise ValueError(
             f"set {config.name!r}: none of its {len(read.samples)} pictures is there, such as {str(example)!r}: check "
             "its images= folder and data.root"
         )
-    kept = _weighed(kept, config)
     _refuse_nothing(config.name, kept, read)
     missing = read.left_out.counts.get(_MISSING, 0)
     if missing > max(_FEW, data.max_broken * (missing + len(kept))):
@@ -148,13 +148,11 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     return replace(read, samples=kept)
 
 
-def _weighed(samples: PackedSamples, config: DatasetConfig) -> PackedSamples:
+def _weighed(sample: Sample, config: DatasetConfig) -> Sample:
     """Scores weigh losses only where that is asked for, and boxes may teach their words alone."""
-    if config.box_loss and (config.soft or not any(sample.scores for sample in samples)):
-        return samples
-    return PackedSamples(
-        replace(sample, scores=sample.scores if config.soft else (), located=config.box_loss) for sample in samples
-    )
+    if config.box_loss and (config.soft or not sample.scores):
+        return sample
+    return replace(sample, scores=sample.scores if config.soft else (), located=config.box_loss)
 
 
 class _Listing:

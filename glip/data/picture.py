@@ -35,7 +35,7 @@ def open_picture(path: str | Path | Archived) -> Image.Image:
 
 
 def picture_size(path: str | Path | Archived) -> tuple[int, int]:
-    """(width, height) of the upright picture, from its header alone.
+    """(width, height) of the upright picture, from its header; a PNG is read whole, since its EXIF may come last.
 
     Raises:
         PictureError: as ``open_picture``, as far as the header shows it.
@@ -47,8 +47,6 @@ def picture_size(path: str | Path | Archived) -> tuple[int, int]:
 
 def stated_size(path: str | Path | Archived) -> tuple[int, int]:
     """The two sides of a picture as its header states them, not turned upright; nothing is ever decoded.
-
-    (``picture_size`` has to read a PNG whole, since its EXIF may come last.)
 
     Raises:
         PictureError: as ``open_picture``, as far as the header shows it.

@@ -4,6 +4,7 @@ Every engine gives each shard to one worker (``label.Labeller``) and every worke
 are the same whatever made them.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,16 +119,12 @@ class _Actor:
         self.shards, self.labeller = shards, Labeller(how, folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        import json
-
         return {"outcome": [json.dumps(labelled(self.labeller, self.shards[int(number)])) for number in batch["id"]]}
 
 
 def _label_with_ray(
     shards: Sequence[Shard], how: HowToLabel, folder: str | Path, workers: int, told: _Told
 ) -> list[Failed]:
-    import json
-
     try:
         import ray
         import ray.data

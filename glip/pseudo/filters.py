@@ -19,16 +19,10 @@ from PIL import Image
 from glip.data.picture import PictureError, open_picture, stated_size
 from glip.data.sets import Tally
 from glip.structures import LETTER, Archived
+from glip.text.phrases import MARKUP
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-# Tags that pages have in their texts, by name: CC12M's "<PERSON>" and "<3" are none.
-_TAGS = (
-    "a|b|i|u|p|s|br|hr|em|h[1-6]|li|ol|ul|td|th|tr|sub|sup|big|div|img|pre|body|code|font|form|head|html|link|meta|span|"
-    "embed|input|small|style|table|tbody|video|audio|button|center|iframe|object|script|source|strong|blockquote"
-)
-_HTML = re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]*|/)?>|<!--|&(?:[a-z]{{2,8}}\d?|#\d+|#x[0-9a-f]+);", re.IGNORECASE)
-
 _SIDE = 32  # a picture is hashed at 32 x 32
 _WAVES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5)[None, :] * np.arange(8)[:, None])  # lowest 8 of the DCT-II
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
@@ -48,7 +42,7 @@ class PairRules:
         min_words: least words of a caption; in scripts without spaces each letter counts as one.
         max_words: most words of a caption.
         max_tokens: most tokens of a caption, [CLS] and [SEP] included; 0: as many as the model reads; -1: off.
-        min_phrases: least noun phrases of a caption.
+        min_phrases: least noun phrases of a caption, from 1 on: without one there is nothing to ask.
         repeated_captions: how often a caption may occur in a shard; the first ones stay.
         same_picture: the most bits of 64 in which the hash may differ from one before; -1: off. 4 found, for 700
             photographs of six sets, all 2,100 re-encodings (JPEG quality 30; half the size; 256 pixels at quality 60);
@@ -79,7 +73,7 @@ class PairRules:
     latin_only: bool = False
 
     def __post_init__(self) -> None:
-        least = {"max_tokens": -1, "same_picture": -1}
+        least = {"max_tokens": -1, "same_picture": -1, "min_phrases": 1}
         for name, value in self.__dict__.items():
             off = least.get(name, 0)
             if type(value) is not bool and not off <= value < float("inf"):
@@ -112,7 +106,7 @@ def filter_caption(text: str, rules: PairRules, count_tokens: Callable[[str], in
         return "empty caption"
     if rules.no_control and _CONTROL.search(text):
         return "caption with control characters"
-    if rules.no_html and _HTML.search(text):
+    if rules.no_html and MARKUP.search(text):
         return "caption with HTML"
     if rules.need_letters and not any(map(str.isalpha, text)):
         return "caption without a letter"
@@ -211,7 +205,7 @@ class SeenPictures:
 class ShardFilter:
     """The rules over one shard, in its order: what repeats is told within the shard, so that no other one matters.
 
-    ``tally`` has how many pairs or pictures each rule took out.
+    ``tally`` has how many pairs each rule took out.
     """
 
     def __init__(self, rules: PairRules, count_tokens: Callable[[str], int]) -> None:
@@ -228,12 +222,12 @@ class ShardFilter:
         """Whether a caption with so many noun phrases is kept."""
         return self._kept("caption without a noun phrase" if number < self._rules.min_phrases else "", place)
 
-    def picture(self, inspected: Inspected, place: str) -> bool:
-        """Whether a picture is kept; to be asked once for each picture, however many captions it has."""
+    def picture(self, inspected: Inspected, place: str, pairs: int = 1) -> bool:
+        """Whether a picture is kept; to be asked once for each picture, which takes all its pairs with it."""
         reason = inspected.reason
         if not reason and self._rules.same_picture >= 0 and self._pictures.seen(inspected.hash):
             reason = "picture that looks like one before"
-        return self._kept(reason, inspected.detail or place)
+        return self._kept(reason, inspected.detail or place, pairs)
 
     def _repeated(self, text: str) -> str:
         if not self._rules.repeated_captions:
@@ -243,7 +237,7 @@ class ShardFilter:
         self._times[key] = self._times.get(key, 0) + 1
         return "caption repeated too often" if self._times[key] > self._rules.repeated_captions else ""
 
-    def _kept(self, reason: str, place: str) -> bool:
+    def _kept(self, reason: str, place: str, pairs: int = 1) -> bool:
         if reason:
-            self.tally.note(reason, place)
+            self.tally.note(reason, place, pairs)
         return not reason

@@ -101,7 +101,7 @@ class Labeller:
         self.finder = PhraseFinder(how.pipeline, referring=how.referring)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Label a shard unless it is done; gives its report.
+        """Label a shard and write it to the store; gives its report.
 
         Raises:
             FileNotFoundError, ValueError: the shard's file is gone, or nothing of it can be read.
@@ -146,7 +146,7 @@ class Labeller:
         return found
 
     def _prompt(self, caption: str, spans: Sequence[Span], of: Captioned, filter: ShardFilter) -> Prompt | None:
-        if not (filter.phrases(len(spans), str(of.picture)) and spans):
+        if not filter.phrases(len(spans), str(of.picture)):
             return None
         prompt = Prompt.from_caption(caption, list(spans))
         try:
@@ -182,9 +182,7 @@ class Labeller:
             packs = [
                 (place, pack)
                 for place, index in enumerate(group)
-                for pack in packed(
-                    pairs[index][0].prompts, detector.processor.count_tokens, self._room, self.how.together
-                )
+                for pack in packed(pairs[index][0].prompts, self.detector.processor, self.how.together)
             ]
             for start in range(0, len(packs), size):
                 piece = packs[start : start + size]
@@ -199,17 +197,11 @@ class Labeller:
                     found[group[place]] += pack.taken_apart(answer, self.how.max_detections)
         return [found[index] for index in range(len(pairs))]
 
-    @property
-    def _room(self) -> int:
-        return self.detector.processor.max_tokens
-
 
 def _worth(inspected: Iterable[tuple[_Asked, Inspected]], filter: ShardFilter) -> Iterator[tuple[_Asked, Image.Image]]:
     for one, got in inspected:
-        if filter.picture(got, str(one.of.picture)) and got.picture is not None:
+        if filter.picture(got, str(one.of.picture), len(one.prompts)) and got.picture is not None:
             yield one, got.picture
-        else:
-            filter.tally.note("pair of a picture that was dropped", times=len(one.prompts))
 
 
 def _rows(

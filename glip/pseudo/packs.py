@@ -3,11 +3,12 @@
 As in training, where captions of other pictures are packed beside the true one (GLIP's appendix on pre-training).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from glip.processor import Processor
 from glip.structures import SEPARATOR, Detections, Phrase, Prompt
 
 
@@ -29,14 +30,12 @@ class Pack:
         return parts
 
 
-def packed(
-    prompts: Sequence[Prompt], count_tokens: Callable[[str], int], max_tokens: int, together: int
-) -> Iterator[Pack]:
+def packed(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[Pack]:
     """Prompts in packs of ``together`` at most, in order; a pack ends where the next caption would not fit."""
     waiting: list[Prompt] = []
     for prompt in prompts:
         full = len(waiting) == together
-        if waiting and (full or count_tokens(_joined([*waiting, prompt])) > max_tokens):
+        if waiting and (full or processor.count_tokens(_joined([*waiting, prompt])) > processor.max_tokens):
             yield pack_of(waiting)
             waiting = []
         waiting.append(prompt)

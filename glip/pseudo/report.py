@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from glip.data.readers.labels import read_labels
+from glip.data.readers.labels import sample_of_row
+from glip.data.sets import Folders, Tally
 from glip.data.writers import whole_file
 from glip.pseudo.engine import Failed
 from glip.pseudo.label import SCORE_BINS, STAGES
 from glip.pseudo.store import Store, read_manifest, read_rows
+from glip.structures import Sample
 from glip.visualize import contact_sheet
 
 REPORT, PAGE = "report.json", "report.png"
@@ -87,7 +90,7 @@ def draw_report(store: Store, report: dict[str, Any]) -> Path:
     panel.axis("off")
     sheet = _samples(store)
     if sheet is not None:
-        panel.imshow(sheet)
+        panel.imshow(np.asarray(sheet))
         panel.set(title=f"the first pictures, with boxes from score {_SURE} on")
     path = store.folder / PAGE
     partial = path.with_name(f".{PAGE}")
@@ -96,20 +99,12 @@ def draw_report(store: Store, report: dict[str, Any]) -> Path:
     return path
 
 
-def _samples(store: Store) -> Any:
+def _samples(store: Store) -> Image.Image | None:
     """A contact sheet of pictures of which something was found, or None."""
-    rows = []
+    folders, samples = Folders(read_manifest(store.folder)["images"]), list[Sample]()
     for row in read_rows(store.folder):
         sure = [box for box in row["boxes"] if box["score"] >= _SURE]
-        rows += [{**row, "boxes": sure}] if sure else []
-        if len(rows) == _SHOWN:
+        samples += [sample_of_row({**row, "boxes": sure}, (), folders, "", Tally())] if sure else []
+        if len(samples) == _SHOWN:
             break
-    if not rows:
-        return None
-    images = read_manifest(store.folder)["images"]
-    with whole_file(store.folder / ".samples.jsonl") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    try:
-        return contact_sheet(list(read_labels(store.folder / ".samples.jsonl", images).samples))
-    finally:
-        (store.folder / ".samples.jsonl").unlink()
+    return contact_sheet(samples) if samples else None

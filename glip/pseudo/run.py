@@ -76,8 +76,8 @@ def run_labelling(entry: SetConfig, how: HowToLabel, folder: str | Path, workers
             failed = label_all(shards, how, folder, engine=workers.engine, workers=workers.workers, say=say)
         finally:  # an interrupted run tells what it has done
             report = write_report(store, len(shards), failed)
-        if main:
-            draw_report(store, report)
+            if main:
+                draw_report(store, report)
     return Labelled(report, tuple(failed))
 
 

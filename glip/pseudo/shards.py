@@ -53,7 +53,7 @@ def find_shards(entry: SetConfig, pictures: int) -> list[Shard]:
         _refuse_twins(files)
         return [Shard(file.stem, _of_file(entry, file)) for file in files]
     starts, previous, count = [0], None, 0
-    samples = read_shards_set(entry).samples
+    samples = _read(entry).samples
     for index, sample in enumerate(samples):
         if sample.picture != previous and count == pictures:
             starts.append(index)
@@ -73,13 +73,13 @@ def read_shard_pictures(shard: Shard) -> tuple[list[Captioned], Tally]:
     Raises:
         FileNotFoundError, ValueError: it is not there, or not one caption of it can be read.
     """
-    read = read_shards_set(shard.entry)
+    read = _read(shard.entry)
     whole = shard.start == 0  # what was left out of a file is counted with its first shard
     return list(_joined(_between(read.samples, shard.start, shard.stop))), read.left_out if whole else Tally()
 
 
 @lru_cache(maxsize=1)
-def read_shards_set(entry: SetConfig) -> SampleSet:
+def _read(entry: SetConfig) -> SampleSet:
     """A set; the last one is kept, because a file cut into many shards is read once for all of them."""
     return read_set(entry)
 

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +71,10 @@ class Store:
 
         Raises:
             ValueError: naming what differs.
+            ImportError: parquet without pyarrow.
         """
+        if self.form == "parquet" and find_spec("pyarrow") is None:
+            raise ImportError("form parquet: pyarrow is not installed: pip install 'glip[parquet]', or take jsonl")
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps(settings))
         if (self.folder / MANIFEST).is_file():

@@ -35,9 +35,14 @@ WORDS = {
     "across between among beneath underneath atop upon onto into from front top wearing holding carrying",
 }
 DETERMINERS, TIES = (frozenset(words.split()) for words in WORDS.values())
+# Tags that pages have in their texts, by name: CC12M's "<PERSON>" and "<3" are none.
+TAGS = (
+    "a|abbr|audio|b|big|blockquote|body|br|button|center|code|div|em|embed|font|form|h[1-6]|head|hr|html|i|iframe|img|"
+    "input|li|link|meta|object|ol|p|pre|q|s|script|small|source|span|strong|style|sub|sup|table|tbody|td|th|tr|tt|u|ul|"
+    "video"
+)
 MARKUP = re.compile(
-    r"</?(?:a|abbr|b|big|blockquote|br|center|code|div|em|font|h[1-6]|hr|i|img|li|ol|p|pre|q|s|small|span|strong|sub|sup"
-    r"|table|tbody|td|th|tr|tt|u|ul)(?:\s[^<>]{0,500})?/?>|<!--.{0,500}?-->|&(?:[a-z]{2,8}|#\d{1,7});",
+    rf"</?(?:{TAGS})(?:\s[^<>]{{0,500}}|/)?>|<!--.{{0,500}}?-->|&(?:[a-z]{{2,8}}\d?|#\d{{1,7}}|#x[0-9a-f]{{1,6}});",
     re.IGNORECASE,
 )
 ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\ufeff]")

@@ -32,7 +32,7 @@ NONE = PairRules(
     min_words=0,
     max_words=0,
     max_tokens=-1,
-    min_phrases=0,
+    min_phrases=1,
     repeated_captions=0,
     same_picture=-1,
     no_html=False,
@@ -286,7 +286,7 @@ def test_a_shard_is_counted_by_reason():
 
 def test_a_shard_without_rules_keeps_all():
     shard = ShardFilter(NONE, words)
-    assert all(shard.caption("<b>", "") for _ in range(30)) and shard.phrases(0, "")
+    assert all(shard.caption("<b>", "") for _ in range(30)) and shard.phrases(1, "")
     assert all(shard.picture(Inspected(drawn(1), 0), "") for _ in range(3)) and not shard.tally
 
 

@@ -150,7 +150,7 @@ def test_a_tar_is_a_shard_and_a_broken_picture_is_counted(pool, tiny_folder, tmp
     done = run_labelling(entry, how(tiny_folder), tmp_path / "out", Workers(), print)
     report = done.report
     assert (report["pairs"], report["kept"]) == (5, 4) and not done.failed
-    assert report["dropped"] == {"picture that cannot be read": 1, "pair of a picture that was dropped": 1}
+    assert report["dropped"] == {"picture that cannot be read": 1}
     assert "3.jpg" in report["places"]["picture that cannot be read"][0]
 
 
@@ -210,7 +210,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tiny_folder, tmp_path):
     (tmp_path / "one.jsonl").write_text('{"image": "huge.png", "caption": "a dog on the grass"}\n')
     entry = find_captions(str(tmp_path / "one.jsonl"), [str(tmp_path)], None)
     report = run_labelling(entry, how(tiny_folder), tmp_path / "out", Workers(), print).report
-    assert report["kept"] == 0 and sum(report["dropped"].values()) == 2
+    assert report["kept"] == 0 and sum(report["dropped"].values()) == 1
 
 
 def test_shards_end_where_a_picture_ends(pool):
@@ -226,3 +226,17 @@ def test_nothing_left_to_do_loads_no_teacher(pool, tiny_folder, tmp_path, monkey
     monkeypatch.setattr(Labeller, "__init__", lambda *_: pytest.fail("a teacher was loaded"))
     entry = find_captions(str(pool / "captions.jsonl"), (), None)
     assert label_all(find_shards(entry, 4), how(tiny_folder), tmp_path, engine="local", workers=1, say=print) == []
+
+
+def test_every_pair_is_stored_or_counted(pool, tiny_folder, tmp_path):
+    lines = [json.loads(line) for line in (pool / "captions.jsonl").read_text().splitlines()]
+    lines += [
+        {"image": lines[0]["image"], "captions": ["it", "a dog", "two cats"]},
+        {"image": "no.jpg", "captions": ["a", "a cow"]},
+    ]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = find_captions(str(tmp_path / "more.jsonl"), [str(pool / "images")], None)
+    rules = PairRules(min_bytes=0, same_picture=0, min_words=1)  # the first picture comes twice
+    report = run_labelling(entry, how(tiny_folder, pairs=rules), tmp_path / "out", Workers(), print).report
+    assert report["pairs"] == 16 == report["kept"] + sum(report["dropped"].values())
+    assert report["dropped"]["picture that looks like one before"] == 2 and (tmp_path / "out" / "report.png").is_file()

@@ -14,8 +14,14 @@ PROMPTS = [
 ]
 
 
-def words(text: str) -> int:
-    return len(text.split())
+class Counter:
+    """A processor that counts words."""
+
+    def __init__(self, room: int) -> None:
+        self.max_tokens = room
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
 
 
 def test_spans_name_the_same_words():
@@ -33,7 +39,7 @@ def test_a_single_caption_is_asked_as_it_is():
     ("together", "room", "sizes"), [(1, 99, [1, 1, 1]), (2, 99, [2, 1]), (9, 99, [3]), (9, 8, [2, 1])]
 )
 def test_packs_end_where_nothing_fits(together, room, sizes):
-    packs = list(packed(PROMPTS, words, room, together))
+    packs = list(packed(PROMPTS, Counter(room), together))
     assert [len(pack.prompts) for pack in packs] == sizes
     assert [prompt for pack in packs for prompt in pack.prompts] == PROMPTS
 
