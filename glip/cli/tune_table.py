@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 FIGURE_OF, UNTUNED = "test AP50", "test before AP50"  # what is tabled
+_NAMED = 4  # tasks that a figure names
 Row = dict[str, Any]
 
 
@@ -63,8 +64,9 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     with whole_file(out / TABLE) as page:
         page.write("\n".join(lines) + "\n")
     print("\n".join(lines))
-    draw_figure(rows, out / FIGURE)
-    print(f"table in {out / TABLE}, figure in {out / FIGURE}, rows in {out / LEDGER}")
+    drawn = draw_figure(rows, out / FIGURE)
+    figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row of every line"
+    print(f"table in {out / TABLE}, {figure}, rows in {out / LEDGER}")
     return 0
 
 
@@ -211,27 +213,42 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     return markdown_table(lines)
 
 
-def draw_figure(rows: Sequence[Row], path: Path) -> None:
-    """The mean over tasks by shots, a line for each model and mode."""
+def draw_figure(rows: Sequence[Row], path: Path) -> bool:
+    """The mean by shots over the tasks that every (model, mode, shots) has; a line for each model and mode.
+
+    Returns:
+        Whether there is such a task: else nothing is drawn, for the lines would be means of different things.
+    """
     from glip.evaluate.figures import draw_shots
 
-    curves: dict[str, dict[str, tuple[float, float]]] = {}
+    points: dict[tuple[str, str, str], list[Row]] = {}
+    for row in sorted(rows, key=_shots):
+        points.setdefault((row["model"], row["mode"], row["shots"]), []).append(row)
+    common = set.intersection(*({row["task"] for row in own} for own in points.values()))
+    if not common:
+        return False
     several = len({row["model"] for row in rows}) > 1
-    shots = sorted({row["shots"] for row in rows}, key=lambda s: (s == "all", int(s) if s != "all" else 0))
-    for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
-        own = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
-        curve = {}
-        for shot in shots:
-            by_seed = _by_seed([row for row in own if row["shots"] == shot])
-            if by_seed:
-                curve[shot] = (mean(by_seed), pstdev(by_seed))
-        curves[f"{model}, {mode}" if several else mode] = curve
-    draw_shots(curves, path, ylabel=f"{FIGURE_OF}, mean over tasks")
+    curves: dict[str, dict[str, tuple[float, float]]] = {}
+    for (model, mode, shots), own in points.items():
+        line = f"{model}, {mode}" if several else mode
+        curves.setdefault(line, {})[shots] = _mean_and_spread([row for row in own if row["task"] in common])
+    tasks = ", ".join(sorted(common)) if len(common) <= _NAMED else f"{len(common)} tasks"
+    draw_shots(curves, path, ylabel=f"{FIGURE_OF}, mean of {tasks}")
+    return True
 
 
-def _by_seed(rows: Sequence[Row]) -> list[float]:
-    seeds = dict.fromkeys(row["seed"] for row in rows)
-    return [mean(row["figures"][FIGURE_OF] for row in rows if row["seed"] == seed) for seed in seeds]
+def _shots(row: Row) -> float:
+    return float("inf" if row["shots"] == "all" else row["shots"])
+
+
+def _mean_and_spread(rows: Sequence[Row]) -> tuple[float, float]:
+    """The mean over tasks of the mean over seeds; the deviation of the seeds that have all the tasks."""
+    by_task: dict[str, dict[int, float]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], {})[row["seed"]] = row["figures"][FIGURE_OF]
+    whole = set.intersection(*(set(seeds) for seeds in by_task.values()))
+    means = [mean(seeds[seed] for seeds in by_task.values()) for seed in whole]
+    return mean(mean(seeds.values()) for seeds in by_task.values()), pstdev(means) if means else 0.0
 
 
 def _cell(value: float, spread: float) -> str:

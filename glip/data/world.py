@@ -33,6 +33,7 @@ __all__ = ["Drawings", "Split", "Thing", "World", "draw_sample", "draw_scene"]
 
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
+_FEW = 1000  # drawings that a set keeps: 0.1 MB each at the sides that small models learn from
 Split = Literal["train", "seen", "novel"]
 # Sets the seeds of this generator, and those of its splits, apart from others.
 KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1), "novel": (20220607, 2)}
@@ -82,7 +83,7 @@ def draw_sample(seed: int, world: World = World()) -> Sample:
 
 
 class Drawings(Sequence[Sample]):
-    """The drawn world as a set: sample i is drawn from seed i whenever it is asked for.
+    """The drawn world as a set: sample i is drawn from seed i when it is asked for; a set of few keeps what it drew.
 
     Args:
         world: which drawn pictures.
@@ -91,6 +92,7 @@ class Drawings(Sequence[Sample]):
 
     def __init__(self, world: World, count: int = 0) -> None:
         self.world, self._length = world, count or 2**31
+        self._drawn: dict[int, Sample] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -98,7 +100,11 @@ class Drawings(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         if not 0 <= index < self._length:
             raise IndexError(f"drawing {index} of {self._length}")
-        return draw_sample(index, self.world)
+        if self._length > _FEW:
+            return draw_sample(index, self.world)
+        if index not in self._drawn:
+            self._drawn[index] = draw_sample(index, self.world)
+        return self._drawn[index]
 
 
 def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Image.Image:

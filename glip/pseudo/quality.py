@@ -16,6 +16,7 @@ from glip.structures import Archived, Sample, Span
 SEEN, UNSEEN = "seen words", "unseen words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))
 _OVERLAP = 0.5
+_FEW = 10  # boxes, of fewer precision says nothing
 _Key = tuple[str, str]
 
 
@@ -148,7 +149,7 @@ def draw_quality(quality: Quality, path: Path) -> None:
     canvas = Figure(figsize=(12, 4.5), layout="tight")
     over, against = canvas.subplots(1, 2)
     for kind in sorted(quality.boxes):
-        shown = [one for one in THRESHOLDS if (quality.scores[kind] >= one).any()]  # of no box precision says nothing
+        shown = [one for one in THRESHOLDS if (quality.scores[kind] >= one).sum() >= _FEW]
         pairs = [quality.at(kind, threshold) for threshold in shown]
         [line] = over.plot(shown, [precision for precision, _ in pairs], label=f"{kind}: precision")
         over.plot(shown, [recall for _, recall in pairs], "--", color=line.get_color(), label=f"{kind}: recall")

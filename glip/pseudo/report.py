@@ -83,6 +83,9 @@ def draw_report(store: Store, report: dict[str, Any]) -> Path:
     phrases.set(title=f"boxes of each of {report['phrases']:,} phrases", xlabel="boxes")
     reasons = {**report["dropped"], **report["left out by the reader"]}
     dropped.barh(list(reasons)[::-1], list(reasons.values())[::-1])
+    if not reasons:
+        dropped.text(0.5, 0.5, "nothing", ha="center", transform=dropped.transAxes)
+        dropped.set_axis_off()
     dropped.set(title=f"not labelled of {report['pairs']:,} pairs ({report['kept']:,} are)")
     time.barh(list(report["seconds"])[::-1], list(report["seconds"].values())[::-1])
     time.set(title=f"seconds by stage ({report['pictures/s']:.1f} pictures/s of a worker)")

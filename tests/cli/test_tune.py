@@ -10,6 +10,7 @@ from small import NAMES, TINY, VOCABULARY, seeded, write_coco
 
 from glip.adaptation import MODES
 from glip.cli import tune
+from glip.cli.tune_table import draw_figure
 from glip.model.adapt import load_adaptation
 from glip.model.weights import save_pretrained
 
@@ -100,6 +101,27 @@ def table(shapes, tmp_path):
         f"first: {{train: {shapes}, validate: {shapes}, test: {shapes}}}\nsecond: {{train: {other}, test: {other}}}\n"
     )
     return path
+
+
+def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("glip.evaluate.figures.draw_shots", lambda curves, path, ylabel: drawn.update(curves, y=ylabel))
+
+    def row(task, mode, shots, seed, value):
+        key = {"model": "m", "task": task, "mode": mode, "shots": shots, "seed": seed}
+        return {**key, "figures": {"test AP50": value}}
+
+    hard = [("prompt", "all", 0, 0.3), ("prompt", "1", 0, 0.1), ("prompt", "1", 1, 0.3), ("linear", "1", 0, 0.2)]
+    easy = [("prompt", "1", 0, 0.9), ("prompt", "all", 0, 0.9)]
+    rows = [row("hard", *cell) for cell in hard] + [row("easy", *cell) for cell in easy]
+    assert draw_figure(rows, tmp_path / "f.png")
+    assert drawn.pop("y") == "test AP50, mean of hard"
+    assert drawn == {
+        "prompt": {"1": (pytest.approx(0.2), pytest.approx(0.1)), "all": (0.3, 0.0)},
+        "linear": {"1": (0.2, 0.0)},
+    }
+    assert list(drawn["prompt"]) == ["1", "all"]
+    assert not draw_figure([*rows, row("easy", "full", "1", 0, 0.5)], tmp_path / "f.png")
 
 
 def test_a_table_row_by_row(glip_, model, table, tmp_path):

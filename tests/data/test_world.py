@@ -226,3 +226,4 @@ def test_drawings_are_a_set():
     assert [sample.image_id for sample in drawings] == [0, 1, 2, 3, 4]
     with pytest.raises(IndexError):
         drawings[5]
+    assert drawings[4] is drawings[4] and Drawings(World("seen", sides=(80, 90)))[4] is not drawings[4]
