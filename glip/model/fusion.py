@@ -87,7 +87,10 @@ class Fusion(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             flat = folded.flatten(1, 2).float()
             scores = torch.baddbmm(constant, flat, image.float().transpose(1, 2))
-        return scores.clamp_(-_CLAMP, _CLAMP).view(*folded.shape[:3], -1)
+        # The guard acts on the values alone. Were its gradient recorded too, torch would keep a copy of all scores for
+        # the backward pass, a third of this layer's memory, for the sake of scores that are there only in a broken run.
+        scores.detach().clamp_(-_CLAMP, _CLAMP)
+        return scores.view(*folded.shape[:3], -1)
 
     def _read_text(self, heads: slice, attention: Tensor, values: Tensor) -> Float[Tensor, "batch loc chan"]:
         """What some heads add to the image; the output's bias is not in it."""

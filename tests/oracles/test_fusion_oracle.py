@@ -119,3 +119,41 @@ def test_masked_tokens_do_not_reach_the_picture() -> None:
     assert torch.equal(module(image, text, mask)[0], module(image, changed, mask)[0])
     before, after = (module(image, words, mask)[1][mask] for words in (text, changed))
     assert torch.equal(before, after)
+
+
+def test_training_keeps_the_score_matrix_twice() -> None:
+    """As the two softmaxes; the guard against overflow keeps no third copy, yet acts."""
+    module, (image, text, mask) = fusion(0.0), inputs()
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = module(image, text, mask)
+    scores = 2 * HEADS * text.shape[1] * image.shape[1]
+    assert list(kept.values()).count(scores) == 2
+    assert all(part.requires_grad for part in outputs)
+
+
+def test_scores_are_guarded_against_overflow() -> None:
+    """As in the release: of tokens beyond the guard none is louder than another. What is guarded keeps its gradient."""
+    module, (image, text, mask) = fusion(0.0).eval(), inputs()
+    with torch.no_grad():
+        module.query.weight.mul_(1e4)
+    scores = []
+    softmax = torch.Tensor.softmax
+
+    def note(tensor: Tensor, dim: int) -> Tensor:
+        scores.append(tensor.detach().clone())
+        return softmax(tensor, dim)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "softmax", note)
+        ours = module(image, text, mask)
+    assert scores[0].abs().max() == CLAMP
+    for mine, theirs in zip(ours, fuse_by_hand(module, image, text, mask), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(ours[0].square().sum(), image)
+    assert gradient.isfinite().all()
