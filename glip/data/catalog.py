@@ -11,7 +11,7 @@ from glip.data.readers.captions import CAPTION_KEYS, read_captions
 from glip.data.readers.coco import read_coco
 from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.label_studio import read_label_studio
+from glip.data.readers.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.readers.labels import read_labels
 from glip.data.readers.lvis import read_lvis
 from glip.data.readers.mdetr import read_mdetr
@@ -170,10 +170,11 @@ def _format_of_line(line: str) -> Format:
 
 
 def _format_of_tree(tree: object, path: Path) -> Format:
-    if isinstance(tree, list) and tree and isinstance(tree[0], dict) and not tree[0].keys().isdisjoint(CAPTION_KEYS):
-        return "captions"
-    if isinstance(tree, list) and tree and isinstance(tree[0], dict) and isinstance(tree[0].get("data"), dict):
+    first = tree[0] if isinstance(tree, list) and tree and isinstance(tree[0], dict) else {}
+    if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
         return "label-studio"
+    if not first.keys().isdisjoint(CAPTION_KEYS):
+        return "captions"
     lists = tree if isinstance(tree, dict) else {}
     keys = {
         key: set(rows[0])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from glip.config import SetConfig
 from glip.data.catalog import find_set, read_set
-from glip.data.label_studio import interface_of, write_label_studio
+from glip.data.label_studio import LOCAL_FILES, interface_of, write_label_studio
 from glip.data.readers.label_studio import read_label_studio
 from glip.data.sets import SampleSet
 from glip.structures import Archived, Phrase, Prompt, Sample
@@ -291,3 +291,8 @@ def test_other_files_are_refused(tmp_path):
         read(tmp_path, {"images": []})
     with pytest.raises(ValueError, match="no sample in it can be used"):
         read(tmp_path, [])
+    picture = f"{LOCAL_FILES}?d=images/a.jpg"
+    short = [{"image": picture, "caption": "a cat", "glip": {}, "phrase": [], "annotation_id": 1}]
+    (tmp_path / "short.json").write_text(json.dumps(short))
+    with pytest.raises(ValueError, match="export the project as JSON, not JSON-MIN"):
+        read_set(find_set(str(tmp_path / "short.json")))

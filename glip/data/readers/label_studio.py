@@ -20,6 +20,8 @@ from glip.data.readers.labels import read_names, sample_of_row
 from glip.data.sets import Folders, SampleSet, Tally
 from glip.structures import Sample
 
+SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the picture and one answer, without its type
+
 Row = dict[str, Any]
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
 _FARTHEST = 1e6  # per cent, or degrees
@@ -49,7 +51,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path]) -> 
     """
     path, tally = Path(annotations), Tally()
     tasks = parse_json(path)
-    if not isinstance(tasks, list):
+    if not isinstance(tasks, list) or any(SHORT_EXPORT in _map(task) for task in tasks[:1]):
         raise ValueError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     lists: dict[tuple[str, ...], None] = {}
     found = sample_set(path, _read(tasks, Folders(images or [path.parent]), tally, lists), tally)
