@@ -1,7 +1,7 @@
-"""Modulated deformable 3x3 convolution (Zhu et al. 2019): one function, two kernels.
+"""Modulated deformable 3x3 convolution (Zhu et al. 2019): one function for CPU and CUDA.
 
-On CUDA torchvision's op is used. On CPU it is slow, its backward above all, so there the same sum is written as a
-matrix product and ``embedding_bag``, which gathers and adds weighted rows and is fast in both directions.
+On CUDA torchvision's op is used. On CPU it is slow, its backward above all, so there the same sum is written as
+``embedding_bag``, which gathers and adds weighted rows and is fast in both directions, and a matrix product.
 """
 
 from dataclasses import dataclass
@@ -37,10 +37,9 @@ def deform_conv(
     """Convolve ``x`` at places moved by ``offset`` (pairs dy, dx per tap) and scaled by ``modulation``."""
     if x.device.type != "cpu":
         return deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
-    corners = _corners(offset, modulation, x.shape[2], x.shape[3], stride)
-    if stride == 1:
-        return _multiply_then_gather(x, corners, weight, bias, offset.shape[2:])
-    return _gather_then_multiply(x, corners, weight, bias, offset.shape[2:])
+    columns = _gather(x, _corners(offset, modulation, x.shape[2], x.shape[3], stride))
+    summed = columns @ weight.permute(2, 3, 1, 0).reshape(columns.shape[2], -1) + bias
+    return summed.transpose(1, 2).reshape(len(x), -1, *offset.shape[2:])
 
 
 def _corners(offset: Tensor, modulation: Tensor, height: int, width: int, stride: int) -> Corners:
@@ -66,30 +65,15 @@ def _corners(offset: Tensor, modulation: Tensor, height: int, width: int, stride
     return Corners(index, share)
 
 
-def _multiply_then_gather(
-    x: Tensor, corners: Corners, weight: Tensor, bias: Tensor, size: tuple[int, ...]
-) -> Float[Tensor, "batch out h w"]:
-    """All nine taps' products at every input pixel, then for each output place the sum of its 36 weighted rows."""
-    batch, chan, height, width = x.shape
-    out = weight.shape[0]
-    products = x.flatten(2).transpose(1, 2) @ weight.permute(1, 2, 3, 0).reshape(chan, TAPS * out)
-    table = products.float().reshape(batch * height * width * TAPS, out)  # bfloat16 sums of 36 rows would drift
-    image = torch.arange(batch, device=x.device)[:, None, None, None] * (height * width)
-    tap = torch.arange(TAPS, device=x.device)[:, None]
-    rows = ((corners.index + image) * TAPS + tap).reshape(-1, TAPS * 4)
-    summed = F.embedding_bag(rows, table, mode="sum", per_sample_weights=corners.weight.reshape(-1, TAPS * 4))
-    return (summed + bias).view(batch, *size, out).permute(0, 3, 1, 2)
+def _gather(x: Tensor, corners: Corners) -> Float[Tensor, "batch place tap*chan"]:
+    """What each tap of each output place reads: the weighted sum of four pixels, in float32 whatever ``x`` is.
 
-
-def _gather_then_multiply(
-    x: Tensor, corners: Corners, weight: Tensor, bias: Tensor, size: tuple[int, ...]
-) -> Float[Tensor, "batch out h w"]:
-    """The value under each tap of each output place, then one product: cheaper where outputs are fewer than inputs."""
+    To multiply first, with the weights of all taps at every pixel, and gather the products costs the same time; but
+    what it keeps for the backward pass is nine maps also where the weights are frozen.
+    """
     batch, chan, height, width = x.shape
     table = x.float().flatten(2).transpose(1, 2).reshape(batch * height * width, chan)
     image = torch.arange(batch, device=x.device)[:, None, None, None] * (height * width)
     rows = (corners.index + image).reshape(-1, 4)
     values = F.embedding_bag(rows, table, mode="sum", per_sample_weights=corners.weight.reshape(-1, 4))
-    columns = values.view(batch, -1, TAPS * chan)
-    summed = columns @ weight.permute(2, 3, 1, 0).reshape(TAPS * chan, -1) + bias
-    return summed.transpose(1, 2).reshape(batch, -1, *size)
+    return values.view(batch, -1, TAPS * chan)
