@@ -22,6 +22,28 @@ def inputs(size: tuple[int, int], stride: int, spread: float) -> list[Tensor]:
     return [value.requires_grad_() for value in values]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_places_without_gradients(stride: int) -> None:
+    """More than are read at once, and a last part that is smaller."""
+    values = inputs((31, 37), stride, 3.0)
+    with torch.no_grad():
+        parts = deform_conv(*values, stride)
+    torch.testing.assert_close(parts, deform_conv(*values, stride).detach(), rtol=1e-6, atol=1e-6)
+    assert parts.shape[2:].numel() * 2 > 256
+
+
+def test_frozen_weights_keep_no_products() -> None:
+    """Of what is nine times the map, nothing is kept for the backward pass unless the weights learn."""
+    kept: list[int] = []
+    x, offset, modulation, weight, bias = inputs((13, 11), 1, 0.3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        deform_conv(x, offset, modulation, weight.detach(), bias.detach(), 1)
+        frozen, products = kept.copy(), 2 * 13 * 11 * 9 * 4
+        kept.clear()
+        deform_conv(x, offset, modulation, weight, bias, 1)
+    assert frozen.count(products) < kept.count(products)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("spread", [0.3, 3.0, 100.0], ids=["near", "across", "far outside"])
