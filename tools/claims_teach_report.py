@@ -18,7 +18,7 @@ def write_report(rows: list[Row]) -> None:
         groups.setdefault((row["arm"], row["captioned"], row["threshold"], row["round"]), []).append(row)
     header = "| | captioned pictures | threshold | runs | " + " | ".join(FIGURES) + " |"
     lines = [header, "|" + "---|" * header.count(" | ") + "---|"]
-    for (arm, size, threshold, number), own in groups.items():
+    for (arm, size, threshold, number), own in sorted(groups.items(), key=_place):
         name = f"{arm}, round {number}" if number > 1 else arm
         cells = " | ".join(spread([row["figures"][figure] for row in own]) for figure in FIGURES)
         shown = f"{size:,} | {threshold:g}" if size else "– | –"
@@ -27,8 +27,14 @@ def write_report(rows: list[Row]) -> None:
     draw(groups)
 
 
+def _place(group: tuple[Key, list[Row]]) -> tuple[bool, bool, str, int, int, float]:
+    """The line of a group: the teacher, what went on without captions, then the students."""
+    arm, size, threshold, number = group[0]
+    return arm != "teacher", arm != "gold only", arm, number, -size, threshold
+
+
 def draw(groups: dict[Key, list[Row]]) -> None:
-    """Over the threshold and over the number of captioned pictures, the figures of seed 0; dashed: the teacher's."""
+    """Over the threshold, captioned pictures (0: gold only) and rounds, seed 0; dashed: the teacher."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(13, 4.2), layout="tight")
@@ -43,7 +49,9 @@ def draw(groups: dict[Key, list[Row]]) -> None:
         colour = f"C{number}"
         over = sorted((row["threshold"], row["figures"][figure]) for row in first if row["captioned"] == most)
         panels[0].plot([x for x, _ in over], [y for _, y in over], "o-", color=colour, label=figure)
-        sizes = sorted((row["captioned"], row["figures"][figure]) for row in first if row["threshold"] == 0.3)
+        gold = [row for own in groups.values() for row in own if row["arm"] == "gold only" and row["seed"] == 0]
+        usual = [row for row in first if row["threshold"] == 0.3]
+        sizes = sorted((row["captioned"], row["figures"][figure]) for row in gold + usual)
         panels[1].plot([x for x, _ in sizes], [y for _, y in sizes], "o-", color=colour)
         rounds = sorted(
             (row["round"], row["figures"][figure])
