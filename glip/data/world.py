@@ -33,7 +33,7 @@ __all__ = ["Drawings", "Split", "Thing", "World", "draw_sample", "draw_scene"]
 
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
 VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
-_FEW = 1000  # drawings that a set keeps: 0.1 MB each at the sides that small models learn from
+_FEW = 500  # drawings that a set keeps: 0.1 MB each at the sides that small models learn from
 Split = Literal["train", "seen", "novel"]
 # Sets the seeds of this generator, and those of its splits, apart from others.
 KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1), "novel": (20220607, 2)}
