@@ -1,7 +1,9 @@
 """Pictures and prompts that are encoded: each once, to be grounded in one another many times."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
 
 from glip.shapes import Float, Tensor
 from glip.structures import Prompt, TextBatch, TextFeatures
@@ -20,6 +22,37 @@ class EncodedImage:
         index = list(chosen)
         resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
         return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
+
+    def to(self, device: str | torch.device) -> "EncodedImage":
+        """The same on a device."""
+        return replace(self, levels=tuple(level.to(device) for level in self.levels))
+
+
+class KeptImages:
+    """Encoded pictures for those who look at them again and again, while the image encoder stays as it is.
+
+    Args:
+        gigabytes: main memory for them at most; what does not fit is encoded anew each time.
+    """
+
+    def __init__(self, gigabytes: float) -> None:
+        self._room = int(gigabytes * 1e9)
+        self._kept: dict[Hashable, EncodedImage] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, key: Hashable, encode: Callable[[], EncodedImage]) -> EncodedImage:
+        """What was encoded under a key, in main memory, or what ``encode`` gives, on its device."""
+        found = self._kept.get(key)
+        if found is not None:
+            return found
+        image = encode()
+        size = sum(level.numel() * level.element_size() for level in image.levels)
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = image.to("cpu")
+        return image
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from glip.structures import Prompt, Sample
 if TYPE_CHECKING:
     from glip.data.shots import Per
     from glip.detector import Detector
+    from glip.evaluate.coco import Score
 
 ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "pictures.json", "report.json", "curve.png"
 OUT = "runs/tune"
@@ -54,7 +55,7 @@ class HowToTune:
         chosen: ids of the pictures to tune on, instead of a draw.
         settings: changes to the usual settings of the mode.
         vary: mirror and resize pictures anew in each round.
-        keep_gb: memory for features.
+        keep_gb: memory for features of pictures, those tuned on first.
         thresholds: store the thresholds of best F1.
         most_validated: validation pictures at most.
     """
@@ -135,8 +136,6 @@ def tune_task(
         TrainingError: losses stayed non-finite.
         Interrupted: a signal came; the same call goes on.
     """
-    from glip.evaluate.coco import average_precision
-    from glip.evaluate.run import detect_all
     from glip.evaluate.thresholds import best_thresholds
     from glip.model.adapt import save_adaptation
     from glip.train.tune import TuneRun, usual_settings
@@ -151,30 +150,36 @@ def tune_task(
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     of = f"{detector.fingerprint} {sets.name} {ids} {[str(sample.image_id) for sample in validated]} {how.vary}"
+    score_of = _scorer(how.keep_gb - pictures.kept_gb if tuner.keeps_pictures else 0)
     run = TuneRun(
-        tuner,
-        pictures,
-        settings,
-        validate=lambda adapted: average_precision(detect_all(adapted, validated)).ap,
-        folder=folder,
-        of=of,
+        tuner, pictures, settings, validate=lambda adapted: score_of(adapted, validated).ap, folder=folder, of=of
     )
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
     found = run(report)
     figures = dict(found.figures)
     if how.thresholds:
-        score = average_precision(detect_all(detector.adapted(found), validated))
+        score = score_of(detector.adapted(found), validated)
         usual = detector.config.inference.threshold
         found = replace(found, thresholds=best_thresholds(score.rankings, usual))
     if sets.test:
         for title, tested in (("test before", detector.adapted(_untuned(found))), ("test", detector.adapted(found))):
-            score = average_precision(detect_all(tested, sets.test))
+            score = score_of(tested, sets.test)
             figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
     about = {"task": sets.name, "shots": str(how.shots or "all"), "per": how.per, "seed": str(how.seed)}
     found = replace(found, figures=figures, about={**about, "pictures": str(len(train))})
     save_adaptation(folder / ARTEFACT, found)
     _write_report(folder, found, run.state.history, tally)
     return found
+
+
+def _scorer(keep_gb: float) -> "Callable[[Detector, Sequence[Sample]], Score]":
+    """Scores detectors that share one image encoder: pictures are encoded once, as far as the memory goes."""
+    from glip.encoded import KeptImages
+    from glip.evaluate.coco import average_precision
+    from glip.evaluate.run import detect_all
+
+    kept = KeptImages(keep_gb)
+    return lambda detector, samples: average_precision(detect_all(detector, samples, kept=kept))
 
 
 def folder_of(out: str, name: str, how: HowToTune) -> Path:

@@ -15,7 +15,7 @@ from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.detector import Detector
-from glip.encoded import EncodedText
+from glip.encoded import EncodedImage, EncodedText, KeptImages
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
@@ -65,7 +65,12 @@ class Answer:
 
 
 def detect_all(
-    detector: Detector, samples: Sequence[Sample], *, asking: Asking = Asking(), tally: Tally | None = None
+    detector: Detector,
+    samples: Sequence[Sample],
+    *,
+    asking: Asking = Asking(),
+    tally: Tally | None = None,
+    kept: KeptImages | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
     """Every sample with what the detector finds of its prompt, or of all names of its vocabulary, threshold 0.
 
@@ -75,19 +80,26 @@ def detect_all(
             vocabulary.
         asking: how many at once, how many names in a chunk, how many detections.
         tally: counts pictures passed over: unreadable, without words, or with a caption that the model cannot read.
+        kept: encodings of earlier calls with the same image encoder; those of this call are added.
 
     Raises:
         ValueError: a vocabulary with an empty name, or one that the model cannot read.
     """
-    for answer in answers(detector, samples, range(len(samples)), asking):
+    for answer in answers(detector, samples, range(len(samples)), asking, kept):
         if answer.found is not None:
             yield answer.sample, answer.found
         elif tally is not None:
             tally.note(answer.reason, answer.place)
 
 
-def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int], asking: Asking) -> Iterator[Answer]:
-    """An answer for each chosen sample, in their order.
+def answers(
+    detector: Detector,
+    samples: Sequence[Sample],
+    chosen: Iterable[int],
+    asking: Asking,
+    kept: KeptImages | None = None,
+) -> Iterator[Answer]:
+    """An answer for each chosen sample, in their order; arguments as for ``detect_all``.
 
     Raises:
         ValueError: a vocabulary with an empty name, or one that the model cannot read.
@@ -113,7 +125,7 @@ def answers(detector: Detector, samples: Sequence[Sample], chosen: Iterable[int]
             except _Unaskable as reason:
                 place = f"sample {index}, picture {sample.image_id}{reason.detail}"
                 done[index] = Answer(index, sample, None, str(reason), place)
-        done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded)}
+        done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded, kept)}
         yield from (done[index] for index, _ in window)
 
 
@@ -167,8 +179,21 @@ def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Ite
         yield window
 
 
+class _InMemory:
+    """A loaded picture as a key: equal to itself alone, and held, so that its id becomes no other's."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _InMemory) and other.picture is self.picture
+
+    def __hash__(self) -> int:
+        return id(self.picture)
+
+
 def _key(sample: Sample) -> Hashable:
-    return id(sample.picture) if isinstance(sample.picture, Image.Image) else sample.picture
+    return _InMemory(sample.picture) if isinstance(sample.picture, Image.Image) else sample.picture
 
 
 def _ground(
@@ -177,6 +202,7 @@ def _ground(
     pictures: Mapping[Hashable, Image.Image],
     asking: Asking,
     encoded: Callable[[tuple[str, ...]], EncodedText],
+    kept: KeptImages | None,
 ) -> Iterator[Answer]:
     """Each picture encoded once, those of one size together; then all that is asked of them."""
     asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
@@ -184,7 +210,7 @@ def _ground(
         asked[_key(sample)].append((index, sample))
     keys = list(asked)
     for group in detector.group_by_size([pictures[key] for key in keys], asking.batch_size):
-        image = detector.encode_image([pictures[keys[number]] for number in group])
+        image = _encoded(detector, [keys[number] for number in group], pictures, kept)
         by_words: dict[tuple[str, ...], list[Member]] = defaultdict(list)
         for row, number in enumerate(group):
             for index, sample in asked[keys[number]]:
@@ -202,6 +228,15 @@ def _ground(
             )
             for (_, index, sample), found in zip(piece, results, strict=True):
                 yield Answer(index, sample, found)
+
+
+def _encoded(
+    detector: Detector, keys: Sequence[Hashable], pictures: Mapping[Hashable, Image.Image], kept: KeptImages | None
+) -> EncodedImage:
+    def encode() -> EncodedImage:
+        return detector.encode_image([pictures[key] for key in keys])
+
+    return encode() if kept is None else kept.get(tuple(keys), encode).to(detector.device)
 
 
 def _pieces(members: Sequence[Member], asking: Asking) -> Iterator[Sequence[Member]]:

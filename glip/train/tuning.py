@@ -176,6 +176,12 @@ class Pictures:
         """How many pictures' features are kept."""
         return len(self._kept)
 
+    @property
+    def kept_gb(self) -> float:
+        """The memory of the features that are kept."""
+        levels = [level for prepared in self._kept.values() for level in prepared.levels or ()]
+        return sum(level.numel() * level.element_size() for level in levels) / 1e9
+
     def get(self, index: int, rng: np.random.Generator) -> Prepared:
         """One picture; ``rng`` varies it where pictures are varied."""
         return self._kept.get(index) or self._prepare(index, rng, Tally())

@@ -12,6 +12,7 @@ from glip.adaptation import MODES
 from glip.cli import tune
 from glip.cli.tune_table import draw_figure
 from glip.model.adapt import load_adaptation
+from glip.model.glip import GLIP
 from glip.model.weights import save_pretrained
 
 QUICK = ("--rounds", "1", "--validated", "2")
@@ -76,6 +77,22 @@ def test_given_pictures_are_those_tuned_on(glip_, model, shapes, tmp_path):
     (tmp_path / "strange.json").write_text(json.dumps({"ids": ["77"]}))
     code, _, err = glip_(model, shapes, "--pictures", "strange.json", *QUICK)
     assert code == 2 and "has no picture '77'" in err
+
+
+@pytest.mark.parametrize(("mode", "encoded"), [("prompt", 3 + 4), ("linear", 3 + 4), ("full", 66 + 3 + 2 * 4)])
+def test_a_frozen_encoder_sees_each_picture_once(mode, encoded, glip_, model, shapes, monkeypatch):
+    """Of 4 pictures 3 are tuned on (66 views), 1 validates (before, after, thresholds), all test (before, after)."""
+    seen = []
+    encode = GLIP.encode_image
+    monkeypatch.setattr(GLIP, "encode_image", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels))
+    given = (model, shapes, "--test", shapes, "--mode", mode, *QUICK)
+    assert glip_(*given, "--out", "kept")[0] == 0
+    assert sum(seen) == encoded
+    seen.clear()
+    assert glip_(*given, "--out", "anew", "--keep-gb", 1e-9)[0] == 0
+    assert sum(seen) == 66 + 3 + 2 * 4 + (mode != "full")  # one is tried for its size
+    one, other = (load_adaptation(f"{out}/instances-{mode}-all-0/task.safetensors") for out in ("kept", "anew"))
+    assert one.figures == pytest.approx(other.figures, abs=1e-5)
 
 
 def test_all_pictures_hold_a_fifth_back(glip_, model, shapes):

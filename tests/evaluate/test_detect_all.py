@@ -8,6 +8,7 @@ from PIL import Image
 from scored import captioned, sample
 
 from glip.data.sets import Tally
+from glip.encoded import KeptImages
 from glip.evaluate.run import Asking, detect_all
 from glip.structures import Prompt
 
@@ -36,6 +37,23 @@ def test_a_vocabulary_is_encoded_once(tiny_detector, picture, monkeypatch):
     one = replace(sample(["red thing", "blue thing"]), picture=picture)
     assert len(list(detect_all(tiny_detector, [one] * 4))) == 4
     assert len(calls) == 1
+
+
+def test_kept_pictures_are_encoded_once_and_found_the_same(tiny_detector, picture, monkeypatch):
+    file, wide = replace(sample(["red thing"]), picture=picture), picture.resize((90, 60))
+    samples = [file, replace(file, picture=wide), replace(file, picture=wide.copy())]
+    plain = list(detect_all(tiny_detector, samples))
+    calls = []
+    encode = tiny_detector.encode_image
+    monkeypatch.setattr(tiny_detector, "encode_image", lambda images: calls.append(len(images)) or encode(images))
+    size = sum(level.numel() * 4 for level in encode(wide).levels)
+    for room, wanted in ((1.0, 3), (2.5 * size / 1e9, 4), (0.0, 6)):
+        kept = KeptImages(room)
+        calls.clear()
+        again = [pair for _ in range(2) for pair in detect_all(tiny_detector, samples, kept=kept)]
+        assert len(calls) == wanted
+        for (_, one), (_, other) in zip(plain * 2, again, strict=True):
+            assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
 
 
 def test_what_cannot_be_looked_at_is_counted(tiny_detector, picture, tmp_path):
