@@ -70,7 +70,7 @@ def measure(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, fl
     tuner = Tuner(detector_of(name), COCO_NAMES, glip.Prompt.from_names(COCO_NAMES), mode=mode, frozen_stages=1)
     sample = Sample(picture, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
     pictures = Pictures([sample], tuner, vary=False, keep_gb=4.0, left_out=Tally())
-    settings = usual_settings(mode, rounds=1, pictures=rounds + 1, batch_size=1)
+    settings = usual_settings(mode, rounds=1, batch_size=1)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         run = TuneRun(tuner, pictures, settings, validate=lambda _: 0.0, folder=Path(folder))

@@ -35,6 +35,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float, default=None, help="rate of what is tuned")
     group.add_argument("--batch-size", type=int, default=None, help="pictures of a step (default: 4)")
     group.add_argument("--rounds", type=int, default=None, help="at most (default: 100)")
+    group.add_argument("--views", type=int, default=None, metavar="N", help="pictures of a round (default: each once)")
     group.add_argument("--stop-after", type=int, default=None, metavar="N", help="rounds without a rise (default: 8)")
     group.add_argument("--precision", choices=("float32", "bfloat16"), default=None, help="default: float32")
     group.add_argument("--validated", type=int, default=100, metavar="N", help="validation pictures at most")
@@ -72,11 +73,11 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
 
     if shots != "all" and not (shots.isdecimal() and int(shots)):
         raise ValueError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
-    for option in ("lr", "batch_size", "rounds", "stop_after", "validated", "keep_gb"):
+    for option in ("lr", "batch_size", "rounds", "views", "stop_after", "validated", "keep_gb"):
         value = getattr(args, option)
         if value is not None and not value > 0:
             raise ValueError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
-    given = {key: getattr(args, key) for key in ("lr", "batch_size", "rounds", "stop_after", "precision")}
+    given = {key: getattr(args, key) for key in ("lr", "batch_size", "rounds", "views", "stop_after", "precision")}
     return HowToTune(
         mode=mode,
         shots=None if shots == "all" else int(shots),

@@ -29,6 +29,7 @@ from glip.train.optim import build_optimizer
 from glip.train.tuning import Pictures, Prepared, Tuner, by_size
 
 STATE = "last.pt"
+_FEWEST_VIEWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class TuneSettings:
         bert_lr: of the language model in mode full.
         weight_decay: of matrices; of prompt offsets too, which it draws back to the untuned prompt.
         batch_size: pictures of a step.
-        rounds: at most; a round is an epoch, or as many as show ``pictures`` pictures (few shots are shown often).
-        pictures: of a round at least.
+        rounds: at most.
+        views: pictures shown in a round, 0 for each of them once but 64 at least (few shots are shown often).
         drop_after: rounds without a rise after which the rate falls to a tenth.
         stop_after: rounds without a rise after which the tuning ends.
         clip: largest norm of a gradient.
@@ -55,7 +56,7 @@ class TuneSettings:
     weight_decay: float
     batch_size: int = 4
     rounds: int = 100
-    pictures: int = 64
+    views: int = 0
     drop_after: int = 3
     stop_after: int = 8
     clip: float = 1.0
@@ -64,9 +65,11 @@ class TuneSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "rounds", "pictures", "drop_after", "stop_after"):
+        for key in ("batch_size", "rounds", "drop_after", "stop_after"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: got {getattr(self, key)}: give 1 or more")
+        if self.views < 0:
+            raise ValueError(f"views: got {self.views}: give 1 or more, or 0 for all pictures")
         for key in ("lr", "bert_lr", "weight_decay"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
@@ -169,22 +172,26 @@ class TuneRun:
             raise Interrupted(wish.number, f"stopped after round {self.state.rounds}")
 
     def _round(self, wish: StopWish) -> float:
-        """Show the pictures once or more often; gives the mean loss of the steps. A stopped round begins anew."""
+        """Show the next pictures; gives the mean loss of the steps. A stopped round begins anew."""
         number, settings = self.state.rounds, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
         rng = np.random.default_rng([settings.seed, number])
         losses = []
-        for batch in tqdm(self._batches(rng), desc=f"round {number + 1}", unit="step", disable=None, leave=False):
+        for batch in tqdm(self._batches(), desc=f"round {number + 1}", unit="step", disable=None, leave=False):
             losses.append(self.step([self.pictures.get(index, rng) for index in batch]))
             self._stop_if_asked(wish)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
-    def _batches(self, rng: np.random.Generator) -> list[Sequence[int]]:
+    def _batches(self) -> list[Sequence[int]]:
+        """The next pictures of an endless row of epochs, each in an order of its own."""
         usable, size = self.pictures.usable, self.settings.batch_size
-        times = math.ceil(self.settings.pictures / len(usable))
-        order = np.concatenate([rng.permutation(usable) for _ in range(times)]).tolist()
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        views = self.settings.views or max(_FEWEST_VIEWS, len(usable))
+        epoch, shown = divmod(self.state.rounds * views, len(usable))
+        epochs = range(epoch, epoch + math.ceil((shown + views) / len(usable)))
+        row = np.concatenate([np.random.default_rng([self.settings.seed, 1, e]).permutation(usable) for e in epochs])
+        order = row[shown : shown + views].tolist()
+        return [order[start : start + size] for start in range(0, views, size)]
 
     def step(self, prepared: Sequence[Prepared]) -> float:
         """One step on a few pictures, each padded size in a pass of its own, over the totals of all; gives the loss."""

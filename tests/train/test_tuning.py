@@ -54,7 +54,7 @@ def run_of(
 ):
     tuner = Tuner(detector, NAMES, PROMPT, mode=mode)
     pictures = Pictures(chosen or samples(), tuner, vary=vary, keep_gb=keep_gb, left_out=Tally())
-    settings = usual_settings(mode, **{"pictures": 4, "rounds": rounds, "batch_size": 2, **changed})
+    settings = usual_settings(mode, **{"views": 4, "rounds": rounds, "batch_size": 2, **changed})
     rising = iter(range(1000))
     return TuneRun(tuner, pictures, settings, validate=validate or (lambda _: next(rising)), folder=folder)
 
@@ -142,7 +142,7 @@ def test_full_tuning_freezes_the_bottom_stages():
 
 @pytest.mark.parametrize("mode", ["prompt", "full"])
 def test_a_few_rounds_lower_the_loss(mode, tmp_path):
-    run = run_of(detector_of(), tmp_path, mode=mode, rounds=12, pictures=8, lr=0.05 if mode == "prompt" else 2e-3)
+    run = run_of(detector_of(), tmp_path, mode=mode, rounds=12, views=8, lr=0.05 if mode == "prompt" else 2e-3)
     run(lambda line: None)
     losses = [row["loss"] for row in run.state.history[1:]]
     assert min(losses[-3:]) < 0.8 * losses[0]
@@ -214,6 +214,19 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
     assert [row["rate"] for row in run.state.history] == pytest.approx([0.05] * 5 + [0.005] * 2)
 
 
+def test_rounds_go_on_where_the_last_ended(tmp_path):
+    """A round of 3 of the 4 pictures: none is shown again before all were, and a resumed run has the same order."""
+    run = run_of(detector_of(), tmp_path, views=3)
+    shown = []
+    for run.state.rounds in range(8):
+        batches = run._batches()
+        assert batches == run._batches() and [len(batch) for batch in batches] == [2, 1]
+        shown += [index for batch in batches for index in batch]
+    epochs = [shown[start : start + 4] for start in range(0, 24, 4)]
+    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs) and len(set(map(tuple, epochs))) > 1
+    assert sum(map(len, run_of(detector_of(), tmp_path / "usual", views=0)._batches())) == 64
+
+
 def test_another_tuning_in_the_folder_is_refused(tmp_path):
     run_of(detector_of(), tmp_path, rounds=1)(lambda line: None)
     with pytest.raises(ValueError, match="holds another tuning"):
@@ -255,7 +268,10 @@ def test_without_fusion_offsets_reach_the_head_alone(tmp_path):
     assert found.offsets.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("changed", "message"), [({"lr": -1.0}, "lr: got -1.0"), ({"rounds": 0}, "rounds: got 0")])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"lr": -1.0}, "lr: got -1.0"), ({"rounds": 0}, "rounds: got 0"), ({"views": -1}, "views: got -1")],
+)
 def test_settings_that_cannot_work(changed, message):
     with pytest.raises(ValueError, match=message):
         usual_settings("prompt", **changed)
