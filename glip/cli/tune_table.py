@@ -42,32 +42,37 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
 
     tasks = list(read_tasks(args))
     detector = Detector.from_pretrained(args.model, device=args.device)
-    out = Path(args.out or f"{OUT}/{detector.config.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    rows = read_ledger(out / LEDGER)
+    out = Path(args.out or f"{OUT}/{Path(args.tasks).stem}")
+    own = out / detector.config.name
+    own.mkdir(parents=True, exist_ok=True)
     wanted = [(name, how) for how in ways for name, _ in tasks]
     sets = dict(tasks)
-    done = {_key(row): row for row in rows}
+    done = {_key(row): row for row in read_ledger(out / LEDGER)}
     for number, (name, how) in enumerate(wanted, start=1):
         key = (detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed)
         if key in done:
             _check_settings(done[key], how, out / LEDGER)
             continue
         print(f"[{number} of {len(wanted)}] {name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}")
-        row = _tuned(detector, sets[name](), how, folder_of(str(out), name, how))
+        row = _tuned(detector, sets[name](), how, folder_of(str(own), name, how))
         with (out / LEDGER).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "weights": key[0]}) + "\n")
-        rows.append({**row, "weights": key[0]})
-    lines = table_of([row for row in rows if row["weights"] == detector.fingerprint[:16]])
+    _show(out)
+    return 0
+
+
+def _show(out: Path) -> None:
+    """Write and print the table of each model of the ledger, which others may have written to, and the figure."""
     from glip.data.writers import whole_file
 
+    rows = read_ledger(out / LEDGER)
+    lines = page_of(rows)
     with whole_file(out / TABLE) as page:
         page.write("\n".join(lines) + "\n")
     print("\n".join(lines))
     drawn = draw_figure(rows, out / FIGURE)
     figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row of every line"
     print(f"table in {out / TABLE}, {figure}, rows in {out / LEDGER}")
-    return 0
 
 
 def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Path) -> Row:
@@ -189,6 +194,15 @@ def _key(row: Row) -> tuple[str, str, str, str, int]:
 
 
 # ---- what is shown
+
+
+def page_of(rows: Sequence[Row]) -> list[str]:
+    """A table for each model, by its weights; with a heading where there are several."""
+    models = dict.fromkeys((row["model"], row["weights"]) for row in rows)
+    tables = {model: table_of([row for row in rows if (row["model"], row["weights"]) == model]) for model in models}
+    if len(models) == 1:
+        return next(iter(tables.values()))
+    return [line for (model, weights), table in tables.items() for line in (f"## {model} ({weights})", "", *table, "")]
 
 
 def table_of(rows: Sequence[Row]) -> list[str]:

@@ -13,7 +13,7 @@ from glip.cli import tune
 from glip.cli.tune_table import draw_figure
 from glip.model.adapt import load_adaptation
 from glip.model.glip import GLIP
-from glip.model.weights import save_pretrained
+from glip.model.weights import load_pretrained, save_pretrained
 
 QUICK = ("--rounds", "1", "--validated", "2")
 
@@ -162,6 +162,29 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path):
     assert code == 2 and "give another --out" in err and err.count("\n") == 1
     again = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [{**row, "minutes": 0} for row in again] == [{**row, "minutes": 0} for row in rows]
+
+
+def test_two_models_share_a_table(glip_, model, table, tmp_path):
+    """One ledger and figure for both, a table and a folder for each."""
+    one = load_pretrained(model).config
+    config = replace(one, name="other")
+    save_pretrained(tmp_path / "other_model", seeded(config, 1), config, VOCABULARY)
+    for given in (model, tmp_path / "other_model"):
+        code, out, err = glip_(given, "--tasks", table, "--shots", "1", *QUICK)
+        assert code == 0, err
+    folder = tmp_path / "runs" / "tune" / "tasks"
+    rows = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    assert [(row["model"], row["task"]) for row in rows] == [
+        (name, task) for name in (one.name, "other") for task in ("first", "second")
+    ]
+    for row in rows:
+        assert (folder / row["model"] / f"{row['task']}-prompt-1-0" / "task.safetensors").is_file()
+    page = (folder / "table.md").read_text()
+    assert page in out and page.count("| untuned | 0 |") == 2
+    assert [line.split(" (")[0] for line in page.splitlines() if line.startswith("##")] == [
+        f"## {one.name}",
+        "## other",
+    ]
 
 
 def test_prompts_are_compared(command_line, model, shapes, tmp_path):
