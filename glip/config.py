@@ -186,6 +186,7 @@ class TrainConfig:
     save_every: int = 500  # last.pt
     keep_every: int = 0  # also step-N.pt every so many steps; 0: never
     validate_every: int = 0
+    validate_pictures: int = 200  # of each set at most, evenly spread over it; 0: all
     log_every: int = 20
     tensorboard: bool = False
     output: str = "runs/train"
@@ -199,6 +200,7 @@ class Experiment:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    stated: tuple[str, ...] = ()  # keys of the model that were given; with train.start the rest is the start's
 
 
 class ConfigError(ValueError):
@@ -214,8 +216,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type or choice.
     """
-    tree = _read_tree(find_config(path), depth=0)
-    return from_dict(Experiment, read_overrides(overrides, tree))
+    tree = read_overrides(overrides, _read_tree(find_config(path), depth=0))
+    tree.setdefault("stated", _leaves(tree.get("model", {}), "model"))
+    return from_dict(Experiment, tree)
 
 
 def read_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -291,15 +294,16 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
-def replace(config: T, **changes: Any) -> T:
-    """A copy with fields changed; ``dataclasses.replace`` under a name this module exports."""
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
 def _listed(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _leaves(tree: Any, at: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return [at]
+    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{at}.{key}")]
 
 
 def _read_tree(path: Path, depth: int) -> dict[str, Any]:
@@ -321,12 +325,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigError: not UTF-8, or not YAML.
     """
-    return _parse_yaml(_read_text(path), str(path))
-
-
-def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
 

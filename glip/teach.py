@@ -23,8 +23,8 @@ from glip.pseudo.select import SelectRules, select
 from glip.pseudo.store import Store, read_manifest
 from glip.structures import Sample
 from glip.train.distributed import Group
-from glip.train.loop import check_settings
 from glip.train.run import run as train
+from glip.train.settings import check_experiment
 
 PSEUDO = "pseudo-labels"  # the set's name in the student's mixture
 LEDGER, TABLE = "rounds.jsonl", "table.md"
@@ -90,7 +90,8 @@ class Teaching:
         workers: Workers,
         say: Say = print,
     ) -> None:
-        check_settings(experiment.train, Group())  # before hours of labelling
+        start = label.model if how.from_teacher else experiment.train.start
+        check_experiment(replace(experiment, train=replace(experiment.train, start=start)), Group())  # before hours
         self.experiment, self.captions, self.label, self.how = experiment, captions, label, how
         self.folder, self.sets, self.workers, self.say = Path(folder), sets, workers, say
         rounds = asdict(replace(how, rounds=1))  # more may be asked for later
@@ -163,8 +164,7 @@ class Teaching:
         if not self.sets:
             return {}
         detector = Detector.from_pretrained(model, device=self.label.device)
-        most = max(len(samples) for samples in self.sets.values())
-        validator = Validator(detector.config, detector.processor.tokenizer, self.sets, pictures=most, shown=0)
+        validator = Validator(detector.config, detector.processor.tokenizer, self.sets, pictures=0, shown=0)
         found = validator(detector.model)
         _say_left_out(found.left_out, self.say)
         return {name: round(value, 4) for name, value in found.figures.items()}

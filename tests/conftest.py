@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from glip.config import ModelConfig, load_config, replace
+from glip.config import ModelConfig, load_config
 from glip.detector import Detector
 from glip.model.glip import build
 from glip.text.tokens import Tokenizer

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from golden import weights
 from PIL import Image
 
-from glip.config import ModelConfig, load_config, replace
+from glip.config import ModelConfig, load_config
 from glip.model.glip import GLIP, build
 from glip.model.release import State, from_foreign
 from glip.model.weights import ASSETS, BUNDLED, fit

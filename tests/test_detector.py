@@ -1,11 +1,12 @@
 """The Detector's promises, on a tiny model with random weights: every road to a result gives the same result."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from glip.config import replace
 from glip.data.icons import KINDS
 from glip.data.picture import PictureError
 from glip.data.world import Thing, draw_scene

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from golden_cases import GOLDEN, LAYOUTS, config_of, loaded_model, release_entri
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from glip.config import replace
 from glip.geometry.anchors import decode, encode, grid_anchors
 from glip.geometry.boxes import giou_loss, suppress
 from glip.loss import centerness_targets, token_focal_loss

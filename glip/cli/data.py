@@ -96,9 +96,12 @@ def _list(root: str | None) -> int:
 
 def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") -> int:
     from glip.data.check import check
+    from glip.model.weights import ASSETS, BUNDLED
+    from glip.text.tokens import Tokenizer
 
     chosen = _Chosen(samples.samples, _count(args, config, len(samples.samples)), "check")
-    report = check(replace(samples, samples=chosen), decode=args.decode)
+    tokenizer = Tokenizer(ASSETS / BUNDLED)
+    report = check(replace(samples, samples=chosen), tokenizer=tokenizer, decode=args.decode)
     print(f"{args.name}: {len(chosen)} samples")
     for line in _counted(report.counts):
         print(f"  {line}")

@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     if args.predictions:
         return _score_file(args)
+    from glip.data.catalog import folders_of
     from glip.detector import Detector, choose_device
     from glip.model.adapt import digest_of
     from glip.train.distributed import joined
@@ -67,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     with joined(choose_device(args.device), minutes=_DAYS) as group:
         with _together(group):
             model, listed = args.names[0], args.names[1:] or _sets_there(args.root)
-            exams = {name: _tasks(name, args) if name in ODINW else [_exam(name, args)] for name in listed}
+            folders = folders_of([name for name in listed if name not in ODINW], args.images, args.root)
+            exams = {
+                name: _tasks(name, args) if name in ODINW else [_exam(name, args, folders[name])] for name in listed
+            }
             _refuse_twins([exam.name for own in exams.values() for exam in own])
             detector = Detector.from_pretrained(model, task=args.task, device=str(group.device))
             weights = detector.fingerprint[:16]
@@ -79,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         of = {"weights": weights, **({"task": task} if task else {})}
         wordings = args.prompts or [None]
         told: dict[str, list[Report]] = {str(words): [] for words in wordings}
+        parts = _parts(wordings)
         for name, words in product(exams, wordings):
-            part = folder / f"prompts-{Path(words).stem}" if words and len(wordings) > 1 else folder
+            part = folder / parts[words]
             found = [_evaluate(exam, detector, of, part / exam.name, args, words, group) for exam in exams[name]]
             told[str(words)] += [report for report in found if report is not None]
             if name in ODINW and group.main:
@@ -118,6 +123,8 @@ def _refuse_twins(names: Sequence[str]) -> None:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
+    if args.task and args.prompts:
+        raise ValueError("--prompts and --task: a task's words are those it was tuned with: give one of the two")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: give the pictures computed at once, such as 4")
     for option in ("max_names", "max_detections"):
@@ -149,11 +156,20 @@ def _sets_there(root: str | None) -> list[str]:
     return found
 
 
-def _exam(name: str, args: argparse.Namespace) -> "Examination":
+def _parts(wordings: "Sequence[str | None]") -> "dict[str | None, str]":
+    """The folder of each wording inside that of the model: none for a single one."""
+    found: dict[str | None, str] = {}
+    for words in wordings if len(wordings) > 1 else ():
+        name = f"prompts-{Path(words or 'none').stem}"
+        again = sum(other == name or other.startswith(f"{name}-") for other in found.values())
+        found[words] = f"{name}-{again + 1}" if again else name
+    return found or dict.fromkeys(wordings, "")
+
+
+def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Examination":
     from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
     from glip.evaluate.examination import examine
 
-    images = [str(Path(folder).absolute()) for folder in args.images]
     config = find_set(name, images=images, root=args.root)
     read = read_set(config, args.root, to_score=True)
     if config.format != "world":
@@ -255,11 +271,12 @@ def _asking(exam: "Examination", args: argparse.Namespace, words: str | None) ->
 
 
 def _score_file(args: argparse.Namespace) -> int:
+    from glip.data.catalog import folders_of
     from glip.evaluate.scoring import score_file
 
     if len(args.names) != 1:
         raise ValueError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
-    exam = _exam(args.names[0], args)
+    exam = _exam(args.names[0], args, folders_of(args.names, args.images, args.root)[args.names[0]])
     file = Path(args.predictions)
     folder = Path(args.out) / exam.name if args.out else file.with_name(f"{file.stem}-{exam.name}")
     print(score_file(exam, file, folder, draw=args.draw).markdown())

@@ -1,6 +1,7 @@
 """``glip teach CONFIG CAPTIONS --teacher MODEL``: label, select, train, evaluate, in rounds; run again to resume."""
 
 import argparse
+from dataclasses import replace
 
 from glip.cli.label import add_labelling, labelling
 
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     label, workers = labelling(args, args.teacher)
     if args.engine == "torchrun":
         raise ValueError("glip teach runs in one process: give --engine local or ray, or run its steps one by one")
-    from glip.config import from_dict, load_config, read_overrides, replace
+    from glip.config import from_dict, load_config, read_overrides
     from glip.data.catalog import find_set, read_set
     from glip.pseudo.run import find_captions
     from glip.pseudo.select import SelectRules

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from glip.config import ModelConfig
     from glip.evaluate.validate import Validator
     from glip.text.tokens import Tokenizer
+    from glip.train.run import MakeValidate, Say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; the finished model's folder is the last line."""
     experiment = load_config(args.config, args.overrides)
-    data = experiment.data
-    if args.data:
-        data = replace(data, train=_rows(args.data, args.images))
-    if args.validate:
-        data = replace(data, validate=_rows(args.validate, args.images))
-    experiment = replace(experiment, data=data)
-
+    if args.images and not (args.data or args.validate):
+        raise ValueError("--images says where the pictures of --data and --validate lie: give one of these")
+    if args.validate and not experiment.train.validate_every:
+        raise ValueError("--validate: the config never validates: give train.validate_every=500 too, or so")
+    from glip.data.catalog import folders_of
     from glip.detector import choose_device
     from glip.train.run import run as train
+
+    data = experiment.data
+    folders = folders_of([*(args.data or ()), *(args.validate or ())], args.images, data.root)
+    if args.data:
+        data = replace(data, train=tuple(DatasetConfig(name=name, images=folders[name]) for name in args.data))
+    if args.validate:
+        data = replace(data, validate=tuple(DatasetConfig(name=name, images=folders[name]) for name in args.validate))
+    experiment = replace(experiment, data=data)
 
     folder = train(experiment, device=choose_device(args.device), validator=_validator(experiment))
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
@@ -49,18 +55,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(names: Sequence[str], images: Sequence[str]) -> tuple[DatasetConfig, ...]:
-    return tuple(DatasetConfig(name=name, images=tuple(images)) for name in names)
-
-
-def _validator(experiment: Experiment) -> "Callable[[ModelConfig, Tokenizer], Validator] | None":
+def _validator(experiment: Experiment) -> "MakeValidate | None":
     """Validation during training is the ordinary evaluation; training itself does not know it."""
-    data = experiment.data
+    data, most = experiment.data, experiment.train.validate_pictures
     if not (data.validate and experiment.train.validate_every):
         return None
-    from glip.data.catalog import read_set
-    from glip.data.mixture import resolve
-    from glip.evaluate.validate import Validator
 
-    sets = {row.name: read_set(resolve(row, data), data.root).samples for row in data.validate}
-    return lambda config, tokenizer: Validator(config, tokenizer, sets)
+    def make(config: "ModelConfig", tokenizer: "Tokenizer", report: "Say") -> "Validator":
+        from glip.data.catalog import read_set
+        from glip.data.mixture import resolve
+        from glip.evaluate.validate import Validator
+
+        sets = {row.name: read_set(resolve(row, data), data.root).samples for row in data.validate}
+        for name, samples in sets.items():
+            few = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all its samples"
+            report(f"{name}: validated on {few}")
+        return Validator(config, tokenizer, sets, pictures=most)
+
+    return make

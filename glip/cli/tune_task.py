@@ -88,16 +88,16 @@ def read_sets(
         ValueError: sets of captions, with names of their own for each picture, or with different names.
     """
     from glip.config import read_yaml
-    from glip.data.catalog import data_root, find_set
+    from glip.data.catalog import data_root, find_set, folders_of
     from glip.data.phrasing import read_prompts
 
     left_out = Tally()
-    folders = [str(Path(folder).absolute()) for folder in images]
-    samples, names = _read_named(train, folders, root, left_out)
+    folders = folders_of([name for name in (train, validate, test) if name], images, root)
+    samples, names = _read_named(train, folders[train], root, left_out)
     parts: dict[str, Sequence[Sample]] = {"validate": (), "test": ()}
     for part, given in (("validate", validate), ("test", test)):
         if given:
-            parts[part], own = _read_named(given, folders, root, left_out)
+            parts[part], own = _read_named(given, folders[given], root, left_out)
             if own != names:
                 raise ValueError(
                     f"{part}: {given!r} has the names {', '.join(own)[:80]}, the task {', '.join(names)[:80]}: give a "

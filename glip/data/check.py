@@ -12,6 +12,7 @@ from glip.data.picture import PictureError, open_picture, picture_size
 from glip.data.sets import SampleSet, Tally
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import LETTER, Archived, Prompt, Sample, Span
+from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
 _SLACK = 1.0  # by so many pixels a box may leave its picture: annotation tools round
@@ -55,11 +56,12 @@ class Report:
     remarks: Tally
 
 
-def check(samples: SampleSet, *, decode: bool = False) -> Report:
+def check(samples: SampleSet, *, tokenizer: Tokenizer | None = None, decode: bool = False) -> Report:
     """Go through a set once.
 
     Args:
         samples: what a reader gave; what it left out is among the problems.
+        tokenizer: of the models to be, which may read two names alike.
         decode: read every picture whole, not only its header.
     """
     report = Report(Counts(), Tally(), Tally())
@@ -77,6 +79,9 @@ def check(samples: SampleSet, *, decode: bool = False) -> Report:
     for name, boxes in report.counts.per_name.items():
         if boxes == 0:
             report.remarks.note("name without a box", name)
+    boxed = [name for name, boxes in report.counts.per_name.items() if boxes]
+    for group in alike(tokenizer, boxed) if tokenizer else ():
+        report.problems.note("names that a model reads alike", ", ".join(map(repr, group)))
     return report
 
 
@@ -165,8 +170,7 @@ def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
     seen.vocabularies.add(key)
     for name in sample.vocabulary:
         report.counts.per_name.setdefault(name, 0)
-    times = Counter(" ".join(name.lower().split()) for name in sample.vocabulary)
-    for name, number in times.items():
+    for name, number in Counter(sample.vocabulary).items():
         if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
             report.remarks.note("name that is listed twice", name)
 

@@ -8,7 +8,7 @@ make a step), ``MixtureDataset`` (a step's batches), ``load_steps`` (steps, made
 import logging
 import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -284,20 +284,6 @@ class _Carried(Dataset["Step | ValueError"]):
             return self.dataset[step]
         except ValueError as error:
             return error
-
-
-def count_crowded(source: Source, count_tokens: Callable[[str], int]) -> int:
-    """Pictures of a source that show more names than a caption holds, so that boxes are dropped in each step."""
-    if not isinstance(source.samples, PackedSamples):
-        return 0
-    costs: dict[str, int] = {}
-    crowded = 0
-    for sample in source.samples:
-        names = {sample.vocabulary[number] for phrases in sample.box_phrases for number in phrases if sample.vocabulary}
-        for name in names - costs.keys():
-            costs[name] = count_tokens(name) - 1
-        crowded += sum(costs[name] for name in names) > source.phrasing.max_tokens - 2
-    return crowded
 
 
 def _cycle(shares: np.ndarray) -> np.ndarray:

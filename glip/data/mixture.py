@@ -80,6 +80,11 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
     if twice is not None:
         raise ConfigError(f"data.train lists the set {twice!r} twice: give each its own name")
     if not data.replay:
+        if data.replay_from:
+            raise ConfigError(
+                f"data.replay_from {data.replay_from!r} without data.replay: give the share of the pictures that come "
+                "from there too, such as data.replay=0.3"
+            )
         return data.train
     if not 0 < data.replay < 1 or not data.replay_from:
         raise ConfigError(

@@ -149,7 +149,7 @@ def foreign_names(own: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     chosen: dict[str, str] = {}
     for name in others:
         if not words & set(_WORD.findall(name.lower())):
-            chosen.setdefault(_key(name), name)
+            chosen.setdefault(word_key(name), name)
     return tuple(chosen.values())
 
 
@@ -188,7 +188,7 @@ def _plain(name: str) -> ClassPrompt:
 
 
 @lru_cache(maxsize=2**16)
-def _key(text: str) -> str:
+def word_key(text: str) -> str:
     """Texts of one key are the same words to BERT's uncased tokenizer, so that they must be one phrase."""
     letters = unicodedata.normalize("NFD", text.lower())
     return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Mn").split())
@@ -204,7 +204,7 @@ def _name(
 ) -> tuple[Sample, Tally]:
     """A detection sample's names as a caption; its boxes point at the phrases, those without one are dropped."""
     wordings = [phrasing.prompts.get(name) or _plain(name) for name in sample.vocabulary]
-    keys = [_key(wording.text) for wording in wordings]
+    keys = [word_key(wording.text) for wording in wordings]
     unsure = {keys[number] for number in sample.incomplete}
     own = dict(zip(keys, wordings, strict=True))
     present, absent = _shown_and_absent(sample, keys, unsure)
@@ -219,7 +219,7 @@ def _name(
     shuffled = [own[present[index]] for index in rng.permutation(len(present))]
     fitting = _fitting(shuffled + negatives, phrasing.max_tokens, count_tokens)
     written = [fitting[index] for index in rng.permutation(len(fitting))]
-    place = {_key(wording.text): index for index, wording in enumerate(written)}
+    place = {word_key(wording.text): index for index, wording in enumerate(written)}
     rows = [
         tuple(dict.fromkeys(place[keys[number]] for number in numbers if keys[number] in place))
         for numbers in sample.box_phrases
@@ -280,7 +280,7 @@ def _fitting(wordings: Sequence[ClassPrompt], max_tokens: int, count_tokens: Cou
         cost = _cost(count_tokens, wording.text) + 1
         if cost <= room and _cost(count_tokens, wording.name) > 0:
             room -= cost
-            fitting[_key(wording.text)] = wording
+            fitting[word_key(wording.text)] = wording
     if not fitting:
         shown = ", ".join(repr(wording.text[:40]) for wording in wordings[:3])
         raise PhrasingError(f"no name of {shown} fits a caption of {max_tokens} tokens: shorten or remove them")
@@ -304,12 +304,12 @@ def _pack(
             f"caption needs {length} tokens, the model reads {phrasing.max_tokens}: shorten it or leave it out (it "
             f"begins {own.caption[:40]!r})"
         )
-    room, captions = phrasing.max_tokens - length, {_key(own.caption): own.caption}
+    room, captions = phrasing.max_tokens - length, {word_key(own.caption): own.caption}
     for text in _negative_captions(others[: phrasing.pack_captions], rng):
         cost = count_tokens(text) - _SPECIAL + 1  # with a separating dot
-        if 1 < cost <= room and _key(text) not in captions:
+        if 1 < cost <= room and word_key(text) not in captions:
             room -= cost
-            captions[_key(text)] = text
+            captions[word_key(text)] = text
     if len(captions) == 1:
         return own
     texts = list(captions.values())

@@ -47,7 +47,7 @@ class Validator:
         config: the model's config.
         tokenizer: the model's tokenizer.
         sets: samples by the name of their set: detection samples have AP, captioned ones recall.
-        pictures: of each set at most so many, evenly spaced over it.
+        pictures: of each set at most so many, evenly spaced over it; 0 for all.
         shown: pictures drawn of each set.
 
     Raises:
@@ -67,7 +67,7 @@ class Validator:
         if not sets:
             raise ValueError("data.validate lists no set: name at least one, or set train.validate_every to 0")
         self.config, self.tokenizer, self.shown = config, tokenizer, shown
-        self.sets = {name: Chosen(samples, pictures) for name, samples in sets.items()}
+        self.sets = {name: Chosen(samples, pictures or len(samples)) for name, samples in sets.items()}
         for name, chosen in self.sets.items():
             if not any(_has_target(chosen[index]) for index in range(len(chosen))):
                 raise ValueError(

@@ -71,6 +71,14 @@ class Tokenizer:
         return tuple(self._bert.convert_ids_to_tokens(list(ids)))
 
 
+def alike(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of different texts that are the same tokens, such as Cat and cat: no model can tell them apart."""
+    groups: dict[tuple[int, ...], dict[str, None]] = {}
+    for text in texts:
+        groups.setdefault(tokenizer(text).ids, {})[text] = None
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
 def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
     """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release.
 

@@ -59,7 +59,9 @@ class Parts:
     group: Group
 
 
-def capture(parts: Parts, progress: Progress, *, config: str, start: str = "") -> Tree:
+def capture(
+    parts: Parts, progress: Progress, *, config: str, start: str = "", contents: Mapping[str, str] | None = None
+) -> Tree:
     """A run's state as plain values and whole tensors on the CPU; all processes must ask, the main one receives it.
 
     Args:
@@ -67,6 +69,7 @@ def capture(parts: Parts, progress: Progress, *, config: str, start: str = "") -
         progress: of the run.
         config: the experiment as text.
         start: fingerprint of the weights that the run began with, where they are still needed.
+        contents: what is in each training set, in short.
     """
     randoms = parts.group.gather(random_states(parts.group.device))
     if not parts.group.main and not is_sharded(parts.model):
@@ -74,6 +77,7 @@ def capture(parts: Parts, progress: Progress, *, config: str, start: str = "") -
     return {
         "config": config,
         "start": start,
+        "contents": dict(contents or {}),
         "progress": asdict(progress),
         "model": _whole(parts.model.state_dict()),
         "mean": _whole(parts.mean.means) if parts.mean else {},
@@ -84,20 +88,20 @@ def capture(parts: Parts, progress: Progress, *, config: str, start: str = "") -
     }
 
 
-def read_state(path: Path) -> Tree:
-    """The state in a checkpoint.
+def read_state(path: Path, *, mapped: bool = False) -> Tree:
+    """The state in a checkpoint; ``mapped`` leaves its tensors on the disk, for those who look at the rest.
 
     Raises:
         ValueError: it cannot be read, or is no checkpoint of a run.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken file makes torch raise almost anything
         raise ValueError(
             f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): remove it to start anew, or set "
             "train.output to another folder"
         ) from None
-    needed = ("config", "start", "progress", "model", "mean", "updates", "optimizer", "scaler", "random")
+    needed = ("config", "start", "contents", "progress", "model", "mean", "updates", "optimizer", "scaler", "random")
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
         raise ValueError(

@@ -138,6 +138,15 @@ def open_board(folder: Path, start: int) -> Any:
     Raises:
         ImportError: it is not installed.
     """
+    return summary_writer()(str(folder / "tensorboard"), purge_step=start + 1)
+
+
+def summary_writer() -> Any:
+    """TensorBoard's class of writers.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -145,7 +154,7 @@ def open_board(folder: Path, start: int) -> Any:
             "train.tensorboard needs the package tensorboard: pip install 'glip[tensorboard]', or set "
             "train.tensorboard=false (metrics.jsonl has the same figures)"
         ) from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+    return SummaryWriter
 
 
 def forget_after(path: Path, step: int, validated: int) -> None:

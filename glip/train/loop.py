@@ -9,9 +9,10 @@ import math
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ from glip.train.checkpoint import (
 from glip.train.distributed import Group, main_only, spread, whole
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
-from glip.train.resume import config_text, refuse_another, same_validation
+from glip.train.resume import config_text, refuse_other_contents, same_validation
+from glip.train.settings import check_folder, check_settings
 from glip.train.step import Outcome, Stepper
 
 ONE = Group()
@@ -54,6 +56,7 @@ def train(
     steps: Callable[[int], Iterator[Step]],
     *,
     group: Group = ONE,
+    contents: Mapping[str, str] = MappingProxyType({}),
     validate: Callable[[GLIP], Validation] | None = None,
     report: Callable[[str], None] = print,
 ) -> GLIP:
@@ -67,6 +70,7 @@ def train(
         model: the model to start from; it is moved to the group's device and trained.
         steps: gives this process's batches of each step from a step on; step n must depend on the seed and n alone.
         group: the processes that train together.
+        contents: tells what is in each training set from what was in it; a run goes on with the same only.
         validate: called in all processes alike every ``train.validate_every`` steps and at the end.
         report: receives a line every ``train.log_every`` steps.
 
@@ -77,7 +81,7 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
     settings = experiment.train
-    run = Run(experiment, model, group=group, validate=validate, report=report)
+    run = Run(experiment, model, group=group, contents=contents, validate=validate, report=report)
     with StopWish() as wish:
         run.validate_if_due()  # a run that was stopped before it could
         numbers = range(run.progress.step, settings.steps)
@@ -89,7 +93,7 @@ def train(
             outcome = run.stepper(step, stop=wish.number > 0)
             run.note(step, outcome, settings.lr * factor)
             if outcome.stopping:
-                run.save(*{*run.due(), LAST})
+                run.save(*dict.fromkeys((*run.due(), LAST)))
                 raise Interrupted(wish.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
             run.save(*run.due())
             run.validate_if_due()
@@ -107,15 +111,17 @@ class Run:
         model: GLIP,
         *,
         group: Group,
+        contents: Mapping[str, str],
         validate: Callable[[GLIP], Validation] | None,
         report: Callable[[str], None],
     ) -> None:
         settings = self.settings = experiment.train
         check_settings(settings, group)
-        self.experiment, self.group, self.validate = experiment, group, validate
+        self.experiment, self.group, self.contents, self.validate = experiment, group, dict(contents), validate
         self.report = main_only(group, report)
+        check_folder(experiment)
         self.output = Path(settings.output)
-        self.output.mkdir(parents=True, exist_ok=True)
+        self._clear_partial()
         self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
         self.start: State = {n: v.clone() for n, v in model.state_dict().items()} if settings.keep_start else {}
         self.mark = fingerprint(self.start) if self.start else ""
@@ -183,17 +189,26 @@ class Run:
         self.save(*[BEST] * better, LAST)
 
     def due(self) -> list[str]:
-        """The checkpoints to write after this step: last.pt every ``save_every`` and at the end, and what is kept."""
+        """The checkpoints to write after this step: what is kept, and last.pt every ``save_every`` and at the end.
+
+        last.pt comes last: a run killed between the two repeats the step, and writes the other anew.
+        """
         step, settings = self.progress.step, self.settings
         last = step % settings.save_every == 0 or step == settings.steps
         kept = settings.keep_every and step % settings.keep_every == 0
-        return [LAST] * last + [f"step-{step}.pt"] * bool(kept)
+        return [f"step-{step}.pt"] * bool(kept) + [LAST] * last
 
     def save(self, *names: str) -> None:
         """Write checkpoints; all processes must ask."""
         if not names:
             return
-        state = capture(self.parts, self._summed(), config=config_text(self.experiment), start=self.mark)
+        state = capture(
+            self.parts,
+            self._summed(),
+            config=config_text(self.experiment),
+            start=self.mark,
+            contents=self.contents,
+        )
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
         if LAST in names:
@@ -248,7 +263,7 @@ class Run:
             seed_all(self.settings.seed + self.group.rank)
             return Progress(), False
         state = read_state(path)
-        refuse_another(state["config"], self.experiment, done=int(state["progress"]["step"]))
+        refuse_other_contents(state["contents"], self.contents, self.output)
         if state["start"] != self.mark:
             raise ValueError(
                 f"train.keep_start mixes in the weights that the run in {str(self.output)!r} began with, but "
@@ -260,8 +275,18 @@ class Run:
             seed_all(self.settings.seed + progress.step * self.group.size + self.group.rank)
             self.report(f"{len(state['random'])} processes began the run, now {self.group.size}: new random numbers")
         self.report(f"resumed {path} at step {progress.step}")
+        if progress.step >= self.settings.steps:
+            self.report(
+                f"all {self.settings.steps} steps are done and nothing is trained: raise train.steps to go on, or set "
+                "train.output to another folder to begin anew"
+            )
         validating = self.validate is not None and self.settings.validate_every > 0
         return progress, not validating or not same_validation(state["config"], self.experiment)
+
+    def _clear_partial(self) -> None:
+        """Remove what a kill in the middle of a write has left."""
+        for file in self.output.glob(".*.partial") if self.group.main else ():
+            file.unlink(missing_ok=True)
 
     def _forget_validation(self) -> None:
         """Figures of other sets cannot be compared, and without a validation the last state is what is shipped."""
@@ -336,50 +361,6 @@ def keep_frozen_still(model: GLIP) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-
-
-def check_settings(settings: TrainConfig, group: Group) -> None:
-    """Refuse numbers that cannot work.
-
-    Raises:
-        ValueError: naming the key and what is allowed.
-    """
-    _check_numbers(settings)
-    if not settings.clip > 0:
-        raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
-    if not 0 <= settings.ema < 1:
-        raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
-    if not 0 <= settings.keep_start <= 1:
-        raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
-    if settings.batch_size % group.size:
-        raise ValueError(
-            f"train.batch_size: {settings.batch_size} pictures cannot be shared by {group.size} processes: take a "
-            f"multiple of {group.size}"
-        )
-
-
-def _check_numbers(settings: TrainConfig) -> None:
-    """The counts and the schedule of ``check_settings``."""
-    for key in ("steps", "save_every", "log_every", "max_bad_steps", "batch_size"):
-        if getattr(settings, key) < 1:
-            raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
-    for key, none in (
-        ("micro_batch", "all pictures at once"),
-        ("warmup", "no warm-up"),
-        ("keep_every", "never"),
-        ("validate_every", "never"),
-    ):
-        if getattr(settings, key) < 0:
-            raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more, or 0 for {none}")
-    if settings.warmup >= settings.steps:
-        raise ValueError(
-            f"train.warmup: got {settings.warmup}, but the run has {settings.steps} steps and would never reach its "
-            "rate: give fewer than train.steps, such as a tenth of them"
-        )
-    for drop in settings.drops:
-        if not 0 <= drop <= 1:
-            hint = f" (for {drop:g} % give {drop / 100:g})" if 1 < drop <= 100 else ""
-            raise ValueError(f"train.drops: got {drop:g}: give shares of the run from 0 to 1{hint}")
 
 
 def seed_all(seed: int) -> None:

@@ -1,6 +1,8 @@
 """May a run go on under this config? What decides its numbers must be as it was; what does not may change."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from glip.config import ConfigError, Experiment, TrainConfig, from_dict, to_dict
@@ -28,6 +30,8 @@ FREE = (
     "train.save_every",
     "train.tensorboard",
     "train.validate_every",
+    "train.validate_pictures",
+    "stated",  # what it says is in the model
 )
 
 
@@ -70,9 +74,28 @@ def refuse_another(stored: str, experiment: Experiment, *, done: int) -> None:
         raise ValueError(f"the run in {output!r} was begun with another config: {'; '.join(told[:5])}{more}: {other}")
 
 
+def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], output: Path) -> None:
+    """Compare what was in a run's training sets with what is in them now.
+
+    Raises:
+        ValueError: naming a set whose pictures, boxes or words have changed.
+    """
+    for name in now:
+        before = stored.get(name, now[name])
+        if before != now[name]:
+            had, has = before.rpartition(", ")[0], now[name].rpartition(", ")[0]
+            told = f"had {had} and has {has} now" if had != has else f"still has {has}, but they are others"
+            raise ValueError(
+                f"the run in {str(output)!r} was begun with other data: set {name!r} {told}: set train.output to "
+                "another folder to train on it, or bring back what it was"
+            )
+
+
 def same_validation(stored: str, experiment: Experiment) -> bool:
-    """Whether a run's config, which ``refuse_another`` let pass, validates on the same sets as another."""
-    return from_dict(Experiment, json.loads(stored)).data.validate == experiment.data.validate
+    """Whether a run's config, which ``refuse_another`` let pass, validates on the same pictures as another."""
+    begun = from_dict(Experiment, json.loads(stored))
+    same = begun.train.validate_pictures == experiment.train.validate_pictures
+    return same and begun.data.validate == experiment.data.validate
 
 
 def _first_other_rate(begun: TrainConfig, now: TrainConfig, done: int) -> int | None:

@@ -1,34 +1,35 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder it leaves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glip.config import Experiment, ModelConfig, from_dict, to_dict
-from glip.data.loader import MixtureDataset, Source, Step, count_crowded, load_steps
+from glip.config import ConfigError, Experiment, ModelConfig, from_dict, to_dict
+from glip.data.loader import MixtureDataset, Step, load_steps
 from glip.data.mixture import build_sources
-from glip.data.sets import PackedSamples
+from glip.data.survey import survey
 from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
-from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, joined, main_only
 from glip.train.log import Validation
 from glip.train.loop import train
+from glip.train.settings import check_experiment, check_folder
 
-Validate = Callable[[GLIP], Validation]
+Say = Callable[[str], None]
+MakeValidate = Callable[[ModelConfig, Tokenizer, Say], Callable[[GLIP], Validation]]
 
 
 def run(
     experiment: Experiment,
     *,
     device: torch.device | str = "cpu",
-    validator: Callable[[ModelConfig, Tokenizer], Validate] | None = None,
-    report: Callable[[str], None] = print,
+    validator: MakeValidate | None = None,
+    report: Say = print,
 ) -> Path:
     """Train as a config says and write the model beside the run's checkpoints; gives its folder.
 
@@ -37,7 +38,7 @@ def run(
     Args:
         experiment: the resolved config.
         device: where to compute; under torchrun its kind, cpu or cuda.
-        validator: makes what validates a model in training, of the model's config and tokenizer.
+        validator: makes what validates a model in training, of the model's config and tokenizer; may tell something.
         report: receives what is told.
 
     Raises:
@@ -53,17 +54,21 @@ def run(
 def _run(
     experiment: Experiment,
     group: Group,
-    validator: Callable[[ModelConfig, Tokenizer], Validate] | None,
-    report: Callable[[str], None],
+    validator: MakeValidate | None,
+    report: Say,
 ) -> Path:
     data, settings = experiment.data, experiment.train
+    check_experiment(experiment, group)
     torch.manual_seed(settings.seed)
     model, config, vocabulary = starting_model(experiment)
+    experiment = replace(experiment, model=config, stated=("model",))
+    check_folder(experiment)
     tokenizer = Tokenizer(vocabulary)
     processor = build_processor(config, tokenizer)
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
-    for source in sources:
-        report(describe(source, processor))
+    surveys = {source.name: survey(source, processor) for source in sources}
+    for found in surveys.values():
+        report(found.told)
     mixture = MixtureDataset(
         sources,
         processor,
@@ -78,25 +83,13 @@ def _run(
     def steps(start: int) -> Iterator[Step]:
         return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
 
-    validate = validator(config, tokenizer) if validator and settings.validate_every else None
-    trained = train(experiment, model, steps, group=group, validate=validate, report=report)
+    validate = validator(config, tokenizer, report) if validator and settings.validate_every else None
+    contents = {name: found.mark for name, found in surveys.items()}
+    trained = train(experiment, model, steps, group=group, contents=contents, validate=validate, report=report)
     folder = Path(settings.output) / "model"
     if group.main:
         save_pretrained(folder, trained, config, vocabulary)
     return folder
-
-
-def describe(source: Source, processor: Processor) -> str:
-    """What a set brings, and what of it is left out: nothing goes missing silently."""
-    if not isinstance(source.samples, PackedSamples):
-        return f"{source.name}: drawn as needed"
-    left_out = [str(source.left_out)] if source.left_out else []
-    crowded = count_crowded(source, processor.count_tokens)
-    if crowded:
-        left_out.append(f"boxes of {crowded} x picture with more names than a caption holds")
-    boxes = sum(len(sample.boxes) for sample in source.samples)
-    said = f"{source.name}: {len(source.samples)} pictures, {boxes} boxes"
-    return f"{said}; left out: {', '.join(left_out)}" if left_out else said
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
@@ -111,7 +104,8 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     config = experiment.model
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
-        config = overlaid(loaded.config, config)
+        edges = replace(loaded.config.inference, inclusive=False)  # of the boxes that our readers give
+        config = overlaid(replace(loaded.config, inference=edges), config, experiment.stated)
         if config.trained_on == loaded.config.trained_on:
             seen = dict.fromkeys([*config.trained_on, *(row.name for row in experiment.data.train)])
             config = replace(config, trained_on=tuple(seen))
@@ -119,7 +113,12 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
         fit(model, loaded.model.state_dict(), Path(experiment.train.start))
         return model, config, loaded.tokenizer
     model = build(config)
-    if config.vision.pretrained and config.vision.kind == "swin":
+    if config.vision.pretrained and config.vision.kind != "swin":
+        raise ConfigError(
+            f"model.vision.pretrained: {config.vision.pretrained!r} cannot be read into a {config.vision.kind}: take "
+            "kind swin, or train.start, or set it to null"
+        )
+    if config.vision.pretrained:
         start_vision(model, config.vision.pretrained)
     if config.language.pretrained:
         start_language(model, config.language.pretrained)
@@ -128,15 +127,18 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     return model, config, ASSETS / BUNDLED
 
 
-def overlaid(base: ModelConfig, over: ModelConfig) -> ModelConfig:
-    """A model's config with what another one says differently from the defaults."""
+def overlaid(base: ModelConfig, over: ModelConfig, stated: Sequence[str] = ()) -> ModelConfig:
+    """A model's config with what another one says: keys that were stated, or that differ from the defaults."""
 
-    def merged(own: dict[str, Any], other: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    def said(key: str) -> bool:
+        return any(key == part or key.startswith(f"{part}.") for part in stated)
+
+    def merged(own: dict[str, Any], other: dict[str, Any], usual: dict[str, Any], at: str) -> dict[str, Any]:
         return {
-            key: merged(value, other[key], usual[key])
+            key: merged(value, other[key], usual[key], f"{at}.{key}")
             if isinstance(value, dict)
-            else (value if other[key] == usual[key] else other[key])
+            else (other[key] if said(f"{at}.{key}") or other[key] != usual[key] else value)
             for key, value in own.items()
         }
 
-    return from_dict(ModelConfig, merged(to_dict(base), to_dict(over), to_dict(ModelConfig())))
+    return from_dict(ModelConfig, merged(to_dict(base), to_dict(over), to_dict(ModelConfig()), "model"))

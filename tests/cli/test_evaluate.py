@@ -157,6 +157,19 @@ def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
     assert again["AP"] == pytest.approx(figures["AP"], abs=1e-12), err
 
 
+def test_wordings_of_one_file_name_are_compared(glip_, tiny_folder, things, tmp_path):
+    for folder, words in (("a", "a [box], flat and red"), ("b", "the [box]")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "words.yaml").write_text(f"red square: '{words}'\n")
+    given = ("--prompts", "a/words.yaml", "--prompts", "b/words.yaml")
+    code, out, err = glip_(tiny_folder, things, *given, "--out", "o")
+    assert code == 0 and "b/words.yaml" in out, err
+    (folder,) = (tmp_path / "o").iterdir()
+    assert {part.name for part in folder.iterdir()} == {"prompts-words", "prompts-words-2"}
+    code, _, err = glip_(tiny_folder, things, *given, "--task", "task.safetensors")
+    assert code == 2 and "a task's words are those it was tuned with" in err
+
+
 def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, tmp_path):
     (tmp_path / "words.yaml").write_text("red square: 'a [box], flat and red'\n")
     glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "prompted")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small import write_coco
 
 from glip.cli.main import main
-from glip.config import load_config, to_yaml
+from glip.config import ModelConfig, load_config, to_dict, to_yaml
 
 CONFIG = """
 extends: tiny.yaml
@@ -87,6 +87,11 @@ def test_left_out_is_said(place, capsys):
         (["train.steps=many"], "train.steps: expected int, got 'many'"),
         (["train.steps"], "key.path=value"),
         (["data.root=data", "train.start=glip-x"], "model 'glip-x' is not known"),
+        (["--validate", "no_such_set"], "--validate: the config never validates: give train.validate_every"),
+        (["--images", "images"], "--images says where the pictures of --data and --validate lie"),
+        (["data.root=data", "data.replay_from=pretrain/nano"], "without data.replay: give the share"),
+        (["train.keep_start=0.5"], "train.keep_start: got 0.5 without train.start"),
+        (["model.vision.kind=resnet", "model.vision.pretrained=x"], "'x' cannot be read into a resnet"),
         (["data.root=data", "model.language.heads=5"], "heads"),
     ],
 )
@@ -189,6 +194,78 @@ def test_boxes_that_match_no_class_are_an_error(place, capsys):
     file.write_text(json.dumps(tree))
     assert glip("train", "small.yaml", "train.output=run", "data.root=data") == 2
     assert "match none of its categories; run glip data check" in capsys.readouterr().err
+
+
+def test_what_is_stated_has_its_way_though_it_is_the_default(place):
+    """A start's sizes stay unless the config or an override says otherwise, be it the value that is usual."""
+    first = ["train", "small.yaml", "train.output=first", "data.root=data", "train.steps=1", "--device", "cpu"]
+    assert (
+        glip(*first, "model.image.min_size=88", "model.inference.threshold=0.3", "model.inference.inclusive=true") == 0
+    )
+    (place / "bare.yaml").write_text(
+        "data: {crop: 64, train: [{name: mine, annotations: instances.json, images: [images]}]}"
+    )
+    start = ["train.start=first/model", "data.root=data", "train.steps=1", "train.batch_size=1", "train.warmup=0"]
+    bare = ["train", "bare.yaml", *start, "--device", "cpu"]
+    usual = ModelConfig()
+    for output, said, wanted in (
+        ("second", [], (88, 0.3)),
+        ("third", [f"model.image.min_size={usual.image.min_size}"], (usual.image.min_size, 0.3)),
+        ("fourth", [f"model.inference.threshold={usual.inference.threshold}"], (88, usual.inference.threshold)),
+    ):
+        assert glip(*bare, *said, f"train.output={output}") == 0
+        config = json.loads((place / output / "model" / "config.json").read_text())
+        assert (config["image"]["min_size"], config["inference"]["threshold"]) == wanted
+        assert not config["inference"]["inclusive"], "our readers give outer edges, whatever the start learned"
+        resolved = load_config(place / output / "experiment.yaml")
+        assert to_dict(resolved.model) == config
+    assert glip("train", "third/experiment.yaml", "train.output=fifth", "--device", "cpu") == 0
+    config = json.loads((place / "fifth" / "model" / "config.json").read_text())
+    assert config["image"]["min_size"] == usual.image.min_size
+
+
+def test_other_annotations_in_the_same_folder_are_refused(place, capsys):
+    command = ["train", "small.yaml", "train.output=run", "data.root=data", "--device", "cpu"]
+    assert glip(*command, "train.steps=2") == 0
+    assert glip(*command, "train.steps=2") == 0
+    assert "all 2 steps are done and nothing is trained: raise train.steps" in capsys.readouterr().out
+    file = place / "data" / "instances.json"
+    tree = json.loads(file.read_text())
+    first = tree["annotations"][0]["bbox"]
+    tree["annotations"][0]["bbox"] = [value + 1 for value in first]
+    file.write_text(json.dumps(tree))
+    assert glip(*command, "train.steps=4") == 2
+    assert "set 'drawn' still has 4 pictures, 9 boxes, but they are others" in capsys.readouterr().err
+    tree["annotations"].pop()
+    file.write_text(json.dumps(tree))
+    assert glip(*command, "train.steps=4") == 2
+    told = capsys.readouterr().err
+    assert "set 'drawn' had 4 pictures, 9 boxes and has 4 pictures, 8 boxes now: set train.output to another" in told
+
+
+def test_settings_are_refused_before_any_set_is_read(place, capsys):
+    def refused(*overrides: str) -> str:
+        assert glip("train", "small.yaml", "data.root=nowhere", "--device", "cpu", *overrides) == 2
+        return capsys.readouterr().err
+
+    assert "train.warmup: got 50" in refused("train.warmup=50")
+    (place / "file").write_text("")
+    assert "file" in refused("train.output=file/run") and "nowhere" not in refused("train.output=file/run")
+    (place / "run").mkdir()
+    (place / "run" / "last.pt").write_bytes(b"not a checkpoint")
+    assert "last.pt' cannot be read" in refused("train.output=run")
+
+
+def test_own_files_beside_sets_of_the_table(place, capsys):
+    """--images is for the files; a set of the table keeps the folder that the table gives it."""
+    (place / "mine").mkdir()
+    (place / "data" / "datasets.yaml").write_text("listed: {annotations: instances.json, images: [images]}")
+    own = write_coco(place / "mine")
+    (place / "mine" / "images").rename(place / "mine" / "pictures")
+    command = ["train", "small.yaml", "--data", str(own), "--data", "listed", "--images", "mine/pictures"]
+    more = ["--validate", "listed", "data.root=data", "train.output=run", "train.steps=1", "train.validate_every=1"]
+    assert glip(*command, *more, "train.validate_pictures=3", "train.batch_size=2", "--device", "cpu") == 0
+    assert "listed: validated on 3 of 4 samples, evenly spread" in capsys.readouterr().out
 
 
 def test_resolved_experiment_can_be_run_again(place):

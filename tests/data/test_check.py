@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import VOCABULARY
 
 from glip.data.check import Report, check
 from glip.data.readers.coco import read_coco
@@ -14,6 +15,7 @@ from glip.data.readers.labels import read_labels
 from glip.data.sets import SampleSet, Tally
 from glip.data.world import draw_sample
 from glip.structures import Archived, Phrase, Prompt, Sample
+from glip.text.tokens import Tokenizer
 
 SIZE = (200, 100)
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -128,9 +130,20 @@ def test_spans_that_miss_words(folder):
 
 
 def test_names_listed_twice(folder):
-    names = ("dog", "Dog ", "cat", "hot  dog", "hot dog")
+    names = ("dog", "cat", "hot dog", "hot dog")
     report = checked(sample(folder, vocabulary=names), sample(folder, "b.png", vocabulary=names))
-    assert report.remarks.places["name that is listed twice"] == ["dog", "hot dog"]
+    assert report.remarks.places["name that is listed twice"] == ["hot dog"]
+
+
+def test_names_that_a_model_reads_alike(folder):
+    names = ("Cat", "cat", "café", "cafe", "แมว", "สุนัข", "dog", "DOG")
+    boxes = [(number, 20, 60, 70) for number in range(7)]  # DOG has none, such as the idle classes of some tools
+    report = checked(
+        sample(folder, vocabulary=names, boxes=boxes, phrases=[(number,) for number in range(7)]),
+        tokenizer=Tokenizer(VOCABULARY),
+    )
+    places = report.problems.places["names that a model reads alike"]
+    assert places == ["'Cat', 'cat'", "'café', 'cafe'", "'แมว', 'สุนัข'"]
 
 
 # ---- boxes

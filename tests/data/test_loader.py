@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import NAMES, RELEASED, VOCABULARY, write_coco
+from small import RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig
 from glip.data import loader
-from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, count_crowded, load_steps
+from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.phrasing import Phrasing
 from glip.data.picture import PictureError
@@ -224,13 +224,6 @@ def test_a_share_of_broken_stops(root, processor, monkeypatch):
     (root / "images" / "0.png").write_bytes(b"broken")
     with pytest.raises(PictureError, match=r"1 of \d+ samples cannot be used, more than data.max_broken = 0.001"):
         list(steps_of(mixture(root, processor, DRAWN, steps=12), max_broken=0.001))
-
-
-def test_crowded_pictures_are_counted(root, processor):
-    (source,) = mixture(root, processor, DRAWN).schedule.sources
-    assert count_crowded(source, processor.count_tokens) == 0
-    tight = replace(source, phrasing=replace(source.phrasing, max_tokens=6))
-    assert count_crowded(tight, processor.count_tokens) == len(NAMES), "each of the four shows two names or more"
 
 
 def test_captions_that_do_not_fit_are_left_out_and_not_broken(root, processor):

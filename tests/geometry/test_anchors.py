@@ -1,10 +1,12 @@
 """Level sizes are those of the network, so that assignment can be done before it runs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import SMALL, seeded
 
-from glip.config import VisionConfig, replace
+from glip.config import VisionConfig
 from glip.geometry.anchors import grid_anchors, level_sizes
 
 RESNET = replace(SMALL, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.0))

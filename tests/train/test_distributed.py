@@ -14,7 +14,7 @@ from shared_run import CASES, STEPS, run_case
 
 from glip.config import TrainConfig
 from glip.train.distributed import Group, joined
-from glip.train.loop import check_settings
+from glip.train.settings import check_settings
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
 

@@ -10,7 +10,8 @@ from killed_run import STEPS, start_run
 from runs import metrics, same
 
 PROGRAM = Path(__file__).with_name("killed_run.py")
-MOMENTS = ["save:1", "save:2", "fsync:3", "replace:2", "replace:3"]
+# the first one lies between the two files of step 4
+MOMENTS = ["save:5", "save:1", "save:2", "fsync:3", "replace:2", "replace:3"]
 
 
 def test_killed_at_any_moment(tmp_path):

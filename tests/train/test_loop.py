@@ -20,6 +20,7 @@ from glip.train import loop
 from glip.train.averages import keep_start
 from glip.train.distributed import Group
 from glip.train.loop import TrainingError, train
+from glip.train.settings import check_experiment
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +287,7 @@ def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_can_work(path):
     if path.name not in ("datasets.yaml", "odinw.yaml") and path.parent.name != "tasks":
-        loop.check_settings(load_config(path).train, Group())
+        check_experiment(load_config(path), Group())
 
 
 def test_bfloat16_and_checkpointing_learn(tmp_path):

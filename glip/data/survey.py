@@ -1,0 +1,94 @@
+"""A training set gone through once before a run: how much it has, what of it cannot be learned, and its mark."""
+
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from glip.data.loader import Source
+from glip.data.phrasing import word_key
+from glip.data.sets import PackedSamples
+from glip.processor import Processor
+from glip.structures import Sample
+from glip.text.tokens import alike
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a set brings.
+
+    Args:
+        told: counts and what is left out, as one line; nothing goes missing silently.
+        mark: tells the set from any other, and from itself with other pictures, boxes or words.
+    """
+
+    told: str
+    mark: str
+
+
+def survey(source: Source, processor: Processor) -> Survey:
+    """Go through a set; sets that are drawn as needed are what their config says.
+
+    Raises:
+        ValueError: names with boxes that the model reads alike, though they are other words: it could only learn that
+            the same words are there and are not.
+    """
+    if not isinstance(source.samples, PackedSamples):
+        return Survey(f"{source.name}: drawn as needed", "drawn as needed")
+    seen = _Seen(Counter(), {}, processor)
+    for sample in source.samples:
+        seen.add(sample, source.phrasing.max_tokens)
+    notes = [str(source.left_out)] if source.left_out else []
+    if seen.crowded:
+        notes.append(f"boxes of {seen.crowded} x picture with more names than a caption holds")
+    counts = f"{len(source.samples)} pictures, {sum(seen.boxes.values())} boxes"
+    told = f"{source.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
+    one = [", ".join(map(repr, group)) for group in _merged(source, seen.boxes, processor)]
+    return Survey(told + (f"; taken for one name: {'; '.join(one)}" if one else ""), f"{counts}, {seen.crc:08x}")
+
+
+@dataclass
+class _Seen:
+    """What was met so far: boxes of each name ("" for phrases), tokens of each name, pictures too full, a checksum."""
+
+    boxes: Counter[str]
+    costs: dict[str, int]
+    processor: Processor
+    crowded: int = 0
+    crc: int = 0
+
+    def add(self, sample: Sample, max_tokens: int) -> None:
+        """Count a sample."""
+        numbers = [number for phrases in sample.box_phrases for number in phrases]
+        names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
+        for name in names - self.costs.keys():
+            self.costs[name] = self.processor.count_tokens(name) - 1
+        self.crowded += sum(self.costs[name] for name in names) > max_tokens - 2
+        for phrases in sample.box_phrases:
+            self.boxes[sample.vocabulary[phrases[0]] if sample.vocabulary and phrases else ""] += 1
+        self.crc = zlib.crc32(sample.boxes.numpy().tobytes(), zlib.crc32(_words(sample).encode(), self.crc))
+
+
+def _words(sample: Sample) -> str:
+    """All of a sample but its boxes, the folder of its picture and the names that it shares with others."""
+    picture = sample.picture.name if isinstance(sample.picture, Path) else ""
+    prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
+    named = [[sample.vocabulary[number] for number in row] for row in sample.box_phrases] if sample.vocabulary else []
+    rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
+    return repr((sample.image_id, picture, prompt, named, rows))
+
+
+def _merged(source: Source, boxes: Iterable[str], processor: Processor) -> list[tuple[str, ...]]:
+    """Names with boxes that are the same words to the model (Cat, cat) and so become one phrase."""
+    written = {name: source.phrasing.prompts[name].text for name in boxes if name in source.phrasing.prompts}
+    names = {written.get(name, name): name for name in boxes if name}
+    groups = alike(processor.tokenizer, list(names))
+    for group in groups:
+        if len({word_key(text) for text in group}) > 1:
+            two = " and ".join(repr(names[text]) for text in group[:2])
+            raise ValueError(
+                f"set {source.name!r}: the model reads {two} alike, as words that it does not know: write other words "
+                "for them (prompts: of the set, docs/data.md), or give their boxes one category"
+            )
+    return [tuple(names[text] for text in group) for group in groups]

@@ -1,0 +1,64 @@
+"""A training set gone through once: what is told of it, its mark, and names that the model cannot tell apart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small import NAMES, TINY, VOCABULARY, scenes
+
+from glip.data.loader import Source
+from glip.data.phrasing import Phrasing, read_prompts
+from glip.data.sets import PackedSamples
+from glip.data.survey import survey
+from glip.data.transforms import Augmentation
+from glip.detector import build_processor
+from glip.structures import Sample
+from glip.text.tokens import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(TINY, Tokenizer(VOCABULARY))
+
+
+def samples(names=NAMES):
+    """The four scenes; name i of NAMES is called names[i]."""
+    for number, (picture, things) in enumerate(scenes()):
+        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
+        yield Sample(picture, torch.tensor([thing.box for thing in things]), labels, vocabulary=names, image_id=number)
+
+
+def source(made, **changes):
+    phrasing = Phrasing(**{"max_negatives": 5, "max_tokens": 256, "full_vocabulary": 1.0, **changes})
+    return Source("mine", 1.0, PackedSamples(made), Augmentation((64, 64), 64), phrasing)
+
+
+def test_counts_and_what_does_not_fit(processor):
+    assert survey(source(samples()), processor).told == "mine: 4 pictures, 9 boxes"
+    told = survey(source(samples(), max_tokens=6), processor).told
+    assert "left out: boxes of 4 x picture with more names than a caption holds" in told, "each shows two names or more"
+
+
+def test_the_mark_tells_a_changed_set(processor):
+    first = survey(source(samples()), processor).mark
+    assert first.startswith("4 pictures, 9 boxes, ") and survey(source(samples()), processor).mark == first
+    fewer = list(samples())[1:]
+    moved = [replace(sample, boxes=sample.boxes + 0.5) for sample in samples()]
+    renamed = samples(("red giraffe", *NAMES[1:]))
+    other = [replace(sample, image_id=sample.image_id + 10) for sample in samples()]
+    shuffled = list(samples())[::-1]
+    marks = {survey(source(made), processor).mark for made in (fewer, moved, renamed, other, shuffled)}
+    assert len(marks | {first}) == 6
+
+
+def test_names_of_one_spelling_are_told(processor):
+    told = survey(source(samples(("Cat", "cat", "café", "cafe"))), processor).told
+    assert told.endswith("; taken for one name: 'Cat', 'cat'; 'café', 'cafe'")
+
+
+def test_names_of_unknown_words_are_refused(processor):
+    names = ("แมว", "สุนัข", *NAMES[2:])
+    with pytest.raises(ValueError, match="reads 'แมว' and 'สุนัข' alike, as words that it does not know"):
+        survey(source(samples(names)), processor)
+    prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
+    assert survey(source(samples(names), prompts=prompts), processor).told == "mine: 4 pictures, 9 boxes"
