@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--prompts", metavar="FILE", help="a YAML of words to write for a name")
-    parser.add_argument("--out", metavar="DIR", help="where the task goes (default: runs/tune/MODEL/...)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="where it goes (default: runs/tune/MODEL/..., of a table runs/tune/TABLE)"
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     _add_settings(parser)
 
@@ -48,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Tune; the artefact's path is the last line."""
     if (args.set is None) == (args.tasks is None):
         raise ValueError("give a set to tune on, or --tasks TABLE, and not both")
+    for option in ("validate", "test", "images", "prompts", "pictures") if args.tasks else ():
+        if getattr(args, option):
+            raise ValueError(f"--{option} with --tasks: each task of a table has its own: write it there")
+    if args.pictures and args.shots != ["all"]:
+        raise ValueError("--pictures with --shots: the file says which pictures: give one of the two")
     ways = [_how(args, mode, shots, seed) for mode in args.mode for shots in args.shots for seed in args.seed]
     if args.tasks:
         from glip.cli.tune_table import tune_table
@@ -73,6 +80,8 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
 
     if shots != "all" and not (shots.isdecimal() and int(shots)):
         raise ValueError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: give a number from 0 on")
     for option in ("lr", "batch_size", "rounds", "views", "stop_after", "validated", "keep_gb"):
         value = getattr(args, option)
         if value is not None and not value > 0:

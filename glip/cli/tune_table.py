@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,31 +35,54 @@ class TaskEntry:
 def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     """Tune every task in every way that the ledger does not have yet; then write the table and the figure.
 
+    A cell that cannot be tuned, such as more shots than a class has, is told and the others are tuned.
+
     Raises:
-        ValueError: a table that cannot be read, or a task that cannot be tuned.
+        ValueError: a table that cannot be read, rows of other settings, or, at the end, cells that could not be tuned.
     """
-    from glip.cli.tune_task import OUT, folder_of
+    from glip.cli.tune_task import OUT
     from glip.detector import Detector
 
-    tasks = list(read_tasks(args))
+    tasks = {name: cache(read) for name, read in read_tasks(args)}
     detector = Detector.from_pretrained(args.model, device=args.device)
     out = Path(args.out or f"{OUT}/{Path(args.tasks).stem}")
-    own = out / detector.config.name
-    own.mkdir(parents=True, exist_ok=True)
-    wanted = [(name, how) for how in ways for name, _ in tasks]
-    sets = dict(tasks)
+    out.mkdir(parents=True, exist_ok=True)
     done = {_key(row): row for row in read_ledger(out / LEDGER)}
-    for number, (name, how) in enumerate(wanted, start=1):
-        key = (detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed)
-        if key in done:
-            _check_settings(done[key], how, out / LEDGER)
-            continue
-        print(f"[{number} of {len(wanted)}] {name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}")
-        row = _tuned(detector, sets[name](), how, folder_of(str(own), name, how))
-        with (out / LEDGER).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "weights": key[0]}) + "\n")
-    _show(out)
+    wanted = [(name, how) for how in ways for name in tasks]
+    failed: list[str] = []
+    try:
+        for number, (name, how) in enumerate(wanted, start=1):
+            cell = f"{name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}"
+            known = done.get((detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed))
+            if known is None:
+                print(f"[{number} of {len(wanted)}] {cell}")
+                failed += _fill(cell, detector, tasks[name], how, out)
+            else:
+                _check_settings(known, _settings(how, tasks[name]()), out / LEDGER)
+    finally:
+        _show(out)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(wanted)} cells could not be tuned; the first: {failed[0]}")
     return 0
+
+
+def _fill(
+    cell: str, detector: "Detector", read: "Callable[[], TaskSets]", how: "HowToTune", out: Path
+) -> tuple[str, ...]:
+    """Tune a cell and write its row; gives why where it cannot be."""
+    from glip.cli.tune_task import folder_of
+
+    weights = detector.fingerprint[:16]
+    own = out / f"{detector.config.name}-{weights[:6]}"  # two trainings of one config are told apart by their weights
+    try:
+        sets = read()
+        row = _tuned(detector, sets, how, folder_of(str(own), sets.name, how))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"not tuned: {error}")
+        return (f"{cell}: {error}",)
+    with (out / LEDGER).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**row, "weights": weights}) + "\n")
+    return ()
 
 
 def _show(out: Path) -> None:
@@ -66,6 +90,8 @@ def _show(out: Path) -> None:
     from glip.data.writers import whole_file
 
     rows = read_ledger(out / LEDGER)
+    if not rows:
+        return
     lines = page_of(rows)
     with whole_file(out / TABLE) as page:
         page.write("\n".join(lines) + "\n")
@@ -89,41 +115,45 @@ def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Pat
         "shots": str(how.shots or "all"),
         "seed": how.seed,
         "pictures": int(found.about["pictures"]),
-        "settings": _settings(how),
+        "settings": _settings(how, sets),
         "figures": {name: round(value, 4) for name, value in found.figures.items()},
         "minutes": round((time.monotonic() - began) / 60, 2),
     }
 
 
-def _settings(how: "HowToTune") -> dict[str, Any]:
+def _settings(how: "HowToTune", sets: "TaskSets") -> dict[str, Any]:
     """What else decides a figure: rows of one table must share it."""
-    return {"per": how.per, "vary": how.vary, "validated": how.most_validated, **how.settings}
+    asked = {"per": how.per, "vary": how.vary, "validated": how.most_validated, "views": 0, **how.settings}
+    return {**asked, "data": sets.mark}
 
 
-def _check_settings(row: Row, how: "HowToTune", ledger: Path) -> None:
-    if row["settings"] != _settings(how):
+def _check_settings(row: Row, now: dict[str, Any], ledger: Path) -> None:
+    if row["settings"] != now:
         raise ValueError(
             f"{ledger} has {row['task']} ({row['mode']}, shots {row['shots']}, seed {row['seed']}) tuned with "
-            f"{row['settings']}, now asked for with {_settings(how)}: give another --out: a table compares like "
-            "with like"
+            f"{row['settings']}, now asked for with {now}: give another --out: a table compares like with like"
         )
 
 
 def read_ledger(path: Path) -> list[Row]:
-    """The rows so far; a last line that a kill cut off is dropped.
+    """The rows so far; a last line that a kill cut off is dropped, and one that only lacks its end gets it.
 
     Raises:
         ValueError: a broken line elsewhere.
     """
+    from glip.data.writers import whole_file
+
     rows: list[Row] = []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError:
-            if number < len(lines):
+            if number < len(lines) or line.endswith("\n"):
                 raise ValueError(f"{path}: line {number} is no JSON: mend or remove it") from None
-            path.write_text("".join(lines[:-1]), encoding="utf-8")
+    if lines and not lines[-1].endswith("\n"):
+        with whole_file(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     return rows
 
 
@@ -145,7 +175,10 @@ def read_tasks(args: argparse.Namespace) -> "Iterator[tuple[str, Any]]":
     for name, entry in tree.items():
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: {name}: expected a map with train and test, got {entry!r}")
-        yield str(name), partial(_read, str(name), from_dict(TaskEntry, entry, f"{path}: {name}"), args.root)
+        read = from_dict(TaskEntry, entry, f"{path}: {name}")
+        if not (read.train and read.test):
+            raise ValueError(f"{path}: {name}: train or test is empty: name a set or an annotation file for each")
+        yield str(name), partial(_read, str(name), read, args.root)
 
 
 def _read(name: str, entry: TaskEntry, root: str | None) -> "TaskSets":
@@ -186,7 +219,7 @@ def _read_odinw(task: Any, root: str | None) -> "TaskSets":
     for part in parts:
         left_out.add(part.left_out)
     train, val, test = (part.samples for part in parts)
-    return TaskSets(task.name, task.names, train, val, test, task.prompts, left_out)
+    return TaskSets(task.name, parts[0].vocabulary, train, val, test, task.prompts, left_out)
 
 
 def _key(row: Row) -> tuple[str, str, str, str, int]:
@@ -197,12 +230,19 @@ def _key(row: Row) -> tuple[str, str, str, str, int]:
 
 
 def page_of(rows: Sequence[Row]) -> list[str]:
-    """A table for each model, by its weights; with a heading where there are several."""
-    models = dict.fromkeys((row["model"], row["weights"]) for row in rows)
-    tables = {model: table_of([row for row in rows if (row["model"], row["weights"]) == model]) for model in models}
-    if len(models) == 1:
+    """A table for each model; with a heading where there are several."""
+    titles = _titles(rows)
+    tables = {title: table_of([row for row in rows if row["weights"] == key]) for key, title in titles.items()}
+    if len(tables) == 1:
         return next(iter(tables.values()))
-    return [line for (model, weights), table in tables.items() for line in (f"## {model} ({weights})", "", *table, "")]
+    return [line for title, table in tables.items() for line in (f"## {title}", "", *table, "")]
+
+
+def _titles(rows: Sequence[Row]) -> dict[str, str]:
+    """Models by their weights: their names, with the weights where one name has several."""
+    names = {row["weights"]: row["model"] for row in rows}
+    shared = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {weights: f"{name} ({weights[:6]})" if name in shared else name for weights, name in names.items()}
 
 
 def table_of(rows: Sequence[Row]) -> list[str]:
@@ -236,12 +276,13 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
     from glip.evaluate.figures import draw_shots
 
     points: dict[tuple[str, str, str], list[Row]] = {}
+    titles = _titles(rows)
     for row in sorted(rows, key=_shots):
-        points.setdefault((row["model"], row["mode"], row["shots"]), []).append(row)
+        points.setdefault((titles[row["weights"]], row["mode"], row["shots"]), []).append(row)
     common = set.intersection(*({row["task"] for row in own} for own in points.values()))
     if not common:
         return False
-    several = len({row["model"] for row in rows}) > 1
+    several = len(titles) > 1
     curves: dict[str, dict[str, tuple[float, float]]] = {}
     for (model, mode, shots), own in points.items():
         line = f"{model}, {mode}" if several else mode

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,23 @@ class TaskSets:
     test: Sequence[Sample] = ()
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
     left_out: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        for part in (self.train, self.validate, self.test):
+            if len(part) and part[0].vocabulary != self.names:
+                raise ValueError(
+                    f"task {self.name!r} has the names {', '.join(self.names)[:80]!r}, its pictures "
+                    f"{', '.join(part[0].vocabulary)[:80]!r}: labels would be mixed up"
+                )
+
+    @cached_property
+    def mark(self) -> str:
+        """Tells these sets from the same with other pictures, boxes or words."""
+        from glip.data.survey import mark_of
+
+        parts = (self.train, self.validate, self.test)
+        words = sorted((name, prompt.text) for name, prompt in self.prompts.items())
+        return "; ".join([*map(mark_of, parts), *map(str, words)])
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,7 @@ def tune_task(
         TrainingError: losses stayed non-finite.
         Interrupted: a signal came; the same call goes on.
     """
+    from glip.data.survey import mark_of
     from glip.evaluate.thresholds import best_thresholds
     from glip.model.adapt import save_adaptation
     from glip.train.tune import TuneRun, usual_settings
@@ -144,42 +163,73 @@ def tune_task(
     chosen, validated = _divide(sets, how)
     train, tally = [sets.train[index] for index in chosen], Tally()
     tally.add(sets.left_out)
+    for title, samples in (("validation", validated), ("test", sets.test)):
+        _tell_missing(title, samples, report)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
     pictures = Pictures(train, tuner, vary=how.vary, keep_gb=how.keep_gb, left_out=tally)
     _tell(sets, train, validated, pictures, tally, report)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
-    of = f"{detector.fingerprint} {sets.name} {ids} {[str(sample.image_id) for sample in validated]} {how.vary}"
-    score_of = _scorer(how.keep_gb - pictures.kept_gb if tuner.keeps_pictures else 0)
+    score_of = _Scorer(how.keep_gb - pictures.kept_gb if tuner.keeps_pictures else 0)
     run = TuneRun(
-        tuner, pictures, settings, validate=lambda adapted: score_of(adapted, validated).ap, folder=folder, of=of
+        tuner,
+        pictures,
+        settings,
+        validate=lambda adapted: score_of("validation", adapted, validated).ap,
+        folder=folder,
+        of=f"{detector.fingerprint} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}",
     )
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
     found = run(report)
     figures = dict(found.figures)
     if how.thresholds:
-        score = score_of(detector.adapted(found), validated)
+        score = score_of("validation", detector.adapted(found), validated)
         usual = detector.config.inference.threshold
         found = replace(found, thresholds=best_thresholds(score.rankings, usual))
     if sets.test:
         for title, tested in (("test before", detector.adapted(_untuned(found))), ("test", detector.adapted(found))):
-            score = score_of(tested, sets.test)
+            score = score_of("test", tested, sets.test)
             figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
+    for title, passed in score_of.passed.items():
+        tally.note(f"picture of the {title} that cannot be read", times=passed)
     about = {"task": sets.name, "shots": str(how.shots or "all"), "per": how.per, "seed": str(how.seed)}
-    found = replace(found, figures=figures, about={**about, "pictures": str(len(train))})
+    found = replace(found, figures=figures, about={**about, "pictures": str(len(pictures))})
     save_adaptation(folder / ARTEFACT, found)
     _write_report(folder, found, run.state.history, tally)
     return found
 
 
-def _scorer(keep_gb: float) -> "Callable[[Detector, Sequence[Sample]], Score]":
-    """Scores detectors that share one image encoder: pictures are encoded once, as far as the memory goes."""
-    from glip.encoded import KeptImages
-    from glip.evaluate.coco import average_precision
-    from glip.evaluate.run import detect_all
+class _Scorer:
+    """Scores detectors that share one image encoder: pictures are encoded once, as far as the memory goes.
 
-    kept = KeptImages(keep_gb)
-    return lambda detector, samples: average_precision(detect_all(detector, samples, kept=kept))
+    ``passed`` counts the pictures that could not be looked at, by what was scored.
+    """
+
+    def __init__(self, keep_gb: float) -> None:
+        from glip.encoded import KeptImages
+
+        self.kept = KeptImages(keep_gb)
+        self.passed: dict[str, int] = {}
+
+    def __call__(self, title: str, detector: "Detector", samples: Sequence[Sample]) -> "Score":
+        from glip.evaluate.coco import average_precision
+        from glip.evaluate.run import detect_all
+
+        tally = Tally()
+        score = average_precision(detect_all(detector, samples, tally=tally, kept=self.kept))
+        if tally:
+            self.passed[title] = sum(tally.counts.values())
+        return score
+
+
+def _tell_missing(title: str, samples: Sequence[Sample], report: Callable[[str], None]) -> None:
+    """Say before the work which pictures of a part are not there; without any of them there is nothing to measure."""
+    files = [sample.picture for sample in samples if isinstance(sample.picture, Path)]
+    missing = [file for file in files if not file.is_file()]
+    if missing and len(missing) == len(samples):
+        raise ValueError(f"{title}: none of its {len(samples)} pictures is there, such as {str(missing[0])!r}")
+    if missing:
+        report(f"{title}: {len(missing)} of {len(samples)} pictures are not there, such as {str(missing[0])!r}")
 
 
 def folder_of(out: str, name: str, how: HowToTune) -> Path:
@@ -224,6 +274,11 @@ def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
         samples = [sets.train[index] for index in usable]
         drawn = draw_shots(samples, sets.names, how.shots, seed=how.seed, per=how.per)
         chosen = [usable[index] for index in drawn]
+    if not set(chosen) & set(shown):
+        raise ValueError(
+            f"task {sets.name!r}: of its {len(shown)} pictures with a named box none is left to tune on, since some "
+            "are held back to validate: give --validate SET, or more pictures"
+        )
     own = set(chosen)
     rest = list(sets.validate) or [sets.train[index] for index in shown if index not in own]
     if not any(phrases for sample in rest for phrases in sample.box_phrases):
@@ -243,7 +298,7 @@ def _tell(
     tally: Tally,
     report: Callable[[str], None],
 ) -> None:
-    boxes = sum(len(sample.boxes) for sample in train)
+    boxes = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     report(
         f"{sets.name}: {len(sets.names)} names; tuned on {len(pictures)} pictures with {boxes} boxes, "
         f"{pictures.kept} encoded once; validated on {len(validated)} pictures"
@@ -251,7 +306,11 @@ def _tell(
     bare = [
         name
         for label, name in enumerate(sets.names)
-        if not any(label in labels for sample in train for labels in sample.box_phrases)
+        if not any(
+            label in labels and box not in sample.crowd
+            for sample in train
+            for box, labels in enumerate(sample.box_phrases)
+        )
     ]
     if bare:
         report(f"{len(bare)} names have no box to tune on: {', '.join(bare[:8])}{', ...' if len(bare) > 8 else ''}")

@@ -62,7 +62,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
         raise
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"task {str(file)!r} cannot be read ({error}): copy it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"task {str(file)!r} is broken ({error}): tune again") from None
 
 
@@ -115,7 +115,7 @@ def _parsed(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adaptation:
     spans = [tuple((int(start), int(end)) for start, end in row) for row in tree["spans"]]
     phrases = tuple(Phrase(str(text), own) for text, own in zip(tree["texts"], spans, strict=True))
     offsets = tensors.get(_OFFSETS)
-    if offsets is not None and (offsets.ndim != 2 or not offsets.isfinite().all()):
+    if offsets is not None and not (offsets.ndim == 2 and offsets.is_floating_point() and offsets.isfinite().all()):
         raise ValueError(f"offsets of shape {tuple(offsets.shape)} are no finite (token, channel) table")
     return Adaptation(
         mode=tree["mode"],

@@ -1,6 +1,7 @@
 """glip tune: one task and tables of them, shots, artefacts that glip detect and evaluate use, errors in one line."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,8 @@ from small import NAMES, TINY, VOCABULARY, seeded, write_coco
 
 from glip.adaptation import MODES
 from glip.cli import tune
-from glip.cli.tune_table import draw_figure
+from glip.cli.tune_table import _read_odinw, draw_figure, read_ledger
+from glip.evaluate.odinw import tasks
 from glip.model.adapt import load_adaptation
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, save_pretrained
@@ -125,7 +127,7 @@ def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr("glip.evaluate.figures.draw_shots", lambda curves, path, ylabel: drawn.update(curves, y=ylabel))
 
     def row(task, mode, shots, seed, value):
-        key = {"model": "m", "task": task, "mode": mode, "shots": shots, "seed": seed}
+        key = {"model": "m", "weights": "aaaaaaaa", "task": task, "mode": mode, "shots": shots, "seed": seed}
         return {**key, "figures": {"test AP50": value}}
 
     hard = [("prompt", "all", 0, 0.3), ("prompt", "1", 0, 0.1), ("prompt", "1", 1, 0.3), ("linear", "1", 0, 0.2)]
@@ -139,6 +141,12 @@ def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
     }
     assert list(drawn["prompt"]) == ["1", "all"]
     assert not draw_figure([*rows, row("easy", "full", "1", 0, 0.5)], tmp_path / "f.png")
+    drawn.clear()
+    twins = [
+        {**row("hard", "prompt", "1", 0, value), "weights": weights * 8} for weights, value in (("a", 0.1), ("b", 0.9))
+    ]
+    assert draw_figure(twins, tmp_path / "f.png")
+    assert drawn["m (aaaaaa), prompt"] == {"1": (0.1, 0.0)} and drawn["m (bbbbbb), prompt"] == {"1": (0.9, 0.0)}
 
 
 def test_a_table_row_by_row(glip_, model, table, tmp_path):
@@ -164,6 +172,79 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path):
     assert [{**row, "minutes": 0} for row in again] == [{**row, "minutes": 0} for row in rows]
 
 
+def test_a_ledger_whose_last_line_has_no_end_loses_nothing(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    assert read_ledger(path) == [{"a": 1}, {"a": 2}] and path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    path.write_text('{"a": 1}\n{"a"')
+    assert read_ledger(path) == [{"a": 1}] and path.read_text() == '{"a": 1}\n'
+    path.write_text('{"a": 1}\n{"a"\n')
+    with pytest.raises(ValueError, match="line 2 is no JSON"):
+        read_ledger(path)
+
+
+def test_a_cell_that_cannot_be_tuned_does_not_end_the_table(glip_, model, table, tmp_path):
+    code, out, err = glip_(model, "--tasks", table, "--shots", "9", "1", *QUICK, "--out", "o")
+    assert code == 2 and "2 of 4 cells could not be tuned; the first: first, prompt, shots 9, seed 0: " in err
+    assert (
+        err.count("\n") == 1 and "not tuned: " in out and "| prompt | 1 |" in (tmp_path / "o" / "table.md").read_text()
+    )
+
+
+def test_rows_of_other_data_are_not_taken_for_these(glip_, model, table, shapes):
+    given = (model, "--tasks", table, "--shots", "1", *QUICK, "--out", "o")
+    assert glip_(*given)[0] == 0
+    tree = json.loads(shapes.read_text())
+    tree["annotations"][0]["bbox"][0] += 1
+    shapes.write_text(json.dumps(tree))
+    code, _, err = glip_(*given)
+    assert code == 2 and "has first (prompt, shots 1, seed 0) tuned with" in err and "like with like" in err
+
+
+def test_corrected_annotations_are_not_answered_with_the_old_tuning(glip_, model, shapes):
+    given = (model, shapes, *QUICK, "--out", "o")
+    assert glip_(*given)[0] == 0
+    tree = json.loads(shapes.read_text())
+    for row in tree["annotations"]:
+        row["bbox"][0] += 1
+    shapes.write_text(json.dumps(tree))
+    code, _, err = glip_(*given)
+    assert code == 2 and "holds another tuning (other pictures, settings, words or weights)" in err
+
+
+def test_pictures_that_are_not_there_are_told_before_the_work(glip_, model, shapes, tmp_path):
+    test = write_coco(tmp_path / "test")
+    for number in range(3):
+        (test.parent / "images" / f"{number}.png").unlink()
+    code, out, err = glip_(model, shapes, "--test", test, *QUICK, "--out", "o")
+    assert code == 0, err
+    assert out.index("test: 3 of 4 pictures are not there, such as") < out.index("before: ")
+    report = json.loads((tmp_path / "o" / "instances-prompt-all-0" / "report.json").read_text())
+    assert report["left out"] == {"picture of the test that cannot be read": 3}
+    (test.parent / "images" / "3.png").unlink()
+    code, out, err = glip_(model, shapes, "--test", test, *QUICK, "--out", "p")
+    assert code == 2 and "test: none of its 4 pictures is there" in err and "before: " not in out
+
+
+def test_odinw_names_are_those_of_the_pictures(tmp_path):
+    """ODinW writes small_fish, which the model is asked for as small fish; a task of other names is refused."""
+    task = next(task for task in tasks(35) if task.name.startswith("brackish"))
+    for split in ("train", "val", "test"):
+        files = task.files(split)
+        (tmp_path / files.images[0]).mkdir(parents=True, exist_ok=True)
+        tree = json.loads(write_coco(tmp_path / "made").read_text())
+        for picture in (tmp_path / "made" / "images").iterdir():
+            shutil.copy(picture, tmp_path / files.images[0])
+        tree["categories"] = [{"id": number + 1, "name": name} for number, name in enumerate(task.names)]
+        for row in tree["annotations"]:
+            row["category_id"] = 5
+        (tmp_path / files.annotations).write_text(json.dumps(tree))
+    sets = _read_odinw(task, str(tmp_path))
+    assert "small_fish" in task.names and sets.names[4] == "small fish" == sets.test[0].vocabulary[4]
+    with pytest.raises(ValueError, match="labels would be mixed up"):
+        replace(sets, names=task.names)
+
+
 def test_two_models_share_a_table(glip_, model, table, tmp_path):
     """One ledger and figure for both, a table and a folder for each."""
     one = load_pretrained(model).config
@@ -178,13 +259,11 @@ def test_two_models_share_a_table(glip_, model, table, tmp_path):
         (name, task) for name in (one.name, "other") for task in ("first", "second")
     ]
     for row in rows:
-        assert (folder / row["model"] / f"{row['task']}-prompt-1-0" / "task.safetensors").is_file()
+        own = f"{row['model']}-{row['weights'][:6]}"
+        assert (folder / own / f"{row['task']}-prompt-1-0" / "task.safetensors").is_file()
     page = (folder / "table.md").read_text()
     assert page in out and page.count("| untuned | 0 |") == 2
-    assert [line.split(" (")[0] for line in page.splitlines() if line.startswith("##")] == [
-        f"## {one.name}",
-        "## other",
-    ]
+    assert [line for line in page.splitlines() if line.startswith("##")] == [f"## {one.name}", "## other"]
 
 
 def test_prompts_are_compared(command_line, model, shapes, tmp_path):
@@ -226,6 +305,10 @@ def test_other_names_are_asked_plainly_and_another_order_is_refused(glip_, comma
         (("SET", "--shots", "0"), "--shots '0': give a number from 1 on"),
         (("SET", "--shots", "5"), "5 pictures of each class cannot be drawn: there are of 'red circle' 3"),
         (("SET", "--rounds", "0"), "--rounds 0: give a number above 0"),
+        (("SET", "--seed", "-1"), "--seed -1: give a number from 0 on"),
+        (("SET", "--pictures", "p.json", "--shots", "1"), "--pictures with --shots"),
+        (("--tasks", "none.yaml", "--test", "a"), "--test with --tasks: each task of a table has its own"),
+        (("--tasks", "untested.yaml"), "first: train or test is empty"),
         (("world_novel",), "has no list of names that all its pictures share"),
         (("no_such_set",), "neither in datasets.yaml nor a file"),
         (("--tasks", "none.yaml"), "is no file: give a YAML of tasks"),
@@ -235,6 +318,7 @@ def test_other_names_are_asked_plainly_and_another_order_is_refused(glip_, comma
 )
 def test_errors_in_one_line(given, message, glip_, model, shapes, tmp_path):
     (tmp_path / "strange.yaml").write_text("blue cup: '[blue cup]'\n")
+    (tmp_path / "untested.yaml").write_text("first: {train: a, test: ''}\n")
     code, _, err = glip_(model, *(str(shapes) if word == "SET" else word for word in given))
     assert code == 2 and message in err and err.count("\n") == 1
 

@@ -137,6 +137,9 @@ def broken_files(folder, detector):
     save_file({"a": torch.zeros(1)}, folder / "list.safetensors", metadata={"format": FORMAT, "task": "[1]"})
     nan = replace(prompt_task(detector), offsets=torch.full((2, 2), float("nan")))
     save_adaptation(folder / "nan.safetensors", nan)
+    save_adaptation(folder / "whole.safetensors", replace(nan, offsets=torch.zeros(2, 2, dtype=torch.int32)))
+    deep = {"format": FORMAT, "task": "[" * 100_000}
+    save_file({"a": torch.zeros(1)}, folder / "deep.safetensors", metadata=deep)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,8 @@ def broken_files(folder, detector):
         ("keys", "is broken"),
         ("list", "is broken"),
         ("nan", "is broken"),
+        ("whole", "is broken"),
+        ("deep", "is broken"),
     ],
 )
 def test_files_that_are_no_task(name, message, detector, tmp_path):
