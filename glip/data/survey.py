@@ -101,7 +101,7 @@ def _merged(source: Source, boxes: Iterable[str], processor: Processor) -> list[
         if len({word_key(text) for text in group}) > 1:
             two = " and ".join(repr(names[text]) for text in group[:2])
             raise ValueError(
-                f"set {source.name!r}: the model reads {two} alike, which are the same tokens (of words that it does not "
+                f"set {source.name!r}: the model reads {two} alike, which are the same tokens (of words it does not "
                 "know, or of other spaces): write other words for them (prompts: of the set, docs/data.md), or give "
                 "their boxes one category"
             )
