@@ -190,7 +190,7 @@ class TrainConfig:
     log_every: int = 20
     tensorboard: bool = False
     output: str = "runs/train"
-    start: str | None = None  # a model to start from, else random weights and the `pretrained` parts
+    start: str | None = None  # a model to start from (its config holds where nothing is stated), else random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,9 @@ class Experiment:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    stated: tuple[str, ...] = ()  # keys of the model that were given; with train.start the rest is the start's
+    stated: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # keys of the model that were given; with train.start the rest is the start's
 
 
 class ConfigError(ValueError):
@@ -217,7 +219,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: missing file, broken YAML, unknown key, wrong type or choice.
     """
     tree = read_overrides(overrides, _read_tree(find_config(path), depth=0))
-    tree.setdefault("stated", _leaves(tree.get("model", {}), "model"))
+    tree["stated"] = _leaves(tree.get("model", {}), "model")
     return from_dict(Experiment, tree)
 
 
@@ -290,8 +292,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML text, in the order of its fields."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    """A config, or its plain maps, as YAML text, in the order of its fields."""
+    return yaml.safe_dump(config if isinstance(config, dict) else to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def _listed(value: Any) -> Any:

@@ -95,13 +95,19 @@ def _list(root: str | None) -> int:
 
 
 def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") -> int:
+    from glip.config import read_yaml
+    from glip.data.catalog import data_root
     from glip.data.check import check
+    from glip.data.phrasing import read_prompts
     from glip.model.weights import ASSETS, BUNDLED
     from glip.text.tokens import Tokenizer
 
     chosen = _Chosen(samples.samples, _count(args, config, len(samples.samples)), "check")
     tokenizer = Tokenizer(ASSETS / BUNDLED)
-    report = check(replace(samples, samples=chosen), tokenizer=tokenizer, decode=args.decode)
+    file = data_root(args.root) / config.prompts
+    prompts = read_prompts(read_yaml(file), samples.vocabulary) if config.prompts else {}
+    written = {name: prompt.text for name, prompt in prompts.items()}
+    report = check(replace(samples, samples=chosen), tokenizer=tokenizer, written=written, decode=args.decode)
     print(f"{args.name}: {len(chosen)} samples")
     for line in _counted(report.counts):
         print(f"  {line}")

@@ -158,12 +158,15 @@ def _sets_there(root: str | None) -> list[str]:
 
 def _parts(wordings: "Sequence[str | None]") -> "dict[str | None, str]":
     """The folder of each wording inside that of the model: none for a single one."""
+    if len(wordings) == 1:
+        return {wordings[0]: ""}
     found: dict[str | None, str] = {}
-    for words in wordings if len(wordings) > 1 else ():
-        name = f"prompts-{Path(words or 'none').stem}"
-        again = sum(other == name or other.startswith(f"{name}-") for other in found.values())
-        found[words] = f"{name}-{again + 1}" if again else name
-    return found or dict.fromkeys(wordings, "")
+    stems = {words: f"prompts-{Path(words or 'none').stem}" for words in wordings}
+    for words, stem in stems.items():
+        numbered = (f"{stem}-{number}" for number in range(2, len(stems) + 2))
+        taken = {*found.values(), *(other for other in stems.values() if other != stem)}
+        found[words] = next(name for name in (stem, *numbered) if name not in taken)
+    return found
 
 
 def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Examination":

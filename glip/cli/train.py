@@ -60,13 +60,21 @@ def _validator(experiment: Experiment) -> "MakeValidate | None":
     data, most = experiment.data, experiment.train.validate_pictures
     if not (data.validate and experiment.train.validate_every):
         return None
+    from glip.data.catalog import data_root, missing_part, read_set
+    from glip.data.mixture import resolve
+
+    entries = {row.name: resolve(row, data) for row in data.validate}  # found before hours of other work
+    for name, entry in entries.items():
+        missing = missing_part(entry, data.root)
+        if missing:
+            raise FileNotFoundError(
+                f"set {name!r}: {missing!r} is not under {str(data_root(data.root))!r}: set data.root"
+            )
 
     def make(config: "ModelConfig", tokenizer: "Tokenizer", report: "Say") -> "Validator":
-        from glip.data.catalog import read_set
-        from glip.data.mixture import resolve
         from glip.evaluate.validate import Validator
 
-        sets = {row.name: read_set(resolve(row, data), data.root).samples for row in data.validate}
+        sets = {name: read_set(entry, data.root).samples for name, entry in entries.items()}
         for name, samples in sets.items():
             few = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all its samples"
             report(f"{name}: validated on {few}")

@@ -58,7 +58,7 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
                 print(f"[{number} of {len(wanted)}] {cell}")
                 failed += _fill(cell, detector, tasks[name], how, out)
             else:
-                _check_settings(known, _settings(how, tasks[name]()), out / LEDGER)
+                _check_settings(known, how, tasks[name], out / LEDGER)
     finally:
         _show(out)
     if failed:
@@ -121,13 +121,18 @@ def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Pat
     }
 
 
-def _settings(how: "HowToTune", sets: "TaskSets") -> dict[str, Any]:
+def _settings(how: "HowToTune", sets: "TaskSets | None" = None) -> dict[str, Any]:
     """What else decides a figure: rows of one table must share it."""
     asked = {"per": how.per, "vary": how.vary, "validated": how.most_validated, "views": 0, **how.settings}
-    return {**asked, "data": sets.mark}
+    return {**asked, "data": sets.mark} if sets else asked
 
 
-def _check_settings(row: Row, now: dict[str, Any], ledger: Path) -> None:
+def _check_settings(row: Row, how: "HowToTune", read: "Callable[[], TaskSets]", ledger: Path) -> None:
+    """Refuse a row of other settings or data; of a task that is there no more only the settings are compared."""
+    try:
+        now = _settings(how, read())
+    except (ValueError, FileNotFoundError):
+        now = {**_settings(how), "data": row["settings"].get("data")}
     if row["settings"] != now:
         raise ValueError(
             f"{ledger} has {row['task']} ({row['mode']}, shots {row['shots']}, seed {row['seed']}) tuned with "

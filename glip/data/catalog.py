@@ -103,10 +103,14 @@ def find_set(
 def folders_of(
     names: Sequence[str], images: Sequence[str], root: str | Path | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The picture folders given for some sets, by set, as full paths: beside files, sets of the table keep theirs."""
-    known, folders = known_sets(root), tuple(str(Path(folder).absolute()) for folder in images)
-    files = any(name not in known for name in names)
-    return {name: () if files and name in known else folders for name in names}
+    """The picture folders given for some sets, by set: for files as they are given; sets of the table keep theirs.
+
+    Where all are of the table, the folders are for them, as full paths, since they are not under the data root.
+    """
+    known = known_sets(root)
+    if all(name in known for name in names):
+        return dict.fromkeys(names, tuple(str(Path(folder).absolute()) for folder in images))
+    return {name: () if name in known else tuple(images) for name in names}
 
 
 def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: bool = False) -> SampleSet:

@@ -2,8 +2,10 @@
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -56,12 +58,19 @@ class Report:
     remarks: Tally
 
 
-def check(samples: SampleSet, *, tokenizer: Tokenizer | None = None, decode: bool = False) -> Report:
+def check(
+    samples: SampleSet,
+    *,
+    tokenizer: Tokenizer | None = None,
+    written: Mapping[str, str] = MappingProxyType({}),
+    decode: bool = False,
+) -> Report:
     """Go through a set once.
 
     Args:
         samples: what a reader gave; what it left out is among the problems.
         tokenizer: of the models to be, which may read two names alike.
+        written: by name, what is written instead of it.
         decode: read every picture whole, not only its header.
     """
     report = Report(Counts(), Tally(), Tally())
@@ -79,7 +88,7 @@ def check(samples: SampleSet, *, tokenizer: Tokenizer | None = None, decode: boo
     for name, boxes in report.counts.per_name.items():
         if boxes == 0:
             report.remarks.note("name without a box", name)
-    boxed = [name for name, boxes in report.counts.per_name.items() if boxes]
+    boxed = {name: written.get(name, name) for name, boxes in report.counts.per_name.items() if boxes}
     for group in alike(tokenizer, boxed) if tokenizer else ():
         report.problems.note("names that a model reads alike", ", ".join(map(repr, group)))
     return report

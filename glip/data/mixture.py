@@ -83,7 +83,7 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
         if data.replay_from:
             raise ConfigError(
                 f"data.replay_from {data.replay_from!r} without data.replay: give the share of the pictures that come "
-                "from there too, such as data.replay=0.3"
+                "from there too, such as data.replay=0.3, or data.replay_from=''"
             )
         return data.train
     if not 0 < data.replay < 1 or not data.replay_from:
@@ -97,7 +97,7 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
     if not own or not theirs:
         raise ConfigError(
             f"data.replay_from {data.replay_from!r}: all its sets are in data.train already, or no set has a weight: "
-            "give another config, or data.replay=0"
+            "give another config, or data.replay=0 data.replay_from=''"
         )
     return (
         *(replace(row, weight=(1 - data.replay) * row.weight / own) for row in data.train),

@@ -2,7 +2,7 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,8 @@ def survey(source: Source, processor: Processor) -> Survey:
     """
     if not isinstance(source.samples, PackedSamples):
         return Survey(f"{source.name}: drawn as needed", "drawn as needed")
-    seen = _Seen(Counter(), {}, processor)
+    written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
+    seen = _Seen(_Sum(repr(sorted(written.items()))), Counter(), {}, processor)
     for sample in source.samples:
         seen.add(sample, source.phrasing.max_tokens)
     notes = [str(source.left_out)] if source.left_out else []
@@ -44,22 +45,50 @@ def survey(source: Source, processor: Processor) -> Survey:
         notes.append(f"boxes of {seen.crowded} x picture with more names than a caption holds")
     counts = f"{len(source.samples)} pictures, {sum(seen.boxes.values())} boxes"
     told = f"{source.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
-    one = [", ".join(map(repr, group)) for group in _merged(source, seen.boxes, processor)]
-    return Survey(told + (f"; taken for one name: {'; '.join(one)}" if one else ""), f"{counts}, {seen.crc:08x}")
+    boxed = {name: written.get(name, name) for name in seen.boxes if name}
+    one = [", ".join(map(repr, group)) for group in _merged(source.name, boxed, processor)]
+    return Survey(told + (f"; taken for one name: {'; '.join(one)}" if one else ""), f"{counts}, {seen.sum}")
+
+
+def mark_of(samples: Iterable[Sample]) -> str:
+    """Tells samples from others, and from the same with other boxes or words; the folders of pictures do not count."""
+    total = _Sum()
+    for sample in samples:
+        total.add(sample)
+    return f"{total.number} samples, {total}"
+
+
+class _Sum:
+    """A checksum of samples, each list of names taken once."""
+
+    def __init__(self, words: str = "") -> None:
+        self.crc, self.number, self.vocabularies = _crc(words, 0), 0, set[tuple[str, ...]]()
+
+    def add(self, sample: Sample) -> None:
+        """Take in a sample."""
+        self.number += 1
+        if sample.vocabulary not in self.vocabularies:
+            self.vocabularies.add(sample.vocabulary)
+            self.crc = _crc(repr(sample.vocabulary), self.crc)
+        self.crc = zlib.crc32(sample.boxes.numpy().tobytes(), _crc(_words(sample), self.crc))
+
+    def __str__(self) -> str:
+        return f"{self.crc:08x}"
 
 
 @dataclass
 class _Seen:
-    """What was met so far: boxes of each name ("" for phrases), tokens of each name, pictures too full, a checksum."""
+    """What was met so far: a checksum, boxes of each name ("" for phrases), tokens of each name, pictures too full."""
 
+    sum: _Sum
     boxes: Counter[str]
     costs: dict[str, int]
     processor: Processor
     crowded: int = 0
-    crc: int = 0
 
     def add(self, sample: Sample, max_tokens: int) -> None:
         """Count a sample."""
+        self.sum.add(sample)
         numbers = [number for phrases in sample.box_phrases for number in phrases]
         names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
         for name in names - self.costs.keys():
@@ -67,42 +96,29 @@ class _Seen:
         self.crowded += sum(self.costs[name] for name in names) > max_tokens - 2
         for phrases in sample.box_phrases:
             self.boxes[sample.vocabulary[phrases[0]] if sample.vocabulary and phrases else ""] += 1
-        self.crc = _add(sample, self.crc)
 
 
-def mark_of(samples: Iterable[Sample]) -> str:
-    """Tells samples from others, and from the same with other boxes or words; the folders of pictures do not count."""
-    crc = number = 0
-    for sample in samples:
-        number, crc = number + 1, _add(sample, crc)
-    return f"{number} samples, {crc:08x}"
-
-
-def _add(sample: Sample, crc: int) -> int:
-    words = zlib.crc32(_words(sample).encode("utf-8", "surrogatepass"), crc)
-    return zlib.crc32(sample.boxes.numpy().tobytes(), words)
+def _crc(words: str, crc: int) -> int:
+    return zlib.crc32(words.encode("utf-8", "surrogatepass"), crc)
 
 
 def _words(sample: Sample) -> str:
-    """All of a sample but its boxes, the folder of its picture and the names that it shares with others."""
+    """All of a sample but its boxes, the folder of its picture and its list of names."""
     picture = sample.picture.name if isinstance(sample.picture, Path) else ""
     prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
-    named = [[sample.vocabulary[number] for number in row] for row in sample.box_phrases] if sample.vocabulary else []
     rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
-    return repr((sample.image_id, picture, prompt, named, rows))
+    return repr((sample.image_id, picture, prompt, rows))
 
 
-def _merged(source: Source, boxes: Iterable[str], processor: Processor) -> list[tuple[str, ...]]:
-    """Names with boxes that are the same words to the model (Cat, cat) and so become one phrase."""
-    written = {name: source.phrasing.prompts[name].text for name in boxes if name in source.phrasing.prompts}
-    names = {written.get(name, name): name for name in boxes if name}
-    groups = alike(processor.tokenizer, list(names))
+def _merged(title: str, written: Mapping[str, str], processor: Processor) -> list[tuple[str, ...]]:
+    """Names, of which it is known what is written, that are the same words (Cat, cat) and so become one phrase."""
+    groups = alike(processor.tokenizer, written)
     for group in groups:
-        if len({word_key(text) for text in group}) > 1:
-            two = " and ".join(repr(names[text]) for text in group[:2])
+        if len({word_key(written[name]) for name in group}) > 1:
+            two = " and ".join(map(repr, group[:2]))
             raise ValueError(
-                f"set {source.name!r}: the model reads {two} alike, which are the same tokens (of words it does not "
-                "know, or of other spaces): write other words for them (prompts: of the set, docs/data.md), or give "
-                "their boxes one category"
+                f"set {title!r}: the model reads {two} alike, which are the same tokens (of words it does not know, or "
+                "of other spaces): write other words for them (prompts: of the set, docs/data.md), or give their boxes "
+                "one category"
             )
-    return [tuple(names[text] for text in group) for group in groups]
+    return groups

@@ -5,7 +5,7 @@ the next two) to the token of its last character (or of the two before), everyth
 the search stays within the span, so a span of dropped characters never stands for its neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +71,11 @@ class Tokenizer:
         return tuple(self._bert.convert_ids_to_tokens(list(ids)))
 
 
-def alike(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of different texts that are the same tokens, such as Cat and cat: no model can tell them apart."""
-    groups: dict[tuple[int, ...], dict[str, None]] = {}
-    for text in texts:
-        groups.setdefault(tokenizer(text).ids, {})[text] = None
+def alike(tokenizer: Tokenizer, written: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups of names for which the same tokens are written, such as Cat and cat: no model can tell them apart."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, text in written.items():
+        groups.setdefault(tokenizer(text).ids, []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 

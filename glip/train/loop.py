@@ -293,8 +293,8 @@ class Run:
         progress = self.progress
         if progress.best is not None:
             self.report(
-                f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate is "
-                "another now, or nothing is validated any more"
+                f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate "
+                "or train.validate_pictures is another now, or nothing is validated any more"
             )
         progress.best, progress.best_step, progress.validated = None, 0, 0
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glip.cli.evaluate import _parts
 from glip.data.catalog import find_set, read_set
 from glip.detector import Detector
 from glip.evaluate.coco import average_precision
@@ -155,6 +156,21 @@ def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
     code, _, err = glip_(lvis, "--predictions", folder / "results.json", "--out", "again")
     again = report_of(tmp_path / "again" / "lvis")["figures"]
     assert again["AP"] == pytest.approx(figures["AP"], abs=1e-12), err
+
+
+@pytest.mark.parametrize(
+    ("wordings", "folders"),
+    [
+        ([None], [""]),
+        (["words.yaml"], [""]),
+        (["none", "words.yaml"], ["prompts-none", "prompts-words"]),
+        (["a/words.yaml", "b/words.yaml"], ["prompts-words", "prompts-words-2"]),
+        (["words-2.yaml", "words.yaml", "a/words.yaml"], ["prompts-words-2", "prompts-words", "prompts-words-3"]),
+        (["words-large.yaml", "words.yaml"], ["prompts-words-large", "prompts-words"]),
+    ],
+)
+def test_folders_of_wordings(wordings, folders):
+    assert list(_parts(wordings).values()) == folders
 
 
 def test_wordings_of_one_file_name_are_compared(glip_, tiny_folder, things, tmp_path):

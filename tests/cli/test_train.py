@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small import write_coco
 
 from glip.cli.main import main
 from glip.config import ModelConfig, load_config, to_dict, to_yaml
+from glip.train.run import starting_model
 
 CONFIG = """
 extends: tiny.yaml
@@ -266,6 +268,36 @@ def test_own_files_beside_sets_of_the_table(place, capsys):
     more = ["--validate", "listed", "data.root=data", "train.output=run", "train.steps=1", "train.validate_every=1"]
     assert glip(*command, *more, "train.validate_pictures=3", "train.batch_size=2", "--device", "cpu") == 0
     assert "listed: validated on 3 of 4 samples, evenly spread" in capsys.readouterr().out
+
+
+def test_a_printed_config_is_the_same_config(place, capsys):
+    """What glip config prints holds what was stated, and no more, so that a start's own sizes stay."""
+    (place / "mine.yaml").write_text("model: {image: {min_size: 800}}\ntrain: {start: glip-nano}")
+    assert glip("config", "mine.yaml", "model.name=own") == 0
+    (place / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = load_config("printed.yaml")
+    assert printed == load_config("mine.yaml", ["model.name=own"])
+    assert printed.stated == ("model.name", "model.image.min_size")
+    (place / "child.yaml").write_text("extends: printed.yaml\nmodel: {image: {max_size: 1333}}")
+    model = starting_model(load_config("child.yaml", ["model.inference.threshold=0.5"]))[1]
+    assert (model.name, model.image.min_size, model.image.max_size) == ("own", 800, 1333)
+    assert model.inference.threshold == 0.5 and model.vision.kind == "resnet"
+
+
+def test_validation_sets_are_found_before_training_sets_are_read(place, capsys):
+    command = ["train", "small.yaml", "data.root=data", "train.validate_every=1", "--device", "cpu"]
+    assert glip(*command, "--validate", "typo") == 2
+    said = capsys.readouterr()
+    assert "set 'typo' is neither in datasets.yaml nor a file" in said.err and "pictures" not in said.out
+
+
+def test_a_moved_project_goes_on(place, monkeypatch):
+    """Folders typed relative to the project stay so in its checkpoint."""
+    command = ["train", "small.yaml", "--data", "data/instances.json", "--images", "data/images", "--device", "cpu"]
+    assert glip(*command, "train.output=run", "train.steps=1") == 0
+    shutil.copytree(place, place / "moved", ignore=lambda folder, names: ["moved"])
+    monkeypatch.chdir(place / "moved")
+    assert glip(*command, "train.output=run", "train.steps=2") == 0
 
 
 def test_resolved_experiment_can_be_run_again(place):

@@ -199,6 +199,10 @@ def test_rows_of_other_data_are_not_taken_for_these(glip_, model, table, shapes)
     shapes.write_text(json.dumps(tree))
     code, _, err = glip_(*given)
     assert code == 2 and "has first (prompt, shots 1, seed 0) tuned with" in err and "like with like" in err
+    shapes.unlink()  # a task that is there no more keeps its rows, and the other goes on
+    code, out, err = glip_(*given, "--seed", "0", "1")
+    assert code == 2 and "1 of 4 cells could not be tuned; the first: first, prompt, shots 1, seed 1" in err
+    assert "[4 of 4] second, prompt, shots 1, seed 1" in out
 
 
 def test_corrected_annotations_are_not_answered_with_the_old_tuning(glip_, model, shapes):

@@ -144,6 +144,12 @@ def test_names_that_a_model_reads_alike(folder):
     )
     places = report.problems.places["names that a model reads alike"]
     assert places == ["'Cat', 'cat'", "'café', 'cafe'", "'แมว', 'สุนัข'"]
+    told = checked(
+        sample(folder, vocabulary=names[4:6], boxes=boxes[:2], phrases=[(0,), (1,)]),
+        tokenizer=Tokenizer(VOCABULARY),
+        written={"แมว": "a cat", "สุนัข": "a dog"},
+    )
+    assert not told.problems
 
 
 # ---- boxes

@@ -9,7 +9,7 @@ from small import NAMES, TINY, VOCABULARY, scenes
 from glip.data.loader import Source
 from glip.data.phrasing import Phrasing, read_prompts
 from glip.data.sets import PackedSamples
-from glip.data.survey import survey
+from glip.data.survey import mark_of, survey
 from glip.data.transforms import Augmentation
 from glip.detector import build_processor
 from glip.structures import Sample
@@ -46,9 +46,11 @@ def test_the_mark_tells_a_changed_set(processor):
     moved = [replace(sample, boxes=sample.boxes + 0.5) for sample in samples()]
     renamed = samples(("red giraffe", *NAMES[1:]))
     other = [replace(sample, image_id=sample.image_id + 10) for sample in samples()]
-    shuffled = list(samples())[::-1]
-    marks = {survey(source(made), processor).mark for made in (fewer, moved, renamed, other, shuffled)}
-    assert len(marks | {first}) == 6
+    shuffled, longer = list(samples())[::-1], samples((*NAMES, "zebra"))
+    marks = {survey(source(made), processor).mark for made in (fewer, moved, renamed, other, shuffled, longer)}
+    prompts = read_prompts({NAMES[0]: "a [giraffe]"}, NAMES)
+    assert len(marks | {first, survey(source(samples(), prompts=prompts), processor).mark}) == 8
+    assert len({mark_of(made) for made in (samples(), moved, samples((*NAMES, "zebra")))}) == 3
 
 
 def test_names_of_one_spelling_are_told(processor):
@@ -62,3 +64,6 @@ def test_names_of_unknown_words_are_refused(processor):
         survey(source(samples(names)), processor)
     prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
     assert survey(source(samples(names), prompts=prompts), processor).told == "mine: 4 pictures, 9 boxes"
+    one = read_prompts({"แมว": "a [cat]", "สุนัข": "a [cat]"}, names)
+    told = survey(source(samples(names), prompts=one), processor).told
+    assert told.endswith("; taken for one name: 'แมว', 'สุนัข'")
