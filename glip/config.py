@@ -200,9 +200,7 @@ class Experiment:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    stated: tuple[str, ...] = field(
-        default=(), compare=False
-    )  # keys of the model that were given; with train.start the rest is the start's
+    stated: tuple[str, ...] = field(default=(), compare=False)  # keys of the model that were given: see train.start
 
 
 class ConfigError(ValueError):

@@ -57,7 +57,7 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
     _check_counts(settings)
     _check_schedule(settings)
     for key in ("lr", "bert_lr", "text_lr", "weight_decay"):
-        _need(f"train.{key}", getattr(settings, key), least=0, such="such as 1e-4")
+        _need(f"train.{key}", getattr(settings, key), such="such as 1e-4")
     if not settings.clip > 0:
         raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
     if not 0 <= settings.ema < 1:
@@ -108,9 +108,9 @@ def check_data(data: DataConfig) -> None:
         ValueError: naming the key and what is allowed.
     """
     for key in ("max_negatives", "pack_captions", "workers"):
-        _need(f"data.{key}", getattr(data, key), least=0, such="such as 4")
+        _need(f"data.{key}", getattr(data, key), such="such as 4")
     for key in ("colour", "full_vocabulary", "borrow", "max_broken"):
-        _need(f"data.{key}", getattr(data, key), least=0, most=1, such="such as 0.5")
+        _need(f"data.{key}", getattr(data, key), most=1, such="such as 0.5")
     if data.crop and data.crop < _LEAST_CROP:
         raise ValueError(
             f"data.crop: got {data.crop}: give the side of crops, from {_LEAST_CROP} pixels, or 0 for none"
@@ -124,11 +124,11 @@ def check_data(data: DataConfig) -> None:
 
 def _check_set(row: DatasetConfig) -> None:
     at = f"set {row.name!r}: "
-    _need(f"{at}weight", row.weight, least=0, such="such as 1")
+    _need(f"{at}weight", row.weight, such="such as 1")
     for key in ("flip", "captioned"):
-        _need(f"{at}{key}", getattr(row, key), least=0, most=1, such="such as 0.5")
+        _need(f"{at}{key}", getattr(row, key), most=1, such="such as 0.5")
     for key in ("first", "count"):
-        _need(f"{at}{key}", getattr(row, key), least=0, such="such as 100, or 0 for all")
+        _need(f"{at}{key}", getattr(row, key), such="such as 100, or 0 for all")
     _check_sides(at.rstrip(": "), row.short_side)
 
 
@@ -137,8 +137,8 @@ def _check_sides(at: str, sides: tuple[int, ...]) -> None:
         raise ValueError(f"{at}.short_side: got {list(sides)}: give sides in pixels, such as [480, 800]")
 
 
-def _need(at: str, value: float, *, least: float, most: float = math.inf, such: str) -> None:
-    """A finite number in a range; its message says which."""
-    if not (math.isfinite(value) and least <= value <= most):
-        allowed = f"a number from {least:g} on" if most == math.inf else f"a share from {least:g} to {most:g}"
+def _need(at: str, value: float, *, most: float = math.inf, such: str) -> None:
+    """A finite number from 0 on, or up to ``most``."""
+    if not (math.isfinite(value) and 0 <= value <= most):
+        allowed = "a number from 0 on" if most == math.inf else f"a share from 0 to {most:g}"
         raise ValueError(f"{at}: got {value:g}: give {allowed}, {such}")
