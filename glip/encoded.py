@@ -9,6 +9,11 @@ from glip.shapes import Float, Tensor
 from glip.structures import Prompt, TextBatch, TextFeatures
 
 
+def pyramid_bytes(levels: Sequence[Tensor]) -> int:
+    """The memory that a pyramid takes."""
+    return sum(level.numel() * level.element_size() for level in levels)
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
@@ -48,7 +53,7 @@ class KeptImages:
         if found is not None:
             return found
         image = encode()
-        size = sum(level.numel() * level.element_size() for level in image.levels)
+        size = pyramid_bytes(image.levels)
         if size <= self._room:
             self._room -= size
             self._kept[key] = image.to("cpu")

@@ -260,13 +260,21 @@ class TuneRun:
 
     def _line(self) -> str:
         state, last = self.state, self.state.history[-1]
-        left = min(self.settings.rounds - state.rounds, self.settings.stop_after - state.waited)
-        mean = sum(row["seconds"] for row in state.history) / max(state.rounds, 1)
         return (
             f"round {state.rounds}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
-            f"{state.figure:.3f}  rate {last['rate']:.1e}  {last['seconds']:.1f} s  ends in {left} rounds "
-            f"({left * mean:.0f} s and validations) if it does not rise"
+            f"{state.figure:.3f}  rate {last['rate']:.1e}  {last['seconds']:.1f} s  {self._outlook()}"
         )
+
+    def _outlook(self) -> str:
+        """How long it goes on, which a rise may lengthen up to the rounds that were asked for."""
+        state = self.state
+        rounds, patience = self.settings.rounds - state.rounds, self.settings.stop_after - state.waited
+        left = min(rounds, patience)
+        if left == 0:
+            return "the last round"
+        mean = sum(row["seconds"] for row in state.history) / state.rounds
+        ends = f"{left} more round{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
+        return f"ends after {ends}" + (" unless it rises" if patience < rounds else "")
 
     # ---- on disk
 

@@ -18,6 +18,7 @@ from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.data.transforms import Augmentation, augment
 from glip.detector import Detector
+from glip.encoded import pyramid_bytes
 from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
@@ -179,8 +180,7 @@ class Pictures:
     @property
     def kept_gb(self) -> float:
         """The memory of the features that are kept."""
-        levels = [level for prepared in self._kept.values() for level in prepared.levels or ()]
-        return sum(level.numel() * level.element_size() for level in levels) / 1e9
+        return sum(pyramid_bytes(prepared.levels or ()) for prepared in self._kept.values()) / 1e9
 
     def get(self, index: int, rng: np.random.Generator) -> Prepared:
         """One picture; ``rng`` varies it where pictures are varied."""
@@ -201,7 +201,7 @@ class Pictures:
         if self._room <= 0:
             return
         levels = tuple(level.cpu() for level in self._tuner.encode(prepared.batch))
-        self._room -= sum(level.numel() * level.element_size() for level in levels)
+        self._room -= pyramid_bytes(levels)
         if self._room < 0:
             return
         pixels = prepared.batch.images.pixels

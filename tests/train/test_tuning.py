@@ -275,3 +275,21 @@ def test_without_fusion_offsets_reach_the_head_alone(tmp_path):
 def test_settings_that_cannot_work(changed, message):
     with pytest.raises(ValueError, match=message):
         usual_settings("prompt", **changed)
+
+
+@pytest.mark.parametrize(
+    ("figures", "rounds", "stop_after", "ends"),
+    [
+        (range(9), 2, 8, ["ends after 1 more round (", "the last round"]),
+        ([5, 4, 3, 2], 9, 2, ["ends after 1 more round (", "the last round"]),
+        ([5, 4, 3, 2, 1], 9, 4, ["ends after 3 more rounds (", "2 more rounds (", "1 more round (", "the last round"]),
+    ],
+)
+def test_a_round_tells_how_long_it_goes_on(tmp_path, figures, rounds, stop_after, ends):
+    figures, lines = iter(figures), []
+    settings = {"rounds": rounds, "stop_after": stop_after, "validate": lambda _: next(figures)}
+    run_of(detector_of(), tmp_path, **settings)(lines.append)
+    assert len(lines) == len(ends) + 1
+    for line, end in zip(lines[1:], ends, strict=True):
+        assert end in line
+        assert line.endswith("unless it rises") == (stop_after < rounds and end != "the last round")
