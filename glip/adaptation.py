@@ -13,6 +13,7 @@ from glip.structures import Prompt
 
 Mode = Literal["prompt", "linear", "full", "text"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+ENCODER = ("vision.", "pyramid.")  # what the weights of a model's image encoder begin with
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Adaptation:
     thresholds: tuple[float, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether pictures are encoded as by the model itself."""
+        return not any(name.startswith(ENCODER) for name in self.weights)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

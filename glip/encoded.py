@@ -4,14 +4,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 
 from glip.shapes import Float, Tensor
 from glip.structures import Prompt, TextBatch, TextFeatures
-
-
-def pyramid_bytes(levels: Sequence[Tensor]) -> int:
-    """The memory that a pyramid takes."""
-    return sum(level.numel() * level.element_size() for level in levels)
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,17 @@ class KeptImages:
 
     Args:
         gigabytes: main memory for them at most; what does not fit is encoded anew each time.
+
+    ``full`` says that something did not fit by now.
     """
 
     def __init__(self, gigabytes: float) -> None:
         self._room = int(gigabytes * 1e9)
         self._kept: dict[Hashable, EncodedImage] = {}
+        self.full = False
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -53,11 +55,31 @@ class KeptImages:
         if found is not None:
             return found
         image = encode()
-        size = pyramid_bytes(image.levels)
+        size = sum(level.numel() * level.element_size() for level in image.levels)
         if size <= self._room:
             self._room -= size
             self._kept[key] = image.to("cpu")
+        else:
+            self.full = True
         return image
+
+
+def picture_key(picture: Hashable | Image.Image) -> Hashable:
+    """What tells a picture from others: its place in the files, or for a loaded one that it is this very one."""
+    return _Loaded(picture) if isinstance(picture, Image.Image) else picture
+
+
+class _Loaded:
+    """A loaded picture as a key: equal to itself alone, and held, so that its id becomes no other's."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Loaded) and other.picture is self.picture
+
+    def __hash__(self) -> int:
+        return id(self.picture)
 
 
 @dataclass(frozen=True)

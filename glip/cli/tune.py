@@ -62,14 +62,16 @@ def run(args: argparse.Namespace) -> int:
         return tune_table(args, ways)
     from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
     from glip.detector import Detector
+    from glip.encoded import KeptImages
 
     sets = read_sets(
         args.set, validate=args.validate, test=args.test, images=args.images, prompts=args.prompts, root=args.root
     )
     detector = Detector.from_pretrained(args.model, device=args.device)
+    kept = KeptImages(args.keep_gb)
     for how in ways:
         folder = folder_of(args.out or f"{OUT}/{detector.config.name}", sets.name, how)
-        found = tune_task(detector, sets, how, folder, print)
+        found = tune_task(detector, sets, how, folder, kept=kept)
         print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
         print(f"task in {folder / ARTEFACT}: try glip detect PICTURE --model {args.model} --task {folder / ARTEFACT}")
     return 0
@@ -95,7 +97,6 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
         chosen=_chosen(args.pictures) if args.pictures else None,
         settings={key: value for key, value in given.items() if value is not None},
         vary=args.vary,
-        keep_gb=args.keep_gb,
         thresholds=not args.no_thresholds,
         most_validated=args.validated,
     )

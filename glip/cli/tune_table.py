@@ -14,6 +14,7 @@ from glip.cli.evaluate import ODINW
 if TYPE_CHECKING:
     from glip.cli.tune_task import HowToTune, TaskSets
     from glip.detector import Detector
+    from glip.encoded import KeptImages
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 FIGURE_OF, UNTUNED = "test AP50", "test before AP50"  # what is tabled
@@ -43,31 +44,48 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
     from glip.cli.tune_task import OUT
     from glip.detector import Detector
 
-    tasks = {name: cache(read) for name, read in read_tasks(args)}
+    tasks = list(read_tasks(args))
     detector = Detector.from_pretrained(args.model, device=args.device)
     out = Path(args.out or f"{OUT}/{Path(args.tasks).stem}")
     out.mkdir(parents=True, exist_ok=True)
     done = {_key(row): row for row in read_ledger(out / LEDGER)}
-    wanted = [(name, how) for how in ways for name in tasks]
+    count = len(tasks) * len(ways)
     failed: list[str] = []
     try:
-        for number, (name, how) in enumerate(wanted, start=1):
+        for number, (name, read, how, kept) in enumerate(_cells(tasks, ways, args.keep_gb), start=1):
             cell = f"{name}, {how.mode}, shots {how.shots or 'all'}, seed {how.seed}"
             known = done.get((detector.fingerprint[:16], name, how.mode, str(how.shots or "all"), how.seed))
             if known is None:
-                print(f"[{number} of {len(wanted)}] {cell}")
-                failed += _fill(cell, detector, tasks[name], how, out)
+                print(f"[{number} of {count}] {cell}")
+                failed += _fill(cell, detector, read, how, kept, out)
             else:
-                _check_settings(known, how, tasks[name], out / LEDGER)
+                _check_settings(known, how, read, out / LEDGER)
     finally:
         _show(out)
     if failed:
-        raise ValueError(f"{len(failed)} of {len(wanted)} cells could not be tuned; the first: {failed[0]}")
+        raise ValueError(f"{len(failed)} of {count} cells could not be tuned; the first: {failed[0]}")
     return 0
 
 
+def _cells(
+    tasks: "Sequence[tuple[str, Callable[[], TaskSets]]]", ways: "Sequence[HowToTune]", keep_gb: float
+) -> "Iterator[tuple[str, Callable[[], TaskSets], HowToTune, KeptImages]]":
+    """Each task in all its ways before the next: its pictures, encoded once, serve them all, and then make room."""
+    from glip.encoded import KeptImages
+
+    for name, read in tasks:
+        read_once, kept = cache(read), KeptImages(keep_gb)
+        for how in ways:
+            yield name, read_once, how, kept
+
+
 def _fill(
-    cell: str, detector: "Detector", read: "Callable[[], TaskSets]", how: "HowToTune", out: Path
+    cell: str,
+    detector: "Detector",
+    read: "Callable[[], TaskSets]",
+    how: "HowToTune",
+    kept: "KeptImages",
+    out: Path,
 ) -> tuple[str, ...]:
     """Tune a cell and write its row; gives why where it cannot be."""
     from glip.cli.tune_task import folder_of
@@ -76,7 +94,7 @@ def _fill(
     own = out / f"{detector.config.name}-{weights[:6]}"  # two trainings of one config are told apart by their weights
     try:
         sets = read()
-        row = _tuned(detector, sets, how, folder_of(str(own), sets.name, how))
+        row = _tuned(detector, sets, how, kept, folder_of(str(own), sets.name, how))
     except (ValueError, FileNotFoundError) as error:
         print(f"not tuned: {error}")
         return (f"{cell}: {error}",)
@@ -101,13 +119,13 @@ def _show(out: Path) -> None:
     print(f"table in {out / TABLE}, {figure}, rows in {out / LEDGER}")
 
 
-def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", folder: Path) -> Row:
+def _tuned(detector: "Detector", sets: "TaskSets", how: "HowToTune", kept: "KeptImages", folder: Path) -> Row:
     import time
 
     from glip.cli.tune_task import tune_task
 
     began = time.monotonic()
-    found = tune_task(detector, sets, how, folder, print)
+    found = tune_task(detector, sets, how, folder, kept=kept)
     return {
         "model": detector.config.name,
         "task": sets.name,

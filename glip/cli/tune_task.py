@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from glip.structures import Prompt, Sample
 if TYPE_CHECKING:
     from glip.data.shots import Per
     from glip.detector import Detector
+    from glip.encoded import KeptImages
     from glip.evaluate.coco import Score
 
 ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "pictures.json", "report.json", "curve.png"
@@ -73,7 +74,6 @@ class HowToTune:
         chosen: ids of the pictures to tune on, instead of a draw.
         settings: changes to the usual settings of the mode.
         vary: mirror and resize pictures anew in each round.
-        keep_gb: memory for features of pictures, those tuned on first.
         thresholds: store the thresholds of best F1.
         most_validated: validation pictures at most.
     """
@@ -85,7 +85,6 @@ class HowToTune:
     chosen: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     vary: bool = False
-    keep_gb: float = 4.0
     thresholds: bool = True
     most_validated: int = 100
 
@@ -145,9 +144,17 @@ def _read_named(
 
 
 def tune_task(
-    detector: "Detector", sets: TaskSets, how: HowToTune, folder: Path, report: Callable[[str], None]
+    detector: "Detector",
+    sets: TaskSets,
+    how: HowToTune,
+    folder: Path,
+    *,
+    kept: "KeptImages",
+    report: Callable[[str], None] = print,
 ) -> Adaptation:
     """Tune a model for a task and write the artefact, the pictures it was tuned on, a report and a curve.
+
+    ``kept`` holds the pictures of the task as the model's own encoder sees them, for the next tuning of the same task.
 
     Raises:
         ValueError: sets that cannot be tuned on, or a folder of another tuning.
@@ -166,26 +173,20 @@ def tune_task(
     for title, samples in (("validation", validated), ("test", sets.test)):
         _tell_missing(title, samples, report)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
-    pictures = Pictures(train, tuner, vary=how.vary, keep_gb=how.keep_gb, left_out=tally)
+    pictures = Pictures(train, tuner, vary=how.vary, kept=kept, left_out=tally)
     _tell(sets, train, validated, pictures, tally, report)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
-    score_of = _Scorer(how.keep_gb - pictures.kept_gb if tuner.keeps_pictures else 0)
-    run = TuneRun(
-        tuner,
-        pictures,
-        settings,
-        validate=lambda adapted: score_of("validation", adapted, validated).ap,
-        folder=folder,
-        of=f"{detector.fingerprint} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}",
-    )
+    score_of = _Scorer(kept)
+    of = f"{detector.fingerprint} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}"
+    judged = partial(score_of, "validation", samples=validated)
+    run = TuneRun(tuner, pictures, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
     found = run(report)
     figures = dict(found.figures)
     if how.thresholds:
-        score = score_of("validation", detector.adapted(found), validated)
         usual = detector.config.inference.threshold
-        found = replace(found, thresholds=best_thresholds(score.rankings, usual))
+        found = replace(found, thresholds=best_thresholds(judged(detector.adapted(found)).rankings, usual))
     if sets.test:
         for title, tested in (("test before", detector.adapted(_untuned(found))), ("test", detector.adapted(found))):
             score = score_of("test", tested, sets.test)
@@ -200,23 +201,21 @@ def tune_task(
 
 
 class _Scorer:
-    """Scores detectors that share one image encoder: pictures are encoded once, as far as the memory goes.
+    """Scores adapted detectors: pictures are encoded once where their image encoder is the model's own.
 
     ``passed`` counts the pictures that could not be looked at, by what was scored.
     """
 
-    def __init__(self, keep_gb: float) -> None:
-        from glip.encoded import KeptImages
-
-        self.kept = KeptImages(keep_gb)
+    def __init__(self, kept: "KeptImages") -> None:
+        self.kept = kept
         self.passed: dict[str, int] = {}
 
     def __call__(self, title: str, detector: "Detector", samples: Sequence[Sample]) -> "Score":
         from glip.evaluate.coco import average_precision
         from glip.evaluate.run import detect_all
 
-        tally = Tally()
-        score = average_precision(detect_all(detector, samples, tally=tally, kept=self.kept))
+        tally, own = Tally(), detector.adaptation is None or detector.adaptation.keeps_encoder
+        score = average_precision(detect_all(detector, samples, tally=tally, kept=self.kept if own else None))
         if tally:
             self.passed[title] = sum(tally.counts.values())
         return score

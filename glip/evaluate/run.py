@@ -15,7 +15,7 @@ from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.detector import Detector
-from glip.encoded import EncodedImage, EncodedText, KeptImages
+from glip.encoded import EncodedImage, EncodedText, KeptImages, picture_key
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
@@ -160,8 +160,9 @@ def _look_at(detector: Detector, sample: Sample, opened: dict[Hashable, Image.Im
             detector.processor.text([sample.prompt])
         except ValueError as error:
             raise _Unaskable("caption that the model cannot read", f": {error}") from None
-    if _key(sample) not in opened:
-        opened[_key(sample)] = open_any(sample.picture)
+    key = picture_key(sample.picture)
+    if key not in opened:
+        opened[key] = open_any(sample.picture)
 
 
 def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Iterator[list[tuple[int, Sample]]]:
@@ -170,30 +171,14 @@ def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Ite
     pictures: set[Hashable] = set()
     for index in chosen:
         sample = samples[index]
-        if _key(sample) not in pictures and len(pictures) == room:
+        key = picture_key(sample.picture)
+        if key not in pictures and len(pictures) == room:
             yield window
             window, pictures = [], set()
         window.append((index, sample))
-        pictures.add(_key(sample))
+        pictures.add(key)
     if window:
         yield window
-
-
-class _InMemory:
-    """A loaded picture as a key: equal to itself alone, and held, so that its id becomes no other's."""
-
-    def __init__(self, picture: Image.Image) -> None:
-        self.picture = picture
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _InMemory) and other.picture is self.picture
-
-    def __hash__(self) -> int:
-        return id(self.picture)
-
-
-def _key(sample: Sample) -> Hashable:
-    return _InMemory(sample.picture) if isinstance(sample.picture, Image.Image) else sample.picture
 
 
 def _ground(
@@ -207,7 +192,7 @@ def _ground(
     """Each picture encoded once, those of one size together; then all that is asked of them."""
     asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
     for index, sample in usable:
-        asked[_key(sample)].append((index, sample))
+        asked[picture_key(sample.picture)].append((index, sample))
     keys = list(asked)
     for group in detector.group_by_size([pictures[key] for key in keys], asking.batch_size):
         image = _encoded(detector, [keys[number] for number in group], pictures, kept)

@@ -18,7 +18,7 @@ from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.data.transforms import Augmentation, augment
 from glip.detector import Detector
-from glip.encoded import pyramid_bytes
+from glip.encoded import EncodedImage, KeptImages, picture_key
 from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
@@ -140,23 +140,24 @@ class Prepared:
 
 
 class Pictures:
-    """The training pictures of a task; those whose features fit into ``keep_gb`` are encoded once.
+    """The training pictures of a task; those whose features fit into ``kept`` are encoded once.
 
     Args:
         samples: boxes point at the task's names.
         tuner: what encodes them.
         vary: mirror and resize pictures anew every time; nothing of them is kept then.
-        keep_gb: memory for features at most.
+        kept: features of pictures of this model's own encoder, of earlier tunings too; those of this one are added.
         left_out: counts boxes and pictures that cannot be used.
 
     Raises:
         ValueError: no picture can be used.
     """
 
-    def __init__(self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, keep_gb: float, left_out: Tally) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, kept: KeptImages, left_out: Tally
+    ) -> None:
         self._samples, self._tuner, self._vary = samples, tuner, vary
-        self._kept: dict[int, Prepared] = {}
-        self._room = 0 if vary or not tuner.keeps_pictures else int(keep_gb * 1e9)
+        self._features, self._kept = kept, dict[int, Prepared]()
         self.usable: list[int] = []
         for index in tqdm(range(len(samples)), desc="reading", unit="picture", disable=None, leave=False):
             try:
@@ -177,11 +178,6 @@ class Pictures:
         """How many pictures' features are kept."""
         return len(self._kept)
 
-    @property
-    def kept_gb(self) -> float:
-        """The memory of the features that are kept."""
-        return sum(pyramid_bytes(prepared.levels or ()) for prepared in self._kept.values()) / 1e9
-
     def get(self, index: int, rng: np.random.Generator) -> Prepared:
         """One picture; ``rng`` varies it where pictures are varied."""
         return self._kept.get(index) or self._prepare(index, rng, Tally())
@@ -198,16 +194,18 @@ class Pictures:
         return Prepared(batch, None)
 
     def _keep(self, index: int, prepared: Prepared) -> None:
-        if self._room <= 0:
+        images, key = prepared.batch.images, ("training", picture_key(self._samples[index].picture))
+        if self._vary or not self._tuner.keeps_pictures or (self._features.full and key not in self._features):
             return
-        levels = tuple(level.cpu() for level in self._tuner.encode(prepared.batch))
-        self._room -= pyramid_bytes(levels)
-        if self._room < 0:
-            return
-        pixels = prepared.batch.images.pixels
-        bare = pixels.new_zeros(1).expand(pixels.shape)  # from here on only its shape is read
-        images = replace(prepared.batch.images, pixels=bare)
-        self._kept[index] = Prepared(replace(prepared.batch, images=images), levels)
+
+        def encode() -> EncodedImage:
+            return EncodedImage(self._tuner.encode(prepared.batch), images.resized, images.original)
+
+        levels = self._features.get(key, encode).to("cpu").levels
+        if key in self._features:
+            bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
+            batch = replace(prepared.batch, images=replace(images, pixels=bare))
+            self._kept[index] = Prepared(batch, levels)
 
 
 def by_size(prepared: Sequence[Prepared]) -> Iterator[Prepared]:

@@ -176,3 +176,11 @@ def test_files_that_are_no_task(name, message, detector, tmp_path):
 def test_what_no_task_can_be(changed, message, detector):
     with pytest.raises(ValueError, match=message):
         replace(prompt_task(detector), **changed)
+
+
+def test_whether_pictures_are_encoded_as_by_the_model_itself():
+    model = seeded(TINY)
+    sum(level.sum() for level in model.encode_image(torch.rand(1, 3, 64, 64))).backward()
+    for name, value in model.named_parameters():
+        changed = Adaptation("full", "tiny", "", ("a",), Prompt.from_names(("a",)), weights={name: value})
+        assert changed.keeps_encoder == (value.grad is None), name

@@ -13,6 +13,7 @@ from small import NAMES, TINY, VOCABULARY, scenes, seeded, without_fusion
 
 from glip.data.sets import Tally
 from glip.detector import Detector
+from glip.encoded import KeptImages
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.release import our_name
@@ -53,7 +54,7 @@ def run_of(
     detector, folder, *, mode="prompt", rounds=3, validate=None, vary=False, keep_gb=1.0, chosen=None, **changed
 ):
     tuner = Tuner(detector, NAMES, PROMPT, mode=mode)
-    pictures = Pictures(chosen or samples(), tuner, vary=vary, keep_gb=keep_gb, left_out=Tally())
+    pictures = Pictures(chosen or samples(), tuner, vary=vary, kept=KeptImages(keep_gb), left_out=Tally())
     settings = usual_settings(mode, **{"views": 4, "rounds": rounds, "batch_size": 2, **changed})
     rising = iter(range(1000))
     return TuneRun(tuner, pictures, settings, validate=validate or (lambda _: next(rising)), folder=folder)
@@ -159,16 +160,16 @@ def test_kept_features_change_nothing(tmp_path):
 def test_a_small_memory_keeps_some():
     detector = detector_of()
     tuner = Tuner(detector, NAMES, PROMPT, mode="prompt")
-    whole = Pictures(samples(), tuner, vary=False, keep_gb=1.0, left_out=Tally())
+    whole = Pictures(samples(), tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
     size = sum(level.numel() * 4 for level in whole.get(0, np.random.default_rng(0)).levels)
-    some = Pictures(samples(), tuner, vary=False, keep_gb=2.5 * size / 1e9, left_out=Tally())
+    some = Pictures(samples(), tuner, vary=False, kept=KeptImages(2.5 * size / 1e9), left_out=Tally())
     assert some.kept == 2 and len(some) == 4
 
 
 def test_pictures_of_other_sizes_are_their_own_pass():
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     wide = replace(samples()[0], picture=samples()[0].picture.resize((256, 120)), image_id=9)
-    pictures = Pictures([*samples(), wide], tuner, vary=False, keep_gb=1.0, left_out=Tally())
+    pictures = Pictures([*samples(), wide], tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
     groups = list(by_size([pictures.get(index, np.random.default_rng(0)) for index in range(5)]))
     assert sorted(len(group.batch.targets) for group in groups) == [1, 4]
     assert all(len(group.batch.targets) == len(group.levels[0]) for group in groups)
@@ -250,11 +251,11 @@ def test_broken_pictures_are_counted(tmp_path):
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     tally = Tally()
     pictures = Pictures(
-        [*samples(), replace(samples()[0], picture=broken)], tuner, vary=False, keep_gb=1, left_out=tally
+        [*samples(), replace(samples()[0], picture=broken)], tuner, vary=False, kept=KeptImages(1), left_out=tally
     )
     assert len(pictures) == 4 and tally.counts == {"unreadable picture": 1}
     with pytest.raises(ValueError, match="none of the 1 training pictures"):
-        Pictures([replace(samples()[0], picture=broken)], tuner, vary=False, keep_gb=1, left_out=Tally())
+        Pictures([replace(samples()[0], picture=broken)], tuner, vary=False, kept=KeptImages(1), left_out=Tally())
 
 
 def test_too_many_names():
