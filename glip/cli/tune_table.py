@@ -89,17 +89,20 @@ def _fill(
 ) -> tuple[str, ...]:
     """Tune a cell and write its row; gives why where it cannot be."""
     from glip.cli.tune_task import folder_of
+    from glip.train.tune import STATE
 
     weights = detector.fingerprint[:16]
     own = out / f"{detector.config.name}-{weights[:6]}"  # two trainings of one config are told apart by their weights
     try:
         sets = read()
-        row = _tuned(detector, sets, how, kept, folder_of(str(own), sets.name, how))
+        folder = folder_of(str(own), sets.name, how)
+        row = _tuned(detector, sets, how, kept, folder)
     except (ValueError, FileNotFoundError) as error:
         print(f"not tuned: {error}")
         return (f"{cell}: {error}",)
     with (out / LEDGER).open("a", encoding="utf-8") as file:
         file.write(json.dumps({**row, "weights": weights}) + "\n")
+    (folder / STATE).unlink(missing_ok=True)  # of full tuning four times the model, and no row is tuned again
     return ()
 
 

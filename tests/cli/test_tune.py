@@ -174,6 +174,7 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path, seen):
         *(("first", "prompt"), ("first", "linear")),
         *(("second", "prompt"), ("second", "linear")),
     ]
+    assert len(list(tmp_path.glob("o/*/*/task.safetensors"))) == 4 and not list(tmp_path.glob("o/*/*/last.pt"))
     drawn = {row["task"]: row["pictures"] for row in rows}
     assert sum(seen) == sum(drawn.values()) + 2 * 4, "a task's pictures are encoded once for all ways"
     page = (tmp_path / "o" / "table.md").read_text()
