@@ -280,7 +280,7 @@ def table_of(rows: Sequence[Row]) -> list[str]:
     before = {task: mean(r["figures"][UNTUNED] for r in rows if r["task"] == task) for task in tasks}
     first: Row = {"mode": "untuned", "shots": "0", **{task: _cell(before[task], 0.0) for task in tasks}}
     lines.append({**first, "mean": _cell(mean(before.values()), 0.0)})
-    for mode, shots in dict.fromkeys((row["mode"], row["shots"]) for row in rows):
+    for mode, shots in dict.fromkeys((row["mode"], row["shots"]) for row in _in_order(rows)):
         own = [row for row in rows if (row["mode"], row["shots"]) == (mode, shots)]
         cells = {}
         means = []
@@ -303,23 +303,29 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
 
     points: dict[tuple[str, str, str], list[Row]] = {}
     titles = _titles(rows)
-    for row in sorted(rows, key=_shots):
+    for row in _in_order(rows):
         points.setdefault((titles[row["weights"]], row["mode"], row["shots"]), []).append(row)
     common = set.intersection(*({row["task"] for row in own} for own in points.values()))
     if not common:
         return False
-    several = len(titles) > 1
-    curves: dict[str, dict[str, tuple[float, float]]] = {}
+    curves: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for (model, mode, shots), own in points.items():
-        line = f"{model}, {mode}" if several else mode
-        curves.setdefault(line, {})[shots] = _mean_and_spread([row for row in own if row["task"] in common])
+        found = _mean_and_spread([row for row in own if row["task"] in common])
+        curves.setdefault((model, mode), {})[shots] = found
     tasks = ", ".join(sorted(common)) if len(common) <= _NAMED else f"{len(common)} tasks"
-    draw_shots(curves, path, ylabel=f"{FIGURE_OF}, mean of {tasks}")
+    draw_shots(curves, path, figure=FIGURE_OF, title=f"mean of {tasks}")
     return True
 
 
-def _shots(row: Row) -> float:
-    return float("inf" if row["shots"] == "all" else row["shots"])
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    """By mode and model, as they first came, then by shots: rows come as time allowed."""
+    modes, models = (list(dict.fromkeys(row[key] for row in rows)) for key in ("mode", "weights"))
+
+    def place(row: Row) -> tuple[int, int, float]:
+        shots = float("inf" if row["shots"] == "all" else row["shots"])
+        return modes.index(row["mode"]), models.index(row["weights"]), shots
+
+    return sorted(rows, key=place)
 
 
 def _mean_and_spread(rows: Sequence[Row]) -> tuple[float, float]:

@@ -119,22 +119,41 @@ def draw_rounds(validation: Sequence[float], loss: Sequence[float], path: Path) 
     canvas.savefig(path, dpi=100)
 
 
-def draw_shots(curves: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, *, ylabel: str) -> None:
-    """Mean and spread by shots, a line for each way of tuning (the paper's Figure 4).
+def draw_shots(
+    curves: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: Path, *, figure: str, title: str
+) -> None:
+    """Mean and spread by shots, a line for each model and mode (the paper's Figure 4).
 
     Args:
-        curves: by line, by shots ("1", "5", "all", in order): mean and standard deviation.
+        curves: by (model, mode), by shots ("1", "5", "all"): mean and standard deviation.
         path: the picture.
-        ylabel: what is averaged.
+        figure: what is shown.
+        title: over what it is averaged.
     """
     from matplotlib.figure import Figure
 
-    canvas = Figure(figsize=(7, 4.5), layout="tight")
+    models, modes = (list(dict.fromkeys(key[part] for key in curves)) for part in (0, 1))
+    named = {name for points in curves.values() for name in points}
+    shots = sorted(named, key=lambda name: float("inf" if name == "all" else name))
+    canvas = Figure(figsize=(8.5, 4.5), layout="tight")
     axes = canvas.subplots()
-    for name, points in curves.items():
+    for place, ((model, mode), points) in enumerate(curves.items()):
         means, spreads = zip(*points.values(), strict=True)
-        axes.errorbar(list(points), means, yerr=spreads, marker="o", capsize=3, label=name)
-    axes.set(xlabel="shots of each class", ylabel=ylabel, ylim=(0, 1))
-    axes.legend()
+        # Side by side around the place of their shots: marks of equal height stay readable.
+        x = [shots.index(name) + 0.03 * (place - (len(curves) - 1) / 2) for name in points]
+        axes.errorbar(
+            x,
+            means,
+            yerr=spreads,
+            marker="os^vD"[models.index(model) % 5],
+            linestyle=("-", "--", ":", "-.")[models.index(model) % 4],
+            color=f"C{modes.index(mode)}",
+            capsize=3,
+            label=f"{mode}, {model}" if len(models) > 1 else mode,
+        )
+    axes.set(xlabel="shots of each class", ylabel=figure, ylim=(0, 1), xlim=(-0.5, len(shots) - 0.5))
+    axes.set_xticks(range(len(shots)), shots)
+    axes.set_title(title, fontsize="medium", wrap=True)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=100)

@@ -11,7 +11,7 @@ from small import NAMES, TINY, VOCABULARY, seeded, write_coco
 
 from glip.adaptation import MODES
 from glip.cli import tune
-from glip.cli.tune_table import _read_odinw, draw_figure, read_ledger
+from glip.cli.tune_table import _read_odinw, draw_figure, page_of, read_ledger, table_of
 from glip.evaluate.odinw import tasks
 from glip.model.adapt import load_adaptation
 from glip.model.glip import GLIP
@@ -139,7 +139,8 @@ def table(shapes, tmp_path):
 
 def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("glip.evaluate.figures.draw_shots", lambda curves, path, ylabel: drawn.update(curves, y=ylabel))
+    draw = "glip.evaluate.figures.draw_shots"
+    monkeypatch.setattr(draw, lambda curves, path, figure, title: drawn.update(curves, title=title))
 
     def row(task, mode, shots, seed, value):
         key = {"model": "m", "weights": "aaaaaaaa", "task": task, "mode": mode, "shots": shots, "seed": seed}
@@ -149,19 +150,28 @@ def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
     easy = [("prompt", "1", 0, 0.9), ("prompt", "all", 0, 0.9)]
     rows = [row("hard", *cell) for cell in hard] + [row("easy", *cell) for cell in easy]
     assert draw_figure(rows, tmp_path / "f.png")
-    assert drawn.pop("y") == "test AP50, mean of hard"
+    assert drawn.pop("title") == "mean of hard"
     assert drawn == {
-        "prompt": {"1": (pytest.approx(0.2), pytest.approx(0.1)), "all": (0.3, 0.0)},
-        "linear": {"1": (0.2, 0.0)},
+        ("m", "prompt"): {"1": (pytest.approx(0.2), pytest.approx(0.1)), "all": (0.3, 0.0)},
+        ("m", "linear"): {"1": (0.2, 0.0)},
     }
-    assert list(drawn["prompt"]) == ["1", "all"]
+    assert list(drawn["m", "prompt"]) == ["1", "all"]
     assert not draw_figure([*rows, row("easy", "full", "1", 0, 0.5)], tmp_path / "f.png")
     drawn.clear()
     twins = [
         {**row("hard", "prompt", "1", 0, value), "weights": weights * 8} for weights, value in (("a", 0.1), ("b", 0.9))
     ]
     assert draw_figure(twins, tmp_path / "f.png")
-    assert drawn["m (aaaaaa), prompt"] == {"1": (0.1, 0.0)} and drawn["m (bbbbbb), prompt"] == {"1": (0.9, 0.0)}
+    assert drawn["m (aaaaaa)", "prompt"] == {"1": (0.1, 0.0)} and drawn["m (bbbbbb)", "prompt"] == {"1": (0.9, 0.0)}
+
+
+def test_lines_of_a_table_follow_the_shots():
+    cells = [("prompt", "5"), ("linear", "5"), ("prompt", "all"), ("prompt", "1"), ("prompt", "10")]
+    figures = {"test AP50": 0.5, "test before AP50": 0.1}
+    same = {"weights": "a", "task": "t", "figures": figures}
+    page = table_of([{**same, "mode": mode, "shots": shots} for mode, shots in cells])
+    named = [tuple(part.strip() for part in line.split("|")[1:3]) for line in page[3:]]
+    assert named == [("prompt", "1"), ("prompt", "5"), ("prompt", "10"), ("prompt", "all"), ("linear", "5")]
 
 
 def test_a_table_row_by_row(glip_, model, table, tmp_path, seen):
@@ -372,3 +382,13 @@ def test_a_class_without_a_box_is_told(glip_, model, shapes):
 
 def test_modes_are_those_of_adaptations():
     assert tune.MODES == MODES
+
+
+def test_the_tables_of_the_docs_are_those_of_their_ledger():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "adaptation.md").read_text(encoding="utf-8")
+    _, *models = "\n".join(page_of(read_ledger(docs / "adaptation.jsonl"))).split("## ")
+    assert len(models) == 2
+    for model in models:
+        title, table = model.split("\n\n", 1)
+        assert table.strip() in page, title
