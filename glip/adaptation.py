@@ -45,11 +45,6 @@ class Adaptation:
     figures: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def keeps_encoder(self) -> bool:
-        """Whether pictures are encoded as by the model itself."""
-        return not any(name.startswith(ENCODER) for name in self.weights)
-
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} is not known: give one of {', '.join(MODES)}")
@@ -62,3 +57,8 @@ class Adaptation:
                 raise ValueError(f"threshold {threshold} of {name!r} is outside [0, 1]: scores are probabilities")
         if (self.mode == "prompt") != (self.offsets is not None):
             raise ValueError(f"mode {self.mode!r}: offsets belong to mode prompt, and only there")
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether pictures are encoded as by the model itself."""
+        return not any(name.startswith(ENCODER) for name in self.weights)

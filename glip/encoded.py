@@ -50,18 +50,17 @@ class KeptImages:
         return len(self._kept)
 
     def get(self, key: Hashable, encode: Callable[[], EncodedImage]) -> EncodedImage:
-        """What was encoded under a key, in main memory, or what ``encode`` gives, on its device."""
-        found = self._kept.get(key)
-        if found is not None:
-            return found
+        """What is kept under a key, in main memory; or, where it does not fit, what ``encode`` gives, on its device."""
+        if key in self._kept:
+            return self._kept[key]
         image = encode()
         size = sum(level.numel() * level.element_size() for level in image.levels)
-        if size <= self._room:
-            self._room -= size
-            self._kept[key] = image.to("cpu")
-        else:
+        if size > self._room:
             self.full = True
-        return image
+            return image
+        self._room -= size
+        self._kept[key] = image.to("cpu")
+        return self._kept[key]
 
 
 def picture_key(picture: Hashable | Image.Image) -> Hashable:

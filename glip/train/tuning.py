@@ -201,11 +201,11 @@ class Pictures:
         def encode() -> EncodedImage:
             return EncodedImage(self._tuner.encode(prepared.batch), images.resized, images.original)
 
-        levels = self._features.get(key, encode).to("cpu").levels
+        encoded = self._features.get(key, encode)
         if key in self._features:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
             batch = replace(prepared.batch, images=replace(images, pixels=bare))
-            self._kept[index] = Prepared(batch, levels)
+            self._kept[index] = Prepared(batch, encoded.levels)
 
 
 def by_size(prepared: Sequence[Prepared]) -> Iterator[Prepared]:
