@@ -55,12 +55,13 @@ def main() -> None:
             recalls[full] = phrase_recall(pairs)
             continue
         score = average_precision(pairs)
-        low, high = score.interval()
+        ends = score.interval()
+        interval = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"
         own = alarms(background_of(pairs), threshold)
         strange = alarms(
             background_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
-        figures = f"{score.ap50:.3f} | {low:.3f} to {high:.3f} | {score.ap:.3f} | {own} | {strange}"
+        figures = f"{score.ap50:.3f} | {interval} | {score.ap:.3f} | {own} | {strange}"
         print(f"| {full} | {score.pictures} | {figures} | {seen(full, detector)} |")
     print("\n| captions | phrases | recall@1 | recall@5 | recall@10 | seen in training |\n|---|---|---|---|---|---|")
     for full, recall in recalls.items():

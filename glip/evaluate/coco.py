@@ -20,6 +20,7 @@ from glip.structures import Detections, Sample
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of each detection and several of each match
 _RECALLS = np.linspace(0.0, 1.0, 101)
+_OFF = 0.25  # of its width that the middle of an interval may lie off its figure
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,19 @@ class Score:
         """AP at IoU 0.5."""
         return self.stats[1]
 
-    def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float]:
-        """95 % interval of AP50 over resampled pictures (bootstrap)."""
+    def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
+        """95 % interval of AP50 over resampled pictures (bootstrap), or None where it would not be one.
+
+        Where most names are in a few pictures, which a resample shows twice or not at all, it raises AP by itself: the
+        middle of what it gives is then far from the figure, and the interval may not even hold it.
+        """
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(self.pictures, np.full(self.pictures, 1 / self.pictures), size=rounds)
         table = [[_weighted_ap(ranking, weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             found = [np.nanmean(row) for row in table if not np.isnan(row).all()]
-        low, high = np.percentile(found, [2.5, 97.5])
-        return float(low), float(high)
+        low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
+        return (low, high) if abs(middle - self.ap50) <= _OFF * (high - low) + 1e-6 else None
 
 
 def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:

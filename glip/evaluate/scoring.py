@@ -152,8 +152,9 @@ def _official(found: Iterable[Found], exam: Examination, truth: Truth, *, inclus
 
 def _coco(truth: Truth, results: Results) -> Scored:
     scored = score_results(truth, results)
-    low, high = scored.interval()
-    figures = {**dict(zip(STATS, scored.stats, strict=True)), "AP50 low (95 %)": low, "AP50 high (95 %)": high}
+    names = ("AP50 low (95 %)", "AP50 high (95 %)")
+    interval = dict(zip(names, scored.interval() or (), strict=False))
+    figures = {**dict(zip(STATS, scored.stats, strict=True)), **interval}
     more = _background(truth, results, lambda kept: score_results(truth, kept).stats[:2])
     tables = (_categories(scored), *more.tables)
     return Scored({**figures, **more.figures}, tables, truth.names, scored.rankings)

@@ -132,6 +132,19 @@ def test_interval():
     assert sure.interval(rounds=50) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
+def test_names_in_few_pictures_have_no_interval():
+    """Each of 60 names is in two pictures, found in one: in a resample either may be gone, and the mean rises."""
+    pairs = []
+    names = [f"thing {number}" for number in range(60)]
+    for number in range(120):
+        one, label = sample(names, [(A, number // 2)]), number // 2
+        false = [(FAR, 0.9, other) for other in range(60) if other % 4 == number % 4]
+        right = [(A, 0.5, label)] if number % 2 else []
+        pairs.append((one, detections(one, [*false, *right])))
+    score = average_precision(pairs)
+    assert score.interval(rounds=100) is None
+
+
 def test_the_interval_weighs_pictures_as_repeating_them_does():
     from glip.evaluate.coco import _weighted_ap
 
