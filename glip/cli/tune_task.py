@@ -1,6 +1,6 @@
 """One task from its sets to its artefact: shots, tuning, thresholds, figures; what ``glip tune`` does for each task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,7 +150,6 @@ def tune_task(
     folder: Path,
     *,
     kept: "KeptImages",
-    report: Callable[[str], None] = print,
 ) -> Adaptation:
     """Tune a model for a task and write the artefact, the pictures it was tuned on, a report and a curve.
 
@@ -171,10 +170,10 @@ def tune_task(
     train, tally = [sets.train[index] for index in chosen], Tally()
     tally.add(sets.left_out)
     for title, samples in (("validation", validated), ("test", sets.test)):
-        _tell_missing(title, samples, report)
+        _tell_missing(title, samples)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
     pictures = Pictures(train, tuner, vary=how.vary, kept=kept, left_out=tally)
-    _tell(sets, train, validated, pictures, tally, report)
+    _tell(sets, train, validated, pictures, tally)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
@@ -182,7 +181,7 @@ def tune_task(
     judged = partial(score_of, "validation", samples=validated)
     run = TuneRun(tuner, pictures, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
-    found = run(report)
+    found = run()
     figures = dict(found.figures)
     if how.thresholds:
         usual = detector.config.inference.threshold
@@ -221,14 +220,14 @@ class _Scorer:
         return score
 
 
-def _tell_missing(title: str, samples: Sequence[Sample], report: Callable[[str], None]) -> None:
+def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
     """Say before the work which pictures of a part are not there; without any of them there is nothing to measure."""
     files = [sample.picture for sample in samples if isinstance(sample.picture, Path)]
     missing = [file for file in files if not file.is_file()]
     if missing and len(missing) == len(samples):
         raise ValueError(f"{title}: none of its {len(samples)} pictures is there, such as {str(missing[0])!r}")
     if missing:
-        report(f"{title}: {len(missing)} of {len(samples)} pictures are not there, such as {str(missing[0])!r}")
+        print(f"{title}: {len(missing)} of {len(samples)} pictures are not there, such as {str(missing[0])!r}")
 
 
 def folder_of(out: str, name: str, how: HowToTune) -> Path:
@@ -295,10 +294,9 @@ def _tell(
     validated: Sequence[Sample],
     pictures: Any,
     tally: Tally,
-    report: Callable[[str], None],
 ) -> None:
     boxes = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
-    report(
+    print(
         f"{sets.name}: {len(sets.names)} names; tuned on {len(pictures)} pictures with {boxes} boxes, "
         f"{pictures.kept} encoded once; validated on {len(validated)} pictures"
     )
@@ -312,9 +310,9 @@ def _tell(
         )
     ]
     if bare:
-        report(f"{len(bare)} names have no box to tune on: {', '.join(bare[:8])}{', ...' if len(bare) > 8 else ''}")
+        print(f"{len(bare)} names have no box to tune on: {', '.join(bare[:8])}{', ...' if len(bare) > 8 else ''}")
     if tally:
-        report(f"left out: {tally}")
+        print(f"left out: {tally}")
 
 
 def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, float]], tally: Tally) -> None:
