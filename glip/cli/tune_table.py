@@ -299,7 +299,7 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
     Returns:
         Whether there is such a task: else nothing is drawn, for the lines would be means of different things.
     """
-    from glip.evaluate.figures import draw_shots
+    from glip.evaluate.figures import draw_by_shots
 
     points: dict[tuple[str, str, str], list[Row]] = {}
     titles = _titles(rows)
@@ -313,7 +313,8 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
         found = _mean_and_spread([row for row in own if row["task"] in common])
         curves.setdefault((model, mode), {})[shots] = found
     tasks = ", ".join(sorted(common)) if len(common) <= _NAMED else f"{len(common)} tasks"
-    draw_shots(curves, path, figure=FIGURE_OF, title=f"mean of {tasks}")
+    shots = sorted({row["shots"] for row in rows}, key=_count)
+    draw_by_shots(curves, path, shots=shots, figure=FIGURE_OF, title=f"mean of {tasks}")
     return True
 
 
@@ -322,10 +323,13 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
     modes, models = (list(dict.fromkeys(row[key] for row in rows)) for key in ("mode", "weights"))
 
     def place(row: Row) -> tuple[int, int, float]:
-        shots = float("inf" if row["shots"] == "all" else row["shots"])
-        return modes.index(row["mode"]), models.index(row["weights"]), shots
+        return modes.index(row["mode"]), models.index(row["weights"]), _count(row["shots"])
 
     return sorted(rows, key=place)
+
+
+def _count(shots: str) -> float:
+    return float("inf" if shots == "all" else shots)
 
 
 def _mean_and_spread(rows: Sequence[Row]) -> tuple[float, float]:

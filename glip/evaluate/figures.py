@@ -119,22 +119,26 @@ def draw_rounds(validation: Sequence[float], loss: Sequence[float], path: Path) 
     canvas.savefig(path, dpi=100)
 
 
-def draw_shots(
-    curves: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]], path: Path, *, figure: str, title: str
+def draw_by_shots(
+    curves: Mapping[tuple[str, str], Mapping[str, tuple[float, float]]],
+    path: Path,
+    *,
+    shots: Sequence[str],
+    figure: str,
+    title: str,
 ) -> None:
     """Mean and spread by shots, a line for each model and mode (the paper's Figure 4).
 
     Args:
         curves: by (model, mode), by shots ("1", "5", "all"): mean and standard deviation.
         path: the picture.
+        shots: those of the curves in the order of the axis.
         figure: what is shown.
         title: over what it is averaged.
     """
     from matplotlib.figure import Figure
 
     models, modes = (list(dict.fromkeys(key[part] for key in curves)) for part in (0, 1))
-    named = {name for points in curves.values() for name in points}
-    shots = sorted(named, key=lambda name: float("inf" if name == "all" else name))
     canvas = Figure(figsize=(8.5, 4.5), layout="tight")
     axes = canvas.subplots()
     for place, ((model, mode), points) in enumerate(curves.items()):
