@@ -313,8 +313,8 @@ def draw_figure(rows: Sequence[Row], path: Path) -> bool:
         found = _mean_and_spread([row for row in own if row["task"] in common])
         curves.setdefault((model, mode), {})[shots] = found
     tasks = ", ".join(sorted(common)) if len(common) <= _NAMED else f"{len(common)} tasks"
-    shots = sorted({row["shots"] for row in rows}, key=_count)
-    draw_by_shots(curves, path, shots=shots, figure=FIGURE_OF, title=f"mean of {tasks}")
+    axis = sorted({row["shots"] for row in rows}, key=_count)
+    draw_by_shots(curves, path, shots=axis, figure=FIGURE_OF, title=f"mean of {tasks}")
     return True
 
 
