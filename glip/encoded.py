@@ -35,12 +35,13 @@ class KeptImages:
     Args:
         gigabytes: main memory for them at most; what does not fit is encoded anew each time.
 
-    ``full`` says that something did not fit by now.
+    ``full`` says that one that is asked for often did not fit by now.
     """
 
     def __init__(self, gigabytes: float) -> None:
         self._room = int(gigabytes * 1e9)
         self._kept: dict[Hashable, EncodedImage] = {}
+        self._often: set[Hashable] = set()
         self.full = False
 
     def __contains__(self, key: Hashable) -> bool:
@@ -49,18 +50,29 @@ class KeptImages:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: Hashable, encode: Callable[[], EncodedImage]) -> EncodedImage:
-        """What is kept under a key, in main memory; or, where it does not fit, what ``encode`` gives, on its device."""
+    def get(self, key: Hashable, encode: Callable[[], EncodedImage], *, often: bool = False) -> EncodedImage:
+        """What is kept under a key, in main memory; or, where it does not fit, what ``encode`` gives, on its device.
+
+        Those that are asked for ``often``, such as in every step, take the room of others.
+        """
         if key in self._kept:
             return self._kept[key]
         image = encode()
-        size = sum(level.numel() * level.element_size() for level in image.levels)
-        if size > self._room:
-            self.full = True
+        others = [other for other in self._kept if other not in self._often] if often else []
+        size, room = _bytes_of(image), self._room + sum(_bytes_of(self._kept[other]) for other in others)
+        if size > room:
+            self.full |= often
             return image
+        while size > self._room:
+            self._room += _bytes_of(self._kept.pop(others.pop()))
         self._room -= size
+        self._often |= {key} if often else set()
         self._kept[key] = image.to("cpu")
         return self._kept[key]
+
+
+def _bytes_of(image: EncodedImage) -> int:
+    return sum(level.numel() * level.element_size() for level in image.levels)
 
 
 def picture_key(picture: Hashable | Image.Image) -> Hashable:

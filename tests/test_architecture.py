@@ -50,7 +50,7 @@ DOORS = {
     "safetensors": ("model/weights.py", "model/adapt.py"),
     "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py", "data/transforms.py"),
     "ray": ("pseudo/",),
-    "filelock": ("pseudo/store.py",),
+    "filelock": ("data/locks.py",),
     "pyarrow": ("pseudo/",),
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),

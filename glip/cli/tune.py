@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
         return tune_table(args, ways)
     from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
+    from glip.data.locks import alone
     from glip.detector import Detector
     from glip.encoded import KeptImages
 
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     kept = KeptImages(args.keep_gb)
     for how in ways:
         folder = folder_of(args.out or f"{OUT}/{detector.config.name}", sets.name, how)
-        found = tune_task(detector, sets, how, folder, kept=kept)
+        with alone(folder):
+            found = tune_task(detector, sets, how, folder, kept=kept)
         print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
         print(f"task in {folder / ARTEFACT}: try glip detect PICTURE --model {args.model} --task {folder / ARTEFACT}")
     return 0

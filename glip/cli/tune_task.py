@@ -1,7 +1,7 @@
 """One task from its sets to its artefact: shots, tuning, thresholds, figures; what ``glip tune`` does for each task."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from glip.data.sets import Tally
 from glip.structures import Prompt, Sample
 
 if TYPE_CHECKING:
+    from glip.config import ModelConfig
     from glip.data.shots import Per
     from glip.detector import Detector
     from glip.encoded import KeptImages
@@ -177,7 +178,8 @@ def tune_task(
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
-    of = f"{detector.fingerprint} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}"
+    read = reading_of(detector.config)
+    of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}"
     judged = partial(score_of, "validation", samples=validated)
     run = TuneRun(tuner, pictures, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
@@ -233,6 +235,13 @@ def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
 def folder_of(out: str, name: str, how: HowToTune) -> Path:
     """Where a tuning goes."""
     return Path(out) / f"{name}-{how.mode}-{how.shots or 'all'}-{how.seed}"
+
+
+def reading_of(config: "ModelConfig") -> str:
+    """Tells models of the same weights that read pictures or decode in another way."""
+    from zlib import crc32
+
+    return f"{crc32(repr((asdict(config.image), asdict(config.inference))).encode()):08x}"
 
 
 def prompt_of(sets: TaskSets) -> Prompt:

@@ -7,19 +7,18 @@ threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is wri
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from glip.data.locks import alone
 from glip.data.writers import whole_file
 
 Row = dict[str, Any]
 Form = Literal["jsonl", "parquet"]
 
-MANIFEST, LOCK = "manifest.json", ".lock"
+MANIFEST = "manifest.json"
 _DONE = ".report.json"
 _PLAIN = ("picture", "member", "start", "length", "width", "height", "caption")
 
@@ -97,17 +96,8 @@ class Store:
         Raises:
             ValueError: another run writes here.
         """
-        if not enabled:
+        with alone(self.folder) if enabled else nullcontext():
             yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / LOCK, timeout=0):
-                yield
-        except Timeout:
-            raise ValueError(
-                f"another run writes to {str(self.folder)!r}: wait for it, or give another --out"
-            ) from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         OSError: in one line: the file, what is free there, and what to do.
     """
-    partial = path.with_name(f".{path.name}.partial")  # one name: what a kill leaves is overwritten by the next write
+    partial = _partial(path)
     try:
         with partial.open("wb") as file:
             write(file)
@@ -173,6 +173,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"{str(path)!r} could not be written ({reason}), {before}; {free:,.0f} MB are free there: make room, or "
             "move the folder to another disk and set train.output to it, and run the same command again"
         ) from None
+
+
+def remove_written(path: Path) -> None:
+    """Remove a file that ``write_atomically`` has written, and what a kill may have left of a writing."""
+    path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")  # one name: what a kill leaves is overwritten by the next write
 
 
 def random_states(device: torch.device) -> Tree:

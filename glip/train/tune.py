@@ -23,7 +23,7 @@ from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Totals, compute_losses, match
 from glip.shapes import Tensor
 from glip.signals import Interrupted, StopWish
-from glip.train.checkpoint import write_state
+from glip.train.checkpoint import remove_written, write_state
 from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
 from glip.train.tuning import Pictures, Prepared, Tuner, by_size
@@ -73,6 +73,11 @@ class TuneSettings:
         for key in ("lr", "bert_lr", "weight_decay"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
+
+
+def remove_state(folder: Path) -> None:
+    """Remove what a tuning goes on from, once its result is safe."""
+    remove_written(folder / STATE)
 
 
 def usual_settings(mode: Mode, **changed: Any) -> TuneSettings:

@@ -201,7 +201,7 @@ class Pictures:
         def encode() -> EncodedImage:
             return EncodedImage(self._tuner.encode(prepared.batch), images.resized, images.original)
 
-        encoded = self._features.get(key, encode)
+        encoded = self._features.get(key, encode, often=True)
         if key in self._features:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
             batch = replace(prepared.batch, images=replace(images, pixels=bare))

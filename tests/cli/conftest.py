@@ -1,10 +1,15 @@
 """The command line as a person runs it, in an empty folder."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from small import TINY, VOCABULARY, seeded, write_coco
 
 from glip.cli.main import main
+from glip.model.glip import GLIP
+from glip.model.weights import save_pretrained
 
 
 @pytest.fixture
@@ -20,3 +25,30 @@ def command_line(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str,
         return int(stopped.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model of random weights in a folder."""
+    config = replace(
+        TINY,
+        image=replace(TINY.image, min_size=96, max_size=128),
+        inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=30),
+    )
+    folder = tmp_path_factory.mktemp("model")
+    save_pretrained(folder, seeded(config), config, VOCABULARY)
+    return folder
+
+
+@pytest.fixture
+def shapes(tmp_path) -> Path:
+    return write_coco(tmp_path / "shapes")
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """How many pictures each call of an image encoder has had."""
+    counts = []
+    encode = GLIP.encode_image
+    monkeypatch.setattr(GLIP, "encode_image", lambda self, pixels: counts.append(len(pixels)) or encode(self, pixels))
+    return counts

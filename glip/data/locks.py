@@ -1,0 +1,33 @@
+"""One process at a time in a folder."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+
+
+class InUse(ValueError):
+    """Another process writes there."""
+
+
+@contextmanager
+def alone(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder, made if missing; the lock ends with the process.
+
+    Args:
+        folder: where only one may write.
+        wait: until the other is done, instead of the error.
+
+    Raises:
+        InUse: another process is there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise InUse(f"another run writes to {str(folder)!r}: wait for it, or give another --out") from None
