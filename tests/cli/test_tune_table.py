@@ -221,10 +221,11 @@ def test_two_models_share_a_table(glip_, model, table, tmp_path):
     assert [line for line in page.splitlines() if line.startswith("##")] == [f"## {one.name}", "## other"]
 
 
-def test_the_tables_of_the_docs_are_those_of_their_ledger():
+@pytest.mark.parametrize("name", ["adaptation", "adaptation_again"])
+def test_the_tables_of_the_docs_are_those_of_their_ledger(name):
     docs = Path(__file__).resolve().parents[2] / "docs"
     page = (docs / "adaptation.md").read_text(encoding="utf-8")
-    _, *models = "\n".join(page_of(read_ledger(docs / "adaptation.jsonl"))).split("## ")
+    _, *models = "\n".join(page_of(read_ledger(docs / f"{name}.jsonl"))).split("## ")
     assert len(models) == 2
     for model in models:
         title, table = model.split("\n\n", 1)
