@@ -10,6 +10,7 @@ from glip.data.locks import alone
 LEDGER = "ledger.jsonl"
 Row = dict[str, Any]
 Key = tuple[str, str, str, str, int]
+_FIELDS = frozenset(("model", "weights", "task", "mode", "shots", "seed", "settings", "data", "figures"))
 
 
 def key_of(row: Row) -> Key:
@@ -51,7 +52,7 @@ def read_ledger(path: Path) -> list[Row]:
     A last line that a kill cut off is passed over.
 
     Raises:
-        ValueError: a broken line elsewhere.
+        ValueError: a broken line elsewhere, or one that is no row of a table.
     """
     found: dict[Key, Row] = {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
@@ -62,6 +63,8 @@ def read_ledger(path: Path) -> list[Row]:
             if number < len(lines) or line.endswith("\n"):
                 raise ValueError(f"{path}: line {number} is no JSON: mend or remove it") from None
             continue
+        if not (isinstance(row, dict) and row.keys() >= _FIELDS):
+            raise ValueError(f"{path}: line {number} is no row of a table, which has {', '.join(sorted(_FIELDS))}")
         found.setdefault(key_of(row), row)
     return list(found.values())
 

@@ -101,8 +101,8 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path, seen):
 
 
 def a_row(**more):
-    key = {"weights": "w", "task": "t", "mode": "prompt", "shots": "1", "seed": 0}
-    return {**key, **more}
+    key = {"model": "m", "weights": "w", "task": "t", "mode": "prompt", "shots": "1", "seed": 0}
+    return {**key, "settings": {}, "data": "", "figures": {}, **more}
 
 
 def test_a_ledger_whose_last_line_has_no_end_loses_nothing(tmp_path):
@@ -118,13 +118,17 @@ def test_a_ledger_whose_last_line_has_no_end_loses_nothing(tmp_path):
     ledger.path.write_text(whole + '{"weights"\n')
     with pytest.raises(ValueError, match="line 2 is no JSON"):
         ledger.rows()
+    for strange in ("5", '{"model": "m"}'):
+        ledger.path.write_text(whole + strange + "\n")
+        with pytest.raises(ValueError, match="line 2 is no row of a table, which has data, figures"):
+            ledger.rows()
 
 
 def test_a_cell_made_twice_counts_once(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for figure in (0.5, 0.7):
-        ledger.add(a_row(figure=figure))
-    assert ledger.rows() == [a_row(figure=0.5)]
+        ledger.add(a_row(figures={"test AP50": figure}))
+    assert ledger.rows() == [a_row(figures={"test AP50": 0.5})]
 
 
 def test_one_cell_at_a_time_and_once(glip_, model, table, tmp_path):
