@@ -38,10 +38,10 @@ class _Cell:
     kept: "KeptImages"
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.how.mode}, shots {self.how.shots or 'all'}, seed {self.how.seed}"
+        return f"{self.task}, {self.how.mode}, shots {self.how.shots_text}, seed {self.how.seed}"
 
     def key(self, weights: str) -> Key:
-        return (weights, self.task, self.how.mode, str(self.how.shots or "all"), self.how.seed)
+        return (weights, self.task, self.how.mode, self.how.shots_text, self.how.seed)
 
 
 def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
@@ -140,7 +140,7 @@ def _tuned(cell: _Cell, detector: "Detector", folder: Path) -> Row:
         "model": detector.config.name,
         "task": sets.name,
         "mode": how.mode,
-        "shots": str(how.shots or "all"),
+        "shots": how.shots_text,
         "seed": how.seed,
         "pictures": int(found.about["pictures"]),
         "settings": _settings(detector, how),
@@ -160,7 +160,7 @@ def _settings(detector: "Detector", how: "HowToTune") -> dict[str, Any]:
 
 def _check_settings(ledger: Ledger, detector: "Detector", how: "HowToTune") -> None:
     """Refuse a table whose line for this way has rows of other settings, of whatever task and seed."""
-    now, line = _settings(detector, how), (detector.fingerprint[:16], how.mode, str(how.shots or "all"))
+    now, line = _settings(detector, how), (detector.fingerprint[:16], how.mode, how.shots_text)
     for row in ledger.rows():
         if (row["weights"], row["mode"], row["shots"]) == line and row["settings"] != now:
             raise _unlike(ledger, row, row["settings"], now)

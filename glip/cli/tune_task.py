@@ -89,6 +89,11 @@ class HowToTune:
     thresholds: bool = True
     most_validated: int = 100
 
+    @property
+    def shots_text(self) -> str:
+        """The shots as rows, folders and people name them."""
+        return str(self.shots or "all")
+
 
 def read_sets(
     train: str,
@@ -194,7 +199,7 @@ def tune_task(
             figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
     for title, passed in score_of.passed.items():
         tally.note(f"picture of the {title} that cannot be read", times=passed)
-    about = {"task": sets.name, "shots": str(how.shots or "all"), "per": how.per, "seed": str(how.seed)}
+    about = {"task": sets.name, "shots": how.shots_text, "per": how.per, "seed": str(how.seed)}
     found = replace(found, figures=figures, about={**about, "pictures": str(len(pictures))})
     save_adaptation(folder / ARTEFACT, found)
     _write_report(folder, found, run.state.history, tally)
@@ -234,7 +239,7 @@ def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
 
 def folder_of(out: str, name: str, how: HowToTune) -> Path:
     """Where a tuning goes."""
-    return Path(out) / f"{name}-{how.mode}-{how.shots or 'all'}-{how.seed}"
+    return Path(out) / f"{name}-{how.mode}-{how.shots_text}-{how.seed}"
 
 
 def reading_of(config: "ModelConfig") -> str:

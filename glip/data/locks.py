@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = ".lock"
+_LOCK = ".lock"
 
 
 class InUse(ValueError):
@@ -27,7 +27,7 @@ def alone(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, timeout=-1 if wait else 0):
+        with FileLock(folder / _LOCK, timeout=-1 if wait else 0):
             yield
     except Timeout:
         raise InUse(f"another run writes to {str(folder)!r}: wait for it, or give another --out") from None
