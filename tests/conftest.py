@@ -26,6 +26,19 @@ settings.register_profile("glip", max_examples=40, deadline=None, derandomize=Tr
 settings.load_profile("glip")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda", help="where tests marked gpu run: cuda, cuda:1, or cpu to try them")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of tests marked gpu."""
+    chosen = str(request.config.getoption("--device"))
+    if chosen.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return chosen
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(0)

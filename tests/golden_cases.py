@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,11 +31,12 @@ from glip.text.prompt import clean_name
 from glip.text.tokens import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-BIG_CASES = GOLDEN.parents[2] / "shared" / "golden" / "cases"
+# The big cases: what tools/check_gpu.py --pack has put into the checkout, or beside it.
+BIG_CASES = (GOLDEN.parents[1] / "gpu_data" / "golden", GOLDEN.parents[2] / "shared" / "golden" / "cases")
 TINY_NAMES = ("tiny_det", "tiny_batch2", "tiny_ground", "tiny_nofuse_det", "tiny_prompt")
 # One model is held at a time, so cases of one model stand together: GLIP-T C last, and first in training.
 BIG_NAMES = (
-    *("t_a_det3", "t_a_ground", "t_b_det3", "l_det3", "t_c_prompt"),
+    *("t_a_det3", "t_a_ground", "l_det3", "t_b_det3", "t_c_prompt"),
     *("t_c_det3", "t_c_det80", "t_c_ground", "t_c_batch2"),
 )
 TRAIN_NAMES = ("t_c_train", "tiny_train", "tiny_prompt_train")
@@ -87,8 +89,9 @@ class Loaded:
 
 
 def case_path(name: str) -> Path:
-    """Where a case lies; the big ones only on some machines."""
-    return (GOLDEN if name.startswith("tiny") else BIG_CASES) / f"{name}.npz"
+    """Where a case is; the big ones only on some machines."""
+    places = [folder / f"{name}.npz" for folder in ((GOLDEN,) if name.startswith("tiny") else BIG_CASES)]
+    return next((place for place in places if place.is_file()), places[-1])
 
 
 def load_case(name: str) -> Case:
@@ -149,21 +152,30 @@ def release_state(entries: list[Entry], *, offsets: int = 0) -> tuple[State, str
     Buffers get their type and shape and some numbers: the conversion must drop them. ``offsets`` is the width of
     ``tunable_linear``, 0 where there is none (it is in no list, so it is left out of the hash).
     """
+    drawn, digest = _drawn(tuple(entry for entry in entries if entry.kind == "parameter"))
     state: State = {}
-    digest = hashlib.sha256()
     for entry in entries:
         if entry.kind == "buffer":
             numbers = torch.arange(math.prod(entry.shape), dtype=DTYPES[entry.dtype])
             state[entry.key] = numbers.reshape(entry.shape)
-            continue
-        value = weights.param(entry.key, entry.shape)
-        digest.update(entry.key.encode() + b"\0")
-        digest.update(value.data)
-        state[entry.key] = torch.from_numpy(value)
+        else:
+            state[entry.key] = drawn[entry.key]
     if offsets:
         key = "rpn.tunable_linear.weight"
         state[key] = torch.from_numpy(weights.param(key, (_PROMPT_ROWS, offsets)))
-    return state, digest.hexdigest()
+    return state, digest
+
+
+@lru_cache(maxsize=1)
+def _drawn(entries: tuple[Entry, ...]) -> tuple[State, str]:
+    """The parameters; GLIP-T B, C and C with a tuned prompt have the same ones, so they are drawn once."""
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor() as threads:
+        values = dict(zip(entries, threads.map(lambda e: weights.param(e.key, e.shape), entries), strict=True))
+    for entry, value in values.items():
+        digest.update(entry.key.encode() + b"\0")
+        digest.update(value.data)
+    return {entry.key: torch.from_numpy(value) for entry, value in values.items()}, digest.hexdigest()
 
 
 def loaded_model(form: str, *, prompt_offsets: bool = False) -> Loaded:

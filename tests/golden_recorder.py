@@ -13,18 +13,20 @@ from glip.geometry.assign import assign
 from glip.loss import Criterion, Losses
 from glip.model.glip import GLIP, TowerStage
 from glip.model.release import our_name
-from glip.structures import Batch, Outputs, Target
+from glip.postprocess import Decoding, postprocess
+from glip.structures import Batch, Detections, Outputs, Target
 from glip.text.tokens import positive_map
 
 
 @dataclass(frozen=True)
 class Run:
-    """A case and what we compute for it; ``arrays`` are named as in the case."""
+    """A case and what we compute for it; ``arrays`` are named as in the case and lie on the CPU."""
 
     case: Case
     loaded: Loaded
     batch: Batch
     outputs: Outputs
+    detections: list[Detections]
     arrays: dict[str, Tensor]
 
 
@@ -40,30 +42,33 @@ class TrainingRun:
     gradients: dict[str, Tensor]
 
 
-def run_case(case: Case) -> Run:
-    """Everything an inference case stores."""
+def run_case(case: Case, device: str = "cpu") -> Run:
+    """Everything an inference case stores, computed on a device in the precision that is set around the call."""
     loaded = loaded_model(case.form, prompt_offsets=case.prompt_offsets)
-    batch = make_batch(case, loaded.config)
-    recorder = Recorder(loaded.model, batch.text.attention_mask)
+    model = loaded.model.to(device)
+    batch = make_batch(case, loaded.config).to(device)
+    recorder = Recorder(model, batch.text.attention_mask)
     with torch.no_grad():
-        outputs = loaded.model(batch)
+        outputs = model(batch)
     recorder.close()
     recorder.outputs(outputs)
-    return Run(case, loaded, batch, outputs, recorder.arrays)
+    detections = postprocess(outputs, batch.images, batch.text, Decoding())
+    return Run(case, loaded, batch, outputs, detections, recorder.arrays)
 
 
-def run_training_case(case: Case) -> TrainingRun:
+def run_training_case(case: Case, device: str = "cpu") -> TrainingRun:
     """Losses and gradients as the case stores them: the loss path with every stochastic layer switched off."""
     loaded = loaded_model(case.form, prompt_offsets=case.prompt_offsets)
-    batch = make_batch(case, loaded.config)
-    targets = make_targets(case, batch)
-    loaded.model.zero_grad(set_to_none=True)
-    outputs = loaded.model(batch)
+    model = loaded.model.to(device)
+    batch = make_batch(case, loaded.config).to(device)
+    targets = tuple(target.to(device) for target in make_targets(case, batch))
+    model.zero_grad(set_to_none=True)
+    outputs = model(batch)
     losses = Criterion()(outputs, targets, batch.text.attention_mask)
     losses.total.backward()
     fused = loaded.config.head.fusion
-    gradients = {key: release_gradient(loaded.model, key, fused=fused) for key in case.arrays["grad_keys"].tolist()}
-    loaded.model.zero_grad(set_to_none=True)
+    gradients = {key: release_gradient(model, key, fused=fused) for key in case.arrays["grad_keys"].tolist()}
+    model.zero_grad(set_to_none=True)
     lengths = [height * width for height, width in outputs.level_sizes]
     owners = tuple(assign(outputs.anchors, target.boxes, lengths) for target in targets)
     return TrainingRun(case, batch, outputs, owners, losses, gradients)
@@ -74,7 +79,7 @@ def make_targets(case: Case, batch: Batch) -> tuple[Target, ...]:
     targets = []
     for index, rows in enumerate(batch.text.phrase_tokens):
         boxes = case.tensor(f"gt_{index}_boxes")
-        targets.append(Target(boxes, positive_map(rows, [(number,) for number in range(len(boxes))])))
+        targets.append(Target(boxes, positive_map(rows.cpu(), [(number,) for number in range(len(boxes))])))
     assert len(make_prompts(case)) == len(targets)
     return tuple(targets)
 
@@ -85,10 +90,10 @@ def release_gradient(model: GLIP, key: str, *, fused: bool) -> Tensor:
     if name.startswith("boxes.scales."):
         gradient = model.boxes.scales.grad
         assert gradient is not None
-        return gradient[int(name.rsplit(".", 1)[1])].clone()
+        return gradient[int(name.rsplit(".", 1)[1])].cpu().clone()
     gradient = model.get_parameter(name).grad
     assert gradient is not None, f"{name} has no gradient"
-    return gradient.clone()
+    return gradient.cpu().clone()
 
 
 class Recorder:
@@ -123,11 +128,11 @@ class Recorder:
         start, batch = 0, len(outputs.token_logits)
         for level, (height, width) in enumerate(outputs.level_sizes, start=3):
             part = slice(start, start + height * width)
-            self.arrays[f"logits_p{level}"] = outputs.token_logits[:, part] * self.mask[:, None]
+            self._keep(f"logits_p{level}", outputs.token_logits[:, part] * self.mask[:, None])
             deltas = outputs.box_deltas[:, part].transpose(1, 2)
-            self.arrays[f"bbox_p{level}"] = deltas.reshape(batch, 4, height, width)
-            self.arrays[f"ctr_p{level}"] = outputs.centerness[:, part].reshape(batch, 1, height, width)
-            self.arrays[f"anchors_p{level}"] = outputs.anchors[part]
+            self._keep(f"bbox_p{level}", deltas.reshape(batch, 4, height, width))
+            self._keep(f"ctr_p{level}", outputs.centerness[:, part].reshape(batch, 1, height, width))
+            self._keep(f"anchors_p{level}", outputs.anchors[part])
             start += height * width
 
     def _watch(self, stage: TowerStage, number: int) -> None:
@@ -148,7 +153,7 @@ class Recorder:
         self._hooks.append(module.register_forward_hook(hook))
 
     def _stage_one(self, output: Tensor) -> None:
-        self.arrays["body_c2"] = output.permute(0, 3, 1, 2)
+        self._keep("body_c2", output.permute(0, 3, 1, 2))
 
     def _pyramid(self, levels: Sequence[Tensor]) -> None:
         self._sizes = [level.shape for level in levels]
@@ -158,7 +163,7 @@ class Recorder:
         self._hidden("lang", output.hidden)
         hidden = self.arrays["lang_hidden"]
         self.arrays["lang_embedded"] = hidden
-        self.arrays["lang_aggregate"] = hidden.sum(1) / self.mask.sum(1, keepdim=True)
+        self.arrays["lang_aggregate"] = hidden.sum(1) / self.mask.cpu().sum(1, keepdim=True)
 
     def _entrance(self, hidden: Tensor) -> None:
         self._hidden("head_in", hidden)
@@ -178,8 +183,11 @@ class Recorder:
 
     def _maps(self, prefix: str, levels: Sequence[Tensor]) -> None:
         for level, x in enumerate(levels, start=3):
-            self.arrays[f"{prefix}{level}"] = x
+            self._keep(f"{prefix}{level}", x)
 
     def _hidden(self, name: str, hidden: Tensor) -> None:
         """Valid tokens only: the run holds zeros at the others."""
-        self.arrays[f"{name}_hidden"] = hidden * self.mask[..., None]
+        self._keep(f"{name}_hidden", hidden * self.mask[..., None])
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self.arrays[name] = values.detach().cpu()

@@ -12,7 +12,7 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -122,30 +122,53 @@ def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
 
 def theirs(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], None]:
     """Grounding DINO-T on a picture of the same size and a caption of one-token names."""
+    model, inputs = grounding_dino(names, args.size, args.device)
+    return lambda: model(**inputs), None
+
+
+def grounding_dino(
+    names: int, size: Sequence[int], device: str, *, batch: int = 1
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Grounding DINO-T of transformers with random weights, and a batch for it; ``size`` is (height, width)."""
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
-    model = GroundingDinoForObjectDetection(GroundingDinoConfig()).eval().to(args.device)
-    ids = torch.full((1, THEIR_TOKENS[names]), 1012)  # "."
-    ids[0, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))
-    ids[0, 0], ids[0, -1] = 101, 102  # [CLS], [SEP]
+    with torch.device(device):
+        config = GroundingDinoConfig(num_queries=min(900, size[0] * size[1] // 64))  # a small image has fewer places
+        model = GroundingDinoForObjectDetection(config).eval()
+    ids = torch.full((batch, THEIR_TOKENS[names]), 1012)  # "."
+    ids[:, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))
+    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
     inputs = {
-        "pixel_values": torch.randn(1, 3, *args.size),
-        "pixel_mask": torch.ones(1, *args.size, dtype=torch.long),
+        "pixel_values": torch.randn(batch, 3, *size),
+        "pixel_mask": torch.ones(batch, *size, dtype=torch.long),
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "token_type_ids": torch.zeros_like(ids),
     }
-    inputs = {key: value.to(args.device) for key, value in inputs.items()}
-    return lambda: model(**inputs), None
+    return model, {key: value.to(device) for key, value in inputs.items()}
 
 
 def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, float, float]]:
     """Seconds and floating point operations of each stage; indented stages are part of the one above."""
     from glip.postprocess import Decoding, postprocess
 
+    def now() -> float:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    parts = stage_modules(model)
+    seconds, flops = meter(model, batch, parts, now), stage_flops(model, batch, parts)
+    outputs = model(batch)
+    last = clock(device, lambda: postprocess(outputs, batch.images, batch.text, Decoding(candidate_threshold=0.0)))
+    return [(part, seconds[part], flops[part]) for part in parts] + [("postprocess", last, 0.0)]
+
+
+def stage_modules(model: "glip.GLIP") -> dict[str, list[Any]]:
+    """The modules of each stage; indented stages are part of the one above."""
     stages: Any = list(model.tower)
     blocks = [stage.image for stage in stages]
-    parts: dict[str, list[Any]] = {
+    return {
         "backbone": [model.vision],
         "pyramid": [model.pyramid],
         "text": [model.language],
@@ -157,17 +180,18 @@ def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, 
         "heads": [model.boxes, model.tokens],
     }
 
-    def now() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
-    seconds = meter(model, batch, parts, now)
-    with FlopCounterMode(display=False) as counter:
-        flops = meter(model, batch, parts, counter.get_total_flops)
-    outputs = model(batch)
-    last = clock(device, lambda: postprocess(outputs, batch.images, batch.text, Decoding(candidate_threshold=0.0)))
-    return [(part, seconds[part], flops[part]) for part in parts] + [("postprocess", last, 0.0)]
+def stage_flops(model: "glip.GLIP", batch: Any, parts: dict[str, list[Any]]) -> dict[str, float]:
+    """Floating point operations of the matrix products and convolutions of each stage."""
+    counted = {torch.ops.torchvision.deform_conv2d: deform_flops}
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        return meter(model, batch, parts, counter.get_total_flops)
+
+
+def deform_flops(image: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
+    """Of torchvision's deformable convolution, which torch does not count; the sampling is left out."""
+    places = image[0] * offset[2] * offset[3]
+    return 2 * places * weight[0] * weight[1] * weight[2] * weight[3]
 
 
 def meter(model: Any, batch: Any, parts: dict[str, list[Any]], read: Callable[[], float]) -> dict[str, float]:

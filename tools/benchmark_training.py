@@ -4,7 +4,7 @@
         [--rounds 3] [--folder JPEGS]
 
 One process after another, so that a peak is that process's. The variables let freed memory be used again without the
-system clearing it first. Weights are random; nothing is downloaded.
+system clearing it first. Weights are random; nothing is downloaded. For a GPU there is tools/check_gpu.py.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from glip.detector import build_processor
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.weights import ASSETS
-from glip.structures import Sample
+from glip.structures import Batch, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.optim import build_optimizer
 
@@ -41,7 +41,7 @@ PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / 
 
 
 def main() -> None:
-    """Print the loader, the step without and with checkpointing and, where there is one, the GPU."""
+    """Print the loader and the step without and with checkpointing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -50,18 +50,13 @@ def main() -> None:
     print(f"not a timed test; torch {torch.__version__}, {args.threads} threads, float32, batch 1, {SIDES}")
     print(f"loader: {alone(loader_speed, args.folder):.1f} pictures/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
     for checkpointing in (False, True):
-        rows, peak = alone(measure, args.threads, args.rounds, 1, "cpu", checkpointing)
+        rows, peak = alone(measure, args.threads, args.rounds, checkpointing)
         print(f"{'with' if checkpointing else 'without'} checkpointing\n  {'stage':<18} {'s':>6} {'GB kept':>8}")
         for stage, (seconds, kept) in rows.items():
             print(f"  {stage:<18} {seconds:6.2f}" + (f" {kept:8.2f}" if kept else ""))
         ratio = 1 + rows[STEP[1]][0] / rows[STEP[0]][0]
         print(f"  (forward + backward) / forward {ratio:.2f}" + (f" (bar {RATIO_BAR})" if not checkpointing else ""))
         print(f"  peak, AdamW's means included, {peak:.2f} GB" + (f" (bar {PEAK_BAR})" if checkpointing else ""))
-    for size in (1, 4, 8) if torch.cuda.is_available() else ():
-        for checkpointing in (False, True):
-            rows, peak = alone(measure, args.threads, args.rounds, size, "cuda", checkpointing)
-            rate = size / sum(seconds for seconds, _ in rows.values())
-            print(f"cuda, bfloat16, batch {size}, {checkpointing=}: {rate:.2f} pictures/s, peak {peak:.2f} GB")
 
 
 def alone(work: Callable[..., Any], *inputs: Any) -> Any:
@@ -70,38 +65,38 @@ def alone(work: Callable[..., Any], *inputs: Any) -> Any:
         return pool.submit(work, *inputs).result()
 
 
-def measure(
-    threads: int, rounds: int, size: int, device: str, checkpointing: bool
-) -> tuple[dict[str, tuple[float, float]], float]:
+def measure(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[str, tuple[float, float]], float]:
     """(Median seconds, GB kept for the backward pass) of each stage, and the peak in GB."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = build(CONFIG).train().to(device)
+    model = build(CONFIG).train()
     model.checkpoint_gradients(checkpointing)
     optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=1e-4, weight_decay=0.05)
-    picture = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
-    sample = Sample(picture, *random_boxes(SIDES), prompt=glip.Prompt.from_names(COCO_NAMES))
-    batch = build_processor(CONFIG, Tokenizer(ASSETS / "glip-nano")).training([sample] * size).to(device)
+    batch = training_batch(CONFIG, SIDES)
 
     def step() -> tuple[float, float, float]:
         start = time.perf_counter()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            outputs = model(batch)
+        outputs = model(batch)
         loss = Criterion()(outputs, batch.targets, batch.text.attention_mask).total
-        float(loss.detach())  # waits for a GPU
         forward = time.perf_counter() - start
-        backward = clock(device, loss.backward)
+        backward = clock("cpu", loss.backward)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        update = clock(device, optimizer.step)
+        update = clock("cpu", optimizer.step)
         optimizer.zero_grad(set_to_none=True)
         return forward, backward, update
 
     step()  # warm-up
     medians = [statistics.median(times) for times in zip(*(step() for _ in range(rounds)), strict=True)]
     rows = {stage: (seconds, 0.0) for stage, seconds in zip(STEP, medians, strict=True)}
-    on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    peak = on_cpu if device == "cpu" else torch.cuda.max_memory_allocated() / 1e9
-    return (forward_stages(model, batch) if device == "cpu" else {}) | rows, peak
+    return forward_stages(model, batch) | rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def training_batch(config: glip.ModelConfig, size: Sequence[int], *, count: int = 1) -> Batch:
+    """Noise images of (height, width) with ten boxes each, asked for COCO's 80 names."""
+    picture = Image.effect_noise((size[1], size[0]), 64).convert("RGB")
+    sample = Sample(picture, *random_boxes(size), prompt=glip.Prompt.from_names(COCO_NAMES))
+    processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))
+    return processor.training([sample] * count)
 
 
 def forward_stages(model: Any, batch: Any) -> dict[str, tuple[float, float]]:
@@ -154,7 +149,7 @@ def draw_jpegs(folder: Path) -> Path:
     return folder
 
 
-def random_boxes(side: list[int]) -> tuple[torch.Tensor, tuple[tuple[int, ...], ...]]:
+def random_boxes(side: Sequence[int]) -> tuple[torch.Tensor, tuple[tuple[int, ...], ...]]:
     """Ten boxes within (height, width), and the name of each."""
     corners = torch.rand(10, 2, 2).sort(1).values * torch.tensor([side[1], side[0]])
     return corners.flatten(1), tuple((7 * number,) for number in range(10))

@@ -98,13 +98,13 @@ def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> 
 
 
 def spread(model: GLIP, group: Group, parallel: str) -> nn.Module:
-    """The model as it is called in training: itself in one process, else with gradients averaged over all processes.
+    """The model as it is called in training: itself without a process group, else with gradients averaged over all.
 
     ``ddp`` holds all weights in every process. ``fsdp`` splits weights, gradients and optimizer state among them and
     brings together only the stage that computes; it changes ``model`` itself. Weights stay float32 in both, and
     autocast alone decides where fewer digits do, so that both compute the same.
     """
-    if group.size == 1:
+    if not dist.is_initialized():
         return model
     for value in [*model.parameters(), *model.buffers()]:
         dist.broadcast(value.detach(), src=0)

@@ -1,0 +1,335 @@
+"""What a device could change: the same numbers as on the CPU, tensors where they belong, and training that goes on.
+
+Run on a GPU by ``pytest -m gpu`` (tools/check_gpu.py does so); ``--device cpu`` tries the tests themselves.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import torch
+from PIL import Image
+from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
+from torch import Tensor
+
+from glip.adaptation import Adaptation
+from glip.cli.main import main
+from glip.config import ModelConfig
+from glip.data.sets import Tally
+from glip.detector import Detector
+from glip.encoded import KeptImages
+from glip.evaluate.run import Asking, detect_all
+from glip.loss import Criterion
+from glip.model.deform import deform_conv
+from glip.model.fusion import Fusion, _drop
+from glip.model.weights import fingerprint
+from glip.postprocess import Decoding, postprocess
+from glip.pseudo.filters import PairRules
+from glip.pseudo.label import HowToLabel, Labeller
+from glip.pseudo.run import find_captions
+from glip.pseudo.shards import find_shards
+from glip.pseudo.store import read_rows
+from glip.structures import Detections, Prompt, Sample
+from glip.text.tokens import Tokenizer
+from glip.train.checkpoint import random_states, restore_random
+from glip.train.distributed import Group
+from glip.train.loop import train
+from glip.train.step import Stepper
+from glip.train.tune import TuneRun, usual_settings
+from glip.train.tuning import Pictures, Tuner
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exact() -> Iterator[None]:
+    """Float32 on a GPU means float32 here."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def pair(device: str) -> tuple[Detector, Detector]:
+    """The same small detector on the CPU and on the device."""
+    config: ModelConfig = replace(
+        TINY,
+        image=replace(TINY.image, min_size=96, max_size=128),
+        inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=20),
+    )
+
+    def made(where: str) -> Detector:
+        model = seeded(config)
+        with torch.no_grad():
+            model.tokens.log_scale.fill_(-3.0)
+            model.boxes.centerness.weight.mul_(50)
+        return Detector(model, config, Tokenizer(VOCABULARY), where)
+
+    return made("cpu"), made(device)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    """Two sizes, so that batches are grouped."""
+    return [image if index % 2 else image.resize((90, 120)) for index, (image, _) in enumerate(scenes())]
+
+
+def assert_alike(first: Detections, second: Detections, *, atol: float = 1e-4) -> None:
+    """The same detections; each has its partner, whatever the order of near ties."""
+    assert second.boxes.device.type == second.scores.device.type == "cpu" and len(first) == len(second) > 0
+    gaps = torch.cdist(first.boxes, second.boxes, p=math.inf)
+    same = (gaps <= 1e3 * atol) & (first.labels[:, None] == second.labels[None])
+    same &= (first.scores[:, None] - second.scores[None]).abs() <= atol
+    lost = int((~same.any(1)).sum())
+    assert lost <= 1 + len(first) // 20, f"{lost} of {len(first)} have no partner"
+
+
+def test_a_detector_finds_what_it_finds_on_the_cpu(pair, images):
+    here, there = pair
+    for one, other in zip(here(images, list(NAMES)), there(images, list(NAMES)), strict=True):
+        assert_alike(one, other)
+
+
+def test_chunks_and_token_scores(pair, images):
+    here, there = pair
+    names = [f"{name} {number}" for number in range(3) for name in NAMES]
+    assert_alike(here(images[0], names, max_names=5), there(images[0], names, max_names=5))
+    scored = there(images[0], list(NAMES), token_scores=True)
+    assert scored.token_scores is not None and scored.token_scores.device.type == "cpu"
+
+
+def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device):
+    _, there = pair
+    text, encoded = there.encode_text(list(NAMES)), there.encode_image(images[1:2])
+    assert encoded.levels[0].device.type == torch.device(device).type
+    [whole] = there.ground(encoded, text)
+    kept = KeptImages(1.0)
+    stored = kept.get("one", lambda: encoded)
+    assert stored.levels[0].device.type == "cpu"
+    [again] = there.ground(stored.to(device), text)
+    assert_alike(whole, again, atol=1e-6)
+    samples = [Sample(images[1], torch.empty(0, 4), (), vocabulary=NAMES)] * 3
+    for _, found in detect_all(there, samples, asking=Asking(batch_size=2), kept=KeptImages(1.0)):
+        assert len(found) and found.boxes.device.type == "cpu"
+
+
+def test_a_tuned_prompt_is_found_with_its_offsets(pair, images):
+    here, there = pair
+    prompt = Prompt.from_names(NAMES)
+    hidden = here.encode_text(prompt).features.hidden[0]
+    offsets = 3 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for detector in pair:
+        task = Adaptation("prompt", "tiny", detector.fingerprint, NAMES, prompt, offsets)
+        found.append(detector.adapted(task)(images[1]))
+    assert_alike(*found)
+
+
+def test_weights_have_one_fingerprint_and_are_stored_alike(pair, tmp_path):
+    here, there = pair
+    assert fingerprint(here.model.state_dict()) == fingerprint(there.model.state_dict())
+    there.save_pretrained(tmp_path)
+    assert Detector.from_pretrained(tmp_path, device="cpu").fingerprint == here.fingerprint
+
+
+def test_decoding_on_the_device(pair, images, device):
+    here, _ = pair
+    batch = here.processor([images[1]], [Prompt.from_names(NAMES)])
+    with torch.no_grad():
+        outputs = here.model(batch)
+    moved = replace(
+        outputs,
+        token_logits=outputs.token_logits.to(device),
+        box_deltas=outputs.box_deltas.to(device),
+        centerness=outputs.centerness.to(device),
+        anchors=outputs.anchors.to(device),
+    )
+    decoding = Decoding(candidate_threshold=0.0)
+    [one] = postprocess(outputs, batch.images, batch.text, decoding)
+    [other] = postprocess(moved, batch.images.to(device), batch.text.to(device), decoding)
+    assert_alike(one, other.to("cpu"), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_deformable_convolution_and_its_gradients(device, stride):
+    torch.manual_seed(0)
+    shapes = [(2, 8, 13, 11), (2, 18, -(-13 // stride), -(-11 // stride)), (2, 9, -(-13 // stride), -(-11 // stride))]
+    values = [torch.randn(shape) for shape in [*shapes, (6, 8, 3, 3), (6,)]]
+    direction = torch.randn(2, 6, *shapes[1][2:])
+    found = []
+    for where in ("cpu", device):
+        own = [value.to(where, copy=True).requires_grad_() for value in values]
+        out = deform_conv(own[0], own[1], own[2], own[3], own[4], stride)
+        gradients = torch.autograd.grad((out * direction.to(where)).sum(), own)
+        found.append([tensor.detach().cpu() for tensor in (out, *gradients)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_fusion_and_its_gradients(device):
+    torch.manual_seed(0)
+    module = Fusion(16, 24, width=32, heads=4, dropout=0.0, residual=0.5)
+    image, text = torch.randn(2, 50, 16), torch.randn(2, 7, 24)
+    mask = torch.arange(7)[None] < torch.tensor([[7], [4]])
+    found = []
+    for where in ("cpu", device):
+        module.to(where).zero_grad()
+        fused, hidden = module(image.to(where), text.to(where), mask.to(where))
+        (fused.square().mean() + (hidden * mask.to(where)[..., None]).square().mean()).backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        found.append([tensor.detach().cpu() for tensor in (fused, hidden * mask.to(where)[..., None], *gradients)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_the_fusion_drops_its_share(device):
+    torch.manual_seed(0)
+    dropped = _drop(torch.ones(64, 1001, device=device), 0.25)
+    assert dropped.device.type == torch.device(device).type
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+
+
+def test_losses_and_gradients_of_a_model(device):
+    [batch] = runs.batches_of(4, side=128)
+    found = []
+    for where in ("cpu", device):
+        model = seeded(runs.STILL).to(where).train()
+        moved = batch.to(where)
+        losses = Criterion()(model(moved), moved.targets, moved.text.attention_mask)
+        losses.total.backward()
+        gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+        found.append((losses.total.item(), int(losses.num_positive), gradients))
+    (loss, count, own), (other, their_count, theirs) = found
+    assert other == pytest.approx(loss, rel=1e-4) and count == their_count
+    for name, gradient in own.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=1e-2, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("config", [runs.SWIN, runs.RESNET], ids=["swin", "resnet"])
+def test_checkpointing_repeats_the_random_layers(device, config):
+    """Dropout, drop path and DropBlock draw the same numbers again in the backward pass."""
+    [batch] = runs.batches_of(4, side=128)
+    losses, gradients = [], []
+    for checkpointing in (False, True):
+        model = seeded(config).to(device).train()
+        model.checkpoint_gradients(checkpointing)
+        torch.manual_seed(3)
+        moved = batch.to(device)
+        total = Criterion()(model(moved), moved.targets, moved.text.attention_mask).total
+        total.backward()
+        losses.append(total.item())
+        gradients.append({name: parameter.grad.cpu() for name, parameter in model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_random_numbers_go_on_where_they_were(device):
+    where = torch.device(device)
+    torch.manual_seed(1)
+    torch.rand(3, device=where)
+    state = random_states(where)
+    drawn = torch.rand(5, device=where), torch.rand(5), np.random.rand()
+    restore_random(state, where)
+    again = torch.rand(5, device=where), torch.rand(5), np.random.rand()
+    assert torch.equal(drawn[0], again[0]) and torch.equal(drawn[1], again[1]) and drawn[2] == again[2]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_training_with_running_mean_resumes(device, precision, tmp_path):
+    """Killed after four of six steps; a GPU adds in no fixed order, so weights are compared with a tolerance."""
+    made = [runs.step_of(batch) for batch in runs.batches_of(1)]
+
+    def run(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
+        group = Group(device=torch.device(device))
+        experiment = runs.settings(folder, ema=0.9, keep_start=0.2, precision=precision)
+        model = train(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=runs.quiet)
+        return {name: value.cpu() for name, value in model.state_dict().items()}
+
+    whole = run(tmp_path / "whole")
+    with suppress(KeyboardInterrupt):
+        run(tmp_path / "killed", stop=5)
+    resumed = run(tmp_path / "killed")
+    assert len(runs.metrics(tmp_path / "killed")) == len(runs.metrics(tmp_path / "whole"))
+    moved = [(whole[name] - value).abs().max() for name, value in seeded(runs.SWIN).state_dict().items()]
+    assert max(moved) > 1e-4, "the training changed the weights"
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_float16_lowers_its_scale_until_gradients_fit(device):
+    if not device.startswith("cuda"):
+        pytest.skip("float16 is trained on a GPU only")
+    model = seeded(runs.STILL).to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    group = Group(device=torch.device(device))
+    take = Stepper(model, model, optimizer=optimizer, group=group, clip=1.0, precision="float16")
+    take.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
+    outcomes = [take(runs.step_of(*runs.batches_of(2, side=128))) for _ in range(40)]
+    assert outcomes[0].overflow and not outcomes[0].stepped and outcomes[-1].stepped
+    assert take.scale < 2.0**40
+
+
+@pytest.mark.parametrize("mode", ["prompt", "linear", "full"])
+def test_tuning_learns(device, mode, tmp_path):
+    config = replace(TINY, image=replace(TINY.image, min_size=96, max_size=128))
+    detector = Detector(seeded(config), config, Tokenizer(VOCABULARY), device)
+    samples = []
+    for image, things in scenes():
+        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
+        samples.append(Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=NAMES))
+    before = fingerprint(detector.model.state_dict())
+    tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
+    pictures = Pictures(samples, tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    settings = usual_settings(mode, views=4, rounds=2, batch_size=2)
+    task = TuneRun(tuner, pictures, settings, validate=lambda _: 0.5, folder=tmp_path)(runs.quiet)
+    assert fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"
+    learned = [task.offsets] if mode == "prompt" else list(task.weights.values())
+    assert all(value is not None and value.device.type == "cpu" and value.isfinite().all() for value in learned)
+    found = detector.adapted(task)(scenes()[0][0], threshold=0.0)
+    assert found.boxes.device.type == "cpu"
+
+
+def test_labels_are_those_of_the_cpu(pair, images, tmp_path, device):
+    pair[0].save_pretrained(tmp_path / "model")
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(images):
+        image.save(tmp_path / "images" / f"{index}.png")
+    rows = [{"image": f"{index}.png", "captions": ["a red circle near a blue star"]} for index in range(len(images))]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = find_captions(str(tmp_path / "captions.jsonl"), [str(tmp_path / "images")], None)
+    [shard] = find_shards(entry, 100)
+    rules = PairRules(min_bytes=0, min_side=0, same_picture=-1, repeated_captions=0)
+    stored = []
+    for where in ("cpu", device):
+        how = HowToLabel(model=str(tmp_path / "model"), threshold=0.0, max_detections=5, device=where, pairs=rules)
+        report = Labeller(how, tmp_path / where)(shard)
+        assert report["kept"] == len(images)
+        stored.append(list(read_rows(tmp_path / where)))
+    for mine, theirs in zip(*stored, strict=True):
+        best = [max(row["boxes"], key=lambda box: box["score"]) for row in (mine, theirs)]
+        assert best[1]["score"] == pytest.approx(best[0]["score"], abs=1e-3)
+        assert best[1]["box"] == pytest.approx(best[0]["box"], abs=0.1)
+
+
+def test_commands_take_the_device(pair, tmp_path, device, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pair[0].save_pretrained(tmp_path / "model")
+    annotations = write_coco(tmp_path / "set")
+    scenes()[0][0].save(tmp_path / "one.png")
+    words = ["--model", str(tmp_path / "model"), "--device", device]
+    for command in (
+        ["detect", str(tmp_path / "one.png"), "red circle", "--out", str(tmp_path / "out"), *words],
+        ["evaluate", str(tmp_path / "model"), str(annotations), "--device", device],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code == 0
+    assert "AP" in capsys.readouterr().out

@@ -1,0 +1,112 @@
+"""What faster number formats change: logits, detections and average precision beside exact float32."""
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+import torch
+from golden_recorder import Run, run_case
+
+import glip
+from gpu.measure import Measurement, Row, Setup, precision
+from gpu.parity import case_names, stored_case
+
+_TABLE = "Golden cases beside float32 on the same device"
+_AP = "Average precision of glip-nano"
+_SAME_BOX = 0.5  # IoU from which two boxes of a label are one detection
+_IMAGES = 100  # of a set at most
+
+
+def measurements(setup: Setup) -> Iterator[Measurement]:
+    """Each case in each precision, then glip-nano on datasets."""
+    others = [*setup.precisions[1:], *(["default"] if setup.cuda else [])]
+    for name in case_names(setup):
+        yield Measurement(name, _TABLE, partial(case_rows, name, others, setup))
+    for name in ("world_novel", *datasets(setup)):
+        yield Measurement(f"glip-nano on {name}", _AP, partial(score_rows, name, setup))
+
+
+def case_rows(name: str, precisions: list[str], setup: Setup) -> list[Row]:
+    """A row for each precision."""
+    case = stored_case(name)
+    with precision("float32", setup.device):
+        exact = run_case(case, setup.device)
+    rows = []
+    for other in precisions:
+        with precision(other, setup.device):
+            rows.append({"case": name, "precision": other, **drift(exact, run_case(case, setup.device))})
+    return rows
+
+
+def drift(exact: Run, other: Run) -> Row:
+    """How far the logits and the detections of a run are from those of an exact one."""
+    names = [name for name in exact.arrays if name.startswith("logits_p")]
+    gaps = torch.cat([(exact.arrays[n].float() - other.arrays[n].float()).abs().flatten() for n in names])
+    lost, gained, moved, scores = 0, 0, list[torch.Tensor](), list[torch.Tensor]()
+    for first, second in zip(exact.detections, other.detections, strict=True):
+        first, second = first.to("cpu"), second.to("cpu")
+        pairs = paired(first.boxes, first.labels, second.boxes.float(), second.labels)
+        lost, gained = lost + len(first) - len(pairs), gained + len(second) - len(pairs)
+        own, theirs = pairs[:, 0], pairs[:, 1]
+        moved.append((first.boxes[own] - second.boxes[theirs].float()).abs().amax(1))
+        scores.append((first.scores[own] - second.scores[theirs].float()).abs())
+    shifts, changes = torch.cat(moved), torch.cat(scores)
+    return {
+        "logits, mean": gaps.mean().item(),
+        "logits, largest": gaps.max().item(),
+        "detections lost, gained": f"{lost}, {gained} of {sum(map(len, exact.detections))}",
+        "boxes moved, median px": shifts.median().item() if len(shifts) else None,
+        "boxes moved, largest px": shifts.max().item() if len(shifts) else None,
+        "scores changed, largest": changes.max().item() if len(changes) else None,
+    }
+
+
+def paired(boxes: torch.Tensor, labels: torch.Tensor, others: torch.Tensor, their_labels: torch.Tensor) -> torch.Tensor:
+    """Index pairs of detections that are the same: of one label, overlapping, each used once, best overlap first."""
+    from torchvision.ops import box_iou
+
+    overlap = box_iou(boxes, others) * (labels[:, None] == their_labels[None])
+    pairs: list[tuple[int, int]] = []
+    for flat in overlap.flatten().argsort(descending=True).tolist():
+        row, column = divmod(flat, len(others))
+        if overlap[row, column] < _SAME_BOX:
+            break
+        if all(row != own and column != theirs for own, theirs in pairs):
+            pairs.append((row, column))
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def datasets(setup: Setup) -> list[str]:
+    """Test sets of the data root that configs/datasets.yaml knows and whose files are there."""
+    from glip.data.catalog import known_sets
+
+    if setup.data is None:
+        return []
+    root = setup.data
+    known = known_sets(root)
+    return [
+        name
+        for name, entry in known.items()
+        if name.endswith("_test") and entry.format == "coco" and (root / entry.annotations).is_file()
+    ]
+
+
+def score_rows(name: str, setup: Setup) -> list[Row]:
+    """AP50 and AP of glip-nano on a set in each precision."""
+    from glip.data.catalog import find_set, read_set
+    from glip.evaluate.coco import average_precision
+    from glip.evaluate.run import detect_all
+    from glip.evaluate.validate import Chosen
+
+    samples = Chosen(read_set(find_set(name), setup.data).samples, 2 if setup.tiny else _IMAGES)
+    row: Row = {"set": name, "images": len(samples)}
+    for kind in setup.precisions:
+        with precision(kind, setup.device):
+            score = average_precision(list(detect_all(nano(setup.device), samples)))
+        row |= {f"AP50 {kind}": score.ap50, f"AP {kind}": score.ap}
+    return [row]
+
+
+@lru_cache(maxsize=1)
+def nano(device: str) -> "glip.Detector":
+    """The bundled model."""
+    return glip.Detector.from_pretrained("glip-nano", device=device)

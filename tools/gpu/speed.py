@@ -1,0 +1,268 @@
+"""How fast the model runs and what memory it takes: eager, compiled, and beside Grounding DINO."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from benchmark import COCO_NAMES, grounding_dino, stage_flops, stage_modules
+from torch import nn
+
+import glip
+from glip.config import ModelConfig
+from glip.model.glip import GLIP
+from glip.postprocess import Decoding, postprocess
+from glip.text.tokens import Tokenizer
+from gpu.measure import (
+    VOCABULARY,
+    Measurement,
+    Row,
+    Setup,
+    detection_batch,
+    elapsed,
+    milliseconds,
+    noise_image,
+    peak_memory,
+    precision,
+    random_model,
+)
+
+_TABLE = "Forward pass of {}, eager"
+_STAGES = "Stages of {}, batch 1, 80 names, beside the least time that the device could take"
+_LVIS = "1,203 names, as many as LVIS has, in one image"
+_COMPILED = "Forward pass of {}, torch.compile, bfloat16, 80 names"
+_DINO = "Forward pass of Grounding DINO-T (transformers), eager"
+_NAMES = (80, 3)
+_LVIS_NAMES = 1203
+
+
+def measurements(setup: Setup) -> Iterator[Measurement]:
+    """The first model whole, with its stages and a long list of names; then the others."""
+    for number, model in enumerate(setup.models):
+        for names in _NAMES:
+            for size in setup.batch_sizes:
+                for kind in setup.precisions:
+                    title = f"{model}, {names} names, batch {size}, {kind}"
+                    run = partial(forward_rows, model, names, size, kind, setup)
+                    yield Measurement(title, _TABLE.format(model), run)
+        if number == 0:
+            for kind in setup.precisions:
+                run = partial(stage_rows, model, kind, setup)
+                yield Measurement(f"stages of {model}, {kind}", _STAGES.format(model), run)
+            for kind in setup.precisions:
+                run = partial(vocabulary_rows, model, kind, setup)
+                yield Measurement(f"1,203 names, {model}, {kind}", _LVIS, run)
+
+
+def compiled(setup: Setup) -> Iterator[Measurement]:
+    """The first model compiled, in bfloat16."""
+    model = setup.models[0]
+    for size in (setup.batch_sizes[0], setup.batch_sizes[-1]):
+        run = partial(compiled_rows, model, size, setup)
+        yield Measurement(f"{model} compiled, batch {size}", _COMPILED.format(model), run)
+
+
+def dino(setup: Setup) -> Iterator[Measurement]:
+    """Grounding DINO-T on images and captions of the same sizes."""
+    for names in _NAMES:
+        for size in setup.batch_sizes:
+            for kind in setup.precisions:
+                run = partial(dino_rows, names, size, kind, setup)
+                yield Measurement(f"Grounding DINO-T, {names} names, batch {size}, {kind}", _DINO, run)
+
+
+@lru_cache(maxsize=1)
+def _model(name: str, setup: Setup) -> tuple[GLIP, ModelConfig]:
+    gc.collect()
+    return random_model(name, setup)
+
+
+def timed(run: Callable[[], Any], names: int, size: int, kind: str, setup: Setup) -> Row:
+    """Time, rate and memory of a forward pass."""
+    with torch.no_grad(), precision(kind, setup.device), peak_memory(setup) as memory:
+        spent = milliseconds(run, setup)
+    return {"names": names, "batch": size, "precision": kind, "ms": spent, "images/s": size * 1e3 / spent, **memory}
+
+
+def forward_rows(name: str, names: int, size: int, kind: str, setup: Setup) -> list[Row]:
+    """One forward pass of our model."""
+    model, config = _model(name, setup)
+    batch = detection_batch(config, setup, names=names, size=size)
+    return [timed(lambda: model(batch), names, size, kind, setup)]
+
+
+def compiled_rows(name: str, size: int, setup: Setup) -> list[Row]:
+    """The image encoder and the tower compiled, each stage as one graph."""
+    torch.compiler.reset()
+    model, config = random_model(name, setup)
+    batch = detection_batch(config, setup, names=80, size=size)
+    with torch.no_grad(), precision("bfloat16", setup.device):
+        eager = model(batch)
+        parts: list[nn.Module] = [model.vision, model.pyramid, *model.tower]
+        for part in parts:
+            part.compile(dynamic=False, backend="aot_eager" if setup.tiny else "inductor")
+        start = time.perf_counter()
+        outputs = model(batch)
+        gap = (outputs.token_logits - eager.token_logits).abs().max().item()  # waits for the device
+        seconds = time.perf_counter() - start
+    row = timed(lambda: model(batch), 80, size, "bfloat16", setup)
+    return [{**row, "compiling, s": seconds, "logits beside eager, largest": gap}]
+
+
+def dino_rows(names: int, size: int, kind: str, setup: Setup) -> list[Row]:
+    """One forward pass of Grounding DINO-T."""
+    model, inputs = _dino(names, size, setup)
+    return [timed(lambda: model(**inputs), names, size, kind, setup)]
+
+
+@lru_cache(maxsize=1)
+def _dino(names: int, size: int, setup: Setup) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    return grounding_dino(names, setup.image_size, setup.device, batch=size)
+
+
+def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:
+    """Time of each stage, and its floor: operations at the measured rate of products, bytes at that of copies."""
+    model, config = _model(name, setup)
+    batch = detection_batch(config, setup, names=80, size=1)
+    parts = stage_modules(model)
+    with torch.no_grad(), precision(kind, setup.device):
+        for _ in range(3):
+            model(batch)
+        spent = stage_milliseconds(model, batch, parts, setup)
+        flops, moved = stage_flops(model, batch, parts), stage_bytes(model, batch, parts)
+        rate, bandwidth = product_rate(kind, setup), copy_rate(setup)
+        outputs = model(batch)
+        decoding = Decoding(candidate_threshold=0.0)
+        last = milliseconds(lambda: postprocess(outputs, batch.images, batch.text, decoding), setup)
+    rows: list[Row] = []
+    for part in parts:
+        floor = max(flops[part] / rate, moved[part] / bandwidth) * 1e3
+        row: Row = {"precision": kind, "stage": part, "ms": spent[part], "GFLOP": flops[part] / 1e9}
+        row |= {"MB": moved[part] / 1e6, "floor ms": floor, "times the floor": spent[part] / max(floor, 1e-9)}
+        rows.append(row)
+    rows.append({"precision": kind, "stage": "postprocess", "ms": last})
+    rows.append({"precision": kind, "stage": f"device: {rate / 1e12:.1f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s"})
+    return rows
+
+
+def stage_milliseconds(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]], setup: Setup) -> dict[str, float]:
+    """The median time of each stage over runs of the whole model; on a GPU between events, gaps included."""
+    marks: dict[str, list[tuple[Any, Any]]] = {part: [] for part in parts}
+    hooks = []
+    for part, modules in parts.items():
+        started: list[Any] = []
+
+        def begin(*_: Any, started: list[Any] = started) -> None:
+            started.append(_now(setup))
+
+        def end(*_: Any, part: str = part, started: list[Any] = started) -> None:
+            marks[part].append((started.pop(), _now(setup)))
+
+        for module in modules:
+            hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    for _ in range(setup.repeats):
+        model(batch)
+    if setup.cuda:
+        torch.cuda.synchronize()
+    for hook in hooks:
+        hook.remove()
+    spans = {
+        part: [first.elapsed_time(last) if setup.cuda else (last - first) * 1e3 for first, last in own]
+        for part, own in marks.items()
+    }
+    runs = {part: torch.tensor(own).view(setup.repeats, -1).sum(1) for part, own in spans.items()}
+    return {part: float(own.median()) for part, own in runs.items()}
+
+
+def _now(setup: Setup) -> Any:
+    if not setup.cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def stage_bytes(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
+    """The least that each stage must move: its inputs, its outputs and its weights, each once."""
+    moved = dict.fromkeys(parts, 0.0)
+    hooks = []
+    for part, modules in parts.items():
+
+        def count(module: nn.Module, inputs: Any, output: Any, part: str = part) -> None:
+            moved[part] += sum(t.numel() * t.element_size() for t in [*tensors((inputs, output)), *module.parameters()])
+
+        hooks += [module.register_forward_hook(count) for module in modules]
+    model(batch)
+    for hook in hooks:
+        hook.remove()
+    return moved
+
+
+def tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested lists, tuples and dataclasses."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from tensors(item)
+    elif hasattr(tree, "__dataclass_fields__"):
+        yield from tensors(list(vars(tree).values()))
+
+
+def product_rate(kind: str, setup: Setup) -> float:
+    """FLOP/s of a large matrix product in a precision."""
+    side = 512 if setup.tiny or not setup.cuda else 8192
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(kind, torch.float32)
+    a, b = (torch.randn(side, side, device=setup.device).to(dtype) for _ in range(2))
+    return 2 * side**3 / (milliseconds(lambda: a @ b, setup) / 1e3)
+
+
+def copy_rate(setup: Setup) -> float:
+    """Bytes read and written in a second by a large copy."""
+    source = torch.empty(2**22 if setup.tiny or not setup.cuda else 2**29, dtype=torch.float32, device=setup.device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / (milliseconds(lambda: target.copy_(source), setup) / 1e3)
+
+
+def vocabulary_rows(name: str, kind: str, setup: Setup) -> list[Row]:
+    """A list of names that needs many prompts: the image is encoded once, the names once for all images."""
+    model, config = _model(name, setup)
+    detector = glip.Detector(model, config, Tokenizer(VOCABULARY), setup.device)
+    detector.processor.min_size, detector.processor.max_size = min(setup.image_size), max(setup.image_size)
+    names, image = long_vocabulary(40 if setup.tiny else _LVIS_NAMES), noise_image(setup)
+    with precision(kind, setup.device), peak_memory(setup) as memory:
+        text = detector.encode_text(glip.Prompt.from_names(names))
+        encoded = detector.encode_image([image])
+        reading = elapsed(lambda: detector.encode_text(glip.Prompt.from_names(names)), setup)
+        seeing = milliseconds(lambda: detector.encode_image([image]), setup, warmup=1)
+        size = setup.batch_sizes[-1]
+        few = Setup(setup.device, setup.tiny, min(setup.repeats, 3), setup.data, setup.root)
+        grounding = milliseconds(lambda: detector.ground(encoded, text, batch_size=size), few, warmup=1)
+    row: Row = {"precision": kind, "names": len(names), "prompts": len(text.owners), "prompts at once": size}
+    row |= {"names once, ms": reading, "image, ms": seeing, "grounding, ms": grounding}
+    return [{**row, "images/s": 1e3 / (seeing + grounding), **memory}]
+
+
+def long_vocabulary(count: int) -> list[str]:
+    """Different names of two or three words, about as long as those of LVIS."""
+    kinds = [
+        "small",
+        "large",
+        "red",
+        "blue",
+        "old",
+        "new",
+        "wooden",
+        "plastic",
+        "round",
+        "broken",
+        "toy",
+        "metal",
+        "glass",
+    ]
+    names = [*COCO_NAMES, *(f"{kind} {name}" for kind in kinds for name in COCO_NAMES)]
+    names += [f"piece of {name}" for name in COCO_NAMES] + [f"picture of {name}" for name in COCO_NAMES]
+    return names[:count]

@@ -1,0 +1,146 @@
+"""What training costs on a GPU, whether a killed run resumes there, and DDP and FSDP with one process."""
+
+import gc
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import runs
+import torch
+import torch.distributed as dist
+from benchmark_training import training_batch
+from small import seeded
+
+import glip
+from glip.config import TrainConfig
+from glip.data.loader import Step
+from glip.data.sets import Tally
+from glip.train.distributed import Group
+from glip.train.loop import prepare, train
+from glip.train.optim import build_optimizer
+from glip.train.step import Stepper
+from gpu.measure import Measurement, Row, Setup, milliseconds, peak_memory, precision, random_model
+
+_TABLE = "Training steps of {}, 80 names, 10 boxes an image"
+_RESUME = "A killed run, resumed on the device"
+_PARALLEL = "One process with DDP and FSDP"
+_STEPS = 4  # whose losses are compared
+_KINDS = {"float32": "float32", "tf32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+
+
+def measurements(setup: Setup) -> Iterator[Measurement]:
+    """Steps of all sizes, then resuming, then the parallel wrappers."""
+    model = setup.models[0]
+    for size in setup.batch_sizes:
+        for checkpointing in (False, True):
+            for kind in setup.precisions:
+                title = f"training, batch {size}, {kind}" + (", checkpointing" if checkpointing else "")
+                run = partial(step_rows, model, size, kind, checkpointing, setup)
+                yield Measurement(title, _TABLE.format(model), run)
+    yield Measurement("resume", _RESUME, partial(resume_rows, setup))
+    yield Measurement("DDP and FSDP", _PARALLEL, partial(parallel_rows, model, setup))
+
+
+def make_stepper(name: str, kind: str, setup: Setup, *, checkpointing: bool = False, parallel: str = "") -> Stepper:
+    """A model with its optimizer, as ``glip train`` sets them up; with ``parallel`` inside a process group."""
+    gc.collect()
+    model, _ = random_model(name, setup)
+    group = Group(device=torch.device(setup.device))
+    settings = TrainConfig(checkpointing=checkpointing, parallel=parallel or "ddp")  # type: ignore[arg-type]
+    module = prepare(model, settings, group)
+    rates = {"lr": 1e-4, "bert_lr": 1e-5, "text_lr": 1e-4, "weight_decay": 0.05}
+    optimizer = build_optimizer(model, **rates)
+    return Stepper(model, module, optimizer=optimizer, group=group, clip=1.0, precision=_KINDS[kind])
+
+
+def make_step(name: str, size: int, setup: Setup) -> Step:
+    """One batch on the device."""
+    torch.manual_seed(0)
+    batch = training_batch(glip.load_config(name).model, setup.image_size, count=size)
+    return Step((batch.to(setup.device),), Tally(), (), size)
+
+
+def losses_of(stepper: Stepper, step: Step) -> list[float]:
+    """The loss of a few steps on one batch, from the same random numbers each time it is called."""
+    torch.manual_seed(0)
+    return [stepper(step).losses["loss"] for _ in range(_STEPS)]
+
+
+def step_rows(name: str, size: int, kind: str, checkpointing: bool, setup: Setup) -> list[Row]:
+    """Time and memory of a step, and its losses beside those in float32."""
+    step = make_step(name, size, setup)
+    with precision("tf32" if kind == "tf32" else "float32", setup.device), peak_memory(setup) as memory:
+        stepper = make_stepper(name, kind, setup, checkpointing=checkpointing)
+        losses = losses_of(stepper, step)
+        spent = milliseconds(lambda: stepper(step), setup, warmup=1)
+    row: Row = {"batch": size, "precision": kind, "checkpointing": "yes" if checkpointing else "no"}
+    row |= {"ms": spent, "images/s": size * 1e3 / spent, **memory}
+    last = stepper(step)
+    row |= {"first loss": losses[0], f"loss of step {_STEPS}": losses[-1], "loss at the end": last.losses["loss"]}
+    return [{**row, "passed": last.stepped}]
+
+
+def resume_rows(setup: Setup) -> list[Row]:
+    """Six steps at once, and killed after four and resumed; GPUs add in no fixed order, so two runs differ as well."""
+    device = torch.device(setup.device)
+    made = [runs.step_of(batch) for batch in runs.batches_of(1, side=128)]
+
+    def run(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
+        trained = train(
+            runs.settings(folder),
+            seeded(runs.SWIN),
+            runs.stream(made, 6, stop),
+            group=Group(device=device),
+            report=runs.quiet,
+        )
+        return {key: value.cpu() for key, value in trained.state_dict().items()}
+
+    with tempfile.TemporaryDirectory() as scratch, precision("float32", setup.device):
+        whole, again = run(Path(scratch, "whole")), run(Path(scratch, "again"))
+        with suppress(KeyboardInterrupt):
+            run(Path(scratch, "killed"), stop=5)
+        resumed = run(Path(scratch, "killed"))
+    unstopped, apart = largest_gap(whole, again), largest_gap(whole, resumed)
+    row: Row = {"two unstopped runs, largest difference of a weight": unstopped, "resumed against unstopped": apart}
+    return [{**row, "passed": apart <= max(10 * unstopped, 1e-5)}]
+
+
+def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two states."""
+    return max(float((value.double() - second[key].double()).abs().max()) for key, value in first.items())
+
+
+def parallel_rows(name: str, setup: Setup) -> list[Row]:
+    """The losses of a plain model and of a wrapped one on the same batch."""
+    size = setup.batch_sizes[min(1, len(setup.batch_sizes) - 1)]
+    step = make_step(name, size, setup)
+    rows: list[Row] = []
+    plain: list[float] = []
+    for parallel in ("none", "ddp", "fsdp"):
+        with process_group(setup, wanted=parallel != "none"), peak_memory(setup) as memory:
+            stepper = make_stepper(name, "bfloat16", setup, parallel=parallel.replace("none", ""))
+            losses = losses_of(stepper, step)
+            plain = plain or losses
+            spent = milliseconds(partial(stepper, step), setup, warmup=1)
+            del stepper
+        gap = max(abs(one / other - 1) for one, other in zip(losses, plain, strict=True))
+        row: Row = {"parallel": parallel, "batch": size, "ms": spent, "images/s": size * 1e3 / spent, **memory}
+        rows.append({**row, "loss beside none, relative": gap, "passed": gap < 0.02})
+    return rows
+
+
+@contextmanager
+def process_group(setup: Setup, *, wanted: bool) -> Iterator[None]:
+    """A process group of this process alone: NCCL on a GPU, gloo on a CPU."""
+    if not wanted:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "cpu:gloo,cuda:nccl" if setup.cuda else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
