@@ -108,7 +108,7 @@ def factor(device: str) -> float:
 def test_rows(setup: Setup) -> list[Row]:
     """Run the tests marked gpu in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--device", setup.device, "tests/test_gpu.py"]
-    command += ["-q", "-p", "no:cacheprovider", "--durations=0", "--tb=short"]
+    command += ["-p", "no:cacheprovider", "--durations=0", "--tb=short"]
     environment = {**os.environ, "PYTHONPATH": str(setup.root)}
     done = subprocess.run(command, cwd=setup.root, env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest printed nothing"]
