@@ -5,8 +5,10 @@ frozen model serves every task. On disk: ``model/adapt.py``; used by ``Detector.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
+
+import torch
 
 from glip.shapes import Float, Tensor
 from glip.structures import Prompt
@@ -57,6 +59,11 @@ class Adaptation:
                 raise ValueError(f"threshold {threshold} of {name!r} is outside [0, 1]: scores are probabilities")
         if (self.mode == "prompt") != (self.offsets is not None):
             raise ValueError(f"mode {self.mode!r}: offsets belong to mode prompt, and only there")
+
+    def to(self, device: torch.device | str) -> "Adaptation":
+        """The same with its tensors on another device."""
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return replace(self, offsets=offsets, weights={name: value.to(device) for name, value in self.weights.items()})
 
     @property
     def keeps_encoder(self) -> bool:

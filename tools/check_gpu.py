@@ -199,6 +199,7 @@ def attend(name: str, result: Result, waiting: list[str] | None, setup: Setup, d
                 result.problems[current], failed = value
                 result.failed |= failed
             else:
+                worker.join(10)
                 return []
     except EOFError:
         worker.join()

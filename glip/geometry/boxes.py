@@ -61,10 +61,24 @@ def suppress(
         return torch.zeros(0, dtype=torch.long, device=boxes.device)
     keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     order = scores.argsort(descending=True, stable=True)
+    if boxes.device.type != "cpu":
+        return order[_greedy_by_class(boxes[order], classes[order], threshold)]
     for number in classes.unique().tolist():
         members = order[classes[order] == number]
         keep[members[_greedy(boxes[members], threshold)]] = True
     return order[keep[order]]
+
+
+def _greedy_by_class(
+    boxes: Float[Tensor, "box 4"], classes: Int[Tensor, " box"], threshold: float
+) -> Int[Tensor, " keep"]:
+    """All classes in one call, for devices that would wait after each: places of what stays, in order.
+
+    Classes are set apart by an offset, in float64, which holds the moved coordinates exactly.
+    """
+    extent = boxes.max() - boxes.min() + 2
+    moved = boxes.double() + (classes.double() * extent)[:, None]
+    return _greedy(moved, threshold).sort().values
 
 
 def _greedy(boxes: Float[Tensor, "box 4"], threshold: float) -> Int[Tensor, " keep"]:

@@ -163,7 +163,8 @@ class TuneRun:
         with torch.no_grad():
             for name, value in state.best.items():
                 self._target(name).copy_(value)
-        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": self.before})
+        found = self.tuner.adaptation(figures={"validation": state.figure, "validation before": self.before})
+        return found.to("cpu")
 
     @property
     def before(self) -> float:

@@ -109,7 +109,8 @@ def test_rows(setup: Setup) -> list[Row]:
     """Run the tests marked gpu in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "--device", setup.device, "tests/test_gpu.py"]
     command += ["-p", "no:cacheprovider", "--durations=0", "--tb=short"]
-    environment = {**os.environ, "PYTHONPATH": str(setup.root)}
+    paths = os.pathsep.join(filter(None, (str(setup.root), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=setup.root, env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest printed nothing"]
     failed = [line.removeprefix("FAILED ") for line in lines if line.startswith(("FAILED", "ERROR"))]
