@@ -23,7 +23,7 @@ TOLERANCES = {
     "logits": (2e-4, 1e-3, 2e-3),
     "bbox": (1e-4, 5e-4, 2e-3),
     "ctr": (1e-4, 5e-4, 2e-3),
-    "anchors": (0.0, 0.0, 0.0),
+    "anchors": (1e-4, 1e-4, 1e-4),
 }
 SIZE_OF = {"tiny": 0, "tiny_nofuse": 0, "glip_t_a": 0, "glip_t_b": 1, "glip_t_c": 1, "glip_l": 2}
 BOX_PIXELS, SCORE = 0.1, 1e-3  # what a detection may move

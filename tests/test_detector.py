@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from alike import assert_alike, identical
 from PIL import Image
 
 from glip.data.icons import KINDS
@@ -25,14 +26,6 @@ def pictures(picture) -> list[Image.Image]:
     return [picture, picture.resize((60, 200)), picture.resize((97, 64)), picture.rotate(90).resize((300, 40))]
 
 
-def check_same(first: Detections, second: Detections, tolerance: float = 0.0) -> None:
-    assert len(first) == len(second) > 0
-    assert torch.equal(first.labels, second.labels)
-    assert torch.allclose(first.scores, second.scores, rtol=0, atol=tolerance)
-    assert torch.allclose(first.boxes, second.boxes, rtol=0, atol=tolerance * 100)
-    assert first.size == second.size
-
-
 def union(parts: dict[int, Detections], prompt: Prompt) -> Detections:
     """The detections of several lists of names as one, best first; keys are the labels of their first names."""
     boxes = torch.cat([part.boxes for part in parts.values()])
@@ -48,9 +41,9 @@ def test_kinds_of_input_give_the_same(tiny_detector, picture, tmp_path):
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     expected = tiny_detector(picture, PROMPT)
     for kind in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor, tensor.float() / 255):
-        check_same(tiny_detector(kind, PROMPT), expected)
+        assert_alike(tiny_detector(kind, PROMPT), expected)
     (listed,) = tiny_detector([array], PROMPT)
-    check_same(listed, expected)
+    assert_alike(listed, expected)
 
 
 def test_grey_input(tiny_detector, picture):
@@ -58,7 +51,7 @@ def test_grey_input(tiny_detector, picture):
     array = np.asarray(grey)
     expected = tiny_detector(grey, PROMPT)
     for kind in (array, array[..., None], torch.from_numpy(array.copy()), grey.convert("RGB")):
-        check_same(tiny_detector(kind, PROMPT), expected)
+        assert_alike(tiny_detector(kind, PROMPT), expected)
 
 
 def test_prompts_of_every_form_give_the_same(tiny_detector, picture):
@@ -67,8 +60,8 @@ def test_prompts_of_every_form_give_the_same(tiny_detector, picture):
     spans = [(0, 9), (11, 20), (22, 25)]
     caption = "a red bus. a cyclist. dog"
     for prompt in (names, tuple(names), Prompt.from_names(names), Prompt.from_caption(caption, names)):
-        check_same(tiny_detector(picture, prompt), expected)
-    check_same(tiny_detector(picture, Prompt.from_caption(caption, spans)), expected)
+        assert_alike(tiny_detector(picture, prompt), expected)
+    assert_alike(tiny_detector(picture, Prompt.from_caption(caption, spans)), expected)
 
 
 def test_boxes_lie_in_the_picture_and_labels_in_the_prompt(tiny_detector, pictures):
@@ -100,7 +93,7 @@ def test_a_batch_equals_one_by_one(tiny_detector, pictures, batch_size):
     together = tiny_detector(doubled, PROMPT, batch_size=batch_size)
     alone = {id(picture): tiny_detector(picture, PROMPT) for picture in pictures}
     for picture, found in zip(doubled, together, strict=True):
-        check_same(found, alone[id(picture)], 1e-4)
+        assert_alike(found, alone[id(picture)], scores=1e-4, boxes=1e-2)
 
 
 def test_a_prompt_for_each_picture(tiny_detector, pictures):
@@ -112,45 +105,50 @@ def test_a_prompt_for_each_picture(tiny_detector, pictures):
     ]
     together = tiny_detector(pictures, prompts)
     for picture, prompt, found in zip(pictures, prompts, together, strict=True):
-        check_same(found, tiny_detector(picture, prompt), 1e-4)
+        assert_alike(found, tiny_detector(picture, prompt), scores=1e-4, boxes=1e-2)
         assert found.prompt.texts == (prompt.texts if isinstance(prompt, Prompt) else tuple(prompt))
 
 
 def test_steps_equal_the_call(tiny_detector, picture):
     image, text = tiny_detector.encode_image(picture), tiny_detector.encode_text(PROMPT)
     for _ in range(2):
-        check_same(tiny_detector.ground(image, text)[0], tiny_detector(picture, PROMPT))
+        assert_alike(tiny_detector.ground(image, text)[0], tiny_detector(picture, PROMPT))
 
 
 def test_an_encoded_picture_serves_many_prompts(tiny_detector, picture):
     image = tiny_detector.encode_image(picture)
     for prompt in (PROMPT, NAMES, "cart"):
         (found,) = tiny_detector.ground(image, tiny_detector.encode_text(prompt))
-        check_same(found, tiny_detector(picture, prompt))
+        assert_alike(found, tiny_detector(picture, prompt))
 
 
 def test_an_encoded_vocabulary_serves_many_pictures(tiny_detector, picture):
     text = tiny_detector.encode_text(NAMES)
     both = [picture, picture.rotate(180)]
     for found, each in zip(tiny_detector.ground(tiny_detector.encode_image(both), text), both, strict=True):
-        check_same(found, tiny_detector(each, NAMES), 1e-4)
+        assert_alike(found, tiny_detector(each, NAMES), scores=1e-4, boxes=1e-2)
 
 
 def test_padding_a_caption_changes_nothing(tiny_detector, picture):
     image = tiny_detector.encode_image([picture, picture])
     text = tiny_detector.encode_text([Prompt.parse("dog"), Prompt.from_names(NAMES)])
     short, long = tiny_detector.ground(image, text)
-    check_same(short, tiny_detector(picture, "dog"), 1e-4)
-    check_same(long, tiny_detector(picture, NAMES), 1e-4)
+    assert_alike(short, tiny_detector(picture, "dog"), scores=1e-4, boxes=1e-2)
+    assert_alike(long, tiny_detector(picture, NAMES), scores=1e-4, boxes=1e-2)
 
 
 def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, picture):
     parts = {first: tiny_detector(picture, NAMES[first : first + 3], max_detections=0) for first in (0, 3, 6)}
     everything = tiny_detector(picture, NAMES, max_names=3, max_detections=0)
-    check_same(everything, union(parts, Prompt.from_names(NAMES)), 1e-4)
+    assert_alike(everything, union(parts, Prompt.from_names(NAMES)), scores=1e-4, boxes=1e-2)
     assert len(everything) > 100
-    check_same(tiny_detector(picture, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
-    check_same(tiny_detector(picture, NAMES, max_names=3, batch_size=1), everything.select(torch.arange(100)), 1e-4)
+    assert_alike(tiny_detector(picture, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
+    assert_alike(
+        tiny_detector(picture, NAMES, max_names=3, batch_size=1),
+        everything.select(torch.arange(100)),
+        scores=1e-4,
+        boxes=1e-2,
+    )
 
 
 def test_chunks_follow_the_token_limit(tiny_detector, picture, monkeypatch):
@@ -164,7 +162,7 @@ def test_chunks_follow_the_token_limit(tiny_detector, picture, monkeypatch):
     )
     found = short(picture, NAMES, max_detections=0)
     assert seen == [("a red bus", "cyclist", "dog"), ("traffic light", "car", "cart"), ("zebra",)]
-    check_same(found, tiny_detector(picture, NAMES, max_names=3, max_detections=0), 1e-4)
+    assert_alike(found, tiny_detector(picture, NAMES, max_names=3, max_detections=0), scores=1e-4, boxes=1e-2)
     with pytest.raises(ValueError, match="caption needs 13 tokens, the model reads 9: shorten it, or pass its things"):
         short(picture, Prompt.from_caption("one two three four five six seven eight nine ten eleven", ["two"]))
     with pytest.raises(ValueError, match="needs 13 tokens, the model reads 9: shorten it"):
@@ -175,17 +173,17 @@ def test_one_cap_for_short_and_chunked_prompts_of_a_batch(tiny_detector, picture
     short, long = Prompt.from_names(NAMES[:2]), Prompt.from_names(NAMES)
     together = tiny_detector([picture, picture], [short, long], max_names=3, max_detections=7)
     for found, prompt in zip(together, (short, long), strict=True):
-        check_same(found, tiny_detector(picture, prompt, max_names=3, max_detections=7), 1e-4)
+        assert_alike(found, tiny_detector(picture, prompt, max_names=3, max_detections=7), scores=1e-4, boxes=1e-2)
         assert len(found) == 7
 
 
 def test_thresholds(tiny_detector, picture):
     everything = tiny_detector(picture, PROMPT)
     middle = float(everything.scores.median())
-    check_same(tiny_detector(picture, PROMPT, threshold=middle), everything.above(middle))
+    assert_alike(tiny_detector(picture, PROMPT, threshold=middle), everything.above(middle))
     limits = torch.tensor([middle, 1.0, 0.0])
     found = tiny_detector(picture, PROMPT, threshold=limits.tolist())
-    check_same(found, everything.select(everything.scores >= limits[everything.labels]))
+    assert_alike(found, everything.select(everything.scores >= limits[everything.labels]))
     assert not (found.labels == 1).any() and (found.labels == 2).any()
 
 
@@ -197,7 +195,7 @@ def test_nothing_found(tiny_detector, picture):
 def test_negatives_take_part_and_are_not_returned(tiny_detector, picture):
     plain = tiny_detector(picture, ["dog", "car", "cart"], max_detections=0)
     found = tiny_detector(picture, Prompt.from_names(["dog"], negatives=["car", "cart"]), max_detections=0)
-    check_same(found, plain.select(plain.labels == 0))
+    assert_alike(found, plain.select(plain.labels == 0))
     assert set(found.labels.tolist()) == {0}
 
 
@@ -223,8 +221,8 @@ def test_duplicate_names_stay_separate_labels(tiny_detector, picture):
 def test_max_detections(tiny_detector, picture):
     everything = tiny_detector(picture, NAMES, max_detections=0)
     assert len(everything) < 100 == len(tiny_detector(picture, NAMES, nms=1))
-    check_same(tiny_detector(picture, NAMES), everything)
-    check_same(tiny_detector(picture, NAMES, max_detections=9), everything.select(torch.arange(9)))
+    assert_alike(tiny_detector(picture, NAMES), everything)
+    assert_alike(tiny_detector(picture, NAMES, max_detections=9), everything.select(torch.arange(9)))
 
 
 def test_nms_of_one_keeps_all(tiny_detector, picture):
@@ -256,8 +254,7 @@ def test_token_scores(tiny_detector, picture):
 def test_saved_model_gives_the_same_bits(tiny_detector, tiny_folder, picture):
     again = Detector.from_pretrained(tiny_folder, device="cpu")
     assert again.config == tiny_detector.config
-    first, second = tiny_detector(picture, PROMPT), again(picture, PROMPT)
-    check_same(first, second)
+    assert identical(tiny_detector(picture, PROMPT), again(picture, PROMPT))
     assert {path.name for path in tiny_folder.iterdir()} == {"model.safetensors", "config.json", "vocab.txt"}
 
 
@@ -265,7 +262,7 @@ def test_calls_repeat_and_leave_no_trace(tiny_detector, picture):
     before = picture.copy()
     first = tiny_detector(picture, PROMPT)
     torch.rand(3)
-    check_same(tiny_detector(picture, PROMPT), first)
+    assert identical(tiny_detector(picture, PROMPT), first)
     assert picture == before and not tiny_detector.model.training
     assert not first.scores.requires_grad
 
@@ -274,7 +271,7 @@ def test_threads_do_not_matter(tiny_detector, picture):
     expected = tiny_detector(picture, PROMPT)
     torch.set_num_threads(2)
     try:
-        check_same(tiny_detector(picture, PROMPT), expected, 1e-4)
+        assert_alike(tiny_detector(picture, PROMPT), expected, scores=1e-4, boxes=1e-2)
     finally:
         torch.set_num_threads(1)
 

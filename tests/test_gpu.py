@@ -5,7 +5,6 @@ Run on a GPU by ``pytest -m gpu`` (tools/check_gpu.py does so); ``--device cpu``
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from alike import assert_alike
 from PIL import Image
 from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
 from torch import Tensor
@@ -82,26 +82,22 @@ def images() -> list[Image.Image]:
     return [image if index % 2 else image.resize((90, 120)) for index, (image, _) in enumerate(scenes())]
 
 
-def assert_alike(first: Detections, second: Detections, *, atol: float = 1e-4) -> None:
-    """The same detections; each has its partner, whatever the order of near ties."""
-    assert second.boxes.device.type == second.scores.device.type == "cpu" and len(first) == len(second) > 0
-    gaps = torch.cdist(first.boxes, second.boxes, p=math.inf)
-    same = (gaps <= 1e3 * atol) & (first.labels[:, None] == second.labels[None])
-    same &= (first.scores[:, None] - second.scores[None]).abs() <= atol
-    lost = int((~same.any(1)).sum())
-    assert lost <= 1 + len(first) // 20, f"{lost} of {len(first)} have no partner"
+def assert_near(first: Detections, second: Detections, *, scores: float = 1e-4) -> None:
+    """Alike, and on the CPU."""
+    assert second.boxes.device.type == second.scores.device.type == second.labels.device.type == "cpu"
+    assert_alike(first, second, scores=scores, boxes=0.1)
 
 
 def test_a_detector_finds_what_it_finds_on_the_cpu(pair, images):
     here, there = pair
     for one, other in zip(here(images, list(NAMES)), there(images, list(NAMES)), strict=True):
-        assert_alike(one, other)
+        assert_near(one, other)
 
 
 def test_chunks_and_token_scores(pair, images):
     here, there = pair
     names = [f"{name} {number}" for number in range(3) for name in NAMES]
-    assert_alike(here(images[0], names, max_names=5), there(images[0], names, max_names=5))
+    assert_near(here(images[0], names, max_names=5), there(images[0], names, max_names=5))
     scored = there(images[0], list(NAMES), token_scores=True)
     assert scored.token_scores is not None and scored.token_scores.device.type == "cpu"
 
@@ -115,7 +111,7 @@ def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device)
     stored = kept.get("one", lambda: encoded)
     assert stored.levels[0].device.type == "cpu"
     [again] = there.ground(stored.to(device), text)
-    assert_alike(whole, again, atol=1e-6)
+    assert_near(whole, again, scores=1e-6)
     samples = [Sample(images[1], torch.empty(0, 4), (), vocabulary=NAMES)] * 3
     for _, found in detect_all(there, samples, asking=Asking(batch_size=2), kept=KeptImages(1.0)):
         assert len(found) and found.boxes.device.type == "cpu"
@@ -130,7 +126,7 @@ def test_a_tuned_prompt_is_found_with_its_offsets(pair, images):
     for detector in pair:
         task = Adaptation("prompt", "tiny", detector.fingerprint, NAMES, prompt, offsets)
         found.append(detector.adapted(task)(images[1]))
-    assert_alike(*found)
+    assert_near(*found)
 
 
 def test_weights_have_one_fingerprint_and_are_stored_alike(pair, tmp_path):
@@ -155,7 +151,7 @@ def test_decoding_on_the_device(pair, images, device):
     decoding = Decoding(candidate_threshold=0.0)
     [one] = postprocess(outputs, batch.images, batch.text, decoding)
     [other] = postprocess(moved, batch.images.to(device), batch.text.to(device), decoding)
-    assert_alike(one, other.to("cpu"), atol=1e-5)
+    assert_near(one, other.to("cpu"), scores=1e-5)
 
 
 @pytest.mark.parametrize("classes", [1, 80])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from alike import assert_alike
 from PIL import Image
 from scored import captioned, sample
 
@@ -27,7 +28,7 @@ def test_each_picture_has_its_own_words(tiny_detector, picture):
     for given, found in pairs:
         prompt = given.prompt or Prompt.from_names(given.vocabulary)
         alone = tiny_detector(picture, prompt, threshold=0.0)
-        assert len(found) and torch.equal(found.boxes, alone.boxes) and torch.equal(found.scores, alone.scores)
+        assert_alike(found, alone)
 
 
 def test_a_vocabulary_is_encoded_once(tiny_detector, picture, monkeypatch):
@@ -53,7 +54,7 @@ def test_kept_pictures_are_encoded_once_and_found_the_same(tiny_detector, pictur
         again = [pair for _ in range(2) for pair in detect_all(tiny_detector, samples, kept=kept)]
         assert len(calls) == wanted
         for (_, one), (_, other) in zip(plain * 2, again, strict=True):
-            assert torch.equal(one.boxes, other.boxes) and torch.equal(one.scores, other.scores)
+            assert_alike(one, other)
 
 
 def test_what_cannot_be_looked_at_is_counted(tiny_detector, picture, tmp_path):
@@ -100,7 +101,7 @@ def test_a_picture_is_encoded_once_for_all_its_captions(tiny_detector, picture, 
     assert passes == [1]
     for given, found in pairs:
         alone = tiny_detector(file, given.prompt, threshold=0.0)
-        assert torch.equal(found.boxes, alone.boxes) and torch.allclose(found.scores, alone.scores, atol=1e-6)
+        assert_alike(found, alone)
     passes.clear()
     names = replace(sample([f"thing {number}" for number in range(9)]), picture=file)
     [(_, found)] = detect_all(tiny_detector, [names], asking=Asking(max_names=3, chunk_detections=2, max_detections=0))
@@ -122,8 +123,7 @@ def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
     together = list(detect_all(tiny_detector, samples, asking=Asking(batch_size=batch_size)))
     assert [given.image_id for given, _ in together] == [given.image_id for given in samples]
     for (_, one), (_, other) in zip(alone, together, strict=True):
-        assert torch.equal(one.labels, other.labels)
-        assert torch.allclose(one.scores, other.scores, atol=1e-5) and torch.allclose(one.boxes, other.boxes, atol=1e-3)
+        assert_alike(one, other)
 
 
 def test_shared_chunks_find_what_separate_passes_find(tiny_detector, picture):
@@ -135,5 +135,4 @@ def test_shared_chunks_find_what_separate_passes_find(tiny_detector, picture):
     for first in range(0, len(names), 3):
         alone = tiny_detector(picture, names[first : first + 3], threshold=0.0, max_detections=5)
         own = found.select((found.labels >= first) & (found.labels < first + 3))
-        assert len(alone) and torch.equal(own.labels - first, alone.labels)
-        assert torch.allclose(own.scores, alone.scores, atol=1e-6) and torch.allclose(own.boxes, alone.boxes, atol=1e-3)
+        assert_alike(replace(own, labels=own.labels - first), alone)
