@@ -1,10 +1,14 @@
-# make demo   install into .venv (once), then find things in a drawn picture
-# make test   the whole test suite        make lint   ruff and mypy        make clean   remove what these made
+# make demo        install into .venv (once), then detect objects in a drawn image
+# make test        the whole test suite
+# make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
+# make lint        ruff and mypy
+# make clean       remove what these made
 #
-# PYTHON=python3.12 chooses the interpreter; PYTEST="-k golden" narrows the tests.
+# PYTHON=python3.12 chooses the interpreter; PYTEST="-k golden" narrows the tests; WORKERS=1 runs them one by one.
 
 PYTHON ?= python3
 PYTEST ?=
+WORKERS ?= 2
 DEMO_PICTURE ?= docs/pictures/street.png
 DEMO_PROMPT ?= a red house. a tree. a car. the sun
 OUT ?= out
@@ -12,14 +16,17 @@ OUT ?= out
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast lint clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --out "$(OUT)"
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check .

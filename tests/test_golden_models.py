@@ -41,19 +41,24 @@ DIGESTS = {
 }
 
 
+def slow(name: str) -> Any:
+    """A case of a full-size model, whose weights take seconds to draw."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 def _case_or_skip(name: str) -> Any:
     if not case_path(name).is_file():
         pytest.skip(f"{case_path(name)} is not on this machine")
     return load_case(name)
 
 
-@pytest.fixture(scope="module", params=[*TINY_NAMES, *BIG_NAMES])
+@pytest.fixture(scope="module", params=[*TINY_NAMES, *map(slow, BIG_NAMES)])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     """One inference case, computed once for all tests."""
     yield run_case(_case_or_skip(request.param))
 
 
-@pytest.fixture(scope="module", params=TRAIN_NAMES)
+@pytest.fixture(scope="module", params=[slow(TRAIN_NAMES[0]), *TRAIN_NAMES[1:]])
 def training(request: pytest.FixtureRequest) -> Iterator[TrainingRun]:
     """One training case, computed once for all tests."""
     yield run_training_case(_case_or_skip(request.param))

@@ -127,13 +127,14 @@ def theirs(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Non
 
 
 def grounding_dino(
-    names: int, size: Sequence[int], device: str, *, batch: int = 1
+    names: int, size: Sequence[int], device: str, *, batch: int = 1, layers: int = 6
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """Grounding DINO-T of transformers with random weights, and a batch for it; ``size`` is (height, width)."""
     from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
     with torch.device(device):
-        config = GroundingDinoConfig(num_queries=min(900, size[0] * size[1] // 64))  # a small image has fewer places
+        queries = min(900, size[0] * size[1] // 64)  # a small image has fewer places
+        config = GroundingDinoConfig(num_queries=queries, encoder_layers=layers, decoder_layers=layers)
         model = GroundingDinoForObjectDetection(config).eval()
     ids = torch.full((batch, THEIR_TOKENS[names]), 1012)  # "."
     ids[:, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))

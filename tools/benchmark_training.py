@@ -92,10 +92,12 @@ def measure(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[str, t
     return forward_stages(model, batch) | rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def training_batch(config: glip.ModelConfig, size: Sequence[int], *, count: int = 1) -> Batch:
-    """Noise images of (height, width) with ten boxes each, asked for COCO's 80 names."""
+def training_batch(config: glip.ModelConfig, size: Sequence[int], *, count: int = 1, names: int = 80) -> Batch:
+    """Noise images of (height, width) with ten boxes each, asked for the first names of COCO."""
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-    sample = Sample(picture, *random_boxes(size), prompt=glip.Prompt.from_names(COCO_NAMES))
+    boxes, labels = random_boxes(size)
+    labels = tuple((label % names,) for (label,) in labels)
+    sample = Sample(picture, boxes, labels, prompt=glip.Prompt.from_names(COCO_NAMES[:names]))
     processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))
     return processor.training([sample] * count)
 

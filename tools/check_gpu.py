@@ -33,8 +33,9 @@ import torch  # noqa: E402
 from gpu.measure import Measurement, Missing, Row, Setup, first_line, release_memory  # noqa: E402
 from gpu.page import page  # noqa: E402
 
+Part = tuple[str, str]
 # Module and function that list the measurements of each part, in the order in which time is spent.
-PARTS = {
+PARTS: dict[str, Part] = {
     "parity": ("gpu.parity", "measurements"),
     "drift": ("gpu.drift", "measurements"),
     "speed": ("gpu.speed", "measurements"),
@@ -157,21 +158,26 @@ def run_quietly(command: list[str]) -> str:
 
 
 def check(names: list[str], setup: Setup, environment: dict[str, str], deadline: float, out: Path) -> dict[str, Result]:
-    """Run parts in a worker process, which is started again behind a measurement that it does not survive."""
+    """Run parts in order; each is written as it ends."""
     results: dict[str, Result] = {}
     for name in names:
-        result = results[name] = Result(environment)
-        began = time.monotonic()
-        waiting: list[str] | None = None  # not known before the worker has listed them
-        while waiting is None or waiting:
-            waiting = attend(name, result, waiting, setup, deadline)
-        result.seconds = time.monotonic() - began
+        result = results[name] = run_part(PARTS[name], environment, setup, deadline)
         write(out, name, results)
         print(f"{name}: {len(result.rows)} rows, {len(result.problems)} problems, {result.seconds:.0f} s", flush=True)
     return results
 
 
-def attend(name: str, result: Result, waiting: list[str] | None, setup: Setup, deadline: float) -> list[str]:
+def run_part(part: Part, environment: dict[str, str], setup: Setup, deadline: float) -> Result:
+    """Run a part in a worker process, which is started again behind a measurement that it does not survive."""
+    result, began = Result(environment), time.monotonic()
+    waiting: list[str] | None = None  # not known before the worker has listed them
+    while waiting is None or waiting:
+        waiting = attend(part, result, waiting, setup, deadline)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def attend(part: Part, result: Result, waiting: list[str] | None, setup: Setup, deadline: float) -> list[str]:
     """Run the measurements of a part that are still waiting; gives those that are left if the worker ended early."""
     late = "did not fit into the time"
     if time.monotonic() >= deadline:
@@ -179,10 +185,10 @@ def attend(name: str, result: Result, waiting: list[str] | None, setup: Setup, d
         return []
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    worker = context.Process(target=work, args=(there, name, waiting, setup), daemon=False)
+    worker = context.Process(target=work, args=(there, part, waiting, setup))
     worker.start()
     there.close()
-    current, left = "starting", list(waiting or ())
+    current, left, began = "starting", list(waiting or ()), time.monotonic()
     try:
         while here.poll(max(0.0, deadline - time.monotonic())):
             kind, value = here.recv()
@@ -191,7 +197,10 @@ def attend(name: str, result: Result, waiting: list[str] | None, setup: Setup, d
             elif kind == "begin":
                 current = value
                 left.remove(value)
-                print(f"  {value}", flush=True)
+                print(f"  {value} ...", end="", flush=True)
+                began = time.monotonic()
+            elif kind == "done":
+                print(f" {time.monotonic() - began:.1f} s", flush=True)
             elif kind == "rows":
                 result.rows += value
                 result.failed |= any(row.get("passed") is False for row in value)
@@ -214,15 +223,16 @@ def attend(name: str, result: Result, waiting: list[str] | None, setup: Setup, d
     return []
 
 
-def work(answers: Connection, name: str, waiting: list[str] | None, setup: Setup) -> None:
+def work(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> None:
     """The worker: measure, and tell what came of it."""
-    for planned in plan(answers, name, waiting, setup):
+    for planned in plan(answers, part, waiting, setup):
         answers.send(("begin", planned.name))
         try:
             rows = planned.run()
             answers.send(("rows", [{"table": planned.table, **row} for row in rows]))
         except Exception as error:
             answers.send(("problem", explain(error)))
+        answers.send(("done", None))
         try:
             release_memory(setup)
         except RuntimeError:
@@ -231,9 +241,9 @@ def work(answers: Connection, name: str, waiting: list[str] | None, setup: Setup
     answers.send(("end", None))
 
 
-def plan(answers: Connection, name: str, waiting: list[str] | None, setup: Setup) -> Iterator[Measurement]:
+def plan(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> Iterator[Measurement]:
     """The measurements of a part that are wanted, told to the parent."""
-    module, function = PARTS[name]
+    module, function = part
     try:
         planned = list(getattr(importlib.import_module(module), function)(setup))
     except ImportError as error:

@@ -312,6 +312,7 @@ def test_files_that_cannot_be_written_are_one_line(refused, shots, tiny_folder, 
     assert "No space left on device" in refused("detect", "shots/a.jpg", "dog", "--model", tiny_folder)
 
 
+@pytest.mark.slow
 def test_a_plain_terminal_and_absent_packages(workplace, tiny_folder, picture):
     """In a process of its own: lvis, cv2 and others not importable, and a terminal that only knows ASCII."""
     Image.new("RGB", (40, 30)).save(workplace / "café.png")

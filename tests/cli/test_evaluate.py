@@ -213,6 +213,7 @@ def in_two_processes(*arguments: object) -> list[tuple[int, str]]:
     return [(process.returncode, err) for process, err in zip(ranks, told, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path):
     glip_(tiny_folder, things, captions, "--out", "one")
     ended = in_two_processes(tiny_folder, things, captions, "--out", tmp_path / "two")
@@ -223,6 +224,7 @@ def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path)
     assert len(list((tmp_path / "two").glob("tiny-*/boxes/answers/answers-*.bin"))) == 2
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_ends_both_in_one_line(glip_, tiny_folder, things, tmp_path):
     """Only the main process compares with the answers that are there."""
     glip_(tiny_folder, things, "--out", tmp_path / "out", "--max-detections", 5)

@@ -99,6 +99,7 @@ def test_select_says_what_is_wrong(command_line, tmp_path):
     assert code == 2 and "did you mean 'box'?" in err
 
 
+@pytest.mark.slow
 def test_a_terminated_run_tells_what_it_did(captions, tiny_folder, tmp_path):
     lines = captions.read_text().splitlines()
     captions.write_text("\n".join(lines * 200) + "\n")  # every picture again and again: many shards of one

@@ -59,6 +59,7 @@ def test_given_pictures_are_those_tuned_on(glip_, model, shapes, tmp_path):
     assert code == 2 and "has no picture '77'" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "encoded"), [("prompt", 3 + 4), ("linear", 3 + 4), ("full", 64 + 1 + 4)])
 def test_a_frozen_encoder_sees_each_picture_once(mode, encoded, glip_, model, shapes, seen):
     """Of 4 pictures 3 are tuned on (64 views), 1 validates (before, after, thresholds), all test (before, after).
@@ -75,12 +76,14 @@ def test_a_frozen_encoder_sees_each_picture_once(mode, encoded, glip_, model, sh
     assert one.figures == pytest.approx(other.figures, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_several_ways_share_what_is_encoded(glip_, model, shapes, seen):
     code, _, err = glip_(model, shapes, "--test", shapes, "--mode", "prompt", "linear", "--seed", 0, 1, *QUICK)
     assert code == 0, err
     assert sum(seen) == 3 + 4
 
 
+@pytest.mark.slow
 def test_pictures_of_training_have_the_first_place(glip_, model, shapes):
     """Seen in every step, they take the room of those that are validated and tested on, also where these came first."""
     one = sum(level.numel() * 4 for level in load_pretrained(model).model.encode_image(torch.zeros(1, 3, 96, 128)))

@@ -74,6 +74,7 @@ def test_lines_of_a_table_follow_the_shots():
     assert named == [("prompt", "1"), ("prompt", "5"), ("prompt", "10"), ("prompt", "all"), ("linear", "5")]
 
 
+@pytest.mark.slow
 def test_a_table_row_by_row(glip_, model, table, tmp_path, seen):
     ways = ("--tasks", table, "--mode", "prompt", "linear", "--shots", "1", *QUICK, "--out", "o")
     code, out, err = glip_(model, *ways)
@@ -131,6 +132,7 @@ def test_a_cell_made_twice_counts_once(tmp_path):
     assert ledger.rows() == [a_row(figures={"test AP50": 0.5})]
 
 
+@pytest.mark.slow
 def test_one_cell_at_a_time_and_once(glip_, model, table, tmp_path):
     """What another process is at is left to it; what a kill left of a state goes; a way asked for twice is one."""
     given = (model, "--tasks", table, "--shots", "1", *QUICK, "--out", "o")
@@ -149,6 +151,7 @@ def test_one_cell_at_a_time_and_once(glip_, model, table, tmp_path):
     assert len((tmp_path / "o" / "ledger.jsonl").read_text().splitlines()) == 2 and "[3 of 4] second" in out
 
 
+@pytest.mark.slow
 def test_a_line_has_one_recipe(glip_, model, table, tmp_path):
     """Seeds of other settings, or models that read otherwise, are refused before anything is tuned."""
     given = ("--tasks", table, "--shots", "1", *QUICK, "--out", "o")
@@ -171,6 +174,7 @@ def test_a_cell_that_cannot_be_tuned_does_not_end_the_table(glip_, model, table,
     )
 
 
+@pytest.mark.slow
 def test_rows_of_other_data_are_not_taken_for_these(glip_, model, table, shapes):
     given = (model, "--tasks", table, "--shots", "1", *QUICK, "--out", "o")
     assert glip_(*given)[0] == 0
@@ -204,6 +208,7 @@ def test_odinw_names_are_those_of_the_pictures(tmp_path):
         replace(sets, names=task.names)
 
 
+@pytest.mark.slow
 def test_two_models_share_a_table(glip_, model, table, tmp_path):
     """One ledger and figure for both, a table and a folder for each."""
     one = load_pretrained(model).config

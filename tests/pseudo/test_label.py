@@ -63,6 +63,7 @@ def test_captions_of_a_picture_share_its_encoding(pool, tiny_folder, tmp_path, m
     assert sum(encoded) == 10  # of eleven captions
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_does_each_shard_once(pool, tiny_folder, tmp_path, monkeypatch):
     run(pool, tiny_folder, tmp_path / "whole")
     done: list[str] = []
@@ -94,6 +95,7 @@ def test_a_shard_without_its_mark_is_made_again(pool, tiny_folder, tmp_path):
     assert labels(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_torchrun_shares_the_shards(pool, tiny_folder, tmp_path):
     run(pool, tiny_folder, tmp_path / "one")
     for rank in ("1", "0"):  # the main one last: it writes the report over all

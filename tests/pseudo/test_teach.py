@@ -50,6 +50,7 @@ def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> Teachin
     )
 
 
+@pytest.mark.slow
 def test_two_rounds_and_then_nothing_is_left_to_do(experiment, pool, tiny_folder, tmp_path):
     said: list[str] = []
     rows = teaching(experiment, pool, tiny_folder, tmp_path / "out", said)()

@@ -57,6 +57,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_follow_one(name, folder):
     both, alone = metrics(folder / name), metrics(folder / "alone" / name)
@@ -90,6 +91,7 @@ def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
     }
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(tmp_path):
     first, second = launch(tmp_path, "fail")
     assert second.returncode == 1 and "picture 'x.jpg' cannot be read" in second.stderr

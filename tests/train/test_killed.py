@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from killed_run import STEPS, start_run
 from runs import metrics, same
@@ -14,6 +15,7 @@ PROGRAM = Path(__file__).with_name("killed_run.py")
 MOMENTS = ["save:5", "save:1", "save:2", "fsync:3", "replace:2", "replace:3"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment(tmp_path):
     random.seed(0)
     times = [f"{random.uniform(0.05, 0.4):.2f}" for _ in range(2)]

@@ -141,6 +141,7 @@ def test_full_tuning_freezes_the_bottom_stages():
     assert all(value.requires_grad for value in detector.model.parameters()), "flags of the detector's own weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["prompt", "full"])
 def test_a_few_rounds_lower_the_loss(mode, tmp_path):
     run = run_of(detector_of(), tmp_path, mode=mode, rounds=12, views=8, lr=0.05 if mode == "prompt" else 2e-3)
@@ -175,6 +176,7 @@ def test_pictures_of_other_sizes_are_their_own_pass():
     assert all(len(group.batch.targets) == len(group.levels[0]) for group in groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "stopped_in"), [("prompt", 2), ("linear", 1), ("full", 1)])
 def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monkeypatch):
     figures = [0.1, 0.5, 0.2, 0.4, 0.3]

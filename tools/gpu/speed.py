@@ -147,7 +147,7 @@ def dino_rows(names: int, size: int, kind: str, setup: Setup) -> list[Row]:
 @lru_cache(maxsize=1)
 def _dino(names: int, size: int, setup: Setup) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    return grounding_dino(names, setup.image_size, setup.device, batch=size)
+    return grounding_dino(names, setup.image_size, setup.device, batch=size, layers=2 if setup.tiny else 6)
 
 
 def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:

@@ -23,7 +23,7 @@ from glip.train.optim import build_optimizer
 from glip.train.step import Stepper
 from gpu.measure import Measurement, Row, Setup, milliseconds, peak_memory, precision, random_model
 
-_TABLE = "Training steps of {}, 80 names, 10 boxes an image"
+_TABLE = "Training steps of {}, {} names, 10 boxes an image"
 _RESUME = "A killed run, resumed on the device"
 _PARALLEL = "One process with DDP and FSDP"
 _STEPS = 4  # whose losses are compared
@@ -41,7 +41,7 @@ def measurements(setup: Setup) -> Iterator[Measurement]:
             for kind in (kind for kind in _KINDS if kind in setup.precisions):
                 title = f"training, batch {size}, {kind}" + (", checkpointing" if checkpointing else "")
                 run = partial(step_rows, model, size, kind, checkpointing, setup)
-                yield Measurement(title, _TABLE.format(model), run)
+                yield Measurement(title, _TABLE.format(model, names_of(setup)), run)
 
 
 def make_stepper(name: str, kind: str, setup: Setup, *, checkpointing: bool = False, parallel: str = "") -> Stepper:
@@ -56,10 +56,15 @@ def make_stepper(name: str, kind: str, setup: Setup, *, checkpointing: bool = Fa
     return Stepper(model, module, optimizer=optimizer, group=group, clip=1.0, precision=kind)
 
 
+def names_of(setup: Setup) -> int:
+    """How many names the prompt has."""
+    return 10 if setup.tiny else 80
+
+
 def make_step(name: str, size: int, setup: Setup) -> Step:
     """One batch on the device."""
     torch.manual_seed(0)
-    batch = training_batch(glip.load_config(name).model, setup.image_size, count=size)
+    batch = training_batch(glip.load_config(name).model, setup.image_size, count=size, names=names_of(setup))
     return Step((batch.to(setup.device),), Tally(), (), size)
 
 

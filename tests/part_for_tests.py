@@ -1,0 +1,61 @@
+"""A part of the GPU check that goes wrong in every way, for test_check_gpu.py."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import torch
+from gpu.measure import Measurement, Missing, Row, Setup
+
+
+def measurements(setup: Setup) -> Iterator[Measurement]:
+    """One that works before and after those that do not."""
+    for run in (working, broken, out_of_memory, lacking, without_package, dying, failing, working_again):
+        yield Measurement(run.__name__, "Table", run)
+
+
+def hanging(setup: Setup) -> Iterator[Measurement]:
+    """One that never ends, and one behind it."""
+    for run in (endless, working):
+        yield Measurement(run.__name__, "Table", run)
+
+
+def working() -> list[Row]:
+    return [{"figure": 1.5, "passed": True}]
+
+
+def working_again() -> list[Row]:
+    return [{"figure": 2.5}]
+
+
+def broken() -> list[Row]:
+    raise ValueError("two lines\nof text")
+
+
+def out_of_memory() -> list[Row]:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def lacking() -> list[Row]:
+    raise Missing("a file is not on this machine")
+
+
+def without_package() -> list[Row]:
+    import no_such_package  # noqa: F401
+
+    return []
+
+
+def dying() -> list[Row]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def failing() -> list[Row]:
+    return [{"figure": 9.0, "passed": False}]
+
+
+def endless() -> list[Row]:
+    time.sleep(600)
+    return []

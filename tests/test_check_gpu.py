@@ -1,0 +1,121 @@
+"""tools/check_gpu.py: whole on a CPU, and what goes wrong is named while the rest goes on."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tools"))
+
+import check_gpu  # noqa: E402
+from gpu.measure import Setup  # noqa: E402
+from gpu.page import page  # noqa: E402
+from part_for_tests import working, working_again  # noqa: E402
+
+
+def run(*words: object, seconds: int = 600) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / "check_gpu.py"), *map(str, words)]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests need the other processors
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT, env=alone)
+
+
+@pytest.mark.slow
+def test_the_whole_check_runs_on_a_cpu(tmp_path):
+    done = run("--size", "tiny", "--device", "cpu", "--repeats", 1, "--minutes", 8, "--out", tmp_path / "new" / "out")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parts = {name: json.loads((tmp_path / "new" / "out" / f"{name}.json").read_text()) for name in check_gpu.PARTS}
+    problems = {what: why for part in parts.values() for what, why in part["problems"].items()}
+    assert set(problems.values()) == {"CUDA graphs need a GPU"}
+    rows = {name: part["rows"] for name, part in parts.items()}
+    assert all(rows.values()) and all(row.get("passed") is not False for own in rows.values() for row in own)
+    assert {row["case"] for row in rows["parity"] if "logits" in row} >= {"tiny_det", "tiny_nofuse_det"}
+    assert any("passed" in str(row.get("result")) for row in rows["parity"]), "tests of devices ran"
+    assert {row["precision"] for row in rows["drift"] if "case" in row} == {"bfloat16"}
+    stages = {row["stage"]: row for row in rows["speed"] if "stage" in row}
+    assert stages["fusion"]["GFLOP"] > stages["text"]["GFLOP"] > 0 and stages["backbone"]["MB"] > 1
+    assert {row["parallel"] for row in rows["training"] if "parallel" in row} == {"none", "ddp", "fsdp"}
+    text = (tmp_path / "new" / "out" / "check_gpu.md").read_text()
+    assert "device: CPU" in text and f"torch {torch.__version__}" in text and text.strip() in done.stdout
+
+
+def test_what_goes_wrong_is_named_and_the_rest_goes_on():
+    setup = Setup("cpu", True, 1, None, ROOT)
+    result = check_gpu.run_part(("part_for_tests", "measurements"), {}, setup, time.monotonic() + 300)
+    assert [row.get("figure") for row in result.rows] == [working()[0]["figure"], 9.0, working_again()[0]["figure"]]
+    assert result.failed, "a row that has not passed, an error and a death fail the check"
+    assert result.problems.pop("broken").startswith("ValueError: two lines of text (part_for_tests.py:")
+    assert result.problems == {
+        "out_of_memory": "out of memory",
+        "lacking": "a file is not on this machine",
+        "without_package": "package no_such_package is missing",
+        "dying": "its process ended with exit code -9",
+    }
+    assert result.seconds < 250, "it ends when all is done"
+    text = page({"part": vars(result)})
+    assert "| 9 | **no** |" in text and "| dying | its process ended with exit code -9 |" in text
+
+
+def test_what_hangs_is_ended():
+    setup = Setup("cpu", True, 1, None, ROOT)
+    result = check_gpu.run_part(("part_for_tests", "hanging"), {}, setup, time.monotonic() + 20)
+    assert "was not finished in time" in result.problems.values() and not result.rows
+
+
+def test_what_does_not_fit_is_listed():
+    setup = Setup("cpu", True, 1, None, ROOT)
+    result = check_gpu.run_part(("part_for_tests", "measurements"), {}, setup, time.monotonic() - 1)
+    assert result.problems == {"the whole part": "did not fit into the time"} and not result.failed
+
+
+def test_a_missing_package_of_a_part(monkeypatch):
+    setup = Setup("cpu", True, 1, None, ROOT)
+    result = check_gpu.run_part(("no_such_package", "measurements"), {}, setup, time.monotonic() + 60)
+    assert result.problems == {"starting": "package no_such_package is missing"} and not result.failed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_is_named(capsys):
+    device, reason = check_gpu.choose_device(None)
+    assert device == "cpu" and reason
+    assert reason in check_gpu.describe(device, reason)["device"]
+    assert check_gpu.choose_device("cuda:7")[0] is None
+
+
+def test_an_old_driver_is_named(monkeypatch):
+    def is_available() -> bool:
+        import warnings
+
+        warnings.warn("The NVIDIA driver on your system is too old (found version 11040).", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "driver on your system is too old" in check_gpu.choose_device(None)[1]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    result = check_gpu.Result({"device": "CPU"}, rows=[{"table": "T", "figure": 1.0}])
+    check_gpu.write(tmp_path / "file" / "out", "speed", {"speed": result})
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_parts_of_several_calls_share_a_page(tmp_path):
+    for part, card in (("speed", "one card"), ("parity", "another card")):
+        result = check_gpu.Result({"device": card}, rows=[{"table": f"About {part}", "figure": 0.25}])
+        check_gpu.write(tmp_path, part, {part: result})
+    text = (tmp_path / "check_gpu.md").read_text()
+    assert text.index("another card") < text.index("About parity") < text.index("one card") < text.index("About speed")
+
+
+@pytest.mark.parametrize("words", [("--minutes", "0"), ("--repeats", "0"), ("--only", "nothing")])
+def test_wrong_calls(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check_gpu.parse(list(words))
+    assert ended.value.code == 2
