@@ -61,6 +61,7 @@ def test_what_goes_wrong_is_named_and_the_rest_goes_on():
     assert "| 9 | **no** |" in text and "| dying | its process ended with exit code -9 |" in text
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended():
     setup = Setup("cpu", True, 1, None, ROOT)
     result = check_gpu.run_part(("part_for_tests", "hanging"), {}, setup, time.monotonic() + 20)

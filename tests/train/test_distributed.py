@@ -75,6 +75,7 @@ def test_two_processes_follow_one(name, folder):
         torch.testing.assert_close(shipped[key], value, rtol=1e-4, atol=2e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_division_does_not_matter(folder):
     losses = [[row["loss"] for row in metrics(folder / name) if row["loss"]] for name in ("ddp", "accumulated")]
     assert len(losses[0]) == STEPS - 1 and losses[0] == pytest.approx(losses[1], rel=1e-5)
