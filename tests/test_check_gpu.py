@@ -120,3 +120,12 @@ def test_wrong_calls(words, capsys):
     with pytest.raises(SystemExit) as ended:
         check_gpu.parse(list(words))
     assert ended.value.code == 2
+
+
+def test_every_figure_of_the_docs_has_card_versions_and_command():
+    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    figures = text.split("\n## Last figures\n", 1)[1]
+    assert figures.lstrip().startswith("- command: "), "nothing stands before the first card"
+    for block in figures.split("- command: ")[1:]:
+        head, *tables = block.split("\n## ")
+        assert tables and all(f"- {key}: " in head for key in ("device", "versions", "commit", "date")), head
