@@ -4,6 +4,7 @@ Tolerances are those that were measured with the runs: a few times the release's
 typical mistake changes. They hold for float32 on a CPU; tools/check_gpu.py allows a GPU four times as much.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -86,7 +87,7 @@ def loss_deviations(run: TrainingRun) -> dict[str, float]:
         "loss_centerness": run.losses.centerness,
         "loss_total": run.losses.total,
     }
-    return {name: abs(value.item() / float(run.case.arrays[name]) - 1) for name, value in ours.items()}
+    return {name: finite(abs(value.item() / float(run.case.arrays[name]) - 1)) for name, value in ours.items()}
 
 
 def gradient_deviations(run: TrainingRun) -> dict[str, float]:
@@ -94,11 +95,11 @@ def gradient_deviations(run: TrainingRun) -> dict[str, float]:
     stored, shares = run.case.arrays, {}
     for key, norm in zip(stored["grad_keys"].tolist(), stored["grad_norms"].tolist(), strict=True):
         gap = abs(run.gradients[key].double().norm().item() - norm)
-        shares[key] = gap / (GRADIENT * norm + GRADIENT_ATOL)
+        shares[key] = finite(gap / (GRADIENT * norm + GRADIENT_ATOL))
     for name in (name for name in stored if name.startswith("grad:")):
         golden = run.case.tensor(name)  # the first 64 rows
         gap = (run.gradients[name.removeprefix("grad:")][: len(golden)] - golden).norm().item()
-        shares[name] = gap / (GRADIENT * golden.norm().item() + GRADIENT_ATOL)
+        shares[name] = finite(gap / (GRADIENT * golden.norm().item() + GRADIENT_ATOL))
     return shares
 
 
@@ -131,4 +132,9 @@ def stat_deviation(ours: Tensor, stored: Tensor) -> float:
 def largest_difference(ours: Tensor, golden: Tensor) -> float:
     """Of two arrays, which must have one shape."""
     assert ours.shape == golden.shape, f"{tuple(ours.shape)} is not {tuple(golden.shape)}"
-    return float((ours.double() - golden.double()).abs().max())
+    return finite(float((ours.double() - golden.double()).abs().max()))
+
+
+def finite(gap: float) -> float:
+    """A deviation; infinite where a number is NaN, which no comparison would show."""
+    return gap if math.isfinite(gap) else math.inf

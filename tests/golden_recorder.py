@@ -20,7 +20,7 @@ from glip.text.tokens import positive_map
 
 @dataclass(frozen=True)
 class Run:
-    """A case and what we compute for it; ``arrays`` are named as in the case and lie on the CPU."""
+    """A case and what we compute for it; ``arrays`` are named as in the case and are on the CPU."""
 
     case: Case
     loaded: Loaded

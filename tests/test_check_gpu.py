@@ -15,6 +15,7 @@ sys.path.append(str(ROOT / "tools"))
 
 import check_gpu  # noqa: E402
 from gpu.measure import Setup  # noqa: E402
+from gpu.pack import pack  # noqa: E402
 from gpu.page import page  # noqa: E402
 from part_for_tests import working, working_again  # noqa: E402
 
@@ -27,7 +28,9 @@ def run(*words: object, seconds: int = 600) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_the_whole_check_runs_on_a_cpu(tmp_path):
-    done = run("--size", "tiny", "--device", "cpu", "--repeats", 1, "--minutes", 8, "--out", tmp_path / "new" / "out")
+    (tmp_path / "data").mkdir()
+    words = ["--size", "tiny", "--device", "cpu", "--repeats", 1, "--minutes", 8, "--data", tmp_path / "data"]
+    done = run(*words, "--out", tmp_path / "new" / "out")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     parts = {name: json.loads((tmp_path / "new" / "out" / f"{name}.json").read_text()) for name in check_gpu.PARTS}
     problems = {what: why for part in parts.values() for what, why in part["problems"].items()}
@@ -46,7 +49,8 @@ def test_the_whole_check_runs_on_a_cpu(tmp_path):
 
 def test_what_goes_wrong_is_named_and_the_rest_goes_on():
     setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.run_part(("part_for_tests", "measurements"), {}, setup, time.monotonic() + 300)
+    result, saved, part = check_gpu.Result({}), [], ("part_for_tests", "measurements")
+    check_gpu.run_part(part, result, setup, time.monotonic() + 300, lambda: saved.append(len(result.rows)))
     assert [row.get("figure") for row in result.rows] == [working()[0]["figure"], 9.0, working_again()[0]["figure"]]
     assert result.failed, "a row that has not passed, an error and a death fail the check"
     assert result.problems.pop("broken").startswith("ValueError: two lines of text (part_for_tests.py:")
@@ -57,6 +61,7 @@ def test_what_goes_wrong_is_named_and_the_rest_goes_on():
         "dying": "its process ended with exit code -9",
     }
     assert result.seconds < 250, "it ends when all is done"
+    assert {1, 2, 3} <= set(saved), "rows are written as they come"
     text = page({"part": vars(result)})
     assert "| 9 | **no** |" in text and "| dying | its process ended with exit code -9 |" in text
 
@@ -64,20 +69,26 @@ def test_what_goes_wrong_is_named_and_the_rest_goes_on():
 @pytest.mark.slow
 def test_what_hangs_is_ended():
     setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.run_part(("part_for_tests", "hanging"), {}, setup, time.monotonic() + 20)
-    assert "was not finished in time" in result.problems.values() and not result.rows
+    result = check_gpu.Result({})
+    check_gpu.run_part(("part_for_tests", "hanging"), result, setup, time.monotonic() + 60, lambda: None)
+    assert result.problems == {"endless": "was not finished in time"} and result.failed
+    assert [row["figure"] for row in result.rows] == [working()[0]["figure"]], "what stands behind it has its turn"
 
 
 def test_what_does_not_fit_is_listed():
     setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.run_part(("part_for_tests", "measurements"), {}, setup, time.monotonic() - 1)
+    result = check_gpu.Result({})
+    check_gpu.run_part(("part_for_tests", "measurements"), result, setup, time.monotonic() - 1, lambda: None)
     assert result.problems == {"the whole part": "did not fit into the time"} and not result.failed
 
 
-def test_a_missing_package_of_a_part(monkeypatch):
+def test_a_missing_package_of_a_part():
     setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.run_part(("no_such_package", "measurements"), {}, setup, time.monotonic() + 60)
+    result = check_gpu.Result({})
+    check_gpu.run_part(("no_such_package", "measurements"), result, setup, time.monotonic() + 60, lambda: None)
     assert result.problems == {"starting": "package no_such_package is missing"} and not result.failed
+    ours = ModuleNotFoundError("No module named 'golden_cases.x'", name="golden_cases.x")
+    assert check_gpu.explain(ours)[1], "a module of the checkout that is not there is a bug"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -103,16 +114,36 @@ def test_an_old_driver_is_named(monkeypatch):
 def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     result = check_gpu.Result({"device": "CPU"}, rows=[{"table": "T", "figure": 1.0}])
-    check_gpu.write(tmp_path / "file" / "out", "speed", {"speed": result})
+    check_gpu.write(tmp_path / "file" / "out", "speed", result)
     assert "cannot be written to" in capsys.readouterr().err
 
 
 def test_parts_of_several_calls_share_a_page(tmp_path):
     for part, card in (("speed", "one card"), ("parity", "another card")):
         result = check_gpu.Result({"device": card}, rows=[{"table": f"About {part}", "figure": 0.25}])
-        check_gpu.write(tmp_path, part, {part: result})
+        check_gpu.write(tmp_path, part, result)
+    (tmp_path / "training.json").write_text("not ours")
+    check_gpu.write(tmp_path, "parity", result)
     text = (tmp_path / "check_gpu.md").read_text()
     assert text.index("another card") < text.index("About parity") < text.index("one card") < text.index("About speed")
+
+
+def test_packing(tmp_path, capsys):
+    (tmp_path / "golden" / "cases").mkdir(parents=True)
+    for name, count in (("t_a_det3", 3000), ("t_c_det3", 1000)):
+        (tmp_path / "golden" / "cases" / f"{name}.npz").write_bytes(bytes(count))
+    for folder in ("annotations", "images"):
+        (tmp_path / "data" / "bccd" / folder).mkdir(parents=True)
+    (tmp_path / "data" / "bccd" / "images" / "1.jpg").write_bytes(bytes(10))
+    listed = {"images": [{"file_name": "1.jpg"}]}
+    (tmp_path / "data" / "bccd" / "annotations" / "instances_test.json").write_text(json.dumps(listed))
+    assert pack(tmp_path / "out", limit_mb=0.002, beside=tmp_path) == 0
+    packed = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    assert packed == {"golden/t_c_det3.npz", "data/bccd/images/1.jpg", "data/bccd/annotations/instances_test.json"}
+    out = capsys.readouterr().out
+    assert "left out, does not fit into 0.002 MB: t_a_det3" in out and "not at hand: raccoon" in out
+    assert pack(tmp_path / "out", limit_mb=1, beside=tmp_path / "nowhere") == 2
+    assert (tmp_path / "out" / "golden").is_dir(), "what was there stays"
 
 
 @pytest.mark.parametrize("words", [("--minutes", "0"), ("--repeats", "0"), ("--only", "nothing")])

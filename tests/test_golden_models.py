@@ -142,6 +142,12 @@ def test_detections(run: Run, note: Any) -> None:
         assert lost <= allowed and gained <= allowed
 
 
+def test_numbers_that_are_not_finite_are_infinitely_far_off() -> None:
+    broken = torch.tensor([1.0, float("nan")])
+    assert largest_difference(broken, torch.ones(2)) == float("inf")
+    assert largest_difference(torch.ones(2), torch.ones(2)) == 0
+
+
 def test_training_inputs(training: TrainingRun) -> None:
     images, text, case = training.batch.images, training.batch.text, training.case
     assert [list(size) for size in images.resized] == case.arrays["image_sizes"].tolist()

@@ -88,6 +88,13 @@ def assert_near(first: Detections, second: Detections, *, scores: float = 1e-4) 
     assert_alike(first, second, scores=scores, boxes=0.1)
 
 
+def assert_gradients_alike(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """By the norm of their difference: most single entries are tiny."""
+    for name, gradient in first.items():
+        gap = float((gradient - second[name]).norm())
+        assert gap <= 1e-2 * float(gradient.norm()) + 1e-5, f"{name}: {gap} of {float(gradient.norm())}"
+
+
 def test_a_detector_finds_what_it_finds_on_the_cpu(pair, images):
     here, there = pair
     for one, other in zip(here(images, list(NAMES)), there(images, list(NAMES)), strict=True):
@@ -98,8 +105,9 @@ def test_chunks_and_token_scores(pair, images):
     here, there = pair
     names = [f"{name} {number}" for number in range(3) for name in NAMES]
     assert_near(here(images[0], names, max_names=5), there(images[0], names, max_names=5))
-    scored = there(images[0], list(NAMES), token_scores=True)
-    assert scored.token_scores is not None and scored.token_scores.device.type == "cpu"
+    for one, other in zip(*(d([images[0]], list(NAMES), token_scores=True) for d in pair), strict=True):
+        assert other.token_scores is not None and other.token_scores.device.type == "cpu"
+        torch.testing.assert_close(one.token_scores.amax(0), other.token_scores.amax(0), rtol=0, atol=1e-3)
 
 
 def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device):
@@ -161,7 +169,8 @@ def test_suppression_keeps_what_the_cpu_keeps(device, classes):
     boxes, scores = torch.cat([corners, corners + sides], 1), torch.rand(2000, generator=generator)
     labels = torch.randint(0, classes, (2000,), generator=generator)
     kept = suppress(boxes, scores, labels, 0.6)
-    assert suppress(boxes.to(device), scores.to(device), labels.to(device), 0.6).tolist() == kept.tolist()
+    there = suppress(boxes.to(device), scores.to(device), labels.to(device), 0.6)
+    assert len(kept) > 500 and len(set(there.tolist()) ^ set(kept.tolist())) <= 2
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -215,8 +224,7 @@ def test_losses_and_gradients_of_a_model(device):
         found.append((losses.total.item(), int(losses.num_positive), gradients))
     (loss, count, own), (other, their_count, theirs) = found
     assert other == pytest.approx(loss, rel=1e-4) and count == their_count
-    for name, gradient in own.items():
-        torch.testing.assert_close(theirs[name], gradient, rtol=1e-2, atol=1e-4, msg=name)
+    assert_gradients_alike(own, theirs)
 
 
 @pytest.mark.parametrize("config", [runs.SWIN, runs.RESNET], ids=["swin", "resnet"])
@@ -234,8 +242,7 @@ def test_checkpointing_repeats_the_random_layers(device, config):
         losses.append(total.item())
         gradients.append({name: parameter.grad.cpu() for name, parameter in model.named_parameters()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-2, atol=1e-4, msg=name)
+    assert_gradients_alike(*gradients)
 
 
 def test_random_numbers_go_on_where_they_were(device):
@@ -254,16 +261,19 @@ def test_a_training_with_running_mean_resumes(device, precision, tmp_path):
     """Killed after four of six steps; a GPU adds in no fixed order, so weights are compared with a tolerance."""
     made = [runs.step_of(batch) for batch in runs.batches_of(1)]
 
+    said: list[str] = []
+
     def run(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
         group = Group(device=torch.device(device))
         experiment = runs.settings(folder, ema=0.9, keep_start=0.2, precision=precision)
-        model = train(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=runs.quiet)
+        model = train(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=said.append)
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
     whole = run(tmp_path / "whole")
     with contextlib.suppress(KeyboardInterrupt):
         run(tmp_path / "killed", stop=5)
     resumed = run(tmp_path / "killed")
+    assert any(line.startswith("resumed") and line.endswith("at step 4") for line in said)
     assert len(runs.metrics(tmp_path / "killed")) == len(runs.metrics(tmp_path / "whole"))
     moved = [(whole[name] - value).abs().max() for name, value in seeded(runs.SWIN).state_dict().items()]
     assert max(moved) > 1e-4, "the training changed the weights"
@@ -286,7 +296,7 @@ def test_float16_lowers_its_scale_until_gradients_fit(device):
 
 
 @pytest.mark.parametrize("mode", ["prompt", "linear", "full"])
-def test_tuning_learns(device, mode, tmp_path):
+def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
     config = replace(TINY, image=replace(TINY.image, min_size=96, max_size=128))
     detector = Detector(seeded(config), config, Tokenizer(VOCABULARY), device)
     samples = []
@@ -302,7 +312,8 @@ def test_tuning_learns(device, mode, tmp_path):
     assert fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"
     learned = [task.offsets] if mode == "prompt" else list(task.weights.values())
     assert learned and all(value is not None and value.isfinite().all() for value in learned)
-    assert all(value.device.type == "cpu" for value in learned if value is not None)
+    assert any(value.any() for value in learned), "something was learned"
+    assert all(value.device.type == "cpu" for value in learned)
     found = detector.adapted(task)(scenes()[0][0], threshold=0.0)
     assert found.boxes.device.type == "cpu"
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,7 +116,7 @@ def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
     model = build(config).eval().to(args.device)
     processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))  # its vocabulary is BERT's
     processor.min_size, processor.max_size = min(args.size), max(args.size)
-    picture = Image.effect_noise((args.size[1], args.size[0]), 64).convert("RGB")
+    picture = noise(args.size)
     batch = processor([picture], [glip.Prompt.from_names(COCO_NAMES[:names])]).to(args.device)
     return lambda: model(batch), lambda: stage_table(model, batch, args.device)
 
@@ -124,6 +125,11 @@ def theirs(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Non
     """Grounding DINO-T on a picture of the same size and a caption of one-token names."""
     model, inputs = grounding_dino(names, args.size, args.device)
     return lambda: model(**inputs), None
+
+
+def noise(size: Sequence[int]) -> Image.Image:
+    """An image of (height, width) pixels of noise, always the same."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 def grounding_dino(

@@ -18,9 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from benchmark import COCO_NAMES, clock, meter
+from benchmark import COCO_NAMES, clock, meter, noise
 from PIL import Image
 
 import glip
@@ -94,10 +93,9 @@ def measure(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[str, t
 
 def training_batch(config: glip.ModelConfig, size: Sequence[int], *, count: int = 1, names: int = 80) -> Batch:
     """Noise images of (height, width) with ten boxes each, asked for the first names of COCO."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     boxes, labels = random_boxes(size)
     labels = tuple((label % names,) for (label,) in labels)
-    sample = Sample(picture, boxes, labels, prompt=glip.Prompt.from_names(COCO_NAMES[:names]))
+    sample = Sample(noise(size), boxes, labels, prompt=glip.Prompt.from_names(COCO_NAMES[:names]))
     processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))
     return processor.training([sample] * count)
 

@@ -4,8 +4,8 @@
     python tools/check_gpu.py --pack [--pack-mb 40] [--wheels NAME ...]
 
 The parts run in order until the time is spent. Each writes its JSON file and the page check_gpu.md into the folder as
-it goes; what failed, what needs a missing package and what did not fit is listed there. --pack copies what the check
-reads from beside the checkout into gpu_data/, for a machine that only gets the checkout.
+it goes; what failed, what needs a missing package and what did not fit is listed there. --pack copies the inputs of the
+check that are outside the checkout into gpu_data/, for a machine that only gets the checkout.
 """
 
 import argparse
@@ -20,14 +20,17 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "train"):
-    sys.path.insert(0, str(folder))
+OWN = (ROOT, ROOT / "tools", ROOT / "tests", ROOT / "tests" / "train")
+sys.path[:0] = map(str, OWN)
 
 import torch  # noqa: E402
 from gpu.measure import Measurement, Missing, Row, Setup, first_line, release_memory  # noqa: E402
@@ -45,11 +48,14 @@ PARTS: dict[str, Part] = {
     "grounding-dino": ("gpu.speed", "dino"),
 }
 _UNUSABLE = 3  # exit code of a worker whose device an error has left unusable
+_LONGEST_SHARE = 0.7  # of the time left, that one measurement may take while others wait
+_STARTING = "starting"
+_named: set[str] = set()  # reasons why results cannot be written
 
 
 @dataclass
 class Result:
-    """What a part has given so far. ``problems`` says of each measurement without rows why it has none."""
+    """What a part has measured so far. ``problems`` says why a measurement has no rows, or not all of them."""
 
     environment: dict[str, str]
     seconds: float = 0.0
@@ -64,11 +70,11 @@ def main() -> int:
     if args.pack:
         from gpu.pack import pack
 
-        return pack(ROOT, limit_mb=args.pack_mb, wheels=args.wheels, python=args.wheels_python)
+        return pack(ROOT / "gpu_data", limit_mb=args.pack_mb, wheels=args.wheels, python=args.wheels_python)
     os.environ["HF_HUB_OFFLINE"] = "1"  # read by the worker
     device, reason = choose_device(args.device)
-    if device is None:
-        print(f"error: {reason}", file=sys.stderr)
+    if device is None or (args.data and not args.data.is_dir()):
+        print(f"error: {reason if device is None else f'--data {args.data} is no folder'}", file=sys.stderr)
         return 2
     tiny = args.size == "tiny"
     setup = Setup(device, tiny, args.repeats or (2 if tiny else 20), data_root(args), ROOT)
@@ -76,7 +82,6 @@ def main() -> int:
     print("\n".join(f"{key}: {value}" for key, value in environment.items()), flush=True)
     results = check(args.only or list(PARTS), setup, environment, time.monotonic() + 60 * args.minutes, args.out)
     print("\n" + page({name: vars(result) for name, result in results.items()}))
-    print(f"written to {args.out}")
     return int(any(result.failed for result in results.values()))
 
 
@@ -114,8 +119,9 @@ def choose_device(wanted: str | None) -> tuple[str | None, str]:
         reason = built or warned or "torch finds no CUDA device"
     if wanted is None:
         return ("cuda" if available else "cpu"), reason
-    if wanted != "cpu" and not (available and torch.device(wanted).index in (None, *range(torch.cuda.device_count()))):
-        return None, f"device {wanted!r} is not there ({reason or 'too few GPUs'}); leave --device out, or give cpu"
+    known = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))] if available else []
+    if wanted not in ("cpu", *known):
+        return None, f"unknown device {wanted!r}; available: {', '.join(['cpu', *known])}" + (reason and f" ({reason})")
     return wanted, "" if wanted != "cpu" else "asked for with --device"
 
 
@@ -127,10 +133,6 @@ def data_root(args: argparse.Namespace) -> Path | None:
 
 def describe(device: str, reason: str) -> dict[str, str]:
     """The card, the versions and the command."""
-    import timm
-    import torchvision
-    import transformers
-
     found = {"command": shlex.join(["python", "tools/check_gpu.py", *sys.argv[1:]])}
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
@@ -141,12 +143,18 @@ def describe(device: str, reason: str) -> dict[str, str]:
     else:
         found["device"] = "CPU" + (f": {reason}" if reason else "")
     found["processor"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    found["versions"] = (
-        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
-        f"transformers {transformers.__version__}, timm {timm.__version__}"
-    )
+    packages = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "transformers", "timm"))
+    found["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, {packages}"
     commit = run_quietly(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
     return {**found, "commit": commit or "unknown", "date": time.strftime("%Y-%m-%d")}
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def run_quietly(command: list[str]) -> str:
@@ -158,95 +166,139 @@ def run_quietly(command: list[str]) -> str:
 
 
 def check(names: list[str], setup: Setup, environment: dict[str, str], deadline: float, out: Path) -> dict[str, Result]:
-    """Run parts in order; each is written as it ends."""
+    """Run parts in order; what a part has is written as it comes."""
     results: dict[str, Result] = {}
     for name in names:
-        result = results[name] = run_part(PARTS[name], environment, setup, deadline)
-        write(out, name, results)
+        result = results[name] = Result(environment)
+        run_part(PARTS[name], result, setup, deadline, partial(write, out, name, result))
         print(f"{name}: {len(result.rows)} rows, {len(result.problems)} problems, {result.seconds:.0f} s", flush=True)
     return results
 
 
-def run_part(part: Part, environment: dict[str, str], setup: Setup, deadline: float) -> Result:
+def run_part(part: Part, result: Result, setup: Setup, deadline: float, save: Callable[[], None]) -> None:
     """Run a part in a worker process, which is started again behind a measurement that it does not survive."""
-    result, began = Result(environment), time.monotonic()
+    began = time.monotonic()
     waiting: list[str] | None = None  # not known before the worker has listed them
     while waiting is None or waiting:
-        waiting = attend(part, result, waiting, setup, deadline)
-    result.seconds = time.monotonic() - began
-    return result
+        if time.monotonic() >= deadline:
+            result.problems.update(dict.fromkeys(waiting or ["the whole part"], "did not fit into the time"))
+            waiting = []
+        else:
+            waiting = Attendant(part, result, waiting, setup, deadline, save).attend()
+        result.seconds = time.monotonic() - began
+        save()
 
 
-def attend(part: Part, result: Result, waiting: list[str] | None, setup: Setup, deadline: float) -> list[str]:
-    """Run the measurements of a part that are still waiting; gives those that are left if the worker ended early."""
-    late = "did not fit into the time"
-    if time.monotonic() >= deadline:
-        result.problems.update(dict.fromkeys(waiting if waiting else ["the whole part"], late))
-        return []
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    worker = context.Process(target=work, args=(there, part, waiting, setup))
-    worker.start()
-    there.close()
-    current, left, began = "starting", list(waiting or ()), time.monotonic()
-    try:
-        while here.poll(max(0.0, deadline - time.monotonic())):
-            kind, value = here.recv()
-            if kind == "planned":
-                left = list(value)
-            elif kind == "begin":
-                current = value
-                left.remove(value)
-                print(f"  {value} ...", end="", flush=True)
-                began = time.monotonic()
-            elif kind == "done":
-                print(f" {time.monotonic() - began:.1f} s", flush=True)
-            elif kind == "rows":
-                result.rows += value
-                result.failed |= any(row.get("passed") is False for row in value)
-            elif kind == "problem":
-                result.problems[current], failed = value
-                result.failed |= failed
-            else:
-                worker.join(10)
-                return []
-    except EOFError:
-        worker.join()
-        if worker.exitcode != _UNUSABLE:
-            result.problems[current] = f"its process ended with exit code {worker.exitcode}"
-            result.failed = True
-        return left
-    finally:
-        worker.kill()
-        worker.join()
-    result.problems.update({current: "was not finished in time", **dict.fromkeys(left, late)})
-    return []
+class Attendant:
+    """Watches over one worker process: takes in what it measures, and ends it when it hangs.
+
+    Args:
+        part: what the worker runs.
+        result: receives rows and problems.
+        waiting: the measurements wanted; None for all.
+        setup: of the check.
+        deadline: the end of the check, on the monotonic clock.
+        save: called whenever the result has changed.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        result: Result,
+        waiting: list[str] | None,
+        setup: Setup,
+        deadline: float,
+        save: Callable[[], None],
+    ) -> None:
+        self.result, self.deadline, self.save = result, deadline, save
+        self.left = list(waiting or ())
+        self.current = _STARTING
+        self.began = time.monotonic()
+        context = multiprocessing.get_context("spawn")
+        self.receiver, sender = context.Pipe(duplex=False)
+        self.worker = context.Process(target=work, args=(sender, part, waiting, setup))
+        self.worker.start()
+        sender.close()
+
+    def attend(self) -> list[str]:
+        """Until the worker ends; gives the measurements that are still waiting."""
+        try:
+            while self.receiver.poll(self._patience()):
+                kind, value = self.receiver.recv()
+                if kind == "end":
+                    self.worker.join(10)
+                    return []
+                self._take(kind, value)
+            self._problem("was not finished in time", failed=time.monotonic() < self.deadline)
+        except EOFError:
+            self.worker.join()
+            if self.worker.exitcode != _UNUSABLE:
+                self._problem(f"its process ended with exit code {self.worker.exitcode}", failed=True)
+        finally:
+            self.worker.kill()
+            self.worker.join()
+        if self.current == _STARTING:  # it would not start again either
+            self.result.problems.update(dict.fromkeys(self.left, "the worker did not start"))
+            return []
+        return self.left
+
+    def _patience(self) -> float:
+        """Seconds to wait: where others wait too, a measurement may take most of what is left, but not all."""
+        share = _LONGEST_SHARE if self.left else 1.0
+        end = self.began + share * (self.deadline - self.began)
+        return max(0.0, min(self.deadline, end) - time.monotonic())
+
+    def _take(self, kind: str, value: Any) -> None:
+        if kind == "planned":
+            self.left = list(value)
+        elif kind == "begin":
+            self.current, self.began = value, time.monotonic()
+            self.left.remove(value)
+            print(f"  {value} ...", end="", flush=True)
+        elif kind == "done":
+            print(f" {time.monotonic() - self.began:.1f} s", flush=True)
+            self.current = ""
+        elif kind == "row":
+            self.result.rows.append(value)
+            self.result.failed |= value.get("passed") is False
+            self.save()
+        else:
+            self._problem(*value)
+
+    def _problem(self, why: str, failed: bool) -> None:
+        if self.current:
+            self.result.problems[self.current] = why
+            self.result.failed |= failed
+            self.save()
 
 
 def work(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> None:
-    """The worker: measure, and tell what came of it."""
+    """The worker: measure, and send what comes of it."""
+    if setup.cuda:
+        torch.cuda.set_device(setup.device)
     for planned in plan(answers, part, waiting, setup):
         answers.send(("begin", planned.name))
         try:
-            rows = planned.run()
-            answers.send(("rows", [{"table": planned.table, **row} for row in rows]))
+            for row in planned.run():
+                answers.send(("row", {"table": planned.table, **row}))
         except Exception as error:
             answers.send(("problem", explain(error)))
-        answers.send(("done", None))
         try:
             release_memory(setup)
-        except RuntimeError:
+        except RuntimeError as error:
+            answers.send(("problem", explain(error)))
             answers.close()
             os._exit(_UNUSABLE)
+        answers.send(("done", None))
     answers.send(("end", None))
 
 
 def plan(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> Iterator[Measurement]:
-    """The measurements of a part that are wanted, told to the parent."""
+    """The measurements of a part that are wanted; their names are sent first."""
     module, function = part
     try:
         planned = list(getattr(importlib.import_module(module), function)(setup))
-    except ImportError as error:
+    except Exception as error:
         answers.send(("problem", explain(error)))
         return
     chosen = [one for one in planned if waiting is None or one.name in waiting]
@@ -258,9 +310,9 @@ def explain(error: Exception) -> tuple[str, bool]:
     """Why a measurement gave nothing, and whether that fails the check."""
     if isinstance(error, Missing):
         return str(error), False
-    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("glip"):
+    if isinstance(error, ModuleNotFoundError) and not is_ours(str(error.name)):
         return f"package {error.name} is missing", False
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         return "out of memory", False
     traceback.print_exc()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if str(ROOT) in f.filename]
@@ -268,16 +320,32 @@ def explain(error: Exception) -> tuple[str, bool]:
     return first_line(error) + where, True
 
 
-def write(out: Path, name: str, results: dict[str, Result]) -> None:
+def is_ours(module: str) -> bool:
+    """Whether a module that cannot be imported is one of the checkout, which is a bug and no missing package."""
+    top = module.split(".")[0]
+    return any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in OWN)
+
+
+def write(out: Path, name: str, result: Result) -> None:
     """The part's JSON file, and the page of all parts in the folder; a folder that cannot be written is named."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / f"{name}.json", json.dumps(vars(results[name]), indent=1) + "\n")
-        files = {part: out / f"{part}.json" for part in PARTS}
-        stored = {part: json.loads(file.read_text()) for part, file in files.items() if file.is_file()}
-        replace_file(out / "check_gpu.md", page(stored) + "\n")
+        replace_file(out / f"{name}.json", json.dumps(vars(result), indent=1) + "\n")
+        stored = {part: read_part(out / f"{part}.json") for part in PARTS}
+        replace_file(out / "check_gpu.md", page({part: own for part, own in stored.items() if own}) + "\n")
     except OSError as error:
-        print(f"results of {name} cannot be written to {out}: {error}; they are printed at the end", file=sys.stderr)
+        if str(error) not in _named:
+            _named.add(str(error))
+            print(f"results cannot be written to {out} ({error}); they are printed at the end", file=sys.stderr)
+
+
+def read_part(file: Path) -> dict[str, Any] | None:
+    """What an earlier call has written; None where there is nothing, or nothing of ours."""
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stored if isinstance(stored, dict) and vars(Result({})).keys() == stored.keys() else None
 
 
 def replace_file(file: Path, text: str) -> None:

@@ -54,15 +54,15 @@ def suppress(
     """Per-class greedy non-maximum suppression with the +1 convention; indices of what stays, best score first.
 
     torchvision's kernel has no +1 convention: boxes that are one pixel wider and higher (x2 + 1, y2 + 1) have, under
-    the ordinary formula, exactly the areas and overlaps of the inclusive one. Classes are taken one by one: setting
-    them apart by a large offset would round the coordinates.
+    the ordinary formula, exactly the areas and overlaps of the inclusive one. On a CPU classes are taken one by one,
+    so that only boxes of one class are compared; a GPU would wait after each, so there one call takes all.
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     order = scores.argsort(descending=True, stable=True)
     if boxes.device.type != "cpu":
         return order[_greedy_by_class(boxes[order], classes[order], threshold)]
+    keep = torch.zeros(len(boxes), dtype=torch.bool)
     for number in classes.unique().tolist():
         members = order[classes[order] == number]
         keep[members[_greedy(boxes[members], threshold)]] = True
@@ -72,9 +72,9 @@ def suppress(
 def _greedy_by_class(
     boxes: Float[Tensor, "box 4"], classes: Int[Tensor, " box"], threshold: float
 ) -> Int[Tensor, " keep"]:
-    """All classes in one call, for devices that would wait after each: places of what stays, in order.
+    """All classes in one call; indices of what stays, in order.
 
-    Classes are set apart by an offset, in float64, which holds the moved coordinates exactly.
+    Classes are set apart by an offset. In float32 it would round the coordinates; float64 holds them exactly.
     """
     extent = boxes.max() - boxes.min() + 2
     moved = boxes.double() + (classes.double() * extent)[:, None]

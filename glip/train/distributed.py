@@ -98,13 +98,13 @@ def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> 
 
 
 def spread(model: GLIP, group: Group, parallel: str) -> nn.Module:
-    """The model as it is called in training: itself without a process group, else with gradients averaged over all.
+    """The model as it is called in training: itself without other processes, else with gradients averaged over all.
 
     ``ddp`` holds all weights in every process. ``fsdp`` splits weights, gradients and optimizer state among them and
     brings together only the stage that computes; it changes ``model`` itself. Weights stay float32 in both, and
     autocast alone decides where fewer digits do, so that both compute the same.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() != group.size:
         return model
     for value in [*model.parameters(), *model.buffers()]:
         dist.broadcast(value.detach(), src=0)

@@ -1,4 +1,4 @@
-"""What faster number formats change: logits, detections and average precision beside exact float32."""
+"""What faster number formats change, compared with exact float32: logits, detections, average precision."""
 
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -7,10 +7,10 @@ import torch
 from golden_recorder import Run, run_case
 
 import glip
-from gpu.measure import Measurement, Row, Setup, precision
+from gpu.measure import Measurement, Missing, Row, Setup, precision
 from gpu.parity import case_names, stored_case
 
-_TABLE = "Golden cases beside float32 on the same device"
+_TABLE = "Golden cases compared with float32 on the same device"
 _AP = "Average precision of glip-nano"
 _SAME_BOX = 0.5  # IoU from which two boxes of a label are one detection
 _IMAGES = 100  # of a set at most
@@ -21,20 +21,19 @@ def measurements(setup: Setup) -> Iterator[Measurement]:
     others = [*setup.precisions[1:], *(["default"] if setup.cuda else [])]
     for name in case_names(setup):
         yield Measurement(name, _TABLE, partial(case_rows, name, others, setup))
-    for name in ("world_novel", *datasets(setup)):
-        yield Measurement(f"glip-nano on {name}", _AP, partial(score_rows, name, setup))
+    yield Measurement("glip-nano on drawings", _AP, partial(score_rows, "world_novel", setup))
+    yield Measurement("glip-nano on datasets", _AP, partial(dataset_rows, setup))
 
 
-def case_rows(name: str, precisions: list[str], setup: Setup) -> list[Row]:
+def case_rows(name: str, precisions: list[str], setup: Setup) -> Iterator[Row]:
     """A row for each precision."""
     case = stored_case(name)
     with precision("float32", setup.device):
         exact = run_case(case, setup.device)
-    rows = []
     for other in precisions:
         with precision(other, setup.device):
-            rows.append({"case": name, "precision": other, **drift(exact, run_case(case, setup.device))})
-    return rows
+            run = run_case(case, setup.device)
+        yield {"case": name, "precision": other, **drift(exact, run)}
 
 
 def drift(exact: Run, other: Run) -> Row:
@@ -75,19 +74,16 @@ def paired(boxes: torch.Tensor, labels: torch.Tensor, others: torch.Tensor, thei
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
 
 
-def datasets(setup: Setup) -> list[str]:
-    """Test sets of the data root that configs/datasets.yaml knows and whose files are there."""
+def dataset_rows(setup: Setup) -> Iterator[Row]:
+    """AP on the test sets of the data root that configs/datasets.yaml, or a table in the root, knows."""
     from glip.data.catalog import known_sets
 
-    if setup.data is None:
-        return []
     root = setup.data
-    known = known_sets(root)
-    return [
-        name
-        for name, entry in known.items()
-        if name.endswith("_test") and entry.format == "coco" and (root / entry.annotations).is_file()
-    ]
+    if root is None:
+        raise Missing("no datasets are at hand (--data, or gpu_data/data from --pack)")
+    for name, entry in known_sets(root).items():
+        if name.endswith("_test") and entry.format == "coco" and (root / entry.annotations).is_file():
+            yield from score_rows(name, setup)
 
 
 def score_rows(name: str, setup: Setup) -> list[Row]:
@@ -97,7 +93,7 @@ def score_rows(name: str, setup: Setup) -> list[Row]:
     from glip.evaluate.run import detect_all
     from glip.evaluate.validate import Chosen
 
-    samples = Chosen(read_set(find_set(name), setup.data).samples, 2 if setup.tiny else _IMAGES)
+    samples = Chosen(read_set(find_set(name, root=setup.data), setup.data).samples, 2 if setup.tiny else _IMAGES)
     row: Row = {"set": name, "images": len(samples)}
     for kind in setup.precisions:
         with precision(kind, setup.device):

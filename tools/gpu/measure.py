@@ -1,16 +1,16 @@
 """What the parts of the GPU check share: the setup, a measurement, precisions, and how time and memory are taken."""
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from benchmark import COCO_NAMES
+from benchmark import COCO_NAMES, noise
 from PIL import Image
 
 import glip
@@ -83,23 +83,24 @@ class Measurement:
     Args:
         name: what is measured, for lists of what failed or did not fit.
         table: the heading of the table that its rows belong to.
-        run: measures; gives the rows. A row whose "passed" is False fails the check.
+        run: measures; gives rows as they are ready. A row whose "passed" is False fails the check.
     """
 
     name: str
     table: str
-    run: Callable[[], list[Row]]
+    run: Callable[[], Iterable[Row]]
 
 
 @contextmanager
 def precision(name: str, device: str) -> Iterator[None]:
-    """Compute in a precision: "float32" is exact, without TF32; half precision is what autocast makes of it.
+    """Compute in a precision: "float32" is exact, without TF32.
 
-    "default" is float32 as torch sets it up, with TF32 in convolutions.
+    Half precision is autocast, with TF32 for what it leaves in float32. "default" is float32 as torch sets it up, with
+    TF32 in convolutions.
     """
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-    torch.backends.cudnn.allow_tf32 = name in ("tf32", "default")
+    torch.backends.cuda.matmul.allow_tf32 = name in ("tf32", *HALF)
+    torch.backends.cudnn.allow_tf32 = name in ("tf32", "default", *HALF)
     try:
         with ExitStack() as stack:
             if name in HALF:
@@ -147,6 +148,7 @@ def peak_memory(setup: Setup) -> Iterator[dict[str, float | None]]:
 
 def release_memory(setup: Setup) -> None:
     """Give freed GPU memory back; raises where an earlier error has left the device unusable."""
+    gc.collect()
     if setup.cuda:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -162,7 +164,7 @@ def random_model(name: str, setup: Setup) -> tuple[GLIP, ModelConfig]:
 
 def noise_image(setup: Setup) -> Image.Image:
     """An image of noise that needs no resizing, always the same."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*setup.image_size, 3), dtype=np.uint8))
+    return noise(setup.image_size)
 
 
 def detection_batch(config: ModelConfig, setup: Setup, *, names: int, size: int) -> Batch:

@@ -7,7 +7,7 @@ from gpu.measure import Row
 
 
 def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """All parts that have results, in order; each says itself on what it ran."""
+    """All parts that have results, in order; card, versions and command stand before each part where they change."""
     lines: list[str] = []
     heading = ""
     for name, part in parts.items():
@@ -29,7 +29,8 @@ def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """Rows of one kind; columns in the order in which they first appear."""
-    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if value is not None))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = [key for key in columns if any(row.get(key) is not None for row in rows)]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     return lines + [f"| {' | '.join(text(row.get(column)) for column in columns)} |" for row in rows]
 

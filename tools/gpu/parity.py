@@ -4,22 +4,29 @@ The release was run on a CPU. Its tolerances are several times its own float32 n
 order and may take four times as much.
 """
 
-import os
-import re
-import subprocess
-import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
 import golden_compare as compare
+import torch
 from golden_cases import BIG_NAMES, TINY_NAMES, TRAIN_NAMES, Case, case_path, load_case
 from golden_recorder import run_case, run_training_case
 
 from gpu.measure import Measurement, Missing, Row, Setup, precision
 
 TOLERANCE_FACTOR = 4.0  # on a GPU
-_STAGES = {"lang": "text", "body": "image encoder", "fpn": "pyramid", "tower": "tower", "logits": "logits"}
-_OUTPUTS = {"bbox": "boxes", "ctr": "centerness", "anchors": "anchors"}
+_STAGES = {
+    "lang": "text",
+    "head_in": "prompt",
+    "body": "image encoder",
+    "fpn": "pyramid",
+    "tower": "tower",
+    "logits": "logits",
+    "bbox": "boxes",
+    "ctr": "centerness",
+    "anchors": "anchors",
+}
 _TABLE = "Golden cases: largest deviation from the 2022 release"
 _TRAINING = "Golden training cases"
 _TESTS = "Tests marked gpu"
@@ -50,36 +57,32 @@ def stored_case(name: str) -> Case:
     return load_case(name)
 
 
-def inference_rows(name: str, setup: Setup) -> list[Row]:
-    """A row for each device: every stage's deviation, and which detections differ."""
-    rows = []
-    for device in dict.fromkeys(("cpu", setup.device)):
-        case = stored_case(name)
+def inference_rows(name: str, setup: Setup) -> Iterator[Row]:
+    """Every stage's deviation and which detections differ, on the device and on the CPU; then the tolerances."""
+    case = stored_case(name)
+    size = compare.SIZE_OF[case.form]
+    for device in dict.fromkeys((setup.device, "cpu")):
         with precision("float32", device):
             run = run_case(case, device)
-        size = compare.SIZE_OF[case.form]
         row: Row = {"case": name, "device": device}
         share = 0.0
-        for quantity, title in (_STAGES | _OUTPUTS).items():
+        for quantity, title in _STAGES.items():
             gaps = compare.deviations(run, quantity)
             row[title] = max(gaps.values()) if gaps else None
-            allowed = compare.TOLERANCES[quantity][size]
-            worst = max(gaps.values(), default=0.0)
-            share = max(share, worst / allowed if allowed else (float("inf") if worst else 0.0))
+            share = max(share, *(gap / compare.TOLERANCES[quantity][size] for gap in gaps.values()), 0.0)
         apart = [compare.detections_apart(run, index) for index in range(len(run.detections))]
         lost, gained, count = (sum(column) for column in zip(*apart, strict=True))
-        row |= {"tolerances taken": share, "detections lost, gained": f"{lost}, {gained} of {count}"}
+        row |= {"deviation / tolerance": share, "detections lost, gained": f"{lost}, {gained} of {count}"}
         allowed_apart = max(1, count // 100) * len(apart)
-        row["passed"] = share <= factor(device) and max(lost, gained) <= allowed_apart
-        rows.append(row)
-    return rows
+        yield {**row, "passed": share <= factor(device) and max(lost, gained) <= allowed_apart}
+    tolerances = {title: compare.TOLERANCES[quantity][size] for quantity, title in _STAGES.items()}
+    yield {"case": name, "device": "tolerance of the CPU", **tolerances}
 
 
-def training_rows(name: str, setup: Setup) -> list[Row]:
-    """A row for each device: losses, gradients and the assignment of boxes to anchors."""
-    rows = []
-    for device in dict.fromkeys(("cpu", setup.device)):
-        case = stored_case(name)
+def training_rows(name: str, setup: Setup) -> Iterator[Row]:
+    """Losses, gradients and the assignment of boxes to anchors, on the device and on the CPU."""
+    case = stored_case(name)
+    for device in dict.fromkeys((setup.device, "cpu")):
         with precision("float32", device):
             run = run_training_case(case, device)
         losses = max(compare.loss_deviations(run).values())
@@ -87,17 +90,16 @@ def training_rows(name: str, setup: Setup) -> list[Row]:
         moved = sum(
             int((owners.cpu() != case.tensor(f"assign_{index}")).sum()) for index, owners in enumerate(run.owners)
         )
-        rows.append(
-            {
-                "case": name,
-                "device": device,
-                "losses, relative": losses,
-                "gradients, tolerances taken": gradients,
-                "anchors assigned otherwise": moved,
-                "passed": losses <= compare.LOSS * factor(device) and gradients <= factor(device) and not moved,
-            }
-        )
-    return rows
+        close = losses <= compare.LOSS * factor(device) and gradients <= factor(device)
+        allowed = 0 if device == "cpu" else 1 + int(run.losses.num_positive) // 100  # of anchors near a threshold
+        yield {
+            "case": name,
+            "device": device,
+            "losses, relative": losses,
+            "gradients, deviation / tolerance": gradients,
+            "anchors assigned differently": moved,
+            "passed": close and moved <= allowed,
+        }
 
 
 def factor(device: str) -> float:
@@ -105,16 +107,30 @@ def factor(device: str) -> float:
     return 1.0 if device == "cpu" else TOLERANCE_FACTOR
 
 
-def test_rows(setup: Setup) -> list[Row]:
-    """Run the tests marked gpu in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--device", setup.device, "tests/test_gpu.py"]
-    command += ["-p", "no:cacheprovider", "--durations=0", "--tb=short"]
-    paths = os.pathsep.join(filter(None, (str(setup.root), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, cwd=setup.root, env=environment, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["pytest printed nothing"]
-    failed = [line.removeprefix("FAILED ") for line in lines if line.startswith(("FAILED", "ERROR"))]
-    endings = [line for line in lines if re.search(r"\d+ (passed|failed|error|skipped)", line)]
-    if done.returncode:
-        print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
-    return [{"result": (endings or lines)[-1], "failed": "; ".join(failed) or None, "passed": done.returncode == 0}]
+def test_rows(setup: Setup) -> Iterator[Row]:
+    """Run the tests marked gpu in this process, which is a worker's; a row for each that fails, then the counts."""
+    import hypothesis  # noqa: F401 - which the tests need
+    import pytest
+
+    counts: Counter[str] = Counter()
+    failed: list[str] = []
+
+    class Reports:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.when == "call" or report.outcome != "passed":
+                counts[report.outcome] += 1
+            if report.outcome == "failed":
+                failed.append(f"{report.nodeid.split('::')[-1]}: {first_line_of(report.longreprtext)}")
+
+    threads = torch.get_num_threads()
+    command = ["-c", str(setup.root / "setup.cfg"), "-p", "no:cacheprovider", "-m", "gpu", "--device", setup.device]
+    code = pytest.main([*command, str(setup.root / "tests" / "test_gpu.py")], [Reports()])
+    torch.set_num_threads(threads)
+    yield from ({"result": "failed", "test": line, "passed": False} for line in failed)
+    listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    yield {"result": listed or f"pytest ended with code {int(code)}", "passed": code == pytest.ExitCode.OK}
+
+
+def first_line_of(text: str) -> str:
+    """The line of a failure that says what is wrong."""
+    return next((line[4:] for line in text.splitlines() if line.startswith("E   ")), text.strip()[-200:])

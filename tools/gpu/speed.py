@@ -1,6 +1,5 @@
-"""How fast the model runs and what memory it takes: eager, compiled, and beside Grounding DINO."""
+"""How fast the model runs and what memory it takes, eager and compiled; Grounding DINO in the same run."""
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -14,24 +13,27 @@ import glip
 from glip.config import ModelConfig
 from glip.model.glip import GLIP
 from glip.postprocess import Decoding, postprocess
+from glip.processor import SIZE_DIVISOR
 from glip.text.tokens import Tokenizer
 from gpu.measure import (
+    HALF,
     VOCABULARY,
     Measurement,
     Missing,
     Row,
     Setup,
     detection_batch,
-    elapsed,
     milliseconds,
     noise_image,
     peak_memory,
     precision,
     random_model,
+    release_memory,
 )
 
 _TABLE = "Forward pass of {}, eager"
-_STAGES = "Stages of {}, batch 1, 80 names, beside the least time that the device could take"
+_STAGES = "Stages of {}, batch 1, 80 names, and the least time that the device could take"
+_WARMUP = 3  # passes
 _LVIS = "1,203 names, as many as LVIS has, in one image"
 _COMPILED = "Forward pass of {}, torch.compile, bfloat16, 80 names"
 _GRAPH = "Forward pass of {}, replayed as one CUDA graph, 80 names: what is left without launching kernel by kernel"
@@ -78,16 +80,27 @@ def dino(setup: Setup) -> Iterator[Measurement]:
                 yield Measurement(f"Grounding DINO-T, {names} names, batch {size}, {kind}", _DINO, run)
 
 
-@lru_cache(maxsize=1)
+_held: dict[str, tuple[GLIP, ModelConfig]] = {}
+
+
 def _model(name: str, setup: Setup) -> tuple[GLIP, ModelConfig]:
-    gc.collect()
-    return random_model(name, setup)
+    """One model is held at a time, so that peaks are of one."""
+    if name not in _held:
+        _held.clear()
+        release_memory(setup)
+        _held[name] = random_model(name, setup)
+    return _held[name]
 
 
 def timed(run: Callable[[], Any], names: int, size: int, kind: str, setup: Setup) -> Row:
-    """Time, rate and memory of a forward pass."""
-    with torch.no_grad(), precision(kind, setup.device), peak_memory(setup) as memory:
-        spent = milliseconds(run, setup)
+    """Time, rate and memory of a forward pass; autocast, where it is on, begins anew with each."""
+
+    def once() -> None:
+        with precision(kind, setup.device):
+            run()
+
+    with torch.no_grad(), peak_memory(setup) as memory:
+        spent = milliseconds(once, setup)
     return {"names": names, "batch": size, "precision": kind, "ms": spent, "images/s": size * 1e3 / spent, **memory}
 
 
@@ -98,9 +111,11 @@ def forward_rows(name: str, names: int, size: int, kind: str, setup: Setup) -> l
     return [timed(lambda: model(batch), names, size, kind, setup)]
 
 
-def compiled_rows(name: str, size: int, setup: Setup) -> list[Row]:
+def compiled_rows(name: str, size: int, setup: Setup) -> Iterator[Row]:
     """The image encoder and the tower compiled, each stage as one graph."""
     torch.compiler.reset()
+    _held.clear()
+    release_memory(setup)
     model, config = random_model(name, setup)
     batch = detection_batch(config, setup, names=80, size=size)
     with torch.no_grad(), precision("bfloat16", setup.device):
@@ -112,20 +127,21 @@ def compiled_rows(name: str, size: int, setup: Setup) -> list[Row]:
         outputs = model(batch)
         gap = (outputs.token_logits - eager.token_logits).abs().max().item()  # waits for the device
         seconds = time.perf_counter() - start
+        del eager, outputs
     row = timed(lambda: model(batch), 80, size, "bfloat16", setup)
-    return [{**row, "compiling, s": seconds, "logits beside eager, largest": gap}]
+    yield {**row, "compiling, s": seconds, "logits compared with eager, largest": gap}
 
 
-def graphed_rows(name: str, size: int, setup: Setup) -> list[Row]:
-    """The eager kernels recorded once and replayed, in each precision."""
+def graphed_rows(name: str, size: int, setup: Setup) -> Iterator[Row]:
+    """The eager kernels recorded once and replayed, in each precision; the peak includes the recording."""
     if not setup.cuda:
         raise Missing("CUDA graphs need a GPU")
     model, config = _model(name, setup)
     batch = detection_batch(config, setup, names=80, size=size)
-    rows = []
+    stream = torch.cuda.Stream()
     for kind in setup.precisions:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with torch.no_grad(), precision(kind, setup.device):
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), precision(kind, setup.device), peak_memory(setup) as memory:
             with torch.cuda.stream(stream):
                 for _ in range(3):
                     model(batch)
@@ -133,9 +149,8 @@ def graphed_rows(name: str, size: int, setup: Setup) -> list[Row]:
             torch.clear_autocast_cache()  # casts of weights belong to the graph
             with torch.cuda.graph(graph):
                 model(batch)
-        rows.append(timed(graph.replay, 80, size, kind, setup))
+        yield {**timed(graph.replay, 80, size, kind, setup), **memory}
         del graph
-    return rows
 
 
 def dino_rows(names: int, size: int, kind: str, setup: Setup) -> list[Row]:
@@ -147,7 +162,15 @@ def dino_rows(names: int, size: int, kind: str, setup: Setup) -> list[Row]:
 @lru_cache(maxsize=1)
 def _dino(names: int, size: int, setup: Setup) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     torch.manual_seed(0)
-    return grounding_dino(names, setup.image_size, setup.device, batch=size, layers=2 if setup.tiny else 6)
+    _held.clear()
+    release_memory(setup)
+    return grounding_dino(names, padded(setup.image_size), setup.device, batch=size, layers=2 if setup.tiny else 6)
+
+
+def padded(size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that our processor pads an image to."""
+    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
+    return height, width
 
 
 def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:
@@ -155,11 +178,10 @@ def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:
     model, config = _model(name, setup)
     batch = detection_batch(config, setup, names=80, size=1)
     parts = stage_modules(model)
+    with torch.no_grad():
+        spent = stage_milliseconds(model, batch, parts, kind, setup)
     with torch.no_grad(), precision(kind, setup.device):
-        for _ in range(3):
-            model(batch)
-        spent = stage_milliseconds(model, batch, parts, setup)
-        flops, moved = stage_flops(model, batch, parts), stage_bytes(model, batch, parts)
+        flops, moved = stage_flops(model, batch, parts), stage_bytes(model, batch, parts, kind)
         rate, bandwidth = product_rate(kind, setup), copy_rate(setup)
         outputs = model(batch)
         decoding = Decoding(candidate_threshold=0.0)
@@ -175,7 +197,9 @@ def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:
     return rows
 
 
-def stage_milliseconds(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]], setup: Setup) -> dict[str, float]:
+def stage_milliseconds(
+    model: GLIP, batch: Any, parts: dict[str, list[nn.Module]], kind: str, setup: Setup
+) -> dict[str, float]:
     """The median time of each stage over runs of the whole model; on a GPU between events, gaps included."""
     marks: dict[str, list[tuple[Any, Any]]] = {part: [] for part in parts}
     hooks = []
@@ -190,8 +214,9 @@ def stage_milliseconds(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]
 
         for module in modules:
             hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
-    for _ in range(setup.repeats):
-        model(batch)
+    for _ in range(_WARMUP + setup.repeats):
+        with precision(kind, setup.device):
+            model(batch)
     if setup.cuda:
         torch.cuda.synchronize()
     for hook in hooks:
@@ -200,7 +225,7 @@ def stage_milliseconds(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]
         part: [first.elapsed_time(last) if setup.cuda else (last - first) * 1e3 for first, last in own]
         for part, own in marks.items()
     }
-    runs = {part: torch.tensor(own).view(setup.repeats, -1).sum(1) for part, own in spans.items()}
+    runs = {part: torch.tensor(own).view(_WARMUP + setup.repeats, -1)[_WARMUP:].sum(1) for part, own in spans.items()}
     return {part: float(own.median()) for part, own in runs.items()}
 
 
@@ -212,14 +237,20 @@ def _now(setup: Setup) -> Any:
     return event
 
 
-def stage_bytes(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]]) -> dict[str, float]:
-    """The least that each stage must move: its inputs, its outputs and its weights, each once."""
+def stage_bytes(model: GLIP, batch: Any, parts: dict[str, list[nn.Module]], kind: str) -> dict[str, float]:
+    """The least that each stage must move: its inputs, its outputs and its weights, each once.
+
+    Embedding tables are left out, of which a few rows are read; weights have the width of the precision.
+    """
+    width = 2 if kind in HALF else 4
     moved = dict.fromkeys(parts, 0.0)
     hooks = []
     for part, modules in parts.items():
 
         def count(module: nn.Module, inputs: Any, output: Any, part: str = part) -> None:
-            moved[part] += sum(t.numel() * t.element_size() for t in [*tensors((inputs, output)), *module.parameters()])
+            tables = {id(one.weight) for one in module.modules() if isinstance(one, nn.Embedding)}
+            weights = sum(value.numel() for value in module.parameters() if id(value) not in tables)
+            moved[part] += weights * width + sum(t.numel() * t.element_size() for t in tensors((inputs, output)))
 
         hooks += [module.register_forward_hook(count) for module in modules]
     model(batch)
@@ -242,7 +273,7 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
 def product_rate(kind: str, setup: Setup) -> float:
     """FLOP/s of a large matrix product in a precision."""
     side = 512 if setup.tiny or not setup.cuda else 8192
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(kind, torch.float32)
+    dtype = HALF.get(kind, torch.float32)
     a, b = (torch.randn(side, side, device=setup.device).to(dtype) for _ in range(2))
     return 2 * side**3 / (milliseconds(lambda: a @ b, setup) / 1e3)
 
@@ -263,14 +294,13 @@ def vocabulary_rows(name: str, kind: str, setup: Setup) -> list[Row]:
     with precision(kind, setup.device), peak_memory(setup) as memory:
         text = detector.encode_text(glip.Prompt.from_names(names))
         encoded = detector.encode_image([image])
-        reading = elapsed(lambda: detector.encode_text(glip.Prompt.from_names(names)), setup)
-        seeing = milliseconds(lambda: detector.encode_image([image]), setup, warmup=1)
+        text_ms = milliseconds(lambda: detector.encode_text(glip.Prompt.from_names(names)), setup, warmup=1)
+        image_ms = milliseconds(lambda: detector.encode_image([image]), setup, warmup=1)
         size = setup.batch_sizes[-1]
-        few = Setup(setup.device, setup.tiny, min(setup.repeats, 3), setup.data, setup.root)
-        grounding = milliseconds(lambda: detector.ground(encoded, text, batch_size=size), few, warmup=1)
+        ground_ms = milliseconds(lambda: detector.ground(encoded, text, batch_size=size), setup, warmup=1)
     row: Row = {"precision": kind, "names": len(names), "prompts": len(text.owners), "prompts at once": size}
-    row |= {"names once, ms": reading, "image, ms": seeing, "grounding, ms": grounding}
-    return [{**row, "images/s": 1e3 / (seeing + grounding), **memory}]
+    row |= {"names once, ms": text_ms, "image, ms": image_ms, "grounding, ms": ground_ms}
+    return [{**row, "images/s": 1e3 / (image_ms + ground_ms), **memory}]
 
 
 def long_vocabulary(count: int) -> list[str]:

@@ -26,7 +26,9 @@ from gpu.measure import Measurement, Row, Setup, milliseconds, peak_memory, prec
 _TABLE = "Training steps of {}, {} names, 10 boxes an image"
 _RESUME = "A killed run, resumed on the device"
 _PARALLEL = "One process with DDP and FSDP"
-_STEPS = 4  # whose losses are compared
+_STEPS = 4  # of a new model, before steps are timed
+_LOSS_APART = 0.02  # of the first loss from that in float32; between DDP, FSDP and none a tenth of it
+_float32_losses: dict[int, float] = {}  # by batch size
 _RATE = 1e-6  # so low that a random model does not run away: losses in all precisions stay comparable
 _KINDS = ("float32", "bfloat16", "float16")
 
@@ -68,24 +70,26 @@ def make_step(name: str, size: int, setup: Setup) -> Step:
     return Step((batch.to(setup.device),), Tally(), (), size)
 
 
-def losses_of(stepper: Stepper, step: Step) -> list[float]:
-    """The loss of a few steps on one batch, from the same random numbers each time it is called."""
+def losses_of(stepper: Stepper, step: Step) -> tuple[list[float], int]:
+    """The loss of a few steps on one batch, from the same random numbers each time, and how many were skipped."""
     torch.manual_seed(0)
-    return [stepper(step).losses["loss"] for _ in range(_STEPS)]
+    outcomes = [stepper(step) for _ in range(_STEPS)]
+    return [outcome.losses["loss"] for outcome in outcomes], sum(not outcome.stepped for outcome in outcomes)
 
 
 def step_rows(name: str, size: int, kind: str, checkpointing: bool, setup: Setup) -> list[Row]:
-    """Time and memory of a step, and its losses beside those in float32."""
+    """Time and memory of a step, and its first loss compared with float32."""
     step = make_step(name, size, setup)
     with precision("float32", setup.device), peak_memory(setup) as memory:
         stepper = make_stepper(name, kind, setup, checkpointing=checkpointing)
-        losses = losses_of(stepper, step)
+        losses, skipped = losses_of(stepper, step)
         spent = milliseconds(lambda: stepper(step), setup, warmup=1)
     row: Row = {"batch": size, "precision": kind, "checkpointing": "yes" if checkpointing else "no"}
-    row |= {"ms": spent, "images/s": size * 1e3 / spent, **memory}
-    last = stepper(step)
-    row |= {"first loss": losses[0], f"loss of step {_STEPS}": losses[-1], "loss at the end": last.losses["loss"]}
-    return [{**row, "passed": last.stepped}]
+    row |= {"ms": spent, "images/s": size * 1e3 / spent, **memory, "loss": losses[0]}
+    exact = _float32_losses.setdefault(size, losses[0]) if kind == "float32" else _float32_losses.get(size)
+    gap = abs(losses[0] / exact - 1) if exact else None
+    row |= {"loss compared with float32, relative": gap, f"steps skipped of {_STEPS}": skipped}
+    return [{**row, "passed": stepper(step).stepped and (gap is None or gap <= _LOSS_APART)}]
 
 
 def resume_rows(setup: Setup) -> list[Row]:
@@ -93,13 +97,16 @@ def resume_rows(setup: Setup) -> list[Row]:
     device = torch.device(setup.device)
     made = [runs.step_of(batch) for batch in runs.batches_of(1, side=128)]
 
+    begun = {key: value.clone() for key, value in seeded(runs.SWIN).state_dict().items()}
+    said: list[str] = []
+
     def run(folder: Path, stop: int | None = None) -> dict[str, torch.Tensor]:
         trained = train(
             runs.settings(folder),
             seeded(runs.SWIN),
             runs.stream(made, 6, stop),
             group=Group(device=device),
-            report=runs.quiet,
+            report=said.append,
         )
         return {key: value.cpu() for key, value in trained.state_dict().items()}
 
@@ -108,9 +115,10 @@ def resume_rows(setup: Setup) -> list[Row]:
         with suppress(KeyboardInterrupt):
             run(Path(scratch, "killed"), stop=5)
         resumed = run(Path(scratch, "killed"))
-    unstopped, apart = largest_gap(whole, again), largest_gap(whole, resumed)
+    went_on = any(line.startswith("resumed") and line.endswith("at step 4") for line in said)
+    unstopped, apart, moved = (largest_gap(whole, other) for other in (again, resumed, begun))
     row: Row = {"two unstopped runs, largest difference of a weight": unstopped, "resumed against unstopped": apart}
-    return [{**row, "passed": apart <= max(10 * unstopped, 1e-5)}]
+    return [{**row, "passed": went_on and apart <= max(10 * unstopped, 1e-4) < moved}]
 
 
 def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
@@ -118,24 +126,22 @@ def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     return max(float((value.double() - second[key].double()).abs().max()) for key, value in first.items())
 
 
-def parallel_rows(name: str, setup: Setup) -> list[Row]:
+def parallel_rows(name: str, setup: Setup) -> Iterator[Row]:
     """The losses of a plain model and of a wrapped one on the same batch."""
     size = setup.batch_sizes[min(1, len(setup.batch_sizes) - 1)]
     step = make_step(name, size, setup)
-    rows: list[Row] = []
     plain: list[float] = []
     for parallel in ("none", "ddp", "fsdp"):
         exact = precision("float32", setup.device)
         with exact, process_group(setup, wanted=parallel != "none"), peak_memory(setup) as memory:
             stepper = make_stepper(name, "bfloat16", setup, parallel=parallel.replace("none", ""))
-            losses = losses_of(stepper, step)
+            losses, _ = losses_of(stepper, step)
             plain = plain or losses
             spent = milliseconds(partial(stepper, step), setup, warmup=1)
             del stepper
         gap = max(abs(one / other - 1) for one, other in zip(losses, plain, strict=True))
         row: Row = {"parallel": parallel, "batch": size, "ms": spent, "images/s": size * 1e3 / spent, **memory}
-        rows.append({**row, "loss beside none, relative": gap, "passed": gap < 0.02})
-    return rows
+        yield {**row, "loss compared with none, relative": gap, "passed": gap <= _LOSS_APART / 10}
 
 
 @contextmanager
