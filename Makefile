@@ -9,7 +9,7 @@
 PYTHON ?= python3
 PYTEST ?=
 WORKERS ?= 2
-DEMO_PICTURE ?= docs/pictures/street.png
+DEMO_IMAGE ?= docs/images/street.png
 DEMO_PROMPT ?= a red house. a tree. a car. the sun
 OUT ?= out
 
@@ -20,7 +20,7 @@ READY := .venv/ready
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/glip detect "$(DEMO_PICTURE)" "$(DEMO_PROMPT)" --out "$(OUT)"
+	$(BIN)/glip detect "$(DEMO_IMAGE)" "$(DEMO_PROMPT)" --out "$(OUT)"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST)

@@ -67,5 +67,5 @@ class Adaptation:
 
     @property
     def keeps_encoder(self) -> bool:
-        """Whether pictures are encoded as by the model itself."""
+        """Whether images are encoded as by the model itself."""
         return not any(name.startswith(ENCODER) for name in self.weights)

@@ -65,7 +65,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """How a picture becomes the network's input; mean and std are in the channel order, on 0..255 values."""
+    """How an image becomes the network's input; mean and std are in the channel order, on 0..255 values."""
 
     min_size: int = 800
     max_size: int = 1333
@@ -109,19 +109,19 @@ Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captio
 class SetConfig:
     """Where a set lies and how it is written: an entry of ``datasets.yaml``, paths relative to the data root.
 
-    For drawn pictures (format world) the last five fields say which.
+    For drawn images (format world) the last five fields say which.
     """
 
     format: Format | None = None  # None: told from the file itself
     annotations: str = ""  # a file, or a folder for flickr30k and for shards of captions
     images: tuple[str, ...] = ()  # folders, looked through in order
-    names: str = ""  # odvg: the json of names by label; flickr30k: the list of picture ids of the split
+    names: str = ""  # odvg: the json of names by label; flickr30k: the list of image ids of the split
     prompts: str = ""  # a YAML of words to write around or instead of a name (ODinW's caption prompts)
     split: Literal["train", "seen", "novel"] = "train"
     captioned: float = 0.2
     sides: tuple[int, ...] = (200, 360)
     plain: bool = False
-    count: int = 0  # different pictures; 0: as many as asked for
+    count: int = 0  # different images; 0: as many as asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,22 +140,22 @@ class DatasetConfig(SetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on and how pictures and names are varied."""
+    """What is trained on and how images and names are varied."""
 
     root: str | None = None  # else the environment variable GLIP_DATA
     train: tuple[DatasetConfig, ...] = ()
     validate: tuple[DatasetConfig, ...] = ()  # evaluated every train.validate_every steps
-    replay: float = 0.0  # share of the pictures that come from the mixture of replay_from, against forgetting
+    replay: float = 0.0  # share of the images that come from the mixture of replay_from, against forgetting
     replay_from: str = ""  # a config, such as pretrain/nano
-    crop: int = 0  # side of square crops in pixels; 0 keeps whole pictures
+    crop: int = 0  # side of square crops in pixels; 0 keeps whole images
     short_side: tuple[int, ...] = (640, 800)  # drawn uniformly between the two
     colour: float = 0.0
     max_negatives: int = 85  # absent names in a caption at most
     full_vocabulary: float = 0.5  # probability that all names of a set are in the prompt (if they fit)
     borrow: float = 0.0  # probability that names of the other sets join as negatives (never one sharing a word)
-    pack_captions: int = 0  # captions of other pictures beside the true one, at most (the paper: 19)
+    pack_captions: int = 0  # captions of other images beside the true one, at most (the paper: 19)
     workers: int = 0
-    max_broken: float = 0.01  # share of unreadable pictures at which a run stops
+    max_broken: float = 0.01  # share of unreadable images at which a run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +163,8 @@ class TrainConfig:
     """The run: optimizer, schedule, checkpoints."""
 
     steps: int = 1000
-    batch_size: int = 4  # pictures per step, of all processes together
-    micro_batch: int = 0  # pictures at once in one process (gradients accumulate); 0: all of its share
+    batch_size: int = 4  # images per step, of all processes together
+    micro_batch: int = 0  # images at once in one process (gradients accumulate); 0: all of its share
     lr: float = 1e-4
     bert_lr: float = 1e-5  # of the language model
     text_lr: float = 1e-4  # of what changes the tokens in the tower; the release has the base rate here
@@ -186,7 +186,7 @@ class TrainConfig:
     save_every: int = 500  # last.pt
     keep_every: int = 0  # also step-N.pt every so many steps; 0: never
     validate_every: int = 0
-    validate_pictures: int = 200  # of each set at most, evenly spread over it; 0: all
+    validate_images: int = 200  # of each set at most, evenly spread over it; 0: all
     log_every: int = 20
     tensorboard: bool = False
     output: str = "runs/train"

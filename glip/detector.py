@@ -1,6 +1,6 @@
 """Detector: images and words in, Detections out; what most people need of glip.
 
-A picture is encoded once for many prompts and a vocabulary once for many pictures: ``encode_image``, ``encode_text``
+An image is encoded once for many prompts and a vocabulary once for many images: ``encode_image``, ``encode_text``
 and ``ground`` are the steps of a call.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from glip.adaptation import Adaptation
 from glip.config import ModelConfig
-from glip.data.picture import Picture, open_any
+from glip.data.image import ImageInput, open_any
 from glip.encoded import EncodedImage, EncodedText
 from glip.model.adapt import load_adaptation, with_weights
 from glip.model.glip import GLIP
@@ -102,7 +102,7 @@ class Detector:
     @overload
     def __call__(  # type: ignore[overload-overlap]
         self,
-        images: Picture,
+        images: ImageInput,
         prompt: Words | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
@@ -115,7 +115,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
@@ -128,7 +128,7 @@ class Detector:
 
     def __call__(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageInput | Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
         *,
         threshold: float | Sequence[float] | None = None,
@@ -141,35 +141,35 @@ class Detector:
         """Find what the prompt names.
 
         Args:
-            images: a path, a PIL picture, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
+            images: a path, a PIL image, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
                 uint8 or 0..1), or a list of them.
-            prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of pictures also a list of
+            prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
                 Prompts (or of lists of names), one for each. Of an adapted detector by default its task's words.
             threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
             nms: overlap above which the lower-scored of two boxes of a class goes; 1 keeps all.
-            max_detections: boxes of a picture at most, 0 for no cap.
+            max_detections: boxes of an image at most, 0 for no cap.
             max_names: names in a chunk of a long list at most; default: as many as fit.
-            batch_size: pictures (or chunks) computed at once; results do not depend on it.
+            batch_size: images (or chunks) computed at once; results do not depend on it.
             token_scores: also give each box's alignment with every token of its caption.
 
         Returns:
-            Detections for one picture, a list of them for a list.
+            Detections for one image, a list of them for a list.
 
         Raises:
-            PictureError: a picture that cannot be read.
+            ImageError: an image that cannot be read.
             ValueError: a bad prompt, a caption over the limit, a threshold outside [0, 1].
         """
         _check_batch_size(batch_size)
         single = not isinstance(images, list | tuple)
-        pictures = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
-        prompts = None if prompt is None else as_prompts(prompt, len(pictures))
+        opened = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
+        prompts = None if prompt is None else as_prompts(prompt, len(opened))
         text = self.encode_text(prompts, max_names=max_names)
         found: dict[int, Detections] = {}
-        for group in self.group_by_size(pictures, batch_size):
-            image = self.encode_image([pictures[index] for index in group])
+        for group in self.group_by_size(opened, batch_size):
+            encoded = self.encode_image([opened[index] for index in group])
             own = text if len(text.prompts) == 1 else text.of_prompts(group)
             results = self.ground(
-                image,
+                encoded,
                 own,
                 threshold=threshold,
                 nms=nms,
@@ -178,11 +178,11 @@ class Detector:
                 token_scores=token_scores,
             )
             found.update(zip(group, results, strict=True))
-        return found[0] if single else [found[index] for index in range(len(pictures))]
+        return found[0] if single else [found[index] for index in range(len(opened))]
 
     @torch.no_grad()
-    def encode_image(self, images: Picture | Sequence[Picture]) -> EncodedImage:
-        """Encode one or more pictures; those of different size are padded to the largest, which the fusion sees."""
+    def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
+        """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         listed = list(images) if isinstance(images, list | tuple) else [images]
         batch = self.processor.images([open_any(image) for image in listed])  # type: ignore[arg-type]
         levels = self.model.encode_image(batch.pixels.to(self.device))
@@ -192,7 +192,7 @@ class Detector:
     def encode_text(
         self, prompts: Words | Sequence[Prompt] | None = None, *, max_names: int | None = None
     ) -> EncodedText:
-        """Encode one prompt for all pictures, or a list of Prompts, one for each; long lists of names in chunks.
+        """Encode one prompt for all images, or a list of Prompts, one for each; long lists of names in chunks.
 
         Without a prompt an adapted detector gives its task's words, with what was learned for them.
 
@@ -243,17 +243,17 @@ class Detector:
         batch_size: int = 4,
         token_scores: bool = False,
     ) -> list[Detections]:
-        """Ground encoded prompts in encoded pictures: one prompt in all of them, or one in each.
+        """Ground encoded prompts in encoded images: one prompt in all of them, or one in each.
 
         As the call does; ``chunk_detections`` also caps each chunk of a long list, 0 for no cap (LVIS's protocol).
 
         Raises:
-            ValueError: as many prompts as pictures are needed, or one; a threshold outside [0, 1].
+            ValueError: as many prompts as images are needed, or one; a threshold outside [0, 1].
         """
         count = len(image.original)
         _check_batch_size(batch_size)
         if len(text.prompts) not in (1, count):
-            raise ValueError(f"got {len(text.prompts)} prompts for {count} pictures: give one, or one for each")
+            raise ValueError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
         thresholds = [self._thresholds(threshold, prompt) for prompt in prompts]
         owners = range(count) if len(text.prompts) == count else [0] * count
@@ -285,14 +285,14 @@ class Detector:
         decoding: Decoding,
         token_scores: bool,
     ) -> list[Detections]:
-        """One pass of the head over (picture, text row) pairs."""
-        pictures, rows = [index for index, _ in pairs], [row for _, row in pairs]
+        """One pass of the head over (image, text row) pairs."""
+        images, rows = [index for index, _ in pairs], [row for _, row in pairs]
         batch, features = text.rows(rows)
-        outputs: Outputs = self.model.ground([level[pictures] for level in image.levels], features)
+        outputs: Outputs = self.model.ground([level[images] for level in image.levels], features)
         sizes = ImageBatch(
             image.levels[0].new_zeros(len(pairs), 3, 0, 0),
-            tuple(image.resized[index] for index in pictures),
-            tuple(image.original[index] for index in pictures),
+            tuple(image.resized[index] for index in images),
+            tuple(image.original[index] for index in images),
         )
         found = postprocess(outputs, sizes, batch, decoding, token_scores=token_scores)
         if not token_scores:
@@ -301,11 +301,11 @@ class Detector:
         words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
         return [dataclasses.replace(part, tokens=word) for part, word in zip(found, words, strict=True)]
 
-    def group_by_size(self, pictures: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
-        """Batches of pictures of one padded size, so that no result depends on what a picture is batched with."""
+    def group_by_size(self, images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
+        """Batches of images of one padded size, so that no result depends on what an image is batched with."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, picture in enumerate(pictures):
-            size = resized_size(picture.height, picture.width, self.processor.min_size, self.processor.max_size)
+        for index, image in enumerate(images):
+            size = resized_size(image.height, image.width, self.processor.min_size, self.processor.max_size)
             groups[tuple(-(-side // SIZE_DIVISOR) for side in size)].append(index)  # type: ignore[index]
         return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
@@ -369,11 +369,11 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def as_prompts(words: Words | Sequence[Words], pictures: int | None) -> list[Prompt]:
-    """One prompt for all pictures, or one for each; a plain list of strings is one list of names.
+def as_prompts(words: Words | Sequence[Words], images: int | None) -> list[Prompt]:
+    """One prompt for all images, or one for each; a plain list of strings is one list of names.
 
     Raises:
-        ValueError: an empty prompt, or a number of prompts that is not the number of pictures.
+        ValueError: an empty prompt, or a number of prompts that is not the number of images.
     """
     if isinstance(words, Prompt):
         return [words]
@@ -382,11 +382,11 @@ def as_prompts(words: Words | Sequence[Words], pictures: int | None) -> list[Pro
     items = list(words)
     if all(isinstance(item, str) for item in items):
         return [Prompt.from_names(items)]  # type: ignore[arg-type]
-    if pictures is not None and len(items) != pictures:
-        raise ValueError(f"got {len(items)} prompts for {pictures} pictures: give one, or one for each")
+    if images is not None and len(items) != images:
+        raise ValueError(f"got {len(items)} prompts for {images} images: give one, or one for each")
     return [as_prompts(item, None)[0] for item in items]
 
 
 def _check_batch_size(size: int) -> None:
     if size < 1:
-        raise ValueError(f"batch_size {size} is less than 1: give the pictures computed at once, such as 4")
+        raise ValueError(f"batch_size {size} is less than 1: give the images computed at once, such as 4")

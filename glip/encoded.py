@@ -1,4 +1,4 @@
-"""Pictures and prompts that are encoded: each once, to be grounded in one another many times."""
+"""Images and prompts that are encoded: each once, to be grounded in one another many times."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from glip.structures import Prompt, TextBatch, TextFeatures
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The pyramid of one or more pictures of one padded size, and their (height, width) before and after the resize."""
+    """The pyramid of one or more images of one padded size, and their (height, width) before and after the resize."""
 
     levels: tuple[Float[Tensor, "batch chan _height _width"], ...]
     resized: tuple[tuple[int, int], ...]
     original: tuple[tuple[int, int], ...]
 
     def select(self, chosen: Sequence[int]) -> "EncodedImage":
-        """Some of the pictures, by index; one may come more than once, for several prompts."""
+        """Some of the images, by index; one may come more than once, for several prompts."""
         index = list(chosen)
         resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
         return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
@@ -30,7 +30,7 @@ class EncodedImage:
 
 
 class KeptImages:
-    """Encoded pictures for those who look at them again and again, while the image encoder stays as it is.
+    """Encoded images for those who look at them again and again, while the image encoder stays as it is.
 
     Args:
         gigabytes: main memory for them at most; what does not fit is encoded anew each time.
@@ -75,22 +75,22 @@ def _bytes_of(image: EncodedImage) -> int:
     return sum(level.numel() * level.element_size() for level in image.levels)
 
 
-def picture_key(picture: Hashable | Image.Image) -> Hashable:
-    """What tells a picture from others: its place in the files, or for a loaded one that it is this very one."""
-    return _Loaded(picture) if isinstance(picture, Image.Image) else picture
+def image_key(image: Hashable | Image.Image) -> Hashable:
+    """What tells an image from others: its place in the files, or for a loaded one that it is this very one."""
+    return _Loaded(image) if isinstance(image, Image.Image) else image
 
 
 class _Loaded:
-    """A loaded picture as a key: equal to itself alone, and held, so that its id becomes no other's."""
+    """A loaded image as a key: equal to itself alone, and held, so that its id becomes no other's."""
 
-    def __init__(self, picture: Image.Image) -> None:
-        self.picture = picture
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Loaded) and other.picture is self.picture
+        return isinstance(other, _Loaded) and other.image is self.image
 
     def __hash__(self) -> int:
-        return id(self.picture)
+        return id(self.image)
 
 
 @dataclass(frozen=True)

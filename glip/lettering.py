@@ -1,4 +1,4 @@
-"""Words in pictures: their colours, and captions written with each phrase in the colour of its boxes."""
+"""Words in images: their colours, and captions written with each phrase in the colour of its boxes."""
 
 import colorsys
 import re
@@ -34,7 +34,7 @@ def letters(size: int) -> Font:
 
 
 def phrase_colour(phrase: str) -> Colour:
-    """The colour of a phrase: the same in every picture and every run."""
+    """The colour of a phrase: the same in every image and every run."""
     return _shade(phrase, _number(phrase) % 360)
 
 

@@ -40,7 +40,7 @@ class Losses:
 class Totals:
     """What losses are divided by: the number of positive anchors, and the sum of their centerness.
 
-    A step that sees its pictures in several batches, or in several processes, divides by the totals of all of them;
+    A step that sees its images in several batches, or in several processes, divides by the totals of all of them;
     the sum of its losses is then that of one big batch, as is its gradient.
     """
 
@@ -52,7 +52,7 @@ class Totals:
 class Matching:
     """Who learns what in one batch. It depends on targets and anchors alone: no network has to run for it.
 
-    ``boxes`` and ``centerness`` are what the positive anchors learn, picture by picture in the order of locations;
+    ``boxes`` and ``centerness`` are what the positive anchors learn, image by image in the order of locations;
     ``weights`` and ``located`` say how much each learns of its words, and of its box.
     """
 
@@ -75,16 +75,16 @@ class Criterion:
     def __call__(
         self, outputs: Outputs, targets: Sequence[Target], attention_mask: Bool[Tensor, "batch tok"]
     ) -> Losses:
-        """The losses of one batch; targets are in resized pixels, one for each picture."""
+        """The losses of one batch; targets are in resized pixels, one for each image."""
         matching = match(targets, outputs.anchors, outputs.level_sizes)
         return compute_losses(outputs, matching, attention_mask, totals=matching.totals)
 
 
 def match(targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Sequence[tuple[int, int]]) -> Matching:
-    """Assign the anchors of one batch to the boxes of its pictures.
+    """Assign the anchors of one batch to the boxes of its images.
 
     Args:
-        targets: in resized pixels, one for each picture.
+        targets: in resized pixels, one for each image.
         anchors: of all levels.
         sizes: (height, width) of each level.
     """

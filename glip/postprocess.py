@@ -33,7 +33,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes of one picture before suppression, in resized pixels; ``places`` are their locations."""
+    """Boxes of one image before suppression, in resized pixels; ``places`` are their locations."""
 
     boxes: Float[Tensor, "cand 4"]
     scores: Float[Tensor, " cand"]
@@ -44,7 +44,7 @@ class Candidates:
 def postprocess(
     outputs: Outputs, images: ImageBatch, text: TextBatch, decoding: Decoding, *, token_scores: bool = False
 ) -> list[Detections]:
-    """Detections of every picture of a batch, in original pixels, best first."""
+    """Detections of every image of a batch, in original pixels, best first."""
     found = []
     for index, prompt in enumerate(text.prompts):
         candidates = find_candidates(outputs, index, text.phrase_tokens[index], images.resized[index], decoding)

@@ -1,4 +1,4 @@
-"""Pictures and prompts -> Batch: the one road into the network, for training, evaluation, the demo and the teacher."""
+"""Images and prompts -> Batch: the one road into the network, for training, evaluation, the demo and the teacher."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class Processor:
 
     Args:
         tokenizer: the model's tokenizer.
-        min_size: short side of the resized picture, pixels.
+        min_size: short side of the resized image, pixels.
         max_size: the long side is at most this.
         channels: "bgr" or "rgb", the channel order the model was trained with.
         mean: per channel, in that order, on 0..255 values.
@@ -44,20 +44,20 @@ class Processor:
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.max_tokens = max_tokens
 
-    def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Batch:
-        """A batch for inference: pictures resized to the model's size, one prompt for each."""
-        return Batch(self.images(pictures), self.text(prompts))
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Batch:
+        """A batch for inference: images resized to the model's size, one prompt for each."""
+        return Batch(self.images(images), self.text(prompts))
 
-    def images(self, pictures: Sequence[Image.Image]) -> ImageBatch:
-        """Resize, normalize and pad RGB pictures."""
+    def images(self, images: Sequence[Image.Image]) -> ImageBatch:
+        """Resize, normalize and pad RGB images."""
         resized = []
-        for picture in pictures:
-            height, width = resized_size(picture.height, picture.width, self.min_size, self.max_size)
-            same = (width, height) == picture.size
-            resized.append(picture if same else picture.resize((width, height), Image.Resampling.BILINEAR))
-        original = tuple((picture.height, picture.width) for picture in pictures)
-        sizes = tuple((picture.height, picture.width) for picture in resized)
-        return ImageBatch(self._pad([self._normalize(picture) for picture in resized]), sizes, original)
+        for image in images:
+            height, width = resized_size(image.height, image.width, self.min_size, self.max_size)
+            same = (width, height) == image.size
+            resized.append(image if same else image.resize((width, height), Image.Resampling.BILINEAR))
+        original = tuple((image.height, image.width) for image in images)
+        sizes = tuple((image.height, image.width) for image in resized)
+        return ImageBatch(self._pad([self._normalize(image) for image in resized]), sizes, original)
 
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
         """Tokenize prompts.
@@ -72,14 +72,14 @@ class Processor:
         return len(self.tokenizer(caption).ids)
 
     def training(self, samples: Sequence[Sample]) -> Batch:
-        """A batch with targets. Pictures come at the size the transforms gave them and are only normalized."""
-        pictures, prompts = [], []
+        """A batch with targets. Images come at the size the transforms gave them and are only normalized."""
+        images, prompts = [], []
         for sample in samples:
-            assert isinstance(sample.picture, Image.Image) and sample.prompt is not None, "transform and phrase first"
-            pictures.append(sample.picture)
+            assert isinstance(sample.image, Image.Image) and sample.prompt is not None, "transform and phrase first"
+            images.append(sample.image)
             prompts.append(sample.prompt)
-        sizes = tuple((picture.height, picture.width) for picture in pictures)
-        images = ImageBatch(self._pad([self._normalize(picture) for picture in pictures]), sizes, sizes)
+        sizes = tuple((image.height, image.width) for image in images)
+        batch = ImageBatch(self._pad([self._normalize(image) for image in images]), sizes, sizes)
         text = self.text(prompts)
         targets = tuple(
             Target(
@@ -90,18 +90,18 @@ class Processor:
             )
             for sample, weights in zip(samples, text.phrase_tokens, strict=True)
         )
-        return Batch(images, text, targets)
+        return Batch(batch, text, targets)
 
-    def _normalize(self, picture: Image.Image) -> Float[Tensor, "3 height width"]:
-        values = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+    def _normalize(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
         if self.channels == "bgr":
             values = values.flip(0)
         return (values - self.mean[:, None, None]) / self.std[:, None, None]
 
-    def _pad(self, pictures: Sequence[Tensor]) -> Float[Tensor, "batch 3 height width"]:
-        height, width = (max(p.shape[axis] for p in pictures) for axis in (1, 2))
+    def _pad(self, images: Sequence[Tensor]) -> Float[Tensor, "batch 3 height width"]:
+        height, width = (max(p.shape[axis] for p in images) for axis in (1, 2))
         height, width = height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR
-        padded = [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in pictures]
+        padded = [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in images]
         return torch.stack(padded)
 
 

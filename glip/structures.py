@@ -1,6 +1,6 @@
 """The nouns of glip: what travels between files is one of these frozen records, never a bare dict.
 
-In the order data flows: Phrase and Prompt (words), Sample (one annotated picture), Batch and Target (what the network
+In the order data flows: Phrase and Prompt (words), Sample (one annotated image), Batch and Target (what the network
 reads), TextFeatures, ImageFeatures and Outputs (what it computes), Detections (what a person receives).
 Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep.
 """
@@ -177,7 +177,7 @@ def _check_phrase(phrase: Phrase, caption: str) -> None:
 
 @dataclass(frozen=True)
 class Archived:
-    """A picture inside a tar: the bytes [start, start + length) of the archive, and the member's name."""
+    """An image inside a tar: the bytes [start, start + length) of the archive, and the member's name."""
 
     archive: Path
     name: str
@@ -190,30 +190,30 @@ class Archived:
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated picture, from a reader to the processor.
+    """One annotated image, from a reader to the processor.
 
     A detection set gives ``vocabulary`` (all its names) and no prompt; phrasing then writes the prompt. A grounding
     set gives the prompt. ``box_phrases[i]`` lists what names box ``i``: indices into the prompt's phrases when there
     is a prompt, else into the vocabulary.
 
     Args:
-        picture: a file, a member of an archive, or the loaded picture.
-        boxes: xyxy in pixels of the picture.
+        image: a file, a member of an archive, or the loaded image.
+        boxes: xyxy in pixels of the image.
         box_phrases: what names each box.
         vocabulary: all names of a detection set.
         prompt: caption and phrases of a grounding set.
         caption: a caption whose phrases nobody has looked for yet; such a sample has no boxes.
-        image_id: the picture's id in its set.
+        image_id: the image's id in its set.
         size: (width, height) as the annotations state it, when they do.
         crowd: boxes (indices) that mark a group, not a thing; nothing is learned from them.
         absent: names (of the vocabulary) that are surely absent; None where every name without a box is.
-        incomplete: names of which more may be in the picture than have boxes, so that they cannot be asked for.
+        incomplete: names of which more may be in the image than have boxes, so that they cannot be asked for.
         scores: of pseudo-labels, one for each box; empty for boxes that people drew. In training they weigh the losses.
         located: whether the boxes also teach where boxes end, or only what is where.
         kinds: of each phrase of the prompt, the groups of tables, such as Flickr30K's people; empty where unknown.
     """
 
-    picture: Path | Archived | Image.Image
+    image: Path | Archived | Image.Image
     boxes: Float[Tensor, "box 4"]
     box_phrases: tuple[tuple[int, ...], ...]
     vocabulary: tuple[str, ...] = ()
@@ -242,7 +242,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """What should be found in one picture: boxes in resized pixels and the tokens that name each.
+    """What should be found in one image: boxes in resized pixels and the tokens that name each.
 
     ``weights`` scale the losses of each box, None for 1; where ``located`` is False boxes teach their words only.
     """
@@ -283,20 +283,20 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Normalized pictures, zero-padded right and bottom to one size; sizes are (height, width) in pixels."""
+    """Normalized images, zero-padded right and bottom to one size; sizes are (height, width) in pixels."""
 
     pixels: Float[Tensor, "batch 3 height width"]
     resized: tuple[tuple[int, int], ...]
     original: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device | str) -> "ImageBatch":
-        """The same pictures on another device."""
+        """The same images on another device."""
         return replace(self, pixels=self.pixels.to(device))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All the network reads: pictures, captions and, in training, one target per picture."""
+    """All the network reads: images, captions and, in training, one target per image."""
 
     images: ImageBatch
     text: TextBatch
@@ -340,9 +340,9 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture, best first.
+    """What was found in one image, best first.
 
-    ``boxes`` are xyxy in pixels of the original picture; ``labels`` index the caller's own phrases (``prompt.phrases``)
+    ``boxes`` are xyxy in pixels of the original image; ``labels`` index the caller's own phrases (``prompt.phrases``)
     and ``classes`` are those labels after the caller's mapping of names to classes. ``token_scores`` is there on
     request: for each box the alignment with every token of its caption, named by ``tokens``.
     """

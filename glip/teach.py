@@ -37,7 +37,7 @@ class HowToTeach:
 
     Args:
         rounds: how many; the student of one is the teacher of the next.
-        share: of the student's pictures that are pseudo-labelled; the others are of the config's own sets.
+        share: of the student's images that are pseudo-labelled; the others are of the config's own sets.
         from_teacher: the student starts with the teacher's weights, else as the config says.
         rules: which boxes are believed.
         soft: scores weigh the losses of pseudo-labels.
@@ -58,7 +58,7 @@ class HowToTeach:
         if self.rounds < 1:
             raise ValueError(f"rounds: got {self.rounds}: give 1 or more")
         if not 0 < self.share < 1:
-            raise ValueError(f"share: got {self.share}: give the pseudo-labelled share of the pictures, in (0, 1)")
+            raise ValueError(f"share: got {self.share}: give the pseudo-labelled share of the images, in (0, 1)")
 
 
 class Teaching:
@@ -160,11 +160,11 @@ class Teaching:
         return replace(self.experiment, data=replace(data, train=(*data.train, pseudo)), train=settings)
 
     def _figures(self, model: str) -> dict[str, float]:
-        """The figures of a model on all sets, every picture of them."""
+        """The figures of a model on all sets, every image of them."""
         if not self.sets:
             return {}
         detector = Detector.from_pretrained(model, device=self.label.device)
-        validator = Validator(detector.config, detector.processor.tokenizer, self.sets, pictures=0, shown=0)
+        validator = Validator(detector.config, detector.processor.tokenizer, self.sets, images=0, shown=0)
         found = validator(detector.model)
         _say_left_out(found.left_out, self.say)
         return {name: round(value, 4) for name, value in found.figures.items()}

@@ -1,4 +1,4 @@
-"""Detections drawn into their picture, and samples on one sheet: one stable colour for each phrase, any size."""
+"""Detections drawn into their image, and samples on one sheet: one stable colour for each phrase, any size."""
 
 import os
 import tempfile
@@ -9,28 +9,28 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from glip import lettering
-from glip.data.picture import PictureError, open_any
+from glip.data.image import ImageError, open_any
 from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
 from glip.structures import Detections, Sample
 
 Rectangle = tuple[float, float, float, float]
 _ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
-_CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of a picture, space around it, letter size, lines of text
+_CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of an image, space around it, letter size, lines of text
 _PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
 
 
-def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
-    """A copy of the picture with a frame and a label for each detection; small pictures are enlarged to be readable.
+def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
+    """A copy of the image with a frame and a label for each detection; small images are enlarged to be readable.
 
     What was asked for as a sentence is written below, each phrase in the colour of its boxes, in grey if it has none.
 
     Args:
-        picture: the RGB picture the detections belong to.
+        image: the RGB image the detections belong to.
         detections: boxes in its pixels.
         scores: whether labels carry the score.
     """
-    factor = max(1, round(480 / max(picture.size)))
-    large = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    factor = max(1, round(480 / max(image.size)))
+    large = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (max(large.width, _ROOM[0]), max(large.height, _ROOM[1])), (255, 255, 255))
     canvas.paste(large)
     pen = ImageDraw.Draw(canvas)
@@ -54,9 +54,9 @@ def draw(picture: Image.Image, detections: Detections, *, scores: bool = True) -
 
 
 def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image:
-    """Samples side by side: boxes in the colours of their words, and below each picture these words.
+    """Samples side by side: boxes in the colours of their words, and below each image these words.
 
-    That is its caption with the phrases marked, or the names of its boxes and how often each is there. A picture that
+    That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
     cannot be read is a grey field that says why.
 
     Raises:
@@ -76,20 +76,20 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     return sheet
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture whole or not at all; the format follows the name's ending.
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image whole or not at all; the format follows the name's ending.
 
     Raises:
-        ValueError: an ending that is no picture format.
+        ValueError: an ending that is no image format.
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"picture {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
+        raise ValueError(f"image {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=f".partial{path.suffix}")
     os.close(handle)
     try:
-        picture.save(partial)
+        image.save(partial)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     finally:
@@ -97,20 +97,20 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
 
 
 def _found_colours(detections: Detections) -> dict[int, Colour]:
-    """The colours of the phrases that have a box, the same for every picture of a caption of few phrases."""
+    """The colours of the phrases that have a box, the same for every image of a caption of few phrases."""
     texts, found = detections.prompt.texts, sorted(set(detections.labels.tolist()))
     own = range(len(texts)) if len(texts) <= lettering.MOST_APART else found
     colours = dict(zip(own, lettering.palette(texts[index] for index in own), strict=True))
     return {index: colours[index] for index in found}
 
 
-def _captioned(picture: Image.Image, words: Sequence[Run], size: int) -> Image.Image:
-    """The picture with words below it, which take as much room as the picture at most."""
+def _captioned(image: Image.Image, words: Sequence[Run], size: int) -> Image.Image:
+    """The image with words below it, which take as much room as the image at most."""
     margin, pitch = size, line_height(size)
-    lines = wrapped(words, size, picture.width - 2 * margin, max(_ROWS, picture.height // pitch))
-    canvas = Image.new("RGB", (picture.width, picture.height + 2 * margin + pitch * len(lines) - size // 4), _PAPER)
-    canvas.paste(picture)
-    lettering.write(canvas, lines, (margin, picture.height + margin), size)
+    lines = wrapped(words, size, image.width - 2 * margin, max(_ROWS, image.height // pitch))
+    canvas = Image.new("RGB", (image.width, image.height + 2 * margin + pitch * len(lines) - size // 4), _PAPER)
+    canvas.paste(image)
+    lettering.write(canvas, lines, (margin, image.height + margin), size)
     return canvas
 
 
@@ -141,40 +141,40 @@ def _sorted(box: Sequence[float]) -> Rectangle:
 
 
 def _cell(sample: Sample) -> Image.Image:
-    """Picture, words, and the picture's name, in a column of the sheet."""
-    picture = _picture(sample)
+    """Image, words, and the image's name, in a column of the sheet."""
+    image = _image(sample)
     text = _written(sample, _palette(sample))
     lines, small = wrapped(text, _TEXT, _CELL, _ROWS), letters(_TEXT - 4)
-    top = picture.height + 8
+    top = image.height + 8
     cell = Image.new("RGB", (_CELL, top + line_height(_TEXT) * len(lines) + _TEXT + 4), _PAPER)
-    cell.paste(picture, ((_CELL - picture.width) // 2, 0))
+    cell.paste(image, ((_CELL - image.width) // 2, 0))
     lettering.write(cell, lines, (0, top), _TEXT)
-    drawn = isinstance(sample.picture, Image.Image)
-    name = f"sample {sample.image_id}" if drawn else str(sample.picture).replace("\\", "/").rsplit("/", 1)[-1]
+    drawn = isinstance(sample.image, Image.Image)
+    name = f"sample {sample.image_id}" if drawn else str(sample.image).replace("\\", "/").rsplit("/", 1)[-1]
     place = (0, top + line_height(_TEXT) * len(lines) - 1)
     ImageDraw.Draw(cell).text(place, label(name, "", small, _CELL), fill=_FAINT, font=small)
     return cell
 
 
-def _picture(sample: Sample) -> Image.Image:
-    """The sample's picture at the size of a cell, with its boxes, the large ones below the small ones."""
+def _image(sample: Sample) -> Image.Image:
+    """The sample's image at the size of a cell, with its boxes, the large ones below the small ones."""
     try:
-        picture = open_any(sample.picture)
-    except PictureError as error:
+        image = open_any(sample.image)
+    except ImageError as error:
         grey = Image.new("RGB", (_CELL, _CELL * 3 // 4), (220, 220, 220))
         said = wrapped([Run(str(error), None)], _TEXT - 2, _CELL - 16, _ROWS)
         lettering.write(grey, said, (8, 8), _TEXT - 2)
         return grey
-    factor = _CELL / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    scaled = picture.resize(size, Image.Resampling.LANCZOS)
+    factor = _CELL / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    scaled = image.resize(size, Image.Resampling.LANCZOS)
     _frames(scaled, sample, factor)
     return scaled
 
 
-def _frames(picture: Image.Image, sample: Sample, factor: float) -> None:
+def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
     """Draw a sample's boxes, the large ones below the small ones, and the scores of pseudo-labels."""
-    pen, font = ImageDraw.Draw(picture), letters(_TEXT - 4)
+    pen, font = ImageDraw.Draw(image), letters(_TEXT - 4)
     palette = _palette(sample)
     boxes = [_sorted(box) for box in (sample.boxes * factor).tolist()]
     order = sorted(range(len(boxes)), key=lambda i: -(boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1]))
@@ -182,19 +182,19 @@ def _frames(picture: Image.Image, sample: Sample, factor: float) -> None:
     for index in order:
         left, top, right, bottom = boxes[index]
         colour = palette[sample.box_phrases[index][0]]
-        # a thin dark line outside lets every colour stand out from every picture; a crowd has that line only
+        # a thin dark line outside lets every colour stand out from every image; a crowd has that line only
         pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
         if index not in sample.crowd:
             pen.rectangle(boxes[index], outline=colour, width=2)
         if sample.scores:
             text = f"{sample.scores[index]:.2f}"
-            place = _place(pen.textbbox((0, 0), text, font=font), boxes[index], picture.size, taken)
+            place = _place(pen.textbbox((0, 0), text, font=font), boxes[index], image.size, taken)
             taken.append(place)
             _tag(pen, text, place, colour, font)
 
 
 def _palette(sample: Sample) -> dict[int, Colour]:
-    """The colours of what has a box; of a short vocabulary all, so that they are the same below every picture."""
+    """The colours of what has a box; of a short vocabulary all, so that they are the same below every image."""
     names = sample.prompt.texts if sample.prompt else sample.vocabulary
     boxed = sorted({index for phrases in sample.box_phrases for index in phrases})
     own = range(len(names)) if 0 < len(sample.vocabulary) <= lettering.MOST_APART else boxed
@@ -202,7 +202,7 @@ def _palette(sample: Sample) -> dict[int, Colour]:
 
 
 def _written(sample: Sample, palette: dict[int, Colour]) -> list[Run]:
-    """The words below a picture."""
+    """The words below an image."""
     if sample.prompt:
         return marked(sample.prompt, palette)
     if not sample.vocabulary:

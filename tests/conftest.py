@@ -93,8 +93,8 @@ def tiny_folder(tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def picture() -> Image.Image:
-    """A picture with something to look at: blocks of colour and noise, 150 x 110."""
+def image() -> Image.Image:
+    """An image with something to look at: blocks of colour and noise, 150 x 110."""
     rng = np.random.default_rng(0)
     values = rng.integers(0, 80, (110, 150, 3))
     for _ in range(8):

@@ -1,7 +1,7 @@
 """The stored runs of the 2022 release, and our model filled with the weights they were made with.
 
 In the order things happen: ``load_case`` reads a run, ``loaded_model`` synthesizes the release's state dict from its
-list of names and sends it through the public conversion, ``make_batch`` turns the run's pictures and captions into our
+list of names and sends it through the public conversion, ``make_batch`` turns the run's images and captions into our
 input. What the model then computes is written down by golden_recorder.py.
 """
 
@@ -210,7 +210,7 @@ def _load(form: str, prompt_offsets: bool) -> Loaded:
 
 
 def make_processor(case: Case, config: ModelConfig) -> Processor:
-    """The processor a user gets, at the run's picture size."""
+    """The processor a user gets, at the run's image size."""
     image = config.image
     return Processor(
         Tokenizer(ASSETS / BUNDLED),
@@ -224,10 +224,10 @@ def make_processor(case: Case, config: ModelConfig) -> Processor:
 
 
 def make_batch(case: Case, config: ModelConfig) -> Batch:
-    """The run's pictures and captions as the network reads them."""
+    """The run's images and captions as the network reads them."""
     count = len(case.meta["captions"])
-    pictures = [Image.fromarray(case.arrays[f"image_{index}"]) for index in range(count)]
-    return make_processor(case, config)(pictures, make_prompts(case))
+    images = [Image.fromarray(case.arrays[f"image_{index}"]) for index in range(count)]
+    return make_processor(case, config)(images, make_prompts(case))
 
 
 def make_prompts(case: Case) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""Small things for tests: a GLIP of few weights, four drawn pictures, a COCO set of them, a checkpoint as released."""
+"""Small things for tests: a GLIP of few weights, four drawn images, a COCO set of them, a checkpoint as released."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def seeded(config: ModelConfig, seed: int = 0) -> GLIP:
 
 
 def scenes() -> list[tuple[Image.Image, list[Thing]]]:
-    """Four drawn pictures with two or three things each."""
+    """Four drawn images with two or three things each."""
     kinds = [name.split()[1] for name in NAMES]
     colours = [name.split()[0] for name in NAMES]
     layouts = [
@@ -58,16 +58,14 @@ def scenes() -> list[tuple[Image.Image, list[Thing]]]:
 
 
 def write_coco(folder: Path) -> Path:
-    """The four pictures as a COCO set below ``folder``: images/ and instances.json, whose path is given."""
+    """The four images as a COCO set below ``folder``: images/ and instances.json, whose path is given."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     tree: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
     tree["categories"] = [{"id": 10 * (number + 1), "name": name} for number, name in enumerate(NAMES)]
-    for index, (picture, things) in enumerate(scenes()):
-        picture.save(images / f"{index}.png")
-        tree["images"].append(
-            {"id": index, "file_name": f"{index}.png", "width": picture.width, "height": picture.height}
-        )
+    for index, (image, things) in enumerate(scenes()):
+        image.save(images / f"{index}.png")
+        tree["images"].append({"id": index, "file_name": f"{index}.png", "width": image.width, "height": image.height})
         for thing in things:
             x1, y1, x2, y2 = thing.box
             number = 10 * (NAMES.index(f"{thing.colour} {thing.kind}") + 1)

@@ -172,9 +172,9 @@ def test_broken_files_are_explained(write, text, message):
 
 
 def test_binary_file_is_explained(tmp_path):
-    path = tmp_path / "picture.yaml"
+    path = tmp_path / "image.yaml"
     path.write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ConfigError, match="picture.yaml: not UTF-8 text"):
+    with pytest.raises(ConfigError, match="image.yaml: not UTF-8 text"):
         load_config(path)
 
 

@@ -9,7 +9,7 @@ from alike import assert_alike, identical
 from PIL import Image
 
 from glip.data.icons import KINDS
-from glip.data.picture import PictureError
+from glip.data.image import ImageError
 from glip.data.world import Thing, draw_scene
 from glip.detector import Detector, choose_device
 from glip.geometry.boxes import iou
@@ -21,9 +21,9 @@ NAMES = ["a red bus", "cyclist", "dog", "traffic light", "car", "cart", "zebra"]
 
 
 @pytest.fixture(scope="module")
-def pictures(picture) -> list[Image.Image]:
+def images(image) -> list[Image.Image]:
     """Four of different shapes, so that they fall into different batches."""
-    return [picture, picture.resize((60, 200)), picture.resize((97, 64)), picture.rotate(90).resize((300, 40))]
+    return [image, image.resize((60, 200)), image.resize((97, 64)), image.rotate(90).resize((300, 40))]
 
 
 def union(parts: dict[int, Detections], prompt: Prompt) -> Detections:
@@ -35,49 +35,49 @@ def union(parts: dict[int, Detections], prompt: Prompt) -> Detections:
     return Detections(boxes, scores, labels, prompt, size).select(scores.argsort(descending=True, stable=True))
 
 
-def test_kinds_of_input_give_the_same(tiny_detector, picture, tmp_path):
-    picture.save(tmp_path / "a.png")
-    array = np.asarray(picture)
+def test_kinds_of_input_give_the_same(tiny_detector, image, tmp_path):
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
-    expected = tiny_detector(picture, PROMPT)
+    expected = tiny_detector(image, PROMPT)
     for kind in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor, tensor.float() / 255):
         assert_alike(tiny_detector(kind, PROMPT), expected)
     (listed,) = tiny_detector([array], PROMPT)
     assert_alike(listed, expected)
 
 
-def test_grey_input(tiny_detector, picture):
-    grey = picture.convert("L")
+def test_grey_input(tiny_detector, image):
+    grey = image.convert("L")
     array = np.asarray(grey)
     expected = tiny_detector(grey, PROMPT)
     for kind in (array, array[..., None], torch.from_numpy(array.copy()), grey.convert("RGB")):
         assert_alike(tiny_detector(kind, PROMPT), expected)
 
 
-def test_prompts_of_every_form_give_the_same(tiny_detector, picture):
-    expected = tiny_detector(picture, PROMPT)
+def test_prompts_of_every_form_give_the_same(tiny_detector, image):
+    expected = tiny_detector(image, PROMPT)
     names = ["a red bus", "a cyclist", "dog"]
     spans = [(0, 9), (11, 20), (22, 25)]
     caption = "a red bus. a cyclist. dog"
     for prompt in (names, tuple(names), Prompt.from_names(names), Prompt.from_caption(caption, names)):
-        assert_alike(tiny_detector(picture, prompt), expected)
-    assert_alike(tiny_detector(picture, Prompt.from_caption(caption, spans)), expected)
+        assert_alike(tiny_detector(image, prompt), expected)
+    assert_alike(tiny_detector(image, Prompt.from_caption(caption, spans)), expected)
 
 
-def test_boxes_lie_in_the_picture_and_labels_in_the_prompt(tiny_detector, pictures):
-    for picture, found in zip(pictures, tiny_detector(pictures, PROMPT), strict=True):
-        assert len(found) > 3 and found.size == (picture.height, picture.width)
+def test_boxes_lie_in_the_image_and_labels_in_the_prompt(tiny_detector, images):
+    for image, found in zip(images, tiny_detector(images, PROMPT), strict=True):
+        assert len(found) > 3 and found.size == (image.height, image.width)
         assert torch.isfinite(found.boxes).all() and (found.boxes >= 0).all()
-        assert (found.boxes[:, 2] <= picture.width).all() and (found.boxes[:, 3] <= picture.height).all()
+        assert (found.boxes[:, 2] <= image.width).all() and (found.boxes[:, 3] <= image.height).all()
         assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
         assert set(found.labels.tolist()) <= {0, 1, 2}
         assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    wide = next(found for found in tiny_detector(pictures, PROMPT) if found.size == (40, 300))
-    assert wide.boxes[:, 2].max() > 160, "boxes are in original pixels, not in those of the resized picture"
+    wide = next(found for found in tiny_detector(images, PROMPT) if found.size == (40, 300))
+    assert wide.boxes[:, 2].max() > 160, "boxes are in original pixels, not in those of the resized image"
 
 
-def test_iteration_and_selection(tiny_detector, picture):
-    found = tiny_detector(picture, PROMPT)
+def test_iteration_and_selection(tiny_detector, image):
+    found = tiny_detector(image, PROMPT)
     for index, (box, score, label, phrase) in enumerate(found):
         assert phrase == ("a red bus", "a cyclist", "dog")[label] == found.phrases[index].text
         assert (len(box), score) == (4, found.scores[index].item())
@@ -88,70 +88,70 @@ def test_iteration_and_selection(tiny_detector, picture):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_a_batch_equals_one_by_one(tiny_detector, pictures, batch_size):
-    doubled = [*pictures, *pictures[::-1]]
+def test_a_batch_equals_one_by_one(tiny_detector, images, batch_size):
+    doubled = [*images, *images[::-1]]
     together = tiny_detector(doubled, PROMPT, batch_size=batch_size)
-    alone = {id(picture): tiny_detector(picture, PROMPT) for picture in pictures}
-    for picture, found in zip(doubled, together, strict=True):
-        assert_alike(found, alone[id(picture)], scores=1e-4, boxes=1e-2)
+    alone = {id(image): tiny_detector(image, PROMPT) for image in images}
+    for image, found in zip(doubled, together, strict=True):
+        assert_alike(found, alone[id(image)], scores=1e-4, boxes=1e-2)
 
 
-def test_a_prompt_for_each_picture(tiny_detector, pictures):
+def test_a_prompt_for_each_image(tiny_detector, images):
     prompts = [
         Prompt.parse("dog"),
         Prompt.parse(PROMPT),
         Prompt.from_caption("a car, a cart", ["cart"]),
         ["zebra", "x"],
     ]
-    together = tiny_detector(pictures, prompts)
-    for picture, prompt, found in zip(pictures, prompts, together, strict=True):
-        assert_alike(found, tiny_detector(picture, prompt), scores=1e-4, boxes=1e-2)
+    together = tiny_detector(images, prompts)
+    for image, prompt, found in zip(images, prompts, together, strict=True):
+        assert_alike(found, tiny_detector(image, prompt), scores=1e-4, boxes=1e-2)
         assert found.prompt.texts == (prompt.texts if isinstance(prompt, Prompt) else tuple(prompt))
 
 
-def test_steps_equal_the_call(tiny_detector, picture):
-    image, text = tiny_detector.encode_image(picture), tiny_detector.encode_text(PROMPT)
+def test_steps_equal_the_call(tiny_detector, image):
+    encoded, text = tiny_detector.encode_image(image), tiny_detector.encode_text(PROMPT)
     for _ in range(2):
-        assert_alike(tiny_detector.ground(image, text)[0], tiny_detector(picture, PROMPT))
+        assert_alike(tiny_detector.ground(encoded, text)[0], tiny_detector(image, PROMPT))
 
 
-def test_an_encoded_picture_serves_many_prompts(tiny_detector, picture):
-    image = tiny_detector.encode_image(picture)
+def test_an_encoded_image_serves_many_prompts(tiny_detector, image):
+    encoded = tiny_detector.encode_image(image)
     for prompt in (PROMPT, NAMES, "cart"):
-        (found,) = tiny_detector.ground(image, tiny_detector.encode_text(prompt))
-        assert_alike(found, tiny_detector(picture, prompt))
+        (found,) = tiny_detector.ground(encoded, tiny_detector.encode_text(prompt))
+        assert_alike(found, tiny_detector(image, prompt))
 
 
-def test_an_encoded_vocabulary_serves_many_pictures(tiny_detector, picture):
+def test_an_encoded_vocabulary_serves_many_images(tiny_detector, image):
     text = tiny_detector.encode_text(NAMES)
-    both = [picture, picture.rotate(180)]
+    both = [image, image.rotate(180)]
     for found, each in zip(tiny_detector.ground(tiny_detector.encode_image(both), text), both, strict=True):
         assert_alike(found, tiny_detector(each, NAMES), scores=1e-4, boxes=1e-2)
 
 
-def test_padding_a_caption_changes_nothing(tiny_detector, picture):
-    image = tiny_detector.encode_image([picture, picture])
+def test_padding_a_caption_changes_nothing(tiny_detector, image):
+    encoded = tiny_detector.encode_image([image, image])
     text = tiny_detector.encode_text([Prompt.parse("dog"), Prompt.from_names(NAMES)])
-    short, long = tiny_detector.ground(image, text)
-    assert_alike(short, tiny_detector(picture, "dog"), scores=1e-4, boxes=1e-2)
-    assert_alike(long, tiny_detector(picture, NAMES), scores=1e-4, boxes=1e-2)
+    short, long = tiny_detector.ground(encoded, text)
+    assert_alike(short, tiny_detector(image, "dog"), scores=1e-4, boxes=1e-2)
+    assert_alike(long, tiny_detector(image, NAMES), scores=1e-4, boxes=1e-2)
 
 
-def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, picture):
-    parts = {first: tiny_detector(picture, NAMES[first : first + 3], max_detections=0) for first in (0, 3, 6)}
-    everything = tiny_detector(picture, NAMES, max_names=3, max_detections=0)
+def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, image):
+    parts = {first: tiny_detector(image, NAMES[first : first + 3], max_detections=0) for first in (0, 3, 6)}
+    everything = tiny_detector(image, NAMES, max_names=3, max_detections=0)
     assert_alike(everything, union(parts, Prompt.from_names(NAMES)), scores=1e-4, boxes=1e-2)
     assert len(everything) > 100
-    assert_alike(tiny_detector(picture, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
+    assert_alike(tiny_detector(image, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
     assert_alike(
-        tiny_detector(picture, NAMES, max_names=3, batch_size=1),
+        tiny_detector(image, NAMES, max_names=3, batch_size=1),
         everything.select(torch.arange(100)),
         scores=1e-4,
         boxes=1e-2,
     )
 
 
-def test_chunks_follow_the_token_limit(tiny_detector, picture, monkeypatch):
+def test_chunks_follow_the_token_limit(tiny_detector, image, monkeypatch):
     short = Detector(
         tiny_detector.model, replace(tiny_detector.config, max_tokens=9), tiny_detector.processor.tokenizer
     )
@@ -160,83 +160,83 @@ def test_chunks_follow_the_token_limit(tiny_detector, picture, monkeypatch):
     monkeypatch.setattr(
         short.processor, "text", lambda prompts: seen.extend(p.texts for p in prompts) or encode(prompts)
     )
-    found = short(picture, NAMES, max_detections=0)
+    found = short(image, NAMES, max_detections=0)
     assert seen == [("a red bus", "cyclist", "dog"), ("traffic light", "car", "cart"), ("zebra",)]
-    assert_alike(found, tiny_detector(picture, NAMES, max_names=3, max_detections=0), scores=1e-4, boxes=1e-2)
+    assert_alike(found, tiny_detector(image, NAMES, max_names=3, max_detections=0), scores=1e-4, boxes=1e-2)
     with pytest.raises(ValueError, match="caption needs 13 tokens, the model reads 9: shorten it, or pass its things"):
-        short(picture, Prompt.from_caption("one two three four five six seven eight nine ten eleven", ["two"]))
+        short(image, Prompt.from_caption("one two three four five six seven eight nine ten eleven", ["two"]))
     with pytest.raises(ValueError, match="needs 13 tokens, the model reads 9: shorten it"):
-        short(picture, ["cat", "one two three four five six seven eight nine ten eleven"])
+        short(image, ["cat", "one two three four five six seven eight nine ten eleven"])
 
 
-def test_one_cap_for_short_and_chunked_prompts_of_a_batch(tiny_detector, picture):
+def test_one_cap_for_short_and_chunked_prompts_of_a_batch(tiny_detector, image):
     short, long = Prompt.from_names(NAMES[:2]), Prompt.from_names(NAMES)
-    together = tiny_detector([picture, picture], [short, long], max_names=3, max_detections=7)
+    together = tiny_detector([image, image], [short, long], max_names=3, max_detections=7)
     for found, prompt in zip(together, (short, long), strict=True):
-        assert_alike(found, tiny_detector(picture, prompt, max_names=3, max_detections=7), scores=1e-4, boxes=1e-2)
+        assert_alike(found, tiny_detector(image, prompt, max_names=3, max_detections=7), scores=1e-4, boxes=1e-2)
         assert len(found) == 7
 
 
-def test_thresholds(tiny_detector, picture):
-    everything = tiny_detector(picture, PROMPT)
+def test_thresholds(tiny_detector, image):
+    everything = tiny_detector(image, PROMPT)
     middle = float(everything.scores.median())
-    assert_alike(tiny_detector(picture, PROMPT, threshold=middle), everything.above(middle))
+    assert_alike(tiny_detector(image, PROMPT, threshold=middle), everything.above(middle))
     limits = torch.tensor([middle, 1.0, 0.0])
-    found = tiny_detector(picture, PROMPT, threshold=limits.tolist())
+    found = tiny_detector(image, PROMPT, threshold=limits.tolist())
     assert_alike(found, everything.select(everything.scores >= limits[everything.labels]))
     assert not (found.labels == 1).any() and (found.labels == 2).any()
 
 
-def test_nothing_found(tiny_detector, picture):
-    found = tiny_detector(picture, PROMPT, threshold=1)
+def test_nothing_found(tiny_detector, image):
+    found = tiny_detector(image, PROMPT, threshold=1)
     assert len(found) == 0 and list(found) == [] and found.boxes.shape == (0, 4)
 
 
-def test_negatives_take_part_and_are_not_returned(tiny_detector, picture):
-    plain = tiny_detector(picture, ["dog", "car", "cart"], max_detections=0)
-    found = tiny_detector(picture, Prompt.from_names(["dog"], negatives=["car", "cart"]), max_detections=0)
+def test_negatives_take_part_and_are_not_returned(tiny_detector, image):
+    plain = tiny_detector(image, ["dog", "car", "cart"], max_detections=0)
+    found = tiny_detector(image, Prompt.from_names(["dog"], negatives=["car", "cart"]), max_detections=0)
     assert_alike(found, plain.select(plain.labels == 0))
     assert set(found.labels.tolist()) == {0}
 
 
-def test_names_of_one_class_suppress_each_other(tiny_detector, picture):
+def test_names_of_one_class_suppress_each_other(tiny_detector, image):
     prompt = Prompt.from_names(NAMES[:4], classes=[0, 0, 5, 5])
     for max_names in (None, 1):
-        found = tiny_detector(picture, prompt, nms=0.4, max_detections=0, max_names=max_names)
+        found = tiny_detector(image, prompt, nms=0.4, max_detections=0, max_names=max_names)
         assert set(found.classes.tolist()) == {0, 5} and len(set(found.labels.tolist())) > 2
         for number in (0, 5):
             boxes = found.boxes[found.classes == number]
             overlap = iou(boxes, boxes, inclusive=False) - torch.eye(len(boxes))
             assert overlap.max() < 0.45
-    apart = tiny_detector(picture, NAMES[:4], nms=0.4, max_detections=0)
-    assert len(apart) > len(tiny_detector(picture, prompt, nms=0.4, max_detections=0))
+    apart = tiny_detector(image, NAMES[:4], nms=0.4, max_detections=0)
+    assert len(apart) > len(tiny_detector(image, prompt, nms=0.4, max_detections=0))
 
 
-def test_duplicate_names_stay_separate_labels(tiny_detector, picture):
-    found = tiny_detector(picture, ["dog", "dog"])
+def test_duplicate_names_stay_separate_labels(tiny_detector, image):
+    found = tiny_detector(image, ["dog", "dog"])
     assert set(found.labels.tolist()) == {0, 1}
     assert {detection.phrase for detection in found} == {"dog"}
 
 
-def test_max_detections(tiny_detector, picture):
-    everything = tiny_detector(picture, NAMES, max_detections=0)
-    assert len(everything) < 100 == len(tiny_detector(picture, NAMES, nms=1))
-    assert_alike(tiny_detector(picture, NAMES), everything)
-    assert_alike(tiny_detector(picture, NAMES, max_detections=9), everything.select(torch.arange(9)))
+def test_max_detections(tiny_detector, image):
+    everything = tiny_detector(image, NAMES, max_detections=0)
+    assert len(everything) < 100 == len(tiny_detector(image, NAMES, nms=1))
+    assert_alike(tiny_detector(image, NAMES), everything)
+    assert_alike(tiny_detector(image, NAMES, max_detections=9), everything.select(torch.arange(9)))
 
 
-def test_nms_of_one_keeps_all(tiny_detector, picture):
-    levels = tiny_detector.encode_image(picture).levels
+def test_nms_of_one_keeps_all(tiny_detector, image):
+    levels = tiny_detector.encode_image(image).levels
     candidates = sum(min(level.shape[2] * level.shape[3] * 3, 200) for level in levels)
-    kept = tiny_detector(picture, PROMPT, nms=1, max_detections=0)
+    kept = tiny_detector(image, PROMPT, nms=1, max_detections=0)
     assert len(kept) == candidates
-    fewer = tiny_detector(picture, PROMPT, max_detections=0)
+    fewer = tiny_detector(image, PROMPT, max_detections=0)
     assert len(fewer) < candidates and set(fewer) <= set(kept)
 
 
-def test_token_scores(tiny_detector, picture):
+def test_token_scores(tiny_detector, image):
     prompts = [Prompt.parse("a red bus. dog"), Prompt.parse("dog")]
-    together = tiny_detector([picture, picture], prompts, token_scores=True)
+    together = tiny_detector([image, image], prompts, token_scores=True)
     assert together[0].tokens == ("[CLS]", "a", "red", "bus", ".", "dog", "[SEP]")
     assert together[1].tokens == ("[CLS]", "dog", "[SEP]")
     for found in together:
@@ -246,32 +246,32 @@ def test_token_scores(tiny_detector, picture):
             mean = scores[own[detection.phrase]].mean()
             assert detection.score <= mean.sqrt() + 1e-5, "the score is the root of its tokens' mean times centerness"
         assert found.select(torch.tensor([0])).token_scores.shape[0] == 1
-    assert tiny_detector(picture, "dog").token_scores is None
+    assert tiny_detector(image, "dog").token_scores is None
     with pytest.raises(ValueError, match="token_scores need a prompt in one piece"):
-        tiny_detector(picture, NAMES, max_names=2, token_scores=True)
+        tiny_detector(image, NAMES, max_names=2, token_scores=True)
 
 
-def test_saved_model_gives_the_same_bits(tiny_detector, tiny_folder, picture):
+def test_saved_model_gives_the_same_bits(tiny_detector, tiny_folder, image):
     again = Detector.from_pretrained(tiny_folder, device="cpu")
     assert again.config == tiny_detector.config
-    assert identical(tiny_detector(picture, PROMPT), again(picture, PROMPT))
+    assert identical(tiny_detector(image, PROMPT), again(image, PROMPT))
     assert {path.name for path in tiny_folder.iterdir()} == {"model.safetensors", "config.json", "vocab.txt"}
 
 
-def test_calls_repeat_and_leave_no_trace(tiny_detector, picture):
-    before = picture.copy()
-    first = tiny_detector(picture, PROMPT)
+def test_calls_repeat_and_leave_no_trace(tiny_detector, image):
+    before = image.copy()
+    first = tiny_detector(image, PROMPT)
     torch.rand(3)
-    assert identical(tiny_detector(picture, PROMPT), first)
-    assert picture == before and not tiny_detector.model.training
+    assert identical(tiny_detector(image, PROMPT), first)
+    assert image == before and not tiny_detector.model.training
     assert not first.scores.requires_grad
 
 
-def test_threads_do_not_matter(tiny_detector, picture):
-    expected = tiny_detector(picture, PROMPT)
+def test_threads_do_not_matter(tiny_detector, image):
+    expected = tiny_detector(image, PROMPT)
     torch.set_num_threads(2)
     try:
-        assert_alike(tiny_detector(picture, PROMPT), expected, scores=1e-4, boxes=1e-2)
+        assert_alike(tiny_detector(image, PROMPT), expected, scores=1e-4, boxes=1e-2)
     finally:
         torch.set_num_threads(1)
 
@@ -282,7 +282,7 @@ def test_any_size(tiny_detector):
         assert found.size == size[::-1] and torch.isfinite(found.boxes).all()
 
 
-def test_no_pictures(tiny_detector):
+def test_no_images(tiny_detector):
     assert tiny_detector([], "dog") == []
 
 
@@ -299,25 +299,25 @@ def test_no_pictures(tiny_detector):
         ({"max_names": 0}, "max_names 0 is less than 1"),
     ],
 )
-def test_wrong_options_are_explained(tiny_detector, picture, options, message):
+def test_wrong_options_are_explained(tiny_detector, image, options, message):
     with pytest.raises(ValueError, match=message):
-        tiny_detector(picture, PROMPT, **options)
+        tiny_detector(image, PROMPT, **options)
 
 
-def test_wrong_pictures_and_prompts_are_explained(tiny_detector, picture):
-    with pytest.raises(PictureError, match="'nowhere.jpg' is not there"):
+def test_wrong_images_and_prompts_are_explained(tiny_detector, image):
+    with pytest.raises(ImageError, match="'nowhere.jpg' is not there"):
         tiny_detector("nowhere.jpg", PROMPT)
     with pytest.raises(ValueError, match="names nothing"):
-        tiny_detector(picture, " ")
+        tiny_detector(image, " ")
     with pytest.raises(ValueError, match="no phrase"):
-        tiny_detector(picture, [])
+        tiny_detector(image, [])
     with pytest.raises(ValueError, match="yields no token"):
-        tiny_detector(picture, ["cat", "\u200b"])
-    with pytest.raises(ValueError, match="got 2 prompts for 3 pictures: give one, or one for each"):
-        tiny_detector([picture] * 3, [Prompt.parse("a"), Prompt.parse("b")])
-    with pytest.raises(ValueError, match="got 2 prompts for 1 pictures"):
+        tiny_detector(image, ["cat", "\u200b"])
+    with pytest.raises(ValueError, match="got 2 prompts for 3 images: give one, or one for each"):
+        tiny_detector([image] * 3, [Prompt.parse("a"), Prompt.parse("b")])
+    with pytest.raises(ValueError, match="got 2 prompts for 1 images"):
         text = tiny_detector.encode_text([Prompt.parse("a"), Prompt.parse("b")])
-        tiny_detector.ground(tiny_detector.encode_image(picture), text)
+        tiny_detector.ground(tiny_detector.encode_image(image), text)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", ""])

@@ -134,7 +134,7 @@ def test_suppression_of_the_release_candidates_is_exact(run: Run) -> None:
 
 
 def test_detections(run: Run, note: Any) -> None:
-    """Pictures and captions in, detections out: at least 99 of 100 are the release's."""
+    """Images and captions in, detections out: at least 99 of 100 are the release's."""
     for index in range(len(run.detections)):
         lost, gained, count = detections_apart(run, index)
         note("detections apart", (lost, gained, count))

@@ -43,7 +43,7 @@ from glip.train.distributed import Group
 from glip.train.loop import train
 from glip.train.step import Stepper
 from glip.train.tune import TuneRun, usual_settings
-from glip.train.tuning import Pictures, Tuner
+from glip.train.tuning import Images, Tuner
 
 pytestmark = pytest.mark.gpu
 
@@ -305,10 +305,10 @@ def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
         samples.append(Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=NAMES))
     before = fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
-    pictures = Pictures(samples, tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    images = Images(samples, tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
     settings = usual_settings(mode, views=4, rounds=2, batch_size=2)
     rising = iter(range(10))
-    task = TuneRun(tuner, pictures, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
+    task = TuneRun(tuner, images, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
     assert fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"
     learned = [task.offsets] if mode == "prompt" else list(task.weights.values())
     assert learned and all(value is not None and value.isfinite().all() for value in learned)
@@ -328,7 +328,7 @@ def test_labels_are_those_of_the_cpu(pair, images, tmp_path, device):
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = find_captions(str(tmp_path / "captions.jsonl"), [str(tmp_path / "images")], None)
     [shard] = find_shards(entry, 100)
-    rules = PairRules(min_bytes=0, min_side=0, same_picture=-1, repeated_captions=0)
+    rules = PairRules(min_bytes=0, min_side=0, same_image=-1, repeated_captions=0)
     stored = []
     for where in ("cpu", device):
         how = HowToLabel(model=str(tmp_path / "model"), threshold=0.0, max_detections=5, device=where, pairs=rules)

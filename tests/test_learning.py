@@ -1,4 +1,4 @@
-"""A small GLIP learns four drawn pictures by heart: losses, targets, gradients and decoding are one whole."""
+"""A small GLIP learns four drawn images by heart: losses, targets, gradients and decoding are one whole."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,12 +29,12 @@ CONFIG = replace(
 
 def samples() -> list[Sample]:
     made = []
-    for number, (picture, things) in enumerate(scenes()):
+    for number, (image, things) in enumerate(scenes()):
         labels = [NAMES.index(f"{thing.colour} {thing.kind}") for thing in things]
         order = np.random.default_rng(number).permutation(len(NAMES)).tolist()
         prompt = Prompt.from_names([NAMES[index] for index in order])
         phrases = tuple((order.index(label),) for label in labels)
-        made.append(Sample(picture, torch.tensor([thing.box for thing in things]), phrases, prompt=prompt))
+        made.append(Sample(image, torch.tensor([thing.box for thing in things]), phrases, prompt=prompt))
     return made
 
 
@@ -59,7 +59,7 @@ def average_precision(found: list[Detections], samples: list[Sample]) -> float:
 
 
 @pytest.mark.slow
-def test_four_pictures_are_learned_by_heart(tmp_path):
+def test_four_images_are_learned_by_heart(tmp_path):
     learned = samples()
     tokenizer = Tokenizer(VOCABULARY)
     batch = build_processor(CONFIG, tokenizer).training(learned)
@@ -79,7 +79,7 @@ def test_four_pictures_are_learned_by_heart(tmp_path):
     )
     model = train(Experiment(train=settings), seeded(CONFIG), steps, report=lambda line: None)
     detector = Detector(model, CONFIG, tokenizer, "cpu")
-    found = detector([sample.picture for sample in learned], [sample.prompt for sample in learned], threshold=0.05)
+    found = detector([sample.image for sample in learned], [sample.prompt for sample in learned], threshold=0.05)
     assert average_precision(found, learned) >= 0.9
     sure = [detections.above(0.3) for detections in found]
     assert average_precision(sure, learned) >= 0.9, "recall among what scores well"

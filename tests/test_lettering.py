@@ -1,4 +1,4 @@
-"""Words in pictures: colours that are told apart, captions as runs, lines that fit."""
+"""Words in images: colours that are told apart, captions as runs, lines that fit."""
 
 import colorsys
 from functools import partial

@@ -8,7 +8,7 @@ from PIL import Image
 from glip import visualize
 from glip.lettering import PALE, palette, phrase_colour
 from glip.structures import Detections, Prompt, Sample
-from glip.visualize import contact_sheet, draw, save_picture
+from glip.visualize import contact_sheet, draw, save_image
 
 SIZES = [(1, 1), (8, 2000), (4000, 30), (2, 3), (640, 480), (1500, 1500)]
 
@@ -38,8 +38,8 @@ def places(monkeypatch):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_any_size_is_drawn_with_labels_inside(places, size):
-    picture = Image.new("RGB", size, (200, 200, 200))
-    drawn = draw(picture, detections(size, ["a red bus", "dog", "a phrase so long that it hardly fits " * 9]))
+    image = Image.new("RGB", size, (200, 200, 200))
+    drawn = draw(image, detections(size, ["a red bus", "dog", "a phrase so long that it hardly fits " * 9]))
     assert drawn.mode == "RGB" and min(drawn.size) >= 48 and max(drawn.size) >= 160
     assert len(places) == 3
     for (left, top, right, bottom), (width, height) in places:
@@ -47,12 +47,12 @@ def test_any_size_is_drawn_with_labels_inside(places, size):
         assert right - left >= 30 and bottom - top >= 11, "large enough to be read"
 
 
-def test_the_picture_itself_is_kept():
-    picture = Image.new("RGB", (640, 480), (10, 20, 30))
+def test_the_image_itself_is_kept():
+    image = Image.new("RGB", (640, 480), (10, 20, 30))
     none = detections((640, 480), ["dog"], count=1).select(torch.zeros(1, dtype=torch.bool))
-    assert np.array_equal(np.asarray(draw(picture, none)), np.asarray(picture))
-    draw(picture, detections((640, 480), ["dog"]))
-    assert picture.getcolors() == [(640 * 480, (10, 20, 30))], "a copy is drawn on"
+    assert np.array_equal(np.asarray(draw(image, none)), np.asarray(image))
+    draw(image, detections((640, 480), ["dog"]))
+    assert image.getcolors() == [(640 * 480, (10, 20, 30))], "a copy is drawn on"
 
 
 def test_frames_lie_on_the_boxes():
@@ -65,13 +65,13 @@ def test_frames_lie_on_the_boxes():
     assert drawn.getpixel((200, 200)) == drawn.getpixel((310, 270)) == (0, 0, 0)
 
 
-def test_small_pictures_are_enlarged():
+def test_small_images_are_enlarged():
     assert draw(Image.new("RGB", (20, 10)), detections((20, 10), ["dog"])).size == (480, 240)
 
 
 def test_drawing_is_the_same_every_time():
-    picture, found = Image.new("RGB", (300, 200)), detections((300, 200), ["dog", "cat"], count=9)
-    assert draw(picture, found).tobytes() == draw(picture, found).tobytes()
+    image, found = Image.new("RGB", (300, 200)), detections((300, 200), ["dog", "cat"], count=9)
+    assert draw(image, found).tobytes() == draw(image, found).tobytes()
 
 
 def test_many_detections(places):
@@ -102,7 +102,7 @@ def test_boxes_of_no_area_or_upside_down():
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.JPEG", "deep/er/a.webp", "a.bmp"])
 def test_saving(tmp_path, name):
-    save_picture(Image.new("RGB", (9, 7), (1, 2, 3)), tmp_path / name)
+    save_image(Image.new("RGB", (9, 7), (1, 2, 3)), tmp_path / name)
     with Image.open(tmp_path / name) as saved:
         assert saved.size == (9, 7)
     assert (tmp_path / name).stat().st_mode & 0o777 == 0o644
@@ -111,13 +111,13 @@ def test_saving(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.txt"])
 def test_unknown_endings_are_explained(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name}': unknown ending '.*': use \.jpg or \.png"):
-        save_picture(Image.new("RGB", (9, 7)), tmp_path / name)
+        save_image(Image.new("RGB", (9, 7)), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    save_picture(Image.new("RGB", (9, 7), (255, 0, 0)), path)
+    save_image(Image.new("RGB", (9, 7), (255, 0, 0)), path)
     before = path.read_bytes()
 
     def full(self: Image.Image, to: str, **_: object) -> None:
@@ -127,12 +127,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        save_picture(Image.new("RGB", (9, 7)), path)
+        save_image(Image.new("RGB", (9, 7)), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ---- captions below pictures
+# ---- captions below images
 
 CAPTION = "a dog, a cat and a dog near a tree"
 
@@ -144,7 +144,7 @@ def captioned(size: tuple[int, int], labels: list[int], caption: str = CAPTION, 
 
 
 def strip(size: tuple[int, int], found: Detections) -> Image.Image:
-    """What is below the picture."""
+    """What is below the image."""
     drawn = draw(Image.new("RGB", size, (1, 2, 3)), found)
     return drawn.crop((0, round(drawn.width * size[1] / size[0]), *drawn.size))
 
@@ -171,7 +171,7 @@ def test_boxes_and_words_of_a_sentence_have_the_same_colours_also_where_these_we
 def test_of_two_equal_phrases_the_one_that_was_not_found_is_grey():
     found, both = strip((640, 480), captioned((640, 480), [0])), strip((640, 480), captioned((640, 480), [0, 2]))
     dog = palette(["a dog"])[0]
-    first, twice = (dict((c, n) for n, c in picture.getcolors(10**6)) for picture in (found, both))
+    first, twice = (dict((c, n) for n, c in image.getcolors(10**6)) for image in (found, both))
     assert first[dog] < twice[dog] and first[PALE] > twice[PALE]
 
 
@@ -194,13 +194,13 @@ def test_a_caption_of_many_phrases_colours_what_was_found():
     "caption", ["word " * 10_000, "x" * 5_000, "街上有一辆红色的汽车" * 30, "🐈\n\tÁ \u0301\u200b 한국 עברית"]
 )
 @pytest.mark.parametrize("size", [(20, 20), (20, 3), (1, 1), (8, 2000), (4000, 30), (640, 480)])
-def test_any_caption_below_any_picture(size, caption):
+def test_any_caption_below_any_image(size, caption):
     found = captioned(size, [0], caption, [(0, 1), (2, 4), (1, len(caption))])
     drawn = draw(Image.new("RGB", size), found)
     plain = draw(Image.new("RGB", size), found.select(torch.zeros(1, dtype=torch.bool)))
     assert drawn.width >= 160 and drawn.size == plain.size
     assert drawn.height < 2 * max(visualize._ROOM[1], 480, size[1]) + 150, (
-        "words take as much room as the picture at most"
+        "words take as much room as the image at most"
     )
 
 
@@ -209,15 +209,15 @@ def test_any_caption_below_any_picture(size, caption):
 
 def sample(name="dog", boxes=((60.0, 30.0, 180.0, 90.0),), **fields) -> Sample:
     own = {
-        "picture": Image.new("RGB", (240, 120), (9, 9, 9)),
+        "image": Image.new("RGB", (240, 120), (9, 9, 9)),
         "vocabulary": (name,),
         "box_phrases": ((0,),) * len(boxes),
     }
     return Sample(boxes=torch.tensor(boxes).reshape(-1, 4), **(own | fields))
 
 
-def colours_of(picture: Image.Image) -> set[tuple[int, int, int]]:
-    return {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+def colours_of(image: Image.Image) -> set[tuple[int, int, int]]:
+    return {colour for _, colour in image.getcolors(image.width * image.height)}
 
 
 def test_a_sheet_has_a_cell_for_each_sample():
@@ -233,7 +233,7 @@ def test_boxes_have_the_colour_of_their_words():
     sheet, colour, gap = contact_sheet([sample()]), phrase_colour("dog"), visualize._GAP
     for x, y in ((60, 60), (180, 60), (120, 30), (120, 90)):
         assert sheet.getpixel((gap + round(x * 1.5), gap + round(y * 1.5))) == colour
-    assert colour in colours_of(sheet.crop((0, gap + 180, *sheet.size))), "the name below the picture"
+    assert colour in colours_of(sheet.crop((0, gap + 180, *sheet.size))), "the name below the image"
     assert phrase_colour("cat") not in colours_of(sheet)
 
 
@@ -246,7 +246,7 @@ def test_phrases_of_a_caption_are_marked_and_the_others_are_not():
 
 def test_a_short_vocabulary_is_coloured_as_a_whole_and_of_a_long_one_what_has_a_box():
     names = ("red blood cell", "white blood cell", "platelet")
-    assert set(visualize._palette(sample(vocabulary=names))) == {0, 1, 2}, "the same below every picture"
+    assert set(visualize._palette(sample(vocabulary=names))) == {0, 1, 2}, "the same below every image"
     many = tuple(f"thing {number}" for number in range(40))
     one = sample(vocabulary=many, box_phrases=((7,),))
     assert visualize._palette(one) == {7: phrase_colour("thing 7")}
@@ -263,14 +263,14 @@ def test_scores_are_shown(places):
     assert len(places) == 1
 
 
-def test_unreadable_pictures_and_empty_samples_have_cells_too(tmp_path):
-    sheet = contact_sheet([sample(picture=tmp_path / "missing.jpg"), sample(boxes=()), sample(boxes=(), vocabulary=())])
+def test_unreadable_images_and_empty_samples_have_cells_too(tmp_path):
+    sheet = contact_sheet([sample(image=tmp_path / "missing.jpg"), sample(boxes=()), sample(boxes=(), vocabulary=())])
     assert (220, 220, 220) in colours_of(sheet) and sheet.width > 1000
 
 
 @pytest.mark.parametrize("caption", ["x" * 400, "word " * 200, "", "a\nb\tc", "Á 日本 \U0001f408"])
 @pytest.mark.parametrize("size", [(1, 900), (900, 1), (3, 2)])
 def test_any_caption_and_size(caption, size):
-    one = sample(picture=Image.new("RGB", size), boxes=(), vocabulary=(), caption=caption)
+    one = sample(image=Image.new("RGB", size), boxes=(), vocabulary=(), caption=caption)
     sheet = contact_sheet([one])
     assert sheet.height < 600 and sheet.width == visualize._CELL + 2 * visualize._GAP

@@ -64,8 +64,8 @@ def test_installed_wheel_detects(wheel, tmp_path):
     target = tmp_path / "installed"
     options = ["-q", "--no-deps", "--no-index", "--target", str(target)]
     run(sys.executable, "-m", "pip", "install", *options, str(wheel), cwd=tmp_path)
-    picture, _ = scenes()[0]
-    picture.save(tmp_path / "drawn.png")
+    image, _ = scenes()[0]
+    image.save(tmp_path / "drawn.png")
     model = BUNDLED
     if not (ASSETS / BUNDLED / "model.safetensors").is_file():
         model = str(tmp_path / "model")

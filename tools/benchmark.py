@@ -106,7 +106,7 @@ def serve(orders: Connection, build: Callable[..., Any], names: int, args: argpa
 
 
 def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """GLIP-T (C) on what its own processor makes of a picture and of the first names of COCO."""
+    """GLIP-T (C) on what its own processor makes of an image and of the first names of COCO."""
     from glip.detector import build_processor
     from glip.model.glip import build
     from glip.model.weights import ASSETS
@@ -116,13 +116,13 @@ def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Calla
     model = build(config).eval().to(args.device)
     processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))  # its vocabulary is BERT's
     processor.min_size, processor.max_size = min(args.size), max(args.size)
-    picture = noise(args.size)
-    batch = processor([picture], [glip.Prompt.from_names(COCO_NAMES[:names])]).to(args.device)
+    image = noise(args.size)
+    batch = processor([image], [glip.Prompt.from_names(COCO_NAMES[:names])]).to(args.device)
     return lambda: model(batch), lambda: stage_table(model, batch, args.device)
 
 
 def theirs(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], None]:
-    """Grounding DINO-T on a picture of the same size and a caption of one-token names."""
+    """Grounding DINO-T on an image of the same size and a caption of one-token names."""
     model, inputs = grounding_dino(names, args.size, args.device)
     return lambda: model(**inputs), None
 

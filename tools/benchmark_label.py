@@ -1,8 +1,8 @@
-"""What labelling costs: pictures/s and where the time goes, five captions of a picture against one, and selection.
+"""What labelling costs: images/s and where the time goes, five captions of an image against one, and selection.
 
-    python tools/benchmark_label.py [--model glip-nano] [--threads 2] [--together 1] [--pictures 64] [--rounds 3]
+    python tools/benchmark_label.py [--model glip-nano] [--threads 2] [--together 1] [--images 64] [--rounds 3]
 
-Noise pictures of 640 x 480 as JPEG, five captions each; nothing is downloaded. Bars: the detector takes 85 % of the
+Noise images of 640 x 480 as JPEG, five captions each; nothing is downloaded. Bars: the detector takes 85 % of the
 time at least, five captions cost less than 2.5 times one, a million stored boxes are selected in less than 20 s. Not a
 timed test. Runs of one and five captions alternate, the best of each counts.
 """
@@ -38,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="glip-nano")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--together", type=int, default=1, help="captions of a picture in one prompt")
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--together", type=int, default=1, help="captions of an image in one prompt")
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--boxes", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -49,22 +49,22 @@ def main() -> None:
 
 
 def label(folder: Path, args: argparse.Namespace) -> None:
-    """Label the same pictures with one and with five captions."""
+    """Label the same images with one and with five captions."""
     how = HowToLabel(
         model=args.model, threads=args.threads, together=args.together, pairs=PairRules(repeated_captions=0)
     )
     torch.set_num_threads(args.threads)
-    best = label_times(folder, how, args.pictures, args.rounds)
+    best = label_times(folder, how, args.images, args.rounds)
     for count, spent in best.items():
         wall = spent["wall"]
         stages = ", ".join(f"{stage} {seconds / wall:.1%}" for stage, seconds in spent.items() if stage != "wall")
-        print(f"{count} captions: {args.pictures / wall:.2f} pictures/s with {args.threads} threads; {stages}")
+        print(f"{count} captions: {args.images / wall:.2f} images/s with {args.threads} threads; {stages}")
     print(f"five captions cost {best[5]['wall'] / best[1]['wall']:.2f} times one (bar 2.5)")
 
 
-def label_times(folder: Path, how: HowToLabel, pictures: int, rounds: int) -> dict[int, dict[str, float]]:
-    """Seconds of each stage and in all ("wall") of the fastest round, by captions of a picture: one and five."""
-    write_pictures(folder / "images", pictures)
+def label_times(folder: Path, how: HowToLabel, images: int, rounds: int) -> dict[int, dict[str, float]]:
+    """Seconds of each stage and in all ("wall") of the fastest round, by captions of an image: one and five."""
+    write_images(folder / "images", images)
     labeller = Labeller(how, folder / "out")
     best: dict[int, dict[str, float]] = {}
     for number in range(rounds):
@@ -74,14 +74,14 @@ def label_times(folder: Path, how: HowToLabel, pictures: int, rounds: int) -> di
             file.write_text("".join(json.dumps({"image": n, "captions": CAPTIONS[:count]}) + "\n" for n in names))
             [shard] = find_shards(find_captions(str(file), [str(folder / "images")], None), 10**6)
             report = labeller(shard)
-            assert report["kept"] == count * pictures, report
+            assert report["kept"] == count * images, report
             if count not in best or report["wall"] < best[count]["wall"]:
                 best[count] = {"wall": report["wall"], **report["seconds"]}
     return best
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """Pictures that take a JPEG decoder as long as photographs do."""
+def write_images(folder: Path, count: int) -> None:
+    """Images that take a JPEG decoder as long as photographs do."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -97,7 +97,7 @@ def choose(folder: Path, boxes: int) -> None:
     for shard in range(max(1, boxes // (per_row * per_shard))):
         rows = [stored_row(rng, per_row) for _ in range(per_shard)]
         store.write(f"{shard:05d}", rows, {})
-    rules = SelectRules(box=0.3, picture=0.5, min_side=4, max_area=0.95, nms=0.6, nms_across=0.9, per_phrase=5)
+    rules = SelectRules(box=0.3, image=0.5, min_side=4, max_area=0.95, nms=0.6, nms_across=0.9, per_phrase=5)
     began = time.perf_counter()
     found = select(folder, folder / "selected.jsonl", rules)
     print(
@@ -111,7 +111,7 @@ def stored_row(rng: np.random.Generator, count: int) -> dict[str, object]:
     boxes = np.concatenate([corners, corners + sides], axis=1).round(2).tolist()
     scores, phrases = (0.1 + 0.85 * rng.beta(0.7, 2.0, count)).round(4).tolist(), rng.integers(0, 3, count).tolist()
     return {
-        "picture": f"{int(rng.integers(10**8)):09d}.jpg",
+        "image": f"{int(rng.integers(10**8)):09d}.jpg",
         "id": 0,
         "width": 640,
         "height": 480,

@@ -1,10 +1,10 @@
 """How long scoring takes on a set of the size of LVIS val, and how much memory: standard AP and Fixed AP.
 
-    python tools/benchmark_scoring.py [--pictures 20000] [--detections 300] [--seed 0]
+    python tools/benchmark_scoring.py [--images 20000] [--detections 300] [--seed 0]
 
-Boxes and results are drawn at random, after LVIS v1: 1,203 categories, 12 boxes of 3.5 categories in a picture, 7 that
+Boxes and results are drawn at random, after LVIS v1: 1,203 categories, 12 boxes of 3.5 categories in an image, 7 that
 are surely absent. Three results of each box lie near it, half of the others are of categories that count in the
-picture. Not a timed test.
+image. Not a timed test.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from glip.evaluate.truth import Boxes, LvisTruth
 
 CATEGORIES = {"r": 337, "c": 461, "f": 405}  # LVIS v1
 SHARES = {"r": 0.005, "c": 0.055, "f": 0.94}  # of its boxes
-BOXES, PRESENT, ABSENT, INCOMPLETE = 12, 3.5, 7, 0.5  # of a picture
+BOXES, PRESENT, ABSENT, INCOMPLETE = 12, 3.5, 7, 0.5  # of an image
 NEAR = 3  # results near each box
 WIDTH, HEIGHT = 640, 480
 
@@ -27,15 +27,15 @@ WIDTH, HEIGHT = 640, 480
 def main() -> None:
     """Draw, score twice, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--detections", type=int, default=300, help="results of a picture")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--detections", type=int, default=300, help="results of an image")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
-    truth = draw_truth(rng, args.pictures)
+    truth = draw_truth(rng, args.images)
     results = draw_results(rng, truth, args.detections)
     print(
-        f"{len(truth.pictures)} pictures, {len(truth.categories)} categories, {len(truth.boxes.areas)} boxes, "
+        f"{len(truth.images)} images, {len(truth.categories)} categories, {len(truth.boxes.areas)} boxes, "
         f"{len(results)} results: {peak():.2f} GB"
     )
     for name, score in (("standard AP", standard_ap), ("Fixed AP", fixed_ap)):
@@ -54,8 +54,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def draw_truth(rng: np.random.Generator, pictures: int) -> LvisTruth:
-    """Boxes of a few categories in each picture, the frequent ones most often."""
+def draw_truth(rng: np.random.Generator, images: int) -> LvisTruth:
+    """Boxes of a few categories in each image, the frequent ones most often."""
     frequencies = tuple(rng.permutation(np.repeat(list(CATEGORIES), list(CATEGORIES.values()))).tolist())
     weights = rng.gamma(0.7, size=len(frequencies))
     for kind, share in SHARES.items():
@@ -63,19 +63,19 @@ def draw_truth(rng: np.random.Generator, pictures: int) -> LvisTruth:
         weights[own] *= share / weights[own].sum()
     every = np.arange(len(frequencies))
     rows: list[tuple[int, int]] = []
-    absent, incomplete = np.zeros((2, pictures, len(every)), dtype=bool)
-    for picture in range(pictures):
+    absent, incomplete = np.zeros((2, images, len(every)), dtype=bool)
+    for image in range(images):
         chosen = rng.choice(every, size=1 + rng.poisson(PRESENT - 1 + ABSENT), replace=False, p=weights)
         there = chosen[: 1 + rng.binomial(len(chosen) - 1, (PRESENT - 1) / (PRESENT - 1 + ABSENT))]
-        absent[picture, chosen[len(there) :]] = True
-        incomplete[picture, there[: rng.poisson(INCOMPLETE)]] = True
+        absent[image, chosen[len(there) :]] = True
+        incomplete[image, there[: rng.poisson(INCOMPLETE)]] = True
         shares = rng.dirichlet(np.full(len(there), 0.7))
         extra = rng.choice(there, size=rng.geometric(1 / (1 + BOXES - PRESENT)) - 1, p=shares)
-        rows += [(picture, category) for category in [*there.tolist(), *extra.tolist()]]
+        rows += [(image, category) for category in [*there.tolist(), *extra.tolist()]]
     places = np.array(rows)
     boxes = draw_boxes(rng, len(places))
     return LvisTruth(
-        tuple(range(1, pictures + 1)),
+        tuple(range(1, images + 1)),
         tuple(range(1, len(every) + 1)),
         tuple(f"name {number}" for number in every),
         Boxes(
@@ -99,22 +99,22 @@ def draw_boxes(rng: np.random.Generator, number: int) -> np.ndarray:
 
 
 def draw_results(rng: np.random.Generator, truth: LvisTruth, number: int) -> Results:
-    """For each picture results near its boxes, others of categories that count there, and of any category."""
+    """For each image results near its boxes, others of categories that count there, and of any category."""
     counts = np.array(truth.negatives)
-    counts[truth.boxes.pictures, truth.boxes.categories] = True
-    edges = np.searchsorted(truth.boxes.pictures, np.arange(len(truth.pictures) + 1))
+    counts[truth.boxes.images, truth.boxes.categories] = True
+    edges = np.searchsorted(truth.boxes.images, np.arange(len(truth.images) + 1))
     parts = []
-    for picture in range(len(truth.pictures)):
-        own = np.repeat(np.arange(edges[picture], edges[picture + 1]), NEAR)[:number]
+    for image in range(len(truth.images)):
+        own = np.repeat(np.arange(edges[image], edges[image + 1]), NEAR)[:number]
         rest = number - len(own)
         near = truth.boxes.boxes[own] + truth.boxes.boxes[own][:, [2, 3, 2, 3]] * rng.normal(0, 0.12, (len(own), 4))
-        asked = rng.choice(np.flatnonzero(counts[picture]), rest // 2)
+        asked = rng.choice(np.flatnonzero(counts[image]), rest // 2)
         anything = rng.integers(len(truth.categories), size=rest - rest // 2)
         boxes = np.concatenate([near, draw_boxes(rng, rest)])
         boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)
         scores = np.concatenate([rng.beta(3, 2, len(own)), rng.beta(1, 5, rest)]).round(3)
         categories = np.concatenate([truth.boxes.categories[own], asked, anything])
-        parts.append(Results(np.full(number, picture), categories, boxes, scores))
+        parts.append(Results(np.full(number, image), categories, boxes, scores))
     return concatenate(parts)
 
 

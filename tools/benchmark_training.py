@@ -37,7 +37,7 @@ from glip.train.optim import build_optimizer
 SIDES = [800, 1066]  # height, width; padded to 800 x 1088
 CONFIG = glip.load_config("glip_t_c").model
 STEP = ("forward with loss", "backward", "optimizer")
-PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / forward, pictures/s of a core
+PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / forward, images/s of a core
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="JPEGs for the loader; else photo-like ones of 640 x 480 are made")
     args = parser.parse_args()
     print(f"not a timed test; torch {torch.__version__}, {args.threads} threads, float32, batch 1, {SIDES}")
-    print(f"loader: {alone(loader_speed, args.folder):.1f} pictures/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
+    print(f"loader: {alone(loader_speed, args.folder):.1f} images/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
     for checkpointing in (False, True):
         rows, peak = alone(measure, args.threads, args.rounds, checkpointing)
         print(f"{'with' if checkpointing else 'without'} checkpointing\n  {'stage':<18} {'s':>6} {'GB kept':>8}")
@@ -124,7 +124,7 @@ def forward_stages(model: Any, batch: Any) -> dict[str, tuple[float, float]]:
 
 
 def loader_speed(folder: Path | None) -> float:
-    """Pictures per second of one core: opened, resized, flipped, phrased and normalized as in a training."""
+    """Images per second of one core: opened, resized, flipped, phrased and normalized as in a training."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         files = sorted((folder or draw_jpegs(Path(made))).glob("*.jp*g"))

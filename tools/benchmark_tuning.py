@@ -3,7 +3,7 @@
     MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 python tools/benchmark_tuning.py [--threads 2]
         [--rounds 2] [--model glip_t_c]
 
-GLIP-T (C) with random weights on one picture of 800 x 1066 asked for the 80 COCO names. Each mode in a process of its
+GLIP-T (C) with random weights on one image of 800 x 1066 asked for the 80 COCO names. Each mode in a process of its
 own, so that a peak is that process's; seconds are of all threads together, which other work does not lengthen much.
 Not a timed test.
 """
@@ -32,7 +32,7 @@ from glip.model.weights import ASSETS
 from glip.structures import Sample
 from glip.text.tokens import Tokenizer
 from glip.train.tune import TuneRun, usual_settings
-from glip.train.tuning import Pictures, Tuner
+from glip.train.tuning import Images, Tuner
 
 MODES: tuple[Mode, ...] = ("prompt", "linear", "full")
 TIME_BAR, MEMORY_BAR, SWITCH_BAR = 3.0, 2.0, 50.0  # full / prompt, full / prompt, ms
@@ -67,17 +67,17 @@ def detector_of(name: str) -> Detector:
 def measure(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, float]:
     """Median seconds of a step, and the peak in GB from the loading of the model on."""
     torch.set_num_threads(threads)
-    picture = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
+    image = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
     tuner = Tuner(detector_of(name), COCO_NAMES, glip.Prompt.from_names(COCO_NAMES), mode=mode, frozen_stages=1)
-    sample = Sample(picture, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
-    pictures = Pictures([sample], tuner, vary=False, kept=KeptImages(4.0), left_out=Tally())
+    sample = Sample(image, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
+    images = Images([sample], tuner, vary=False, kept=KeptImages(4.0), left_out=Tally())
     settings = usual_settings(mode, rounds=1, batch_size=1)
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        run = TuneRun(tuner, pictures, settings, validate=lambda _: 0.0, folder=Path(folder))
+        run = TuneRun(tuner, images, settings, validate=lambda _: 0.0, folder=Path(folder))
         for number in range(rounds + 1):
             start = time.process_time()
-            run.step([pictures.get(0, np.random.default_rng(number))])
+            run.step([images.get(0, np.random.default_rng(number))])
             times.append(time.process_time() - start)
     return statistics.median(times[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 

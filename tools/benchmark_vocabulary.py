@@ -1,10 +1,10 @@
-"""A long vocabulary on one picture: GLIP-T (C), its picture encoded once, against as many full passes as chunks.
+"""A long vocabulary on one image: GLIP-T (C), its image encoded once, against as many full passes as chunks.
 
     python tools/benchmark_vocabulary.py lvis_v1_categories.json [--threads 2] [--device cpu] [--rounds 2] [--check]
 
 The json is LVIS's annotations or a list of its categories. One full pass is that of transformers' Grounding DINO-T with
 195 tokens; weights are random, nothing is downloaded. Not a timed test. ``--check`` also runs GLIP-T as the release
-does, picture and text anew for every chunk, and compares what is found.
+does, image and text anew for every chunk, and compares what is found.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
     tree = json.loads(args.categories.read_text())
     records = tree["categories"] if isinstance(tree, dict) else tree
     names = [clean_name(record["name"]) for record in sorted(records, key=lambda record: record["id"])]
-    detector, picture = glip_t(args), Image.effect_noise((args.size[1], args.size[0]), 64).convert("RGB")
+    detector, image = glip_t(args), Image.effect_noise((args.size[1], args.size[0]), 64).convert("RGB")
     with torch.no_grad():
         full, _ = theirs(80, args)
         clock(args.device, full)  # warm-up
@@ -52,7 +52,7 @@ def main() -> None:
         for _ in range(args.rounds):
             passes.append(clock(args.device, full))
             for chunk, times in ours.items():
-                times.append(clock(args.device, lambda chunk=chunk: shared(detector, picture, names, chunk, args)))  # type: ignore[misc]
+                times.append(clock(args.device, lambda chunk=chunk: shared(detector, image, names, chunk, args)))  # type: ignore[misc]
     one = statistics.median(passes)
     print(f"{len(names)} names, {args.size}, {args.threads} threads: a full pass of Grounding DINO-T {one:.2f} s")
     for chunk, times in ours.items():
@@ -60,7 +60,7 @@ def main() -> None:
         how = f"{rows} chunks of {chunk or 'as many names as fit'}"
         print(f"{how}: {seconds:.1f} s, ratio to {PASSES} passes {seconds / PASSES / one:.3f} (bar {BARS[chunk]})")
     if args.check:
-        compare(detector, picture, names, args)
+        compare(detector, image, names, args)
 
 
 def glip_t(args: argparse.Namespace) -> "glip.Detector":
@@ -71,11 +71,11 @@ def glip_t(args: argparse.Namespace) -> "glip.Detector":
     return detector
 
 
-def shared(detector: "glip.Detector", picture: Image.Image, names: list[str], chunk: int | None, args: Any) -> Any:
-    """The picture once, the text once, then the chunks."""
+def shared(detector: "glip.Detector", image: Image.Image, names: list[str], chunk: int | None, args: Any) -> Any:
+    """The image once, the text once, then the chunks."""
     text = detector.encode_text(names, max_names=chunk)
     return detector.ground(
-        detector.encode_image(picture),
+        detector.encode_image(image),
         text,
         threshold=0.0,
         max_detections=0,
@@ -84,12 +84,12 @@ def shared(detector: "glip.Detector", picture: Image.Image, names: list[str], ch
     )[0]
 
 
-def compare(detector: "glip.Detector", picture: Image.Image, names: list[str], args: Any) -> None:
-    """As the release does it, every chunk from the picture on; the largest difference of scores and boxes."""
-    found = shared(detector, picture, names, 40, args)
+def compare(detector: "glip.Detector", image: Image.Image, names: list[str], args: Any) -> None:
+    """As the release does it, every chunk from the image on; the largest difference of scores and boxes."""
+    found = shared(detector, image, names, 40, args)
     worst, count = 0.0, 0
     for first in range(0, len(names), 40):
-        alone = detector(picture, names[first : first + 40], threshold=0.0, max_detections=KEPT)
+        alone = detector(image, names[first : first + 40], threshold=0.0, max_detections=KEPT)
         own = found.select((found.labels >= first) & (found.labels < first + 40))
         if not torch.equal(own.labels - first, alone.labels):
             raise SystemExit(f"chunk {first // 40}: other detections")

@@ -3,7 +3,7 @@
     python tools/claims.py run [--arm b] [--seed 0] [--size 500] [--runs 1] [--language MINILM_FOLDER]
     python tools/claims.py report
 
-Arms are configs/claims/{a,b,c}.yaml. Size is the number of different drawn pictures that the same number of steps
+Arms are configs/claims/{a,b,c}.yaml. Size is the number of different drawn images that the same number of steps
 learns from, 0 for a new one every time. A run in the ledger is skipped; a stopped one goes on where it was.
 """
 
@@ -26,9 +26,9 @@ from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 
 ROOT = Path(__file__).resolve().parent.parent
-LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "pictures/claims.png"))
+LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "images/claims.png"))
 ARMS = {"a": "A: no fusion", "b": "B: fusion", "c": "C: fusion and captions"}
-SIZES, SEEDS, PICTURES = (30, 120, 500), (0, 1, 2), 300
+SIZES, SEEDS, IMAGES = (30, 120, 500), (0, 1, 2), 300
 PLAN = [(arm, 0, seed) for seed in SEEDS for arm in ARMS]
 PLAN += [(arm, size, seed) for seed in SEEDS for size in SIZES for arm in "ab"]
 FIGURES = ("novel AP50", "seen AP50", "novel recall@1", "seen recall@1")
@@ -81,8 +81,8 @@ def run(arm: str, size: int, seed: int, language: str | None, device: str) -> Ro
         spent.write_text(str(before + (time.monotonic() - began) / 60))
     figures = measure(glip.Detector.from_pretrained(output / "model", device=device), sets[0])
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    pictures = min(size or 10**9, config.train.steps * config.train.batch_size)
-    row = {"arm": arm, "size": size, "seed": seed, "pictures": pictures, "figures": figures, "overrides": overrides}
+    images = min(size or 10**9, config.train.steps * config.train.batch_size)
+    row = {"arm": arm, "size": size, "seed": seed, "images": images, "figures": figures, "overrides": overrides}
     return {**row, "minutes": round(float(spent.read_text()), 1), "commit": commit.stdout.strip()}
 
 
@@ -92,7 +92,7 @@ def measure(detector: "glip.Detector", entry: DatasetConfig) -> dict[str, float]
     splits: tuple[Split, ...] = ("novel", "seen")
     for split in splits:
         names, captions = (
-            Drawings(World(split, captioned, (min(entry.sides), max(entry.sides)), plain=True), PICTURES)
+            Drawings(World(split, captioned, (min(entry.sides), max(entry.sides)), plain=True), IMAGES)
             for captioned in (0, 1)
         )
         figures[f"{split} AP50"] = round(average_precision(detect_all(detector, names)).ap50, 4)
@@ -102,13 +102,13 @@ def measure(detector: "glip.Detector", entry: DatasetConfig) -> dict[str, float]
 
 def report(rows: list[Row]) -> None:
     """Write the table into docs/claims.md, between its markers, and draw the figure."""
-    header = "| arm | different pictures | runs | " + " | ".join(FIGURES) + " | minutes |"
+    header = "| arm | different images | runs | " + " | ".join(FIGURES) + " | minutes |"
     lines = [header, "|" + "---|" * header.count(" | ") + "---|"]
-    for (arm, pictures), runs in sorted(by_arm(rows).items()):
+    for (arm, images), runs in sorted(by_arm(rows).items()):
         cells = " | ".join(spread([row["figures"][figure] for row in runs]) for figure in FIGURES)
         minutes = f"{mean(row['minutes'] for row in runs):.0f}"
-        lines.append(f"| {ARMS[arm]} | {pictures:,} | {len(runs)} | {cells} | {minutes} |")
-    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](pictures/claims.png)"])
+        lines.append(f"| {ARMS[arm]} | {images:,} | {len(runs)} | {cells} | {minutes} |")
+    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](images/claims.png)"])
     draw(by_arm(rows))
 
 
@@ -121,9 +121,9 @@ def write_between(path: Path, begin: str, end: str, lines: Sequence[str]) -> Non
 
 
 def by_arm(rows: list[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The runs of each (arm, different pictures)."""
-    keys = {(row["arm"], row["pictures"]) for row in rows}
-    return {key: [row for row in rows if (row["arm"], row["pictures"]) == key] for key in keys}
+    """The runs of each (arm, different images)."""
+    keys = {(row["arm"], row["images"]) for row in rows}
+    return {key: [row for row in rows if (row["arm"], row["images"]) == key] for key in keys}
 
 
 def spread(values: list[float]) -> str:
@@ -132,7 +132,7 @@ def spread(values: list[float]) -> str:
 
 
 def draw(groups: dict[tuple[str, int], list[Row]]) -> None:
-    """One panel for each figure: how it grows with the number of different pictures, a line for each arm."""
+    """One panel for each figure: how it grows with the number of different images, a line for each arm."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(16, 4), layout="tight")
@@ -145,7 +145,7 @@ def draw(groups: dict[tuple[str, int], list[Row]]) -> None:
             [line] = panel.plot(list(values), [mean(column) for column in values.values()], label=label)
             for size, column in values.items():
                 panel.scatter([size] * len(column), column, color=line.get_color())
-        panel.set(title=figure, xlabel="different pictures", xscale="log")
+        panel.set(title=figure, xlabel="different images", xscale="log")
     panels[0].legend()
     canvas.savefig(FIGURE, dpi=100)
 

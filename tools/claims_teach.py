@@ -4,7 +4,7 @@
     python tools/claims_teach.py report
 
 The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions
-say them. It labels captioned pictures, and a student (configs/claims/student.yaml) starts with its weights and learns
+say them. It labels captioned images, and a student (configs/claims/student.yaml) starts with its weights and learns
 from these beside the teacher's gold lists. "gold only" trains as long without captions. Rows that exist are skipped.
 """
 
@@ -34,10 +34,10 @@ from glip.train.run import run as train
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER = ROOT / "docs" / "claims_teach.jsonl"
-POOL, FIRST, PICTURES = 2000, 1_900_000_000, 300  # captioned pictures, the first one's seed, pictures of a measurement
+POOL, FIRST, IMAGES = 2000, 1_900_000_000, 300  # captioned images, the first one's seed, images of a measurement
 SIDES, SHARE = (112, 176), 0.5
-MOST, PER_PHRASE = 2, 2  # things in a captioned picture, and boxes that are believed of a phrase, at most
-# (arm, captioned pictures, threshold, round); of all seeds the first three, then of seed 0 the curves
+MOST, PER_PHRASE = 2, 2  # things in a captioned image, and boxes that are believed of a phrase, at most
+# (arm, captioned images, threshold, round); of all seeds the first three, then of seed 0 the curves
 MAIN = [("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1), ("student", POOL, 0.3, 1)]
 CURVES = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7)]  # from 0.8 on the teacher has no box
 CURVES += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("action", choices=("run", "report"))
     parser.add_argument("--runs", type=int, default=1, help="missing rows to make (default: the next one)")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims_teach", help="for models and pictures")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "claims_teach", help="for models and images")
     parser.add_argument("--language", help="folder of the text encoder, where its public name cannot be fetched")
     args = parser.parse_args()
     rows = [json.loads(line) for line in LEDGER.read_text().splitlines()] if LEDGER.is_file() else []
@@ -107,24 +107,24 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
         draw_captions(pool, World("train", 1.0, SIDES, most=MOST), FIRST, POOL)
     images = str((pool / "images").absolute())
     entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
-    rules = PairRules(min_bytes=0, same_picture=-1, repeated_captions=0)
+    rules = PairRules(min_bytes=0, same_image=-1, repeated_captions=0)
     folder = teacher.parent / "labels"
     run_labelling(entry, HowToLabel(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
     out = folder / f"selected-{threshold:g}.jsonl"
-    select(folder, out, SelectRules(box=threshold, picture=threshold, per_phrase=PER_PHRASE))
+    select(folder, out, SelectRules(box=threshold, image=threshold, per_phrase=PER_PHRASE))
     return DatasetConfig(name="pseudo-labels", format="labels", annotations=str(out.absolute()), images=(images,))
 
 
 def measure(detector: "glip.Detector") -> dict[str, float]:
     """AP50 over lists and recall@1 over captions of drawings, of what has a withheld word and of what has none."""
     words = glip.load_config("claims/teacher").data.train[0].withheld
-    names = Drawings(World("seen", 0.0, SIDES, plain=True), PICTURES)
+    names = Drawings(World("seen", 0.0, SIDES, plain=True), IMAGES)
     figures: dict[str, float] = {}
     score = average_precision(detect_all(detector, names))
     for kind, unseen in (("unseen", True), ("seen", False)):
         own = [one.ap50 for one in score.categories if one.boxes and says_one_of(one.name, words) == unseen]
         figures[f"{kind} AP50"] = round(sum(own) / len(own), 4)
-    captions = [kinded(sample, words) for sample in Drawings(World("seen", 1.0, SIDES, plain=True), PICTURES)]
+    captions = [kinded(sample, words) for sample in Drawings(World("seen", 1.0, SIDES, plain=True), IMAGES)]
     recall = phrase_recall(detect_all(detector, captions)).kinds
     return {**figures, **{f"{kind} recall@1": round(recall[kind].at[1], 4) for kind in ("unseen", "seen")}}
 

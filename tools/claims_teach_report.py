@@ -4,7 +4,7 @@ from typing import Any
 
 from claims import PAGE, ROOT, spread, write_between
 
-FIGURE = ROOT / "docs" / "pictures" / "claims_teach.png"
+FIGURE = ROOT / "docs" / "images" / "claims_teach.png"
 FIGURES = ("unseen AP50", "seen AP50", "unseen recall@1", "seen recall@1")
 BEGIN, END = "<!-- made by tools/claims_teach.py report -->", "<!-- end of what tools/claims_teach.py makes -->"
 Row = dict[str, Any]
@@ -16,14 +16,14 @@ def write_report(rows: list[Row]) -> None:
     groups: dict[Key, list[Row]] = {}
     for row in rows:
         groups.setdefault((row["arm"], row["captioned"], row["threshold"], row["round"]), []).append(row)
-    header = "| | captioned pictures | threshold | runs | " + " | ".join(FIGURES) + " |"
+    header = "| | captioned images | threshold | runs | " + " | ".join(FIGURES) + " |"
     lines = [header, "|" + "---|" * header.count(" | ") + "---|"]
     for (arm, size, threshold, number), own in sorted(groups.items(), key=_place):
         name = f"{arm}, round {number}" if number > 1 else arm
         cells = " | ".join(spread([row["figures"][figure] for row in own]) for figure in FIGURES)
         shown = f"{size:,} | {threshold:g}" if size else "– | –"
         lines.append(f"| {name} | {shown} | {len(own)} | {cells} |")
-    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](pictures/claims_teach.png)"])
+    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](images/claims_teach.png)"])
     draw(groups)
 
 
@@ -34,7 +34,7 @@ def _place(group: tuple[Key, list[Row]]) -> tuple[bool, bool, str, int, int, flo
 
 
 def draw(groups: dict[Key, list[Row]]) -> None:
-    """Over the threshold, captioned pictures (0: gold only) and rounds, seed 0; dashed: the teacher."""
+    """Over the threshold, captioned images (0: gold only) and rounds, seed 0; dashed: the teacher."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(13, 4.2), layout="tight")
@@ -62,9 +62,7 @@ def draw(groups: dict[Key, list[Row]]) -> None:
         for panel in panels[:2]:
             if teacher:
                 panel.axhline(teacher["figures"][figure], color=colour, linestyle="--", linewidth=0.8)
-    for panel, label in zip(
-        panels, ("score from which boxes are believed", "captioned pictures", "round"), strict=True
-    ):
+    for panel, label in zip(panels, ("score from which boxes are believed", "captioned images", "round"), strict=True):
         panel.set(xlabel=label, ylim=(0, 1))
     panels[2].set_xticks(range(1 + max((row["round"] for row in students), default=0)))
     panels[0].legend(fontsize="small")

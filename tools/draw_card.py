@@ -1,7 +1,7 @@
-"""The pictures of docs/model_card.md: how the losses fell, and what the model finds in drawings it never saw.
+"""The images of docs/model_card.md: how the losses fell, and what the model finds in drawings it never saw.
 
-    python tools/draw_card.py curve runs/nano_base runs/nano --out docs/pictures/nano_curve.png
-    python tools/draw_card.py sheet --model glip-nano --out docs/pictures/nano_sheet.png
+    python tools/draw_card.py curve runs/nano_base runs/nano --out docs/images/nano_curve.png
+    python tools/draw_card.py sheet --model glip-nano --out docs/images/nano_sheet.png
 
 The runs of a curve are in the order in which each began with the weights of the one before.
 """
@@ -16,7 +16,7 @@ from glip.evaluate.figures import found_sample
 from glip.evaluate.run import detect_all
 from glip.structures import Sample
 from glip.train.step import TERMS
-from glip.visualize import contact_sheet, save_picture
+from glip.visualize import contact_sheet, save_image
 
 SHEET = (("world_novel", range(8)), ("world_novel_captions", range(8, 16)))
 SMOOTH = 5  # rows of metrics.jsonl, each a mean over 20 steps
@@ -73,7 +73,7 @@ def draw_sheet(model: str, out: Path) -> None:
         samples = read_set(find_set(name)).samples
         pairs = detect_all(detector, [samples[index] for index in chosen])
         shown += [found_sample(sample, found.above(detector.config.inference.threshold)) for sample, found in pairs]
-    save_picture(contact_sheet(shown), out)
+    save_image(contact_sheet(shown), out)
 
 
 if __name__ == "__main__":

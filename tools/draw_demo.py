@@ -1,6 +1,6 @@
-"""Draw the pictures that the README and ``make demo`` use, and its example of one's own boxes; run once, committed.
+"""Draw the images that the README and ``make demo`` use, and its example of one's own boxes; run once, committed.
 
-python tools/draw_demo.py docs/pictures
+python tools/draw_demo.py docs/images
 """
 
 import argparse
@@ -34,7 +34,7 @@ NUMBER, SIDE, CELL = 12, 240, 110
 
 def main() -> None:
     """Draw both scenes, and a small COCO set."""
-    parser = argparse.ArgumentParser(description="Draw the pictures of the README.")
+    parser = argparse.ArgumentParser(description="Draw the images of the README.")
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def draw_set(folder: Path) -> None:
-    """Twelve pictures with up to four things each, and ``boxes.json`` in COCO's format."""
+    """Twelve images with up to four things each, and ``boxes.json`` in COCO's format."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     categories = [{"id": number + 1, "name": f"{colour} {kind}"} for number, (kind, colour) in enumerate(OWN)]
     images: list[dict[str, object]] = []

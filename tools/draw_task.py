@@ -1,9 +1,9 @@
 """A drawn task whose words nobody knows: held-out looks under invented names, as a COCO set with three splits.
 
-    python tools/draw_task.py DATA/drawn_words [--pictures 160 40 80] [--seed 0]
+    python tools/draw_task.py DATA/drawn_words [--images 160 40 80] [--seed 0]
 
 Each name stands for a pair of colour and kind that the drawn world's training never shows (docs/claims.md). Beside
-things of the task each picture has others that share the kind or the colour of one, so that both must be learned.
+things of the task each image has others that share the kind or the colour of one, so that both must be learned.
 """
 
 import argparse
@@ -18,21 +18,21 @@ from glip.data.world_words import is_novel
 
 WORDS = ("blicket", "dax", "fep", "gorp", "kiki", "modi", "toma", "wug")
 SPLITS = ("train", "val", "test")
-SIDES, THINGS, SIZE = (160, 221), (3, 6), (36, 72)  # pixels, things in a picture, pixels of a thing
+SIDES, THINGS, SIZE = (160, 221), (3, 6), (36, 72)  # pixels, things in an image, pixels of a thing
 
 
 def main() -> None:
     """Draw the three splits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, nargs=3, default=(160, 40, 80), metavar="N", help="train, val, test")
+    parser.add_argument("--images", type=int, nargs=3, default=(160, 40, 80), metavar="N", help="train, val, test")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     looks = choose_looks(np.random.default_rng(args.seed))
     print(", ".join(f"{word}: {colour} {kind}" for word, (colour, kind) in zip(WORDS, looks, strict=True)))
     (args.folder / "images").mkdir(parents=True, exist_ok=True)
     (args.folder / "annotations").mkdir(exist_ok=True)
-    for number, (split, count) in enumerate(zip(SPLITS, args.pictures, strict=True)):
+    for number, (split, count) in enumerate(zip(SPLITS, args.images, strict=True)):
         tree = draw_split(args.folder / "images", split, count, looks, (args.seed, number))
         (args.folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree))
 
@@ -51,7 +51,7 @@ def choose_looks(rng: np.random.Generator) -> list[tuple[str, str]]:
 def draw_split(
     images: Path, split: str, count: int, looks: list[tuple[str, str]], seed: tuple[int, int]
 ) -> dict[str, list[dict[str, object]]]:
-    """Draw and save pictures; gives their COCO tree."""
+    """Draw and save images; gives their COCO tree."""
     rng = np.random.default_rng(seed)
     tree: dict[str, list[dict[str, object]]] = {"images": [], "annotations": [], "categories": []}
     tree["categories"] = [{"id": number, "name": word} for number, word in enumerate(WORDS, start=1)]

@@ -37,19 +37,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None, help="the data root (default: GLIP_DATA)")
     parser.add_argument("--sets", nargs="+", default=SETS, metavar="SET")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--pictures", type=int, default=10**9, help="of each set at most (default: all)")
+    parser.add_argument("--images", type=int, default=10**9, help="of each set at most (default: all)")
     parser.add_argument("--device", default=None)
     args = parser.parse_args()
     detector = glip.Detector.from_pretrained(args.model, device=args.device)
     others = [name for small in SMALL for name in read_set(find_set(f"{small}_{args.split}"), args.data).vocabulary]
     threshold, tally = detector.config.inference.threshold, Tally()
-    print(f"False alarms: pictures (names) with a detection of at least {threshold:g} for a name that is not there.\n")
-    print("| set | pictures | AP50 | 95 % interval | AP | own absent names | names of other sets | seen in training |")
+    print(f"False alarms: images (names) with a detection of at least {threshold:g} for a name that is not there.\n")
+    print("| set | images | AP50 | 95 % interval | AP | own absent names | names of other sets | seen in training |")
     print("|---|---|---|---|---|---|---|---|")
     recalls: dict[str, PhraseRecall] = {}
     for name in args.sets:
         full = name if name in known_sets(args.data) else f"{name}_{args.split}"
-        samples = Chosen(read_set(find_set(full), args.data).samples, args.pictures)
+        samples = Chosen(read_set(find_set(full), args.data).samples, args.images)
         pairs = found(detector, samples, full, tally)
         if any(sample.prompt is not None for sample, _ in pairs):
             recalls[full] = phrase_recall(pairs)
@@ -62,7 +62,7 @@ def main() -> None:
             background_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
         figures = f"{score.ap50:.3f} | {interval} | {score.ap:.3f} | {own} | {strange}"
-        print(f"| {full} | {score.pictures} | {figures} | {seen(full, detector)} |")
+        print(f"| {full} | {score.images} | {figures} | {seen(full, detector)} |")
     print("\n| captions | phrases | recall@1 | recall@5 | recall@10 | seen in training |\n|---|---|---|---|---|---|")
     for full, recall in recalls.items():
         figures = " | ".join(f"{value:.3f}" for value in recall.at.values())
@@ -73,29 +73,29 @@ def main() -> None:
 def found(
     detector: "glip.Detector", samples: Sequence[Sample], title: str, tally: Tally
 ) -> list[tuple[Sample, Detections]]:
-    """What the model finds in every picture of a set."""
+    """What the model finds in every image of a set."""
     return list(tqdm(detect_all(detector, samples, tally=tally), desc=title, total=len(samples), leave=False))
 
 
 def asked(samples: Sequence[Sample], others: Sequence[str]) -> list[Sample]:
-    """The same pictures asked for names of other sets, none of which is there: they share no word with its own."""
+    """The same images asked for names of other sets, none of which is there: they share no word with its own."""
     own = sorted({name for sample in samples for name in sample.vocabulary})
     strange = foreign_names(own, others)
     bare = torch.empty(0, 4)
     if not strange:
         return []
-    return [Sample(sample.picture, bare, (), vocabulary=strange, image_id=sample.image_id) for sample in samples]
+    return [Sample(sample.image, bare, (), vocabulary=strange, image_id=sample.image_id) for sample in samples]
 
 
 def alarms(found: Background | None, threshold: float) -> str:
-    """Share of the pictures, and of the (picture, absent name) pairs, with a false alarm."""
+    """Share of the images, and of the (image, absent name) pairs, with a false alarm."""
     if found is None:
         return "-"
-    return f"{found.picture_rate(threshold):.2f} ({found.rate(threshold):.3f})"
+    return f"{found.image_rate(threshold):.2f} ({found.rate(threshold):.3f})"
 
 
 def seen(name: str, detector: "glip.Detector") -> str:
-    """What the model's config says of the set's other pictures."""
+    """What the model's config says of the set's other images."""
     if not seen_in(detector.config.trained_on, find_set(name), name):
         return "no"
     if name.startswith("world"):

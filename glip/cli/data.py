@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glip.data.sets import SampleSet, Tally
     from glip.structures import Sample
 
-_DRAWN = 200  # pictures of a set that is drawn without end
+_DRAWN = 200  # images of a set that is drawn without end
 _RAREST = 5  # names with the fewest boxes that are printed
 
 
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", help="the known sets, and whether their files are there")
     _add_root(listing)
     check = _add_set(verbs.add_parser("check", help="count what is in a set and name what is wrong (exit code 1)"))
-    check.add_argument("--decode", action="store_true", help="read every picture whole, not only its header")
+    check.add_argument("--decode", action="store_true", help="read every image whole, not only its header")
     check.add_argument("--number", type=int, default=0, metavar="N", help="only the first N samples")
     show = _add_set(verbs.add_parser("show", help="draw samples with their boxes and words on one sheet"))
-    show.add_argument("--out", default="sheet.png", metavar="FILE", help="the picture to write (default: sheet.png)")
+    show.add_argument("--out", default="sheet.png", metavar="FILE", help="the image to write (default: sheet.png)")
     show.add_argument("--number", type=int, default=16, metavar="N", help="how many samples (default: 16)")
     show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
     convert = _add_set(verbs.add_parser("convert", help="write a set in another format"))
-    convert.add_argument("out", metavar="OUT", help="the file to write; drawn pictures go to the folder images beside")
+    convert.add_argument("out", metavar="OUT", help="the file to write; drawn images go to the folder images beside")
     targets = ("coco", "mdetr", "odvg", "labels", "label-studio")
     convert.add_argument("--to", required=True, choices=targets, help="the format")
     convert.add_argument("--number", type=int, default=0, metavar="N", help="only the first N samples")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_set(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="a set of datasets.yaml (glip data list), or a file or folder")
     parser.add_argument(
-        "--images", action="append", default=[], metavar="DIR", help="where its pictures are; may be repeated"
+        "--images", action="append", default=[], metavar="DIR", help="where its images are; may be repeated"
     )
     parser.add_argument("--format", choices=typing.get_args(Format), help="how it is written (default: told from it)")
     _add_root(parser)
@@ -84,7 +84,7 @@ def _list(root: str | None) -> int:
     width = max(len(name) for name in sets)
     for name, config in sets.items():
         missing = missing_part(config, root)
-        drawn = f"drawn, {config.count} pictures" if config.count else "drawn, without end"
+        drawn = f"drawn, {config.count} images" if config.count else "drawn, without end"
         state = drawn if config.format == "world" else f"no {missing}" if missing else "ready"
         print(f"{name:<{width}}  {config.format or 'any':<9}  {state}")
     print(f"data root: {data_root(root).absolute()} (--root or GLIP_DATA sets it)")
@@ -118,7 +118,7 @@ def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") ->
 
 def _counted(counts: "Counts") -> Iterator[str]:
     """The counts as lines; what a kind of set does not have is not mentioned."""
-    yield f"pictures  {counts.pictures} ({counts.without_boxes} of {counts.samples} samples without boxes)"
+    yield f"images  {counts.images} ({counts.without_boxes} of {counts.samples} samples without boxes)"
     if counts.boxes:
         small, medium, large = counts.areas
         yield f"boxes     {counts.boxes}: {small} small, {medium} medium, {large} large; {counts.crowd} mark a crowd"
@@ -150,9 +150,9 @@ def _found(report: "Report") -> Iterator[str]:
         if tally:
             yield f"{kind}:"
             yield from _places(tally)
-    missing = report.problems.counts.get("picture that is not there", 0)
-    if missing > report.counts.pictures / 2:
-        yield "most pictures are not there: give their folder with --images, or the data root with --root"
+    missing = report.problems.counts.get("image that is not there", 0)
+    if missing > report.counts.images / 2:
+        yield "most images are not there: give their folder with --images, or the data root with --root"
     if not report.problems:
         yield "no problems"
 
@@ -168,11 +168,11 @@ def _places(tally: "Tally") -> Iterator[str]:
 
 
 def _show(args: argparse.Namespace, samples: "SampleSet") -> int:
-    from glip.visualize import contact_sheet, save_picture
+    from glip.visualize import contact_sheet, save_image
 
     total = len(samples.samples)
     chosen = sorted(random.Random(args.seed).sample(range(total), min(args.number, total)))
-    save_picture(contact_sheet([samples.samples[index] for index in chosen]), args.out)
+    save_image(contact_sheet([samples.samples[index] for index in chosen]), args.out)
     print(f"{args.out}: {len(chosen)} of {total} samples of {args.name}")
     return 0
 
@@ -202,7 +202,7 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
         "label-studio": write_label_studio,
     }[args.to]
     lost = write(replace(samples, samples=chosen), out, folders)
-    print(f"{out}: {count} samples of {args.name} as {args.to}; picture names are relative to {folders[0]}")
+    print(f"{out}: {count} samples of {args.name} as {args.to}; image names are relative to {folders[0]}")
     if args.to == "odvg" and samples.vocabulary:
         print(f"{writers.label_map_of(out)}: its label map")
     if args.to == "label-studio":
@@ -215,16 +215,16 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
 
 
 def _with_file(sample: "Sample", index: int, out: Path) -> "Sample":
-    """A drawn picture is saved beside the file that names it."""
+    """A drawn image is saved beside the file that names it."""
     from PIL import Image
 
-    from glip.visualize import save_picture
+    from glip.visualize import save_image
 
-    if not isinstance(sample.picture, Image.Image):
+    if not isinstance(sample.image, Image.Image):
         return sample
     file = out.parent / "images" / f"{out.stem}_{index:06d}.png"
-    save_picture(sample.picture, file)
-    return replace(sample, picture=file, size=sample.picture.size)
+    save_image(sample.image, file)
+    return replace(sample, image=file, size=sample.image.size)
 
 
 # ---- the samples that are gone through

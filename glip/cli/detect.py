@@ -1,4 +1,4 @@
-"""``glip detect PICTURE... "a red bus. a cyclist"``: find what words name, draw it, print it."""
+"""``glip detect IMAGE... "a red bus. a cyclist"``: find what words name, draw it, print it."""
 
 import argparse
 import glob
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from glip.structures import Detections, Prompt
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-_FEW = 3  # up to so many pictures are printed as tables
+_FEW = 3  # up to so many images are printed as tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "pictures",
+        "images",
         nargs="+",
-        metavar="PICTURE... PROMPT",
+        metavar="IMAGE... PROMPT",
         help="files, folders or patterns such as 'shots/*.jpg'; then what to find, names with '. ' between them (with "
-        "--caption or --task pictures only)",
+        "--caption or --task images only)",
     )
     parser.add_argument("--model", default="glip-nano", help="a name, a folder or a .pth file (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()
@@ -37,24 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, default=None, help="lowest score shown, 0..1 (default: the task's or model's)"
     )
-    parser.add_argument("--out", default="out", metavar="DIR", help="where drawn pictures go (default: out)")
-    parser.add_argument("--json", metavar="FILE", help="also write one JSON line per picture; '-' prints them instead")
+    parser.add_argument("--out", default="out", metavar="DIR", help="where drawn images go (default: out)")
+    parser.add_argument("--json", metavar="FILE", help="also write one JSON line per image; '-' prints them instead")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--batch-size", type=int, default=4, help="pictures computed at once (default: 4)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images computed at once (default: 4)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect in all pictures; those that cannot be read are named, counted, and make the exit code 2."""
+    """Detect in all images; those that cannot be read are named, counted, and make the exit code 2."""
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
     if args.batch_size < 1:
-        raise ValueError(f"batch size {args.batch_size} is less than 1: give the pictures computed at once, such as 4")
+        raise ValueError(f"batch size {args.batch_size} is less than 1: give the images computed at once, such as 4")
     if args.json != "-" and Path(args.out).is_file():
         raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
     if args.json and Path(args.json).is_dir():
         raise ValueError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
     prompt = asked(args)
-    paths = find_pictures(args.pictures)
+    paths = find_images(args.images)
     from glip.detector import Detector
 
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device)
@@ -64,44 +64,44 @@ def run(args: argparse.Namespace) -> int:
     with report:
         for batch in _batches(paths, args.batch_size):
             tried = [(path, _open(path)) for path in batch]
-            opened = [(path, picture) for path, picture in tried if picture is not None]
+            opened = [(path, image) for path, image in tried if image is not None]
             failed += len(tried) - len(opened)
-            found = _detect(detector, [picture for _, picture in opened], prompt, args.threshold)
-            for (path, picture), detections in zip(opened, found, strict=True):
-                report.add(path, picture, detections, names[path])
+            found = _detect(detector, [image for _, image in opened], prompt, args.threshold)
+            for (path, image), detections in zip(opened, found, strict=True):
+                report.add(path, image, detections, names[path])
     if failed:
-        print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+        print(f"{failed} of {len(paths)} images could not be read", file=sys.stderr)
     return 2 if failed else 0
 
 
 def asked(args: argparse.Namespace) -> "Prompt | None":
-    """What to look for: the caption, or the words after the pictures, taken off them; None stands for the task's own.
+    """What to look for: the caption, or the words after the images, taken off them; None stands for the task's own.
 
     Raises:
         ValueError: nothing to look for, words besides a caption or a task, a caption or words that name nothing.
     """
     from glip.structures import Prompt
 
-    last = args.pictures[-1]
+    last = args.images[-1]
     if args.caption is None and not args.task:
-        if len(args.pictures) == 1:
+        if len(args.images) == 1:
             example = "'a red bus. a cyclist'"
             raise ValueError(
-                f"nothing to look for: give words after the pictures, such as {example}, --caption or --task"
+                f"nothing to look for: give words after the images, such as {example}, --caption or --task"
             )
-        return Prompt.parse(args.pictures.pop())
-    may_be_pictures = glob.has_magic(last) or Path(last).exists() or re.search(r"\.\w+$", last)
-    if len(args.pictures) > 1 and not may_be_pictures:
+        return Prompt.parse(args.images.pop())
+    may_be_images = glob.has_magic(last) or Path(last).exists() or re.search(r"\.\w+$", last)
+    if len(args.images) > 1 and not may_be_images:
         option = "--task" if args.caption is None else "--caption"
-        raise ValueError(f"words {last!r} and {option}, which says what to look for: give pictures and one of the two")
+        raise ValueError(f"words {last!r} and {option}, which says what to look for: give images and one of the two")
     return None if args.caption is None else Prompt.from_caption(args.caption)
 
 
-def find_pictures(given: Sequence[str]) -> list[Path]:
-    """Files, the pictures of folders, and what patterns match, in order, each once.
+def find_images(given: Sequence[str]) -> list[Path]:
+    """Files, the images of folders, and what patterns match, in order, each once.
 
     Raises:
-        ValueError: a folder or pattern without pictures.
+        ValueError: a folder or pattern without images.
     """
     found: list[Path] = []
     for item in given:
@@ -113,13 +113,13 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
         if not matches:
-            raise ValueError(f"{item!r} holds no picture: give files that end in {', '.join(sorted(_ENDINGS))}")
+            raise ValueError(f"{item!r} holds no image: give files that end in {', '.join(sorted(_ENDINGS))}")
         found.extend(matches)
     return list(dict.fromkeys(found))
 
 
 def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each drawn picture goes: its own name, numbered where two share one or it would replace a given picture."""
+    """Where each drawn image goes: its own name, numbered where two share one or it would replace a given image."""
     names: dict[Path, Path] = {}
     taken = {path.resolve() for path in paths}
     for path in paths:
@@ -134,7 +134,7 @@ def output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 class Report:
-    """Where results go: drawn pictures, tables for a few pictures, a progress bar for many, JSON lines on request."""
+    """Where results go: drawn images, tables for a few images, a progress bar for many, JSON lines on request."""
 
     def __init__(self, json_path: str | None, *, quiet: bool, table: bool) -> None:
         self.json_path, self.quiet, self.table = json_path, quiet, table
@@ -148,25 +148,25 @@ class Report:
             write_lines(Path(self.json_path), self.lines)
             print(f"{len(self.lines)} lines in {self.json_path}")
 
-    def add(self, path: Path, picture: "Image.Image", detections: "Detections", target: Path) -> None:
-        """Report one picture."""
+    def add(self, path: Path, image: "Image.Image", detections: "Detections", target: Path) -> None:
+        """Report one image."""
         if self.json_path:
             self.lines.append(json.dumps(as_record(path, detections), ensure_ascii=False))
         if self.quiet:
             print(self.lines[-1], flush=True)
             return
-        from glip.visualize import draw, save_picture
+        from glip.visualize import draw, save_image
 
-        save_picture(draw(picture, detections), target)
+        save_image(draw(image, detections), target)
         if self.table:
             print(as_table(path, detections, target))
 
 
 def as_record(path: Path, detections: "Detections") -> dict[str, object]:
-    """One picture's JSON line: boxes are xyxy pixels of the picture, labels index ``phrases``, spans the caption."""
+    """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption."""
     height, width = detections.size
     return {
-        "picture": str(path),
+        "image": str(path),
         "width": width,
         "height": height,
         "caption": detections.prompt.caption,
@@ -185,7 +185,7 @@ def as_record(path: Path, detections: "Detections") -> dict[str, object]:
 
 
 def as_table(path: Path, detections: "Detections", target: Path) -> str:
-    """One picture's detections to be read by people; of a sentence also the phrases that were not found."""
+    """One image's detections to be read by people; of a sentence also the phrases that were not found."""
     from glip.lettering import is_sentence
 
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
@@ -213,7 +213,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
     from tqdm import tqdm
 
-    with tqdm(total=len(paths), unit="picture", disable=len(paths) <= _FEW) as bar:
+    with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
         for start in range(0, len(paths), size):
             yield paths[start : start + size]
             bar.update(len(paths[start : start + size]))
@@ -222,16 +222,16 @@ def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
 def _open(path: Path) -> "Image.Image | None":
     from tqdm import tqdm
 
-    from glip.data.picture import PictureError, open_picture
+    from glip.data.image import ImageError, load_image
 
     try:
-        return open_picture(path)
-    except PictureError as error:
+        return load_image(path)
+    except ImageError as error:
         tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if there is one
         return None
 
 
 def _detect(
-    detector: "Detector", pictures: "list[Image.Image]", prompt: "Prompt | None", threshold: float | None
+    detector: "Detector", images: "list[Image.Image]", prompt: "Prompt | None", threshold: float | None
 ) -> "list[Detections]":
-    return detector(pictures, prompt, threshold=threshold, batch_size=len(pictures)) if pictures else []
+    return detector(images, prompt, threshold=threshold, batch_size=len(images)) if images else []

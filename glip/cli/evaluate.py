@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model, then names of sets, annotation files, odinw13 or odinw35 (default: every set for validation "
         "or tests that is there); with --predictions only a set",
     )
-    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
+    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the images of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default=None, help="what is counted (default: by the format)")
     parser.add_argument("--predictions", metavar="FILE", help="score results in the standard format, without a model")
@@ -46,12 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a YAML of words to write for a name; 'none': plain names; may be repeated to compare them",
     )
     parser.add_argument("--max-names", type=int, default=None, metavar="N", help="names in a chunk; 0: as many as fit")
-    parser.add_argument("--max-detections", type=int, default=None, metavar="N", help="of a picture (LVIS: of a chunk)")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures or chunks computed at once (default: 1)")
+    parser.add_argument("--max-detections", type=int, default=None, metavar="N", help="of an image (LVIS: of a chunk)")
+    parser.add_argument("--batch-size", type=int, default=1, help="images or chunks computed at once (default: 1)")
     parser.add_argument(
         "--out", metavar="DIR", help=f"where results go (default: {_OUT}; with --predictions beside that file)"
     )
-    parser.add_argument("--draw", action="store_true", help="also draw curves, scores and the worst pictures")
+    parser.add_argument("--draw", action="store_true", help="also draw curves, scores and the worst images")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
 
@@ -126,7 +126,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
     if args.task and args.prompts:
         raise ValueError("--prompts and --task: a task's words are those it was tuned with: give one of the two")
     if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: give the pictures computed at once, such as 4")
+        raise ValueError(f"--batch-size {args.batch_size}: give the images computed at once, such as 4")
     for option in ("max_names", "max_detections"):
         value = getattr(args, option)
         if value is not None and value < 0:
@@ -240,7 +240,7 @@ def _evaluate(
             **weights,
             "inference": repr((config.inference, config.image, config.max_tokens)),
             "set": exam.config.annotations or exam.name,
-            "words and pictures": exam.digest,
+            "words and images": exam.digest,
             "names in a chunk": str(asking.max_names),
             "detections": f"{asking.max_detections}, {asking.chunk_detections} of a chunk",
             "prompts": str(dict(asking.prompts)),

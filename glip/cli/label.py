@@ -24,17 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_labelling(parser: argparse.ArgumentParser) -> None:
     """Declare how captions are labelled; ``glip teach`` has the same."""
-    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
+    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the images of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     group = parser.add_argument_group("labels")
     group.add_argument("--threshold", type=float, default=0.1, help="lowest score stored (default: 0.1)")
     group.add_argument("--max-detections", type=int, default=100, metavar="N", help="of a caption (default: 100)")
-    group.add_argument("--batch-size", type=int, default=4, help="pictures or captions computed at once (default: 4)")
+    group.add_argument("--batch-size", type=int, default=4, help="images or captions computed at once (default: 4)")
     group.add_argument(
-        "--together", type=int, default=1, metavar="N", help="captions of a picture in one prompt (default: 1)"
+        "--together", type=int, default=1, metavar="N", help="captions of an image in one prompt (default: 1)"
     )
-    group.add_argument("--per-shard", type=int, default=1000, metavar="N", help="pictures of a shard of a single file")
+    group.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images of a shard of a single file")
     group.add_argument("--form", choices=("jsonl", "parquet"), default="jsonl", help="of the labels (default: jsonl)")
     group.add_argument("--pipeline", metavar="SPACY", help="a parsed spaCy pipeline instead of the bundled finder")
     group.add_argument("--referring", action="store_true", help="widen phrases to whole referring expressions")

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="such as box=0.3 picture=0.5 min_side=4 max_area=0.95 nms=0.6 nms_across=0.9 per_phrase=20",
+        help="such as box=0.3 image=0.5 min_side=4 max_area=0.95 nms=0.6 nms_across=0.9 per_phrase=20",
     )
     parser.add_argument("--truth", metavar="SET", help="a set with true boxes of these captions: precision and recall")
-    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where pictures of --truth lie")
+    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where images of --truth lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--unseen", nargs="+", default=[], metavar="WORD", help="words that the teacher never heard")
 

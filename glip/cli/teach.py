@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, metavar="MODEL", help="a name or a folder")
     parser.add_argument("--out", required=True, metavar="DIR", help="where rounds go")
     parser.add_argument("--rounds", type=int, default=1, help="the student of one teaches the next (default: 1)")
-    parser.add_argument("--share", type=float, default=0.5, help="of pseudo-labels in the pictures (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, help="of pseudo-labels in the images (default: 0.5)")
     parser.add_argument("--evaluate", action="append", default=[], metavar="SET", help="measure on it; may be repeated")
     parser.add_argument("--from-scratch", action="store_true", help="students start as the config says, not as teacher")
     parser.add_argument("--soft", action="store_true", help="scores weigh the losses of pseudo-labels")

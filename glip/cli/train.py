@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validate", action="append", metavar="SET", help="evaluate on a set during training; may be repeated"
     )
     parser.add_argument(
-        "--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie; may be repeated"
+        "--images", action="append", default=[], metavar="DIR", help="where the images of files lie; may be repeated"
     )
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Train; the finished model's folder is the last line."""
     experiment = load_config(args.config, args.overrides)
     if args.images and not (args.data or args.validate):
-        raise ValueError("--images says where the pictures of --data and --validate lie: give one of these")
+        raise ValueError("--images says where the images of --data and --validate lie: give one of these")
     if args.validate and not experiment.train.validate_every:
         raise ValueError("--validate: the config never validates: give train.validate_every=500 too, or so")
     from glip.data.catalog import folders_of
@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
 
     folder = train(experiment, device=choose_device(args.device), validator=_validator(experiment))
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
-        print(f"trained model in {folder}: try glip detect PICTURE 'a prompt' --model {folder}")
+        print(f"trained model in {folder}: try glip detect IMAGE 'a prompt' --model {folder}")
     return 0
 
 
 def _validator(experiment: Experiment) -> "MakeValidate | None":
     """Validation during training is the ordinary evaluation; training itself does not know it."""
-    data, most = experiment.data, experiment.train.validate_pictures
+    data, most = experiment.data, experiment.train.validate_images
     if not (data.validate and experiment.train.validate_every):
         return None
     from glip.data.catalog import data_root, missing_part, read_set
@@ -78,6 +78,6 @@ def _validator(experiment: Experiment) -> "MakeValidate | None":
         for name, samples in sets.items():
             few = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all its samples"
             report(f"{name}: validated on {few}")
-        return Validator(config, tokenizer, sets, pictures=most)
+        return Validator(config, tokenizer, sets, images=most)
 
     return make

@@ -17,12 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="TABLE", help="a YAML of tasks, odinw13 or odinw35, instead of a set")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=["prompt"], help="what trains (default: prompt)")
     parser.add_argument("--shots", nargs="+", default=["all"], help="of each class: 1, 3, 5, 10, ... or all (default)")
-    parser.add_argument("--per", choices=("picture", "box"), default="picture", help="what shots count")
+    parser.add_argument("--per", choices=("image", "box"), default="image", help="what shots count")
     parser.add_argument("--seed", nargs="+", type=int, default=[0], help="of the draw of shots and of the tuning")
-    parser.add_argument("--pictures", metavar="FILE", help="tune on the pictures that a pictures.json lists")
-    parser.add_argument("--validate", metavar="SET", help="choose by this set (default: pictures not tuned on)")
+    parser.add_argument("--image-list", metavar="FILE", help="tune on the images that a images.json lists")
+    parser.add_argument("--validate", metavar="SET", help="choose by this set (default: images not tuned on)")
     parser.add_argument("--test", metavar="SET", help="measure on this set at the end")
-    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the pictures of files lie")
+    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the images of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--prompts", metavar="FILE", help="a YAML of words to write for a name")
     parser.add_argument(
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the schedule", "the release's rates by default (docs/adaptation.md)")
     group.add_argument("--lr", type=float, default=None, help="rate of what is tuned")
-    group.add_argument("--batch-size", type=int, default=None, help="pictures of a step (default: 4)")
+    group.add_argument("--batch-size", type=int, default=None, help="images of a step (default: 4)")
     group.add_argument("--rounds", type=int, default=None, help="at most (default: 100)")
-    group.add_argument("--views", type=int, default=None, metavar="N", help="pictures of a round (default: each once)")
+    group.add_argument("--views", type=int, default=None, metavar="N", help="images of a round (default: each once)")
     group.add_argument("--stop-after", type=int, default=None, metavar="N", help="rounds without a rise (default: 8)")
     group.add_argument("--precision", choices=("float32", "bfloat16"), default=None, help="default: float32")
-    group.add_argument("--validated", type=int, default=100, metavar="N", help="validation pictures at most")
-    group.add_argument("--vary", action="store_true", help="mirror and resize pictures anew each time, none is kept")
-    group.add_argument("--keep-gb", type=float, default=4.0, help="memory for features of pictures (default: 4)")
+    group.add_argument("--validated", type=int, default=100, metavar="N", help="validation images at most")
+    group.add_argument("--vary", action="store_true", help="mirror and resize images anew each time, none is kept")
+    group.add_argument("--keep-gb", type=float, default=4.0, help="memory for features of images (default: 4)")
     group.add_argument("--no-thresholds", action="store_true", help="do not store a threshold for each class")
 
 
@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Tune; the artefact's path is the last line."""
     if (args.set is None) == (args.tasks is None):
         raise ValueError("give a set to tune on, or --tasks TABLE, and not both")
-    for option in ("validate", "test", "images", "prompts", "pictures") if args.tasks else ():
-        if getattr(args, option):
+    for option in ("validate", "test", "images", "prompts", "image-list") if args.tasks else ():
+        if getattr(args, option.replace("-", "_")):
             raise ValueError(f"--{option} with --tasks: each task of a table has its own: write it there")
-    if args.pictures and args.shots != ["all"]:
-        raise ValueError("--pictures with --shots: the file says which pictures: give one of the two")
+    if args.image_list and args.shots != ["all"]:
+        raise ValueError("--image-list with --shots: the file says which images: give one of the two")
     ways = [_how(args, mode, shots, seed) for mode in args.mode for shots in args.shots for seed in args.seed]
     if args.tasks:
         from glip.cli.tune_table import tune_table
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         with alone(folder):
             found = tune_task(detector, sets, how, folder, kept=kept)
         print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
-        print(f"task in {folder / ARTEFACT}: try glip detect PICTURE --model {args.model} --task {folder / ARTEFACT}")
+        print(f"task in {folder / ARTEFACT}: try glip detect IMAGE --model {args.model} --task {folder / ARTEFACT}")
     return 0
 
 
@@ -87,7 +87,7 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
     if seed < 0:
         raise ValueError(f"--seed {seed}: give a number from 0 on")
     for option in ("lr", "batch_size", "rounds", "views", "stop_after", "validated", "keep_gb"):
-        value = getattr(args, option)
+        value = getattr(args, option.replace("-", "_"))
         if value is not None and not value > 0:
             raise ValueError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
     given = {key: getattr(args, key) for key in ("lr", "batch_size", "rounds", "views", "stop_after", "precision")}
@@ -96,7 +96,7 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
         shots=None if shots == "all" else int(shots),
         per=args.per,
         seed=seed,
-        chosen=_chosen(args.pictures) if args.pictures else None,
+        chosen=_chosen(args.image_list) if args.image_list else None,
         settings={key: value for key, value in given.items() if value is not None},
         vary=args.vary,
         thresholds=not args.no_thresholds,
@@ -107,5 +107,5 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
 def _chosen(file: str) -> tuple[str, ...]:
     from glip.data.readers.fields import read_json
 
-    ids = read_json(Path(file), ("ids",), "list of pictures")["ids"]
+    ids = read_json(Path(file), ("ids",), "list of images")["ids"]
     return tuple(map(str, ids))

@@ -30,7 +30,7 @@ class TaskEntry:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A task tuned in one way; ``kept`` holds the task's encoded pictures for all its ways."""
+    """A task tuned in one way; ``kept`` holds the task's encoded images for all its ways."""
 
     task: str
     read: "Callable[[], TaskSets]"
@@ -76,7 +76,7 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
 def _cells(
     tasks: "Sequence[tuple[str, Callable[[], TaskSets]]]", ways: "Sequence[HowToTune]", keep_gb: float
 ) -> Iterator[_Cell]:
-    """Each task in all its ways before the next: its pictures, encoded once, serve them all, and then make room."""
+    """Each task in all its ways before the next: its images, encoded once, serve them all, and then make room."""
     from glip.encoded import KeptImages
 
     for name, read in tasks:
@@ -142,7 +142,7 @@ def _tuned(cell: _Cell, detector: "Detector", folder: Path) -> Row:
         "mode": how.mode,
         "shots": how.shots_text,
         "seed": how.seed,
-        "pictures": int(found.about["pictures"]),
+        "images": int(found.about["images"]),
         "settings": _settings(detector, how),
         "data": sets.mark,
         "figures": {name: round(value, 4) for name, value in found.figures.items()},
@@ -167,7 +167,7 @@ def _check_settings(ledger: Ledger, detector: "Detector", how: "HowToTune") -> N
 
 
 def _check_data(ledger: Ledger, cell: _Cell) -> None:
-    """Refuse a table that has the task with other pictures or words; one that is there no more keeps its rows."""
+    """Refuse a table that has the task with other images or words; one that is there no more keeps its rows."""
     try:
         now = cell.read().mark
     except (ValueError, FileNotFoundError):

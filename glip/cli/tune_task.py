@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glip.encoded import KeptImages
     from glip.evaluate.coco import Score
 
-ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "pictures.json", "report.json", "curve.png"
+ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "images.json", "report.json", "curve.png"
 OUT = "runs/tune"
 FROZEN_STAGES = 1  # of the image encoder in mode full, and the stem: the release's FREEZE_CONV_BODY_AT 2
 
@@ -30,9 +30,9 @@ class TaskSets:
     Args:
         name: of the task.
         names: its classes.
-        train: pictures to tune on, or to draw shots from.
-        validate: pictures to choose by; empty: a share of those not tuned on.
-        test: pictures for the figures at the end; may be empty.
+        train: images to tune on, or to draw shots from.
+        validate: images to choose by; empty: a share of those not tuned on.
+        test: images for the figures at the end; may be empty.
         prompts: by class, what is written instead of its name.
         left_out: what the readers left out of the sets.
     """
@@ -49,13 +49,13 @@ class TaskSets:
         for part in (self.train, self.validate, self.test):
             if len(part) and part[0].vocabulary != self.names:
                 raise ValueError(
-                    f"task {self.name!r} has the names {', '.join(self.names)[:80]!r}, its pictures "
+                    f"task {self.name!r} has the names {', '.join(self.names)[:80]!r}, its images "
                     f"{', '.join(part[0].vocabulary)[:80]!r}: labels would be mixed up"
                 )
 
     @cached_property
     def mark(self) -> str:
-        """Tells these sets from the same with other pictures, boxes or words."""
+        """Tells these sets from the same with other images, boxes or words."""
         from glip.data.survey import mark_of
 
         parts = (self.train, self.validate, self.test)
@@ -69,19 +69,19 @@ class HowToTune:
 
     Args:
         mode: what trains.
-        shots: pictures (or boxes) of each class; None: all.
+        shots: images (or boxes) of each class; None: all.
         per: what shots count.
         seed: of the draw and of the tuning.
-        chosen: ids of the pictures to tune on, instead of a draw.
+        chosen: ids of the images to tune on, instead of a draw.
         settings: changes to the usual settings of the mode.
-        vary: mirror and resize pictures anew in each round.
+        vary: mirror and resize images anew in each round.
         thresholds: store the thresholds of best F1.
-        most_validated: validation pictures at most.
+        most_validated: validation images at most.
     """
 
     mode: Mode = "prompt"
     shots: int | None = None
-    per: "Per" = "picture"
+    per: "Per" = "image"
     seed: int = 0
     chosen: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +108,7 @@ def read_sets(
     """The sets of a task, by their names or files; the task is called as its training set is.
 
     Raises:
-        ValueError: sets of captions, with names of their own for each picture, or with different names.
+        ValueError: sets of captions, with names of their own for each image, or with different names.
     """
     from glip.config import read_yaml
     from glip.data.catalog import data_root, find_set, folders_of
@@ -136,14 +136,14 @@ def read_sets(
 def _read_named(
     name: str, images: Sequence[str], root: str | None, left_out: Tally
 ) -> tuple[Sequence[Sample], tuple[str, ...]]:
-    """The samples of a set whose pictures share one list of names, and that list."""
+    """The samples of a set whose images share one list of names, and that list."""
     from glip.data.catalog import find_set, read_set
 
     read = read_set(find_set(name, images=images, root=root), root)
     left_out.add(read.left_out)
     if not read.vocabulary or any(sample.vocabulary != read.vocabulary for sample in read.samples):
         raise ValueError(
-            f"set {name!r} has no list of names that all its pictures share: a task is tuned on boxes with class "
+            f"set {name!r} has no list of names that all its images share: a task is tuned on boxes with class "
             "names, such as COCO json"
         )
     return read.samples, read.vocabulary
@@ -157,9 +157,9 @@ def tune_task(
     *,
     kept: "KeptImages",
 ) -> Adaptation:
-    """Tune a model for a task and write the artefact, the pictures it was tuned on, a report and a curve.
+    """Tune a model for a task and write the artefact, the images it was tuned on, a report and a curve.
 
-    ``kept`` holds the pictures of the task as the model's own encoder sees them, for the next tuning of the same task.
+    ``kept`` holds the images of the task as the model's own encoder sees them, for the next tuning of the same task.
 
     Raises:
         ValueError: sets that cannot be tuned on, or a folder of another tuning.
@@ -170,7 +170,7 @@ def tune_task(
     from glip.evaluate.thresholds import best_thresholds
     from glip.model.adapt import save_adaptation
     from glip.train.tune import TuneRun, usual_settings
-    from glip.train.tuning import Pictures, Tuner
+    from glip.train.tuning import Images, Tuner
 
     chosen, validated = _divide(sets, how)
     train, tally = [sets.train[index] for index in chosen], Tally()
@@ -178,15 +178,15 @@ def tune_task(
     for title, samples in (("validation", validated), ("test", sets.test)):
         _tell_missing(title, samples)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
-    pictures = Pictures(train, tuner, vary=how.vary, kept=kept, left_out=tally)
-    _tell(sets, train, validated, pictures, tally)
+    images = Images(train, tuner, vary=how.vary, kept=kept, left_out=tally)
+    _tell(sets, train, validated, images, tally)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
     read = reading_of(detector.config)
     of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}"
     judged = partial(score_of, "validation", samples=validated)
-    run = TuneRun(tuner, pictures, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
+    run = TuneRun(tuner, images, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
     found = run()
     figures = dict(found.figures)
@@ -198,18 +198,18 @@ def tune_task(
             score = score_of("test", tested, sets.test)
             figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
     for title, passed in score_of.passed.items():
-        tally.note(f"picture of the {title} that cannot be read", times=passed)
+        tally.note(f"image of the {title} that cannot be read", times=passed)
     about = {"task": sets.name, "shots": how.shots_text, "per": how.per, "seed": str(how.seed)}
-    found = replace(found, figures=figures, about={**about, "pictures": str(len(pictures))})
+    found = replace(found, figures=figures, about={**about, "images": str(len(images))})
     save_adaptation(folder / ARTEFACT, found)
     _write_report(folder, found, run.state.history, tally)
     return found
 
 
 class _Scorer:
-    """Scores adapted detectors: pictures are encoded once where their image encoder is the model's own.
+    """Scores adapted detectors: images are encoded once where their image encoder is the model's own.
 
-    ``passed`` counts the pictures that could not be looked at, by what was scored.
+    ``passed`` counts the images that could not be looked at, by what was scored.
     """
 
     def __init__(self, kept: "KeptImages") -> None:
@@ -228,13 +228,13 @@ class _Scorer:
 
 
 def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
-    """Say before the work which pictures of a part are not there; without any of them there is nothing to measure."""
-    files = [sample.picture for sample in samples if isinstance(sample.picture, Path)]
+    """Say before the work which images of a part are not there; without any of them there is nothing to measure."""
+    files = [sample.image for sample in samples if isinstance(sample.image, Path)]
     missing = [file for file in files if not file.is_file()]
     if missing and len(missing) == len(samples):
-        raise ValueError(f"{title}: none of its {len(samples)} pictures is there, such as {str(missing[0])!r}")
+        raise ValueError(f"{title}: none of its {len(samples)} images is there, such as {str(missing[0])!r}")
     if missing:
-        print(f"{title}: {len(missing)} of {len(samples)} pictures are not there, such as {str(missing[0])!r}")
+        print(f"{title}: {len(missing)} of {len(samples)} images are not there, such as {str(missing[0])!r}")
 
 
 def folder_of(out: str, name: str, how: HowToTune) -> Path:
@@ -243,7 +243,7 @@ def folder_of(out: str, name: str, how: HowToTune) -> Path:
 
 
 def reading_of(config: "ModelConfig") -> str:
-    """Tells models of the same weights that read pictures or decode in another way."""
+    """Tells models of the same weights that read images or decode in another way."""
     from zlib import crc32
 
     return f"{crc32(repr((asdict(config.image), asdict(config.inference))).encode()):08x}"
@@ -263,13 +263,13 @@ def _untuned(found: Adaptation) -> Adaptation:
 
 
 def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
-    """Which pictures are tuned on, and those to validate on, which never are the same."""
+    """Which images are tuned on, and those to validate on, which never are the same."""
     from glip.data.shots import draw_shots
     from glip.evaluate.validate import Chosen
 
     shown = [index for index, sample in enumerate(sets.train) if any(sample.box_phrases)]
     if not shown:
-        raise ValueError(f"task {sets.name!r}: no picture to tune on has a named box: look at it with glip data check")
+        raise ValueError(f"task {sets.name!r}: no image to tune on has a named box: look at it with glip data check")
     held: list[int] = []
     if not sets.validate and how.shots is None and how.chosen is None:
         held = shown[::5]  # a fifth, spread over the set
@@ -278,7 +278,7 @@ def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
         place = {str(sets.train[index].image_id): index for index in usable}
         strange = [name for name in how.chosen if name not in place]
         if strange:
-            raise ValueError(f"task {sets.name!r} has no picture {strange[0]!r}: give ids of its training pictures")
+            raise ValueError(f"task {sets.name!r} has no image {strange[0]!r}: give ids of its training images")
         chosen = sorted({place[name] for name in how.chosen})
     elif how.shots is None:
         chosen = usable
@@ -288,14 +288,14 @@ def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
         chosen = [usable[index] for index in drawn]
     if not set(chosen) & set(shown):
         raise ValueError(
-            f"task {sets.name!r}: of its {len(shown)} pictures with a named box none is left to tune on, since some "
-            "are held back to validate: give --validate SET, or more pictures"
+            f"task {sets.name!r}: of its {len(shown)} images with a named box none is left to tune on, since some "
+            "are held back to validate: give --validate SET, or more images"
         )
     own = set(chosen)
     rest = list(sets.validate) or [sets.train[index] for index in shown if index not in own]
     if not any(phrases for sample in rest for phrases in sample.box_phrases):
         raise ValueError(
-            f"task {sets.name!r}: no picture with a named box is left to validate on: give --validate SET, or tune on "
+            f"task {sets.name!r}: no image with a named box is left to validate on: give --validate SET, or tune on "
             "fewer shots"
         )
     limited = Chosen(rest, how.most_validated)
@@ -306,13 +306,13 @@ def _tell(
     sets: TaskSets,
     train: Sequence[Sample],
     validated: Sequence[Sample],
-    pictures: Any,
+    images: Any,
     tally: Tally,
 ) -> None:
     boxes = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     print(
-        f"{sets.name}: {len(sets.names)} names; tuned on {len(pictures)} pictures with {boxes} boxes, "
-        f"{pictures.kept} encoded once; validated on {len(validated)} pictures"
+        f"{sets.name}: {len(sets.names)} names; tuned on {len(images)} images with {boxes} boxes, "
+        f"{images.kept} encoded once; validated on {len(validated)} images"
     )
     bare = [
         name

@@ -31,7 +31,7 @@ _READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
     "labels": read_labels,
     "label-studio": read_label_studio,
 }
-# these need a second file beside the annotations: the split's picture ids, the names of the labels
+# these need a second file beside the annotations: the split's image ids, the names of the labels
 _NAMED_READERS: dict[Format, Callable[[Path, Sequence[Path], Path | str], SampleSet]] = {
     "flickr30k": read_flickr30k,
     "odvg": read_odvg,
@@ -71,7 +71,7 @@ def find_set(
 ) -> SetConfig:
     """The set meant by a name of the table, or by the path of an annotation file or folder.
 
-    For a path the pictures are looked for in ``images``, else in a folder ``images`` beside the file or beside its
+    For a path the images are looked for in ``images``, else in a folder ``images`` beside the file or beside its
     folder, else beside the file; the format is told from the content when it is not given.
 
     Raises:
@@ -103,7 +103,7 @@ def find_set(
 def folders_of(
     names: Sequence[str], images: Sequence[str], root: str | Path | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The picture folders given for some sets, by set: for files as they are given; sets of the table keep theirs.
+    """The image folders given for some sets, by set: for files as they are given; sets of the table keep theirs.
 
     Where all are of the table, the folders are for them, as full paths, since they are not under the data root.
     """
@@ -122,7 +122,7 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         to_score: keep what cannot be learned from but counts in the official evaluation (Flickr30K's flat boxes).
 
     Raises:
-        FileNotFoundError: its annotations or pictures are not under the root.
+        FileNotFoundError: its annotations or images are not under the root.
         ValueError: its annotations are not of the stated format.
     """
     if config.format == "world":

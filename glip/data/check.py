@@ -10,14 +10,14 @@ from types import MappingProxyType
 import torch
 from PIL import Image
 
-from glip.data.picture import PictureError, open_picture, picture_size
+from glip.data.image import ImageError, image_size, load_image
 from glip.data.sets import SampleSet, Tally
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import LETTER, Archived, Prompt, Sample, Span
 from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
-_SLACK = 1.0  # by so many pixels a box may leave its picture: annotation tools round
+_SLACK = 1.0  # by so many pixels a box may leave its image: annotation tools round
 _MOST, _CLEAR = 0.5, 0.9  # shares of boxes: that are wrong, and that another reading explains
 _NO_AREA = "box without area"  # as the readers count it
 _ON_LETTER = re.compile(LETTER)
@@ -28,8 +28,8 @@ class Counts:
     """How much of everything a set has.
 
     Args:
-        pictures: different ones.
-        samples: as many as there are pictures, or pairs of picture and caption.
+        images: different ones.
+        samples: as many as there are images, or pairs of image and caption.
         without_boxes: samples.
         boxes: all, and how many of them mark a crowd.
         areas: of boxes: small (under 32 x 32 pixels), medium, large (from 96 x 96), as COCO counts.
@@ -38,7 +38,7 @@ class Counts:
         words: how many captions have so many words.
     """
 
-    pictures: int = 0
+    images: int = 0
     samples: int = 0
     without_boxes: int = 0
     boxes: int = 0
@@ -71,7 +71,7 @@ def check(
         samples: what a reader gave; what it left out is among the problems.
         tokenizer: of the models to be, which may read two names alike.
         written: by name, what is written instead of it.
-        decode: read every picture whole, not only its header.
+        decode: read every image whole, not only its header.
     """
     report = Report(Counts(), Tally(), Tally())
     report.problems.add(samples.left_out)
@@ -79,7 +79,7 @@ def check(
     readings = _Readings(lost=samples.left_out.counts.get(_NO_AREA, 0))
     for sample in samples.samples:
         _count(sample, report.counts)
-        size = _check_picture(sample, seen, report, decode)
+        size = _check_image(sample, seen, report, decode)
         _check_words(sample, seen, report)
         _check_boxes(sample, size, readings, report.problems)
     verdict = readings.verdict()
@@ -98,7 +98,7 @@ def check(
 class _Seen:
     """What was met before, as hashes: a set of ten million captions still fits into memory."""
 
-    pictures: dict[int, tuple[int, int] | None] = field(default_factory=dict)
+    images: dict[int, tuple[int, int] | None] = field(default_factory=dict)
     samples: set[int] = field(default_factory=set)
     vocabularies: set[int] = field(default_factory=set)
 
@@ -122,35 +122,35 @@ def _count(sample: Sample, counts: Counts) -> None:
         counts.per_name.update(sample.vocabulary[index] for phrases in sample.box_phrases for index in phrases)
 
 
-# ---- pictures
+# ---- images
 
 
-def _check_picture(sample: Sample, seen: _Seen, report: Report, decode: bool) -> tuple[int, int] | None:
-    """The picture's size, or the stated one if it cannot be read; each picture is opened once."""
-    picture = sample.picture
-    if isinstance(picture, Image.Image):
-        report.counts.pictures += 1
-        return picture.size
-    key = hash(str(picture))
-    if key not in seen.pictures:
-        report.counts.pictures += 1
-        seen.pictures[key] = _open(picture, report.problems, decode)
-        _compare(sample.size, seen.pictures[key], str(picture), report.problems)
+def _check_image(sample: Sample, seen: _Seen, report: Report, decode: bool) -> tuple[int, int] | None:
+    """The image's size, or the stated one if it cannot be read; each image is opened once."""
+    image = sample.image
+    if isinstance(image, Image.Image):
+        report.counts.images += 1
+        return image.size
+    key = hash(str(image))
+    if key not in seen.images:
+        report.counts.images += 1
+        seen.images[key] = _open(image, report.problems, decode)
+        _compare(sample.size, seen.images[key], str(image), report.problems)
     pair = hash((key, sample.prompt.caption if sample.prompt else sample.caption))
     if pair in seen.samples:
         words = " with the same caption" if sample.prompt or sample.caption else ""
-        report.problems.note(f"picture that is listed twice{words}", str(picture))
+        report.problems.note(f"image that is listed twice{words}", str(image))
     seen.samples.add(pair)
-    return seen.pictures[key] or sample.size
+    return seen.images[key] or sample.size
 
 
-def _open(picture: Path | Archived, problems: Tally, decode: bool) -> tuple[int, int] | None:
+def _open(image: Path | Archived, problems: Tally, decode: bool) -> tuple[int, int] | None:
     try:
-        return open_picture(picture).size if decode else picture_size(picture)
-    except PictureError as error:
-        file = picture.archive if isinstance(picture, Archived) else picture
-        reason = "picture that cannot be read" if file.exists() else "picture that is not there"
-        problems.note(reason, str(error) if file.exists() else str(picture))
+        return load_image(image).size if decode else image_size(image)
+    except ImageError as error:
+        file = image.archive if isinstance(image, Archived) else image
+        reason = "image that cannot be read" if file.exists() else "image that is not there"
+        problems.note(reason, str(error) if file.exists() else str(image))
         return None
 
 
@@ -161,7 +161,7 @@ def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place
     reason = (
         "stated width and height are swapped, or do not count the EXIF rotation"
         if turned
-        else ("stated size differs from the picture's")
+        else ("stated size differs from the image's")
     )
     problems.note(reason, f"{place}: stated {stated[0]} x {stated[1]}, is {size[0]} x {size[1]}")
 
@@ -209,22 +209,22 @@ def _cuts(span: Span, caption: str) -> bool:
 
 @dataclass
 class _Readings:
-    """How many boxes leave their picture as they are read, and how many would fit if they were read otherwise."""
+    """How many boxes leave their image as they are read, and how many would fit if they were read otherwise."""
 
     lost: int  # that the reader left out because they have no area
     boxes: int = 0
-    sized: int = 0  # of them, in a picture whose size is known
+    sized: int = 0  # of them, in an image whose size is known
     leaving: int = 0
     tiny: int = 0
     fits: Counter[str] = field(default_factory=Counter)
 
     def add(self, boxes: Float[Tensor, "box 4"]) -> None:
-        """Count one picture's boxes."""
+        """Count one image's boxes."""
         self.boxes += len(boxes)
         self.tiny += int((boxes <= 2).all(1).sum())
 
     def place(self, boxes: Float[Tensor, "box 4"], size: tuple[int, int], leaving: int) -> None:
-        """Count the readings of the boxes of a picture whose size is known."""
+        """Count the readings of the boxes of an image whose size is known."""
         left, top, right, bottom = boxes.unbind(1)
         half_width, half_height = (right - left) / 2, (bottom - top) / 2
         others = {
@@ -251,8 +251,8 @@ class _Readings:
         if self.leaving <= _MOST * self.sized:
             return ""
         reading, fitting = self.fits.most_common(1)[0]
-        guess = f"like {reading}" if fitting >= _CLEAR * self.sized else "to be made for pictures of another size"
-        return f"most boxes ({self.leaving} of {self.sized}) leave their picture: they look {guess}"
+        guess = f"like {reading}" if fitting >= _CLEAR * self.sized else "to be made for images of another size"
+        return f"most boxes ({self.leaving} of {self.sized}) leave their image: they look {guess}"
 
 
 def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readings, problems: Tally) -> None:
@@ -273,18 +273,18 @@ def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readin
     leaving = ~flat & ~_inside(boxes, size)
     readings.place(boxes, size, int(leaving.sum()))
     beyond = leaving & ((boxes[:, :2] >= torch.tensor(size)).any(1) | (boxes[:, 2:] <= 0).any(1))
-    for mask, reason in ((beyond, "box outside its picture"), (leaving & ~beyond, "box partly outside its picture")):
+    for mask, reason in ((beyond, "box outside its image"), (leaving & ~beyond, "box partly outside its image")):
         if mask.any():
             first = ", ".join(f"{value:g}" for value in boxes[mask][0].tolist())
             problems.note(reason, f"{place} of {size[0]} x {size[1]}: {first}", int(mask.sum()))
 
 
 def _inside(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Bool[Tensor, " box"]:
-    """Which boxes have an area and lie in a picture of (width, height), but for a rounding."""
+    """Which boxes have an area and lie in an image of (width, height), but for a rounding."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return ((low >= -_SLACK) & (high <= torch.tensor(size) + _SLACK) & (high > low)).all(1)
 
 
 def _named(sample: Sample) -> str:
-    drawn = isinstance(sample.picture, Image.Image)
-    return f"sample {sample.image_id}" if drawn else str(sample.picture)
+    drawn = isinstance(sample.image, Image.Image)
+    return f"sample {sample.image_id}" if drawn else str(sample.image)

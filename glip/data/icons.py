@@ -1,4 +1,4 @@
-"""What the drawn world is made of: each kind as a stack of outlines, and the brush that stamps one on a picture.
+"""What the drawn world is made of: each kind as a stack of outlines, and the brush that stamps one on an image.
 
 ``stamp`` paints a Thing; ``KINDS`` says what can be painted. An icon is drawn once in free units with y down, then
 turned and fitted to the box it is wanted in, so that the box is tight by construction.

@@ -1,6 +1,6 @@
 """Samples -> tasks of Label Studio, to be corrected by people; ``readers/label_studio.py`` reads them back.
 
-A task shows the picture, its caption, and one label for each phrase (or name). A teacher's boxes become predictions
+A task shows the image, its caption, and one label for each phrase (or name). A teacher's boxes become predictions
 with scores, people's boxes become annotations. The whole sample but its boxes stands in ``data.glip`` as a line of a
 label file (spans and all), and label i of ``data.labels`` is phrase i of it, so that nothing is lost on the way.
 """
@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from glip.data.picture import PictureError, picture_size
+from glip.data.image import ImageError, image_size
 from glip.data.sets import SampleSet, Tally
 from glip.data.writers import Folders, Row, label_row, whole_file
 from glip.lettering import palette
@@ -32,16 +32,16 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) ->
     """Write tasks for Label Studio's import, and the labelling interface beside them (``interface_of``).
 
     Args:
-        samples: pictures with phrases or names.
+        samples: images with phrases or names.
         path: the json.
-        images: folders of the pictures. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder
+        images: folders of the images. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder
             above, and each is added to the project as a local storage.
 
     Returns:
         What was left out or changed, counted.
 
     Raises:
-        ValueError: no sample has phrases; a picture in an archive, drawn, or outside the folders.
+        ValueError: no sample has phrases; an image in an archive, drawn, or outside the folders.
     """
     path, lost, count, choice = Path(path), Tally(), 0, "single"
     with whole_file(path) as file:
@@ -54,7 +54,7 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) ->
             choice = "multiple" if any(len(phrases) > 1 for phrases in sample.box_phrases) else choice
         if not count:
             raise ValueError(
-                f"nothing to show in Label Studio ({lost or 'no sample'}): give pictures with names or phrases, such "
+                f"nothing to show in Label Studio ({lost or 'no sample'}): give images with names or phrases, such "
                 "as those that a teacher labelled"
             )
         file.write("\n]\n")
@@ -69,24 +69,24 @@ def interface_of(path: str | Path) -> Path:
 
 
 def _task(sample: Sample, images: Folders, lost: Tally) -> Row | None:
-    place = f"picture {sample.image_id!r}"
+    place = f"image {sample.image_id!r}"
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     if not texts:
         lost.note("caption without phrases", place)
         return None
     row = label_row(sample, images)
-    if not isinstance(sample.picture, Path):
+    if not isinstance(sample.image, Path):
         raise ValueError(f"{place} lies in an archive, which Label Studio cannot show: unpack it, or write --to labels")
     try:
-        width, height = sample.size or picture_size(sample.picture)
-    except PictureError:
-        lost.note("picture that cannot be read", place)
+        width, height = sample.size or image_size(sample.image)
+    except ImageError:
+        lost.note("image that cannot be read", place)
         return None
     labels = _distinct(texts)
     results = _results(row.pop("boxes"), labels, (width, height), place, lost)
     row |= {"width": width, "height": height} | ({"names": texts} if not sample.prompt else {})
     data = {
-        "image": f"{LOCAL_FILES}?d={quote(_served(sample.picture, row['picture']))}",
+        "image": f"{LOCAL_FILES}?d={quote(_served(sample.image, row['image']))}",
         "caption": row.get("caption", ""),
         "labels": [
             {"value": label, "background": "#" + bytes(colour).hex()}
@@ -114,7 +114,7 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 
 
 def _served(file: Path, name: str) -> str:
-    """The path under Label Studio's root, which may not be the folder of the pictures itself but has to be above it."""
+    """The path under Label Studio's root, which may not be the folder of the images itself but has to be above it."""
     folder = file.absolute().parents[len(PurePosixPath(name).parts) - 1]
     return f"{folder.name}/{name}"
 
@@ -122,17 +122,17 @@ def _served(file: Path, name: str) -> str:
 def _results(
     boxes: Sequence[dict[str, Any]], labels: Sequence[str], size: tuple[int, int], place: str, lost: Tally
 ) -> list[Row]:
-    """The boxes in per cent of the picture, within it: Label Studio refuses tasks with others."""
+    """The boxes in per cent of the image, within it: Label Studio refuses tasks with others."""
     width, height = size
     results = []
     for number, item in enumerate(boxes):
         left, top, right, bottom = item["box"]
         cut = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
         if not (cut[2] > cut[0] and cut[3] > cut[1]):
-            lost.note("box outside the picture", place)
+            lost.note("box outside the image", place)
             continue
         if cut != (left, top, right, bottom):
-            lost.note("part of a box outside the picture", place)
+            lost.note("part of a box outside the image", place)
         value = {
             "x": cut[0] / width * 100,
             "y": cut[1] / height * 100,

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from glip.data.image import ImageError, load_image
 from glip.data.phrasing import Phrasing, PhrasingError, phrase
-from glip.data.picture import PictureError, open_picture
 from glip.data.sets import PackedSamples, Tally
 from glip.data.transforms import Augmentation, augment
 from glip.processor import Processor
 from glip.structures import Archived, Batch, Prompt, Sample
 
-_CYCLE = 1000  # pictures after which the sets' shares of a mixture repeat; shares are exact to a thousandth
-_WINDOW = 16  # steps whose pictures are grouped by shape among themselves
+_CYCLE = 1000  # images after which the sets' shares of a mixture repeat; shares are exact to a thousandth
+_WINDOW = 16  # steps whose images are grouped by shape among themselves
 _TRIES = 20  # other samples tried in place of one that cannot be used
 _FEW = 3  # so many bad samples never stop a run, whatever their share
 _MANY = 1 << 24  # sets with more samples (the drawn world) are drawn from at random instead of in shuffled epochs
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """One set of the mixture: its samples, how they vary, and its share (``weight``) of the pictures."""
+    """One set of the mixture: its samples, how they vary, and its share (``weight``) of the images."""
 
     name: str
     weight: float
@@ -72,13 +72,13 @@ class Draw:
 
 
 class Schedule:
-    """Which draws make a step: sets share each batch as evenly as whole pictures allow.
+    """Which draws make a step: sets share each batch as evenly as whole images allow.
 
     Args:
         sources: the sets.
-        batch_size: pictures per step.
+        batch_size: images per step.
         seed: of the run.
-        grouped: whether wide and tall pictures are put in batches of their own, which saves padding.
+        grouped: whether wide and tall images are put in batches of their own, which saves padding.
     """
 
     def __init__(self, sources: Sequence[Source], *, batch_size: int, seed: int, grouped: bool) -> None:
@@ -153,12 +153,12 @@ class MixtureDataset(Dataset[Step]):
     Args:
         sources: the sets.
         processor: makes batches of samples.
-        batch_size: pictures per step, of all processes together.
+        batch_size: images per step, of all processes together.
         steps: how many there are.
         seed: of the run.
         rank: number of this process.
-        processes: how many share a step; each takes an equal run of its pictures.
-        micro_batch: pictures at once; 0 for all.
+        processes: how many share a step; each takes an equal run of its images.
+        micro_batch: images at once; 0 for all.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class MixtureDataset(Dataset[Step]):
     ) -> None:
         if batch_size % processes:
             raise ValueError(
-                f"train.batch_size: {batch_size} pictures cannot be shared by {processes} processes: "
+                f"train.batch_size: {batch_size} images cannot be shared by {processes} processes: "
                 f"take a multiple of {processes}"
             )
         grouped = not any(source.augmentation.crop for source in sources)  # crops all have one shape
@@ -218,12 +218,12 @@ class MixtureDataset(Dataset[Step]):
                 left_out.add(lost)
                 return made
             index = int(random.integers(len(source.samples)))
-        raise PictureError(f"{_TRIES} samples in a row cannot be used, the last one: {why}")
+        raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {why}")
 
     def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, Tally]:
         others = _captions(source, sample, random) if sample.prompt else ()
-        if not isinstance(sample.picture, Image.Image):
-            sample = replace(sample, picture=_opened(sample.picture, sample.size))
+        if not isinstance(sample.image, Image.Image):
+            sample = replace(sample, image=_opened(sample.image, sample.size))
         sample, left_out = augment(sample, source.augmentation, random)
         sample, lost = phrase(sample, source.phrasing, self.processor.count_tokens, random, others)
         left_out.add(lost)
@@ -260,7 +260,7 @@ def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken:
             _log.warning("passed over: %s", line)
         tried, broken = tried + step.tried, broken | set(step.broken)
         if len(broken) > max(_FEW, max_broken * tried):
-            raise PictureError(
+            raise ImageError(
                 f"{len(broken)} of {tried} samples cannot be used, more than data.max_broken = {max_broken:g} allows; "
                 f"the last one: {step.broken[-1]}. Run glip data check, or raise data.max_broken"
             )
@@ -287,7 +287,7 @@ class _Carried(Dataset["Step | ValueError"]):
 
 
 def _cycle(shares: np.ndarray) -> np.ndarray:
-    """The set of each of ``_CYCLE`` pictures in turn: always the one that is furthest behind its share."""
+    """The set of each of ``_CYCLE`` images in turn: always the one that is furthest behind its share."""
     given, order = np.zeros(len(shares)), np.empty(_CYCLE, dtype=np.int64)
     for place in range(_CYCLE):
         order[place] = int(np.argmax(shares * (place + 1) - given))
@@ -295,28 +295,28 @@ def _cycle(shares: np.ndarray) -> np.ndarray:
     return order
 
 
-def _opened(picture: Path | Archived, stated: tuple[int, int] | None) -> Image.Image:
-    """The picture, if it has the size that its annotations are for.
+def _opened(image: Path | Archived, stated: tuple[int, int] | None) -> Image.Image:
+    """The image, if it has the size that its annotations are for.
 
     Raises:
-        PictureError: it cannot be read, or is another one, resized or turned, so that no box would be where it says.
+        ImageError: it cannot be read, or is another one, resized or turned, so that no box would be where it says.
     """
-    opened = open_picture(picture)
+    opened = load_image(image)
     if stated and stated != opened.size:
-        raise PictureError(
+        raise ImageError(
             f"annotated as {stated[0]} x {stated[1]} pixels, the file has {opened.width} x {opened.height}: its boxes "
-            "are of another picture; run glip data check"
+            "are of another image; run glip data check"
         )
     return opened
 
 
 def _captions(source: Source, sample: Sample, random: np.random.Generator) -> list[Prompt]:
-    """Captions of other pictures to pack beside the true one; drawing pictures only for their words would be dear."""
+    """Captions of other images to pack beside the true one; drawing images only for their words would be dear."""
     number = source.phrasing.pack_captions if isinstance(source.samples, PackedSamples) else 0
     others = [source.samples[int(index)] for index in random.integers(len(source.samples), size=number)]
-    return [other.prompt for other in others if other.prompt is not None and other.picture != sample.picture]
+    return [other.prompt for other in others if other.prompt is not None and other.image != sample.image]
 
 
 def _named(sample: Sample) -> str:
-    drawn = isinstance(sample.picture, Image.Image)
-    return f"sample {sample.image_id}" if drawn else f"picture {str(sample.picture)!r}"
+    drawn = isinstance(sample.image, Image.Image)
+    return f"sample {sample.image_id}" if drawn else f"image {str(sample.image)!r}"

@@ -14,8 +14,8 @@ from glip.data.transforms import Augmentation, says_side
 from glip.data.withheld import Withheld, says_one_of
 from glip.structures import Sample
 
-_MISSING = "picture that is not there"
-_FEW = 3  # so many missing pictures never stop a run, whatever their share
+_MISSING = "image that is not there"
+_FEW = 3  # so many missing images never stop a run, whatever their share
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[S
     Args:
         data: what to read.
         max_tokens: longest caption the model reads.
-        max_size: longest side of a picture, pixels.
+        max_size: longest side of an image, pixels.
 
     Raises:
         FileNotFoundError, ValueError: a set that is not there, cannot be read, or has nothing to learn from.
@@ -70,7 +70,7 @@ def _class_prompts(row: _Row, data: DataConfig) -> dict[str, ClassPrompt]:
 
 
 def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
-    """The sets of a run and, at the share ``data.replay`` of the pictures, those of the mixture it must not forget.
+    """The sets of a run and, at the share ``data.replay`` of the images, those of the mixture it must not forget.
 
     Raises:
         ConfigError: a set listed twice, or a share without a mixture.
@@ -82,7 +82,7 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
     if not data.replay:
         if data.replay_from:
             raise ConfigError(
-                f"data.replay_from {data.replay_from!r} without data.replay: give the share of the pictures that come "
+                f"data.replay_from {data.replay_from!r} without data.replay: give the share of the images that come "
                 "from there too, such as data.replay=0.3, or data.replay_from=''"
             )
         return data.train
@@ -138,16 +138,16 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     chosen = (sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
     kept = PackedSamples(_weighed(sample, config) for sample in chosen)
     if not len(kept):
-        example = read.samples[0].picture
+        example = read.samples[0].image
         raise ValueError(
-            f"set {config.name!r}: none of its {len(read.samples)} pictures is there, such as {str(example)!r}: check "
+            f"set {config.name!r}: none of its {len(read.samples)} images is there, such as {str(example)!r}: check "
             "its images= folder and data.root"
         )
     _refuse_nothing(config.name, kept, read)
     missing = read.left_out.counts.get(_MISSING, 0)
     if missing > max(_FEW, data.max_broken * (missing + len(kept))):
         raise ValueError(
-            f"set {config.name!r}: {missing} of {missing + len(kept)} pictures are not there, such as "
+            f"set {config.name!r}: {missing} of {missing + len(kept)} images are not there, such as "
             f"{read.left_out.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
         )
     return replace(read, samples=kept)
@@ -161,14 +161,14 @@ def _weighed(sample: Sample, config: DatasetConfig) -> Sample:
 
 
 class _Listing:
-    """Which picture files exist: one listing per folder, since asking for each of a million files takes minutes."""
+    """Which image files exist: one listing per folder, since asking for each of a million files takes minutes."""
 
     def __init__(self, left_out: Tally) -> None:
         self.left_out, self.folders = left_out, dict[Path, set[str]]()
 
     def has(self, sample: Sample) -> bool:
-        """Whether the picture is there; counted if not."""
-        file = sample.picture
+        """Whether the image is there; counted if not."""
+        file = sample.image
         if not isinstance(file, Path):
             return True
         if file.parent not in self.folders:
@@ -187,6 +187,6 @@ def _refuse_nothing(name: str, kept: Sequence[Sample], read: SampleSet) -> None:
         )
     if not any(len(sample.boxes) for sample in kept):
         raise ValueError(
-            f"set {name!r}: not one box of a known class in {len(kept)} pictures ({read.left_out or 'it lists none'}): "
+            f"set {name!r}: not one box of a known class in {len(kept)} images ({read.left_out or 'it lists none'}): "
             "the category ids of its annotations match none of its categories; run glip data check"
         )

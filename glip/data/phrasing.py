@@ -1,7 +1,7 @@
 """A sample is given the caption it is learned with.
 
 A detection sample: the names of what it shows and names that are absent, shuffled, within a token budget (paper
-section 3.1; the release's ``od_to_grounding.py``). A caption sample: captions of other pictures beside its own.
+section 3.1; the release's ``od_to_grounding.py``). A caption sample: captions of other images beside its own.
 """
 
 import re
@@ -59,7 +59,7 @@ class Phrasing:
         borrow: probability that names of other sets join as absent ones.
         foreign: those names.
         prompts: by class name, what is written instead of it.
-        pack_captions: captions of other pictures beside the true one at most.
+        pack_captions: captions of other images beside the true one at most.
     """
 
     max_negatives: int
@@ -94,7 +94,7 @@ def phrase(
         return replace(sample, prompt=_pack(sample.prompt, phrasing, count_tokens, rng, others)), Tally()
     if not sample.vocabulary:
         raise ValueError(
-            f"picture {sample.image_id} (caption {sample.caption[:40]!r}) has no phrases and no class names: find the "
+            f"image {sample.image_id} (caption {sample.caption[:40]!r}) has no phrases and no class names: find the "
             "noun phrases of its caption and label them with boxes first, then train on the file that gives"
         )
     return _name(sample, phrasing, count_tokens, rng)
@@ -143,7 +143,7 @@ def read_prompts(tree: Any, vocabulary: Sequence[str] | None = None) -> dict[str
 def foreign_names(own: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Names of other sets that share no word with any name of this one.
 
-    Whether they are truly absent from its pictures is for the one to know who mixes the sets and sets ``borrow``.
+    Whether they are truly absent from its images is for the one to know who mixes the sets and sets ``borrow``.
     """
     words = {word for name in own for word in _WORD.findall(name.lower())}
     chosen: dict[str, str] = {}
@@ -213,7 +213,7 @@ def _name(
         negatives += _borrow(phrasing, len(negatives), rng)
     if not present and not negatives:
         raise PhrasingError(
-            f"picture {sample.image_id} has no class that may be asked for: none of its boxes is of a class annotated "
+            f"image {sample.image_id} has no class that may be asked for: none of its boxes is of a class annotated "
             "exhaustively and no class is verified as absent: leave it out"
         )
     shuffled = [own[present[index]] for index in rng.permutation(len(present))]
@@ -246,12 +246,12 @@ def _count_nameless(sample: Sample, rows: Sequence[Sequence[int]], unsure: Seque
             "box of a class not exhaustively annotated" if never_asked else "box whose name did not fit the caption"
         )
         names = ", ".join(repr(sample.vocabulary[number]) for number in numbers)
-        tally.note(reason, f"{names} in picture {sample.image_id}")
+        tally.note(reason, f"{names} in image {sample.image_id}")
     return tally
 
 
 def _shown_and_absent(sample: Sample, keys: Sequence[str], unsure: set[str]) -> tuple[list[str], list[str]]:
-    """Keys of the names that may be asked for, each once: those with boxes, and those surely not in the picture."""
+    """Keys of the names that may be asked for, each once: those with boxes, and those surely not in the image."""
     shown = dict.fromkeys(keys[number] for numbers in sample.box_phrases for number in numbers)
     candidates = keys if sample.absent is None else [keys[number] for number in sample.absent]
     absent = [key for key in dict.fromkeys(candidates) if key not in unsure and key not in shown]
@@ -290,7 +290,7 @@ def _fitting(wordings: Sequence[ClassPrompt], max_tokens: int, count_tokens: Cou
 def _pack(
     own: Prompt, phrasing: Phrasing, count_tokens: CountTokens, rng: np.random.Generator, others: Sequence[Prompt]
 ) -> Prompt:
-    """The caption among captions of other pictures, in random order, as many as fit.
+    """The caption among captions of other images, in random order, as many as fit.
 
     Raises:
         CaptionTooLong: the caption alone does not fit.

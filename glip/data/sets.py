@@ -23,7 +23,7 @@ class Tally:
         self.places: dict[str, list[str]] = {}
 
     def note(self, reason: str, place: str = "", times: int = 1) -> None:
-        """Count a reason, such as "box without area", at a place, such as "annotation 17 of picture 3"."""
+        """Count a reason, such as "box without area", at a place, such as "annotation 17 of image 3"."""
         self.counts[reason] = self.counts.get(reason, 0) + times
         places = self.places.setdefault(reason, [])
         if place and len(places) < _EXAMPLES:
@@ -47,7 +47,7 @@ class Tally:
 class SampleSet:
     """The samples of one set, its vocabulary (empty for captions), and what was left out.
 
-    ``samples`` is any sequence: packed annotations, or pictures drawn when asked for. ``ids`` are the category ids of
+    ``samples`` is any sequence: packed annotations, or images drawn when asked for. ``ids`` are the category ids of
     the file, beside the names of the vocabulary.
     """
 
@@ -60,7 +60,7 @@ class SampleSet:
 class PackedSamples(Sequence[Sample]):
     """Samples in a private temporary file that processes map into memory, instead of millions of small objects each.
 
-    Objects365 has 1.7 M pictures: as objects they fill several GB in every worker process. Shared memory proper is
+    Objects365 has 1.7 M images: as objects they fill several GB in every worker process. Shared memory proper is
     not used, because containers often have only 64 MB of it. The vocabulary, the same for all, is kept once. The
     file goes when the object that made it goes.
     """
@@ -99,7 +99,7 @@ class PackedSamples(Sequence[Sample]):
 
 
 class Folders:
-    """Where a set's pictures lie: names in annotations are looked for under one or more folders.
+    """Where a set's images lie: names in annotations are looked for under one or more folders.
 
     Some sets state a longer path than people have on disk ("images/v1/patch8/x.jpg" for "patch8/x.jpg"); how many
     leading parts to leave out is found with the first name.
@@ -109,11 +109,11 @@ class Folders:
         listed = [folders] if isinstance(folders, str | Path) else folders
         self.folders = tuple(Path(folder) for folder in listed)
         if not self.folders:
-            raise ValueError("no folder of pictures is given: give images=, the folders to look through in order")
+            raise ValueError("no folder of images is given: give images=, the folders to look through in order")
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(
-                    f"picture folder {str(folder)!r} is not there: set data.root or GLIP_DATA to the data folder, or "
+                    f"image folder {str(folder)!r} is not there: set data.root or GLIP_DATA to the data folder, or "
                     "give the folder's full path"
                 )
         self._skip: int | None = None
@@ -126,7 +126,7 @@ class Folders:
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name or Path(name).is_absolute():
-            raise ValueError(f"picture name {name!r} leads out of its folder: give a path inside it")
+            raise ValueError(f"image name {name!r} leads out of its folder: give a path inside it")
         if self._skip is None:
             self._skip = self._leading(parts)
         skip = min(self._skip or 0, len(parts) - 1)

@@ -1,4 +1,4 @@
-"""A few pictures of a set to tune on: k pictures, or k boxes, of each class, as ODinW draws them."""
+"""A few images of a set to tune on: k images, or k boxes, of each class, as ODinW draws them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ import numpy as np
 
 from glip.structures import Sample
 
-Per = Literal["picture", "box"]
+Per = Literal["image", "box"]
 PER: tuple[Per, ...] = get_args(Per)
 
 
 def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, seed: int, per: Per) -> list[int]:
     """Which samples to tune on, so that every class has its shots.
 
-    The release's rule (``DATASETS.FEW_SHOT``): pictures come in an order drawn from the seed; one is taken if it shows
+    The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
     a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
 
     Args:
-        samples: of a set whose pictures share one list of names.
+        samples: of a set whose images share one list of names.
         names: that list.
         shots: k.
         seed: of the order.
-        per: whether k counts pictures that show a class, or its boxes.
+        per: whether k counts images that show a class, or its boxes.
 
     Raises:
         ValueError: k below 1, or a class with fewer than k.
@@ -34,7 +34,7 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
     there = sum(shown, Counter[int]())
     short = [f"{name!r} {there[number]}" for number, name in enumerate(names) if there[number] < shots]
     if short:
-        unit = "pictures" if per == "picture" else "boxes"
+        unit = "images" if per == "image" else "boxes"
         raise ValueError(
             f"{shots} {unit} of each class cannot be drawn: there are of {', '.join(short[:5])}"
             f"{', ...' if len(short) > 5 else ''}; take fewer shots, or 'all'"
@@ -49,6 +49,6 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
 
 
 def count_classes(sample: Sample, per: Per) -> Counter[int]:
-    """How often each class is shown: once in a picture, or as many times as it has boxes; groups do not count."""
+    """How often each class is shown: once in an image, or as many times as it has boxes; groups do not count."""
     labels = [label for box, labels in enumerate(sample.box_phrases) if box not in sample.crowd for label in labels]
-    return Counter(set(labels) if per == "picture" else labels)
+    return Counter(set(labels) if per == "image" else labels)

@@ -20,7 +20,7 @@ class Survey:
 
     Args:
         told: counts and what is left out, as one line; nothing goes missing silently.
-        mark: tells the set from any other, and from itself with other pictures, boxes or words.
+        mark: tells the set from any other, and from itself with other images, boxes or words.
     """
 
     told: str
@@ -42,8 +42,8 @@ def survey(source: Source, processor: Processor) -> Survey:
         seen.add(sample, source.phrasing.max_tokens)
     notes = [str(source.left_out)] if source.left_out else []
     if seen.crowded:
-        notes.append(f"boxes of {seen.crowded} x picture with more names than a caption holds")
-    counts = f"{len(source.samples)} pictures, {sum(seen.boxes.values())} boxes"
+        notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
+    counts = f"{len(source.samples)} images, {sum(seen.boxes.values())} boxes"
     told = f"{source.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
     boxed = {name: written.get(name, name) for name in seen.boxes if name}
     one = [", ".join(map(repr, group)) for group in _merged(source.name, boxed, processor)]
@@ -51,7 +51,7 @@ def survey(source: Source, processor: Processor) -> Survey:
 
 
 def mark_of(samples: Iterable[Sample]) -> str:
-    """Tells samples from others, and from the same with other boxes or words; the folders of pictures do not count."""
+    """Tells samples from others, and from the same with other boxes or words; the folders of images do not count."""
     total = _Sum()
     for sample in samples:
         total.add(sample)
@@ -78,7 +78,7 @@ class _Sum:
 
 @dataclass
 class _Seen:
-    """What was met so far: a checksum, boxes of each name ("" for phrases), tokens of each name, pictures too full."""
+    """What was met so far: a checksum, boxes of each name ("" for phrases), tokens of each name, images too full."""
 
     sum: _Sum
     boxes: Counter[str]
@@ -103,11 +103,11 @@ def _crc(words: str, crc: int) -> int:
 
 
 def _words(sample: Sample) -> str:
-    """All of a sample but its boxes, the folder of its picture and its list of names."""
-    picture = sample.picture.name if isinstance(sample.picture, Path) else ""
+    """All of a sample but its boxes, the folder of its image and its list of names."""
+    image = sample.image.name if isinstance(sample.image, Path) else ""
     prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
     rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
-    return repr((sample.image_id, picture, prompt, rows))
+    return repr((sample.image_id, image, prompt, rows))
 
 
 def _merged(title: str, written: Mapping[str, str], processor: Processor) -> list[tuple[str, ...]]:

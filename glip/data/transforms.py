@@ -1,4 +1,4 @@
-"""Pictures and their boxes change together: resize, crop, flip, colour. torchvision moves both by the same call.
+"""Images and their boxes change together: resize, crop, flip, colour. torchvision moves both by the same call.
 
 All randomness comes from the generator given, so a step depends on (seed, step) alone. PIL in, PIL out: the Processor
 takes PIL, and its resize in evaluation is the one used here.
@@ -40,7 +40,7 @@ class Augmentation:
         short_side: pixels, drawn uniformly between the two.
         max_size: of the long side, as in the Processor's resize.
         crop: side of square crops in pixels, 0 for none.
-        flip: probability of a mirrored picture.
+        flip: probability of a mirrored image.
         colour: brightness, contrast and saturation change by up to this share, 0 for none.
     """
 
@@ -52,20 +52,20 @@ class Augmentation:
 
 
 def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tuple[Sample, Tally]:
-    """One random variation of a sample whose picture is loaded, and the boxes it lost, by reason.
+    """One random variation of a sample whose image is loaded, and the boxes it lost, by reason.
 
-    Crowd regions go first, and boxes end at the picture's edges. A name whose boxes have all gone although something of
+    Crowd regions go first, and boxes end at the image's edges. A name whose boxes have all gone although something of
     it is still seen becomes ``incomplete``: it must not be asked for as an absent one. A phrase of a caption whose
     boxes were cut away stays in the caption as words without a box, as in the release. Nothing is mirrored whose words
     say left or right.
     """
-    picture = sample.picture
-    assert isinstance(picture, Image.Image), "load the picture first"
+    image = sample.image
+    assert isinstance(image, Image.Image), "load the image first"
     tally = Tally()
     sample = _drop(sample, sample.crowd, tally, "crowd region", seen=sample.crowd)
-    sample = _clip(sample, picture.size, tally)
+    sample = _clip(sample, image.size, tally)
     low, high = how.short_side
-    height, width = resized_size(picture.height, picture.width, int(rng.integers(low, high + 1)), how.max_size)
+    height, width = resized_size(image.height, image.width, int(rng.integers(low, high + 1)), how.max_size)
     sample = _together(sample, lambda thing: F.resize(thing, [height, width]))
     if how.crop:
         sample = _crop(sample, how.crop, rng, tally)
@@ -75,7 +75,7 @@ def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tupl
 
 
 def says_side(words: str) -> bool:
-    """Whether words say left or right in any form, so that they would be false of the mirrored picture."""
+    """Whether words say left or right in any form, so that they would be false of the mirrored image."""
     return _SIDES.search(words) is not None
 
 
@@ -84,28 +84,28 @@ def _names_a_side(sample: Sample) -> bool:
     return says_side(said) or _any_says_side(sample.vocabulary)
 
 
-@lru_cache(maxsize=256)  # a vocabulary is the same for all pictures of a set, and may have thousands of names
+@lru_cache(maxsize=256)  # a vocabulary is the same for all images of a set, and may have thousands of names
 def _any_says_side(names: tuple[str, ...]) -> bool:
     return any(says_side(name) for name in names)
 
 
 def _together(sample: Sample, change: Callable[[Any], Any]) -> Sample:
-    """The same torchvision function on the picture and on its boxes."""
-    picture = sample.picture
-    assert isinstance(picture, Image.Image)
-    size = (picture.height, picture.width)
+    """The same torchvision function on the image and on its boxes."""
+    image = sample.image
+    assert isinstance(image, Image.Image)
+    size = (image.height, image.width)
     boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=size)
-    return replace(sample, picture=change(picture), boxes=change(boxes).as_subclass(torch.Tensor))
+    return replace(sample, image=change(image), boxes=change(boxes).as_subclass(torch.Tensor))
 
 
 def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: Tally) -> Sample:
-    """A square window that holds the centre of a random box, if there is one; smaller pictures are placed in it."""
-    picture = sample.picture
-    assert isinstance(picture, Image.Image)
+    """A square window that holds the centre of a random box, if there is one; smaller images are placed in it."""
+    image = sample.image
+    assert isinstance(image, Image.Image)
     centre = _focus(sample.boxes, rng)
-    left, top = (_window(length, side, at, rng) for length, at in zip(picture.size, centre, strict=True))
+    left, top = (_window(length, side, at, rng) for length, at in zip(image.size, centre, strict=True))
     ground = [int(value) for value in rng.integers(0, 256, 3)]
-    right, bottom = left + side - picture.width, top + side - picture.height
+    right, bottom = left + side - image.width, top + side - image.height
     border = [max(0, -left), max(0, -top), max(0, right), max(0, bottom)]
     if any(border):
         sample = _together(sample, lambda thing: F.pad(thing, border, fill=ground))
@@ -117,10 +117,10 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: Tally) -> 
 
 
 def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, seen: Sequence[int]) -> Sample:
-    """Without the boxes ``lost``; of those in ``seen`` the picture still shows something."""
+    """Without the boxes ``lost``; of those in ``seen`` the image still shows something."""
     if not lost:
         return sample
-    tally.note(reason, f"picture {sample.image_id}", len(lost))
+    tally.note(reason, f"image {sample.image_id}", len(lost))
     gone = set(lost)
     kept = sample.keep([index for index in range(len(sample.boxes)) if index not in gone])
     if sample.prompt is not None:
@@ -131,11 +131,11 @@ def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, see
 
 
 def _clip(sample: Sample, size: tuple[int, int], tally: Tally) -> Sample:
-    """Boxes end at the edges of the picture of (width, height); those that lie outside are dropped."""
+    """Boxes end at the edges of the image of (width, height); those that lie outside are dropped."""
     limits = torch.tensor([*size, *size], dtype=sample.boxes.dtype)
     clipped = replace(sample, boxes=torch.minimum(sample.boxes.clamp(min=0), limits))
     outside = (_area(clipped.boxes) <= 0).nonzero()[:, 0].tolist()
-    return _drop(clipped, outside, tally, "box outside its picture", seen=())
+    return _drop(clipped, outside, tally, "box outside its image", seen=())
 
 
 def _focus(boxes: Float[Tensor, "box 4"], rng: np.random.Generator) -> Sequence[float | None]:
@@ -146,7 +146,7 @@ def _focus(boxes: Float[Tensor, "box 4"], rng: np.random.Generator) -> Sequence[
 
 
 def _window(length: int, side: int, at: float | None, rng: np.random.Generator) -> int:
-    """Where a window of ``side`` starts on a picture of ``length``, so that ``at`` lies inside."""
+    """Where a window of ``side`` starts on an image of ``length``, so that ``at`` lies inside."""
     low, high = min(0, length - side), max(0, length - side)
     if at is not None:
         low, high = min(max(low, int(at) - side + 1), high), max(min(high, int(at)), low)
@@ -159,7 +159,7 @@ def _area(boxes: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
 
 def _recolour(sample: Sample, strength: float, rng: np.random.Generator) -> Sample:
     """Brightness, contrast and saturation by up to ``strength``; the hue stays, since captions name colours."""
-    picture = sample.picture
+    image = sample.image
     for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
-        picture = adjust(picture, float(rng.uniform(max(0.0, 1 - strength), 1 + strength)))
-    return replace(sample, picture=picture)
+        image = adjust(image, float(rng.uniform(max(0.0, 1 - strength), 1 + strength)))
+    return replace(sample, image=image)

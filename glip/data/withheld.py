@@ -25,7 +25,7 @@ def withhold(sample: Sample, words: Sequence[str]) -> Sample:
     """
     if not sample.vocabulary:
         raise ValueError(
-            f"picture {sample.image_id!r} has a caption: names are withheld from lists of names only; leave captioned "
+            f"image {sample.image_id!r} has a caption: names are withheld from lists of names only; leave captioned "
             "sets out, or set captioned: 0"
         )
     pattern = _pattern(words)

@@ -1,6 +1,6 @@
-"""The drawn world: seeded pictures of coloured, textured, sized, related things, with words that are true of them.
+"""The drawn world: seeded images of coloured, textured, sized, related things, with words that are true of them.
 
-``draw_sample`` makes one annotated picture from a seed; a small GLIP is trained from scratch on many. ``draw_scene``
+``draw_sample`` makes one annotated image from a seed; a small GLIP is trained from scratch on many. ``draw_scene``
 draws things composed on purpose. How a thing is painted is in ``icons``, how it is put into words in ``world_words``.
 """
 
@@ -32,7 +32,7 @@ from glip.structures import Sample
 __all__ = ["Drawings", "Split", "Thing", "World", "draw_sample", "draw_scene"]
 
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
-VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded pictures and in orderly ones
+VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded images and in orderly ones
 _FEW = 500  # drawings that a set keeps: 0.1 MB each at the sides that small models learn from
 Split = Literal["train", "seen", "novel"]
 # Sets the seeds of this generator, and those of its splits, apart from others.
@@ -41,15 +41,15 @@ KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1
 
 @dataclass(frozen=True)
 class World:
-    """Which drawn pictures: no seed draws the same picture in two splits.
+    """Which drawn images: no seed draws the same image in two splits.
 
     Args:
         split: "train" and "seen" never draw or name a held-out combination (``world_words.is_novel``); in "novel"
             every thing is one.
-        captioned: share of pictures with a caption; the others have a list of names.
+        captioned: share of images with a caption; the others have a list of names.
         sides: least and greatest width and height in pixels.
         plain: names as an examiner asks for them: a kind with its colour or texture, without articles or synonyms.
-        most: things in a picture at most, up to 9.
+        most: things in an image at most, up to 9.
     """
 
     split: Split = "train"
@@ -60,33 +60,33 @@ class World:
 
 
 def draw_sample(seed: int, world: World = World()) -> Sample:
-    """A random picture and words for it, fully determined by ``seed`` and ``world``.
+    """A random image and words for it, fully determined by ``seed`` and ``world``.
 
-    A picture with a list of names has present and absent ones, and every thing has exactly one name; a captioned one
+    An image with a list of names has present and absent ones, and every thing has exactly one name; a captioned one
     has boxes only of what its caption mentions.
     """
     rng, novel = np.random.default_rng([*KEYS[world.split], seed]), world.split == "novel"
     low, high = world.sides
     size = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
     canvas = _populated(size, rng, novel, world.most)
-    picture = _weathered(canvas.picture, rng)
+    image = _weathered(canvas.image, rng)
     seen = canvas.seen()
     dialect = words.Dialect({}, "", True) if world.plain else words.Dialect.draw(rng)
     if rng.random() < world.captioned:
         prompt, rows = words.caption(seen, size, dialect, rng, novel=novel)
         kept = sorted(rows)
         boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
-        return Sample(picture, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
+        return Sample(image, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
     vocabulary, labels = words.names(seen, dialect, rng, novel=novel, joined=novel or world.plain)
     boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
-    return Sample(picture, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
+    return Sample(image, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
 
 
 class Drawings(Sequence[Sample]):
     """The drawn world as a set: sample i is drawn from seed i when it is asked for; a set of few keeps what it drew.
 
     Args:
-        world: which drawn pictures.
+        world: which drawn images.
         count: how many; 0 for as many as seeds are told apart.
     """
 
@@ -108,12 +108,12 @@ class Drawings(Sequence[Sample]):
 
 
 def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Image.Image:
-    """A picture of (width, height) with the given things, the last one in front; ``seed`` varies shades and ground."""
+    """An image of (width, height) with the given things, the last one in front; ``seed`` varies shades and ground."""
     rng = np.random.default_rng([*KEYS["train"], seed])
     canvas = _Canvas.blank(size, rng)
     for thing in things:
         canvas.press(thing, stamp(thing, rng))
-    return canvas.picture
+    return canvas.image
 
 
 # ---- things on a canvas
@@ -121,9 +121,9 @@ def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Ima
 
 @dataclass
 class _Canvas:
-    """The picture so far, and which thing owns each pixel (-1: the ground)."""
+    """The image so far, and which thing owns each pixel (-1: the ground)."""
 
-    picture: Image.Image
+    image: Image.Image
     ground: tuple[Colour, Colour]
     owner: np.ndarray
     things: list[Thing] = field(default_factory=list)
@@ -139,7 +139,7 @@ class _Canvas:
         window[covered] = len(self.things)
         self.things.append(thing)
         self.areas.append(int(covered.sum()))
-        self.picture.paste(mark.colours, mark.corner, mark.cover)
+        self.image.paste(mark.colours, mark.corner, mark.cover)
 
     def takes(self, thing: Thing, mark: Stamp, visible: float) -> bool:
         """Whether this share of each thing stays visible, and things of one colour do not run into each other."""
@@ -152,7 +152,7 @@ class _Canvas:
         return True
 
     def seen(self) -> list[words.Seen]:
-        short = min(self.picture.size)
+        short = min(self.image.size)
         views = []
         for index, thing in enumerate(self.things):
             mine = self.owner == index
@@ -170,7 +170,7 @@ class _Canvas:
 
 
 def _populated(size: tuple[int, int], rng: np.random.Generator, novel: bool, most: int) -> _Canvas:
-    """A canvas with 1 to 9 things, the large ones behind; few kinds or colours in a picture make it ask for counts."""
+    """A canvas with 1 to 9 things, the large ones behind; few kinds or colours in an image make it ask for counts."""
     canvas = _Canvas.blank(size, rng)
     count = 1 + (int(rng.choice(np.arange(1, 10), p=[0.06, 0.10, *[0.12] * 7])) - 1) % most
     usable = [name for name in COLOURS if min(_distance(shade_of(name), tone) for tone in canvas.ground) > 110]
@@ -190,7 +190,7 @@ def _populated(size: tuple[int, int], rng: np.random.Generator, novel: bool, mos
 
 
 def _some(notion: str, values: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """The few different values that one picture's things share."""
+    """The few different values that one image's things share."""
     number = min(int(rng.integers(1, 2 + count)), len(values))
     chosen: list[str] = rng.choice(values, size=number, replace=False, p=words.shares(notion, values)).tolist()
     return chosen
@@ -213,7 +213,7 @@ def _invent(
     every: tuple[Sequence[str], Sequence[str]],
     novel: bool,
 ) -> Thing:
-    """A thing at the origin, of the picture's few kinds and colours where those give one that may be shown."""
+    """A thing at the origin, of the image's few kinds and colours where those give one that may be shown."""
     for attempt in range(400):
         kinds, colours = few if attempt < 20 else every
         kind, colour = str(rng.choice(kinds)), str(rng.choice(colours))
@@ -266,15 +266,15 @@ def _ground(size: tuple[int, int], tones: tuple[Colour, Colour], rng: np.random.
     return Image.composite(plain, Image.new("RGB", size, tones[1]), blend.resize(size, Image.Resampling.BILINEAR))
 
 
-def _weathered(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The picture as a poor camera would see it, sometimes."""
+def _weathered(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The image as a poor camera would see it, sometimes."""
     if rng.random() < 0.15:
-        picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.0))))
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.0))))
     if rng.random() < 0.3:
         gain, lift = float(rng.uniform(0.85, 1.12)), float(rng.uniform(-12, 12))
-        picture = picture.point([min(255, max(0, round(level * gain + lift))) for level in range(256)] * 3)
+        image = image.point([min(255, max(0, round(level * gain + lift))) for level in range(256)] * 3)
     if rng.random() < 0.25:
-        pixels = np.asarray(picture, dtype=np.float32)
+        pixels = np.asarray(image, dtype=np.float32)
         grain = rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
-        picture = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
-    return picture
+        image = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+    return image

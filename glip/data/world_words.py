@@ -26,7 +26,7 @@ FAMILIES = {
     "toy": ("balloon",),
 }
 FAMILY_OF = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
-# As in the real world a few things are seen often, which is what a small model can learn from few pictures.
+# As in the real world a few things are seen often, which is what a small model can learn from few images.
 COMMON = {
     "kind": ("house", "tree", "car", "sun", "fish", "boat", "cup", "star", "circle", "square", "triangle", "heart"),
     "colour": ("red", "green", "blue", "yellow", "orange", "purple", "black", "white"),
@@ -114,7 +114,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Dialect:
-    """The words one picture uses: a word per notion, an article for lists, whether spans hold the article."""
+    """The words one image uses: a word per notion, an article for lists, whether spans hold the article."""
 
     words: dict[str, str]
     article: str
@@ -230,7 +230,7 @@ def caption(
     A held-out relation is said only where ``novel`` is asked for, and then no other.
     """
     mentions = _mentions(seen, dialect, rng)
-    caption = str(rng.choice(["", "there is ", "the picture shows ", "a picture of ", "we see ", "a drawing of "]))
+    caption = str(rng.choice(["", "there is ", "the image shows ", "an image of ", "we see ", "a drawing of "]))
     if caption == "there is " and len(mentions[0].things) > 1:
         caption = "there are "
     phrases, related = [], False
@@ -325,7 +325,7 @@ def _between(a: Box, b: Box, later: bool) -> list[str]:
 
 
 def _places(seen: list[Seen], mention: _Mention, size: tuple[int, int]) -> list[str]:
-    """Where in the picture a single thing lies, as far as it is plain to see."""
+    """Where in the image a single thing lies, as far as it is plain to see."""
     if len(mention.things) > 1:
         return []
     box = seen[mention.things[0]].box

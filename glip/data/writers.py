@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from glip.data.picture import PictureError, picture_size
+from glip.data.image import ImageError, image_size
 from glip.data.sets import SampleSet, Tally
 from glip.structures import Archived, Prompt, Sample
 from glip.text.prompt import clean_name
@@ -30,15 +30,15 @@ def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     """Write a detection set as COCO json; a federated one (LVIS) gets LVIS's lists of absent and incomplete names.
 
     Args:
-        samples: pictures with boxes, all of one vocabulary.
+        samples: images with boxes, all of one vocabulary.
         path: the json.
-        images: folders of the pictures; names in the file are relative to them.
+        images: folders of the images; names in the file are relative to them.
 
     Returns:
         What COCO cannot say, counted.
 
     Raises:
-        ValueError: samples with captions, or with different vocabularies; a picture outside the folders.
+        ValueError: samples with captions, or with different vocabularies; an image outside the folders.
     """
     path, lost = Path(path), Tally()
     ids = samples.ids if len(samples.ids) == len(samples.vocabulary) else tuple(range(1, len(samples.vocabulary) + 1))
@@ -70,7 +70,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     """Write captions with their boxes as MDETR's form of COCO json; arguments and result as of ``write_coco``.
 
     Raises:
-        ValueError: samples with a list of names or without phrases; a picture outside the folders.
+        ValueError: samples with a list of names or without phrases; an image outside the folders.
     """
     path, lost = Path(path), Tally()
 
@@ -102,7 +102,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     The label map goes beside it (``label_map_of``) when there are detection lines.
 
     Raises:
-        ValueError: captions without phrases, different vocabularies, a federated set; a picture outside the folders.
+        ValueError: captions without phrases, different vocabularies, a federated set; an image outside the folders.
     """
     path, lost = Path(path), Tally()
     with whole_file(path) as file:
@@ -128,7 +128,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> Tally
         An empty tally.
 
     Raises:
-        ValueError: a picture outside the folders.
+        ValueError: an image outside the folders.
     """
     names: tuple[str, ...] = ()
     with whole_file(Path(path)) as file:
@@ -145,11 +145,11 @@ def label_row(sample: Sample, images: Folders) -> Row:
     """One line of a label file, without the names of a detection set.
 
     Raises:
-        ValueError: a picture outside the folders.
+        ValueError: an image outside the folders.
     """
-    row: Row = {"picture": _name(sample.picture, images), "id": sample.image_id}
-    if isinstance(sample.picture, Archived):
-        row |= {"member": sample.picture.name, "start": sample.picture.start, "length": sample.picture.length}
+    row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
+    if isinstance(sample.image, Archived):
+        row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
     if sample.size:
         row |= {"width": sample.size[0], "height": sample.size[1]}
     prompt = sample.prompt
@@ -182,7 +182,7 @@ def _check_detection(sample: Sample, vocabulary: tuple[str, ...], format: str) -
         raise ValueError(f"{_shown(sample)} has a caption, which {format} cannot say: write --to {can}")
     if sample.vocabulary != vocabulary:
         raise ValueError(
-            f"{_shown(sample)} has a list of names of its own, and {format} has one list for all pictures, where a "
+            f"{_shown(sample)} has a list of names of its own, and {format} has one list for all images, where a "
             "name without a box is absent: write --to labels"
         )
 
@@ -221,7 +221,7 @@ def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost
         prompt = _grounding(sample, "ODVG", lost)
         if prompt is None:
             return None
-    lost.note("id of a picture (its line number takes its place)", _shown(sample))
+    lost.note("id of an image (its line number takes its place)", _shown(sample))
     row: Row = {"filename": _name(_file(sample, "ODVG"), images)} | _sides(sample, lost)
     corners, boxes = _corners(sample), []
     for index, phrase in _pairs(sample, lost):
@@ -255,7 +255,7 @@ def _record(sample: Sample, images: Folders, taken: set[int | str], lost: Tally)
     """The entry of ``images``, its id unique."""
     number = sample.image_id
     if number in taken:
-        lost.note("id of a picture (another has it too)", _shown(sample))
+        lost.note("id of an image (another has it too)", _shown(sample))
         number = next(own for own in (f"{number}#{again}" for again in range(2, 1 << 31)) if own not in taken)
     taken.add(number)
     return {"id": number, "file_name": _name(_file(sample, "this format"), images)} | _sides(sample, lost)
@@ -286,43 +286,43 @@ def _sides(sample: Sample, lost: Tally) -> Row:
     size = sample.size
     if size is None:
         try:
-            size = picture_size(_file(sample, "this format"))
-        except PictureError:
-            lost.note("size of a picture that cannot be read", _shown(sample))
+            size = image_size(_file(sample, "this format"))
+        except ImageError:
+            lost.note("size of an image that cannot be read", _shown(sample))
             return {}
     return {"width": size[0], "height": size[1]}
 
 
 def _file(sample: Sample, format: str) -> Path:
-    if isinstance(sample.picture, Archived):
+    if isinstance(sample.image, Archived):
         raise ValueError(f"{_shown(sample)} lies in an archive, which {format} cannot say: write --to labels")
-    if isinstance(sample.picture, Image.Image):
+    if isinstance(sample.image, Image.Image):
         raise ValueError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
-    return sample.picture
+    return sample.image
 
 
-def _name(picture: Path | Archived | Image.Image, images: Folders) -> str:
-    """The name of a picture's file (or archive) relative to the first folder that it lies in."""
-    if isinstance(picture, Image.Image):
-        raise ValueError("a drawn picture has no file: save it and put its path in the sample")
-    file = picture.archive if isinstance(picture, Archived) else picture
+def _name(image: Path | Archived | Image.Image, images: Folders) -> str:
+    """The name of an image's file (or archive) relative to the first folder that it lies in."""
+    if isinstance(image, Image.Image):
+        raise ValueError("a drawn image has no file: save it and put its path in the sample")
+    file = image.archive if isinstance(image, Archived) else image
     for folder in images:
         for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
             if path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
     folders = ", ".join(repr(str(folder)) for folder in images) or "none given"
-    raise ValueError(f"picture {str(file)!r} does not lie in the picture folders ({folders}): give its folder")
+    raise ValueError(f"image {str(file)!r} does not lie in the image folders ({folders}): give its folder")
 
 
 def _shown(sample: Sample) -> str:
-    return f"picture {sample.image_id!r}"
+    return f"image {sample.image_id!r}"
 
 
 # ---- files
 
 
 def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:
-    """COCO's three lists; boxes wait in a second file until all pictures are written."""
+    """COCO's three lists; boxes wait in a second file until all images are written."""
     with whole_file(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
         count = 0

@@ -18,7 +18,7 @@ from glip.evaluate.results import Row, is_box, is_number
 from glip.evaluate.truth import BoxColumns, Boxes, LvisTruth, Truth
 from glip.shapes import Bool
 
-FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less than 100, more training pictures
+FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less than 100, more training images
 _LISTS = ("images", "annotations", "categories")
 _ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 Records = Mapping[int | str, Row]
@@ -27,7 +27,7 @@ Records = Mapping[int | str, Row]
 def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
     """What a COCO-format json states, for scoring.
 
-    Pictures and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
+    Images and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
     those are known to be absent.
 
     Args:
@@ -36,21 +36,21 @@ def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not COCO json, no annotation of a known picture and category, or a category id listed twice.
+        ValueError: not COCO json, no annotation of a known image and category, or a category id listed twice.
     """
     file = Path(path)
     tree = _parse(file)
-    pictures, categories = _records(tree, file, tally)
-    boxes = _read_boxes(tree["annotations"], pictures, categories, tally, ignored="iscrowd")
+    images, categories = _records(tree, file, tally)
+    boxes = _read_boxes(tree["annotations"], images, categories, tally, ignored="iscrowd")
     _check_any(boxes, file, tally)
-    negatives = _marks(pictures, _ABSENT, categories, Tally()) if _is_federated(pictures) else None
-    return Truth(tuple(pictures), tuple(categories), _names(categories), boxes, negatives)
+    negatives = _marks(images, _ABSENT, categories, Tally()) if _is_federated(images) else None
+    return Truth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
 
 
 def read_lvis_truth(path: str | Path, tally: Tally) -> LvisTruth:
     """What an LVIS json (v1, v0.5, minival) states, for scoring.
 
-    Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists a picture has
+    Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists an image has
     no category that is surely absent or incomplete. Both are counted.
 
     Args:
@@ -63,23 +63,23 @@ def read_lvis_truth(path: str | Path, tally: Tally) -> LvisTruth:
     """
     file = Path(path)
     tree = _parse(file)
-    pictures, categories = _records(tree, file, tally)
-    if not _is_federated(pictures):
-        raise ValueError(f"{file}: not LVIS json: no picture has {_ABSENT}: score it with the protocol of COCO")
-    boxes = _read_boxes(tree["annotations"], pictures, categories, tally, ignored="ignore")
+    images, categories = _records(tree, file, tally)
+    if not _is_federated(images):
+        raise ValueError(f"{file}: not LVIS json: no image has {_ABSENT}: score it with the protocol of COCO")
+    boxes = _read_boxes(tree["annotations"], images, categories, tally, ignored="ignore")
     _check_any(boxes, file, tally)
     stated = [str(record.get("frequency")) for record in categories.values()]
     for number, frequency in zip(categories, stated, strict=True):
         if frequency not in FREQUENCIES:
             tally.note("category without a frequency (r, c or f)", f"category {number}")
     return LvisTruth(
-        tuple(pictures),
+        tuple(images),
         tuple(categories),
         _names(categories),
         boxes,
-        _marks(pictures, _ABSENT, categories, tally),
+        _marks(images, _ABSENT, categories, tally),
         frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
-        incomplete=_marks(pictures, _INCOMPLETE, categories, tally),
+        incomplete=_marks(images, _INCOMPLETE, categories, tally),
     )
 
 
@@ -102,12 +102,12 @@ def _without_outline(record: Row) -> Row:
 
 
 def _records(tree: Mapping[str, Any], file: Path, tally: Tally) -> tuple[Records, Records]:
-    """Pictures and categories by id, ascending."""
+    """Images and categories by id, ascending."""
     times = Counter(map(_id_of, tree["categories"]))
     again = [number for number in times if number is not None and times[number] > 1]
     if again:
         raise ValueError(f"{file}: category id {again[0]!r} is listed twice: give each category an id of its own")
-    return _by_id(tree["images"], "picture", tally), _by_id(tree["categories"], "category", tally)
+    return _by_id(tree["images"], "image", tally), _by_id(tree["categories"], "category", tally)
 
 
 def _id_of(record: Any) -> int | str | None:
@@ -132,16 +132,16 @@ def _names(categories: Records) -> tuple[str, ...]:
     return tuple(str(record.get("name", number)) for number, record in categories.items())
 
 
-def _read_boxes(rows: Sequence[Any], pictures: Records, categories: Records, tally: Tally, *, ignored: str) -> Boxes:
+def _read_boxes(rows: Sequence[Any], images: Records, categories: Records, tally: Tally, *, ignored: str) -> Boxes:
     """The boxes; ``ignored`` is the field that marks those that need not be found."""
-    place = {number: index for index, number in enumerate(pictures)}
+    place = {number: index for index, number in enumerate(images)}
     label = {number: index for index, number in enumerate(categories)}
     columns = BoxColumns()
     for index, row in enumerate(rows):
         row = row if isinstance(row, dict) else {}
-        picture, category, box = (row.get(key) for key in ("image_id", "category_id", "bbox"))
-        if not is_id(picture) or picture not in place:
-            tally.note("annotation of an unknown picture", f"annotations[{index}]")
+        image, category, box = (row.get(key) for key in ("image_id", "category_id", "bbox"))
+        if not is_id(image) or image not in place:
+            tally.note("annotation of an unknown image", f"annotations[{index}]")
         elif not is_id(category) or category not in label:
             tally.note("annotation of an unknown category", f"annotations[{index}]")
         elif not is_box(box) or min(box[2:]) < 0:
@@ -150,7 +150,7 @@ def _read_boxes(rows: Sequence[Any], pictures: Records, categories: Records, tal
             mark = row.get(ignored) in (1, "1")
             if not is_number(row.get("area")):
                 tally.note("annotation without an area (that of its box is taken)", f"annotations[{index}]")
-            columns.add(place[picture], label[category], box, crowd=mark, area=row.get("area"))
+            columns.add(place[image], label[category], box, crowd=mark, area=row.get("area"))
     return columns.boxes()
 
 
@@ -160,21 +160,21 @@ def _check_any(boxes: Boxes, file: Path, tally: Tally) -> None:
         raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
 
 
-def _is_federated(pictures: Records) -> bool:
-    return any(_ABSENT in record for record in pictures.values())
+def _is_federated(images: Records) -> bool:
+    return any(_ABSENT in record for record in images.values())
 
 
-def _marks(pictures: Records, key: str, categories: Records, tally: Tally) -> Bool[np.ndarray, "picture category"]:
-    """Which categories a list of each picture names."""
+def _marks(images: Records, key: str, categories: Records, tally: Tally) -> Bool[np.ndarray, "image category"]:
+    """Which categories a list of each image names."""
     label = {number: index for index, number in enumerate(categories)}
-    marks = np.zeros((len(pictures), len(label)), dtype=bool)
-    for place, (number, record) in enumerate(pictures.items()):
+    marks = np.zeros((len(images), len(label)), dtype=bool)
+    for place, (number, record) in enumerate(images.items()):
         listed = record.get(key)
         if not isinstance(listed, list):
-            tally.note(f"picture without {key}", f"picture {number}")
+            tally.note(f"image without {key}", f"image {number}")
             continue
         known = [label[category] for category in listed if is_id(category) and category in label]
         if len(known) < len(listed):
-            tally.note(f"unknown category in {key}", f"picture {number}", len(listed) - len(known))
+            tally.note(f"unknown category in {key}", f"image {number}", len(listed) - len(known))
         marks[place, known] = True
     return marks

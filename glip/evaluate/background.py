@@ -1,8 +1,8 @@
-"""Background honesty: how often a name that is not in the picture is drawn to something anyway.
+"""Background honesty: how often a name that is not in the image is drawn to something anyway.
 
 AP hides such false alarms where the names asked for are mostly there; a person who asks for a thing that is absent
 sees them at once. Hence AP at an operating point: detections are dropped below the threshold at which only a small
-share of the (picture, absent name) pairs has a false alarm, then AP is counted.
+share of the (image, absent name) pairs has a false alarm, then AP is counted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,22 +28,22 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Background:
-    """Of every (picture, absent name) pair the score of its best detection, -inf where there is none.
+    """Of every (image, absent name) pair the score of its best detection, -inf where there is none.
 
-    ``pictures[i]`` tells which picture pair ``i`` belongs to; ``lowest`` is the lowest score of any detection.
+    ``images[i]`` tells which image pair ``i`` belongs to; ``lowest`` is the lowest score of any detection.
     """
 
     best: Float[np.ndarray, " pair"]
-    pictures: Int[np.ndarray, " pair"]
+    images: Int[np.ndarray, " pair"]
     lowest: float = 0.0
 
     def rate(self, threshold: float) -> float:
-        """Share of the (picture, absent name) pairs with a detection scoring at least ``threshold``."""
+        """Share of the (image, absent name) pairs with a detection scoring at least ``threshold``."""
         return float((self.best >= threshold).mean())
 
-    def picture_rate(self, threshold: float) -> float:
-        """Share of the pictures with such a detection, among those that were asked for an absent name."""
-        return len(np.unique(self.pictures[self.best >= threshold])) / len(np.unique(self.pictures))
+    def image_rate(self, threshold: float) -> float:
+        """Share of the images with such a detection, among those that were asked for an absent name."""
+        return len(np.unique(self.images[self.best >= threshold])) / len(np.unique(self.images))
 
     def at_rate(self, rate: float) -> Threshold:
         """The lowest threshold whose background rate is not above ``rate``; ``lowest`` where no detection has to go.
@@ -84,17 +84,17 @@ class OperatingPoint:
 
 
 def background(truth: Truth, results: Results) -> Background | None:
-    """The best score of every absent name in every picture.
+    """The best score of every absent name in every image.
 
     A category is absent where it has no box, or, where the truth has ``negatives``, where those say so. None where no
-    category is known to be absent from any picture, as in a set with one name that is everywhere.
+    category is known to be absent from any image, as in a set with one name that is everywhere.
     """
     absent = ~truth.present if truth.negatives is None else truth.negatives & ~truth.present
     if not absent.any():
         return None
     known = results.select(results.categories != UNKNOWN)
     best = np.full(absent.shape, -np.inf)
-    np.maximum.at(best, (known.pictures, known.categories), known.scores)
+    np.maximum.at(best, (known.images, known.categories), known.scores)
     lowest = float(known.scores.min()) if len(known) else 0.0
     return Background(best[absent], np.nonzero(absent)[0], lowest)
 
@@ -120,7 +120,7 @@ def operating_points(
         results: of a model, down to low scores.
         found: their ``background``.
         ap: gives AP and AP50 of results by the set's own protocol.
-        rates: shares of the (picture, absent name) pairs.
+        rates: shares of the (image, absent name) pairs.
 
     Raises:
         ValueError: a rate that is no share.

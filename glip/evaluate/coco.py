@@ -1,6 +1,6 @@
 """Average precision as COCO counts it, by pycocotools itself.
 
-A category is a name. Where every picture has names of its own, as in the drawn world, a name counts in the pictures
+A category is a name. Where every image has names of its own, as in the drawn world, a name counts in the images
 that were asked for it and nowhere else, as in LVIS: a false alarm for an absent name that was asked lowers its AP.
 """
 
@@ -37,11 +37,11 @@ class CategoryScore:
 class Ranking:
     """One category at IoU 0.5: its detections best first, those to be ignored left out.
 
-    ``pictures``, ``right`` and ``scores`` say of each detection where it is, whether it is a box's first, and how
-    sure it is; ``boxes`` holds the picture of every box. Pictures are places in ``Truth.pictures``.
+    ``images``, ``right`` and ``scores`` say of each detection where it is, whether it is a box's first, and how
+    sure it is; ``boxes`` holds the image of every box. Images are places in ``Truth.images``.
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     right: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
@@ -53,7 +53,7 @@ class Score:
 
     stats: tuple[float, ...]
     categories: tuple[CategoryScore, ...]
-    pictures: int
+    images: int
     rankings: tuple[Ranking, ...]
 
     @property
@@ -67,13 +67,13 @@ class Score:
         return self.stats[1]
 
     def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
-        """95 % interval of AP50 over resampled pictures (bootstrap), or None where it would not be one.
+        """95 % interval of AP50 over resampled images (bootstrap), or None where it would not be one.
 
-        Where most names are in a few pictures, which a resample shows twice or not at all, it raises AP by itself: the
+        Where most names are in a few images, which a resample shows twice or not at all, it raises AP by itself: the
         middle of what it gives is then far from the figure, and the interval may not even hold it.
         """
         rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(self.pictures, np.full(self.pictures, 1 / self.pictures), size=rounds)
+        drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
         table = [[_weighted_ap(ranking, weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             found = [np.nanmean(row) for row in table if not np.isnan(row).all()]
@@ -91,7 +91,7 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
 
 
 def score_results(truth: Truth, results: Results) -> Score:
-    """AP of results, each of which names its picture and category by their place in the truth.
+    """AP of results, each of which names its image and category by their place in the truth.
 
     The figures are those of pycocotools to the last digit, but for one thing: it takes an annotation with the id 0
     for "no match", here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor is what the
@@ -103,12 +103,12 @@ def score_results(truth: Truth, results: Results) -> Score:
     if truth.boxes.crowd.all():
         shown = ", ".join(repr(name) for name in truth.names[:3]) + (", ..." if len(truth.names) > 3 else "")
         raise ValueError(
-            f"the {len(truth.pictures)} pictures have no box of any of the {len(truth.names)} names ({shown}): there "
+            f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there "
             "is nothing to score; check the annotations with glip data check"
         )
     scored = results.select(results.categories != UNKNOWN)
     if truth.negatives is not None:
-        scored = scored.select((truth.present | truth.negatives)[scored.pictures, scored.categories])
+        scored = scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
     parts = [
         _evaluate(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
         for start in range(0, len(truth.categories), _AT_ONCE)
@@ -120,7 +120,7 @@ def score_results(truth: Truth, results: Results) -> Score:
         CategoryScore(name, len(ranking.boxes), float(precision[:, k, 0, -1].mean()), float(precision[0, k, 0, -1]))
         for k, (name, ranking) in enumerate(zip(truth.names, rankings, strict=True))
     ]
-    return Score(_stats(precision, recall), tuple(table), len(truth.pictures), tuple(rankings))
+    return Score(_stats(precision, recall), tuple(table), len(truth.images), tuple(rankings))
 
 
 # ---- columns -> pycocotools -> figures
@@ -139,10 +139,10 @@ class _Part:
 
 
 def _evaluate(boxes: Boxes, results: Results, categories: range) -> _Part:
-    """Match and accumulate some categories, over the pictures that hold a box or a detection of one of them."""
+    """Match and accumulate some categories, over the images that hold a box or a detection of one of them."""
     annotated = boxes.select((boxes.categories >= categories.start) & (boxes.categories < categories.stop))
     found = results.select((results.categories >= categories.start) & (results.categories < categories.stop))
-    concerned = np.union1d(annotated.pictures, found.pictures).tolist()
+    concerned = np.union1d(annotated.images, found.images).tolist()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         rows = (_annotation_rows(annotated), _result_rows(found))
         evaluator = COCOeval(*(_index(listed, concerned, categories) for listed in rows), "bbox")
@@ -153,7 +153,7 @@ def _evaluate(boxes: Boxes, results: Results, categories: range) -> _Part:
 
 
 def _annotation_rows(boxes: Boxes) -> list[Row]:
-    listed = zip(boxes.pictures.tolist(), boxes.categories.tolist(), boxes.boxes.tolist(), strict=True)
+    listed = zip(boxes.images.tolist(), boxes.categories.tolist(), boxes.boxes.tolist(), strict=True)
     rest = zip(boxes.areas.tolist(), boxes.crowd.tolist(), strict=True)
     return [
         {"id": i, "image_id": p, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
@@ -162,7 +162,7 @@ def _annotation_rows(boxes: Boxes) -> list[Row]:
 
 
 def _result_rows(results: Results) -> list[Row]:
-    listed = zip(results.pictures.tolist(), results.categories.tolist(), strict=True)
+    listed = zip(results.images.tolist(), results.categories.tolist(), strict=True)
     rest = zip(results.boxes.tolist(), results.scores.tolist(), strict=True)
     return [
         {"id": i, "image_id": p, "category_id": c, "bbox": box, "score": score, "area": box[2] * box[3], "iscrowd": 0}
@@ -170,10 +170,10 @@ def _result_rows(results: Results) -> list[Row]:
     ]
 
 
-def _index(rows: list[Row], pictures: Sequence[int], categories: Sequence[int]) -> COCO:
+def _index(rows: list[Row], images: Sequence[int], categories: Sequence[int]) -> COCO:
     index = COCO()
     index.dataset = {
-        "images": [{"id": picture} for picture in pictures],
+        "images": [{"id": image} for image in images],
         "categories": [{"id": category} for category in categories],
         "annotations": rows,
     }
@@ -183,11 +183,11 @@ def _index(rows: list[Row], pictures: Sequence[int], categories: Sequence[int]) 
 
 def _rankings(evaluator: COCOeval) -> list[Ranking]:
     """What each category's matching at IoU 0.5, all sizes, says of every detection."""
-    areas, pictures = len(evaluator.params.areaRng), len(evaluator.params.imgIds)
+    areas, images = len(evaluator.params.areaRng), len(evaluator.params.imgIds)
     rankings = []
     for k in range(len(evaluator.params.catIds)):
-        start = k * areas * pictures
-        rows = [row for row in evaluator.evalImgs[start : start + pictures] if row is not None]
+        start = k * areas * images
+        rows = [row for row in evaluator.evalImgs[start : start + images] if row is not None]
         where = [int(row["image_id"]) for row in rows]
         scores = np.concatenate([[], *(row["dtScores"] for row in rows)])
         right = np.concatenate([[], *(row["dtMatches"][0] > 0 for row in rows)]).astype(bool)
@@ -215,11 +215,11 @@ def _mean_of_valid(values: np.ndarray) -> float:
 
 
 def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
-    """AP of one category where picture i counts ``weights[i]`` times; NaN where no box is left."""
+    """AP of one category where image i counts ``weights[i]`` times; NaN where no box is left."""
     boxes = weights[ranking.boxes].sum()
     if not boxes:
         return float("nan")
-    times = weights[ranking.pictures]
+    times = weights[ranking.images]
     right = np.cumsum(times * ranking.right)
     shown = np.cumsum(times)
     precision = np.maximum.accumulate((right / np.maximum(shown, 1))[::-1])[::-1]

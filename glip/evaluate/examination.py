@@ -38,7 +38,7 @@ class Examination:
         name: of the set.
         config: where its files lie, all paths complete.
         read: its samples and category ids.
-        samples: the same samples, read once, drawn ones without their pictures.
+        samples: the same samples, read once, drawn ones without their images.
         protocol: what is counted.
         prompts: by class name, what is written instead of it.
         same_as: sets under which a model may have been trained on it.
@@ -60,11 +60,11 @@ class Examination:
 
     @property
     def digest(self) -> str:
-        """Tells whether it is the same words that are asked of the same pictures."""
+        """Tells whether it is the same words that are asked of the same images."""
         digest = hashlib.sha256(repr(self.config).encode())
         for sample in self.samples:
             words = (sample.prompt.caption, sample.prompt.phrases) if sample.prompt else _digest(sample.vocabulary)
-            digest.update(repr((sample.image_id, str(sample.picture), words)).encode("utf-8", "surrogatepass"))
+            digest.update(repr((sample.image_id, str(sample.image), words)).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
     def seen_in(self, trained_on: Sequence[str]) -> bool:
@@ -89,7 +89,7 @@ def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | 
 
     Raises:
         ValueError: a protocol that does not go with the set, nothing that could be scored, or a set without end.
-        FileNotFoundError: a picture file is not there.
+        FileNotFoundError: an image file is not there.
     """
     if config.format == "captions":
         raise ValueError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
@@ -128,26 +128,26 @@ def examine_task(task: Task, root: str | Path | None) -> Examination:
 def _checked(exam: Examination) -> Examination:
     """Refuse before the model runs what could not be scored after it.
 
-    Figures over a part of a set would not be those of the set, so every picture must be there.
+    Figures over a part of a set would not be those of the set, so every image must be there.
     """
     if not any(phrases and box not in s.crowd for s in exam.samples for box, phrases in enumerate(s.box_phrases)):
         raise ValueError(
             f"set {exam.name!r}: none of its {len(exam.samples)} samples has a named box: there is nothing to score; "
             "look at it with glip data check"
         )
-    files = [sample.picture for sample in exam.samples if isinstance(sample.picture, Path)]
+    files = [sample.image for sample in exam.samples if isinstance(sample.image, Path)]
     gone = [str(file) for file in files if file != Path() and not file.is_file()]
     if gone:
         shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
         raise FileNotFoundError(
-            f"set {exam.name!r}: {len(gone)} of its {len(files)} pictures are not there ({shown}): correct --images or "
+            f"set {exam.name!r}: {len(gone)} of its {len(files)} images are not there ({shown}): correct --images or "
             "--root, or take them out of the annotations"
         )
     return exam
 
 
 def _without_drawing(sample: Sample) -> Sample:
-    return replace(sample, picture=Path()) if isinstance(sample.picture, Image.Image) else sample
+    return replace(sample, image=Path()) if isinstance(sample.image, Image.Image) else sample
 
 
 def asking_for(protocol: Protocol, asking: Asking) -> Asking:
@@ -170,7 +170,7 @@ def collect(
         journal: where answers go; those in it are not made again.
         asking: how.
         share: number of this process, and how many there are; each takes a run of samples, so that captions of one
-            picture stay together.
+            image stay together.
 
     Raises:
         ValueError: a vocabulary that the model cannot read.

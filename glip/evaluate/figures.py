@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: precision over recall, scores of what is right and wrong, and where it fails worst."""
+"""Images of an evaluation: precision over recall, scores of what is right and wrong, and where it fails worst."""
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from glip.evaluate.coco import Ranking
 from glip.geometry.boxes import iou
 from glip.structures import Detections, Sample
-from glip.visualize import contact_sheet, save_picture
+from glip.visualize import contact_sheet, save_image
 
 _CURVES = 10  # categories with a curve of their own: those with most boxes
 _OVERLAP = 0.5
@@ -52,15 +52,15 @@ def draw_worst(
     *,
     count: int = 8,
 ) -> None:
-    """The pictures with most mistakes at a threshold: what was found with its scores, and right of it what there is.
+    """The images with most mistakes at a threshold: what was found with its scores, and right of it what there is.
 
     A mistake is a box that nothing of its name overlaps by a half, or a detection that overlaps no box of its name.
 
     Args:
-        found: number of a sample, the sample (its picture is not looked at), what was found.
-        samples: of the set, with their pictures.
+        found: number of a sample, the sample (its image is not looked at), what was found.
+        samples: of the set, with their images.
         threshold: score from which a detection counts.
-        path: the picture to write; none is where there is no mistake.
+        path: the image to write; none is where there is no mistake.
         count: samples drawn at most.
     """
     worst: list[tuple[int, int, Detections]] = []
@@ -73,7 +73,7 @@ def draw_worst(
     for _, number, shown in sorted(worst, key=lambda entry: (-entry[0], -entry[1])):
         cells += [found_sample(samples[-number], shown), samples[-number]]
     if cells:
-        save_picture(contact_sheet(cells), path)
+        save_image(contact_sheet(cells), path)
 
 
 def mistakes(sample: Sample, found: Detections) -> int:
@@ -93,7 +93,7 @@ def mistakes(sample: Sample, found: Detections) -> int:
 
 
 def found_sample(asked: Sample, found: Detections) -> Sample:
-    """The same picture and the words asked for, with the found boxes and their scores in the place of the true ones."""
+    """The same image and the words asked for, with the found boxes and their scores in the place of the true ones."""
     return replace(
         asked,
         prompt=found.prompt,
@@ -131,7 +131,7 @@ def draw_by_shots(
 
     Args:
         curves: by (model, mode), by shots ("1", "5", "all"): mean and standard deviation.
-        path: the picture.
+        path: the image.
         shots: those of the curves in the order of the axis.
         figure: what is shown.
         title: over what it is averaged.

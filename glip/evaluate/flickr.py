@@ -23,11 +23,11 @@ _FORM = "give a json list of {image_id, sentence_id, boxes}, boxes[phrase][rank]
 
 
 def read_released(folder: str | Path, names: str | Path, tally: Tally) -> list[CaptionTruth]:
-    """What the official evaluator asks for in a split, also phrases whose only boxes have no area; opens no picture.
+    """What the official evaluator asks for in a split, also phrases whose only boxes have no area; opens no image.
 
     Args:
         folder: holds ``Annotations`` and ``Sentences``.
-        names: the split's list, such as test.txt; "" for all pictures.
+        names: the split's list, such as test.txt; "" for all images.
         tally: counts what the reader leaves out, such as phrases without a box.
 
     Raises:
@@ -42,7 +42,7 @@ def read_released(folder: str | Path, names: str | Path, tally: Tally) -> list[C
 def prediction_row(truth: CaptionTruth, boxes: Sequence[Float[Tensor, "_rank 4"]]) -> Row:
     """What was found for a caption (``ranked_boxes``) as a row of a file of predictions."""
     listed = [ranked.tolist() for ranked in boxes]
-    return {"image_id": truth.picture, "sentence_id": truth.sentence, "boxes": listed}
+    return {"image_id": truth.image, "sentence_id": truth.sentence, "boxes": listed}
 
 
 def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Tally) -> list[Boxes]:
@@ -68,7 +68,7 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Ta
     rows = parse_json(file)
     if not isinstance(rows, list):
         raise ValueError(f"{file}: not a file of predictions, it is no list: {_FORM}")
-    asked = {_key(truth.picture, truth.sentence): truth for truth in truths}
+    asked = {_key(truth.image, truth.sentence): truth for truth in truths}
     if len(asked) < len(truths):
         raise ValueError(f"{len(truths)} captions have {len(asked)} ids between them: give each sentence its own id")
     found: dict[str, Boxes] = {}
@@ -91,9 +91,9 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Ta
     return [found[key] for key in asked]
 
 
-def _key(picture: Any, sentence: Any) -> str:
+def _key(image: Any, sentence: Any) -> str:
     """The official evaluator compares ids as text, so that "3" is 3."""
-    return f"sentence {str(sentence)[:40]} of picture {str(picture)[:40]}"
+    return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"
 
 
 def _boxes(value: Any, phrases: int, place: str, tally: Tally) -> Boxes:

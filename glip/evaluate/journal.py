@@ -1,7 +1,7 @@
 """What an evaluation has found so far, on disk as it comes: a killed one goes on where it was.
 
 One file for each process, appended sample by sample in 24 bytes for each detection: all that LVIS's protocol keeps of
-its 20,000 pictures are 186 million. ``results.json`` is made of it when all is there.
+its 20,000 images are 186 million. ``results.json`` is made of it when all is there.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Average precision as LVIS counts it (Gupta et al. 2019), and Fixed AP (Dave et al. 2021).
 
-Boxes are matched by the lvis package's own code; the rest of it goes over every category in every picture, 24 million
+Boxes are matched by the lvis package's own code; the rest of it goes over every category in every image, 24 million
 pairs, and no longer runs with today's numpy. Here only pairs that hold a box are matched, and categories are counted
 one by one.
 """
@@ -19,7 +19,7 @@ _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
 _ANY_AREA = (np.nextafter(0, 1), np.finfo(float).max)  # above zero and finite; the package drops the others
-_PAIR = (0, 0)  # under which the package is shown one picture and category at a time
+_PAIR = (0, 0)  # under which the package is shown one image and category at a time
 _ROW: Row = {"image_id": 0, "category_id": 0, "id": 1}  # to the package a match with an id of 0 is none
 
 
@@ -46,13 +46,13 @@ class LvisScore:
     """The thirteen figures of LVIS and what they are called there, -1 where there is nothing to average.
 
     AP, AP50, AP75, AP of small, medium and large boxes, of rare, common and frequent categories; then AR of all,
-    small, medium and large boxes, called after the detections of a picture: AR@300, or AR@-1 for Fixed AP (no limit).
+    small, medium and large boxes, called after the detections of an image: AR@300, or AR@-1 for Fixed AP (no limit).
     """
 
     names: tuple[str, ...]
     stats: tuple[float, ...]
     categories: tuple[LvisCategory, ...]
-    pictures: int
+    images: int
 
     @property
     def ap(self) -> float:
@@ -61,7 +61,7 @@ class LvisScore:
 
 
 def standard_ap(truth: LvisTruth, results: Results, *, max_dets: int = 300) -> LvisScore:
-    """The official AP: of each picture the ``max_dets`` best detections over all categories.
+    """The official AP: of each image the ``max_dets`` best detections over all categories.
 
     Detections of ``UNKNOWN`` categories take up places and count for nothing. Of equal scores the earlier is better.
     The figures are those of the lvis package to the last digit, but for one thing: it takes an annotation with the
@@ -69,17 +69,17 @@ def standard_ap(truth: LvisTruth, results: Results, *, max_dets: int = 300) -> L
 
     Args:
         truth: what there is to find.
-        results: of its pictures and categories, by their place in it.
-        max_dets: detections of a picture at most.
+        results: of its images and categories, by their place in it.
+        max_dets: detections of an image at most.
     """
     assert max_dets > 0
-    order = np.lexsort((-results.scores, results.pictures))
-    kept = order[_rank(results.pictures[order]) < max_dets]
+    order = np.lexsort((-results.scores, results.images))
+    kept = order[_rank(results.images[order]) < max_dets]
     return _score(truth, results.select(np.sort(kept)), max_dets)
 
 
 def fixed_ap(truth: LvisTruth, results: Results, *, per_category: int = 10_000) -> LvisScore:
-    """Fixed AP: no limit in a picture, but of each category the ``per_category`` best of the whole set.
+    """Fixed AP: no limit in an image, but of each category the ``per_category`` best of the whole set.
 
     The figures are those of GLIP's evaluator in one process. Results that do not fit into memory go through
     ``BestOfCategories`` first; choosing among what it kept changes nothing.
@@ -92,8 +92,8 @@ def fixed_ap(truth: LvisTruth, results: Results, *, per_category: int = 10_000) 
 class BestOfCategories:
     """The best results of each category, of results that come piece by piece and are too many to keep.
 
-    Of equal scores the one in the earlier picture is better, then the one that came earlier: so the pictures may come
-    in any order, from several processes too, as long as those of one picture come in theirs.
+    Of equal scores the one in the earlier image is better, then the one that came earlier: so the images may come
+    in any order, from several processes too, as long as those of one image come in theirs.
 
     Args:
         categories: how many there are; results of ``UNKNOWN`` ones are dropped.
@@ -123,7 +123,7 @@ class BestOfCategories:
 
     def _choose(self) -> None:
         every = concatenate(self._parts)
-        order = np.lexsort((every.pictures, -every.scores, every.categories))
+        order = np.lexsort((every.images, -every.scores, every.categories))
         rank = _rank(every.categories[order])
         last = order[rank == self._limit - 1]
         self._least[every.categories[last]] = every.scores[last]
@@ -132,13 +132,13 @@ class BestOfCategories:
 
 @dataclass(frozen=True)
 class _Category:
-    """The boxes of one category and its results that count, both by picture, the results of each best first.
+    """The boxes of one category and its results that count, both by image, the results of each best first.
 
     ``sought`` says of which boxes of each size (size, box) have to be found; ``excused`` of which results (size,
     result) are neither right nor wrong if they match no box.
     """
 
-    box_pictures: np.ndarray
+    box_images: np.ndarray
     boxes: list[Row]
     found: Results
     sought: np.ndarray
@@ -161,18 +161,18 @@ def _score(truth: LvisTruth, results: Results, max_dets: int) -> LvisScore:
     valid = [values[values > -1] for values in chosen]
     stats = tuple(float(values.mean()) if values.size else -1.0 for values in valid)
     names = (*_PRECISIONS, *(f"AR{size}@{max_dets}" for size in ("", "s", "m", "l")))
-    return LvisScore(names, stats, tuple(table), len(truth.pictures))
+    return LvisScore(names, stats, tuple(table), len(truth.images))
 
 
 def _by_category(truth: LvisTruth, results: Results, sizes: Sequence[Sequence[float]]) -> Iterator[_Category]:
     """What counts: boxes and results that have an area, results where the truth knows of their category."""
     annotated, known = truth.boxes, np.array(truth.negatives)
     there = np.flatnonzero(_inside(annotated.areas, _ANY_AREA))
-    there = there[np.lexsort((annotated.pictures[there], annotated.categories[there]))]
-    known[annotated.pictures[there], annotated.categories[there]] = True
+    there = there[np.lexsort((annotated.images[there], annotated.categories[there]))]
+    known[annotated.images[there], annotated.categories[there]] = True
     counts = (results.categories != UNKNOWN) & _inside(results.boxes[:, 2] * results.boxes[:, 3], _ANY_AREA)
-    found = results.select(counts & known[results.pictures, results.categories])
-    found = found.select(np.lexsort((-found.scores, found.pictures, found.categories)))
+    found = results.select(counts & known[results.images, results.categories])
+    found = found.select(np.lexsort((-found.scores, found.images, found.categories)))
     numbers = np.arange(1, len(truth.categories))
     pieces = np.split(there, np.searchsorted(annotated.categories[there], numbers))
     runs = np.split(np.arange(len(found)), np.searchsorted(found.categories, numbers))
@@ -183,27 +183,27 @@ def _by_category(truth: LvisTruth, results: Results, sizes: Sequence[Sequence[fl
         boxes = [{**_ROW, "bbox": box, "area": area, "ignore": ignored} for box, area, ignored in columns]
         sought = np.array([_inside(annotated.areas[own], size) & ~annotated.crowd[own] for size in sizes])
         inside = np.array([_inside(part.boxes[:, 2] * part.boxes[:, 3], size) for size in sizes])
-        excused = ~inside | truth.incomplete[part.pictures, category]
-        yield _Category(annotated.pictures[own], boxes, part, sought, excused)
+        excused = ~inside | truth.incomplete[part.images, category]
+        yield _Category(annotated.images[own], boxes, part, sought, excused)
 
 
 def _match(part: _Category, package: Any) -> tuple[np.ndarray, np.ndarray]:
     """Which results match a box, and which are neither right nor wrong: bool (size, IoU, result)."""
     matched = np.zeros((len(part.sought), len(package.params.iou_thrs), len(part.found)), dtype=bool)
     ignored = np.broadcast_to(part.excused[:, None], matched.shape).copy()
-    pictures, starts, counts = np.unique(part.box_pictures, return_index=True, return_counts=True)
-    first, last = (np.searchsorted(part.found.pictures, pictures, side) for side in ("left", "right"))
+    images, starts, counts = np.unique(part.box_images, return_index=True, return_counts=True)
+    first, last = (np.searchsorted(part.found.images, images, side) for side in ("left", "right"))
     spans = np.stack([starts, starts + counts, first, last], axis=1)
     for start, end, low, high in spans[last > first].tolist():
         rows = zip(part.found.scores[low:high].tolist(), part.found.boxes[low:high].tolist(), strict=True)
         results = [{**_ROW, "score": score, "bbox": box, "area": box[2] * box[3]} for score, box in rows]
-        near, right, idle = _match_picture(part.boxes[start:end], results, package)
+        near, right, idle = _match_image(part.boxes[start:end], results, package)
         matched[:, :, low + near] = right
         ignored[:, :, low + near] = np.where(right, idle, ignored[:, :, low + near])
     return matched, ignored
 
 
-def _match_picture(boxes: list[Row], results: list[Row], package: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match_image(boxes: list[Row], results: list[Row], package: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The places of the results that are near a box, and what ``_match`` says of them; the others match nothing."""
     package._gts[_PAIR], package._dts[_PAIR] = boxes, results
     overlaps = package.compute_iou(*_PAIR)
@@ -215,7 +215,7 @@ def _match_picture(boxes: list[Row], results: list[Row], package: Any) -> tuple[
 
 
 def load_package() -> Any:
-    """The lvis package's evaluator, of no set: it is shown one picture and category at a time.
+    """The lvis package's evaluator, of no set: it is shown one image and category at a time.
 
     Raises:
         ImportError: it, or the OpenCV that it loads, cannot be loaded here.

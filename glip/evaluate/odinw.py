@@ -67,7 +67,7 @@ class TaskScore:
     """The figures of one task; ``trained_on``: it is no zero-shot figure."""
 
     task: Task
-    pictures: int
+    images: int
     ap: float
     ap50: float
     trained_on: bool = False
@@ -101,7 +101,7 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
         split: train, val or test.
 
     Raises:
-        FileNotFoundError: its annotations or pictures are not under the root.
+        FileNotFoundError: its annotations or images are not under the root.
         ValueError: not COCO json, or not the categories of the task.
     """
     config, left_out = task.files(split), Tally()
@@ -139,12 +139,12 @@ def summarize(scores: Sequence[TaskScore], which: Which = 13) -> Summary:
     for name, average in (("mean", mean), ("median", median)):
         ap, ap50 = average(score.ap for score in scores), average(score.ap50 for score in scores)
         figures |= {f"{name} AP": ap, f"{name} AP50": ap50}
-        rows.append({"task": f"{name} of {over}", "AP": ap, "AP50": ap50, "pictures": "", "trained on": ""})
+        rows.append({"task": f"{name} of {over}", "AP": ap, "AP50": ap50, "images": "", "trained on": ""})
     unseen = [score for score in scores if not score.trained_on]
     if 0 < len(unseen) < len(scores):
         figures["mean AP of tasks not trained on"] = mean(score.ap for score in unseen)
         own = {"AP": figures["mean AP of tasks not trained on"], "AP50": mean(score.ap50 for score in unseen)}
-        rows.append({"task": f"mean of {len(unseen)} not trained on", **own, "pictures": "", "trained on": "no"})
+        rows.append({"task": f"mean of {len(unseen)} not trained on", **own, "images": "", "trained on": "no"})
     missing = [task.name for task in listed if task.name not in found]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
     return Summary(figures, Table(f"ODinW, {len(found)} of {which} tasks{note}", tuple(rows)))
@@ -169,6 +169,6 @@ def _task(name: str, entry: Any, at: str) -> Task:
 
 def _row(name: str, score: TaskScore | None) -> Row:
     if score is None:
-        return {"task": name, "AP": "missing", "AP50": "missing", "pictures": "", "trained on": ""}
+        return {"task": name, "AP": "missing", "AP50": "missing", "images": "", "trained on": ""}
     seen = "yes" if score.trained_on else "no"
-    return {"task": name, "AP": score.ap, "AP50": score.ap50, "pictures": score.pictures, "trained on": seen}
+    return {"task": name, "AP": score.ap, "AP50": score.ap50, "images": score.images, "trained on": seen}

@@ -18,7 +18,7 @@ PROTOCOLS = ("any-box", "merged-boxes")
 RANKS = (1, 5, 10)
 _OVERLAP = 0.5
 _LIMITS = (*RANKS, None)  # None: all boxes, the upper bound
-_ID = re.compile(r"(.+):([0-9]{1,9})", re.DOTALL)  # of a caption: its picture and its sentence
+_ID = re.compile(r"(.+):([0-9]{1,9})", re.DOTALL)  # of a caption: its image and its sentence
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
@@ -34,10 +34,10 @@ class PhraseTruth:
 class CaptionTruth:
     """The phrases of one caption that are asked for, in the caption's order: those that have a box.
 
-    Captions count from 0 in their picture; ``picture`` is a number where the id is written as one.
+    Captions count from 0 in their image; ``image`` is a number where the id is written as one.
     """
 
-    picture: int | str
+    image: int | str
     sentence: int
     phrases: tuple[PhraseTruth, ...]
 
@@ -84,7 +84,7 @@ def caption_recall(
     for truth, boxes in pairs:
         if len(boxes) != len(truth.phrases):
             raise ValueError(
-                f"sentence {truth.sentence} of picture {truth.picture}: boxes of {len(boxes)} phrases, but it has "
+                f"sentence {truth.sentence} of image {truth.image}: boxes of {len(boxes)} phrases, but it has "
                 f"{len(truth.phrases)} with a box: give boxes for each of these"
             )
         for phrase, ranked in zip(truth.phrases, boxes, strict=True):
@@ -113,28 +113,28 @@ def phrase_hits(truth: PhraseTruth, ranked: Float[Tensor, "rank 4"], *, protocol
 def caption_truth(sample: Sample) -> CaptionTruth:
     """What is asked for in a sample with a prompt; boxes of a crowd are no phrase's box.
 
-    An id "<picture>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is of sentence 0.
+    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is of sentence 0.
 
     Raises:
         ValueError: a sample without prompt, or kinds that are not of its phrases.
     """
     if sample.prompt is None:
         raise ValueError(
-            f"picture {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP"
+            f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP"
         )
     if sample.kinds and len(sample.kinds) != len(sample.prompt.phrases):
         raise ValueError(
-            f"picture {sample.image_id}: kinds of {len(sample.kinds)} phrases for {len(sample.prompt.phrases)}: give "
+            f"image {sample.image_id}: kinds of {len(sample.kinds)} phrases for {len(sample.prompt.phrases)}: give "
             "kinds for each phrase, or none"
         )
     parts = _ID.fullmatch(str(sample.image_id))
-    picture, sentence = parts.groups() if parts else (str(sample.image_id), "0")
+    image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
     phrases = [
         PhraseTruth(sample.boxes[boxes], sample.kinds[phrase] if sample.kinds else ())
         for phrase, boxes in _asked(sample).items()
     ]
-    is_number = _NUMBER.fullmatch(picture) is not None  # as the official files write it
-    return CaptionTruth(int(picture) if is_number else picture, int(sentence), tuple(phrases))
+    is_number = _NUMBER.fullmatch(image) is not None  # as the official files write it
+    return CaptionTruth(int(image) if is_number else image, int(sentence), tuple(phrases))
 
 
 def ranked_boxes(sample: Sample, found: Detections) -> tuple[Float[Tensor, "_rank 4"], ...]:
@@ -145,7 +145,7 @@ def ranked_boxes(sample: Sample, found: Detections) -> tuple[Float[Tensor, "_ran
     """
     if sample.prompt is None or found.prompt.texts != sample.prompt.texts:
         raise ValueError(
-            f"picture {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
+            f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
             "its caption: look for the sample's own prompt"
         )
     order = found.scores.argsort(descending=True, stable=True)

@@ -27,16 +27,16 @@ _FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height]
 
 @dataclass(frozen=True)
 class Results:
-    """Detections of many pictures, in the order of their file (which decides between equal scores).
+    """Detections of many images, in the order of their file (which decides between equal scores).
 
     Args:
-        pictures: the place of each detection's picture in the list of the truth's pictures.
+        images: the place of each detection's image in the list of the truth's images.
         categories: likewise of its category; ``UNKNOWN`` for one that the truth does not have.
         boxes: x, y, width, height in pixels.
         scores: any finite numbers, higher is surer.
     """
 
-    pictures: Int[np.ndarray, " det"]
+    images: Int[np.ndarray, " det"]
     categories: Int[np.ndarray, " det"]
     boxes: Float[np.ndarray, "det 4"]
     scores: Float[np.ndarray, " det"]
@@ -46,31 +46,31 @@ class Results:
 
     def select(self, chosen: np.ndarray) -> "Results":
         """Some of the detections, by index or by mask."""
-        return Results(self.pictures[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
+        return Results(self.images[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
 
 
 def read_results(
-    path: str | Path, pictures: Sequence[int | str], categories: Sequence[int | str], tally: Tally
+    path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: Tally
 ) -> Results:
     """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
 
-    Rows of unknown pictures, with a box that is no box or a score that is no number are left out and counted. Rows of
-    unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they take up places of a picture's 300.
+    Rows of unknown images, with a box that is no box or a score that is no number are left out and counted. Rows of
+    unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they take up places of an image's 300.
 
     Args:
         path: the json.
-        pictures: ids of the truth's pictures.
+        images: ids of the truth's images.
         categories: ids of its categories.
         tally: where rows that are left out are counted.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a list of results, or not one row is of these pictures and categories.
+        ValueError: not a list of results, or not one row is of these images and categories.
     """
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"results {str(file)!r} are not there: give the json that an evaluation wrote")
-    columns = _Columns(pictures, categories)
+    columns = _Columns(images, categories)
     try:
         with file.open(encoding="utf-8-sig") as stream:
             # each row goes into the columns as it closes, so that millions of records are never in memory at once
@@ -84,26 +84,26 @@ def read_results(
             tally.note(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
     if all(label == UNKNOWN for label in columns.categories):
         raise ValueError(
-            f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's picture ids are such "
-            f"as {', '.join(map(repr, pictures[:2]))}, its category ids such as "
+            f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
+            f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
             f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
         )
     return columns.results()
 
 
-def results_of(found: Detections, picture: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
-    """The detections of one picture as columns, in their order.
+def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
+    """The detections of one image as columns, in their order.
 
     Args:
-        found: boxes in pixels of the original picture.
-        picture: its place in the list of the truth's pictures.
+        found: boxes in pixels of the original image.
+        image: its place in the list of the truth's images.
         labels: for each phrase of the prompt the place of its category, ``UNKNOWN`` for one that the truth lacks.
         inclusive: count the last pixel: width = x2 - x1 + 1, as the release does for COCO (and not for LVIS).
     """
     boxes = found.boxes.numpy(force=True).astype(np.float64)
     sizes = boxes[:, 2:] - boxes[:, :2] + (1.0 if inclusive else 0.0)
     return Results(
-        np.full(len(found), picture, dtype=np.int64),
+        np.full(len(found), image, dtype=np.int64),
         np.array(labels, dtype=np.int64)[found.labels.numpy(force=True)],
         np.concatenate([boxes[:, :2], sizes], axis=1),
         found.scores.numpy(force=True).astype(np.float64),
@@ -115,22 +115,22 @@ def concatenate(parts: Sequence[Results]) -> Results:
     empty = Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
     listed = [empty, *parts]
     return Results(
-        np.concatenate([part.pictures for part in listed]),
+        np.concatenate([part.images for part in listed]),
         np.concatenate([part.categories for part in listed]),
         np.concatenate([part.boxes for part in listed]),
         np.concatenate([part.scores for part in listed]),
     )
 
 
-def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequence[int | str]) -> Iterator[Row]:
+def rows_of(results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> Iterator[Row]:
     """The same results as rows of json; those of unknown categories are left out."""
     for start in range(0, len(results), _PIECE):
         part = results.select(np.arange(start, min(start + _PIECE, len(results))))
-        columns = (part.pictures, part.categories, part.boxes, part.scores)
-        for picture, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (part.images, part.categories, part.boxes, part.scores)
+        for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
             if category != UNKNOWN:
                 yield {
-                    "image_id": pictures[picture],
+                    "image_id": images[image],
                     "category_id": categories[category],
                     "bbox": box,
                     "score": score,
@@ -140,19 +140,19 @@ def rows_of(results: Results, pictures: Sequence[int | str], categories: Sequenc
 class _Columns:
     """What has been read, 56 bytes for each detection."""
 
-    def __init__(self, pictures: Sequence[int | str], categories: Sequence[int | str]) -> None:
-        self._place = {number: index for index, number in enumerate(pictures)}
+    def __init__(self, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
+        self._place = {number: index for index, number in enumerate(images)}
         self._label = {number: index for index, number in enumerate(categories)}
-        self.pictures, self.categories = array("q"), array("q")
+        self.images, self.categories = array("q"), array("q")
         self.boxes, self.scores = array("d"), array("d")
 
     def take(self, row: Row) -> str | Row:
         """Take a row in; why it is left out or what is odd about it, else nothing. What is no row is given back."""
         if "image_id" not in row and "score" not in row:
             return row
-        picture, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
-        if not is_id(picture) or picture not in self._place:
-            return "result of an unknown picture"
+        image, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+        if not is_id(image) or image not in self._place:
+            return "result of an unknown image"
         if not is_box(box):
             return "result with a malformed box"
         if box[2] < 0 or box[3] < 0:
@@ -160,7 +160,7 @@ class _Columns:
         if not is_number(score):
             return "result with a score that is no number"
         label = self._label.get(category, UNKNOWN) if is_id(category) else UNKNOWN
-        self.pictures.append(self._place[picture])
+        self.images.append(self._place[image])
         self.categories.append(label)
         self.boxes.extend(box)
         self.scores.append(score)
@@ -168,7 +168,7 @@ class _Columns:
 
     def results(self) -> Results:
         """The columns."""
-        columns = [np.array(column) for column in (self.pictures, self.categories, self.boxes, self.scores)]
+        columns = [np.array(column) for column in (self.images, self.categories, self.boxes, self.scores)]
         return Results(columns[0], columns[1], columns[2].reshape(-1, 4), columns[3])
 
 

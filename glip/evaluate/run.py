@@ -1,7 +1,7 @@
-"""The detector over a set of samples: each picture asked for its own words, whatever can be found kept for scoring.
+"""The detector over a set of samples: each image asked for its own words, whatever can be found kept for scoring.
 
-A picture is encoded once for all its captions and for all chunks of a vocabulary, a vocabulary once for all pictures.
-Only pictures of one padded size share a batch, since the fusion sees the padding: figures do not depend on batches.
+An image is encoded once for all its captions and for all chunks of a vocabulary, a vocabulary once for all images.
+Only images of one padded size share a batch, since the fusion sees the padding: figures do not depend on batches.
 """
 
 from collections import defaultdict
@@ -11,16 +11,16 @@ from functools import lru_cache
 
 from PIL import Image
 
+from glip.data.image import ImageError, open_any
 from glip.data.phrasing import ClassPrompt, caption_of
-from glip.data.picture import PictureError, open_any
 from glip.data.sets import Tally
 from glip.detector import Detector
-from glip.encoded import EncodedImage, EncodedText, KeptImages, picture_key
+from glip.encoded import EncodedImage, EncodedText, KeptImages, image_key
 from glip.structures import Detections, Prompt, Sample
 
-_KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn pictures have one each
-_CAPTIONS = 8  # captions of a picture encoded at once at most: each holds a copy of its pyramid
-_AHEAD = 8  # batches of pictures that are looked through for pictures of one size
+_KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn images have one each
+_CAPTIONS = 8  # captions of an image encoded at once at most: each holds a copy of its pyramid
+_AHEAD = 8  # batches of images that are looked through for images of one size
 Member = tuple[int, int, Sample]  # row of the batch, number of the sample, the sample
 
 
@@ -29,9 +29,9 @@ class Asking:
     """How a model is asked.
 
     Args:
-        batch_size: pictures, or chunks of a long list of names, computed at once.
+        batch_size: images, or chunks of a long list of names, computed at once.
         max_names: names in a chunk of a long list at most; None: as many as fit.
-        max_detections: of a picture at most, 0 for no cap; None: the model's default.
+        max_detections: of an image at most, 0 for no cap; None: the model's default.
         chunk_detections: of a chunk of a long list at most, 0 for no cap.
         prompts: by class name, what is written instead of it.
     """
@@ -79,7 +79,7 @@ def detect_all(
         samples: what to look at; label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the
             vocabulary.
         asking: how many at once, how many names in a chunk, how many detections.
-        tally: counts pictures passed over: unreadable, without words, or with a caption that the model cannot read.
+        tally: counts images passed over: unreadable, without words, or with a caption that the model cannot read.
         kept: encodings of earlier calls with the same image encoder; those of this call are added.
 
     Raises:
@@ -120,10 +120,10 @@ def answers(
             try:
                 _look_at(detector, sample, opened)
                 usable.append((index, sample))
-            except PictureError as error:
-                done[index] = Answer(index, sample, None, "unreadable picture", str(error))
+            except ImageError as error:
+                done[index] = Answer(index, sample, None, "unreadable image", str(error))
             except _Unaskable as reason:
-                place = f"sample {index}, picture {sample.image_id}{reason.detail}"
+                place = f"sample {index}, image {sample.image_id}{reason.detail}"
                 done[index] = Answer(index, sample, None, str(reason), place)
         done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded, kept)}
         yield from (done[index] for index, _ in window)
@@ -152,31 +152,31 @@ class _Unaskable(ValueError):
 
 
 def _look_at(detector: Detector, sample: Sample, opened: dict[Hashable, Image.Image]) -> None:
-    """Check a sample's words, and open its picture if no other sample has."""
+    """Check a sample's words, and open its image if no other sample has."""
     if sample.prompt is None and not sample.vocabulary:
-        raise _Unaskable("picture without words to look for")
+        raise _Unaskable("image without words to look for")
     if sample.prompt is not None:
         try:
             detector.processor.text([sample.prompt])
         except ValueError as error:
             raise _Unaskable("caption that the model cannot read", f": {error}") from None
-    key = picture_key(sample.picture)
+    key = image_key(sample.image)
     if key not in opened:
-        opened[key] = open_any(sample.picture)
+        opened[key] = open_any(sample.image)
 
 
 def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Runs of samples with at most ``room`` different pictures."""
+    """Runs of samples with at most ``room`` different images."""
     window: list[tuple[int, Sample]] = []
-    pictures: set[Hashable] = set()
+    images: set[Hashable] = set()
     for index in chosen:
         sample = samples[index]
-        key = picture_key(sample.picture)
-        if key not in pictures and len(pictures) == room:
+        key = image_key(sample.image)
+        if key not in images and len(images) == room:
             yield window
-            window, pictures = [], set()
+            window, images = [], set()
         window.append((index, sample))
-        pictures.add(key)
+        images.add(key)
     if window:
         yield window
 
@@ -184,18 +184,18 @@ def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Ite
 def _ground(
     detector: Detector,
     usable: Sequence[tuple[int, Sample]],
-    pictures: Mapping[Hashable, Image.Image],
+    images: Mapping[Hashable, Image.Image],
     asking: Asking,
     encoded: Callable[[tuple[str, ...]], EncodedText],
     kept: KeptImages | None,
 ) -> Iterator[Answer]:
-    """Each picture encoded once, those of one size together; then all that is asked of them."""
+    """Each image encoded once, those of one size together; then all that is asked of them."""
     asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
     for index, sample in usable:
-        asked[picture_key(sample.picture)].append((index, sample))
+        asked[image_key(sample.image)].append((index, sample))
     keys = list(asked)
-    for group in detector.group_by_size([pictures[key] for key in keys], asking.batch_size):
-        image = _encoded(detector, [keys[number] for number in group], pictures, kept)
+    for group in detector.group_by_size([images[key] for key in keys], asking.batch_size):
+        image = _encoded(detector, [keys[number] for number in group], images, kept)
         by_words: dict[tuple[str, ...], list[Member]] = defaultdict(list)
         for row, number in enumerate(group):
             for index, sample in asked[keys[number]]:
@@ -216,10 +216,10 @@ def _ground(
 
 
 def _encoded(
-    detector: Detector, keys: Sequence[Hashable], pictures: Mapping[Hashable, Image.Image], kept: KeptImages | None
+    detector: Detector, keys: Sequence[Hashable], images: Mapping[Hashable, Image.Image], kept: KeptImages | None
 ) -> EncodedImage:
     def encode() -> EncodedImage:
-        return detector.encode_image([pictures[key] for key in keys])
+        return detector.encode_image([images[key] for key in keys])
 
     return encode() if kept is None else kept.get(tuple(keys), encode).to(detector.device)
 

@@ -1,4 +1,4 @@
-"""The answers for a set -> its report: figures, tables, results in the standard formats, pictures on request."""
+"""The answers for a set -> its report: figures, tables, results in the standard formats, images on request."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +44,7 @@ class Scored:
 def score(
     exam: Examination, journal: Journal, config: ModelConfig, asking: Asking, folder: Path, *, draw: bool = False
 ) -> Report:
-    """Score the answers of a set, and write its report, its results and, if asked for, its pictures.
+    """Score the answers of a set, and write its report, its results and, if asked for, its images.
 
     Args:
         exam: the set and the protocol.
@@ -52,7 +52,7 @@ def score(
         config: of the model that gave them.
         asking: how they were asked for.
         folder: where all is written.
-        draw: also draw curves, scores and the worst pictures.
+        draw: also draw curves, scores and the worst images.
 
     Raises:
         ValueError: nothing to score with.
@@ -103,13 +103,13 @@ def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = Fals
         parts = [_recall(caption_recall(zip(truths, boxes, strict=True), protocol=exam.protocol))]
     elif exam.protocol == "lvis":
         truth = read_lvis_truth(_annotations(exam), tally)
-        results = read_results(file, truth.pictures, truth.categories, tally)
-        if np.bincount(results.pictures).max() == LVIS_KEPT:
-            tally.note("picture whose results end at 300: Fixed AP is of those only", "the file")
+        results = read_results(file, truth.images, truth.categories, tally)
+        if np.bincount(results.images).max() == LVIS_KEPT:
+            tally.note("image whose results end at 300: Fixed AP is of those only", "the file")
         parts = [_lvis(truth, results, fixed_ap(truth, results))]
     else:
         coco = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.samples)
-        parts = [_coco(coco, read_results(file, coco.pictures, coco.categories, tally))]
+        parts = [_coco(coco, read_results(file, coco.images, coco.categories, tally))]
     report = _report(exam, file.name, parts, tally, seen=False)
     report.write(folder)
     if draw:
@@ -143,7 +143,7 @@ def _score_lists(exam: Examination, found: Iterable[Found], folder: Path, tally:
 
 def _official(found: Iterable[Found], exam: Examination, truth: Truth, *, inclusive: bool) -> Iterator[Results]:
     """The answers under the ids of the annotation file."""
-    place = {number: index for index, number in enumerate(truth.pictures)}
+    place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
     labels = [label.get(number, UNKNOWN) for number in exam.read.ids]
     for _, sample, detections in found:
@@ -185,7 +185,7 @@ def _background(truth: Truth, results: Results, ap: Callable[[Results], Sequence
         for point in points
     ]
     curve: list[Row] = [{"threshold": t, "rate": found.rate(t)} for t in (i / 20 for i in range(1, 20))]
-    title = "Names that are not in the picture, but drawn to something"
+    title = "Names that are not in the image, but drawn to something"
     return Scored(figures, (Table(title, tuple(rows)), Table("Background rate by threshold", tuple(curve))))
 
 
@@ -228,7 +228,7 @@ def _write_rows(results: Results, truth: Truth, path: Path) -> None:
     """Results in COCO's format, a row in a line."""
     with whole_file(path) as file:
         file.write("[")
-        for number, row in enumerate(rows_of(results, truth.pictures, truth.categories)):
+        for number, row in enumerate(rows_of(results, truth.images, truth.categories)):
             file.write((",\n" if number else "\n") + json.dumps(row))
         file.write("\n]\n")
 

@@ -8,7 +8,7 @@ from glip.evaluate.coco import Ranking
 
 
 def best_thresholds(rankings: Sequence[Ranking], usual: float) -> tuple[float, ...]:
-    """The threshold of each category at IoU 0.5, half way to the next score below so that it is not of one picture.
+    """The threshold of each category at IoU 0.5, half way to the next score below so that it is not of one image.
 
     Args:
         rankings: a set's detections by category, as ``score_results`` gives them.

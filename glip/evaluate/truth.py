@@ -1,6 +1,6 @@
 """What there is to find in a set and what is known to be absent, in the form in which everything is scored.
 
-Scoring and background honesty both work on a Truth and on Results, which name pictures and categories by their place
+Scoring and background honesty both work on a Truth and on Results, which name images and categories by their place
 in it, so that ids may be numbers or texts. ``annotations`` reads a Truth from a file; here it is taken from samples.
 """
 
@@ -22,14 +22,14 @@ class Boxes:
     """Annotated boxes as columns, in the order of their file.
 
     Args:
-        pictures: the place of each box's picture among the truth's pictures.
+        images: the place of each box's image among the truth's images.
         categories: likewise of its category.
         boxes: x, y, width, height in pixels.
         areas: as the annotations state them (COCO: of the outline), which decides what is small and large.
         crowd: marks a group; what lies in it is neither right nor wrong.
     """
 
-    pictures: Int[np.ndarray, " box"]
+    images: Int[np.ndarray, " box"]
     categories: Int[np.ndarray, " box"]
     boxes: Float[np.ndarray, "box 4"]
     areas: Float[np.ndarray, " box"]
@@ -37,7 +37,7 @@ class Boxes:
 
     def select(self, chosen: np.ndarray) -> "Boxes":
         """Some of the boxes, by index or by mask."""
-        columns = (self.pictures, self.categories, self.boxes, self.areas, self.crowd)
+        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
         return Boxes(*(column[chosen] for column in columns))
 
 
@@ -46,25 +46,25 @@ class Truth:
     """What there is to find in a set, and what is known not to be there.
 
     Args:
-        pictures: ids; their order decides between equal scores of two pictures (pycocotools: ascending).
+        images: ids; their order decides between equal scores of two images (pycocotools: ascending).
         categories: ids, in the order of the table.
         names: of the categories.
         boxes: what there is.
-        negatives: bool (picture, category): who looked for it and found none; None where that holds for every
-            category without a box. Where it is given, what else is found in a picture is not scored, as in LVIS.
+        negatives: bool (image, category): who looked for it and found none; None where that holds for every
+            category without a box. Where it is given, what else is found in an image is not scored, as in LVIS.
     """
 
-    pictures: tuple[int | str, ...]
+    images: tuple[int | str, ...]
     categories: tuple[int | str, ...]
     names: tuple[str, ...]
     boxes: Boxes
-    negatives: Bool[np.ndarray, "picture category"] | None = None
+    negatives: Bool[np.ndarray, "image category"] | None = None
 
     @property
-    def present(self) -> Bool[np.ndarray, "picture category"]:
+    def present(self) -> Bool[np.ndarray, "image category"]:
         """Where a box, or a group, of a category is."""
-        there = np.zeros((len(self.pictures), len(self.categories)), dtype=bool)
-        there[self.boxes.pictures, self.boxes.categories] = True
+        there = np.zeros((len(self.images), len(self.categories)), dtype=bool)
+        there[self.boxes.images, self.boxes.categories] = True
         return there
 
     def labels_of(self, vocabulary: Sequence[str]) -> tuple[int, ...]:
@@ -87,14 +87,14 @@ class LvisTruth(Truth):
     """
 
     frequencies: tuple[str, ...]
-    incomplete: Bool[np.ndarray, "picture category"]
+    incomplete: Bool[np.ndarray, "image category"]
 
 
 def truth_of(samples: Sequence[Sample]) -> Truth:
     """What samples say of the names of their vocabularies; those with a caption say nothing, but keep their place.
 
     Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. As in
-    LVIS, names of which nobody knows whether they are there (``Sample.absent``) are not scored in that picture, and of
+    LVIS, names of which nobody knows whether they are there (``Sample.absent``) are not scored in that image, and of
     those that may have more boxes (``Sample.incomplete``) only what matches one is. Names that a set lists twice stay
     two categories; over several vocabularies equal names are one. Ids are places, from 0.
     """
@@ -119,11 +119,11 @@ def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[Truth, Results]
     """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
 
     Raises:
-        ValueError: no picture, a sample without vocabulary, or detections of other names.
+        ValueError: no image, a sample without vocabulary, or detections of other names.
     """
     listed = list(pairs)
     if not listed:
-        raise ValueError("no picture to score: none was given, or none could be read")
+        raise ValueError("no image to score: none was given, or none could be read")
     for sample, found in listed:
         _check_names(sample, found)
     truth = truth_of([sample for sample, _ in listed])
@@ -135,7 +135,7 @@ def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[Truth, Results]
 
 
 def absent_names(sample: Sample) -> list[int]:
-    """The names of a sample that are surely not in the picture; phrases of a caption count as there."""
+    """The names of a sample that are surely not in the image; phrases of a caption count as there."""
     if sample.prompt is not None:
         return []
     there = {number for numbers in sample.box_phrases for number in numbers}
@@ -146,11 +146,11 @@ def absent_names(sample: Sample) -> list[int]:
 def _check_names(sample: Sample, found: Detections) -> None:
     if not sample.vocabulary or sample.prompt is not None:
         raise ValueError(
-            f"picture {sample.image_id} has no list of names: AP is for detection sets, captions have recall (phrases)"
+            f"image {sample.image_id} has no list of names: AP is for detection sets, captions have recall (phrases)"
         )
     if found.prompt.texts[: len(sample.vocabulary)] != sample.vocabulary:
         raise ValueError(
-            f"picture {sample.image_id}: detections are of {found.prompt.texts[:3]}..., its boxes of "
+            f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., its boxes of "
             f"{sample.vocabulary[:3]}...: no class matches; ask for the names of the set, in their order"
         )
 
@@ -179,9 +179,9 @@ class BoxColumns:
         self._numbers: list[tuple[float, ...]] = []
         self._crowd: list[bool] = []
 
-    def add(self, picture: int, category: int, box: Sequence[float], *, crowd: bool, area: Any = None) -> None:
+    def add(self, image: int, category: int, box: Sequence[float], *, crowd: bool, area: Any = None) -> None:
         """Take a box in; ``area`` is what an annotation states, whatever that is."""
-        self._places.append((picture, category))
+        self._places.append((image, category))
         self._numbers.append((*box, area if is_number(area) else box[2] * box[3]))
         self._crowd.append(crowd)
 

@@ -1,4 +1,4 @@
-"""Validation during training: the ordinary evaluation, on some pictures of each set, of a model still in training."""
+"""Validation during training: the ordinary evaluation, on some images of each set, of a model still in training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from glip.config import ModelConfig
-from glip.data.picture import open_any
+from glip.data.image import open_any
 from glip.data.sets import Tally
 from glip.detector import Detector
 from glip.evaluate.coco import average_precision
@@ -30,28 +30,28 @@ class Validated:
     Args:
         figures: by "SET/FIGURE", such as "bccd_val/AP50".
         best: what the best checkpoint is chosen by: the mean of every set's AP50 and recall@1.
-        pictures: predictions (left) beside targets (right), by "SET/NUMBER".
-        left_out: pictures that were passed over, by reason.
+        images: predictions (left) beside targets (right), by "SET/NUMBER".
+        left_out: images that were passed over, by reason.
     """
 
     figures: dict[str, float]
     best: float
-    pictures: dict[str, Image.Image]
+    images: dict[str, Image.Image]
     left_out: Tally
 
 
 class Validator:
-    """Evaluates a model in training on the same pictures of each set every time.
+    """Evaluates a model in training on the same images of each set every time.
 
     Args:
         config: the model's config.
         tokenizer: the model's tokenizer.
         sets: samples by the name of their set: detection samples have AP, captioned ones recall.
-        pictures: of each set at most so many, evenly spaced over it; 0 for all.
-        shown: pictures drawn of each set.
+        images: of each set at most so many, evenly spaced over it; 0 for all.
+        shown: images drawn of each set.
 
     Raises:
-        ValueError: no set, or one without a box or without a picture file among the chosen pictures: it could only
+        ValueError: no set, or one without a box or without an image file among the chosen images: it could only
             ever score nothing.
     """
 
@@ -61,17 +61,17 @@ class Validator:
         tokenizer: Tokenizer,
         sets: Mapping[str, Sequence[Sample]],
         *,
-        pictures: int = 200,
+        images: int = 200,
         shown: int = 2,
     ) -> None:
         if not sets:
             raise ValueError("data.validate lists no set: name at least one, or set train.validate_every to 0")
         self.config, self.tokenizer, self.shown = config, tokenizer, shown
-        self.sets = {name: Chosen(samples, pictures or len(samples)) for name, samples in sets.items()}
+        self.sets = {name: Chosen(samples, images or len(samples)) for name, samples in sets.items()}
         for name, chosen in self.sets.items():
             if not any(_has_target(chosen[index]) for index in range(len(chosen))):
                 raise ValueError(
-                    f"validation set {name!r}: none of its {len(chosen)} pictures that would be looked at has a named "
+                    f"validation set {name!r}: none of its {len(chosen)} images that would be looked at has a named "
                     "box: look at it with glip data check, or take it from data.validate"
                 )
             _refuse_missing(name, chosen)
@@ -80,7 +80,7 @@ class Validator:
         """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
         figures: dict[str, float] = {}
         deciding: list[float] = []
-        pictures: dict[str, Image.Image] = {}
+        images: dict[str, Image.Image] = {}
         tally = Tally()
         device = str(next(model.parameters()).device)
         with _evaluating(model):
@@ -92,8 +92,8 @@ class Validator:
                 tally.add(passed)
                 figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
                 deciding += [scored[figure] for figure in decides]
-                pictures |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
-        return Validated(figures, sum(deciding) / len(deciding), pictures, tally)
+                images |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
+        return Validated(figures, sum(deciding) / len(deciding), images, tally)
 
 
 class Chosen(Sequence[Sample]):
@@ -134,15 +134,15 @@ def set_figures(
         figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
     if not figures:
         raise ValueError(
-            f"validation set {name!r}: nothing to score: of {len(pairs)} pictures looked at none has a named box, and "
+            f"validation set {name!r}: nothing to score: of {len(pairs)} images looked at none has a named box, and "
             f"passed over were {_told(passed) or 'none'}: look at the set with glip data check"
         )
     return figures, [name for name in ("AP50", "recall@1") if name in figures]
 
 
 def beside(sample: Sample, found: Detections) -> Image.Image:
-    """Predictions beside targets: the best detections, as many as the picture has boxes, whatever they score."""
-    picture = open_any(sample.picture)
+    """Predictions beside targets: the best detections, as many as the image has boxes, whatever they score."""
+    image = open_any(sample.image)
     prompt = sample.prompt or Prompt.from_names(sample.vocabulary)
     pairs = [(box, phrase) for box, phrases in enumerate(sample.box_phrases) for phrase in phrases]
     target = Detections(
@@ -150,10 +150,10 @@ def beside(sample: Sample, found: Detections) -> Image.Image:
         torch.ones(len(pairs)),
         torch.tensor([phrase for _, phrase in pairs], dtype=torch.long),
         prompt,
-        (picture.height, picture.width),
+        (image.height, image.width),
     )
     best = found.select(torch.arange(min(len(found), max(len(pairs), 1))))
-    left, right = draw(picture, best), draw(picture, target, scores=False)
+    left, right = draw(image, best), draw(image, target, scores=False)
     sheet = Image.new("RGB", (left.width + _GAP + right.width, max(left.height, right.height)), (255, 255, 255))
     sheet.paste(left)
     sheet.paste(right, (left.width + _GAP, 0))
@@ -170,14 +170,14 @@ def _told(passed: Tally) -> str:
 
 
 def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
-    """Raise ValueError if every picture is a file and none is there; some may be missing, they are counted later."""
-    first = samples[0].picture
+    """Raise ValueError if every image is a file and none is there; some may be missing, they are counted later."""
+    first = samples[0].image
     for index in range(len(samples)):
-        picture = samples[index].picture
-        if not isinstance(picture, Path) or picture.is_file():
+        image = samples[index].image
+        if not isinstance(image, Path) or image.is_file():
             return
     raise ValueError(
-        f"validation set {name!r}: none of its {len(samples)} pictures that would be looked at is there, such as "
+        f"validation set {name!r}: none of its {len(samples)} images that would be looked at is there, such as "
         f"{str(first)!r}: correct images of the set or data.root, or take it from data.validate"
     )
 

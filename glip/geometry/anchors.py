@@ -14,7 +14,7 @@ _MAX_LOG_RATIO = math.log(1000.0 / 16)  # a box grows at most so much over its a
 
 
 def level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """The (height, width) of P3..P7 of a padded picture, in locations.
+    """The (height, width) of P3..P7 of a padded image, in locations.
 
     Each halving of the network rounds up, and so does one division by all of them.
     """

@@ -33,7 +33,7 @@ def giou_loss(predicted: Float[Tensor, "box 4"], target: Float[Tensor, "box 4"])
 
 
 def clip(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Float[Tensor, "box 4"]:
-    """Keep boxes inside a picture of (height, width) pixels: x in [0, width - 1], y in [0, height - 1]."""
+    """Keep boxes inside an image of (height, width) pixels: x in [0, width - 1], y in [0, height - 1]."""
     height, width = size
     x = boxes[:, 0::2].clamp(0, width - 1)
     y = boxes[:, 1::2].clamp(0, height - 1)
@@ -43,7 +43,7 @@ def clip(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Float[Tensor, 
 def scale(
     boxes: Float[Tensor, "box 4"], from_size: tuple[int, int], to_size: tuple[int, int]
 ) -> Float[Tensor, "box 4"]:
-    """Boxes of a picture of one (height, width), in the pixels of the same picture at another."""
+    """Boxes of an image of one (height, width), in the pixels of the same image at another."""
     factor_y, factor_x = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * boxes.new_tensor([factor_x, factor_y, factor_x, factor_y])
 

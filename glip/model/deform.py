@@ -18,7 +18,7 @@ _PLACES = 512  # at once without gradients: 4.7 MB of GLIP-T
 
 @dataclass(frozen=True)
 class Corners:
-    """Where each tap of each output place reads: four corner pixels of all pictures' rows of pixels, and their weights.
+    """Where each tap of each output place reads: four corner pixels of all images' rows of pixels, and their weights.
 
     Weights hold the bilinear share times the modulation, zero for corners outside the map.
     """

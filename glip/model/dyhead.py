@@ -29,7 +29,7 @@ class DeformableBranch(nn.Module):
 
 
 class DynamicReLU(nn.Module):
-    """max(x a1 + b1, x a2 + b2) per channel, with coefficients read off the picture (Chen et al. 2020)."""
+    """max(x a1 + b1, x a2 + b2) per channel, with coefficients read off the image (Chen et al. 2020)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DynamicBlock(nn.Module):
 
 
 def _leading(maps: Map, size: torch.Size) -> Map:
-    """The first floats of each picture's maps, read as maps of a smaller size.
+    """The first floats of each image's maps, read as maps of a smaller size.
 
     The release applies a level's offsets to the coarser level without resizing them; its CUDA kernel addresses the
     buffer in the output's layout. The official weights were trained with it (docs/parity.md, quirk 1).

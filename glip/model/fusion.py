@@ -14,7 +14,7 @@ from glip.shapes import Bool, Float, Tensor
 
 _CLAMP = 50000.0  # the release's guard against overflow in half precision
 _CHANCES = 2**16  # of which dropout draws one for each entry
-_SCORES = 4_000_000  # held at once, 16 MB: all heads of a short caption, one head of 80 names and a large picture
+_SCORES = 4_000_000  # held at once, 16 MB: all heads of a short caption, one head of 80 names and a large image
 
 
 class Fusion(nn.Module):
@@ -49,7 +49,7 @@ class Fusion(nn.Module):
         keys = self._split(self.key(text)) * self.scale
         values = self._split(self.value_text(text)) / (1 - rate)
         # Few heads at a time: S then stays in the processor's cache, and large temporaries, whose memory the system
-        # must clear page by page, never arise. All heads' S is 112 MB for 80 names and a picture of 800 x 1088.
+        # must clear page by page, never arise. All heads' S is 112 MB for 80 names and an image of 800 x 1088.
         together = max(1, _SCORES // (image.shape[0] * image.shape[1] * text.shape[1]))
         read_image: list[Tensor] = []
         read_text: Tensor = self.out_image.bias

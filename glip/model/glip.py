@@ -1,6 +1,6 @@
-"""GLIP (Li et al. 2022, arXiv 2112.03857): pictures and captions in, alignment and boxes of every location out.
+"""GLIP (Li et al. 2022, arXiv 2112.03857): images and captions in, alignment and boxes of every location out.
 
-Read downhill: picture -> pyramid, caption -> token features, both through the tower (fusion, text layer, dynamic
+Read downhill: image -> pyramid, caption -> token features, both through the tower (fusion, text layer, dynamic
 block; n times), then the heads. ``encode_image`` and ``encode_text`` may be called once and ``ground`` many times.
 """
 
@@ -89,21 +89,21 @@ class GLIP(nn.Module):
             self.language.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Outputs:
-        """Ground each caption of a batch in its picture."""
+        """Ground each caption of a batch in its image."""
         return self.ground(self.encode_image(batch.images.pixels), self.encode_text(batch.text))
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
-        """The pyramid P3..P7 of normalized pictures; it does not depend on the caption."""
+        """The pyramid P3..P7 of normalized images; it does not depend on the caption."""
         levels: tuple[Map, ...] = self.pyramid(self.vision(pixels))
         return levels
 
     def encode_text(self, text: TextBatch) -> TextFeatures:
-        """Features of each token; they do not depend on the picture."""
+        """Features of each token; they do not depend on the image."""
         features: TextFeatures = self.language(text.input_ids, text.attention_mask)
         return features
 
     def ground(self, levels: Sequence[Map], text: TextFeatures) -> Outputs:
-        """Fuse encoded pictures with encoded captions and read the heads."""
+        """Fuse encoded images with encoded captions and read the heads."""
         if self.prompt_offsets is not None:
             text = replace(text, hidden=text.hidden + self.prompt_offsets[: text.hidden.shape[1]])
         for stage in self.tower:

@@ -207,7 +207,7 @@ def _apply(rules: list[tuple[str, str]], key: str) -> str:
 
 
 def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
-    """What a config of the 2022 release (yacs YAML) says beyond the weights: picture sizes and decoding.
+    """What a config of the 2022 release (yacs YAML) says beyond the weights: image sizes and decoding.
 
     Raises:
         ConfigError: broken YAML, or a value of another kind than the release's.

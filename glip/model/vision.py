@@ -53,7 +53,7 @@ class WindowAttention(nn.Module):
         windows, places, width = x.shape
         q, k, v = self.qkv(x).view(windows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.bias_table[self.relative_index].view(places, places, -1).permute(2, 0, 1)[None]
-        if mask is not None:  # one mask per window of a picture
+        if mask is not None:  # one mask per window of an image
             bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(windows, places, width))
@@ -178,7 +178,7 @@ class Swin(nn.Module):
 class ResNet(nn.Module):
     """timm's ResNet of basic blocks with a deep stem, for small models; gives C3, C4, C5.
 
-    Small models learn from few pictures, where convolutions need far fewer examples than windows of attention.
+    Small models learn from few images, where convolutions need far fewer examples than windows of attention.
     """
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], *, drop_path: float) -> None:

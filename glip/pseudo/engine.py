@@ -104,10 +104,10 @@ class _Told:
         if "failed" in outcome:
             self.say(f"{outcome['shard']} failed: {outcome['failed']}{ending}")
             return
-        rate = outcome["pictures"] / max(outcome["wall"], 1e-9)
+        rate = outcome["images"] / max(outcome["wall"], 1e-9)
         self.say(
             f"{outcome['shard']}: {outcome['kept']} of {outcome['pairs']} pairs, {outcome['boxes']} boxes in "
-            f"{outcome['pictures']} pictures, {rate:.1f} pictures/s{ending}"
+            f"{outcome['images']} images, {rate:.1f} images/s{ending}"
         )
 
 

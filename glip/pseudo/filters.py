@@ -1,4 +1,4 @@
-"""Which pairs of picture and caption are worth a teacher's time: cheap rules, asked before any network runs.
+"""Which pairs of image and caption are worth a teacher's time: cheap rules, asked before any network runs.
 
 Cheapest first: the caption, then the file's bytes and header, then its pixels, last whether it was seen before.
 ``ShardFilter`` asks the rules for one shard and counts what each took out. Nothing is changed: a caption is taken as it
@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glip.data.picture import PictureError, open_picture, stated_size
+from glip.data.image import ImageError, load_image, stated_size
 from glip.data.sets import Tally
 from glip.structures import LETTER, Archived
 from glip.text.phrases import MARKUP
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_SIDE = 32  # a picture is hashed at 32 x 32
+_SIDE = 32  # an image is hashed at 32 x 32
 _WAVES = np.cos(np.pi / _SIDE * (np.arange(_SIDE) + 0.5)[None, :] * np.arange(8)[:, None])  # lowest 8 of the DCT-II
 _ONES = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
-_REMEMBERED = 1 << 17  # pictures, 8 bytes each
+_REMEMBERED = 1 << 17  # images, 8 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class PairRules:
         max_tokens: most tokens of a caption, [CLS] and [SEP] included; 0: as many as the model reads; -1: off.
         min_phrases: least noun phrases of a caption, from 1 on: without one there is nothing to ask.
         repeated_captions: how often a caption may occur in a shard; the first ones stay.
-        same_picture: the most bits of 64 in which the hash may differ from one before; -1: off. 4 found, for 700
+        same_image: the most bits of 64 in which the hash may differ from one before; -1: off. 4 found, for 700
             photographs of six sets, all 2,100 re-encodings (JPEG quality 30; half the size; 256 pixels at quality 60);
             the nearest two different ones were 12 apart.
         no_html: drop captions with tags or entities of HTML; False: off.
@@ -66,14 +66,14 @@ class PairRules:
     max_tokens: int = 0
     min_phrases: int = 1
     repeated_captions: int = 10
-    same_picture: int = 4
+    same_image: int = 4
     no_html: bool = True
     no_control: bool = True
     need_letters: bool = True
     latin_only: bool = False
 
     def __post_init__(self) -> None:
-        least = {"max_tokens": -1, "same_picture": -1, "min_phrases": 1}
+        least = {"max_tokens": -1, "same_image": -1, "min_phrases": 1}
         for name, value in self.__dict__.items():
             off = least.get(name, 0)
             if type(value) is not bool and not off <= value < float("inf"):
@@ -84,10 +84,8 @@ class PairRules:
                 raise ValueError(f"min_{what} {low} is over max_{what} {high}: nothing would be kept, so change one")
         if 0 < self.max_aspect < 1:
             raise ValueError(f"max_aspect: got {self.max_aspect}: it is the long side over the short one, so from 1 on")
-        if self.same_picture > 16:
-            raise ValueError(
-                f"same_picture: got {self.same_picture}: different ones are so near; give -1 to 16, such as 4"
-            )
+        if self.same_image > 16:
+            raise ValueError(f"same_image: got {self.same_image}: different ones are so near; give -1 to 16, such as 4")
 
     def for_model(self, limit: int) -> "PairRules":
         """The rules with the tokens that a model reads as the limit where none, or a greater one, is given."""
@@ -127,8 +125,8 @@ def _is_latin(letter: str) -> bool:
     return not letter.isalpha() or "LATIN" in unicodedata.name(letter, "") or letter in "ªº"
 
 
-def filter_picture(size: tuple[int, int], count: int, rules: PairRules) -> str:
-    """Why a picture is not worth asking a teacher, told from what costs nothing; "" where it is.
+def filter_image(size: tuple[int, int], count: int, rules: PairRules) -> str:
+    """Why an image is not worth asking a teacher, told from what costs nothing; "" where it is.
 
     Args:
         size: its sides as the header states them, in either order (``stated_size``, or ``Image.size`` before decoding).
@@ -137,61 +135,61 @@ def filter_picture(size: tuple[int, int], count: int, rules: PairRules) -> str:
     """
     short, long = sorted(size)
     if count < rules.min_bytes:
-        return "picture file of too few bytes"
+        return "image file of too few bytes"
     if rules.max_bytes and count > rules.max_bytes:
-        return "picture file of too many bytes"
+        return "image file of too many bytes"
     if short < max(rules.min_side, 1):
-        return "picture too small"
+        return "image too small"
     if rules.max_aspect and long > rules.max_aspect * short:
-        return "picture too long and narrow"
+        return "image too long and narrow"
     if rules.max_pixels and short * long > rules.max_pixels:
-        return "picture of too many pixels"
+        return "image of too many pixels"
     return ""
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A picture that was looked at: upright RGB and its hash; or the reason why not, and a detail to be listed."""
+    """An image that was looked at: upright RGB and its hash; or the reason why not, and a detail to be listed."""
 
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     hash: int = 0
     reason: str = ""
     detail: str = ""
 
 
-def inspect_picture(picture: Path | Archived, rules: PairRules) -> Inspected:
-    """Look at a picture's bytes and header, and decode it if both are in order. Needs no order: threads may do it."""
+def inspect_image(image: Path | Archived, rules: PairRules) -> Inspected:
+    """Look at an image's bytes and header, and decode it if both are in order. Needs no order: threads may do it."""
     try:
-        size = stated_size(picture)
-        count = picture.length if isinstance(picture, Archived) else picture.stat().st_size
-        if reason := filter_picture(size, count, rules):
-            return Inspected(reason=reason, detail=f"{picture}: {size[0]} x {size[1]} pixels, {count} bytes")
-        decoded = open_picture(picture)
-    except PictureError as error:
-        return Inspected(reason="picture that cannot be read", detail=str(error))
-    return Inspected(decoded, picture_hash(decoded) if rules.same_picture >= 0 else 0)
+        size = stated_size(image)
+        count = image.length if isinstance(image, Archived) else image.stat().st_size
+        if reason := filter_image(size, count, rules):
+            return Inspected(reason=reason, detail=f"{image}: {size[0]} x {size[1]} pixels, {count} bytes")
+        decoded = load_image(image)
+    except ImageError as error:
+        return Inspected(reason="image that cannot be read", detail=str(error))
+    return Inspected(decoded, image_hash(decoded) if rules.same_image >= 0 else 0)
 
 
-def picture_hash(picture: Image.Image) -> int:
-    """64 bits of what a picture looks like: the signs of its lowest waves about their median (Zauner 2010, pHash).
+def image_hash(image: Image.Image) -> int:
+    """64 bits of what an image looks like: the signs of its lowest waves about their median (Zauner 2010, pHash).
 
-    The same for other sizes and encodings of a picture, but for a few bits; crops and mirrored pictures differ.
+    The same for other sizes and encodings of an image, but for a few bits; crops and mirrored images differ.
     """
-    grey = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
-    waves = (_WAVES @ grey @ _WAVES.T).round(6).ravel()  # rounded, so that of a plain picture all are zero
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR), dtype=np.float64)
+    waves = (_WAVES @ grey @ _WAVES.T).round(6).ravel()  # rounded, so that of a plain image all are zero
     bits = waves > np.median(waves[1:])
     bits[0] = False  # the mean: how bright it is says nothing
     return int.from_bytes(np.packbits(bits).tobytes())
 
 
-class SeenPictures:
-    """The hashes of the pictures so far; the oldest are forgotten when there are more than ``remembered``."""
+class SeenImages:
+    """The hashes of the images so far; the oldest are forgotten when there are more than ``remembered``."""
 
     def __init__(self, distance: int, remembered: int = _REMEMBERED) -> None:
         self._distance, self._hashes, self._count = distance, np.zeros(remembered, dtype=np.uint64), 0
 
     def seen(self, hash: int) -> bool:
-        """Whether a picture that looks the same was asked for before; if not, this one is remembered."""
+        """Whether an image that looks the same was asked for before; if not, this one is remembered."""
         known = self._hashes[: min(self._count, len(self._hashes))]
         counts = _ONES.take((known ^ np.uint64(hash)).view(np.uint16)).view(np.uint32)  # four bytes, 16 bits of it each
         apart = (counts * np.uint32(0x01010101)) >> 24  # their sum; numpy 2 could say bitwise_count
@@ -212,7 +210,7 @@ class ShardFilter:
         self.tally = Tally()
         self._rules, self._count_tokens = rules, count_tokens
         self._times: dict[bytes, int] = {}
-        self._pictures = SeenPictures(rules.same_picture)
+        self._images = SeenImages(rules.same_image)
 
     def caption(self, text: str, place: str) -> bool:
         """Whether a caption is kept; the place (such as "record 17 of 00003.tar") is listed if not."""
@@ -222,11 +220,11 @@ class ShardFilter:
         """Whether a caption with so many noun phrases is kept."""
         return self._kept("caption without a noun phrase" if number < self._rules.min_phrases else "", place)
 
-    def picture(self, inspected: Inspected, place: str, pairs: int = 1) -> bool:
-        """Whether a picture is kept; to be asked once for each picture, which takes all its pairs with it."""
+    def image(self, inspected: Inspected, place: str, pairs: int = 1) -> bool:
+        """Whether an image is kept; to be asked once for each image, which takes all its pairs with it."""
         reason = inspected.reason
-        if not reason and self._rules.same_picture >= 0 and self._pictures.seen(inspected.hash):
-            reason = "picture that looks like one before"
+        if not reason and self._rules.same_image >= 0 and self._images.seen(inspected.hash):
+            reason = "image that looks like one before"
         return self._kept(reason, inspected.detail or place, pairs)
 
     def _repeated(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the teacher sees in captioned pictures: the phrases of each caption, and low-threshold boxes for them."""
+"""What the teacher sees in captioned images: the phrases of each caption, and low-threshold boxes for them."""
 
 import time
 from collections import defaultdict
@@ -14,17 +14,17 @@ from PIL import Image
 
 from glip.data.writers import label_row
 from glip.detector import Detector
-from glip.pseudo.filters import Inspected, PairRules, ShardFilter, inspect_picture
+from glip.pseudo.filters import Inspected, PairRules, ShardFilter, inspect_image
 from glip.pseudo.packs import packed
-from glip.pseudo.shards import Captioned, Shard, read_shard_pictures
+from glip.pseudo.shards import Captioned, Shard, read_shard_images
 from glip.pseudo.store import Form, Row, Store
 from glip.structures import Detections, Prompt, Sample, Span
 from glip.text.phrases import PhraseFinder
 
 STAGES = ("read", "parse", "decode", "detect", "write")
 SCORE_BINS = 20
-_WINDOW = 32  # pictures opened and grouped by size at a time
-_READERS = 2  # threads that open pictures while the teacher looks at others
+_WINDOW = 32  # images opened and grouped by size at a time
+_READERS = 2  # threads that open images while the teacher looks at others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class HowToLabel:
         model: the teacher: a name or a folder.
         threshold: lowest score stored.
         max_detections: boxes of a caption at most.
-        batch_size: pictures encoded, and prompts grounded, at once.
-        together: captions of one picture in one prompt at most, as far as the model reads them; 1 asks each alone,
+        batch_size: images encoded, and prompts grounded, at once.
+        together: captions of one image in one prompt at most, as far as the model reads them; 1 asks each alone,
             which costs a pass of the head each.
         threads: of a worker's computation; results are the same to the bit only for the same number.
         device: cpu, cuda; None: CUDA where there is one.
@@ -61,7 +61,7 @@ class HowToLabel:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A picture and the captions that are asked of it."""
+    """An image and the captions that are asked of it."""
 
     of: Captioned
     prompts: tuple[Prompt, ...]
@@ -109,11 +109,11 @@ class Labeller:
         """
         clock, began = Clock(), time.monotonic()
         with clock.of("read"):
-            pictures, left_out = read_shard_pictures(shard)
+            images, left_out = read_shard_images(shard)
         rules = self.how.pairs.for_model(self.detector.processor.max_tokens)
         filter = ShardFilter(rules, self.detector.processor.count_tokens)
         with clock.of("parse"):
-            asked = self._asked(pictures, filter)
+            asked = self._asked(images, filter)
         rows: list[Row] = []
         for pairs in self._opened(asked, rules, filter, clock):
             with clock.of("detect"):
@@ -122,7 +122,7 @@ class Labeller:
                 rows += _rows(pairs, results, shard.entry.images)
         report = {
             "shard": shard.name,
-            "pairs": sum(len(one.captions) for one in pictures),
+            "pairs": sum(len(one.captions) for one in images),
             **_counts(rows),
             "dropped": filter.tally.counts,
             "places": filter.tally.places,
@@ -133,12 +133,12 @@ class Labeller:
         self.store.write(shard.name, rows, report)
         return report
 
-    def _asked(self, pictures: Sequence[Captioned], filter: ShardFilter) -> list[_Asked]:
-        """The captions worth asking, as prompts; a picture without any is not opened."""
-        kept = [[text for text in one.captions if filter.caption(text, str(one.picture))] for one in pictures]
+    def _asked(self, images: Sequence[Captioned], filter: ShardFilter) -> list[_Asked]:
+        """The captions worth asking, as prompts; an image without any is not opened."""
+        kept = [[text for text in one.captions if filter.caption(text, str(one.image))] for one in images]
         spans = iter(self.finder.many([text for own in kept for text in own]))
         found = []
-        for one, texts in zip(pictures, kept, strict=True):
+        for one, texts in zip(images, kept, strict=True):
             prompts = [self._prompt(text, next(spans), one, filter) for text in texts]
             usable = tuple(prompt for prompt in prompts if prompt is not None)
             if usable:
@@ -146,25 +146,25 @@ class Labeller:
         return found
 
     def _prompt(self, caption: str, spans: Sequence[Span], of: Captioned, filter: ShardFilter) -> Prompt | None:
-        if not filter.phrases(len(spans), str(of.picture)):
+        if not filter.phrases(len(spans), str(of.image)):
             return None
         prompt = Prompt.from_caption(caption, list(spans))
         try:
             self.detector.processor.text([prompt])
         except ValueError:  # a phrase of signs that the vocabulary lacks
-            filter.tally.note("caption that the teacher cannot read", str(of.picture))
+            filter.tally.note("caption that the teacher cannot read", str(of.image))
             return None
         return prompt
 
     def _opened(
         self, asked: Sequence[_Asked], rules: PairRules, filter: ShardFilter, clock: Clock
     ) -> Iterator[list[tuple[_Asked, Image.Image]]]:
-        """The pictures that are worth it, a window at a time; the next one is opened while this one is looked at."""
+        """The images that are worth it, a window at a time; the next one is opened while this one is looked at."""
         windows = [asked[start : start + _WINDOW] for start in range(0, len(asked), _WINDOW)]
         with ThreadPoolExecutor(_READERS) as readers:
 
             def start(number: int) -> list[Future[Inspected]]:
-                return [readers.submit(inspect_picture, one.of.picture, rules) for one in windows[number]]
+                return [readers.submit(inspect_image, one.of.image, rules) for one in windows[number]]
 
             opening = start(0) if windows else []
             for number, window in enumerate(windows):
@@ -174,11 +174,11 @@ class Labeller:
                 yield list(_worth(zip(window, inspected, strict=True), filter))
 
     def _detected(self, pairs: Sequence[tuple[_Asked, Image.Image]]) -> list[list[Detections]]:
-        """What is found for each caption of each picture; a picture is encoded once for all its captions."""
+        """What is found for each caption of each image; an image is encoded once for all its captions."""
         found: dict[int, list[Detections]] = defaultdict(list)
         size, detector = self.how.batch_size, self.detector
-        for group in detector.group_by_size([picture for _, picture in pairs], size):
-            image = detector.encode_image([pairs[index][1] for index in group])
+        for group in detector.group_by_size([image for _, image in pairs], size):
+            encoded = detector.encode_image([pairs[index][1] for index in group])
             packs = [
                 (place, pack)
                 for place, index in enumerate(group)
@@ -187,7 +187,7 @@ class Labeller:
             for start in range(0, len(packs), size):
                 piece = packs[start : start + size]
                 answers = detector.ground(
-                    image.select([place for place, _ in piece]),
+                    encoded.select([place for place, _ in piece]),
                     detector.encode_text([pack.prompt for _, pack in piece]),
                     threshold=self.how.threshold,
                     max_detections=self.how.max_detections * self.how.together,
@@ -200,29 +200,29 @@ class Labeller:
 
 def _worth(inspected: Iterable[tuple[_Asked, Inspected]], filter: ShardFilter) -> Iterator[tuple[_Asked, Image.Image]]:
     for one, got in inspected:
-        if filter.picture(got, str(one.of.picture), len(one.prompts)) and got.picture is not None:
-            yield one, got.picture
+        if filter.image(got, str(one.of.image), len(one.prompts)) and got.image is not None:
+            yield one, got.image
 
 
 def _rows(
     pairs: Sequence[tuple[_Asked, Image.Image]], results: Sequence[Sequence[Detections]], images: Sequence[str]
 ) -> list[Row]:
     return [
-        label_row(_sample(one.of, picture, detections), images)
-        for (one, picture), found in zip(pairs, results, strict=True)
+        label_row(_sample(one.of, image, detections), images)
+        for (one, image), found in zip(pairs, results, strict=True)
         for detections in found
     ]
 
 
-def _sample(of: Captioned, picture: Image.Image, found: Detections) -> Sample:
+def _sample(of: Captioned, image: Image.Image, found: Detections) -> Sample:
     """What is stored: rounded, so that engines and machines agree."""
     return Sample(
-        of.picture,
+        of.image,
         torch.tensor([[round(value, 2) for value in box] for box, *_ in found]).reshape(-1, 4),
         tuple((label,) for label in found.labels.tolist()),
         prompt=found.prompt,
         image_id=of.image_id,
-        size=picture.size,
+        size=image.size,
         scores=tuple(round(score, 4) for score in found.scores.tolist()),
     )
 
@@ -240,7 +240,7 @@ def _counts(rows: Sequence[Row]) -> dict[str, Any]:
             per_phrase[str(min(count, 10))] += 1
     return {
         "kept": len(rows),
-        "pictures": len({(row["picture"], row.get("member")) for row in rows}),
+        "images": len({(row["image"], row.get("member")) for row in rows}),
         "phrases": sum(len(row["phrases"]) for row in rows),
         "boxes": sum(scores),
         "scores": scores,

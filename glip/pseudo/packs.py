@@ -1,6 +1,6 @@
-"""Several captions of one picture in one prompt, so that the head, which runs anew for every prompt, runs less often.
+"""Several captions of one image in one prompt, so that the head, which runs anew for every prompt, runs less often.
 
-As in training, where captions of other pictures are packed beside the true one (GLIP's appendix on pre-training).
+As in training, where captions of other images are packed beside the true one (GLIP's appendix on pre-training).
 """
 
 from collections.abc import Iterator, Sequence

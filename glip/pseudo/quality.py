@@ -57,14 +57,14 @@ def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[
         unseen: words that the teacher never heard; phrases with one are a kind of their own.
 
     Raises:
-        ValueError: no label has a caption and picture of the truth.
+        ValueError: no label has a caption and image of the truth.
     """
     samples = {_key_of(sample): sample for sample in truth if sample.prompt is not None}
     found = defaultdict[str, list[tuple[float, bool]]](list)
     counts, phrases = defaultdict[str, int](int), defaultdict[str, int](int)
     unasked = judged = 0
     for row in rows:
-        sample = samples.get((Path(row.get("member") or row["picture"]).name, row["caption"]))
+        sample = samples.get((Path(row.get("member") or row["image"]).name, row["caption"]))
         if sample is None:
             continue
         judged += 1
@@ -83,7 +83,7 @@ def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[
             found[kind] += _judged(own.get(number, ()), true)
     if not judged:
         raise ValueError(
-            f"none of the labels has a picture and caption of the {len(samples)} with true boxes: give the set whose "
+            f"none of the labels has an image and caption of the {len(samples)} with true boxes: give the set whose "
             "captions were labelled"
         )
     kinds = list(counts)
@@ -97,8 +97,8 @@ def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[
 
 
 def _key_of(sample: Sample) -> _Key:
-    assert sample.prompt is not None and not isinstance(sample.picture, Image.Image)
-    name = sample.picture.name if isinstance(sample.picture, Archived) else str(sample.picture)
+    assert sample.prompt is not None and not isinstance(sample.image, Image.Image)
+    name = sample.image.name if isinstance(sample.image, Archived) else str(sample.image)
     return Path(name).name, sample.prompt.caption
 
 

@@ -1,4 +1,4 @@
-"""What a labelling did: one report over all shards, as json and as a page of plots with sample pictures."""
+"""What a labelling did: one report over all shards, as json and as a page of plots with sample images."""
 
 import json
 from collections import Counter
@@ -19,12 +19,12 @@ from glip.structures import Sample
 from glip.visualize import contact_sheet
 
 REPORT, PAGE = "report.json", "report.png"
-_SHOWN, _SURE = 8, 0.5  # sample pictures, and the score from which their boxes are drawn
+_SHOWN, _SURE = 8, 0.5  # sample images, and the score from which their boxes are drawn
 _EXAMPLES = 5
 
 
 def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The reports of shards as one; ``pictures/s`` is of one worker's wall time."""
+    """The reports of shards as one; ``images/s`` is of one worker's wall time."""
     dropped, left_out, per_phrase, seconds = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     places: dict[str, list[str]] = {}
     for report in reports:
@@ -34,7 +34,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         seconds.update(report["seconds"])
         for reason, named in report["places"].items():
             places[reason] = [*places.get(reason, []), *named][:_EXAMPLES]
-    total = {key: sum(report[key] for report in reports) for key in ("pairs", "kept", "pictures", "phrases", "boxes")}
+    total = {key: sum(report[key] for report in reports) for key in ("pairs", "kept", "images", "phrases", "boxes")}
     wall = sum(report["wall"] for report in reports)
     scores = np.sum([report["scores"] for report in reports], axis=0).tolist() if reports else [0] * SCORE_BINS
     return {
@@ -47,7 +47,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "boxes per phrase": dict(sorted(per_phrase.items(), key=lambda item: int(item[0]))),
         "seconds": {stage: round(seconds[stage], 1) for stage in STAGES},
         "wall": round(wall, 1),
-        "pictures/s": round(total["pictures"] / wall, 2) if wall else 0.0,
+        "images/s": round(total["images"] / wall, 2) if wall else 0.0,
     }
 
 
@@ -69,7 +69,7 @@ def write_report(store: Store, shards: int, failed: Sequence[Failed]) -> dict[st
 
 
 def draw_report(store: Store, report: dict[str, Any]) -> Path:
-    """Draw the page: scores, boxes per phrase, what was dropped, where the time went, and some pictures."""
+    """Draw the page: scores, boxes per phrase, what was dropped, where the time went, and some images."""
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(14, 13), layout="constrained")
@@ -88,13 +88,13 @@ def draw_report(store: Store, report: dict[str, Any]) -> Path:
         dropped.set_axis_off()
     dropped.set(title=f"not labelled of {report['pairs']:,} pairs ({report['kept']:,} are)")
     time.barh(list(report["seconds"])[::-1], list(report["seconds"].values())[::-1])
-    time.set(title=f"seconds by stage ({report['pictures/s']:.1f} pictures/s of a worker)")
+    time.set(title=f"seconds by stage ({report['images/s']:.1f} images/s of a worker)")
     panel = below.subplots()
     panel.axis("off")
     sheet = _samples(store)
     if sheet is not None:
         panel.imshow(np.asarray(sheet))
-        panel.set(title=f"the first pictures, with boxes from score {_SURE} on")
+        panel.set(title=f"the first images, with boxes from score {_SURE} on")
     path = store.folder / PAGE
     partial = path.with_name(f".{PAGE}")
     page.savefig(partial, dpi=90, format="png")
@@ -103,7 +103,7 @@ def draw_report(store: Store, report: dict[str, Any]) -> Path:
 
 
 def _samples(store: Store) -> Image.Image | None:
-    """A contact sheet of pictures of which something was found, or None."""
+    """A contact sheet of images of which something was found, or None."""
     folders, samples = Folders(read_manifest(store.folder)["images"]), list[Sample]()
     for row in read_rows(store.folder):
         sure = [box for box in row["boxes"] if box["score"] >= _SURE]

@@ -20,7 +20,7 @@ _NOT_IN_LABELS = ("device", "threads", "batch_size", "model")  # the same run ma
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """What labels: an engine, its actors (of Ray), and the pictures of a shard that is cut from a single file."""
+    """What labels: an engine, its actors (of Ray), and the images of a shard that is cut from a single file."""
 
     engine: Engine = "local"
     workers: int = 1
@@ -40,7 +40,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
 
     Args:
         name: a set's name, a file or a folder.
-        images: folders of its pictures, where it is a file.
+        images: folders of its images, where it is a file.
         root: the data root.
 
     Raises:
@@ -49,7 +49,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     if entry.format == "world":
-        raise ValueError(f"set {name!r} is drawn as needed: give captions with picture files (tools/draw_captions.py)")
+        raise ValueError(f"set {name!r} is drawn as needed: give captions with image files (tools/draw_captions.py)")
     under = data_root(root)
     path = (under / entry.annotations).absolute()
     format = entry.format or guess_format(path)

@@ -23,11 +23,11 @@ class SelectRules:
     Args:
         box: lowest score of a box; GLIP 0.5, OWL-ST 0.1, GRIT 0.65.
         min_side: least side of a box in pixels.
-        max_area: greatest share of the picture that a box covers; 1: off.
+        max_area: greatest share of the image that a box covers; 1: off.
         nms: overlap (IoU) over which the lower-scored of two boxes of one phrase goes; 1: off, as in GLIP.
         nms_across: the same among all phrases of a caption; 1: off. GRIT: 0.5.
         per_phrase: boxes of a phrase at most, the best; 0: no limit.
-        picture: score that the best box of a caption must reach, else the pair goes; OWL-ST 0.3.
+        image: score that the best box of a caption must reach, else the pair goes; OWL-ST 0.3.
 
     Raises:
         ValueError: a value that makes no sense.
@@ -39,10 +39,10 @@ class SelectRules:
     nms: float = 1.0
     nms_across: float = 1.0
     per_phrase: int = 0
-    picture: float = 0.5
+    image: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("box", "max_area", "nms", "nms_across", "picture"):
+        for name in ("box", "max_area", "nms", "nms_across", "image"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}: give a number in 0..1")
         for name in ("min_side", "per_phrase"):
@@ -89,7 +89,7 @@ def select(folder: str | Path, out: str | Path, rules: SelectRules) -> Selection
         if not selection.kept_pairs:
             raise ValueError(
                 f"{str(folder)!r}: none of {selection.boxes} boxes of {selection.pairs} pairs is kept "
-                f"({dict(selection.dropped) or 'it has none'}): lower --box and --picture"
+                f"({dict(selection.dropped) or 'it has none'}): lower --box and --image"
             )
     return selection
 
@@ -104,8 +104,8 @@ def selected(rows: Iterable[Row], rules: SelectRules, selection: Selection) -> I
         if not boxes or not kept:
             selection.pairs_dropped["nothing found" if not boxes else "no box kept"] += 1
             continue
-        if max(box["score"] for box in kept) < rules.picture:
-            selection.pairs_dropped["best score below picture"] += 1
+        if max(box["score"] for box in kept) < rules.image:
+            selection.pairs_dropped["best score below image"] += 1
             selection.dropped["of a pair that goes"] += len(kept)
             continue
         selection.kept_pairs += 1
@@ -125,7 +125,7 @@ def _kept(row: Row, rules: SelectRules, dropped: Counter[str]) -> list[Row]:
         if min(x2 - x1, y2 - y1) < rules.min_side:
             dropped["too small"] += 1
         elif rules.max_area < 1 and (x2 - x1) * (y2 - y1) > rules.max_area * area:
-            dropped["almost the whole picture"] += 1
+            dropped["almost the whole image"] += 1
         else:
             fitting.append(box)
     fitting.sort(key=lambda box: -box["score"])

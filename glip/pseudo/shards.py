@@ -1,7 +1,7 @@
 """The captions to label, cut into shards: what one worker labels at a time, and labels again if it dies over it.
 
 A folder of files is cut at its files (tars as img2dataset writes them: one shard each), a single file after so many
-pictures. Whoever labels many millions gives many files, so that no worker reads more than its own.
+images. Whoever labels many millions gives many files, so that no worker reads more than its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,19 +30,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture with all the captions that follow one another for it."""
+    """An image with all the captions that follow one another for it."""
 
-    picture: Path | Archived
+    image: Path | Archived
     image_id: int | str
     captions: tuple[str, ...]
 
 
-def find_shards(entry: SetConfig, pictures: int) -> list[Shard]:
+def find_shards(entry: SetConfig, images: int) -> list[Shard]:
     """The shards of a set of captions, in the order of its files.
 
     Args:
         entry: where it lies; full paths.
-        pictures: of a shard cut from a single file.
+        images: of a shard cut from a single file.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, or is no set of captions.
@@ -55,11 +55,11 @@ def find_shards(entry: SetConfig, pictures: int) -> list[Shard]:
     starts, previous, count = [0], None, 0
     samples = _read(entry).samples
     for index, sample in enumerate(samples):
-        if sample.picture != previous and count == pictures:
+        if sample.image != previous and count == images:
             starts.append(index)
             count = 0
-        count += sample.picture != previous
-        previous = sample.picture
+        count += sample.image != previous
+        previous = sample.image
     ends = [*starts[1:], len(samples)]
     return [
         Shard(f"{path.stem}-{number:05d}", entry, start, stop)
@@ -67,8 +67,8 @@ def find_shards(entry: SetConfig, pictures: int) -> list[Shard]:
     ]
 
 
-def read_shard_pictures(shard: Shard) -> tuple[list[Captioned], Tally]:
-    """The pictures of a shard with their captions, and what the reader left out of its file.
+def read_shard_images(shard: Shard) -> tuple[list[Captioned], Tally]:
+    """The images of a shard with their captions, and what the reader left out of its file.
 
     Raises:
         FileNotFoundError, ValueError: it is not there, or not one caption of it can be read.
@@ -91,20 +91,20 @@ def _between(samples: Sequence[Sample], start: int, stop: int | None) -> Iterato
 def _joined(samples: Iterator[Sample]) -> Iterator[Captioned]:
     current: Captioned | None = None
     for sample in samples:
-        assert not isinstance(sample.picture, Image.Image), "sets of captions are files"
+        assert not isinstance(sample.image, Image.Image), "sets of captions are files"
         caption = sample.caption or (sample.prompt.caption if sample.prompt else "")
-        if current is not None and current.picture == sample.picture:
+        if current is not None and current.image == sample.image:
             current = replace(current, captions=(*current.captions, caption))
             continue
         if current is not None:
             yield current
-        current = Captioned(sample.picture, sample.image_id, (caption,))
+        current = Captioned(sample.image, sample.image_id, (caption,))
     if current is not None:
         yield current
 
 
 def _of_file(entry: SetConfig, file: Path) -> SetConfig:
-    inside = file.suffix.lower() == ".tar"  # its pictures are in it
+    inside = file.suffix.lower() == ".tar"  # its images are in it
     return replace(entry, annotations=str(file), images=(str(file.parent),) if inside else entry.images)
 
 

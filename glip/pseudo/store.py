@@ -20,7 +20,7 @@ Form = Literal["jsonl", "parquet"]
 
 MANIFEST = "manifest.json"
 _DONE = ".report.json"
-_PLAIN = ("picture", "member", "start", "length", "width", "height", "caption")
+_PLAIN = ("image", "member", "start", "length", "width", "height", "caption")
 
 
 class Store:
@@ -143,7 +143,7 @@ def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
     numbers, text = pa.list_(pa.float64()), pa.string()
     phrase = pa.struct([("text", text), ("spans", pa.list_(pa.list_(pa.int64())))])
     box = pa.struct([("box", numbers), ("phrases", pa.list_(pa.int64())), ("score", pa.float64())])
-    kinds = {"picture": text, "member": text, "caption": text}
+    kinds = {"image": text, "member": text, "caption": text}
     plain = [(key, kinds.get(key, pa.int64())) for key in _PLAIN]
     schema = pa.schema([*plain, ("id", text), ("phrases", pa.list_(phrase)), ("boxes", pa.list_(box))])
     table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=schema)

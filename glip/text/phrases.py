@@ -86,7 +86,7 @@ class PhraseFinder:
 
     A phrase is a noun or a name with what stands before it and belongs to it, without a break: determiners, adjectives,
     nouns, numbers and possessives; and with the rest of a name after it. `chunks` gives them all, `many` and a call
-    only what a picture can show, each without its determiner: phrases of one word less the leading ones ("his hat" ->
+    only what an image can show, each without its determiner: phrases of one word less the leading ones ("his hat" ->
     "hat"), and none whose head is in the list of what is no thing ("view", "a group of"). A phrase that occurs twice
     is found twice, each with its own characters; phrases never overlap.
 

@@ -1,4 +1,4 @@
-"""What a run tells: a live line, rows of ``metrics.jsonl``, and curves and pictures for TensorBoard where asked for."""
+"""What a run tells: a live line, rows of ``metrics.jsonl``, and curves and images for TensorBoard where asked for."""
 
 import json
 import math
@@ -21,7 +21,7 @@ class Validation(Protocol):
     """What a validation found.
 
     ``figures`` by name, such as "bccd_val/AP50"; ``best``, the figure by which the best checkpoint is chosen, higher is
-    better; ``pictures`` to look at, by name; ``left_out``, what was passed over.
+    better; ``images`` to look at, by name; ``left_out``, what was passed over.
     """
 
     @property
@@ -35,13 +35,13 @@ class Validation(Protocol):
         ...
 
     @property
-    def pictures(self) -> dict[str, Image.Image]:
+    def images(self) -> dict[str, Image.Image]:
         """Predictions beside targets, by name."""
         ...
 
     @property
     def left_out(self) -> Tally:
-        """Pictures passed over, by reason."""
+        """Images passed over, by reason."""
         ...
 
 
@@ -71,7 +71,7 @@ class RunLog:
 
     def add(self, outcome: Outcome, progress: Progress) -> None:
         """Note a step; the sums are in ``progress``, so that a resumed run tells the same means."""
-        self.seen += outcome.pictures
+        self.seen += outcome.images
         window = progress.window
         window["skipped"] = window.get("skipped", 0) + (not outcome.stepped)
         if outcome.stepped:  # a mean with one nan would be none
@@ -95,13 +95,13 @@ class RunLog:
             "skipped": int(window.get("skipped", 0)),
             "left_out": dict(sorted(progress.left_out.items())),
             "broken": progress.broken,
-            "pictures_per_second": speed,
+            "images_per_second": speed,
             "memory_mb": memory,
         }
         self._write(row)
         self._scalars("train", {key: value for key, value in row.items() if isinstance(value, float)}, progress.step)
         shown = [f"{name} {_number(means[name])}" for name in names[:4]]
-        shown += [f"lr {lr:.1e}", f"gradient {_number(means['gradient_norm'])}", f"{speed:.1f} pictures/s"]
+        shown += [f"lr {lr:.1e}", f"gradient {_number(means['gradient_norm'])}", f"{speed:.1f} images/s"]
         shown += [f"{memory / 1000:.1f} GB"]
         shown += [f"{progress.skipped} skipped"] if progress.skipped else []
         left = (time.monotonic() - self.began) / (progress.step - self.start) * (self.steps - progress.step)
@@ -112,8 +112,8 @@ class RunLog:
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
         self._write({"step": step, "validation": figures, "best": best, "passed_over": found.left_out.counts})
         self._scalars("validation", found.figures, step)
-        for name, picture in found.pictures.items() if self.board else ():
-            self.board.add_image(name, np.array(picture.convert("RGB")), step, dataformats="HWC")
+        for name, image in found.images.items() if self.board else ():
+            self.board.add_image(name, np.array(image.convert("RGB")), step, dataformats="HWC")
         shown = "  ".join(f"{name} {_number(value)}" for name, value in figures.items())
         passed = f"  passed over: {found.left_out}" if found.left_out else ""
         return f"step {step}/{self.steps}  validation  {shown}{'  (best so far)' if best else ''}{passed}"

@@ -294,7 +294,7 @@ class Run:
         if progress.best is not None:
             self.report(
                 f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate "
-                "or train.validate_pictures is another now, or nothing is validated any more"
+                "or train.validate_images is another now, or nothing is validated any more"
             )
         progress.best, progress.best_step, progress.validated = None, 0, 0
 

@@ -30,7 +30,7 @@ FREE = (
     "train.save_every",
     "train.tensorboard",
     "train.validate_every",
-    "train.validate_pictures",
+    "train.validate_images",
     "stated",  # what it says is in the model
 )
 
@@ -78,7 +78,7 @@ def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], out
     """Compare what was in a run's training sets with what is in them now.
 
     Raises:
-        ValueError: naming a set whose pictures, boxes or words have changed.
+        ValueError: naming a set whose images, boxes or words have changed.
     """
     for name in now:
         before = stored.get(name, now[name])
@@ -92,9 +92,9 @@ def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], out
 
 
 def same_validation(stored: str, experiment: Experiment) -> bool:
-    """Whether a run's config, which ``refuse_another`` let pass, validates on the same pictures as another."""
+    """Whether a run's config, which ``refuse_another`` let pass, validates on the same images as another."""
     begun = from_dict(Experiment, json.loads(stored))
-    same = begun.train.validate_pictures == experiment.train.validate_pictures
+    same = begun.train.validate_images == experiment.train.validate_images
     return same and begun.data.validate == experiment.data.validate
 
 

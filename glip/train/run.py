@@ -95,7 +95,7 @@ def _run(
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     """The model a run begins with, its config and its tokenizer's folder.
 
-    Where ``train.start`` gives the weights, what the config says of the model (its name, picture sizes, drop rates) has
+    Where ``train.start`` gives the weights, what the config says of the model (its name, image sizes, drop rates) has
     its way, and the rest is the starting model's.
 
     Raises:

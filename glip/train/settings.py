@@ -1,6 +1,6 @@
 """What is refused before anything long begins: numbers that cannot work, and a folder with another run.
 
-Sets of millions of pictures take minutes to read; a rate below zero or a folder that cannot be written should not wait
+Sets of millions of images take minutes to read; a rate below zero or a folder that cannot be written should not wait
 for them.
 """
 
@@ -66,7 +66,7 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
         raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
     if settings.batch_size % group.size:
         raise ValueError(
-            f"train.batch_size: {settings.batch_size} pictures cannot be shared by {group.size} processes: take a "
+            f"train.batch_size: {settings.batch_size} images cannot be shared by {group.size} processes: take a "
             f"multiple of {group.size}"
         )
 
@@ -76,11 +76,11 @@ def _check_counts(settings: TrainConfig) -> None:
         if getattr(settings, key) < 1:
             raise ValueError(f"train.{key}: got {getattr(settings, key)}: give 1 or more")
     for key, none in (
-        ("micro_batch", "all pictures at once"),
+        ("micro_batch", "all images at once"),
         ("warmup", "no warm-up"),
         ("keep_every", "never"),
         ("validate_every", "never"),
-        ("validate_pictures", "all"),
+        ("validate_images", "all"),
         ("frozen_stages", "none"),
     ):
         if getattr(settings, key) < 0:
@@ -116,7 +116,7 @@ def check_data(data: DataConfig) -> None:
             f"data.crop: got {data.crop}: give the side of crops, from {_LEAST_CROP} pixels, or 0 for none"
         )
     if not data.short_side:
-        raise ValueError("data.short_side: got []: give the shortest side of pictures in pixels, such as [480, 800]")
+        raise ValueError("data.short_side: got []: give the shortest side of images in pixels, such as [480, 800]")
     _check_sides("data", data.short_side)
     for row in (*data.train, *data.validate):
         _check_set(row)

@@ -34,7 +34,7 @@ class Outcome:
 
     losses: dict[str, float]
     norm: float
-    pictures: int
+    images: int
     stepped: bool
     overflow: bool
     stopping: bool
@@ -81,7 +81,7 @@ class Stepper:
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         matchings = [self._match(batch) for batch in step.batches]
-        totals, pictures = self._totals(matchings)
+        totals, images = self._totals(matchings)
         self.optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self.group.device)
         for number, (batch, matching) in enumerate(zip(step.batches, matchings, strict=True), start=1):
@@ -99,7 +99,7 @@ class Stepper:
                 buffer.copy_(before)
         overflow = not stepped and good_losses and self.scaler.is_enabled() and self.scale > _SMALLEST_SCALE
         self.scaler.update()
-        return Outcome(losses, norm, pictures, stepped, overflow, stopping)
+        return Outcome(losses, norm, images, stepped, overflow, stopping)
 
     @property
     def scale(self) -> float:
@@ -125,8 +125,8 @@ class Stepper:
     def _totals(self, matchings: Sequence[Matching]) -> tuple[Totals, int]:
         own = [[m.totals.num_positive, m.totals.centerness, len(m.targets)] for m in matchings]
         summed = self.group.sum(torch.tensor(own, dtype=torch.float64, device=self.group.device).sum(0))
-        num_positive, centerness, pictures = summed.tolist()
-        return Totals(num_positive, centerness), int(pictures)
+        num_positive, centerness, images = summed.tolist()
+        return Totals(num_positive, centerness), int(images)
 
     def _backward(self, batch: Batch, matching: Matching, totals: Totals) -> torch.Tensor:
         """Add to the gradients those of a micro-batch; gives its losses, which are shares of the whole step's."""

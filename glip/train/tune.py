@@ -1,4 +1,4 @@
-"""Tuning for one task: rounds over its pictures, each followed by a validation, that need no babysitting.
+"""Tuning for one task: rounds over its images, each followed by a validation, that need no babysitting.
 
 The schedule is the release's (``USE_AUTOSTEP``): the rate falls to a tenth when the validation has not risen for some
 rounds, the tuning ends when it has not for some more, and the best state is what is kept.
@@ -26,7 +26,7 @@ from glip.signals import Interrupted, StopWish
 from glip.train.checkpoint import remove_written, write_state
 from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
-from glip.train.tuning import Pictures, Prepared, Tuner, by_size
+from glip.train.tuning import Images, Prepared, Tuner, by_size
 
 STATE = "last.pt"
 _FEWEST_VIEWS = 64
@@ -40,15 +40,15 @@ class TuneSettings:
         lr: rate of what is tuned.
         bert_lr: of the language model in mode full.
         weight_decay: of matrices; of prompt offsets too, which it draws back to the untuned prompt.
-        batch_size: pictures of a step.
+        batch_size: images of a step.
         rounds: at most.
-        views: pictures shown in a round, 0 for each of them once but 64 at least (few shots are shown often).
+        views: images shown in a round, 0 for each of them once but 64 at least (few shots are shown often).
         drop_after: rounds without a rise after which the rate falls to a tenth.
         stop_after: rounds without a rise after which the tuning ends.
         clip: largest norm of a gradient.
         precision: what the network computes in.
         max_bad_steps: steps in a row whose numbers are not finite, after which the tuning fails.
-        seed: of the order of the pictures.
+        seed: of the order of the images.
     """
 
     lr: float
@@ -69,7 +69,7 @@ class TuneSettings:
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: got {getattr(self, key)}: give 1 or more")
         if self.views < 0:
-            raise ValueError(f"views: got {self.views}: give 1 or more, or 0 for all pictures")
+            raise ValueError(f"views: got {self.views}: give 1 or more, or 0 for all images")
         for key in ("lr", "bert_lr", "weight_decay"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
@@ -109,7 +109,7 @@ class TuneRun:
 
     Args:
         tuner: what is tuned.
-        pictures: what it is tuned on.
+        images: what it is tuned on.
         settings: how.
         validate: the figure of a detector, higher is better.
         folder: where the state is written after each round; made if missing.
@@ -122,14 +122,14 @@ class TuneRun:
     def __init__(
         self,
         tuner: Tuner,
-        pictures: Pictures,
+        images: Images,
         settings: TuneSettings,
         *,
         validate: Callable[[Detector], float],
         folder: Path,
         of: str = "",
     ) -> None:
-        self.tuner, self.pictures, self.settings, self.validate = tuner, pictures, settings, validate
+        self.tuner, self.images, self.settings, self.validate = tuner, images, settings, validate
         same = asdict(replace(settings, rounds=1))  # more rounds may be asked for later
         self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {same}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,20 +178,20 @@ class TuneRun:
             raise Interrupted(wish.number, f"stopped after round {self.state.rounds}")
 
     def _round(self, wish: StopWish) -> float:
-        """Show the next pictures; gives the mean loss of the steps. A stopped round begins anew."""
+        """Show the next images; gives the mean loss of the steps. A stopped round begins anew."""
         number, settings = self.state.rounds, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
         rng = np.random.default_rng([settings.seed, number])
         losses = []
         for batch in tqdm(self._batches(), desc=f"round {number + 1}", unit="step", disable=None, leave=False):
-            losses.append(self.step([self.pictures.get(index, rng) for index in batch]))
+            losses.append(self.step([self.images.get(index, rng) for index in batch]))
             self._stop_if_asked(wish)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
     def _batches(self) -> list[Sequence[int]]:
-        """The next pictures of an endless row of epochs, each in an order of its own."""
-        usable, size = self.pictures.usable, self.settings.batch_size
+        """The next images of an endless row of epochs, each in an order of its own."""
+        usable, size = self.images.usable, self.settings.batch_size
         views = self.settings.views or max(_FEWEST_VIEWS, len(usable))
         epoch, shown = divmod(self.state.rounds * views, len(usable))
         epochs = range(epoch, epoch + math.ceil((shown + views) / len(usable)))
@@ -200,7 +200,7 @@ class TuneRun:
         return [order[start : start + size] for start in range(0, views, size)]
 
     def step(self, prepared: Sequence[Prepared]) -> float:
-        """One step on a few pictures, each padded size in a pass of its own, over the totals of all; gives the loss."""
+        """One step on a few images, each padded size in a pass of its own, over the totals of all; gives the loss."""
         groups = list(by_size(prepared))
         device = self.tuner.detector.device
         matchings = []
@@ -307,7 +307,7 @@ class TuneRun:
             ) from None
         if of != self.of:
             raise ValueError(
-                f"{str(path.parent)!r} holds another tuning (other pictures, settings, words or weights): give another "
+                f"{str(path.parent)!r} holds another tuning (other images, settings, words or weights): give another "
                 "--out, or remove it to tune anew"
             )
         with torch.no_grad():

@@ -14,11 +14,11 @@ from torch import nn
 from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
-from glip.data.picture import PictureError, open_any
+from glip.data.image import ImageError, open_any
 from glip.data.sets import Tally
 from glip.data.transforms import Augmentation, augment
 from glip.detector import Detector
-from glip.encoded import EncodedImage, KeptImages, picture_key
+from glip.encoded import EncodedImage, KeptImages, image_key
 from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
@@ -90,8 +90,8 @@ class Tuner:
             keep_frozen_still(self.model)
 
     @property
-    def keeps_pictures(self) -> bool:
-        """Whether the features of a picture stay the same, so that they need to be computed only once."""
+    def keeps_images(self) -> bool:
+        """Whether the features of an image stay the same, so that they need to be computed only once."""
         return self.mode != "full"
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -101,12 +101,12 @@ class Tuner:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
     def encode(self, batch: Batch) -> Levels:
-        """The pyramid of a batch's pictures; without gradients where they stay the same."""
-        with torch.set_grad_enabled(not self.keeps_pictures):
+        """The pyramid of a batch's images; without gradients where they stay the same."""
+        with torch.set_grad_enabled(not self.keeps_images):
             return self.model.encode_image(batch.images.pixels.to(self.detector.device))
 
     def __call__(self, levels: Levels) -> Outputs:
-        """Ground the task's words in encoded pictures."""
+        """Ground the task's words in encoded images."""
         text = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.features
         if self.offsets is not None:
             text = replace(text, hidden=text.hidden + self.offsets)
@@ -133,24 +133,24 @@ class Tuner:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A training picture as the network reads it, and its pyramid where that is kept."""
+    """A training image as the network reads it, and its pyramid where that is kept."""
 
     batch: Batch
     levels: Levels | None
 
 
-class Pictures:
-    """The training pictures of a task; those whose features fit into ``kept`` are encoded once.
+class Images:
+    """The training images of a task; those whose features fit into ``kept`` are encoded once.
 
     Args:
         samples: boxes point at the task's names.
         tuner: what encodes them.
-        vary: mirror and resize pictures anew every time; nothing of them is kept then.
-        kept: features of pictures of this model's own encoder, of earlier tunings too; those of this one are added.
-        left_out: counts boxes and pictures that cannot be used.
+        vary: mirror and resize images anew every time; nothing of them is kept then.
+        kept: features of images of this model's own encoder, of earlier tunings too; those of this one are added.
+        left_out: counts boxes and images that cannot be used.
 
     Raises:
-        ValueError: no picture can be used.
+        ValueError: no image can be used.
     """
 
     def __init__(
@@ -159,27 +159,27 @@ class Pictures:
         self._samples, self._tuner, self._vary = samples, tuner, vary
         self._features, self._kept = kept, dict[int, Prepared]()
         self.usable: list[int] = []
-        for index in tqdm(range(len(samples)), desc="reading", unit="picture", disable=None, leave=False):
+        for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
                 prepared = self._prepare(index, np.random.default_rng(0), left_out)
-            except PictureError as error:
-                left_out.note("unreadable picture", str(error))
+            except ImageError as error:
+                left_out.note("unreadable image", str(error))
                 continue
             self.usable.append(index)
             self._keep(index, prepared)
         if not self.usable:
-            raise ValueError(f"none of the {len(samples)} training pictures can be used: {left_out}")
+            raise ValueError(f"none of the {len(samples)} training images can be used: {left_out}")
 
     def __len__(self) -> int:
         return len(self.usable)
 
     @property
     def kept(self) -> int:
-        """How many pictures' features are kept."""
+        """How many images' features are kept."""
         return len(self._kept)
 
     def get(self, index: int, rng: np.random.Generator) -> Prepared:
-        """One picture; ``rng`` varies it where pictures are varied."""
+        """One image; ``rng`` varies it where images are varied."""
         return self._kept.get(index) or self._prepare(index, rng, Tally())
 
     def _prepare(self, index: int, rng: np.random.Generator, left_out: Tally) -> Prepared:
@@ -188,14 +188,14 @@ class Pictures:
         how = Augmentation((size, size), processor.max_size)
         if self._vary:
             how = replace(how, short_side=(round(0.6 * size), size), flip=0.5)
-        varied, lost = augment(replace(sample, picture=open_any(sample.picture)), how, rng)
+        varied, lost = augment(replace(sample, image=open_any(sample.image)), how, rng)
         left_out.add(lost)
         batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
         return Prepared(batch, None)
 
     def _keep(self, index: int, prepared: Prepared) -> None:
-        images, key = prepared.batch.images, ("training", picture_key(self._samples[index].picture))
-        if self._vary or not self._tuner.keeps_pictures or (self._features.full and key not in self._features):
+        images, key = prepared.batch.images, ("training", image_key(self._samples[index].image))
+        if self._vary or not self._tuner.keeps_images or (self._features.full and key not in self._features):
             return
 
         def encode() -> EncodedImage:
@@ -209,7 +209,7 @@ class Pictures:
 
 
 def by_size(prepared: Sequence[Prepared]) -> Iterator[Prepared]:
-    """Pictures of one padded size together, since the fusion sees the padding; each group is one forward pass."""
+    """Images of one padded size together, since the fusion sees the padding; each group is one forward pass."""
     groups: dict[tuple[int, ...], list[Prepared]] = {}
     for item in prepared:
         shape = tuple(item.batch.images.pixels.shape)

@@ -47,7 +47,7 @@ def shapes(tmp_path) -> Path:
 
 @pytest.fixture
 def seen(monkeypatch):
-    """How many pictures each call of an image encoder has had."""
+    """How many images each call of an image encoder has had."""
     counts = []
     encode = GLIP.encode_image
     monkeypatch.setattr(GLIP, "encode_image", lambda self, pixels: counts.append(len(pixels)) or encode(self, pixels))

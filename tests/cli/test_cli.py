@@ -36,12 +36,12 @@ def workplace(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shots(workplace, picture):
-    """A folder with three pictures and a text."""
+def shots(workplace, image):
+    """A folder with three images and a text."""
     (workplace / "shots").mkdir()
     for name in ("b.png", "a.jpg", "c.bmp"):
-        picture.save(workplace / "shots" / name)
-    (workplace / "shots" / "notes.txt").write_text("no picture")
+        image.save(workplace / "shots" / name)
+    (workplace / "shots" / "notes.txt").write_text("no image")
     return workplace / "shots"
 
 
@@ -80,7 +80,7 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_picture(detect, shots, workplace):
+def test_a_image(detect, shots, workplace):
     code, out, err = detect("shots/a.jpg", "a red bus. dog", "--threshold", 0.5)
     assert code == 0 and err == ""
     lines = out.splitlines()
@@ -123,7 +123,7 @@ def test_json_lines(detect, shots, workplace):
     assert code == 0 and "2 lines in deep/found.jsonl" in out
     lines = (workplace / "deep" / "found.jsonl").read_text(encoding="utf-8").splitlines()
     first, second = (json.loads(line) for line in lines)
-    assert (first["picture"], second["picture"]) == ("shots/b.png", "shots/a.jpg")
+    assert (first["image"], second["image"]) == ("shots/b.png", "shots/a.jpg")
     assert (first["width"], first["height"]) == (150, 110)
     assert first["caption"] == "a red bus. café" and first["phrases"] == ["a red bus", "café"]
     found = first["detections"]
@@ -139,13 +139,13 @@ def test_json_lines(detect, shots, workplace):
 def test_json_on_standard_output_draws_nothing(detect, shots, workplace):
     code, out, err = detect("shots", "dog", "--json", "-")
     assert code == 0 and err == ""
-    assert [json.loads(line)["picture"] for line in out.splitlines()] == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
+    assert [json.loads(line)["image"] for line in out.splitlines()] == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
     assert not (workplace / "out").exists()
 
 
-def test_many_pictures_show_a_bar_and_no_tables(detect, shots, workplace, picture):
+def test_many_images_show_a_bar_and_no_tables(detect, shots, workplace, image):
     for number in range(3):
-        picture.resize((40 + number, 30)).save(shots / f"d{number}.png")
+        image.resize((40 + number, 30)).save(shots / f"d{number}.png")
     code, out, err = detect("shots", "dog", "--batch-size", 2)
     assert code == 0 and out == "" and "6/6" in err
     assert len(names(workplace / "out")) == 6
@@ -159,37 +159,37 @@ def test_the_batch_size_changes_nothing(detect, shots):
         assert all(abs(a["score"] - b["score"]) < 1e-3 for a, b in zip(one, other, strict=True))
 
 
-def test_same_names_in_two_folders(detect, shots, workplace, picture):
+def test_same_names_in_two_folders(detect, shots, workplace, image):
     (workplace / "more").mkdir()
-    picture.save(workplace / "more" / "a.jpg")
-    picture.save(workplace / "more" / "a.png")
+    image.save(workplace / "more" / "a.jpg")
+    image.save(workplace / "more" / "a.png")
     code, out, _ = detect("shots/a.jpg", "more/a.jpg", "more/a.png", "dog")
     assert code == 0 and names(workplace / "out") == ["a-2.jpg", "a.jpg", "a.png"]
     assert out.count("drawn in out/a-2.jpg") == 1
 
 
-def test_given_pictures_are_never_written_over(detect, shots):
+def test_given_images_are_never_written_over(detect, shots):
     before = (shots / "a.jpg").read_bytes()
     code, out, _ = detect("shots/a.jpg", "dog", "--out", "shots")
     assert code == 0 and "drawn in shots/a-2.jpg" in out
     assert (shots / "a.jpg").read_bytes() == before
 
 
-def test_broken_and_missing_pictures(detect, shots, workplace):
+def test_broken_and_missing_images(detect, shots, workplace):
     (shots / "broken.png").write_bytes((shots / "b.png").read_bytes()[:200])
     code, out, err = detect("shots/none.jpg", "shots/a.jpg", "shots/broken.png", "dog")
     assert code == 2
     lines = err.splitlines()
     assert len(lines) == 3
-    assert lines[0] == "glip detect: picture 'shots/none.jpg' is not there: check the path"
-    assert lines[1].startswith("glip detect: picture 'shots/broken.png' ")
-    assert lines[2] == "2 of 3 pictures could not be read"
+    assert lines[0] == "glip detect: image 'shots/none.jpg' is not there: check the path"
+    assert lines[1].startswith("glip detect: image 'shots/broken.png' ")
+    assert lines[2] == "2 of 3 images could not be read"
     assert out.startswith("shots/a.jpg: ") and names(workplace / "out") == ["a.jpg"]
 
 
-def test_all_pictures_broken(detect, workplace):
+def test_all_images_broken(detect, workplace):
     code, out, err = detect("x.jpg", "y.jpg", "dog", "--json", "found.jsonl")
-    assert code == 2 and err.splitlines()[-1] == "2 of 2 pictures could not be read"
+    assert code == 2 and err.splitlines()[-1] == "2 of 2 images could not be read"
     assert (workplace / "found.jsonl").read_text() == ""
 
 
@@ -234,18 +234,16 @@ def test_wrong_prompts_are_one_line(refused, shots, tiny_folder, prompt, words):
     assert words in refused("detect", "shots/a.jpg", prompt, "--model", tiny_folder)
 
 
-def test_places_without_pictures_are_one_line(refused, workplace):
+def test_places_without_images_are_one_line(refused, workplace):
     (workplace / "empty").mkdir()
-    assert "'empty' holds no picture: give files that end in .bmp, .gif, .jpeg, .jpg" in refused(
-        "detect", "empty", "dog"
-    )
-    assert "'*.jpg' holds no picture" in refused("detect", "*.jpg", "dog")
+    assert "'empty' holds no image: give files that end in .bmp, .gif, .jpeg, .jpg" in refused("detect", "empty", "dog")
+    assert "'*.jpg' holds no image" in refused("detect", "*.jpg", "dog")
 
 
 def test_half_a_command_is_one_line(refused):
     assert "glip: the following arguments are required: VERB (see glip --help)" in refused()
-    assert "the following arguments are required: PICTURE... PROMPT (see glip detect --help)" in refused("detect")
-    assert "nothing to look for: give words after the pictures" in refused("detect", "a.jpg")
+    assert "the following arguments are required: IMAGE... PROMPT (see glip detect --help)" in refused("detect")
+    assert "nothing to look for: give words after the images" in refused("detect", "a.jpg")
     assert "invalid choice: 'detct'" in refused("detct", "a.jpg")
 
 
@@ -308,12 +306,12 @@ def test_files_that_cannot_be_written_are_one_line(refused, shots, tiny_folder, 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out/a.jpg")
 
-    monkeypatch.setattr("glip.visualize.save_picture", full)
+    monkeypatch.setattr("glip.visualize.save_image", full)
     assert "No space left on device" in refused("detect", "shots/a.jpg", "dog", "--model", tiny_folder)
 
 
 @pytest.mark.slow
-def test_a_plain_terminal_and_absent_packages(workplace, tiny_folder, picture):
+def test_a_plain_terminal_and_absent_packages(workplace, tiny_folder, image):
     """In a process of its own: lvis, cv2 and others not importable, and a terminal that only knows ASCII."""
     Image.new("RGB", (40, 30)).save(workplace / "café.png")
     command = ["detect", "café.png", "🐈. dog", "--model", str(tiny_folder), "--threshold", "0.3", "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""glip data: what it prints, writes and exits with, for sets of the table, for paths and for drawn pictures."""
+"""glip data: what it prints, writes and exits with, for sets of the table, for paths and for drawn images."""
 
 import json
 from functools import partial
@@ -21,7 +21,7 @@ def glip_(command_line):
 
 @pytest.fixture
 def birds(tmp_path):
-    """A COCO set of three pictures in a data root of its own, with its own table."""
+    """A COCO set of three images in a data root of its own, with its own table."""
     root = tmp_path / "data"
     (root / "birds" / "images").mkdir(parents=True)
     images, rows = [], []
@@ -53,7 +53,7 @@ def test_list(glip_, birds):
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0
     assert lines["birds"].endswith("ready") and lines["gone"].endswith("no gone.json")
-    assert lines["world"].endswith("drawn, without end") and lines["world_novel"].endswith("drawn, 400 pictures")
+    assert lines["world"].endswith("drawn, without end") and lines["world_novel"].endswith("drawn, 400 images")
     assert str(birds) in out
 
 
@@ -64,7 +64,7 @@ def test_list(glip_, birds):
 def test_a_clean_set(glip_, birds, decode):
     code, out, err = glip_("check", "birds", "--root", birds, *decode)
     assert code == 0 and err == ""
-    assert "pictures  3 (0 of 3 samples without boxes)" in out
+    assert "images  3 (0 of 3 samples without boxes)" in out
     assert "boxes     3: 0 small, 3 medium, 0 large" in out
     assert "names     2: 0 to 3 boxes each" in out and "rarest    tit 0, owl 3" in out
     assert "name without a box" in out and out.endswith("no problems\n")
@@ -73,7 +73,7 @@ def test_a_clean_set(glip_, birds, decode):
 def test_a_path(glip_, birds):
     for arguments in ([birds / "birds/train.json"], ["data/birds/train.json", "--images", "data/birds/images"]):
         code, out, _ = glip_("check", *arguments, "--number", 2)
-        assert code == 0 and "pictures  2" in out
+        assert code == 0 and "images  2" in out
 
 
 def test_problems_are_named_and_make_the_exit_code(glip_, birds):
@@ -82,12 +82,12 @@ def test_problems_are_named_and_make_the_exit_code(glip_, birds):
     edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 9, "bbox": [70, 1, 50, 5]}))
     code, out, _ = glip_("check", "birds", "--root", birds)
     assert code == 1
-    for line in ("1 x unknown category", "1 x picture that is not there", "1 x box partly outside its picture"):
+    for line in ("1 x unknown category", "1 x image that is not there", "1 x box partly outside its image"):
         assert line in out
     assert "b.png" in out and "of 90 x 60: 70, 1, 120, 6" in out and "no problems" not in out
 
 
-def test_pictures_in_the_wrong_folder(glip_, birds):
+def test_images_in_the_wrong_folder(glip_, birds):
     code, out, _ = glip_("check", birds / "birds/train.json", "--images", birds)
     assert code == 1 and "give their folder with --images, or the data root with --root" in out
 
@@ -106,7 +106,7 @@ def test_drawn_sets(glip_):
     code, out, _ = glip_("check", "world_seen_captions", "--number", 4)
     assert code == 0 and "captions  4:" in out
     code, out, _ = glip_("check", "world", "--number", 2)
-    assert code == 0 and "pictures  2" in out and "without end" not in out
+    assert code == 0 and "images  2" in out and "without end" not in out
 
 
 @real
@@ -130,7 +130,7 @@ def test_show(glip_, birds):
         assert np.array_equal(np.asarray(again), first) and not np.array_equal(np.asarray(other), first)
 
 
-def test_show_drawn_pictures_and_few(glip_, birds):
+def test_show_drawn_images_and_few(glip_, birds):
     assert glip_("show", "world", "--number", 3)[1] == f"sheet.png: 3 of {2**31} samples of world\n"
     assert "3 of 3 samples" in glip_("show", "birds", "--root", birds)[1]
 
@@ -143,11 +143,11 @@ def test_convert_and_read_again(glip_, birds, format):
     out = f"made/birds.{'json' if format in ('coco', 'label-studio') else 'jsonl'}"
     code, printed, err = glip_("convert", "birds", out, "--to", format, "--root", birds)
     assert code == 0, err
-    assert f"{out}: 3 samples of birds as {format}; picture names are relative to {birds / 'birds/images'}" in printed
+    assert f"{out}: 3 samples of birds as {format}; image names are relative to {birds / 'birds/images'}" in printed
     interface = f"made/birds_interface.xml: its labelling interface; serve {birds / 'birds'} as the local root"
     assert (interface in printed) == (format == "label-studio") == Path("made/birds_interface.xml").is_file()
     code, printed, err = glip_("check", out, "--images", birds / "birds/images")
-    assert code == 0 and "pictures  3" in printed and "boxes     3" in printed, printed + err
+    assert code == 0 and "images  3" in printed and "boxes     3" in printed, printed + err
     assert ("what odvg cannot say" in glip_("convert", "birds", out, "--to", format, "--root", birds)[1]) == (
         format == "odvg"
     )
@@ -161,8 +161,8 @@ def test_convert_captions_with_boxes(glip_):
     for index, sample in enumerate(read_set(find_set("w.json")).samples):
         assert sample.boxes.tolist() == drawn[index].boxes.tolist()
         assert sample.prompt.caption == drawn[index].prompt.caption
-        with Image.open(sample.picture) as picture:
-            assert np.array_equal(np.asarray(picture), np.asarray(drawn[index].picture))
+        with Image.open(sample.image) as image:
+            assert np.array_equal(np.asarray(image), np.asarray(drawn[index].image))
 
 
 def test_convert_a_mixed_drawn_set(glip_):
@@ -190,7 +190,7 @@ def test_what_was_left_out_is_told(glip_, birds):
         (["check", "brids"], "set 'brids' is neither in datasets.yaml nor a file"),
         (["check", "gone"], "gone.json' are not there"),
         (["check", "birds", "--images", "nowhere"], "nowhere' is not there"),
-        (["check", "birds", "--format", "mdetr"], "picture without a caption"),
+        (["check", "birds", "--format", "mdetr"], "image without a caption"),
         (["check", "birds", "--format", "voc"], "invalid choice: 'voc'"),
         (["check", "birds", "--number", "-1"], "--number -1: give how many samples"),
         (["show", "birds", "--number", "0"], "--number 0: give how many samples"),

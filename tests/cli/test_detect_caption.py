@@ -8,10 +8,10 @@ CAPTION = "a man in a red shirt rides a brown horse"
 
 
 @pytest.fixture
-def detect(command_line, tiny_folder, picture):
-    """Run the verb on pictures that are there."""
-    picture.save("a.jpg")
-    picture.save("b.png")
+def detect(command_line, tiny_folder, image):
+    """Run the verb on images that are there."""
+    image.save("a.jpg")
+    image.save("b.png")
     return lambda *arguments: command_line("detect", *arguments, "--model", tiny_folder, "--device", "cpu")
 
 
@@ -35,7 +35,7 @@ def test_a_sentence_is_asked_for_its_things(detect, tmp_path):
     for item in first["detections"]:
         [(start, end)] = item["spans"]
         assert CAPTION[start:end] == item["phrase"] == first["phrases"][item["label"]]
-    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.jpg", "b.png"], "all are pictures"
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.jpg", "b.png"], "all are images"
 
 
 def test_the_caption_may_stand_anywhere(detect):
@@ -56,13 +56,13 @@ def test_what_was_not_found_is_said(detect, monkeypatch):
 @pytest.mark.parametrize("words", ["a dog", "a red bus. a cyclist", "dog"])
 def test_words_besides_a_caption_are_one_line(refused, words):
     line = refused("a.jpg", words, "--caption", CAPTION)
-    assert f"words {words!r} and --caption, which says what to look for: give pictures and one of the two" in line
+    assert f"words {words!r} and --caption, which says what to look for: give images and one of the two" in line
     assert f"words {words!r} and --task, which" in refused("a.jpg", words, "--task", "none.safetensors")
 
 
-def test_a_missing_picture_is_no_words(detect):
+def test_a_missing_image_is_no_words(detect):
     code, out, err = detect("a.jpg", "c.png", "--caption", CAPTION, "--json", "-")
-    assert code == 2 and "picture 'c.png' is not there: check the path" in err and json.loads(out)["picture"] == "a.jpg"
+    assert code == 2 and "image 'c.png' is not there: check the path" in err and json.loads(out)["image"] == "a.jpg"
 
 
 def test_a_caption_besides_a_task_is_one_line(refused):

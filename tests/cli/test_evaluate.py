@@ -31,7 +31,7 @@ def glip_(command_line):
 
 @pytest.fixture
 def things(tmp_path) -> Path:
-    """A COCO set of six pictures of three sizes; ids are not in order, one category has no box."""
+    """A COCO set of six images of three sizes; ids are not in order, one category has no box."""
     folder = tmp_path / "things"
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(3)
@@ -63,7 +63,7 @@ def lvis(things) -> Path:
 
 @pytest.fixture
 def captions(tmp_path) -> Path:
-    """Grounding lines of two sentences each for two pictures."""
+    """Grounding lines of two sentences each for two images."""
     (tmp_path / "said").mkdir()
     lines = []
     for number in range(2):
@@ -125,7 +125,7 @@ def test_a_killed_evaluation_goes_on(glip_, tiny_folder, things, tmp_path, monke
     code, _, err = glip_(tiny_folder, things, "--out", "cut")
     assert code == 130 and "run the same command again" in err
     code, out, _ = glip_(tiny_folder, things, "--out", "cut")
-    assert code == 0 and len(passes) == 4 + 3, "three of the six pictures are not looked at again"
+    assert code == 0 and len(passes) == 4 + 3, "three of the six images are not looked at again"
     assert out == whole[1]
     code, out, _ = glip_(tiny_folder, things, "--out", "cut")
     assert len(passes) == 7 and out == whole[1], "all is there: nothing is computed again"
@@ -268,14 +268,14 @@ def test_wrong_options(arguments, message, glip_, tiny_folder, things):
 def test_a_part_of_a_set_is_not_the_set(glip_, tiny_folder, things):
     (things.parent / "images" / "2.png").unlink()
     code, _, err = glip_(tiny_folder, things)
-    assert code == 2 and "1 of its 6 pictures are not there" in err and "2.png" in err and err.count("\n") == 1
+    assert code == 2 and "1 of its 6 images are not there" in err and "2.png" in err and err.count("\n") == 1
 
 
-def test_an_unreadable_picture_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):
+def test_an_unreadable_image_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):
     glip_(tiny_folder, things, "--out", "good")
-    (things.parent / "images" / "0.png").write_bytes(b"no picture")
+    (things.parent / "images" / "0.png").write_bytes(b"no image")
     code, out, _ = glip_(tiny_folder, things, "--out", "bad")
-    assert code == 0 and "Noted: 1 x unreadable picture" in out
+    assert code == 0 and "Noted: 1 x unreadable image" in out
     good, bad = (report_of(written(tmp_path / folder, "boxes")) for folder in ("good", "bad"))
     boxes = [sum(row["boxes"] for row in report["tables"][0]["rows"]) for report in (good, bad)]
     assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]
@@ -325,7 +325,7 @@ def test_a_changed_set_does_not_get_old_answers(glip_, tiny_folder, things):
     tree = json.loads(things.read_text())
     change(things, categories=[{**tree["categories"][0], "name": "owl"}, *tree["categories"][1:]])
     code, _, err = glip_(tiny_folder, things)
-    assert code == 2 and "another evaluation (words and pictures was" in err and err.count("\n") == 1
+    assert code == 2 and "another evaluation (words and images was" in err and err.count("\n") == 1
 
 
 def test_two_trainings_of_one_config_have_a_folder_each(glip_, tiny_folder, things, tmp_path):
@@ -341,7 +341,7 @@ def test_what_the_reader_left_out_is_told(glip_, tiny_folder, things):
     tree = json.loads(things.read_text())
     change(things, images=[{"id": 99}, *tree["images"]])
     code, out, _ = glip_(tiny_folder, things)
-    assert code == 0 and "Noted: 1 x picture without a file name (picture 99)" in out
+    assert code == 0 and "Noted: 1 x image without a file name (image 99)" in out
 
 
 def test_two_sets_of_one_name_are_refused_before_anything_runs(glip_, tiny_folder, things, tmp_path):

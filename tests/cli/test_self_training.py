@@ -15,11 +15,11 @@ from small import NAMES, scenes
 
 @pytest.fixture
 def captions(tmp_path) -> Path:
-    """Four drawn pictures with a caption each."""
+    """Four drawn images with a caption each."""
     (tmp_path / "in" / "images").mkdir(parents=True)
     lines = []
-    for number, (picture, _) in enumerate(scenes()):
-        picture.save(tmp_path / "in" / "images" / f"{number}.png")
+    for number, (image, _) in enumerate(scenes()):
+        image.save(tmp_path / "in" / "images" / f"{number}.png")
         lines.append(json.dumps({"image": f"{number}.png", "caption": f"we see a {NAMES[number]} on the ground"}))
     (tmp_path / "in" / "captions.jsonl").write_text("\n".join(lines) + "\n")
     return tmp_path / "in" / "captions.jsonl"
@@ -35,14 +35,14 @@ EASY = (
     "--pairs",
     "min_bytes=0",
     "min_side=32",
-    "same_picture=-1",
+    "same_image=-1",
 )
 
 
 def test_from_captions_to_a_set_that_trains(command_line, captions, tiny_folder, tmp_path):
     code, out, _ = command_line("label", tiny_folder, captions, "--out", "labels", "--max-detections", "4", *EASY)
     assert code == 0 and "4 of 4 pairs labelled" in out and (tmp_path / "labels" / "report.png").is_file()
-    code, out, _ = command_line("select", "labels", "--rules", "box=0.0", "picture=0", "per_phrase=1")
+    code, out, _ = command_line("select", "labels", "--rules", "box=0.0", "image=0", "per_phrase=1")
     assert code == 0 and "4 of 4 pairs kept" in out and "glip train CONFIG --data labels/selected.jsonl" in out
     command = out.strip().splitlines()[-1].split("glip train CONFIG ")[1].split()  # as it is printed
     settings = (
@@ -53,7 +53,7 @@ def test_from_captions_to_a_set_that_trains(command_line, captions, tiny_folder,
         "data.short_side=[64,64]",
     )
     code, out, _ = command_line("train", "tiny", *command, *settings, "--device", "cpu")
-    assert code == 0 and "4 pictures, " in out
+    assert code == 0 and "4 images, " in out
     code, out, _ = command_line(
         "data", "convert", "labels/selected.jsonl", "labels.json", "--to", "mdetr", *command[2:]
     )
@@ -68,7 +68,7 @@ def test_teach_prints_its_table(command_line, captions, tiny_folder, tmp_path):
     }
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(tree))
     arguments = ("student.yaml", captions, "--teacher", tiny_folder, "--out", "out", *EASY)
-    code, out, err = command_line("teach", *arguments, "--rules", "box=0", "picture=0", "per_phrase=1")
+    code, out, err = command_line("teach", *arguments, "--rules", "box=0", "image=0", "per_phrase=1")
     assert code == 0, err
     assert "| student 1 |" in out and "round-1/student/model" in out
     code, _, err = command_line("teach", *arguments, "--engine", "torchrun")
@@ -102,7 +102,7 @@ def test_select_says_what_is_wrong(command_line, tmp_path):
 @pytest.mark.slow
 def test_a_terminated_run_tells_what_it_did(captions, tiny_folder, tmp_path):
     lines = captions.read_text().splitlines()
-    captions.write_text("\n".join(lines * 200) + "\n")  # every picture again and again: many shards of one
+    captions.write_text("\n".join(lines * 200) + "\n")  # every image again and again: many shards of one
     command = [sys.executable, "-m", "glip", "label", str(tiny_folder), str(captions), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         [*command, "--per-shard", "1", *EASY, "repeated_captions=0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

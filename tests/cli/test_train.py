@@ -1,4 +1,4 @@
-"""``glip train`` from json to detections, in-process, on four drawn pictures."""
+"""``glip train`` from json to detections, in-process, on four drawn images."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_train_resume_detect(place, capsys, monkeypatch):
     command = ["train", "--device", "cpu", "small.yaml", "train.output=run"]
     assert glip(*command) == 0
     said = capsys.readouterr().out
-    assert "drawn: 4 pictures, 9 boxes\n" in said and "step 6/6" in said and "glip detect" in said
+    assert "drawn: 4 images, 9 boxes\n" in said and "step 6/6" in said and "glip detect" in said
     before = torch.load(place / "run" / "last.pt", weights_only=True)["model"]["pyramid.p6.weight"]
     assert glip(*command, "train.steps=10") == 0
     said = capsys.readouterr().out
@@ -63,8 +63,8 @@ def test_train_resume_detect(place, capsys, monkeypatch):
     assert after["progress"]["step"] == 10 and not torch.equal(after["model"]["pyramid.p6.weight"], before)
     assert "steps: 10" in (place / "run" / "experiment.yaml").read_text()
     model = str(Path("run", "model"))
-    picture = str(Path("data", "images", "0.png"))
-    assert glip("detect", picture, "red circle. blue star", "--model", model, "--json", "-", "--device", "cpu") == 0
+    image = str(Path("data", "images", "0.png"))
+    assert glip("detect", image, "red circle. blue star", "--model", model, "--json", "-", "--device", "cpu") == 0
     record = json.loads(capsys.readouterr().out)
     assert record["phrases"] == ["red circle", "blue star"] and record["width"] == 128
 
@@ -76,7 +76,7 @@ def test_left_out_is_said(place, capsys):
     file.write_text(json.dumps(tree))
     assert glip("train", "small.yaml", "train.output=run", "data.root=data", "train.steps=1") == 0
     said = capsys.readouterr().out
-    assert "4 pictures, 9 boxes; left out: 2 x" in said
+    assert "4 images, 9 boxes; left out: 2 x" in said
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_left_out_is_said(place, capsys):
         (["train.steps"], "key.path=value"),
         (["data.root=data", "train.start=glip-x"], "model 'glip-x' is not known"),
         (["--validate", "no_such_set"], "--validate: the config never validates: give train.validate_every"),
-        (["--images", "images"], "--images says where the pictures of --data and --validate lie"),
+        (["--images", "images"], "--images says where the images of --data and --validate lie"),
         (["data.root=data", "data.replay_from=pretrain/nano"], "without data.replay: give the share"),
         (["train.keep_start=0.5"], "train.keep_start: got 0.5 without train.start"),
         (["model.vision.kind=resnet", "model.vision.pretrained=x"], "'x' cannot be read into a resnet"),
@@ -134,13 +134,13 @@ def test_a_run_that_stays_bad_is_one_line(place, capsys):
 
 
 def test_own_data_in_one_command(place, capsys):
-    """What the README promises: an annotation file, its pictures, a validation, and a model that detects."""
-    (place / "data" / "images").rename(place / "pictures")
+    """What the README promises: an annotation file, its images, a validation, and a model that detects."""
+    (place / "data" / "images").rename(place / "photos")
     own = str(Path("data", "instances.json"))
-    command = ["train", "small.yaml", "--data", own, "--images", "pictures", "--validate", own, "--device", "cpu"]
+    command = ["train", "small.yaml", "--data", own, "--images", "photos", "--validate", own, "--device", "cpu"]
     assert glip(*command, "train.output=run", "train.validate_every=3", "train.steps=3") == 0
     said = capsys.readouterr().out
-    assert f"{own}: 4 pictures, 9 boxes" in said and "AP50" in said and "trained model in run/model" in said
+    assert f"{own}: 4 images, 9 boxes" in said and "AP50" in said and "trained model in run/model" in said
     assert (place / "run" / "best.pt").is_file()
 
 
@@ -159,7 +159,7 @@ def test_replay_and_kept_start(place, capsys):
 
 
 def test_the_model_of_a_config_starts_from_weights(place, capsys):
-    """Where the config describes a model its picture sizes hold; other sizes of layers are refused in one line."""
+    """Where the config describes a model its image sizes hold; other sizes of layers are refused in one line."""
     first = ["train", "small.yaml", "train.output=first", "data.root=data", "train.steps=1", "--device", "cpu"]
     assert glip(*first) == 0
     start = ["train.output=second", "train.start=first/model", "data.root=data", "train.steps=1", "--device", "cpu"]
@@ -237,12 +237,12 @@ def test_other_annotations_in_the_same_folder_are_refused(place, capsys):
     tree["annotations"][0]["bbox"] = [value + 1 for value in first]
     file.write_text(json.dumps(tree))
     assert glip(*command, "train.steps=4") == 2
-    assert "set 'drawn' still has 4 pictures, 9 boxes, but they are others" in capsys.readouterr().err
+    assert "set 'drawn' still has 4 images, 9 boxes, but they are others" in capsys.readouterr().err
     tree["annotations"].pop()
     file.write_text(json.dumps(tree))
     assert glip(*command, "train.steps=4") == 2
     told = capsys.readouterr().err
-    assert "set 'drawn' had 4 pictures, 9 boxes and has 4 pictures, 8 boxes now: set train.output to another" in told
+    assert "set 'drawn' had 4 images, 9 boxes and has 4 images, 8 boxes now: set train.output to another" in told
 
 
 def test_settings_are_refused_before_any_set_is_read(place, capsys):
@@ -263,10 +263,10 @@ def test_own_files_beside_sets_of_the_table(place, capsys):
     (place / "mine").mkdir()
     (place / "data" / "datasets.yaml").write_text("listed: {annotations: instances.json, images: [images]}")
     own = write_coco(place / "mine")
-    (place / "mine" / "images").rename(place / "mine" / "pictures")
-    command = ["train", "small.yaml", "--data", str(own), "--data", "listed", "--images", "mine/pictures"]
+    (place / "mine" / "images").rename(place / "mine" / "photos")
+    command = ["train", "small.yaml", "--data", str(own), "--data", "listed", "--images", "mine/photos"]
     more = ["--validate", "listed", "data.root=data", "train.output=run", "train.steps=1", "train.validate_every=1"]
-    assert glip(*command, *more, "train.validate_pictures=3", "train.batch_size=2", "--device", "cpu") == 0
+    assert glip(*command, *more, "train.validate_images=3", "train.batch_size=2", "--device", "cpu") == 0
     assert "listed: validated on 3 of 4 samples, evenly spread" in capsys.readouterr().out
 
 
@@ -288,7 +288,7 @@ def test_validation_sets_are_found_before_training_sets_are_read(place, capsys):
     command = ["train", "small.yaml", "data.root=data", "train.validate_every=1", "--device", "cpu"]
     assert glip(*command, "--validate", "typo") == 2
     said = capsys.readouterr()
-    assert "set 'typo' is neither in datasets.yaml nor a file" in said.err and "pictures" not in said.out
+    assert "set 'typo' is neither in datasets.yaml nor a file" in said.err and "images" not in said.out
 
 
 def test_a_moved_project_goes_on(place, monkeypatch):

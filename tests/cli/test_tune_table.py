@@ -86,8 +86,8 @@ def test_a_table_row_by_row(glip_, model, table, tmp_path, seen):
         *(("second", "prompt"), ("second", "linear")),
     ]
     assert len(list(tmp_path.glob("o/*/*/task.safetensors"))) == 4 and not list(tmp_path.glob("o/*/*/last.pt"))
-    drawn = {row["task"]: row["pictures"] for row in rows}
-    assert sum(seen) == sum(drawn.values()) + 2 * 4, "a task's pictures are encoded once for all ways"
+    drawn = {row["task"]: row["images"] for row in rows}
+    assert sum(seen) == sum(drawn.values()) + 2 * 4, "a task's images are encoded once for all ways"
     page = (tmp_path / "o" / "table.md").read_text()
     assert page.splitlines()[0] == "| mode | shots | first | second | mean |" and "| untuned | 0 |" in page
     assert (tmp_path / "o" / "shots.png").stat().st_size > 5000
@@ -189,15 +189,15 @@ def test_rows_of_other_data_are_not_taken_for_these(glip_, model, table, shapes)
     assert "[4 of 4] second, prompt, shots 1, seed 1" in out
 
 
-def test_odinw_names_are_those_of_the_pictures(tmp_path):
+def test_odinw_names_are_those_of_the_images(tmp_path):
     """ODinW writes small_fish, which the model is asked for as small fish; a task of other names is refused."""
     task = next(task for task in tasks(35) if task.name.startswith("brackish"))
     for split in ("train", "val", "test"):
         files = task.files(split)
         (tmp_path / files.images[0]).mkdir(parents=True, exist_ok=True)
         tree = json.loads(write_coco(tmp_path / "made").read_text())
-        for picture in (tmp_path / "made" / "images").iterdir():
-            shutil.copy(picture, tmp_path / files.images[0])
+        for image in (tmp_path / "made" / "images").iterdir():
+            shutil.copy(image, tmp_path / files.images[0])
         tree["categories"] = [{"id": number + 1, "name": name} for number, name in enumerate(task.names)]
         for row in tree["annotations"]:
             row["category_id"] = 5

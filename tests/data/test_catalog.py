@@ -45,7 +45,7 @@ def test_a_broken_table_is_explained(text, message, root):
         known_sets(root)
 
 
-def test_a_path_finds_its_pictures(root, monkeypatch):
+def test_a_path_finds_its_images(root, monkeypatch):
     found = find_set(str(root / "instances.json"))
     assert found.images == (str(root / "images"),) and len(read_set(found).samples) == 4
     (root / "annotations").mkdir()
@@ -55,10 +55,10 @@ def test_a_path_finds_its_pictures(root, monkeypatch):
     assert len(read_set(find_set("annotations/instances.json"), "/elsewhere").samples) == 4
 
 
-def test_pictures_may_be_given(root):
+def test_images_may_be_given(root):
     (root / "images").rename(root / "elsewhere")
     found = find_set("instances.json", images=[str(root / "elsewhere")], root=root)
-    assert all(sample.picture.is_file() for sample in read_set(found).samples)
+    assert all(sample.image.is_file() for sample in read_set(found).samples)
 
 
 def test_an_unknown_name_is_explained():
@@ -68,7 +68,7 @@ def test_an_unknown_name_is_explained():
 
 def test_drawings():
     read = read_set(SetConfig(format="world", split="novel", count=3, sides=(80, 90)))
-    assert len(read.samples) == 3 and all(80 <= side <= 90 for side in read.samples[2].picture.size)
+    assert len(read.samples) == 3 and all(80 <= side <= 90 for side in read.samples[2].image.size)
     with pytest.raises(IndexError):
         read.samples[3]
     with pytest.raises(ConfigError, match="at least 64|from 64 pixels"):
@@ -84,7 +84,7 @@ def test_drawings():
         ("a.json", {"images": [{}], "annotations": [{"caption": "x"}]}, "captions"),
         ("a.json", {"data": [{"phrases": []}]}, "silver"),
         ("a.jsonl", {"filename": "x", "grounding": {}}, "odvg"),
-        ("a.jsonl", {"picture": "x", "phrases": [], "boxes": []}, "labels"),
+        ("a.jsonl", {"image": "x", "phrases": [], "boxes": []}, "labels"),
         ("a.jsonl", {"image": "x", "caption": "y"}, "captions"),
         ("a.csv", {}, "captions"),
         ("a.tar", {}, "captions"),
@@ -122,7 +122,7 @@ def test_nothing_there(tmp_path):
 def test_a_byte_order_mark_hides_no_format(name, tmp_path):
     (tmp_path / "coco.json").write_bytes(b'\xef\xbb\xbf{"images": [], "annotations": [], "categories": []}')
     assert guess_format(tmp_path / "coco.json") == "coco"
-    line = b'{"picture": "a", "phrases": [], "boxes": []}\n'
+    line = b'{"image": "a", "phrases": [], "boxes": []}\n'
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + line + line)
     assert guess_format(tmp_path / name) == "labels"
 

@@ -48,7 +48,7 @@ def test_a_clean_set_is_counted(folder):
     )
     counts = report.counts
     assert not report.problems
-    assert (counts.samples, counts.pictures, counts.without_boxes) == (4, 2, 2)
+    assert (counts.samples, counts.images, counts.without_boxes) == (4, 2, 2)
     assert (counts.boxes, counts.crowd, counts.areas, counts.phrases) == (5, 1, [1, 3, 1], 2)
     assert counts.per_name == {"dog": 3, "cat": 2} and counts.words == {4: 1, 2: 1}
     assert report.remarks.counts == {"phrase without a box": 1}
@@ -59,11 +59,11 @@ def test_names_without_a_box_are_a_remark(folder):
     assert not report.problems and report.remarks.places == {"name without a box": ["cat"]}
 
 
-# ---- pictures
+# ---- images
 
 
-def test_pictures_missing_and_broken(folder):
-    (folder / "broken.png").write_bytes(b"no picture")
+def test_images_missing_and_broken(folder):
+    (folder / "broken.png").write_bytes(b"no image")
     whole = (folder / "a.png").read_bytes()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(folder / "half.jpg")
     half = (folder / "half.jpg").read_bytes()
@@ -73,21 +73,21 @@ def test_pictures_missing_and_broken(folder):
     given = [sample(folder, name, boxes=(), image_id=name) for name in names]
     tarred = [Archived(folder / "0.tar", "x", 0, length) for length in (len(whole), len(whole) + 1)]
     tarred.append(Archived(folder / "1.tar", "x", 0, 9))
-    given += [Sample(picture, torch.empty(0, 4), (), caption=str(picture.length)) for picture in tarred]
+    given += [Sample(image, torch.empty(0, 4), (), caption=str(image.length)) for image in tarred]
     report = checked(*given, *given[:1])
-    assert report.counts.pictures == 5, "two members of one name are one picture"
-    assert report.problems.counts["picture that is not there"] == 2
-    assert report.problems.counts["picture that cannot be read"] == 1, "half a picture has a whole header"
-    assert "missing.png" in report.problems.places["picture that is not there"][0]
+    assert report.counts.images == 5, "two members of one name are one image"
+    assert report.problems.counts["image that is not there"] == 2
+    assert report.problems.counts["image that cannot be read"] == 1, "half an image has a whole header"
+    assert "missing.png" in report.problems.places["image that is not there"][0]
     decoded = checked(*given, decode=True).problems
-    assert decoded.counts["picture that cannot be read"] == 2
-    assert any("half.jpg" in place for place in decoded.places["picture that cannot be read"])
+    assert decoded.counts["image that cannot be read"] == 2
+    assert any("half.jpg" in place for place in decoded.places["image that cannot be read"])
 
 
 @pytest.mark.parametrize(
     ("stated", "reason"),
     [
-        ((400, 200), "stated size differs from the picture's"),
+        ((400, 200), "stated size differs from the image's"),
         ((100, 200), "stated width and height are swapped, or do not count the EXIF rotation"),
     ],
 )
@@ -105,11 +105,11 @@ def test_exif_rotation_counts(tmp_path):
     assert checked(sample(tmp_path, size=SIZE)).problems
 
 
-def test_pictures_listed_twice(folder):
+def test_images_listed_twice(folder):
     one, other = (sample(folder, boxes=(), vocabulary=(), caption=caption) for caption in ("a dog", "a cat"))
     assert not checked(one, other).problems, "two captions"
-    assert checked(one, other, one).problems.counts == {"picture that is listed twice with the same caption": 1}
-    assert checked(sample(folder), sample(folder)).problems.counts == {"picture that is listed twice": 1}
+    assert checked(one, other, one).problems.counts == {"image that is listed twice with the same caption": 1}
+    assert checked(sample(folder), sample(folder)).problems.counts == {"image that is listed twice": 1}
 
 
 # ---- words
@@ -166,18 +166,18 @@ def test_boxes(folder):
     ]
     problems = checked(sample(folder, boxes=boxes)).problems
     assert problems.counts == {
-        "box outside its picture": 1,
-        "box partly outside its picture": 1,
+        "box outside its image": 1,
+        "box partly outside its image": 1,
         "box without area": 1,
         "box with the same words twice": 1,
     }
-    assert problems.places["box outside its picture"] == [f"{folder / 'a.png'} of 200 x 100: 250, 0, 300, 50"]
+    assert problems.places["box outside its image"] == [f"{folder / 'a.png'} of 200 x 100: 250, 0, 300, 50"]
     assert not checked(sample(folder, boxes=boxes[-2:], phrases=[(0,), (1,)])).problems, "other words"
 
 
 @pytest.fixture
 def coco(tmp_path):
-    """A COCO file whose boxes are written by a function of (left, top, right, bottom, width, height of the picture)."""
+    """A COCO file whose boxes are written by a function of (left, top, right, bottom, width, height of the image)."""
 
     def make(write) -> Report:
         random = np.random.default_rng(0)
@@ -203,7 +203,7 @@ CONVENTIONS = {
     "like x1, y1, x2, y2 read as x, y, width, height": lambda l, t, r, b, w, h: (l, t, r, b),
     "like centre x, centre y, width, height read as": lambda l, t, r, b, w, h: ((l + r) / 2, (t + b) / 2, r - l, b - t),
     "relative (0..1)": lambda l, t, r, b, w, h: ((l + r) / 2 / w, (t + b) / 2 / h, (r - l) / w, (b - t) / h),
-    "for pictures of another size": lambda l, t, r, b, w, h: (3 * l, 3 * t, 3 * r - 3 * l, 3 * b - 3 * t),
+    "for images of another size": lambda l, t, r, b, w, h: (3 * l, 3 * t, 3 * r - 3 * l, 3 * b - 3 * t),
 }
 
 
@@ -218,14 +218,14 @@ def test_swapped_axes_are_recognised(tmp_path):
     Image.new("RGB", (300, 60)).save(tmp_path / "a.png")
     boxes = [(10 + i, 100 + 20 * i, 40 + i, 130 + 20 * i) for i in range(8)]
     problems = checked(sample(tmp_path, boxes=boxes)).problems
-    assert "most boxes (8 of 8) leave their picture: they look like y, x read as x, y" in problems.counts
+    assert "most boxes (8 of 8) leave their image: they look like y, x read as x, y" in problems.counts
 
 
 def test_sizes_read_as_corners_are_recognised(tmp_path):
     Image.new("RGB", SIZE).save(tmp_path / "a.png")
     boxes = [{"box": [100 + i, 50, 30, 20], "phrases": [0]} for i in range(5)]
     boxes.append({"box": [10, 10, 30, 20], "phrases": [0]})
-    (tmp_path / "a.jsonl").write_text(json.dumps({"picture": "a.png", "names": ["dog"], "boxes": boxes}))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "a.png", "names": ["dog"], "boxes": boxes}))
     problems = check(read_labels(tmp_path / "a.jsonl", [tmp_path])).problems
     assert problems.counts["box without area"] == 5
     assert any("like x, y, width, height read as x1, y1, x2, y2" in reason for reason in problems.counts)
@@ -241,30 +241,30 @@ def test_what_the_reader_left_out_is_a_problem(folder):
     assert problems.counts == {"unknown category": 3} and problems.places == {"unknown category": ["annotation 5"]}
 
 
-def test_drawn_pictures():
+def test_drawn_images():
     report = checked(*[draw_sample(seed) for seed in range(12)])
-    assert report.counts.pictures == 12 and report.counts.boxes > 20 and not report.problems
+    assert report.counts.images == 12 and report.counts.boxes > 20 and not report.problems
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_a_real_set_is_clean():
     folder = SHARED / "bccd"
     report = check(read_coco(folder / "annotations/instances_test.json", [folder / "images"]), decode=True)
-    assert (report.counts.pictures, report.counts.boxes) == (59, 757) and not report.problems and not report.remarks
+    assert (report.counts.images, report.counts.boxes) == (59, 757) and not report.problems and not report.remarks
 
 
-def test_boxes_of_missing_pictures_count_for_the_guess(folder):
+def test_boxes_of_missing_images_count_for_the_guess(folder):
     left_out = Tally()
     left_out.note("box without area")
     missing = [sample(folder, f"{number}.png", boxes=((10, 20, 60, 70),)) for number in range(20)]
     problems = checked(*missing, left_out=left_out).problems
-    assert problems.counts == {"box without area": 1, "picture that is not there": 20}
+    assert problems.counts == {"box without area": 1, "image that is not there": 20}
 
 
-def test_missing_pictures_do_not_hide_a_wrong_reading(folder):
+def test_missing_images_do_not_hide_a_wrong_reading(folder):
     missing = [sample(folder, f"{number}.png", boxes=((10, 20, 60, 70),)) for number in range(20)]
     outside = sample(folder, boxes=((190, 90, 380, 180), (180, 80, 360, 160)))
     problems = checked(*missing, outside).problems
-    assert any(reason.startswith("most boxes (2 of 2) leave their picture") for reason in problems.counts)
+    assert any(reason.startswith("most boxes (2 of 2) leave their image") for reason in problems.counts)
     relative = [sample(folder, f"{number}.png", boxes=((0.1, 0.2, 0.6, 0.7),)) for number in range(3)]
     assert any("relative (0..1)" in reason for reason in checked(*relative).problems.counts)

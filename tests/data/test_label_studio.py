@@ -119,11 +119,11 @@ def test_boxes_of_several_names_may_have_several_labels(tmp_path):
 # ---- what cannot be shown
 
 
-def test_boxes_end_at_the_picture(tmp_path):
+def test_boxes_end_at_the_image(tmp_path):
     boxes = torch.tensor([[-5.0, 10, 50, 90], [120, 10, 130, 20], [1, 2, 3, 4]])
     given = SampleSet([grounding(tmp_path, boxes=boxes)])
     lost = write_label_studio(given, tmp_path / "tasks.json", [tmp_path])
-    assert lost.counts == {"part of a box outside the picture": 1, "box outside the picture": 1}
+    assert lost.counts == {"part of a box outside the image": 1, "box outside the image": 1}
     (found,) = read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples
     assert found.boxes.tolist() == [[0, 10, 50, 80], [1, 2, 3, 4]] and found.box_phrases == ((2,), (1,))
 
@@ -133,19 +133,19 @@ def test_what_is_left_out(tmp_path):
     plain = Sample(tmp_path / "a.jpg", torch.empty(0, 4), (), caption="a dog", image_id="a")
     samples = [plain, grounding(tmp_path, "gone.jpg", size=None), grounding(tmp_path, size=None)]
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
-    assert lost.counts == {"caption without phrases": 1, "picture that cannot be read": 1}
+    assert lost.counts == {"caption without phrases": 1, "image that cannot be read": 1}
     all_same([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
     with pytest.raises(ValueError, match=r"nothing to show in Label Studio \(1 x caption without phrases\): give"):
         write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
     assert not (tmp_path / "none.json").exists()
 
 
-def test_pictures_have_to_be_files(tmp_path):
+def test_images_have_to_be_files(tmp_path):
     archived = grounding(tmp_path)
-    archived = Sample(**(archived.__dict__ | {"picture": Archived(tmp_path / "0.tar", "a.jpg", 0, 9)}))
+    archived = Sample(**(archived.__dict__ | {"image": Archived(tmp_path / "0.tar", "a.jpg", 0, 9)}))
     with pytest.raises(ValueError, match="lies in an archive, which Label Studio cannot show: unpack it"):
         written(tmp_path, archived)
-    with pytest.raises(ValueError, match="does not lie in the picture folders"):
+    with pytest.raises(ValueError, match="does not lie in the image folders"):
         written(tmp_path, grounding(tmp_path.parent))
 
 
@@ -200,7 +200,7 @@ def test_skipped_and_untouched_tasks_are_counted(tmp_path):
     assert found.left_out.counts == {
         "task that people skipped": 1,
         "task without annotation and prediction": 2,
-        "picture without a file name": 1,
+        "image without a file name": 1,
     }
 
 
@@ -212,17 +212,17 @@ def test_skipped_and_untouched_tasks_are_counted(tmp_path):
     [
         "/data/upload/3/0123abcd-a.jpg",
         "http://localhost:8080/data/upload/3/0123abcd-a.jpg",
-        "/data/local-files/?d=pictures/a.jpg",
-        "/data/local-files/?d=deep/down/pictures%2Fa.jpg",
-        "s3://bucket/of/pictures/a.jpg",
-        "https://example.com/pictures/a.jpg?size=large",
+        "/data/local-files/?d=images/a.jpg",
+        "/data/local-files/?d=deep/down/images%2Fa.jpg",
+        "s3://bucket/of/images/a.jpg",
+        "https://example.com/images/a.jpg?size=large",
         "a.jpg",
     ],
 )
-def test_pictures_are_found_again(image, tmp_path):
+def test_images_are_found_again(image, tmp_path):
     Image.new("RGB", (200, 100)).save(tmp_path / "a.jpg")
     (found,) = read(tmp_path, [foreign(rectangle("dog", 10, 20, 30, 40), image=image)]).samples
-    assert found.picture == tmp_path / "a.jpg" and found.size == (200, 100), "told from the picture itself"
+    assert found.image == tmp_path / "a.jpg" and found.size == (200, 100), "told from the image itself"
     assert torch.allclose(found.boxes, torch.tensor([[20.0, 20, 80, 60]])) and found.image_id == 7
 
 
@@ -263,11 +263,11 @@ def test_broken_marks_are_counted(tmp_path):
     assert found.samples[0].boxes.shape == (1, 4)
     assert found.left_out.counts == {
         "box without area": 1,
-        "box on a picture that was turned in Label Studio": 1,
+        "box on an image that was turned in Label Studio": 1,
         "malformed box": 3,
     }
     gone = read(tmp_path, [foreign(good), foreign(rectangle("dog", 1, 1, 5, 5))])
-    assert gone.left_out.counts == {"boxes in per cent of a picture that cannot be read": 1}
+    assert gone.left_out.counts == {"boxes in per cent of an image that cannot be read": 1}
 
 
 def test_labels_that_a_task_does_not_have(tmp_path):
@@ -283,7 +283,7 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path):
         foreign(rectangle("dog", 1, 1, 5, 5, **size), image=f"/data/local-files/?d={name}")
         for name in ("a.jpg", "../a.jpg")
     ]
-    assert read(tmp_path, tasks).left_out.counts == {"picture name outside its folder": 1}
+    assert read(tmp_path, tasks).left_out.counts == {"image name outside its folder": 1}
 
 
 def test_other_files_are_refused(tmp_path):
@@ -291,8 +291,8 @@ def test_other_files_are_refused(tmp_path):
         read(tmp_path, {"images": []})
     with pytest.raises(ValueError, match="no sample in it can be used"):
         read(tmp_path, [])
-    picture = f"{LOCAL_FILES}?d=images/a.jpg"
-    short = [{"image": picture, "caption": "a cat", "glip": {}, "phrase": [], "annotation_id": 1}]
+    image = f"{LOCAL_FILES}?d=images/a.jpg"
+    short = [{"image": image, "caption": "a cat", "glip": {}, "phrase": [], "annotation_id": 1}]
     (tmp_path / "short.json").write_text(json.dumps(short))
     with pytest.raises(ValueError, match="export the project as JSON, not JSON-MIN"):
         read_set(find_set(str(tmp_path / "short.json")))

@@ -13,10 +13,10 @@ from small import RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig
 from glip.data import loader
+from glip.data.image import ImageError
 from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.phrasing import Phrasing
-from glip.data.picture import PictureError
 from glip.data.sets import PackedSamples
 from glip.data.transforms import Augmentation
 from glip.detector import build_processor
@@ -59,7 +59,7 @@ def equal(first: Step, second: Step) -> bool:
 
 
 def plain(name: str, sizes: list[tuple[int, int]], weight: float = 1.0) -> Source:
-    """A set of which only the pictures' (width, height) matter."""
+    """A set of which only the images' (width, height) matter."""
     samples = PackedSamples(
         Sample(Image.new("RGB", (1, 1)), torch.zeros(0, 4), (), ("a",), image_id=number, size=size)
         for number, size in enumerate(sizes)
@@ -102,7 +102,7 @@ def test_draws_of_a_set_are_numbered_without_gaps():
         assert numbers == list(range(len(numbers)))
 
 
-def test_wide_and_tall_pictures_do_not_share_batches():
+def test_wide_and_tall_images_do_not_share_batches():
     sizes = [(40, 30) if number % 3 else (30, 40) for number in range(60)]
     schedule = Schedule([plain("mixed", sizes)], batch_size=4, seed=0, grouped=True)
     steps = [[schedule.index(draw) for draw in schedule.step(step)] for step in range(16)]
@@ -169,7 +169,7 @@ def test_processes_and_micro_batches_cut_the_same_step(root, processor):
 
 
 def test_processes_that_cannot_share_a_batch(root, processor):
-    with pytest.raises(ValueError, match="4 pictures cannot be shared by 3 processes: take a multiple of 3"):
+    with pytest.raises(ValueError, match="4 images cannot be shared by 3 processes: take a multiple of 3"):
         mixture(root, processor, processes=3)
 
 
@@ -188,7 +188,7 @@ def test_boxes_lost_on_the_way_are_counted(root, processor):
 # ---- what cannot be used
 
 
-def test_a_broken_picture_is_passed_over(root, processor, caplog):
+def test_a_broken_image_is_passed_over(root, processor, caplog):
     (root / "images" / "1.png").write_bytes(b"broken")
     made = mixture(root, processor, DRAWN, steps=12)
     first = list(steps_of(made))
@@ -203,7 +203,7 @@ def test_a_broken_picture_is_passed_over(root, processor, caplog):
 def test_all_broken_stops_and_names_a_file(workers, root, processor):
     for file in (root / "images").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(PictureError, match=r"20 samples in a row cannot be used.*set 'drawn'.*\.png") as told:
+    with pytest.raises(ImageError, match=r"20 samples in a row cannot be used.*set 'drawn'.*\.png") as told:
         next(steps_of(mixture(root, processor, DRAWN), workers=workers))
     assert "Traceback" not in str(told.value)
 
@@ -215,14 +215,14 @@ def test_too_many_broken_stop(root, processor):
     assert len(list(steps_of(made, max_broken=0.0))) == 12, "a few never stop a run"
     for number in range(2, 6):  # more samples, most of them broken
         (root / "images" / f"{number}.png").write_bytes(b"broken")
-    with pytest.raises(PictureError, match="cannot be used"):
+    with pytest.raises(ImageError, match="cannot be used"):
         list(steps_of(made, max_broken=0.0))
 
 
 def test_a_share_of_broken_stops(root, processor, monkeypatch):
     monkeypatch.setattr("glip.data.loader._FEW", 0)
     (root / "images" / "0.png").write_bytes(b"broken")
-    with pytest.raises(PictureError, match=r"1 of \d+ samples cannot be used, more than data.max_broken = 0.001"):
+    with pytest.raises(ImageError, match=r"1 of \d+ samples cannot be used, more than data.max_broken = 0.001"):
         list(steps_of(mixture(root, processor, DRAWN, steps=12), max_broken=0.001))
 
 
@@ -246,8 +246,8 @@ def with_sample(root, processor, **changes) -> MixtureDataset:
     return made
 
 
-def test_a_picture_of_another_size_is_broken(root, processor):
-    """Boxes are for the size that the annotations state; on a resized or turned picture they lie anywhere."""
+def test_a_image_of_another_size_is_broken(root, processor):
+    """Boxes are for the size that the annotations state; on a resized or turned image they lie anywhere."""
     step = with_sample(root, processor, size=(1280, 1200))[0]
     assert len(step.broken) >= 2 and "annotated as 1280 x 1200 pixels, the file has 128 x 120" in step.broken[0]
     assert "1.png" in step.broken[0]
@@ -260,7 +260,7 @@ def test_a_phrase_that_the_tokenizer_does_not_read(root, processor):
     assert step.broken == () and step.left_out.counts["sample whose caption cannot be written"] >= 1
 
 
-def test_packed_captions_are_of_other_pictures():
+def test_packed_captions_are_of_other_images():
     first, second = (Prompt.from_caption(text, ["star"]) for text in ("a star here", "one star there"))
     paths = ["a.jpg", "a.jpg", "b.jpg"]
     samples = PackedSamples(

@@ -96,17 +96,17 @@ def test_a_set_listed_twice(root):
         sources(data(root, DRAWN, DRAWN))
 
 
-def test_no_picture_there(root):
+def test_no_image_there(root):
     for file in (root / "images").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match=r"none of its 4 pictures is there, such as '.*0\.png'"):
+    with pytest.raises(ValueError, match=r"none of its 4 images is there, such as '.*0\.png'"):
         sources(data(root))
 
 
 def test_ids_that_match_nothing_are_an_error(root):
     tree = json.loads((root / "instances.json").read_text())
     change(root, categories=[{**row, "id": 1000 + row["id"]} for row in tree["categories"]])
-    with pytest.raises(ValueError, match="not one box of a known class in 4 pictures .*match none of its categories"):
+    with pytest.raises(ValueError, match="not one box of a known class in 4 images .*match none of its categories"):
         sources(data(root))
 
 
@@ -133,11 +133,11 @@ def test_fields_given_beside_a_name_win(root):
     assert resolve(DatasetConfig(name="t.jsonl", names="map.json"), data(root)).names == "map.json"
 
 
-def test_many_missing_pictures_stop(root):
+def test_many_missing_images_stop(root):
     tree = json.loads((root / "instances.json").read_text())
     lost = [{**tree["images"][0], "id": 100 + number, "file_name": f"lost{number}.png"} for number in range(20)]
     change(root, images=[*tree["images"], *lost])
-    with pytest.raises(ValueError, match=r"20 of 24 pictures are not there, such as '.*lost0.png'.*data.max_broken"):
+    with pytest.raises(ValueError, match=r"20 of 24 images are not there, such as '.*lost0.png'.*data.max_broken"):
         sources(data(root))
     assert len(sources(data(root, max_broken=0.9))[0].samples) == 4
 

@@ -153,7 +153,7 @@ def test_absent_names_come_in_random_number():
     assert {len(phrased(sample, replace(few, full_vocabulary=1.0), s).prompt.phrases) for s in range(9)} == {4}
 
 
-def test_pictures_without_boxes_are_asked_for_absent_names():
+def test_images_without_boxes_are_asked_for_absent_names():
     empty, some = sample_of(DIFFERENT, []), replace(ALL, full_vocabulary=0.0)
     assert {len(phrased(empty, some, seed).prompt.phrases) for seed in range(80)} == set(range(1, 10))
     assert len(phrased(empty, replace(some, max_negatives=0)).prompt.phrases) == 1
@@ -167,7 +167,7 @@ def test_a_name_that_does_not_fit_makes_way_for_those_that_do():
         made, lost = phrase(sample, replace(ALL, max_tokens=10), count_tokens, np.random.default_rng(seed))
         assert set(made.prompt.texts) == {"cat", "dog"}
         assert made.boxes[:, 0].tolist() == [0, 2]
-        assert lost.counts == {NO_ROOM: 2} and lost.places[NO_ROOM] == [f"{long!r} in picture 7"] * 2
+        assert lost.counts == {NO_ROOM: 2} and lost.places[NO_ROOM] == [f"{long!r} in image 7"] * 2
 
 
 def test_the_budget_is_used_to_the_last_token():
@@ -218,7 +218,7 @@ def test_federated_sets_ask_only_for_what_was_verified():
     assert set(made.prompt.texts) == {"cat", "red bus", "anaesthesiologist"}
     assert lost.counts == {NOT_ASKED: 1} and made.boxes[:, 0].tolist() == [0, 1, 3]
     assert made.absent is None and made.incomplete == () and made.vocabulary == ()
-    with pytest.raises(PhrasingError, match="picture 0 has no class that may be asked for"):
+    with pytest.raises(PhrasingError, match="image 0 has no class that may be asked for"):
         phrased(sample_of(DIFFERENT, [0], absent=(), incomplete=(0,)), how)
 
 
@@ -349,5 +349,5 @@ def test_a_caption_over_the_budget_is_an_error_with_its_sizes():
 
 def test_a_caption_without_phrases_is_an_error_that_says_what_to_do():
     bare = replace(sample_of([], []), caption="a cat sleeps", image_id="img7")
-    with pytest.raises(ValueError, match=r"picture img7 \(caption 'a cat sleeps'\) has no phrases .*: find the noun"):
+    with pytest.raises(ValueError, match=r"image img7 \(caption 'a cat sleeps'\) has no phrases .*: find the noun"):
         phrased(bare)

@@ -1,4 +1,4 @@
-"""Packed samples are the samples; tallies count; picture names stay inside their folder."""
+"""Packed samples are the samples; tallies count; image names stay inside their folder."""
 
 import pickle
 
@@ -82,12 +82,12 @@ def test_longer_names_than_on_disk(tmp_path):
     assert folders.locate("images/v1/patch9/y.jpg") == tmp_path / "patch9" / "y.jpg"
 
 
-def test_a_missing_first_picture_says_nothing_of_the_others(tmp_path):
+def test_a_missing_first_image_says_nothing_of_the_others(tmp_path):
     (tmp_path / "x.jpg").touch()
     folders = Folders(tmp_path)
     assert folders.locate("train/none.jpg") == tmp_path / "train" / "none.jpg"
     assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
-    with pytest.raises(ValueError, match="no folder of pictures is given"):
+    with pytest.raises(ValueError, match="no folder of images is given"):
         Folders(())
 
 
@@ -107,5 +107,5 @@ def test_names_that_lead_out_are_refused(name, tmp_path):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="picture folder .*set data.root"):
+    with pytest.raises(FileNotFoundError, match="image folder .*set data.root"):
         Folders([tmp_path / "none"])

@@ -20,8 +20,8 @@ SET = [sample(0, 0), sample(0, 1), sample(1), sample(2, 2, 2), sample(), sample(
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("per", "shots"), [("picture", 1), ("picture", 2), ("picture", 3), ("box", 4)])
-def test_every_class_has_its_shots_and_no_picture_is_taken_in_vain(per, shots, seed):
+@pytest.mark.parametrize(("per", "shots"), [("image", 1), ("image", 2), ("image", 3), ("box", 4)])
+def test_every_class_has_its_shots_and_no_image_is_taken_in_vain(per, shots, seed):
     chosen = draw_shots(SET, NAMES, shots, seed=seed, per=per)
     had = sum((count_classes(SET[index], per) for index in chosen), Counter())
     assert all(had[label] >= shots for label in range(3))
@@ -30,7 +30,7 @@ def test_every_class_has_its_shots_and_no_picture_is_taken_in_vain(per, shots, s
 
 
 def test_the_order_of_the_seed_decides():
-    assert len({tuple(draw_shots(SET, NAMES, 1, seed=seed, per="picture")) for seed in range(8)}) > 2
+    assert len({tuple(draw_shots(SET, NAMES, 1, seed=seed, per="image")) for seed in range(8)}) > 2
 
 
 def test_groups_do_not_count():
@@ -40,8 +40,8 @@ def test_groups_do_not_count():
 @pytest.mark.parametrize(
     ("shots", "per", "message"),
     [
-        (0, "picture", "shots: got 0"),
-        (4, "picture", "4 pictures of each class cannot be drawn: there are of 'cat' 3, 'dog' 3, 'owl' 3"),
+        (0, "image", "shots: got 0"),
+        (4, "image", "4 images of each class cannot be drawn: there are of 'cat' 3, 'dog' 3, 'owl' 3"),
         (5, "box", "5 boxes of each class cannot be drawn: there are of 'cat' 4, 'dog' 4"),
     ],
 )
@@ -52,4 +52,4 @@ def test_too_few(shots, per, message):
 
 def test_a_class_without_a_box():
     with pytest.raises(ValueError, match="of 'newt' 0;"):
-        draw_shots(SET, (*NAMES, "newt"), 1, seed=0, per="picture")
+        draw_shots(SET, (*NAMES, "newt"), 1, seed=0, per="image")

@@ -23,9 +23,9 @@ def processor():
 
 def samples(names=NAMES):
     """The four scenes; name i of NAMES is called names[i]."""
-    for number, (picture, things) in enumerate(scenes()):
+    for number, (image, things) in enumerate(scenes()):
         labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
-        yield Sample(picture, torch.tensor([thing.box for thing in things]), labels, vocabulary=names, image_id=number)
+        yield Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=names, image_id=number)
 
 
 def source(made, **changes):
@@ -34,14 +34,14 @@ def source(made, **changes):
 
 
 def test_counts_and_what_does_not_fit(processor):
-    assert survey(source(samples()), processor).told == "mine: 4 pictures, 9 boxes"
+    assert survey(source(samples()), processor).told == "mine: 4 images, 9 boxes"
     told = survey(source(samples(), max_tokens=6), processor).told
-    assert "left out: boxes of 4 x picture with more names than a caption holds" in told, "each shows two names or more"
+    assert "left out: boxes of 4 x image with more names than a caption holds" in told, "each shows two names or more"
 
 
 def test_the_mark_tells_a_changed_set(processor):
     first = survey(source(samples()), processor).mark
-    assert first.startswith("4 pictures, 9 boxes, ") and survey(source(samples()), processor).mark == first
+    assert first.startswith("4 images, 9 boxes, ") and survey(source(samples()), processor).mark == first
     fewer = list(samples())[1:]
     moved = [replace(sample, boxes=sample.boxes + 0.5) for sample in samples()]
     renamed = samples(("red giraffe", *NAMES[1:]))
@@ -63,7 +63,7 @@ def test_names_of_unknown_words_are_refused(processor):
     with pytest.raises(ValueError, match="reads 'แมว' and 'สุนัข' alike, which are the same tokens"):
         survey(source(samples(names)), processor)
     prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
-    assert survey(source(samples(names), prompts=prompts), processor).told == "mine: 4 pictures, 9 boxes"
+    assert survey(source(samples(names), prompts=prompts), processor).told == "mine: 4 images, 9 boxes"
     one = read_prompts({"แมว": "a [cat]", "สุนัข": "a [cat]"}, names)
     told = survey(source(samples(names), prompts=one), processor).told
     assert told.endswith("; taken for one name: 'แมว', 'สุนัข'")

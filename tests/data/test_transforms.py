@@ -1,4 +1,4 @@
-"""Boxes follow the pixels: a filled rectangle is drawn, the picture is changed, and the rectangle is looked for."""
+"""Boxes follow the pixels: a filled rectangle is drawn, the image is changed, and the rectangle is looked for."""
 
 import colorsys
 from dataclasses import replace
@@ -28,9 +28,9 @@ def changed(sample: Sample, how: Augmentation, seed: int = 0) -> Sample:
     return augment(sample, how, np.random.default_rng(seed))[0]
 
 
-def seen(picture: Image.Image) -> list[float]:
+def seen(image: Image.Image) -> list[float]:
     """The rectangle in the pixels."""
-    values = np.asarray(picture, dtype=int)
+    values = np.asarray(image, dtype=int)
     red = (values[..., 0] > 128) & (values[..., 1] < 64) & (values[..., 2] < 64)
     columns, rows = np.flatnonzero(red.any(0)), np.flatnonzero(red.any(1))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(columns) else []
@@ -49,10 +49,10 @@ def rectangles(draw):
 def test_boxes_follow_resize_and_flip(case, flip):
     sample, seed = case
     made = changed(sample, Augmentation((50, 120), 200, flip=flip), seed)
-    assert np.allclose(made.boxes[0].tolist(), seen(made.picture), atol=2.5)
-    width, height = sample.picture.size
+    assert np.allclose(made.boxes[0].tolist(), seen(made.image), atol=2.5)
+    width, height = sample.image.size
     sizes = {resized_size(height, width, short, 200) for short in range(50, 121)}
-    assert made.picture.size[::-1] in sizes, "as the Processor resizes in evaluation"
+    assert made.image.size[::-1] in sizes, "as the Processor resizes in evaluation"
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,14 +61,14 @@ def test_boxes_follow_crops(case, side):
     sample, seed = case
     how = Augmentation((60, 100), 200, crop=side, flip=0.5)
     made, lost = augment(sample, how, np.random.default_rng(seed))
-    assert made.picture.size == (side, side)
+    assert made.image.size == (side, side)
     assert lost.counts == ({} if len(made.boxes) else {"box cut away by the crop": 1})
     assert len(made.boxes) == len(made.box_phrases) <= 1
-    pixels = seen(made.picture)
+    pixels = seen(made.image)
     if len(made.boxes) and len(pixels):
         x1, y1, x2, y2 = made.boxes[0].tolist()
         assert 0 <= x1 < x2 <= side and 0 <= y1 < y2 <= side
-        # the ground around a small picture has a random colour, which may be red too: look inside only
+        # the ground around a small image has a random colour, which may be red too: look inside only
         assert pixels[0] <= x1 + 2.5 and pixels[1] <= y1 + 2.5 and pixels[2] >= x2 - 2.5 and pixels[3] >= y2 - 2.5
 
 
@@ -88,12 +88,12 @@ def test_a_crop_holds_the_box_it_was_aimed_at_and_drops_the_rest():
     assert all(2 not in row for row in kept), "a window of 100 shows at most a quarter of a box 400 high"
 
 
-def test_boxes_end_at_the_edges_of_the_picture():
+def test_boxes_end_at_the_edges_of_the_image():
     boxes = torch.tensor([[80.0, 10, 180, 50], [300, 10, 340, 50], [-30, 5, 10, 25]])
     sample = Sample(Image.new("RGB", (100, 60)), boxes, ((0,), (0,), (0,)), vocabulary=("a",))
     made, lost = augment(sample, Augmentation((60, 60), 100), np.random.default_rng(0))
     assert made.boxes.tolist() == [[80, 10, 100, 50], [0, 5, 10, 25]]
-    assert lost.counts == {"box outside its picture": 1}
+    assert lost.counts == {"box outside its image": 1}
 
 
 def test_boxes_at_the_edge_and_beyond_never_crash():
@@ -111,11 +111,11 @@ MIRRORED = Augmentation((60, 60), 10**6, flip=1.0)
 @settings(max_examples=20, deadline=None)
 def test_mirroring_twice_changes_nothing(case):
     sample, _ = case
-    mirrored = replace(MIRRORED, short_side=(min(sample.picture.size),) * 2)
+    mirrored = replace(MIRRORED, short_side=(min(sample.image.size),) * 2)
     once = changed(sample, mirrored)
     twice = changed(once, mirrored)
-    assert once.boxes[0].tolist() == seen(once.picture)
-    assert torch.equal(twice.boxes, sample.boxes) and twice.picture.tobytes() == sample.picture.tobytes()
+    assert once.boxes[0].tolist() == seen(once.image)
+    assert torch.equal(twice.boxes, sample.boxes) and twice.image.tobytes() == sample.image.tobytes()
 
 
 SAYS_SIDE = [
@@ -204,20 +204,20 @@ def test_the_seed_decides_everything(case):
     sample, seed = case
     how = Augmentation((60, 100), 200, crop=64, flip=0.5, colour=0.3)
     first, again = changed(sample, how, seed), changed(sample, how, seed)
-    assert torch.equal(first.boxes, again.boxes) and first.picture.tobytes() == again.picture.tobytes()
-    others = {changed(sample, how, seed + 1 + step).picture.tobytes() for step in range(3)}
-    assert others != {first.picture.tobytes()}
+    assert torch.equal(first.boxes, again.boxes) and first.image.tobytes() == again.image.tobytes()
+    others = {changed(sample, how, seed + 1 + step).image.tobytes() for step in range(3)}
+    assert others != {first.image.tobytes()}
 
 
 def test_colour_changes_pixels_but_neither_boxes_nor_hue():
     pixels = np.full((60, 80, 3), (150, 100, 60), dtype=np.uint8)
-    sample = replace(drawn(80, 60, (5, 5, 30, 30)), picture=Image.fromarray(pixels))
+    sample = replace(drawn(80, 60, (5, 5, 30, 30)), image=Image.fromarray(pixels))
     hue = colorsys.rgb_to_hsv(*(pixels[0, 0] / 255))[0]
     shades = set()
     for seed in range(20):
         made = changed(sample, Augmentation((60, 60), 90, colour=0.3), seed)
-        assert torch.equal(made.boxes, sample.boxes) and made.picture.size == sample.picture.size
-        shade = made.picture.getpixel((0, 0))
+        assert torch.equal(made.boxes, sample.boxes) and made.image.size == sample.image.size
+        shade = made.image.getpixel((0, 0))
         shades.add(shade)
         assert colorsys.rgb_to_hsv(*(value / 255 for value in shade))[0] == pytest.approx(hue, abs=0.02)
     assert len(shades) > 15
@@ -226,9 +226,9 @@ def test_colour_changes_pixels_but_neither_boxes_nor_hue():
     assert (reds - blues).min() < 70 < 110 < (reds - blues).max(), "paler and richer"
 
 
-def test_pictures_without_boxes_and_of_one_pixel():
+def test_images_without_boxes_and_of_one_pixel():
     how = Augmentation((40, 60), 90, crop=32, flip=1.0, colour=0.2)
     for size in [(100, 80), (1, 1), (300, 1)]:
         sample = Sample(Image.new("RGB", size), torch.zeros(0, 4), (), vocabulary=("a",))
         made, lost = augment(sample, how, np.random.default_rng(1))
-        assert made.picture.size == (32, 32) and made.boxes.shape == (0, 4) and not lost
+        assert made.image.size == (32, 32) and made.boxes.shape == (0, 4) and not lost

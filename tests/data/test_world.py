@@ -1,4 +1,4 @@
-"""The drawn world: the same seed draws the same picture, and its words are true of it by construction."""
+"""The drawn world: the same seed draws the same image, and its words are true of it by construction."""
 
 import numpy as np
 import pytest
@@ -29,25 +29,25 @@ def samples() -> list[Sample]:
 
 
 def same(first: Sample, second: Sample) -> bool:
-    pictures = ImageChops.difference(first.picture, second.picture).getbbox() is None
+    images = ImageChops.difference(first.image, second.image).getbbox() is None
     words = (first.vocabulary, first.prompt, first.box_phrases) == (
         second.vocabulary,
         second.prompt,
         second.box_phrases,
     )
-    return pictures and words and first.boxes.equal(second.boxes)
+    return images and words and first.boxes.equal(second.boxes)
 
 
 def test_seed_determines_the_sample(samples):
     for seed in SEEDS:
         assert same(samples[seed], draw_sample(seed)), seed
-    sizes = {sample.picture.size for sample in samples}
-    assert len(sizes) > 20, "different seeds draw different pictures"
+    sizes = {sample.image.size for sample in samples}
+    assert len(sizes) > 20, "different seeds draw different images"
 
 
-def test_boxes_lie_inside_the_picture(samples):
+def test_boxes_lie_inside_the_image(samples):
     for sample in samples:
-        width, height = sample.picture.size
+        width, height = sample.image.size
         assert sample.boxes.shape == (len(sample.box_phrases), 4) and len(sample.boxes)
         x0, y0, x1, y1 = sample.boxes.unbind(1)
         assert (x0 >= 0).all() and (y0 >= 0).all() and (x1 <= width).all() and (y1 <= height).all()
@@ -86,7 +86,7 @@ def test_names_are_distinct_and_some_absent(samples):
 
 
 def test_absent_names_are_absent():
-    """A vocabulary names each thing of the picture by one trait set, so two names that fit one thing cannot both be."""
+    """A vocabulary names each thing of the image by one trait set, so two names that fit one thing cannot both be."""
     things = [Thing("star", "red", "plain", (0, 0, 20, 20)), Thing("star", "blue", "striped", (0, 0, 90, 90))]
     seen = [Seen(things[0], things[0].box, "small"), Seen(things[1], things[1].box, "big")]
     plain = Dialect({}, "", True)
@@ -125,7 +125,7 @@ def test_a_mention_holds_all_it_is_true_of():
 
 
 def test_captions_that_know_sides_say_left_or_right(samples):
-    """Flipping a picture looks for these two words, so no other word may name a side."""
+    """Flipping an image looks for these two words, so no other word may name a side."""
     words = {word for sample in samples if sample.prompt for word in sample.prompt.caption.split()}
     assert not words & {"leftmost", "rightmost", "west", "east"}
 
@@ -215,8 +215,8 @@ def kind_of(text: str) -> str:
     return traits_of(text).get("kind", "")
 
 
-def test_splits_draw_different_pictures():
-    first = [draw_sample(3, World(split)).picture for split in ("train", "seen")]
+def test_splits_draw_different_images():
+    first = [draw_sample(3, World(split)).image for split in ("train", "seen")]
     assert first[0].size != first[1].size or ImageChops.difference(*first).getbbox()
 
 

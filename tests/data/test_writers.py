@@ -94,7 +94,7 @@ def test_mdetr(tmp_path):
 def test_odvg(tmp_path):
     samples = SampleSet([detection(tmp_path), grounding(tmp_path, "b.jpg")], NAMES)
     lost = write_odvg(samples, tmp_path / "out.jsonl", [tmp_path])
-    assert lost.counts == {"id of a picture (its line number takes its place)": 2}
+    assert lost.counts == {"id of an image (its line number takes its place)": 2}
     assert json.loads((tmp_path / "out_label_map.json").read_text()) == {"0": "dog", "1": "cat", "2": "owl"}
     all_same(
         samples, read_odvg(tmp_path / "out.jsonl", [tmp_path], label_map_of(tmp_path / "out.jsonl")), ("image_id",)
@@ -154,7 +154,7 @@ def test_real_sets_come_back_whole(tmp_path):
 )
 def test_other_kinds_of_samples(tmp_path, write, make, message):
     path = tmp_path / "out.json"
-    with pytest.raises(ValueError, match=rf"picture 'a.jpg' .*{message}"):
+    with pytest.raises(ValueError, match=rf"image 'a.jpg' .*{message}"):
         write(SampleSet([make(tmp_path)], NAMES), path, [tmp_path])
     assert not list(tmp_path.iterdir())
 
@@ -171,16 +171,16 @@ def test_odvg_refuses_federated_sets(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_coco, write_odvg, write_mdetr, write_labels])
-def test_pictures_without_a_name(tmp_path, write):
+def test_images_without_a_name(tmp_path, write):
     make = grounding if write is write_mdetr else detection
-    for picture, message in (
+    for image, message in (
         (Image.new("RGB", (4, 3)), "save it and put its path in the sample"),
-        (tmp_path.parent / "elsewhere.jpg", "does not lie in the picture folders .*: give its folder"),
+        (tmp_path.parent / "elsewhere.jpg", "does not lie in the image folders .*: give its folder"),
         (Archived(tmp_path / "0.tar", "a", 0, 9), "lies in an archive, which .* cannot say: write --to labels"),
     ):
-        if isinstance(picture, Archived) and write is write_labels:
+        if isinstance(image, Archived) and write is write_labels:
             continue
-        sample = Sample(**{**make(tmp_path).__dict__, "picture": picture})
+        sample = Sample(**{**make(tmp_path).__dict__, "image": image})
         with pytest.raises(ValueError, match=message):
             write(SampleSet([sample], NAMES), tmp_path / "o", [tmp_path])
 
@@ -206,7 +206,7 @@ def test_what_coco_and_odvg_cannot_say_is_counted(tmp_path):
     samples = SampleSet(given, NAMES)
     lost = write_coco(samples, tmp_path / "out.json", [tmp_path])
     several = "that several names are of one box (it is written once for each)"
-    assert lost.counts == {"score": 2, several: 1, "id of a picture (another has it too)": 1}
+    assert lost.counts == {"score": 2, several: 1, "id of an image (another has it too)": 1}
     found = read_coco(tmp_path / "out.json", [tmp_path]).samples
     assert [sample.image_id for sample in found] == ["a.jpg", "a.jpg#2"]
     assert [sample.box_phrases for sample in found] == [((0,), (1,), (2,)), ((2,), (0,))]
@@ -214,11 +214,11 @@ def test_what_coco_and_odvg_cannot_say_is_counted(tmp_path):
     assert lost.counts["box of a crowd"] == 1 and lost.counts["score"] == 2 and lost.counts[several] == 1
 
 
-def test_sizes_come_from_the_picture_when_they_are_not_stated(tmp_path):
+def test_sizes_come_from_the_image_when_they_are_not_stated(tmp_path):
     Image.new("RGB", (9, 7)).save(tmp_path / "a.jpg")
     given = [detection(tmp_path, size=None), detection(tmp_path, "missing.jpg", size=None)]
     lost = write_coco(SampleSet(given, NAMES), tmp_path / "out.json", [tmp_path])
-    assert lost.counts == {"size of a picture that cannot be read": 1}
+    assert lost.counts == {"size of an image that cannot be read": 1}
     assert [sample.size for sample in read_coco(tmp_path / "out.json", [tmp_path]).samples] == [(9, 7), None]
 
 

@@ -13,7 +13,7 @@ Box = tuple[float, float, float, float]
 
 
 def sample(names: Sequence[str], boxes: Sequence[tuple[Box, int]] = ()) -> Sample:
-    """A picture with named boxes, of a detection set."""
+    """An image with named boxes, of a detection set."""
     return Sample(
         BLANK,
         torch.tensor([box for box, _ in boxes], dtype=torch.float32).reshape(-1, 4),
@@ -23,7 +23,7 @@ def sample(names: Sequence[str], boxes: Sequence[tuple[Box, int]] = ()) -> Sampl
 
 
 def captioned(caption: str, phrases: Sequence[str], boxes: Sequence[tuple[Box, int]]) -> Sample:
-    """A picture with a caption and boxes of its phrases."""
+    """An image with a caption and boxes of its phrases."""
     return replace(sample((), boxes), prompt=Prompt.from_caption(caption, phrases))
 
 

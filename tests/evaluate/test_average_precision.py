@@ -1,4 +1,4 @@
-"""AP from samples: cases worked by hand, names asked for in some pictures only, the interval."""
+"""AP from samples: cases worked by hand, names asked for in some images only, the interval."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_a_category_without_box_is_left_out():
 
 
 def test_names_count_where_they_were_asked():
-    """The second picture was not asked for a cat: what it holds there says nothing about cats."""
+    """The second image was not asked for a cat: what it holds there says nothing about cats."""
     first, other = sample(["cat"], [(A, 0)]), sample(["dog"], [(B, 0)])
     found = detections(first, [(A, 0.5, 0)])
     alone = average_precision([(first, found), (other, detections(other, [(B, 0.9, 0), (A, 0.8, 0)]))])
@@ -98,12 +98,12 @@ def test_groups_names_nobody_knows_of_and_incomplete_ones():
 
 def test_nothing_to_score_is_an_error_never_zero():
     empty = sample(["cat", "dog", "cow", "hen"])
-    with pytest.raises(ValueError, match=r"1 pictures have no box of any of the 4 names \('cat', 'dog', 'cow', \.\.\."):
+    with pytest.raises(ValueError, match=r"1 images have no box of any of the 4 names \('cat', 'dog', 'cow', \.\.\."):
         average_precision([(empty, detections(empty, [(A, 0.9, 0)]))])
     only_group = replace(sample(["cat"], [(A, 0)]), crowd=(0,))
     with pytest.raises(ValueError, match="nothing to score"):
         average_precision([(only_group, detections(only_group, []))])
-    with pytest.raises(ValueError, match="no picture to score"):
+    with pytest.raises(ValueError, match="no image to score"):
         average_precision([])
     one, other = sample(["cat"], [(A, 0)]), sample(["dog"], [(A, 0)])
     with pytest.raises(ValueError, match=r"detections are of \('dog',\).*no class matches"):
@@ -117,7 +117,7 @@ def test_no_detection_at_all_is_zero():
 
 
 def test_interval():
-    """Resampling with the pictures once each is the figure itself; the interval holds it and is not a point."""
+    """Resampling with the images once each is the figure itself; the interval holds it and is not a point."""
     pairs = []
     for number in range(12):
         one = sample(["cat", "dog"], [(A, 0), (B, 1)])
@@ -126,14 +126,14 @@ def test_interval():
     low, high = score.interval(rounds=200)
     assert low < score.ap50 < high
     assert score.interval(rounds=200) == (low, high)
-    twice = average_precision([*pairs, *pairs])  # the same pictures again: the weights 2, 2, ... of the resampling
+    twice = average_precision([*pairs, *pairs])  # the same images again: the weights 2, 2, ... of the resampling
     assert twice.ap50 == pytest.approx(score.ap50, abs=0.02)
     sure = average_precision([(pairs[1][0], pairs[1][1])] * 3)
     assert sure.interval(rounds=50) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
-def test_names_in_few_pictures_have_no_interval():
-    """Each of 60 names is in two pictures, found in one: in a resample either may be gone, and the mean rises."""
+def test_names_in_few_images_have_no_interval():
+    """Each of 60 names is in two images, found in one: in a resample either may be gone, and the mean rises."""
     pairs = []
     names = [f"thing {number}" for number in range(60)]
     for number in range(120):
@@ -145,7 +145,7 @@ def test_names_in_few_pictures_have_no_interval():
     assert score.interval(rounds=100) is None
 
 
-def test_the_interval_weighs_pictures_as_repeating_them_does():
+def test_the_interval_weighs_images_as_repeating_them_does():
     from glip.evaluate.coco import _weighted_ap
 
     generator = torch.Generator().manual_seed(0)

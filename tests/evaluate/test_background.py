@@ -20,13 +20,13 @@ def alarms(*best: float) -> Background:
 
 
 def results(*rows: tuple[int, int, float]) -> Results:
-    """Detections (picture, category, score), all where the boxes of ``truth`` are."""
-    pictures, categories, scores = (np.array(column) for column in zip(*rows, strict=True))
-    return Results(pictures, categories, np.tile([10.0, 10, 40, 40], (len(rows), 1)), scores.astype(float))
+    """Detections (image, category, score), all where the boxes of ``truth`` are."""
+    images, categories, scores = (np.array(column) for column in zip(*rows, strict=True))
+    return Results(images, categories, np.tile([10.0, 10, 40, 40], (len(rows), 1)), scores.astype(float))
 
 
 def truth(*, negatives: np.ndarray | None = None) -> Truth:
-    """Four pictures; the first category is in the first two, of the second there is a group in the first."""
+    """Four images; the first category is in the first two, of the second there is a group in the first."""
     boxes = np.tile([10.0, 10, 40, 40], (3, 1))
     where = Boxes(np.array([0, 1, 0]), np.array([0, 0, 1]), boxes, np.full(3, 1600.0), np.array([False, False, True]))
     return Truth((1, 2, 3, 4), (1, 2), ("cat", "dog"), where, negatives)
@@ -42,9 +42,9 @@ def test_by_hand():
     found = background_of(pairs)
     assert found is not None
     assert found.best.tolist() == pytest.approx([0.5, NONE, NONE, NONE, 0.2])
-    assert found.pictures.tolist() == [0, 0, 1, 1, 1]
+    assert found.images.tolist() == [0, 0, 1, 1, 1]
     assert found.rate(0.5) == pytest.approx(1 / 5) and found.rate(0.1) == found.rate(0.0) == pytest.approx(2 / 5)
-    assert found.picture_rate(0.5) == pytest.approx(1 / 2) and found.picture_rate(0.95) == 0.0
+    assert found.image_rate(0.5) == pytest.approx(1 / 2) and found.image_rate(0.95) == 0.0
 
 
 def test_which_names_are_absent():
@@ -60,11 +60,11 @@ def test_a_set_whose_names_are_everywhere_says_nothing():
     assert background_of([(one, detections(one, [(B, 0.9, 0)]))]) is None and background_of([]) is None
 
 
-def test_names_of_other_pictures_are_no_absent_names():
-    """Each picture was asked for names of its own: only those can be absent from it."""
+def test_names_of_other_images_are_no_absent_names():
+    """Each image was asked for names of its own: only those can be absent from it."""
     first, second = sample(["cat", "dog"], [(A, 0)]), sample(["cow"])
     found = background_of([(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))])
-    assert found is not None and found.best.tolist() == [0.5, 0.25] and found.pictures.tolist() == [0, 1]
+    assert found is not None and found.best.tolist() == [0.5, 0.25] and found.images.tolist() == [0, 1]
 
 
 def test_absent_in_files():
@@ -72,7 +72,7 @@ def test_absent_in_files():
     rows = results((2, 0, 0.25), (2, 0, 0.75), (0, 1, 0.9), (3, 1, 0.5), (3, UNKNOWN, 0.99))
     found = background(truth(), rows)
     assert found is not None
-    assert found.pictures.tolist() == [1, 2, 2, 3, 3] and found.best.tolist() == [NONE, 0.75, NONE, NONE, 0.5]
+    assert found.images.tolist() == [1, 2, 2, 3, 3] and found.best.tolist() == [NONE, 0.75, NONE, NONE, 0.5]
     asked = np.array([[False, True], [False, False], [True, False], [False, False]])
     federated = background(truth(negatives=asked), rows)
     assert federated is not None and federated.best.tolist() == [0.75], "a name with a box is not absent"

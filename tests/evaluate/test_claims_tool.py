@@ -21,14 +21,14 @@ def claims(tmp_path, monkeypatch) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, file in (("LEDGER", "claims.jsonl"), ("PAGE", "claims.md"), ("FIGURE", "pictures/claims.png")):
+    for name, file in (("LEDGER", "claims.jsonl"), ("PAGE", "claims.md"), ("FIGURE", "images/claims.png")):
         monkeypatch.setattr(module, name, tmp_path / file)
     return module
 
 
 def row(arm: str, size: int, seed: int, shift: float = 0.0) -> dict[str, object]:
     figures = {name: value + shift for name, value in FIGURES.items()}
-    return {"arm": arm, "size": size, "seed": seed, "pictures": size or 32000, "figures": figures, "minutes": 12.0}
+    return {"arm": arm, "size": size, "seed": seed, "images": size or 32000, "figures": figures, "minutes": 12.0}
 
 
 def call(claims: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -64,7 +64,7 @@ def test_a_run_is_a_plain_training(claims, monkeypatch, tmp_path):
     assert experiment.train.seed == 2 and experiment.model.language.pretrained == "some/folder"
     assert sum(entry.count for entry in experiment.data.train) == 1000
     assert {entry.captioned for entry in experiment.data.train} == {0.0, 1.0}
-    assert made["figures"] == FIGURES and made["pictures"] == 1000 and made["commit"] == "abc123"
+    assert made["figures"] == FIGURES and made["images"] == 1000 and made["commit"] == "abc123"
     assert "some/folder" not in json.dumps(made), "a path of one machine has no place in the ledger"
 
 

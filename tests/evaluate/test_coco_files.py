@@ -29,7 +29,7 @@ def golden(case: str) -> Path:
 def score_files(annotations: Path, predictions: Path, tally: Tally | None = None) -> Score:
     tally = Tally() if tally is None else tally
     truth = read_coco_truth(annotations, tally)
-    return score_results(truth, read_results(predictions, truth.pictures, truth.categories, tally))
+    return score_results(truth, read_results(predictions, truth.images, truth.categories, tally))
 
 
 @pytest.mark.parametrize("case", ["real80_plain", "real80_stress", "synth_stress"])
@@ -69,10 +69,10 @@ def test_golden_network_boxes_with_inclusive_widths():
         boxes = scale(torch.from_numpy(found["boxes_xyxy"][rows]), (height, width), sizes[number])
         scores, names = torch.from_numpy(found["scores"][rows]), torch.from_numpy(labels[rows] - 1)
         detections = Detections(boxes, scores, names, prompt, sizes[number])
-        parts.append(results_of(detections, truth.pictures.index(number), places, inclusive=True))
+        parts.append(results_of(detections, truth.images.index(number), places, inclusive=True))
     results = concatenate(parts)
     known = results.select(results.categories != UNKNOWN)
-    assert np.array(truth.pictures)[known.pictures].tolist() == expected["image_id"].tolist()
+    assert np.array(truth.images)[known.images].tolist() == expected["image_id"].tolist()
     assert np.array(truth.categories)[known.categories].tolist() == expected["category_id"].tolist()
     assert known.boxes == pytest.approx(expected["bbox"], abs=1e-4)
     assert known.scores == pytest.approx(expected["score"], abs=1e-7)
@@ -117,7 +117,7 @@ def right(**changes: object) -> dict[str, object]:
 def test_a_file_of_ones_own(tmp_path):
     """The table in the order of the ids, ids from 0 that are given twice, areas as stated or else the box's."""
     truth = read_coco_truth(write(tmp_path), Tally())
-    assert (truth.categories, truth.names, truth.pictures) == ((3, 7), ("missed", "found"), (1, 2))
+    assert (truth.categories, truth.names, truth.images) == ((3, 7), ("missed", "found"), (1, 2))
     assert truth.boxes.areas.tolist() == [1600.0, 5.0] and not truth.boxes.crowd.any() and truth.negatives is None
     score = score_files(tmp_path / "annotations.json", write_rows(tmp_path, right()))
     assert [(row.name, row.ap50) for row in score.categories] == [("missed", 0.0), ("found", pytest.approx(1.0))]
@@ -128,7 +128,7 @@ def test_ids_may_be_texts(tmp_path):
     rows = [{"image_id": "b/1.png", "category_id": "cat", "bbox": BOX}]
     file = write(tmp_path, images=[{"id": "b/1.png"}, {"id": 4}], categories=[{"id": "cat"}], annotations=rows)
     truth = read_coco_truth(file, Tally())
-    assert truth.pictures == (4, "b/1.png") and truth.names == ("cat",)
+    assert truth.images == (4, "b/1.png") and truth.names == ("cat",)
     results = write_rows(tmp_path, right(image_id="b/1.png", category_id="cat"))
     assert score_files(file, results).ap == pytest.approx(1.0)
 
@@ -147,12 +147,12 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
     images = [{"id": 1}, {"id": 1}, {"file_name": "x"}]
     categories = [{"id": 7}, {"name": "cat"}, {"name": "dog"}]
     truth = read_coco_truth(write(tmp_path, annotations=[good, *bad], images=images, categories=categories), tally)
-    assert len(truth.boxes.areas) == 1 and truth.pictures == (1,) and truth.categories == (7,)
+    assert len(truth.boxes.areas) == 1 and truth.images == (1,) and truth.categories == (7,)
     assert tally.counts == {
-        "picture id seen before": 1,
-        "picture without an id": 1,
+        "image id seen before": 1,
+        "image without an id": 1,
         "category without an id": 2,
-        "annotation of an unknown picture": 2,
+        "annotation of an unknown image": 2,
         "annotation of an unknown category": 2,
         "annotation with a malformed box": 2,
         "annotation without an area (that of its box is taken)": 1,
@@ -165,7 +165,7 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
     [
         ({"annotations": []}, "no annotation in it can be scored with (it lists none): check it with glip data check"),
         ({"annotations": None}, "not COCO json: no list 'annotations' (it needs images, annotations, categories)"),
-        ({"images": []}, "can be scored with (2 x annotation of an unknown picture)"),
+        ({"images": []}, "can be scored with (2 x annotation of an unknown image)"),
         ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category an id of its own"),
     ],
 )
@@ -190,7 +190,7 @@ def test_no_json(tmp_path):
 
 def test_groups_alone_are_nothing_to_score(tmp_path):
     file = write(tmp_path, annotations=[{"image_id": 1, "category_id": 7, "bbox": BOX, "iscrowd": 1}])
-    with pytest.raises(ValueError, match=r"the 2 pictures have no box of any of the 2 names \('missed', 'found'\)"):
+    with pytest.raises(ValueError, match=r"the 2 images have no box of any of the 2 names \('missed', 'found'\)"):
         score_files(file, write_rows(tmp_path, right()))
 
 
@@ -214,11 +214,11 @@ def test_results_of_another_set(tmp_path):
         with pytest.raises(
             ValueError, match=r"not one of its results can be scored .*ids are such as 1, 2.*such as 3, 7"
         ):
-            read_results(write_rows(tmp_path, row), truth.pictures, truth.categories, Tally())
+            read_results(write_rows(tmp_path, row), truth.images, truth.categories, Tally())
 
 
 def test_federated_files_score_what_was_looked_for(tmp_path):
-    """LVIS: the first picture was looked through for "missed" too, the second only for what it has."""
+    """LVIS: the first image was looked through for "missed" too, the second only for what it has."""
     images = [{"id": 1, "neg_category_ids": [3, [5], 99]}, {"id": 2, "neg_category_ids": []}]
     file = write(tmp_path, images=images)
     truth = read_coco_truth(file, Tally())

@@ -14,10 +14,10 @@ from glip.evaluate.run import Asking, detect_all
 from glip.structures import Prompt
 
 
-def test_each_picture_has_its_own_words(tiny_detector, picture):
-    listed = replace(sample(["red thing", "blue thing"]), picture=picture)
-    other = replace(sample(["green thing"]), picture=picture)
-    said = replace(captioned("a red thing above a blue one", ["red thing", "blue one"], []), picture=picture)
+def test_each_image_has_its_own_words(tiny_detector, image):
+    listed = replace(sample(["red thing", "blue thing"]), image=image)
+    other = replace(sample(["green thing"]), image=image)
+    said = replace(captioned("a red thing above a blue one", ["red thing", "blue one"], []), image=image)
     pairs = list(detect_all(tiny_detector, [listed, said, other, listed]))
     assert [found.prompt.texts for _, found in pairs] == [
         ("red thing", "blue thing"),
@@ -27,22 +27,22 @@ def test_each_picture_has_its_own_words(tiny_detector, picture):
     ]
     for given, found in pairs:
         prompt = given.prompt or Prompt.from_names(given.vocabulary)
-        alone = tiny_detector(picture, prompt, threshold=0.0)
+        alone = tiny_detector(image, prompt, threshold=0.0)
         assert_alike(found, alone)
 
 
-def test_a_vocabulary_is_encoded_once(tiny_detector, picture, monkeypatch):
+def test_a_vocabulary_is_encoded_once(tiny_detector, image, monkeypatch):
     calls = []
     encode = tiny_detector.encode_text
     monkeypatch.setattr(tiny_detector, "encode_text", lambda *args, **more: calls.append(args) or encode(*args, **more))
-    one = replace(sample(["red thing", "blue thing"]), picture=picture)
+    one = replace(sample(["red thing", "blue thing"]), image=image)
     assert len(list(detect_all(tiny_detector, [one] * 4))) == 4
     assert len(calls) == 1
 
 
-def test_kept_pictures_are_encoded_once_and_found_the_same(tiny_detector, picture, monkeypatch):
-    file, wide = replace(sample(["red thing"]), picture=picture), picture.resize((90, 60))
-    samples = [file, replace(file, picture=wide), replace(file, picture=wide.copy())]
+def test_kept_images_are_encoded_once_and_found_the_same(tiny_detector, image, monkeypatch):
+    file, wide = replace(sample(["red thing"]), image=image), image.resize((90, 60))
+    samples = [file, replace(file, image=wide), replace(file, image=wide.copy())]
     plain = list(detect_all(tiny_detector, samples))
     calls = []
     encode = tiny_detector.encode_image
@@ -57,53 +57,51 @@ def test_kept_pictures_are_encoded_once_and_found_the_same(tiny_detector, pictur
             assert_alike(one, other)
 
 
-def test_what_cannot_be_looked_at_is_counted(tiny_detector, picture, tmp_path):
+def test_what_cannot_be_looked_at_is_counted(tiny_detector, image, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
-    good = replace(sample(["thing"]), picture=picture)
+    broken.write_bytes(b"no image")
+    good = replace(sample(["thing"]), image=image)
     endless = " ".join(["thing"] * 400)
     samples = [
-        replace(good, picture=broken),
-        replace(good, picture=tmp_path / "missing.png"),
+        replace(good, image=broken),
+        replace(good, image=tmp_path / "missing.png"),
         replace(good, vocabulary=()),
-        replace(captioned(endless, ["thing"], []), picture=picture),
+        replace(captioned(endless, ["thing"], []), image=image),
         good,
     ]
     tally = Tally()
     pairs = list(detect_all(tiny_detector, samples, tally=tally))
     assert [given for given, _ in pairs] == [good]
     assert tally.counts == {
-        "unreadable picture": 2,
-        "picture without words to look for": 1,
+        "unreadable image": 2,
+        "image without words to look for": 1,
         "caption that the model cannot read": 1,
     }
-    assert "broken.png" in tally.places["unreadable picture"][0]
+    assert "broken.png" in tally.places["unreadable image"][0]
 
 
-def test_a_vocabulary_the_model_cannot_read_is_an_error(tiny_detector, picture):
+def test_a_vocabulary_the_model_cannot_read_is_an_error(tiny_detector, image):
     with pytest.raises(ValueError, match="tokens"):
-        list(detect_all(tiny_detector, [replace(sample([" ".join(["thing"] * 400)]), picture=picture)]))
+        list(detect_all(tiny_detector, [replace(sample([" ".join(["thing"] * 400)]), image=image)]))
 
 
-def test_a_picture_is_encoded_once_for_all_its_captions(tiny_detector, picture, tmp_path, monkeypatch):
-    """Five sentences of one picture, as in Flickr30K, and a vocabulary in three chunks: one backbone pass each."""
+def test_a_image_is_encoded_once_for_all_its_captions(tiny_detector, image, tmp_path, monkeypatch):
+    """Five sentences of one image, as in Flickr30K, and a vocabulary in three chunks: one backbone pass each."""
     passes = []
     encode = tiny_detector.model.encode_image
     monkeypatch.setattr(
         tiny_detector.model, "encode_image", lambda pixels: passes.append(len(pixels)) or encode(pixels)
     )
     file = tmp_path / "one.png"
-    picture.save(file)
-    said = [
-        replace(captioned(f"a {word} thing", [f"{word} thing"], []), picture=file) for word in ("red", "blue", "old")
-    ]
+    image.save(file)
+    said = [replace(captioned(f"a {word} thing", [f"{word} thing"], []), image=file) for word in ("red", "blue", "old")]
     pairs = list(detect_all(tiny_detector, said))
     assert passes == [1]
     for given, found in pairs:
         alone = tiny_detector(file, given.prompt, threshold=0.0)
         assert_alike(found, alone)
     passes.clear()
-    names = replace(sample([f"thing {number}" for number in range(9)]), picture=file)
+    names = replace(sample([f"thing {number}" for number in range(9)]), image=file)
     [(_, found)] = detect_all(tiny_detector, [names], asking=Asking(max_names=3, chunk_detections=2, max_detections=0))
     assert passes == [1]
     parts = torch.bincount(found.labels // 3, minlength=3)
@@ -112,13 +110,13 @@ def test_a_picture_is_encoded_once_for_all_its_captions(tiny_detector, picture, 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16])
 def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
-    """Pictures of many sizes and words of both kinds, in batches, give what they give alone, in the same order."""
+    """Images of many sizes and words of both kinds, in batches, give what they give alone, in the same order."""
     samples = []
     for number, size in enumerate([(96, 64), (64, 96), (90, 60), (96, 64), (64, 64), (96, 64), (33, 90), (64, 96)]):
         file = tmp_path / f"{number}.png"
         Image.effect_noise(size, 90).convert("RGB").save(file)
         one = sample(["red thing", "blue thing"]) if number % 3 else captioned("a red thing", ["red thing"], [])
-        samples += [replace(one, picture=file, image_id=number)] * (1 + number % 2)
+        samples += [replace(one, image=file, image_id=number)] * (1 + number % 2)
     alone = list(detect_all(tiny_detector, samples))
     together = list(detect_all(tiny_detector, samples, asking=Asking(batch_size=batch_size)))
     assert [given.image_id for given, _ in together] == [given.image_id for given in samples]
@@ -126,13 +124,13 @@ def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
         assert_alike(one, other)
 
 
-def test_shared_chunks_find_what_separate_passes_find(tiny_detector, picture):
-    """A picture encoded once for all chunks, against the release's way: picture and text anew for every chunk."""
+def test_shared_chunks_find_what_separate_passes_find(tiny_detector, image):
+    """An image encoded once for all chunks, against the release's way: image and text anew for every chunk."""
     names = [f"{colour} thing {number}" for number in range(4) for colour in ("red", "blue")]
-    one = replace(sample(names), picture=picture)
+    one = replace(sample(names), image=image)
     asking = Asking(batch_size=2, max_names=3, max_detections=0, chunk_detections=5)
     [(_, found)] = detect_all(tiny_detector, [one], asking=asking)
     for first in range(0, len(names), 3):
-        alone = tiny_detector(picture, names[first : first + 3], threshold=0.0, max_detections=5)
+        alone = tiny_detector(image, names[first : first + 3], threshold=0.0, max_detections=5)
         own = found.select((found.labels >= first) & (found.labels < first + 3))
         assert_alike(replace(own, labels=own.labels - first), alone)

@@ -69,13 +69,13 @@ def test_how_lvis_asks():
     assert asking_for("coco", Asking(max_names=7)) == Asking(max_names=7)
 
 
-def test_missing_pictures_are_named(tmp_path):
+def test_missing_images_are_named(tmp_path):
     there = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(there)
-    good, config = replace(CAT, picture=there), SetConfig(format="coco")
+    good, config = replace(CAT, image=there), SetConfig(format="coco")
     examine("mine", config, SampleSet([good, CAT], ("cat",)), None)
-    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 pictures are not there .*b\.png"):
-        examine("mine", config, SampleSet([good, replace(good, picture=tmp_path / "b.png")], ("cat",)), None)
+    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 images are not there .*b\.png"):
+        examine("mine", config, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
 
 
 @pytest.mark.parametrize("crowd", [(), (0,)])
@@ -100,7 +100,7 @@ def test_a_set_with_both_kinds_takes_either_protocol():
     ]
 
 
-def test_other_words_or_pictures_are_another_set():
+def test_other_words_or_images_are_another_set():
     config = SetConfig(format="coco")
     first = examine("mine", config, LISTED, None)
     for other in (replace(CAT, vocabulary=("dog",)), replace(CAT, image_id=9)):

@@ -71,7 +71,7 @@ def from_raw_detections():
 
 
 def detections_of(arrays, index):
-    """A sentence's detections as a detector gives them: in pixels of the picture, best first."""
+    """A sentence's detections as a detector gives them: in pixels of the image, best first."""
     rows, count = slice(*arrays["det_offset"][index : index + 2]), int(arrays["num_phrases"][index])
     boxes, scores = (torch.from_numpy(arrays[key][rows]) for key in ("boxes", "scores"))
     width, height = arrays["net_size_wh"][index].tolist()
@@ -112,7 +112,7 @@ def test_golden_recall(name, protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_golden_recall_from_raw_detections(protocol):
     truths, (boxes, _) = asked("flickr30k"), from_raw_detections()
-    recall = recall_of(truths, [boxes[truth.picture, truth.sentence] for truth in truths], protocol)
+    recall = recall_of(truths, [boxes[truth.image, truth.sentence] for truth in truths], protocol)
     expected = official("flickr30k")["recall"][f"{OFFICIAL[protocol]}__from_raw_detections"]
     assert figures_of(recall) == exactly(expected)
 
@@ -128,7 +128,7 @@ def test_golden_numbers_of_phrases():
 def test_golden_every_phrase():
     """Each phrase of each sentence: its kinds, how many boxes it has, and whether it is found at every rank."""
     ours = [
-        (truth.picture, truth.sentence, index, "/".join(phrase.kinds), len(phrase.boxes))
+        (truth.image, truth.sentence, index, "/".join(phrase.kinds), len(phrase.boxes))
         + tuple(hit for protocol in PROTOCOLS for hit in phrase_hits(phrase, ranked, protocol=protocol))
         for truth, boxes in zip(asked("flickr30k"), predicted("flickr30k"), strict=True)
         for index, (phrase, ranked) in enumerate(zip(truth.phrases, boxes, strict=True))
@@ -169,8 +169,8 @@ def test_golden_boxes_dealt_to_phrases():
 def test_golden_recall_from_mdetr_json(ground_truth, protocol, same):
     """The figures over all phrases; the json does not say the kinds. Its boxes that overlap by 0.95 are one box."""
     truths, asked_for = asked_by_mdetr(ground_truth), asked("flickr30k")
-    assert [(t.picture, t.sentence, len(t.phrases)) for t in truths] == [
-        (t.picture, t.sentence, len(t.phrases)) for t in asked_for
+    assert [(t.image, t.sentence, len(t.phrases)) for t in truths] == [
+        (t.image, t.sentence, len(t.phrases)) for t in asked_for
     ]
     recall = recall_of(truths, predicted("flickr30k"), protocol)
     expected = official("flickr30k")["recall"][same]
@@ -193,15 +193,15 @@ def quirks(tmp_path, change):
 REFUSED = {  # by the official evaluator: a change of the predictions, and what we say
     "a sentence without prediction": (
         lambda rows: rows.pop(),
-        "1 of 6 sentences have no prediction, such as sentence 1 of picture 105: give one for every sentence that has",
+        "1 of 6 sentences have no prediction, such as sentence 1 of image 105: give one for every sentence that has",
     ),
     "wrong number of phrases": (
         lambda rows: rows[0]["boxes"].pop(),
-        "sentence 0 of picture 101: lists of boxes for 1 phrases, but 2 of its phrases have a box: give one list",
+        "sentence 0 of image 101: lists of boxes for 1 phrases, but 2 of its phrases have a box: give one list",
     ),
     "a phrase with an empty list of boxes": (
         lambda rows: rows[2]["boxes"][1].clear(),
-        r"sentence 0 of picture 102, phrase 1: no box; where nothing was found, give the box \[0, 0, 0, 0\]",
+        r"sentence 0 of image 102, phrase 1: no box; where nothing was found, give the box \[0, 0, 0, 0\]",
     ),
 }
 PASSED = {
@@ -242,7 +242,7 @@ MAN = (10, 10, 50, 50)
 
 @pytest.fixture
 def released(tmp_path):
-    """One picture: a man with a box, a wire whose box has no width, in a sentence of their own each and together."""
+    """One image: a man with a box, a wire whose box has no width, in a sentence of their own each and together."""
     for part in ("Annotations", "Sentences"):
         (tmp_path / part).mkdir()
     things = "".join(
@@ -262,7 +262,7 @@ def released(tmp_path):
 def test_released_asks_for_phrases_whose_boxes_have_no_area(released):
     tally = Tally()
     truths = read_released(released, "", tally)
-    assert [(truth.picture, truth.sentence, len(truth.phrases)) for truth in truths] == [
+    assert [(truth.image, truth.sentence, len(truth.phrases)) for truth in truths] == [
         (7, 0, 1),
         (7, 1, 2),
         (7, 3, 1),
@@ -320,7 +320,7 @@ def test_files_that_are_no_predictions(rows, message, released, tmp_path):
 def test_boxes_that_are_none(ranked, released, tmp_path):
     rows = [{"image_id": 7, "sentence_id": 0, "boxes": [ranked]}]
     with pytest.raises(
-        ValueError, match=r"sentence 0 of picture 7, phrase 0: .* is no list of boxes: give four finite numbers"
+        ValueError, match=r"sentence 0 of image 7, phrase 0: .* is no list of boxes: give four finite numbers"
     ):
         read_rows(tmp_path, rows, read_released(released, "", Tally()))
 
@@ -353,4 +353,4 @@ def test_ids_of_the_release_where_the_json_states_them(tmp_path):
     path = tmp_path / "mdetr.json"
     path.write_text(json.dumps(tree))
     samples = read_mdetr(path, [tmp_path]).samples
-    assert [(t.picture, t.sentence) for t in map(caption_truth, samples)] == [(7, 4), (1, 0)]
+    assert [(t.image, t.sentence) for t in map(caption_truth, samples)] == [(7, 4), (1, 0)]

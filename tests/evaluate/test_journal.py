@@ -26,7 +26,7 @@ def written(folder, *indices, process=0):
 
 def test_answers_come_back_bit_for_bit_in_the_order_of_the_samples(tmp_path):
     journal = written(tmp_path, 5, 2)
-    journal.add(Answer(3, ASKED, None, "unreadable picture", "a.jpg, line 7"))
+    journal.add(Answer(3, ASKED, None, "unreadable image", "a.jpg, line 7"))
     again = Journal(tmp_path, OF)
     assert again.done == {2, 3, 5}
     first, second, third = again.entries()
@@ -34,7 +34,7 @@ def test_answers_come_back_bit_for_bit_in_the_order_of_the_samples(tmp_path):
     found = first.detections(FOUND.prompt)
     assert torch.equal(found.boxes, FOUND.boxes) and torch.equal(found.scores, FOUND.scores)
     assert torch.equal(found.labels, FOUND.labels) and found.size == FOUND.size and found.prompt is FOUND.prompt
-    assert (second.reason, second.place, len(second.labels)) == ("unreadable picture", "a.jpg, line 7", 0)
+    assert (second.reason, second.place, len(second.labels)) == ("unreadable image", "a.jpg, line 7", 0)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 24, 30, 60])

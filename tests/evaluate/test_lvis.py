@@ -41,12 +41,12 @@ def truth_of(case):
     return truth
 
 
-def columns(truth, pictures, categories, boxes, scores):
+def columns(truth, images, categories, boxes, scores):
     """Results from ids as the stored files have them."""
-    place = {number: index for index, number in enumerate(truth.pictures)}
+    place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
     return Results(
-        np.array([place[number] for number in pictures.tolist()], dtype=np.int64),
+        np.array([place[number] for number in images.tolist()], dtype=np.int64),
         np.array([label.get(number, UNKNOWN) for number in categories.tolist()], dtype=np.int64),
         boxes,
         scores,
@@ -103,15 +103,15 @@ def test_golden_fixed_ap(case):
 
 
 def test_golden_fixed_ap_of_three_processes():
-    """The release strings the processes together, picture i of process i mod 3: the same as pictures in that order."""
+    """The release strings the processes together, image i of process i mod 3: the same as images in that order."""
     for case in CASES:
         [key] = [key for key in expected(case) if key.startswith("glip_fixed_ap_3_ranks")]
         truth, results, limit = truth_of(case), results_of_case(case), int(key.split("=")[1])
-        order = np.argsort(np.arange(len(truth.pictures)) % 3, kind="stable")
+        order = np.argsort(np.arange(len(truth.images)) % 3, kind="stable")
         best = BestOfCategories(len(truth.categories), per_category=limit)
-        best.add(replace(results, pictures=np.argsort(order)[results.pictures]))
+        best.add(replace(results, images=np.argsort(order)[results.images]))
         kept = best.results()
-        kept = replace(kept, pictures=order[kept.pictures])
+        kept = replace(kept, images=order[kept.images])
         check(fixed_ap(truth, kept, per_category=limit), expected(case)[key])
 
 
@@ -127,7 +127,7 @@ def test_golden_normal_ap():
 
 @cache
 def blocks_from_network():
-    """What the network found in each picture and chunk, in pixels of the picture."""
+    """What the network found in each image and chunk, in pixels of the image."""
     path, truth = folder(FROM_NETWORK), truth_of(FROM_NETWORK)
     tree = json.loads((path / "annotations.json").read_text(encoding="utf-8"))
     sizes = {record["id"]: (record["height"], record["width"]) for record in tree["images"]}
@@ -137,8 +137,8 @@ def blocks_from_network():
     for row, start, end in zip(found["image_chunk_netw_neth"].tolist(), ends, ends[1:], strict=False):
         corners = scale(torch.tensor(found["boxes_xyxy"][start:end]), (row[3], row[2]), sizes[row[0]]).numpy()
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float64)
-        pictures, labels = np.full(end - start, row[0]), found["labels"][start:end]
-        blocks.append(columns(truth, pictures, labels, boxes, found["scores"][start:end].astype(np.float64)))
+        images, labels = np.full(end - start, row[0]), found["labels"][start:end]
+        blocks.append(columns(truth, images, labels, boxes, found["scores"][start:end].astype(np.float64)))
     return blocks
 
 
@@ -222,7 +222,7 @@ def test_the_package_agrees(seed, tmp_path, monkeypatch):
     official.params.max_dets = 50
     official.run()
     truth = read_lvis_truth(path, Tally())
-    score = standard_ap(truth, read_results(file, truth.pictures, truth.categories, Tally()), max_dets=50)
+    score = standard_ap(truth, read_results(file, truth.images, truth.categories, Tally()), max_dets=50)
     check(score, official.results)
     assert score.categories[0].ap == pytest.approx(official.eval["precision"][:, :, 0, 0].mean(), abs=1e-9)
 
@@ -234,7 +234,7 @@ BOX, FAR = [10.0, 10.0, 40.0, 40.0], [100.0, 100.0, 40.0, 40.0]
 
 
 def small_tree():
-    """Two pictures: a cat in the first, which has surely no dog; nothing is known of birds."""
+    """Two images: a cat in the first, which has surely no dog; nothing is known of birds."""
     return {
         "images": [
             {"id": 9, "neg_category_ids": [1], "not_exhaustive_category_ids": []},
@@ -258,10 +258,10 @@ def read(tmp_path):
 
 
 def results(*rows):
-    """From (picture, category, box, score)."""
-    pictures, categories, boxes, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
+    """From (image, category, box, score)."""
+    images, categories, boxes, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
     return Results(
-        np.array(pictures, dtype=np.int64),
+        np.array(images, dtype=np.int64),
         np.array(categories, dtype=np.int64),
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
         np.array(scores, dtype=np.float64),
@@ -272,14 +272,14 @@ def figures(score):
     return dict(zip(score.names, score.stats, strict=True))
 
 
-CAT, DOG, BIRD = 0, 1, 2  # in the order of their ids; pictures likewise: 4, 9
+CAT, DOG, BIRD = 0, 1, 2  # in the order of their ids; images likewise: 4, 9
 FIRST, SECOND = 0, 1
 FOUND = (FIRST, CAT, BOX, 0.5)
 
 
-def test_pictures_and_categories_are_ordered_by_id(read):
+def test_images_and_categories_are_ordered_by_id(read):
     truth = read(small_tree())
-    assert (truth.pictures, truth.categories) == ((4, 9), (1, 2, 3))
+    assert (truth.images, truth.categories) == ((4, 9), (1, 2, 3))
     assert (truth.names, truth.frequencies) == (("cat", "dog", "bird"), ("f", "c", "r"))
     assert truth.negatives.tolist() == [[False, True, False], [True, False, False]]
 
@@ -312,7 +312,7 @@ def test_unknown_categories_take_up_places(read, tmp_path):
     row = {"image_id": 4, "bbox": BOX, "score": 0.5}
     file.write_text(json.dumps([row | {"category_id": 77}, row | {"category_id": 1}]), encoding="utf-8")
     truth, tally = read(small_tree()), Tally()
-    found = read_results(file, truth.pictures, truth.categories, tally)
+    found = read_results(file, truth.images, truth.categories, tally)
     assert tally.counts == {"result of an unknown category": 1}
     assert standard_ap(truth, found, max_dets=2).ap == pytest.approx(1.0)
     assert standard_ap(truth, found, max_dets=1).ap == 0.0
@@ -329,10 +329,10 @@ def test_nothing_found(read):
 # ---- the best of each category
 
 
-def tied_results(rng, pictures):
-    number = 60 * pictures
+def tied_results(rng, images):
+    number = 60 * images
     return Results(
-        np.repeat(np.arange(pictures), 60),
+        np.repeat(np.arange(images), 60),
         rng.integers(-1, 4, number),
         rng.random((number, 4)),
         rng.integers(1, 6, number) / 5,
@@ -340,8 +340,8 @@ def tied_results(rng, pictures):
 
 
 def as_rows(results):
-    """Sorted, since pictures may come in any order."""
-    return sorted(zip(results.pictures, results.categories, results.scores, map(tuple, results.boxes), strict=True))
+    """Sorted, since images may come in any order."""
+    return sorted(zip(results.images, results.categories, results.scores, map(tuple, results.boxes), strict=True))
 
 
 def test_the_best_piece_by_piece_are_the_best_at_once(monkeypatch):
@@ -357,8 +357,8 @@ def test_the_best_piece_by_piece_are_the_best_at_once(monkeypatch):
     monkeypatch.setattr(lvis, "_PENDING", 150)  # so that it chooses many times
     for order in (range(20), rng.permutation(20)):
         best = BestOfCategories(4, per_category=25)
-        for picture in order:
-            own = every.select(every.pictures == picture)
+        for image in order:
+            own = every.select(every.images == image)
             best.add(own.select(np.arange(0, 20)))
             best.add(own.select(np.arange(20, 60)))
         assert as_rows(best.results()) == as_rows(at_once.results())
@@ -394,12 +394,12 @@ def test_counted_not_scored(read):
     ]
     truth = read(tree, tally)
     assert tally.counts == {
-        "annotation of an unknown picture": 2,
+        "annotation of an unknown image": 2,
         "annotation of an unknown category": 1,
         "annotation with a malformed box": 2,
         "annotation without an area (that of its box is taken)": 1,
         "category without a frequency (r, c or f)": 1,
-        "picture without neg_category_ids": 1,
+        "image without neg_category_ids": 1,
         "unknown category in not_exhaustive_category_ids": 1,
     }
     assert truth.frequencies == ("f", "c", "") and truth.boxes.areas.tolist() == [1600.0, 1600.0]
@@ -424,9 +424,9 @@ def without_lists(tree):
 
 BROKEN = {
     "no image": (lambda tree: tree.pop("images"), "no list 'images'"),
-    "no federation": (without_lists, "no picture has neg_category_ids"),
+    "no federation": (without_lists, "no image has neg_category_ids"),
     "no annotation": (lambda tree: tree["annotations"].clear(), "no annotation in it can be scored"),
-    "foreign annotation": (lambda tree: tree["annotations"][0].update(image_id=1), "1 x annotation of an unknown pic"),
+    "foreign annotation": (lambda tree: tree["annotations"][0].update(image_id=1), "1 x annotation of an unknown image"),
     "category twice": (lambda tree: tree["categories"][0].update(id=1), "category id 1 is listed twice"),
 }
 

@@ -1,4 +1,4 @@
-"""tools/measure_sets.py: which strange names a picture is asked for, and a table for a small model."""
+"""tools/measure_sets.py: which strange names an image is asked for, and a table for a small model."""
 
 import importlib.util
 import sys
@@ -36,7 +36,7 @@ def test_table(tool, tiny_folder, tmp_path, monkeypatch, capsys):
         annotations = tmp_path / name / "annotations"
         annotations.mkdir(parents=True)
         write_coco(tmp_path / name).rename(annotations / "instances_test.json")
-    words = ["--model", str(tiny_folder), "--data", str(tmp_path), "--pictures", "2", "--device", "cpu"]
+    words = ["--model", str(tiny_folder), "--data", str(tmp_path), "--images", "2", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["measure_sets.py", *words, "--sets", "bccd", "world_novel_captions"])
     tool.main()
     lines = capsys.readouterr().out.splitlines()

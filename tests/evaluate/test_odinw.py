@@ -61,7 +61,7 @@ def test_where_splits_lie():
 
 
 def write_task(task: Task, root: Path, categories: list[dict[str, object]]) -> None:
-    """One picture with a box of every category."""
+    """One image with a box of every category."""
     files = task.files()
     folder = root / files.images[0]
     folder.mkdir(parents=True)

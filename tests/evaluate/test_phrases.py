@@ -109,7 +109,7 @@ def test_ids():
         "9" * 5000 + ":1": ("9" * 5000, 1),
     }.items():
         truth = caption_truth(replace(one, image_id=image_id))
-        assert (truth.picture, truth.sentence) == expected
+        assert (truth.image, truth.sentence) == expected
 
 
 def test_nothing_to_score_is_an_error():
@@ -123,5 +123,5 @@ def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="no phrase has a box"):
         phrase_recall([(group, detections(group, []))])
     truth = CaptionTruth(7, 1, (PhraseTruth(torch.tensor([A])),))
-    with pytest.raises(ValueError, match="sentence 1 of picture 7: boxes of 0 phrases, but it has 1 with a box"):
+    with pytest.raises(ValueError, match="sentence 1 of image 7: boxes of 0 phrases, but it has 1 with a box"):
         caption_recall([(truth, ())])

@@ -10,14 +10,14 @@ from scored import detections, sample
 from glip.data.sets import Tally
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
 
-PICTURES, CATEGORIES = (7, "b.png"), (3, "cat")
+IMAGES, CATEGORIES = (7, "b.png"), (3, "cat")
 GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}
 
 
 def read(folder: Path, rows: object, tally: Tally | None = None) -> Results:
     file = folder / "results.json"
     file.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
-    return read_results(file, PICTURES, CATEGORIES, Tally() if tally is None else tally)
+    return read_results(file, IMAGES, CATEGORIES, Tally() if tally is None else tally)
 
 
 def test_rows_become_columns_and_rows_again(tmp_path):
@@ -29,19 +29,19 @@ def test_rows_become_columns_and_rows_again(tmp_path):
     tally = Tally()
     results = read(tmp_path, rows, tally)
     assert not tally and len(results) == 3
-    assert results.pictures.tolist() == [1, 0, 0] and results.categories.tolist() == [1, 0, 0]
-    assert list(rows_of(results, PICTURES, CATEGORIES)) == rows
-    assert list(rows_of(results.select(results.scores > 0), PICTURES, CATEGORIES)) == rows[:2]
-    assert list(rows_of(results.select(np.array([2, 0])), PICTURES, CATEGORIES)) == [rows[2], rows[0]]
+    assert results.images.tolist() == [1, 0, 0] and results.categories.tolist() == [1, 0, 0]
+    assert list(rows_of(results, IMAGES, CATEGORIES)) == rows
+    assert list(rows_of(results.select(results.scores > 0), IMAGES, CATEGORIES)) == rows[:2]
+    assert list(rows_of(results.select(np.array([2, 0])), IMAGES, CATEGORIES)) == [rows[2], rows[0]]
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"image_id": 8}, "result of an unknown picture"),
-        ({"image_id": "7"}, "result of an unknown picture"),
-        ({"image_id": True}, "result of an unknown picture"),
-        ({"image_id": [7]}, "result of an unknown picture"),
+        ({"image_id": 8}, "result of an unknown image"),
+        ({"image_id": "7"}, "result of an unknown image"),
+        ({"image_id": True}, "result of an unknown image"),
+        ({"image_id": [7]}, "result of an unknown image"),
         ({"bbox": [1, 2, 3]}, "result with a malformed box"),
         ({"bbox": [1, 2, 3, None]}, "result with a malformed box"),
         ({"bbox": [1, 2, 3, float("inf")]}, "result with a malformed box"),
@@ -61,12 +61,12 @@ def test_what_cannot_be_scored_is_left_out_and_counted(tmp_path, change, reason)
 
 
 def test_unknown_categories_are_counted_and_stay(tmp_path):
-    """In LVIS they take up places of a picture's 300."""
+    """In LVIS they take up places of an image's 300."""
     tally = Tally()
     results = read(tmp_path, [{**GOOD, "category_id": 99}, {**GOOD, "category_id": [3]}, GOOD], tally)
     assert results.categories.tolist() == [UNKNOWN, UNKNOWN, 0]
     assert tally.counts == {"result of an unknown category": 2}
-    assert len(list(rows_of(results, PICTURES, CATEGORIES))) == 1
+    assert len(list(rows_of(results, IMAGES, CATEGORIES))) == 1
 
 
 def test_more_than_a_row_needs_is_passed_over(tmp_path):
@@ -82,10 +82,10 @@ def test_more_than_a_row_needs_is_passed_over(tmp_path):
         ("[" * 100_000, "not valid json"),
         ({"annotations": []}, "not a results file, it is no list: give a json list of"),
         ([], "not one of its results can be scored (it is empty)"),
-        ([{**GOOD, "image_id": 8}] * 2, "not one of its results can be scored (2 x result of an unknown picture)"),
+        ([{**GOOD, "image_id": 8}] * 2, "not one of its results can be scored (2 x result of an unknown image)"),
         (
             [{**GOOD, "category_id": 8}],
-            "(1 x result of an unknown category): the set's picture ids are such as 7, 'b.png'",
+            "(1 x result of an unknown category): the set's image ids are such as 7, 'b.png'",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_no_results_of_this_set(tmp_path, rows, message):
 
 def test_results_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="are not there: give the json that an evaluation wrote"):
-        read_results(tmp_path / "none.json", PICTURES, CATEGORIES, Tally())
+        read_results(tmp_path / "none.json", IMAGES, CATEGORIES, Tally())
 
 
 def test_results_of_detections():
@@ -105,7 +105,7 @@ def test_results_of_detections():
     one = sample(["cat", "dog", "cow"])
     found = detections(one, [((10.0, 20.0, 30.0, 60.0), 0.25, 0), ((1.0, 2.0, 1.0, 2.0), 0.75, 2)])
     results = results_of(found, 4, (8, 9, UNKNOWN))
-    assert results.pictures.tolist() == [4, 4] and results.categories.tolist() == [UNKNOWN, 8]
+    assert results.images.tolist() == [4, 4] and results.categories.tolist() == [UNKNOWN, 8]
     assert results.boxes.tolist() == [[1, 2, 0, 0], [10, 20, 20, 40]] and results.scores.tolist() == [0.75, 0.25]
     assert results_of(found, 4, (8, 9, 9), inclusive=True).boxes.tolist() == [[1, 2, 1, 1], [10, 20, 21, 41]]
     nothing = results_of(detections(one, []), 0, (0, 1, 2))

@@ -15,13 +15,13 @@ def test_one_vocabulary_keeps_its_order_and_its_twins():
     names = ["cow", "cat", "cow"]
     truth = truth_of([sample(names, [(A, 2), (B, 0)]), replace(sample(names, [(A, 1)]), crowd=(0,))])
     assert truth.names == tuple(names) and truth.labels_of(tuple(names)) == (0, 1, 2)
-    assert truth.boxes.pictures.tolist() == [0, 0, 1] and truth.boxes.categories.tolist() == [2, 0, 1]
+    assert truth.boxes.images.tolist() == [0, 0, 1] and truth.boxes.categories.tolist() == [2, 0, 1]
     assert truth.boxes.boxes.tolist() == [[10, 10, 40, 40], [60, 60, 30, 20], [10, 10, 40, 40]]
     assert truth.boxes.areas.tolist() == [1600, 600, 1600] and truth.boxes.crowd.tolist() == [False, False, True]
     assert truth.present.tolist() == [[True, False, True], [False, True, False]]
     assert truth.negatives is not None and truth.negatives.tolist() == [[False, True, False], [True, False, True]]
     chosen = truth.boxes.select(truth.boxes.crowd)
-    assert (chosen.pictures.tolist(), chosen.categories.tolist(), chosen.areas.tolist()) == ([1], [1], [1600.0])
+    assert (chosen.images.tolist(), chosen.categories.tolist(), chosen.areas.tolist()) == ([1], [1], [1600.0])
 
 
 def test_names_of_several_vocabularies_are_one_where_they_are_equal():
@@ -33,7 +33,7 @@ def test_names_of_several_vocabularies_are_one_where_they_are_equal():
 
 def test_samples_with_a_caption_keep_their_place_and_say_nothing():
     truth = truth_of([captioned("a cat", ["cat"], [(A, 0)]), sample(["dog"], [(B, 0)])])
-    assert truth.names == ("dog",) and truth.pictures == (0, 1) and truth.boxes.pictures.tolist() == [1]
+    assert truth.names == ("dog",) and truth.images == (0, 1) and truth.boxes.images.tolist() == [1]
     with pytest.raises(ValueError, match="has no list of names: AP is for detection sets"):
         one = captioned("a cat", ["cat"], [(A, 0)])
         columns([(one, detections(one, []))])

@@ -18,18 +18,18 @@ from glip.structures import Sample
 
 def drawn() -> list[Sample]:
     made = []
-    for picture, things in scenes():
+    for image, things in scenes():
         boxes = [(thing.box, NAMES.index(f"{thing.colour} {thing.kind}")) for thing in things]
-        made.append(replace(sample(NAMES, boxes), picture=picture))
+        made.append(replace(sample(NAMES, boxes), image=image))
     return made
 
 
 def said() -> list[Sample]:
     made = []
-    for picture, things in scenes():
+    for image, things in scenes():
         texts = [f"{thing.colour} {thing.kind}" for thing in things]
         boxes = [(thing.box, index) for index, thing in enumerate(things)]
-        made.append(replace(captioned("a " + " above a ".join(texts), texts, boxes), picture=picture))
+        made.append(replace(captioned("a " + " above a ".join(texts), texts, boxes), image=image))
     return made
 
 
@@ -45,8 +45,8 @@ def test_figures_are_those_of_the_ordinary_evaluation(tiny_config, tokenizer):
         **{f"said/recall@{rank}": value for rank, value in recall.at.items()},
     }
     assert found.best == pytest.approx((score.ap50 + recall.at[1]) / 2)
-    assert set(found.pictures) == {"drawn/0", "said/0"}
-    assert found.pictures["drawn/0"].width > 2 * 128
+    assert set(found.images) == {"drawn/0", "said/0"}
+    assert found.images["drawn/0"].width > 2 * 128
 
 
 def test_the_model_does_not_notice(tiny_config, tokenizer):
@@ -55,7 +55,7 @@ def test_the_model_does_not_notice(tiny_config, tokenizer):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    Validator(tiny_config, tokenizer, {"drawn": drawn()}, pictures=1, shown=1)(model)
+    Validator(tiny_config, tokenizer, {"drawn": drawn()}, images=1, shown=1)(model)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -64,18 +64,16 @@ def test_the_model_does_not_notice(tiny_config, tokenizer):
 
 def test_the_model_is_itself_again_after_an_error(tiny_config, tokenizer, tmp_path):
     model = seeded(tiny_config).train()
-    (tmp_path / "cut.png").write_bytes(b"half a picture")
-    cut = [replace(one, picture=tmp_path / "cut.png") for one in drawn()]
+    (tmp_path / "cut.png").write_bytes(b"half an image")
+    cut = [replace(one, image=tmp_path / "cut.png") for one in drawn()]
     validator = Validator(tiny_config, tokenizer, {"cut": cut})
-    with pytest.raises(
-        ValueError, match=r"set 'cut': nothing to score: .* 4 x unreadable picture \(.*cut\.png"
-    ) as told:
+    with pytest.raises(ValueError, match=r"set 'cut': nothing to score: .* 4 x unreadable image \(.*cut\.png") as told:
         validator(model)
     assert "\n" not in str(told.value)
     assert all(module.training for module in model.modules())
 
 
-def test_some_pictures_are_chosen_evenly():
+def test_some_images_are_chosen_evenly():
     assert list(Chosen(range(10), 4)) == [0, 2, 5, 7]
     assert list(Chosen(range(3), 10)) == [0, 1, 2]
     with pytest.raises(IndexError):
@@ -86,21 +84,21 @@ def test_a_set_with_nothing_to_score_is_refused_at_once(tiny_config, tokenizer):
     with pytest.raises(ValueError, match="lists no set"):
         Validator(tiny_config, tokenizer, {})
     bare = [replace(one, boxes=torch.empty(0, 4), box_phrases=()) for one in drawn()]
-    with pytest.raises(ValueError, match="'bare': none of its 4 pictures"):
+    with pytest.raises(ValueError, match="'bare': none of its 4 images"):
         Validator(tiny_config, tokenizer, {"bare": bare})
 
 
-def test_a_set_without_pictures_is_refused_at_once(tiny_config, tokenizer, tmp_path):
-    lost = [replace(one, picture=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
-    with pytest.raises(ValueError, match=r"set 'lost': none of its 4 pictures .* is there, such as '.*0\.png'") as told:
+def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_path):
+    lost = [replace(one, image=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
+    with pytest.raises(ValueError, match=r"set 'lost': none of its 4 images .* is there, such as '.*0\.png'") as told:
         Validator(tiny_config, tokenizer, {"lost": lost})
     assert "\n" not in str(told.value)
     found = Validator(tiny_config, tokenizer, {"some": [*lost[:2], *drawn()[2:]]})(seeded(tiny_config))
-    assert found.left_out.counts == {"unreadable picture": 2}
+    assert found.left_out.counts == {"unreadable image": 2}
 
 
 def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):
     world = Drawings(World("novel", 0.5, (96, 128)), 6)
     assert {one.prompt is None for one in world} == {True, False}
     found = Validator(tiny_config, tokenizer, {"novel": world}, shown=0)(seeded(tiny_config))
-    assert {"novel/AP50", "novel/recall@1"} <= set(found.figures) and not found.pictures
+    assert {"novel/AP50", "novel/recall@1"} <= set(found.figures) and not found.images

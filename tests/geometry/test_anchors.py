@@ -21,7 +21,7 @@ def test_sizes_are_those_of_the_pyramid(config, size):
     assert level_sizes(*size) == tuple((level.shape[2], level.shape[3]) for level in levels)
 
 
-def test_a_whole_picture_has_so_many_anchors():
+def test_a_whole_image_has_so_many_anchors():
     sizes = level_sizes(800, 1088)
     assert sizes == ((100, 136), (50, 68), (25, 34), (13, 17), (7, 9))
     assert len(grid_anchors(sizes)) == sum(height * width for height, width in sizes)

@@ -18,7 +18,7 @@ from glip.structures import Prompt
 from glip.text.tokens import Tokenizer
 
 PROMPT = Prompt.from_names(NAMES)
-PICTURE = scenes()[0][0]
+IMAGE = scenes()[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -68,47 +68,47 @@ def test_a_task_of_prompt_tuning_is_small(detector, tmp_path):
 
 def test_other_prompts_are_answered_bit_for_bit_as_before(detector):
     other = ["a red bus", "a star"]
-    before, own = detector(PICTURE, other), detector(PICTURE, list(NAMES))
+    before, own = detector(IMAGE, other), detector(IMAGE, list(NAMES))
     tuned = detector.adapted(prompt_task(detector))
-    assert not identical(tuned(PICTURE), own), "the task's own words are answered as tuned"
-    assert identical(tuned(PICTURE, other), before) and identical(tuned(PICTURE, list(NAMES)), own)
-    assert identical(detector(PICTURE, other), before)
+    assert not identical(tuned(IMAGE), own), "the task's own words are answered as tuned"
+    assert identical(tuned(IMAGE, other), before) and identical(tuned(IMAGE, list(NAMES)), own)
+    assert identical(detector(IMAGE, other), before)
 
 
 def test_several_tasks_share_one_model_and_are_switched_at_once(detector):
     one, two = detector.adapted(prompt_task(detector)), detector.adapted(linear_task(detector))
-    first, second = one(PICTURE), two(PICTURE)
+    first, second = one(IMAGE), two(IMAGE)
     assert one.model is detector.model
     own = {value.data_ptr() for value in detector.model.parameters()}
     others = [name for name, value in two.model.named_parameters() if value.data_ptr() not in own]
     assert others == ["boxes.box.bias", "tokens.bias"]
-    assert identical(one(PICTURE), first) and identical(two(PICTURE), second)
-    assert identical(two.adapted(prompt_task(detector))(PICTURE), first), "tasks do not stack"
+    assert identical(one(IMAGE), first) and identical(two(IMAGE), second)
+    assert identical(two.adapted(prompt_task(detector))(IMAGE), first), "tasks do not stack"
     start = time.perf_counter()
     detector.adapted(prompt_task(detector))
     assert time.perf_counter() - start < 5, "no copy of the model (docs/adaptation.md has the time)"
 
 
-def test_one_encoded_picture_serves_all_tasks(detector):
-    image = detector.encode_image([PICTURE])
+def test_one_encoded_image_serves_all_tasks(detector):
+    image = detector.encode_image([IMAGE])
     tuned = detector.adapted(prompt_task(detector))
-    assert_alike(tuned.ground(image, tuned.encode_text())[0], tuned(PICTURE))
-    assert_alike(tuned([PICTURE, PICTURE])[1], tuned(PICTURE), scores=1e-4, boxes=1e-2)
+    assert_alike(tuned.ground(image, tuned.encode_text())[0], tuned(IMAGE))
+    assert_alike(tuned([IMAGE, IMAGE])[1], tuned(IMAGE), scores=1e-4, boxes=1e-2)
 
 
 def test_thresholds_are_used_by_default_and_can_be_switched_off(detector):
-    plain = detector.adapted(prompt_task(detector))(PICTURE)
+    plain = detector.adapted(prompt_task(detector))(IMAGE)
     limits = (0.0, 1.0, float(plain.scores.median()), 0.0)
     tuned = detector.adapted(prompt_task(detector, thresholds=limits))
-    found = tuned(PICTURE)
+    found = tuned(IMAGE)
     assert len(found) < len(plain) and 1 not in found.labels.tolist()
-    assert identical(tuned(PICTURE, threshold=0.0), plain)
-    assert identical(tuned(PICTURE, list(NAMES)), detector(PICTURE, list(NAMES))), "they are of the task's words alone"
+    assert identical(tuned(IMAGE, threshold=0.0), plain)
+    assert identical(tuned(IMAGE, list(NAMES)), detector(IMAGE, list(NAMES))), "they are of the task's words alone"
 
 
 def test_without_a_prompt_or_a_task(detector):
     with pytest.raises(ValueError, match="no prompt: say what to look for"):
-        detector(PICTURE)
+        detector(IMAGE)
 
 
 def test_a_task_of_another_model(detector):
@@ -120,7 +120,7 @@ def test_a_task_of_another_model(detector):
         with_weights(detector.model, {"tokens.bias": torch.zeros(7)})
     short = replace(prompt_task(detector), offsets=torch.zeros(3, 4))
     with pytest.raises(WeightsError, match="broken or of another model"):
-        detector.adapted(short)(PICTURE)
+        detector.adapted(short)(IMAGE)
 
 
 def broken_files(folder, detector):
@@ -175,7 +175,7 @@ def test_what_no_task_can_be(changed, message, detector):
         replace(prompt_task(detector), **changed)
 
 
-def test_whether_pictures_are_encoded_as_by_the_model_itself():
+def test_whether_images_are_encoded_as_by_the_model_itself():
     model = seeded(TINY)
     sum(level.sum() for level in model.encode_image(torch.rand(1, 3, 64, 64))).backward()
     for name, value in model.named_parameters():

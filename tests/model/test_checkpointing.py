@@ -24,7 +24,7 @@ STAGES = {
 
 
 def batch() -> Batch:
-    """Two noise pictures and two captions, the second one shorter."""
+    """Two noise images and two captions, the second one shorter."""
     generator = torch.Generator().manual_seed(7)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, 6:] = False

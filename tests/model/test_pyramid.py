@@ -7,7 +7,7 @@ from glip.shapes import Tensor
 
 
 def gradients(pyramid: FeaturePyramid, *, autocast: bool) -> list[Tensor]:
-    """Of P6's and P7's weights, for a picture of 64 pixels, whose P6 is a single pixel."""
+    """Of P6's and P7's weights, for an image of 64 pixels, whose P6 is a single pixel."""
     maps = [torch.randn(2, 8, side, side, generator=torch.Generator().manual_seed(side)) for side in (8, 4, 2)]
     pyramid.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

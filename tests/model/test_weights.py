@@ -123,10 +123,10 @@ def test_detector_runs_a_released_checkpoint(tmp_path):
     (tmp_path / "glip.yaml").write_text(YACS)
     path = saved({"model": prefixed(release_state(RELEASED))}, tmp_path)
     detector = Detector.from_pretrained(path, device="cpu")
-    picture = torch.randint(0, 255, (3, 70, 90), dtype=torch.uint8)
-    found = detector(picture, "red circle. blue star", threshold=0.0)
+    image = torch.randint(0, 255, (3, 70, 90), dtype=torch.uint8)
+    found = detector(image, "red circle. blue star", threshold=0.0)
     detector.save_pretrained(tmp_path / "ours")
-    again = Detector.from_pretrained(tmp_path / "ours", device="cpu")(picture, "red circle. blue star", threshold=0.0)
+    again = Detector.from_pretrained(tmp_path / "ours", device="cpu")(image, "red circle. blue star", threshold=0.0)
     assert len(found) and found.boxes.equal(again.boxes) and found.scores.equal(again.scores)
 
 

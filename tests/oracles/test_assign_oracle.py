@@ -17,7 +17,7 @@ LEVELS = {
 
 
 def random_boxes(count: int, seed: int, height: int, width: int) -> Tensor:
-    """Boxes from a few pixels to the whole picture, some of them twice nearly the same."""
+    """Boxes from a few pixels to the whole image, some of them twice nearly the same."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
     half = torch.exp(torch.rand(count, 2, generator=generator) * 4) * 2

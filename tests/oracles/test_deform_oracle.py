@@ -12,7 +12,7 @@ SIZES = [(1, 1), (5, 8), (7, 3), (13, 11)]
 
 
 def inputs(size: tuple[int, int], stride: int, spread: float) -> list[Tensor]:
-    """Picture, offsets, modulation, weight, bias."""
+    """Image, offsets, modulation, weight, bias."""
     torch.manual_seed(0)
     height, width = size
     rows, columns = -(-height // stride), -(-width // stride)

@@ -24,7 +24,7 @@ def fusion(dropout: float) -> Fusion:
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Two pictures of 15 places with captions of 7 and 4 tokens."""
+    """Two images of 15 places with captions of 7 and 4 tokens."""
     torch.manual_seed(1)
     image = torch.randn(2, 15, CHANNELS, requires_grad=True)
     text = torch.randn(2, 7, HIDDEN, requires_grad=True)
@@ -112,7 +112,7 @@ def test_dropout_is_off_in_evaluation() -> None:
         assert torch.equal(one, other)
 
 
-def test_masked_tokens_do_not_reach_the_picture() -> None:
+def test_masked_tokens_do_not_reach_the_image() -> None:
     module = fusion(0.0).eval()
     image, text, mask = inputs()
     changed = torch.where(mask[..., None], text, text + 5)

@@ -89,7 +89,7 @@ def random_outputs(count: int) -> Outputs:
     return Outputs(logits, deltas, centerness, ANCHORS, SIZES)
 
 
-def picture(outputs: Outputs, index: int) -> Outputs:
+def image(outputs: Outputs, index: int) -> Outputs:
     rows = slice(index, index + 1)
     logits, deltas, centerness = outputs.token_logits[rows], outputs.box_deltas[rows], outputs.centerness[rows]
     return replace(outputs, token_logits=logits, box_deltas=deltas, centerness=centerness)
@@ -107,14 +107,14 @@ def test_losses_of_parts_divided_by_the_totals_are_those_of_the_whole() -> None:
         sum(each.totals.num_positive for each in matchings), sum(each.totals.centerness for each in matchings)
     )
     parts = [
-        compute_losses(picture(outputs, index), matching, mask[index : index + 1], totals=totals)
+        compute_losses(image(outputs, index), matching, mask[index : index + 1], totals=totals)
         for index, matching in enumerate(matchings)
     ]
     assert whole.num_positive == totals.num_positive == sum(part.num_positive for part in parts) > 10
     for term in ("token", "box", "centerness", "total"):
         summed = torch.stack([getattr(part, term) for part in parts]).sum()
         torch.testing.assert_close(summed, getattr(whole, term), rtol=1e-5, atol=1e-6)
-    alone = Criterion()(picture(outputs, 1), targets[1:2], mask[:1])
+    alone = Criterion()(image(outputs, 1), targets[1:2], mask[:1])
     assert alone.total > parts[1].total * 1.5, "divided by itself alone a part weighs more"
 
 

@@ -1,4 +1,4 @@
-"""Captioned pictures of the drawn world as people have them: files beside a list."""
+"""Captioned images of the drawn world as people have them: files beside a list."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "draw_captions.py"
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten drawn pictures: captions.jsonl, where the second has two captions, and truth.jsonl."""
+    """Ten drawn images: captions.jsonl, where the second has two captions, and truth.jsonl."""
     spec = importlib.util.spec_from_file_location("draw_captions", TOOL)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Each rule on and off, counted by its reason; the same picture found again in other clothes, others not."""
+"""Each rule on and off, counted by its reason; the same image found again in other clothes, others not."""
 
 import io
 import zlib
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from glip.pseudo.filters import (
     Inspected,
     PairRules,
-    SeenPictures,
+    SeenImages,
     ShardFilter,
     filter_caption,
-    filter_picture,
-    inspect_picture,
-    picture_hash,
+    filter_image,
+    image_hash,
+    inspect_image,
 )
 from glip.structures import Archived
 from glip.text.tokens import Tokenizer
@@ -34,7 +34,7 @@ NONE = PairRules(
     max_tokens=-1,
     min_phrases=1,
     repeated_captions=0,
-    same_picture=-1,
+    same_image=-1,
     no_html=False,
     no_control=False,
     need_letters=False,
@@ -49,22 +49,22 @@ def words(text: str) -> int:
 def drawn(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
     """Overlapping shapes on a shaded ground."""
     random = np.random.default_rng(seed)
-    picture = Image.linear_gradient("L").resize(size).convert("RGB")
-    pen = ImageDraw.Draw(picture)
+    image = Image.linear_gradient("L").resize(size).convert("RGB")
+    pen = ImageDraw.Draw(image)
     for _ in range(12):
         x, y, w, h = (int(v) for v in random.uniform((0, 0, 30, 30), (*size, 150, 150)))
         pen.ellipse((x - w // 2, y - h // 2, x + w // 2, y + h // 2), tuple(int(v) for v in random.integers(0, 255, 3)))
-    return picture
+    return image
 
 
-def again(picture: Image.Image, quality: int, scale: float = 1) -> Image.Image:
+def again(image: Image.Image, quality: int, scale: float = 1) -> Image.Image:
     file = io.BytesIO()
-    picture.resize((round(picture.width * scale), round(picture.height * scale))).save(file, "JPEG", quality=quality)
+    image.resize((round(image.width * scale), round(image.height * scale))).save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def saved(picture: Image.Image, path: Path, **options: object) -> Path:
-    picture.save(path, **options)
+def saved(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
     return path
 
 
@@ -140,7 +140,7 @@ def test_the_models_limit_holds_above_a_greater_one():
     assert PairRules(max_tokens=-1).for_model(256).max_tokens == -1
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.mark.parametrize(
@@ -148,112 +148,112 @@ def test_the_models_limit_holds_above_a_greater_one():
     [
         ((640, 480), 50_000, ""),
         ((64, 256), 2_000, ""),
-        ((64, 64), 1_999, "picture file of too few bytes"),
-        ((640, 480), 50_000_001, "picture file of too many bytes"),
-        ((63, 100), 9_000, "picture too small"),
-        ((100, 63), 9_000, "picture too small"),
-        ((64, 257), 9_000, "picture too long and narrow"),
-        ((257, 64), 9_000, "picture too long and narrow"),
-        ((8_000, 8_001), 9_000_000, "picture of too many pixels"),
+        ((64, 64), 1_999, "image file of too few bytes"),
+        ((640, 480), 50_000_001, "image file of too many bytes"),
+        ((63, 100), 9_000, "image too small"),
+        ((100, 63), 9_000, "image too small"),
+        ((64, 257), 9_000, "image too long and narrow"),
+        ((257, 64), 9_000, "image too long and narrow"),
+        ((8_000, 8_001), 9_000_000, "image of too many pixels"),
     ],
 )
 def test_headers(size, count, reason):
-    assert filter_picture(size, count, RULES) == reason
-    assert filter_picture(size, count, NONE) == ""
+    assert filter_image(size, count, RULES) == reason
+    assert filter_image(size, count, NONE) == ""
 
 
-def test_a_good_picture_is_decoded(tmp_path):
+def test_a_good_image_is_decoded(tmp_path):
     file = saved(drawn(1), tmp_path / "a.jpg")
-    found = inspect_picture(file, RULES)
-    assert found.picture is not None and found.picture.size == (320, 240) and found.picture.mode == "RGB"
-    assert found.hash == picture_hash(found.picture) and not found.reason
-    assert inspect_picture(file, NONE).hash == 0, "not computed when nobody asks"
+    found = inspect_image(file, RULES)
+    assert found.image is not None and found.image.size == (320, 240) and found.image.mode == "RGB"
+    assert found.hash == image_hash(found.image) and not found.reason
+    assert inspect_image(file, NONE).hash == 0, "not computed when nobody asks"
 
 
-def test_a_picture_of_an_archive(tmp_path):
+def test_a_image_of_an_archive(tmp_path):
     content = saved(drawn(1), tmp_path / "a.jpg").read_bytes()
     (tmp_path / "0.tar").write_bytes(bytes(512) + content)
     archived = Archived(tmp_path / "0.tar", "a.jpg", 512, len(content))
-    assert inspect_picture(archived, RULES).picture is not None
-    small = inspect_picture(archived, replace(RULES, min_bytes=len(content) + 1))
-    assert small.reason == "picture file of too few bytes" and "0.tar:a.jpg: 320 x 240" in small.detail
-    cut = inspect_picture(replace(archived, length=len(content) + 1), RULES)
-    assert cut.reason == "picture that cannot be read" and "the archive ends" in cut.detail
+    assert inspect_image(archived, RULES).image is not None
+    small = inspect_image(archived, replace(RULES, min_bytes=len(content) + 1))
+    assert small.reason == "image file of too few bytes" and "0.tar:a.jpg: 320 x 240" in small.detail
+    cut = inspect_image(replace(archived, length=len(content) + 1), RULES)
+    assert cut.reason == "image that cannot be read" and "the archive ends" in cut.detail
 
 
-def test_sizes_are_of_the_upright_picture_but_the_rules_hold_either_way(tmp_path):
+def test_sizes_are_of_the_upright_image_but_the_rules_hold_either_way(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     file = saved(drawn(1, (90, 300)), tmp_path / "a.jpg", exif=exif)
-    assert inspect_picture(file, RULES).picture.size == (300, 90)
-    assert inspect_picture(file, replace(RULES, max_aspect=3)).reason == "picture too long and narrow"
+    assert inspect_image(file, RULES).image.size == (300, 90)
+    assert inspect_image(file, replace(RULES, max_aspect=3)).reason == "image too long and narrow"
 
 
-def test_huge_pictures_are_refused_by_their_header(tmp_path):
+def test_huge_images_are_refused_by_their_header(tmp_path):
     """Decoding them would take gigabytes, and here would fail with another reason."""
-    bomb = inspect_picture(huge(tmp_path / "bomb.png", 30_000, 30_000), RULES)
-    assert bomb.reason == "picture that cannot be read" and "too large" in bomb.detail
-    large = inspect_picture(huge(tmp_path / "large.png", 10_000, 10_000), RULES)
-    assert large.reason == "picture of too many pixels" and "10000 x 10000" in large.detail
-    broken = inspect_picture(huge(tmp_path / "cut.png", 100, 100), RULES)
-    assert broken.reason == "picture that cannot be read"
+    bomb = inspect_image(huge(tmp_path / "bomb.png", 30_000, 30_000), RULES)
+    assert bomb.reason == "image that cannot be read" and "too large" in bomb.detail
+    large = inspect_image(huge(tmp_path / "large.png", 10_000, 10_000), RULES)
+    assert large.reason == "image of too many pixels" and "10000 x 10000" in large.detail
+    broken = inspect_image(huge(tmp_path / "cut.png", 100, 100), RULES)
+    assert broken.reason == "image that cannot be read"
 
 
-def test_what_is_no_picture(tmp_path):
-    (tmp_path / "a.jpg").write_text("no picture" * 1000)
+def test_what_is_no_image(tmp_path):
+    (tmp_path / "a.jpg").write_text("no image" * 1000)
     (tmp_path / "b.jpg").write_bytes(b"")
     for name in ("a.jpg", "b.jpg", "missing.jpg", "."):
-        found = inspect_picture(tmp_path / name, NONE)
-        assert found.reason == "picture that cannot be read" and str(tmp_path) in found.detail and found.picture is None
+        found = inspect_image(tmp_path / name, NONE)
+        assert found.reason == "image that cannot be read" and str(tmp_path) in found.detail and found.image is None
 
 
-# ---- the same picture
+# ---- the same image
 
 
 def test_other_encodings_and_sizes_hash_alike():
     for seed in range(8):
-        picture = drawn(seed)
-        codes = {picture_hash(again(picture, quality, scale)) for quality in (30, 90) for scale in (0.5, 1, 1.7)}
-        assert max((code ^ picture_hash(picture)).bit_count() for code in codes) <= RULES.same_picture
-        turned = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        assert (picture_hash(turned) ^ picture_hash(picture)).bit_count() > RULES.same_picture
+        image = drawn(seed)
+        codes = {image_hash(again(image, quality, scale)) for quality in (30, 90) for scale in (0.5, 1, 1.7)}
+        assert max((code ^ image_hash(image)).bit_count() for code in codes) <= RULES.same_image
+        turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert (image_hash(turned) ^ image_hash(image)).bit_count() > RULES.same_image
 
 
-def test_different_pictures_hash_differently():
-    codes = [picture_hash(drawn(seed)) for seed in range(20)]
+def test_different_images_hash_differently():
+    codes = [image_hash(drawn(seed)) for seed in range(20)]
     apart = [(one ^ other).bit_count() for index, one in enumerate(codes) for other in codes[:index]]
-    assert min(apart) > RULES.same_picture
+    assert min(apart) > RULES.same_image
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_photographs():
     files = sorted((SHARED / "coco_mini" / "images").glob("*.jpg"))[:12]
-    seen = SeenPictures(RULES.same_picture)
-    pictures = [Image.open(file) for file in files]
-    assert len(pictures) == 12 and not any(seen.seen(picture_hash(picture)) for picture in pictures)
-    assert all(seen.seen(picture_hash(again(picture.convert("RGB"), 40, 0.6))) for picture in pictures)
+    seen = SeenImages(RULES.same_image)
+    images = [Image.open(file) for file in files]
+    assert len(images) == 12 and not any(seen.seen(image_hash(image)) for image in images)
+    assert all(seen.seen(image_hash(again(image.convert("RGB"), 40, 0.6))) for image in images)
 
 
-def test_brightness_and_plain_pictures():
-    assert picture_hash(Image.new("RGB", (99, 70), "red")) == picture_hash(Image.new("L", (64, 64), 77)) == 0
+def test_brightness_and_plain_images():
+    assert image_hash(Image.new("RGB", (99, 70), "red")) == image_hash(Image.new("L", (64, 64), 77)) == 0
     brighter = drawn(3).point(lambda value: value // 2 + 60)
-    assert (picture_hash(brighter) ^ picture_hash(drawn(3))).bit_count() <= RULES.same_picture
+    assert (image_hash(brighter) ^ image_hash(drawn(3))).bit_count() <= RULES.same_image
 
 
 def test_distance_and_memory():
-    seen = SeenPictures(2, remembered=3)
+    seen = SeenImages(2, remembered=3)
     assert not seen.seen(0) and seen.seen(0b11) and not seen.seen(0b111), "a repetition is not remembered itself"
     assert seen.seen(0b1111) and not seen.seen(0xFF00) and seen.seen(1)
     assert not seen.seen(0xFFFF0000), "the fourth takes the place of the first"
     assert not seen.seen(1 << 63) and seen.seen(0xFF00) and seen.seen(1 << 63)
-    exact = SeenPictures(0)
+    exact = SeenImages(0)
     assert not exact.seen(4) and exact.seen(4) and not exact.seen(5)
 
 
-def test_many_pictures():
+def test_many_images():
     """Against each other: none is taken for another, every repetition is found."""
     codes = np.random.default_rng(0).integers(0, 1 << 64, 3_000, dtype=np.uint64).tolist()
-    seen = SeenPictures(4)
+    seen = SeenImages(4)
     assert sum(seen.seen(code) for code in codes) == 0
     assert all(seen.seen(code ^ 0b1111) for code in codes[::100])
 
@@ -267,27 +267,27 @@ def test_a_shard_is_counted_by_reason():
     assert [shard.caption(text, f"record {n}") for n, text in enumerate(texts)] == [True, True, *[False] * 4]
     assert shard.phrases(1, "record 0") and not shard.phrases(0, "record 1")
     first, copy, other = (Inspected(drawn(1), code) for code in (0, 0b1011, 0xFFFF))
-    assert [shard.picture(item, f"picture {n}") for n, item in enumerate((first, copy, other, first))] == [
+    assert [shard.image(item, f"image {n}") for n, item in enumerate((first, copy, other, first))] == [
         *(True, False),
         *(True, False),
     ]
-    assert not shard.picture(Inspected(reason="picture too small", detail="x.jpg: 5 x 5"), "picture 9")
+    assert not shard.image(Inspected(reason="image too small", detail="x.jpg: 5 x 5"), "image 9")
     assert shard.tally.counts == {
         "caption repeated too often": 2,
         "caption of too few words": 1,
         "caption with HTML": 1,
         "caption without a noun phrase": 1,
-        "picture that looks like one before": 2,
-        "picture too small": 1,
+        "image that looks like one before": 2,
+        "image too small": 1,
     }
     assert shard.tally.places["caption repeated too often"] == ["record 2", "record 5"]
-    assert shard.tally.places["picture too small"] == ["x.jpg: 5 x 5"]
+    assert shard.tally.places["image too small"] == ["x.jpg: 5 x 5"]
 
 
 def test_a_shard_without_rules_keeps_all():
     shard = ShardFilter(NONE, words)
     assert all(shard.caption("<b>", "") for _ in range(30)) and shard.phrases(1, "")
-    assert all(shard.picture(Inspected(drawn(1), 0), "") for _ in range(3)) and not shard.tally
+    assert all(shard.image(Inspected(drawn(1), 0), "") for _ in range(3)) and not shard.tally
 
 
 @pytest.mark.parametrize(
@@ -299,8 +299,8 @@ def test_a_shard_without_rules_keeps_all():
         ("max_aspect", 0.5, "max_aspect: got 0.5: it is the long side over the short one"),
         ("max_words", 1, "min_words 2 is over max_words 1: nothing would be kept"),
         ("min_bytes", 10**9, "min_bytes 1000000000 is over max_bytes"),
-        ("same_picture", 17, "same_picture: got 17: different ones are so near"),
-        ("same_picture", -2, r"same_picture: got -2: give a number from -1 on \(-1 turns"),
+        ("same_image", 17, "same_image: got 17: different ones are so near"),
+        ("same_image", -2, r"same_image: got -2: give a number from -1 on \(-1 turns"),
     ],
 )
 def test_senseless_rules(name, value, message):

@@ -18,12 +18,12 @@ from glip.pseudo.engine import label_all
 from glip.pseudo.filters import PairRules
 from glip.pseudo.label import HowToLabel, Labeller
 from glip.pseudo.run import Workers, find_captions, run_labelling
-from glip.pseudo.shards import find_shards, read_shard_pictures
+from glip.pseudo.shards import find_shards, read_shard_images
 from glip.pseudo.store import Store, read_rows
 from glip.structures import Prompt
 from glip.text.phrases import noun_phrases
 
-OPEN = PairRules(min_bytes=0, min_side=0, same_picture=-1)
+OPEN = PairRules(min_bytes=0, min_side=0, same_image=-1)
 
 
 def how(model: Path, **more: object) -> HowToLabel:
@@ -43,11 +43,11 @@ def run(pool: Path, model: Path, out: Path, said: list[str] | None = None, **mor
 def test_what_is_stored_is_what_the_detector_says(pool, tiny_folder, tmp_path):
     done = run(pool, tiny_folder, tmp_path / "out")
     rows = list(read_rows(tmp_path / "out"))
-    assert done.report["pairs"] == done.report["kept"] == len(rows) == 11 and done.report["pictures"] == 10
+    assert done.report["pairs"] == done.report["kept"] == len(rows) == 11 and done.report["images"] == 10
     detector = Detector.from_pretrained(tiny_folder, device="cpu")
     for row in rows[:4]:
         prompt = Prompt.from_caption(row["caption"], list(noun_phrases(row["caption"])))
-        found = detector(str(pool / "images" / row["picture"]), prompt, threshold=0.0, max_detections=5)
+        found = detector(str(pool / "images" / row["image"]), prompt, threshold=0.0, max_detections=5)
         assert [phrase["spans"] for phrase in row["phrases"]] == [[list(s) for s in p.spans] for p in prompt.phrases]
         stored = row["boxes"]
         boxes, scores = (torch.tensor([box[key] for box in stored]) for key in ("box", "score"))
@@ -55,7 +55,7 @@ def test_what_is_stored_is_what_the_detector_says(pool, tiny_folder, tmp_path):
         assert_alike(replace(found, boxes=boxes, scores=scores, labels=labels), found, scores=2e-4, boxes=0.02)
 
 
-def test_captions_of_a_picture_share_its_encoding(pool, tiny_folder, tmp_path, monkeypatch):
+def test_captions_of_a_image_share_its_encoding(pool, tiny_folder, tmp_path, monkeypatch):
     encoded: list[int] = []
     whole = Detector.encode_image
     monkeypatch.setattr(
@@ -112,7 +112,7 @@ def test_torchrun_shares_the_shards(pool, tiny_folder, tmp_path):
             tmp_path / "two",
         ]
         options = ["--engine", "torchrun", "--per-shard", "4", "--threshold", "0", "--max-detections", "5"]
-        rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu", "--threads", "1"]
+        rules = ["--pairs", "min_bytes=0", "min_side=0", "same_image=-1", "--device", "cpu", "--threads", "1"]
         environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
         subprocess.run([*map(str, command), *options, *rules], check=True, env=environment, capture_output=True)
     assert labels(tmp_path / "two") == labels(tmp_path / "one")
@@ -125,7 +125,7 @@ def test_ray_gives_the_same_files(pool, tiny_folder, tmp_path):
     run(pool, tiny_folder, tmp_path / "one")
     command = [sys.executable, "-m", "glip", "label", tiny_folder, pool / "captions.jsonl", "--out", tmp_path / "two"]
     options = ["--engine", "ray", "--workers", "2", "--per-shard", "4", "--threshold", "0", "--max-detections", "5"]
-    rules = ["--pairs", "min_bytes=0", "min_side=0", "same_picture=-1", "--device", "cpu", "--threads", "1"]
+    rules = ["--pairs", "min_bytes=0", "min_side=0", "same_image=-1", "--device", "cpu", "--threads", "1"]
     done = subprocess.run([*map(str, command), *options, *rules], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert labels(tmp_path / "two") == labels(tmp_path / "one")
@@ -138,9 +138,9 @@ def test_parquet_holds_the_same_rows(pool, tiny_folder, tmp_path):
     assert list(read_rows(tmp_path / "columns")) == list(read_rows(tmp_path / "lines"))
 
 
-def test_a_tar_is_a_shard_and_a_broken_picture_is_counted(pool, tiny_folder, tmp_path):
+def test_a_tar_is_a_shard_and_a_broken_image_is_counted(pool, tiny_folder, tmp_path):
     names = sorted((pool / "images").iterdir())[:3]
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a picture" * 200)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image" * 200)
     for part in (0, 1):
         with tarfile.open(tmp_path / f"{part:05d}.tar", "w") as archive:
             for number, path in enumerate([*names, tmp_path / "broken.jpg"] if part == 0 else names[:1]):
@@ -154,8 +154,8 @@ def test_a_tar_is_a_shard_and_a_broken_picture_is_counted(pool, tiny_folder, tmp
     done = run_labelling(entry, how(tiny_folder), tmp_path / "out", Workers(), print)
     report = done.report
     assert (report["pairs"], report["kept"]) == (5, 4) and not done.failed
-    assert report["dropped"] == {"picture that cannot be read": 1}
-    assert "3.jpg" in report["places"]["picture that cannot be read"][0]
+    assert report["dropped"] == {"image that cannot be read": 1}
+    assert "3.jpg" in report["places"]["image that cannot be read"][0]
 
 
 def test_a_shard_that_cannot_be_read_fails_alone(pool, tiny_folder, tmp_path):
@@ -209,7 +209,7 @@ def test_odd_captions_are_counted_never_lost(pool, tiny_folder, tmp_path):
     assert {"caption of too many words", "caption with HTML", "caption without a letter"} <= report["dropped"].keys()
 
 
-def test_a_picture_of_too_many_pixels_is_not_decoded(tiny_folder, tmp_path):
+def test_a_image_of_too_many_pixels_is_not_decoded(tiny_folder, tmp_path):
     Image.new("1", (30_000, 30_000)).save(tmp_path / "huge.png")
     (tmp_path / "one.jsonl").write_text('{"image": "huge.png", "caption": "a dog on the grass"}\n')
     entry = find_captions(str(tmp_path / "one.jsonl"), [str(tmp_path)], None)
@@ -217,11 +217,11 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(tiny_folder, tmp_path):
     assert report["kept"] == 0 and sum(report["dropped"].values()) == 1
 
 
-def test_shards_end_where_a_picture_ends(pool):
+def test_shards_end_where_a_image_ends(pool):
     entry = find_captions(str(pool / "captions.jsonl"), (), None)
     shards = find_shards(entry, 1)
     assert len(shards) == 10
-    second, _ = read_shard_pictures(shards[1])
+    second, _ = read_shard_images(shards[1])
     assert len(second) == 1 and second[0].captions[1] == "a red car and a blue star"
 
 
@@ -240,7 +240,7 @@ def test_every_pair_is_stored_or_counted(pool, tiny_folder, tmp_path):
     ]
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     entry = find_captions(str(tmp_path / "more.jsonl"), [str(pool / "images")], None)
-    rules = PairRules(min_bytes=0, same_picture=0, min_words=1)  # the first picture comes twice
+    rules = PairRules(min_bytes=0, same_image=0, min_words=1)  # the first image comes twice
     report = run_labelling(entry, how(tiny_folder, pairs=rules), tmp_path / "out", Workers(), print).report
     assert report["pairs"] == 16 == report["kept"] + sum(report["dropped"].values())
-    assert report["dropped"]["picture that looks like one before"] == 2 and (tmp_path / "out" / "report.png").is_file()
+    assert report["dropped"]["image that looks like one before"] == 2 and (tmp_path / "out" / "report.png").is_file()

@@ -1,4 +1,4 @@
-"""Captions of one picture in one prompt: characters stay themselves, and what is found goes back to its caption."""
+"""Captions of one image in one prompt: characters stay themselves, and what is found goes back to its caption."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ def truth() -> Sample:
 def labels(*boxes: tuple[list[float], int, float]) -> dict[str, object]:
     phrases = [{"text": "purple car", "spans": [[2, 12]]}, {"text": "two red cups", "spans": [[17, 29]]}]
     found = [{"box": box, "phrases": [phrase], "score": score} for box, phrase, score in boxes]
-    return {"picture": "a.jpg", "caption": CAPTION, "phrases": phrases, "boxes": found}
+    return {"image": "a.jpg", "caption": CAPTION, "phrases": phrases, "boxes": found}
 
 
 def test_each_true_box_counts_once_and_kinds_are_apart():
@@ -47,11 +47,11 @@ def test_a_phrase_the_finder_missed_counts_against_recall():
 
 
 def test_another_set_is_refused():
-    with pytest.raises(ValueError, match="none of the labels has a picture and caption"):
+    with pytest.raises(ValueError, match="none of the labels has an image and caption"):
         score_labels([{**labels(), "caption": "other"}], [truth()], [])
 
 
-def test_table_and_picture(tmp_path):
+def test_table_and_image(tmp_path):
     quality = score_labels([labels((TRUE[0], 0, 0.9), (TRUE[1], 1, 0.7))], [truth()], ["purple"])
     assert "| 0.60 | 1.000 | 0.500 | 1.000 | 1.000 |" in quality_table(quality)
     draw_quality(quality, tmp_path / "quality.png")

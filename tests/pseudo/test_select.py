@@ -13,7 +13,7 @@ from glip.pseudo.store import Store
 
 def row(*boxes: tuple[list[float], int, float], size: tuple[int, int] = (100, 100)) -> dict[str, object]:
     return {
-        "picture": "a.jpg",
+        "image": "a.jpg",
         "id": "a",
         "width": size[0],
         "height": size[1],
@@ -25,7 +25,7 @@ def row(*boxes: tuple[list[float], int, float], size: tuple[int, int] = (100, 10
 
 def kept(one: dict[str, object], **rules: float) -> tuple[list[float], Counter[str]]:
     counts = Selection()
-    rows = list(selected([one], SelectRules(**{"box": 0.0, "picture": 0.0, "min_side": 0.0, **rules}), counts))
+    rows = list(selected([one], SelectRules(**{"box": 0.0, "image": 0.0, "min_side": 0.0, **rules}), counts))
     return [box["score"] for found in rows for box in found["boxes"]], +counts.dropped
 
 
@@ -38,13 +38,13 @@ def test_low_scores_go():
 
 def test_a_pair_needs_one_sure_box():
     one = row((A, 0, 0.4), (FAR, 1, 0.35))
-    assert kept(one, box=0.3, picture=0.4)[0] == [0.4, 0.35]
-    assert kept(one, box=0.3, picture=0.41) == ([], {"of a pair that goes": 2})
+    assert kept(one, box=0.3, image=0.4)[0] == [0.4, 0.35]
+    assert kept(one, box=0.3, image=0.41) == ([], {"of a pair that goes": 2})
 
 
-def test_tiny_and_whole_pictures_go():
+def test_tiny_and_whole_images_go():
     one = row(([0.0, 0.0, 100.0, 97.0], 0, 0.9), ([1.0, 1.0, 3.0, 60.0], 0, 0.8), (A, 1, 0.7))
-    assert kept(one, min_side=3, max_area=0.95) == ([0.7], {"too small": 1, "almost the whole picture": 1})
+    assert kept(one, min_side=3, max_area=0.95) == ([0.7], {"too small": 1, "almost the whole image": 1})
 
 
 def test_overlap_within_a_phrase_and_across():
@@ -84,4 +84,4 @@ def test_half_written_labels_are_named(tmp_path: Path):
     Store(tmp_path).write("one", [row((A, 0, 0.9))], {})
     (tmp_path / "one.jsonl").write_text(json.dumps(row()) + "\n{half")
     with pytest.raises(ValueError, match="one.jsonl, line 2: not json"):
-        select(tmp_path, tmp_path / "selected.jsonl", SelectRules(picture=0, box=0))
+        select(tmp_path, tmp_path / "selected.jsonl", SelectRules(image=0, box=0))

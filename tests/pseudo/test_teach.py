@@ -32,8 +32,8 @@ def experiment(tmp_path):
 
 
 def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> Teaching:
-    label = HowToLabel(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_picture=-1), device="cpu")
-    rules = SelectRules(box=0.0, picture=0.0, per_phrase=2)
+    label = HowToLabel(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_image=-1), device="cpu")
+    rules = SelectRules(box=0.0, image=0.0, per_phrase=2)
     truth = read_training_set(
         DatasetConfig(name="t", format="labels", annotations=str(pool / "truth.jsonl"), images=(str(pool / "images"),)),
         experiment.data,
@@ -80,7 +80,7 @@ def test_senseless_numbers_are_refused(wrong):
 
 def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
     row = {
-        "picture": "00000700.jpg",
+        "image": "00000700.jpg",
         "id": 1,
         "width": 100,
         "height": 100,

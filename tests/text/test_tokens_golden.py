@@ -222,7 +222,7 @@ def test_golden_queries_over_256_tokens(tokenizer):
 
 
 def scores_of(name, label_to_token, aggregate):
-    """Our scores of phrases for the release's token probabilities, and theirs, (picture, anchor, phrase)."""
+    """Our scores of phrases for the release's token probabilities, and theirs, (image, anchor, phrase)."""
     with np.load(GOLDEN / "token_scores.npz") as file:
         given = torch.from_numpy(file[f"{name}_in"])
         kinds = [f"{name}_{version}_{aggregate}" for version in ("v2", "v1")]
@@ -231,7 +231,7 @@ def scores_of(name, label_to_token, aggregate):
     for label, tokens in label_to_token.items():
         rows[int(label) - 1, tokens] = 1 / len(tokens)
     logits = given.double().logit().float()
-    ours = [phrase_scores(picture, rows, aggregate.lower()).numpy() for picture in logits]
+    ours = [phrase_scores(image, rows, aggregate.lower()).numpy() for image in logits]
     return np.stack(ours), theirs
 
 

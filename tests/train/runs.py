@@ -1,4 +1,4 @@
-"""Small runs: a tiny model, batches of drawn pictures of one size, and steps made of them."""
+"""Small runs: a tiny model, batches of drawn images of one size, and steps made of them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,14 +38,14 @@ def settings(output: Path, **changes: object) -> Experiment:
 
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:
-    """The four drawn pictures in batches of ``size``, captions padded to one length only within a batch."""
+    """The four drawn images in batches of ``size``, captions padded to one length only within a batch."""
     processor = build_processor(SWIN, Tokenizer(VOCABULARY))
     samples = []
-    for picture, things in scenes():
+    for image, things in scenes():
         names = [f"{thing.colour} {thing.kind}" for thing in things]
         boxes = torch.tensor([thing.box for thing in things]) * (side / 128)
         phrases = tuple((index,) for index in range(len(things)))
-        samples.append(Sample(picture.resize((side, side)), boxes, phrases, prompt=Prompt.from_names(names)))
+        samples.append(Sample(image.resize((side, side)), boxes, phrases, prompt=Prompt.from_names(names)))
     made = [processor.training(samples[first : first + size]) for first in range(0, len(samples), size)]
     texts = [replace(batch.text, input_ids=batch.text.input_ids % _WORDS) for batch in made]
     return [replace(batch, text=text) for batch, text in zip(made, texts, strict=True)]
@@ -81,7 +81,7 @@ def poisoned(step: Step) -> Step:
 def metrics(folder: Path) -> list[dict[str, object]]:
     """Rows without what depends on the machine."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("pictures_per_second", "memory_mb")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_mb")} for row in rows]
 
 
 def equal(first: GLIP, second: GLIP) -> bool:

@@ -29,12 +29,12 @@ CASES: dict[str, dict[str, object]] = {
 
 
 def shares(group: Group, micro_batch: int) -> list[Step]:
-    """Two different steps of four pictures, this process's share of each; the fourth step is a bad one."""
+    """Two different steps of four images, this process's share of each; the fourth step is a bad one."""
     size = micro_batch or 4 // group.size
     batches = batches_of(size)
     count = len(batches) // group.size
     own = batches[group.rank * count : (group.rank + 1) * count]
-    good = step_of(*own, left_out="box without area", broken=("picture 'x.jpg': cut",))
+    good = step_of(*own, left_out="box without area", broken=("image 'x.jpg': cut",))
     bad = poisoned(good) if group.rank == group.size - 1 else good
     return [good, good, good, bad, good]
 
@@ -60,7 +60,7 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
     def since(start: int) -> Iterator[Step]:
         for step in range(start, STEPS):
             if step == 2 and group.rank == 1 and name == "fail":
-                raise ValueError("picture 'x.jpg' cannot be read")
+                raise ValueError("image 'x.jpg' cannot be read")
             if step == 2 and group.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield good

@@ -95,7 +95,7 @@ def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(tmp_path):
     first, second = launch(tmp_path, "fail")
-    assert second.returncode == 1 and "picture 'x.jpg' cannot be read" in second.stderr
+    assert second.returncode == 1 and "image 'x.jpg' cannot be read" in second.stderr
     assert first.returncode != 0, "it does not wait forever"
 
 
@@ -115,6 +115,6 @@ def test_half_an_environment_is_told(monkeypatch):
         pass
 
 
-def test_pictures_that_cannot_be_shared_are_told():
-    with pytest.raises(ValueError, match=r"3 pictures cannot be shared by 2 processes: take a multiple of 2"):
+def test_images_that_cannot_be_shared_are_told():
+    with pytest.raises(ValueError, match=r"3 images cannot be shared by 2 processes: take a multiple of 2"):
         check_settings(TrainConfig(batch_size=3), Group(0, 2))

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 class Found:
     figures: dict[str, float]
     best: float = 0.5
-    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    images: dict[str, Image.Image] = field(default_factory=dict)
     left_out: Tally = field(default_factory=Tally)
 
 
@@ -50,25 +50,25 @@ def test_the_line_and_its_row(tmp_path):
     assert line.startswith(
         "step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000"
     )
-    assert "pictures/s" in line and " GB  1 skipped" in line and line.endswith(" left")
+    assert "images/s" in line and " GB  1 skipped" in line and line.endswith(" left")
     (row,) = rows(tmp_path)
     expected = {"step": 3, "lr": 2e-4, "loss": 6.0, "gradient_norm": 3.0, "skipped": 1, "broken": 0}
     assert row | expected == row and row["left_out"] == {"box without area": 3}
-    assert row["memory_mb"] > 10 and row["pictures_per_second"] > 0
+    assert row["memory_mb"] > 10 and row["images_per_second"] > 0
 
 
 def test_a_validation_is_a_row_and_a_line(tmp_path):
     passed = Tally()
-    passed.note("picture that cannot be read", times=2)
+    passed.note("image that cannot be read", times=2)
     found = Found({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, left_out=passed)
     line = opened(tmp_path).validated(4, found, best=True)
-    assert "drawn/AP50 0.250  drawn/AP -  (best so far)  passed over: 2 x picture that cannot be read" in line
+    assert "drawn/AP50 0.250  drawn/AP -  (best so far)  passed over: 2 x image that cannot be read" in line
     assert rows(tmp_path) == [
         {
             "step": 4,
             "validation": {"drawn/AP50": 0.25, "drawn/AP": None},
             "best": True,
-            "passed_over": {"picture that cannot be read": 2},
+            "passed_over": {"image that cannot be read": 2},
         }
     ]
 
@@ -104,7 +104,7 @@ def test_missing_tensorboard_is_told(tmp_path, monkeypatch):
     assert "\n" not in str(told.value)
 
 
-def test_tensorboard_gets_curves_and_pictures(tmp_path, monkeypatch):
+def test_tensorboard_gets_curves_and_images(tmp_path, monkeypatch):
     calls: list[tuple] = []
 
     class Writer:
@@ -124,7 +124,7 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path, monkeypatch):
     log, progress = opened(tmp_path, start=3, tensorboard=True), Progress(step=4)
     log.add(outcome(4.0), progress)
     log.row(progress, 1e-3)
-    log.validated(4, Found({"drawn/AP50": 0.5}, pictures={"drawn/0": Image.new("L", (8, 6))}), best=False)
+    log.validated(4, Found({"drawn/AP50": 0.5}, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
     log.flush()
     assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("flush",)
     assert ("train/loss", 4.0, 4) in calls and ("train/lr", 1e-3, 4) in calls

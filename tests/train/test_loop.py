@@ -32,7 +32,7 @@ def steps() -> list[Step]:
 class Found:
     best: float
     figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
-    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    images: dict[str, Image.Image] = field(default_factory=dict)
     left_out: Tally = field(default_factory=Tally)
 
 
@@ -246,7 +246,7 @@ def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
 
 
 def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
-    lossy = [step_of(*steps[0].batches, left_out="box without area", broken=("picture 'x.jpg': cut",))]
+    lossy = [step_of(*steps[0].batches, left_out="box without area", broken=("image 'x.jpg': cut",))]
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         train(settings(tmp_path), seeded(SWIN), stream(lossy, 6, stop=5), report=quiet)

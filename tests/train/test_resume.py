@@ -48,7 +48,7 @@ def test_what_may_differ():
         "save_every": 7,
         "keep_every": 2,
         "validate_every": 5,
-        "validate_pictures": 5,
+        "validate_images": 5,
         "max_bad_steps": 3,
         "micro_batch": 1,
         "tensorboard": True,

@@ -21,7 +21,7 @@ DATA = DataConfig(train=(DatasetConfig(name="world"),))
         ({"weight_decay": -5.0}, r"train\.weight_decay: got -5"),
         ({"seed": -1}, r"train\.seed: got -1: give 0 or more"),
         ({"frozen_stages": -1}, r"train\.frozen_stages: got -1: give 1 or more, or 0 for none"),
-        ({"validate_pictures": -1}, r"train\.validate_pictures: got -1: give 1 or more, or 0 for all"),
+        ({"validate_images": -1}, r"train\.validate_images: got -1: give 1 or more, or 0 for all"),
     ],
 )
 def test_of_the_run(changes, told):

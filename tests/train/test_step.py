@@ -30,7 +30,7 @@ def test_micro_batches_are_one_big_batch(size):
     (big,) = batches_of(4)
     first, second = stepper(whole)(step_of(big)), stepper(divided)(step_of(*batches_of(size)))
     assert first.losses == pytest.approx(second.losses, rel=1e-5) and first.norm == pytest.approx(second.norm, rel=1e-4)
-    assert first.pictures == second.pictures == 4
+    assert first.images == second.images == 4
     theirs = gradients(divided)
     for name, gradient in gradients(whole).items():
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-5, msg=name)

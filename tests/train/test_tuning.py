@@ -23,7 +23,7 @@ from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
 from glip.train.loop import TrainingError
 from glip.train.tune import STATE, TuneRun, usual_settings
-from glip.train.tuning import Pictures, Tuner, by_size, trained_names
+from glip.train.tuning import Images, Tuner, by_size, trained_names
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1", "prompt": "language_prompt_v2"}
@@ -43,10 +43,10 @@ def detector_of(config=CONFIG):
 
 def samples():
     made = []
-    for number, (picture, things) in enumerate(scenes()):
+    for number, (image, things) in enumerate(scenes()):
         labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
         boxes = torch.tensor([thing.box for thing in things])
-        made.append(Sample(picture, boxes, labels, vocabulary=NAMES, image_id=number))
+        made.append(Sample(image, boxes, labels, vocabulary=NAMES, image_id=number))
     return made
 
 
@@ -54,10 +54,10 @@ def run_of(
     detector, folder, *, mode="prompt", rounds=3, validate=None, vary=False, keep_gb=1.0, chosen=None, **changed
 ):
     tuner = Tuner(detector, NAMES, PROMPT, mode=mode)
-    pictures = Pictures(chosen or samples(), tuner, vary=vary, kept=KeptImages(keep_gb), left_out=Tally())
+    images = Images(chosen or samples(), tuner, vary=vary, kept=KeptImages(keep_gb), left_out=Tally())
     settings = usual_settings(mode, **{"views": 4, "rounds": rounds, "batch_size": 2, **changed})
     rising = iter(range(1000))
-    return TuneRun(tuner, pictures, settings, validate=validate or (lambda _: next(rising)), folder=folder)
+    return TuneRun(tuner, images, settings, validate=validate or (lambda _: next(rising)), folder=folder)
 
 
 @pytest.mark.parametrize("mode", RELEASE)
@@ -153,7 +153,7 @@ def test_a_few_rounds_lower_the_loss(mode, tmp_path):
 def test_kept_features_change_nothing(tmp_path):
     kept = run_of(detector_of(), tmp_path / "kept")
     anew = run_of(detector_of(), tmp_path / "anew", keep_gb=0.0)
-    assert (kept.pictures.kept, anew.pictures.kept) == (4, 0)
+    assert (kept.images.kept, anew.images.kept) == (4, 0)
     first, second = kept(lambda line: None), anew(lambda line: None)
     assert torch.allclose(first.offsets, second.offsets, atol=1e-5)
 
@@ -161,17 +161,17 @@ def test_kept_features_change_nothing(tmp_path):
 def test_a_small_memory_keeps_some():
     detector = detector_of()
     tuner = Tuner(detector, NAMES, PROMPT, mode="prompt")
-    whole = Pictures(samples(), tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    whole = Images(samples(), tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
     size = sum(level.numel() * 4 for level in whole.get(0, np.random.default_rng(0)).levels)
-    some = Pictures(samples(), tuner, vary=False, kept=KeptImages(2.5 * size / 1e9), left_out=Tally())
+    some = Images(samples(), tuner, vary=False, kept=KeptImages(2.5 * size / 1e9), left_out=Tally())
     assert some.kept == 2 and len(some) == 4
 
 
-def test_pictures_of_other_sizes_are_their_own_pass():
+def test_images_of_other_sizes_are_their_own_pass():
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
-    wide = replace(samples()[0], picture=samples()[0].picture.resize((256, 120)), image_id=9)
-    pictures = Pictures([*samples(), wide], tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
-    groups = list(by_size([pictures.get(index, np.random.default_rng(0)) for index in range(5)]))
+    wide = replace(samples()[0], image=samples()[0].image.resize((256, 120)), image_id=9)
+    images = Images([*samples(), wide], tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    groups = list(by_size([images.get(index, np.random.default_rng(0)) for index in range(5)]))
     assert sorted(len(group.batch.targets) for group in groups) == [1, 4]
     assert all(len(group.batch.targets) == len(group.levels[0]) for group in groups)
 
@@ -218,7 +218,7 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
 
 
 def test_rounds_go_on_where_the_last_ended(tmp_path):
-    """A round of 3 of the 4 pictures: none is shown again before all were, and a resumed run has the same order."""
+    """A round of 3 of the 4 images: none is shown again before all were, and a resumed run has the same order."""
     run = run_of(detector_of(), tmp_path, views=3)
     shown = []
     for run.state.rounds in range(8):
@@ -247,17 +247,17 @@ def test_numbers_that_are_not_finite_stop_it(tmp_path):
         run(lambda line: None)
 
 
-def test_broken_pictures_are_counted(tmp_path):
+def test_broken_images_are_counted(tmp_path):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     tally = Tally()
-    pictures = Pictures(
-        [*samples(), replace(samples()[0], picture=broken)], tuner, vary=False, kept=KeptImages(1), left_out=tally
+    images = Images(
+        [*samples(), replace(samples()[0], image=broken)], tuner, vary=False, kept=KeptImages(1), left_out=tally
     )
-    assert len(pictures) == 4 and tally.counts == {"unreadable picture": 1}
-    with pytest.raises(ValueError, match="none of the 1 training pictures"):
-        Pictures([replace(samples()[0], picture=broken)], tuner, vary=False, kept=KeptImages(1), left_out=Tally())
+    assert len(images) == 4 and tally.counts == {"unreadable image": 1}
+    with pytest.raises(ValueError, match="none of the 1 training images"):
+        Images([replace(samples()[0], image=broken)], tuner, vary=False, kept=KeptImages(1), left_out=Tally())
 
 
 def test_too_many_names():

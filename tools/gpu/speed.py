@@ -321,5 +321,5 @@ def long_vocabulary(count: int) -> list[str]:
         "glass",
     ]
     names = [*COCO_NAMES, *(f"{kind} {name}" for kind in kinds for name in COCO_NAMES)]
-    names += [f"piece of {name}" for name in COCO_NAMES] + [f"picture of {name}" for name in COCO_NAMES]
+    names += [f"piece of {name}" for name in COCO_NAMES] + [f"image of {name}" for name in COCO_NAMES]
     return names[:count]

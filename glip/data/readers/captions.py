@@ -1,7 +1,7 @@
-"""Pictures with captions whose phrases nobody has looked for yet: COCO captions, jsonl, CSV, TSV, WebDataset tars.
+"""Images with captions whose phrases nobody has looked for yet: COCO captions, jsonl, CSV, TSV, WebDataset tars.
 
-One Sample per picture and caption, without boxes. Files are read as a stream, so that ten million lines need no more
-memory than one. Columns and keys are recognised by name (``PICTURE_KEYS``, ``CAPTION_KEYS``).
+One Sample per image and caption, without boxes. Files are read as a stream, so that ten million lines need no more
+memory than one. Columns and keys are recognised by name (``IMAGE_KEYS``, ``CAPTION_KEYS``).
 """
 
 import csv
@@ -13,19 +13,19 @@ from typing import IO, Any
 
 import torch
 
-from glip.data.readers.fields import Unfit, by_picture, is_text, parse_json, read_picture, read_size
+from glip.data.readers.fields import Unfit, by_image, is_text, parse_json, read_image, read_size
 from glip.data.readers.shards import read_shard
 from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
 from glip.structures import Archived, Sample
 
-PICTURE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
+IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
 CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 _MAX_LINE = 1 << 24  # bytes of a line; a longer one is no list of captions
 _MAX_FIELD = 1 << 20  # characters of a CSV field, where Python's own limit is 131072
-_PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
-_BY_URL = "picture named by a URL"
+_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
+_BY_URL = "image named by a URL"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -35,15 +35,15 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     - ``.json``: COCO captions (``images`` and ``annotations`` with ``caption``), or a list of records;
     - ``.jsonl``: one record per line, such as {"image": "a.jpg", "caption": "a dog"}; a list of captions is several;
     - ``.csv``, ``.tsv``, ``.txt`` (tabs): a header names the columns. A TSV of two columns may have none: the column
-      whose first value looks like a picture's name or URL is the picture (CC3M, SBU, Flickr8k.token);
+      whose first value looks like an image's name or URL is the image (CC3M, SBU, Flickr8k.token);
     - ``.tar``: WebDataset as img2dataset writes it, KEY.jpg with KEY.txt or KEY.json; read in place, never extracted;
     - a folder: all its tars, else all its files of the other kinds.
 
-    Pictures that are named by URL only are left out and counted: nothing is downloaded.
+    Images that are named by URL only are left out and counted: nothing is downloaded.
 
     Args:
         annotations: the file or folder.
-        images: folders of the pictures; not needed for tars.
+        images: folders of the images; not needed for tars.
 
     Raises:
         FileNotFoundError: the file or a folder is not there.
@@ -51,12 +51,12 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     """
     path, tally = Path(annotations), Tally()
     files = caption_files(path)
-    shards = all(file.suffix.lower() == ".tar" for file in files)  # their pictures are inside, wherever others may be
+    shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
     samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
     if not len(samples):
         advice = "download them, for instance with img2dataset" if _BY_URL in tally.counts else "see docs/data.md"
-        raise ValueError(f"{path}: no picture with a caption can be read of it ({tally or 'it is empty'}): {advice}")
+        raise ValueError(f"{path}: no image with a caption can be read of it ({tally or 'it is empty'}): {advice}")
     return SampleSet(samples, left_out=tally)
 
 
@@ -83,7 +83,7 @@ def _read(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
     match path.suffix.lower():
         case ".tar":
             for entry in read_shard(path, tally):
-                yield from _samples(entry.picture, entry.captions, tally, entry.picture.name, entry.size)
+                yield from _samples(entry.image, entry.captions, tally, entry.image.name, entry.size)
         case ".json":
             yield from _read_json(path, folders, tally)
         case ".jsonl":
@@ -107,13 +107,13 @@ def _read_json(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
         return
     if not (isinstance(tree, dict) and all(isinstance(tree.get(key), list) for key in ("images", "annotations"))):
         raise ValueError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
-    for image, annotations in by_picture(tree, tally):
-        place = f"picture {image['id']}"
+    for image, annotations in by_image(tree, tally):
+        place = f"image {image['id']}"
         if not annotations:
-            tally.note("picture without a caption", place)
+            tally.note("image without a caption", place)
             continue
         try:
-            file = read_picture(folders, image.get("file_name"))
+            file = read_image(folders, image.get("file_name"))
         except Unfit as reason:
             tally.note(str(reason), place)
             continue
@@ -126,7 +126,7 @@ def _read_record(record: Any, place: str, folders: Folders, tally: Tally) -> Ite
     if not isinstance(record, dict):
         tally.note("line that is no record", place)
         return
-    name, captions = _first(record, PICTURE_KEYS), _first(record, CAPTION_KEYS)
+    name, captions = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
     if captions is None:
         tally.note("line without a caption", place)
         return
@@ -135,7 +135,7 @@ def _read_record(record: Any, place: str, folders: Folders, tally: Tally) -> Ite
         tally.note(_BY_URL, place)
         return
     try:
-        file = read_picture(folders, name)
+        file = read_image(folders, name)
     except Unfit as reason:
         tally.note(str(reason), place)
         return
@@ -151,7 +151,7 @@ def _read_table(path: Path, rows: Iterator[tuple[int, list[str]]], folders: Fold
     if first is None:
         return
     names = [name.strip().lower() for name in first[1]]
-    if not (set(names) & set(CAPTION_KEYS) and set(names) & {*PICTURE_KEYS, *_URL_KEYS}):
+    if not (set(names) & set(CAPTION_KEYS) and set(names) & {*IMAGE_KEYS, *_URL_KEYS}):
         names = _columns(path, first[1])
         yield from _read_row(names, first, path, folders, tally)
     for row in rows:
@@ -160,13 +160,13 @@ def _read_table(path: Path, rows: Iterator[tuple[int, list[str]]], folders: Fold
 
 def _columns(path: Path, row: list[str]) -> list[str]:
     """The names of the two columns of a table without a header, told by its first row."""
-    pictures = [bool(_PICTURE_NAME.search(value.strip())) for value in row]
-    if path.suffix.lower() == ".csv" or len(row) != 2 or sum(pictures) != 1:
+    images = [bool(_IMAGE_NAME.search(value.strip())) for value in row]
+    if path.suffix.lower() == ".csv" or len(row) != 2 or sum(images) != 1:
         raise ValueError(
             f"{path}: its first line {' | '.join(row)[:80]!r} names no columns: give a header with one of "
-            f"{', '.join(PICTURE_KEYS)} and one of {', '.join(CAPTION_KEYS)}, or a TSV of picture and caption"
+            f"{', '.join(IMAGE_KEYS)} and one of {', '.join(CAPTION_KEYS)}, or a TSV of image and caption"
         )
-    return ["image", "caption"] if pictures[0] else ["caption", "image"]
+    return ["image", "caption"] if images[0] else ["caption", "image"]
 
 
 def _read_row(
@@ -179,7 +179,7 @@ def _read_row(
         return
     record: dict[str, str] = dict(zip(names, (value.strip() for value in values), strict=True))
     if "image" in record:
-        record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers the captions of a picture
+        record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers the captions of an image
     yield from _read_record(record, place, folders, tally)
 
 
@@ -244,16 +244,16 @@ def _parsed(line: str) -> Any:
 
 
 def _samples(
-    picture: Path | Archived, captions: Sequence[Any], tally: Tally, image_id: int | str, size: tuple[int, int] | None
+    image: Path | Archived, captions: Sequence[Any], tally: Tally, image_id: int | str, size: tuple[int, int] | None
 ) -> Iterator[Sample]:
     for caption in captions:
         text = caption.strip() if isinstance(caption, str) else ""
         if not text:
-            tally.note("caption that is empty or no text", str(picture))
+            tally.note("caption that is empty or no text", str(image))
         elif not is_text(text):
-            tally.note("caption that is not UTF-8", str(picture))
+            tally.note("caption that is not UTF-8", str(image))
         else:
-            yield Sample(picture, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
+            yield Sample(image, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
 
 
 def _first(record: Mapping[str, Any], keys: Sequence[str]) -> Any:

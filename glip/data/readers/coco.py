@@ -11,14 +11,14 @@ from glip.data.readers.fields import (
     Unfit,
     annotation_place,
     box_tensor,
-    by_picture,
+    by_image,
+    image_place,
     is_id,
     is_text,
     is_visible,
-    picture_place,
     read_box,
+    read_image,
     read_json,
-    read_picture,
     read_size,
     sample_set,
 )
@@ -40,7 +40,7 @@ class Categories:
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable boxes of one picture, the label of each, and which of them (indices) mark a crowd."""
+    """The usable boxes of one image, the label of each, and which of them (indices) mark a crowd."""
 
     boxes: list[Box] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Rows:
 
 
 def read_coco(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
-    """Read a COCO-format detection set; pictures without boxes are kept as negatives.
+    """Read a COCO-format detection set; images without boxes are kept as negatives.
 
     Args:
         annotations: the json with ``images``, ``annotations`` (bbox = x, y, width, height in pixels), ``categories``.
-        images: the folders of the pictures, looked through in order.
+        images: the folders of the images, looked through in order.
 
     Raises:
         FileNotFoundError: no such json or folder.
@@ -68,20 +68,20 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
 def detection_samples(
     tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally
 ) -> Iterator[Sample]:
-    """A sample for each picture of a COCO json; what cannot be learned from is counted."""
-    for record, annotations in by_picture(tree, left_out):
+    """A sample for each image of a COCO json; what cannot be learned from is counted."""
+    for record, annotations in by_image(tree, left_out):
         try:
-            picture = read_picture(folders, record.get("file_name"))
+            image = read_image(folders, record.get("file_name"))
         except Unfit as reason:
-            left_out.note(str(reason), picture_place(record))
+            left_out.note(str(reason), image_place(record))
             continue
-        yield detection_sample(record, picture, read_rows(annotations, categories, left_out), categories)
+        yield detection_sample(record, image, read_rows(annotations, categories, left_out), categories)
 
 
-def detection_sample(record: dict[str, Any], picture: Path, rows: Rows, categories: Categories) -> Sample:
-    """What a picture's record and its usable rows say."""
+def detection_sample(record: dict[str, Any], image: Path, rows: Rows, categories: Categories) -> Sample:
+    """What an image's record and its usable rows say."""
     return Sample(
-        picture=picture,
+        image=image,
         boxes=box_tensor(rows.boxes),
         box_phrases=tuple((label,) for label in rows.labels),
         vocabulary=categories.names,
@@ -135,7 +135,7 @@ def _check_twins(names: dict[int | str, str], path: Path) -> None:
 
 
 def read_rows(annotations: Sequence[dict[str, Any]], categories: Categories, left_out: Tally) -> Rows:
-    """The boxes of one picture that can be learned from; the others are counted."""
+    """The boxes of one image that can be learned from; the others are counted."""
     rows = Rows()
     for row in annotations:
         try:

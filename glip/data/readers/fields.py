@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
 Spans = tuple[Span, ...]
 
 _FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
-_LONGEST = 2000  # characters of a picture's name with its folders
+_LONGEST = 2000  # characters of an image's name with its folders
 _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
     ("segmentation", "area", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
 )
@@ -87,7 +87,7 @@ def check_file(path: Path) -> None:
         )
 
 
-def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def by_image(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each record of ``images`` beside its records of ``annotations``, in the order of the file.
 
     Both lists are emptied, and what has been given is not kept, so that memory falls as the samples grow.
@@ -96,16 +96,16 @@ def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str
     rows: dict[int | str, list[dict[str, Any]]] = {}
     for number, record in enumerate(tree["images"]):
         if not isinstance(record, dict) or not is_id(record.get("id")):
-            left_out.note("picture without an id", f"images[{number}]")
+            left_out.note("image without an id", f"images[{number}]")
         elif record["id"] in records:
-            left_out.note("picture id seen before", f"images[{number}]")
+            left_out.note("image id seen before", f"images[{number}]")
         else:
             records[record["id"]], rows[record["id"]] = record, []
     for number, row in enumerate(tree["annotations"]):
         if not isinstance(row, dict):
             left_out.note("malformed annotation", f"annotations[{number}]")
         elif not is_id(row.get("image_id")) or row["image_id"] not in rows:
-            left_out.note("unknown picture", f"annotations[{number}]")
+            left_out.note("unknown image", f"annotations[{number}]")
         else:
             rows[row["image_id"]].append(row)
     tree["images"].clear()
@@ -114,7 +114,7 @@ def by_picture(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str
 
 
 def is_id(value: Any) -> TypeGuard[int | str]:
-    """Whether a value can be the id of a picture or a category."""
+    """Whether a value can be the id of an image or a category."""
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
@@ -128,14 +128,14 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
 
 
-def picture_place(record: dict[str, Any]) -> str:
-    """Which picture a record is of, for the tally."""
-    return f"picture {str(record['id'])[:40]}"
+def image_place(record: dict[str, Any]) -> str:
+    """Which image a record is of, for the tally."""
+    return f"image {str(record['id'])[:40]}"
 
 
 def annotation_place(row: dict[str, Any]) -> str:
     """Which annotation a record is, for the tally."""
-    return f"annotation {str(row.get('id'))[:40]} of picture {str(row['image_id'])[:40]}"
+    return f"annotation {str(row.get('id'))[:40]} of image {str(row['image_id'])[:40]}"
 
 
 def read_box(value: Any, *, corners: bool = False) -> Box:
@@ -157,25 +157,25 @@ def read_box(value: Any, *, corners: bool = False) -> Box:
 
 
 def read_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    """Width and height of a picture, if they are stated; MDETR's files state them as text."""
+    """Width and height of an image, if they are stated; MDETR's files state them as text."""
     width, height = _whole(record.get("width")), _whole(record.get("height"))
     return (width, height) if width and height else None
 
 
-def read_picture(folders: Folders, name: Any) -> Path:
-    """The file of a picture's name.
+def read_image(folders: Folders, name: Any) -> Path:
+    """The file of an image's name.
 
     Raises:
         Unfit: no name, or one that leads out of the folders, or longer than file systems allow.
     """
     if not isinstance(name, str) or not name:
-        raise Unfit("picture without a file name")
+        raise Unfit("image without a file name")
     if len(name) > _LONGEST or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
-        raise Unfit("picture name that is too long")
+        raise Unfit("image name that is too long")
     try:
         return folders.locate(name)
     except ValueError:
-        raise Unfit("picture name outside its folder") from None
+        raise Unfit("image name outside its folder") from None
 
 
 def read_caption(value: Any) -> str:
@@ -185,7 +185,7 @@ def read_caption(value: Any) -> str:
         Unfit: no text in it, or none that UTF-8 can write.
     """
     if not isinstance(value, str) or not value.strip():
-        raise Unfit("picture without a caption")
+        raise Unfit("image without a caption")
     if not is_text(value):
         raise Unfit("caption that is not UTF-8")
     return value
@@ -218,7 +218,7 @@ def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
 
 
 def ground(
-    picture: Path, caption: str, named: Sequence[Named], *, image_id: int | str, size: tuple[int, int] | None
+    image: Path, caption: str, named: Sequence[Named], *, image_id: int | str, size: tuple[int, int] | None
 ) -> Sample:
     """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order.
 
@@ -230,7 +230,7 @@ def ground(
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
     return Sample(
-        picture=picture,
+        image=image,
         boxes=box_tensor([item.box for item in named]),
         box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
         prompt=Prompt.from_caption(caption, phrases),

@@ -17,7 +17,7 @@ from glip.data.readers.fields import (
     ground,
     read_box,
     read_caption,
-    read_picture,
+    read_image,
     read_size,
     read_spans,
     sample_set,
@@ -26,13 +26,13 @@ from glip.data.sets import Folders, SampleSet, Tally
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
-_PICTURE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
+_IMAGE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
 _OPENING = "[/EN#"  # of "[/EN#<chain>/<type> the words]"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The boxes of one picture, each with the chains (things mentioned again and again) that it shows."""
+    """The boxes of one image, each with the chains (things mentioned again and again) that it shows."""
 
     boxes: tuple[tuple[Box, tuple[str, ...]], ...]
     size: tuple[int, int] | None
@@ -57,14 +57,14 @@ def read_flickr30k(
 ) -> SampleSet:
     """Read the released files: one sample for each sentence with at least one phrase that has a box.
 
-    ``image_id`` is "<picture>:<sentence>", sentences counted from 0 without the empty lines, as the release's evaluator
+    ``image_id`` is "<image>:<sentence>", sentences counted from 0 without the empty lines, as the release's evaluator
     counts them. Two mentions of one chain in a sentence are two phrases, and each has all boxes of the chain. Phrases
     without a box (not visual, scenes, things without clear bounds) are no phrases of the prompt.
 
     Args:
         folder: holds ``Annotations`` and ``Sentences``.
-        images: the folders of the pictures ("<picture>.jpg"), looked through in order.
-        names: the list of a split's pictures, one id in a line (test.txt); "" for all pictures.
+        images: the folders of the images ("<image>.jpg"), looked through in order.
+        names: the list of a split's images, one id in a line (test.txt); "" for all images.
         flat_boxes: keep boxes without area, and the phrases that have no others. Nothing can be learned from them,
             but the release's evaluator counts them.
 
@@ -79,11 +79,11 @@ def read_flickr30k(
                 f"folder {str(root / part)!r} is not there: give the folder of Flickr30K Entities, which holds "
                 "Annotations and Sentences"
             )
-    pictures = _pictures(root, names, left_out)
-    return sample_set(root, _samples(root, pictures, folders, left_out, flat_boxes=flat_boxes), left_out)
+    listed = _images(root, names, left_out)
+    return sample_set(root, _samples(root, listed, folders, left_out, flat_boxes=flat_boxes), left_out)
 
 
-def _pictures(root: Path, names: str | Path, left_out: Tally) -> list[str]:
+def _images(root: Path, names: str | Path, left_out: Tally) -> list[str]:
     if not str(names):
         return sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
     path = Path(names)
@@ -91,38 +91,36 @@ def _pictures(root: Path, names: str | Path, left_out: Tally) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text: give a list of picture ids, one in a line") from None
+        raise ValueError(f"{path}: not UTF-8 text: give a list of image ids, one in a line") from None
     found: dict[str, None] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
-        if name and not _PICTURE.fullmatch(name):
-            left_out.note("picture name outside its folder", f"line {number} of {path.name}")
+        if name and not _IMAGE.fullmatch(name):
+            left_out.note("image name outside its folder", f"line {number} of {path.name}")
         elif name in found:
-            left_out.note("picture listed twice", name)
+            left_out.note("image listed twice", name)
         elif name:
             found[name] = None
     return list(found)
 
 
-def _samples(
-    root: Path, pictures: list[str], folders: Folders, left_out: Tally, *, flat_boxes: bool
-) -> Iterator[Sample]:
-    for name in pictures:
+def _samples(root: Path, images: list[str], folders: Folders, left_out: Tally, *, flat_boxes: bool) -> Iterator[Sample]:
+    for name in images:
         try:
-            picture = read_picture(folders, f"{name}.jpg")
+            image = read_image(folders, f"{name}.jpg")
             scene = _read_scene(root / "Annotations" / f"{name}.xml", left_out, flat_boxes=flat_boxes)
             sentences = _read_text(root / "Sentences" / f"{name}.txt").split("\n")
         except Unfit as reason:
-            left_out.note(str(reason), f"picture {name}")
+            left_out.note(str(reason), f"image {name}")
             continue
         for number, sentence in enumerate(line for line in sentences if line):
             try:
-                yield _sample(picture, sentence, scene, f"{name}:{number}", left_out)
+                yield _sample(image, sentence, scene, f"{name}:{number}", left_out)
             except Unfit as reason:
                 left_out.note(str(reason), f"sentence {name}:{number}")
 
 
-def _sample(picture: Path, sentence: str, scene: Scene, image_id: str, left_out: Tally) -> Sample:
+def _sample(image: Path, sentence: str, scene: Scene, image_id: str, left_out: Tally) -> Sample:
     words, mentions = _parse_sentence(sentence, image_id, left_out)
     caption = read_caption(words)
     spans: dict[str, list[Spans]] = {}
@@ -145,7 +143,7 @@ def _sample(picture: Path, sentence: str, scene: Scene, image_id: str, left_out:
             named.append(Named(box, phrases))
     if not named:
         raise Unfit("caption without a box")
-    sample = ground(picture, caption, named, image_id=image_id, size=scene.size)
+    sample = ground(image, caption, named, image_id=image_id, size=scene.size)
     assert sample.prompt is not None
     return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
@@ -183,7 +181,7 @@ def _read_bytes(file: Path) -> bytes:
             raise Unfit(f"file of more than {_LARGEST // 1_000_000} MB")
         return file.read_bytes()
     except OSError:
-        raise Unfit(f"no {file.suffix[1:]} file of the picture") from None
+        raise Unfit(f"no {file.suffix[1:]} file of the image") from None
 
 
 def _read_text(file: Path) -> str:
@@ -206,7 +204,7 @@ def _read_scene(file: Path, left_out: Tally, *, flat_boxes: bool) -> Scene:
         try:
             box = _read_box(corners, flat_boxes)
         except Unfit as reason:
-            left_out.note(str(reason), f"object {number} of picture {file.stem}")
+            left_out.note(str(reason), f"object {number} of image {file.stem}")
             continue
         # chain 0 stands for whatever is not visible; the same box drawn for two things names both
         chains = [(name.text or "").strip() for name in thing.findall("name")]

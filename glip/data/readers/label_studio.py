@@ -2,7 +2,7 @@
 
 Tasks that ``glip data convert --to label-studio`` wrote come back with their captions, spans and ids. Tasks of other
 projects with rectangles are a detection set, whose names are all labels of the file. Coordinates are per cent of the
-picture; a turned rectangle becomes the upright one around it.
+image; a turned rectangle becomes the upright one around it.
 """
 
 import math
@@ -13,14 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from glip.data.image import ImageError, image_size
 from glip.data.label_studio import CROWD, LOCAL_FILES
-from glip.data.picture import PictureError, picture_size
-from glip.data.readers.fields import Unfit, is_text, is_visible, parse_json, read_picture, read_size, sample_set
+from glip.data.readers.fields import Unfit, is_text, is_visible, parse_json, read_image, read_size, sample_set
 from glip.data.readers.labels import read_names, sample_of_row
 from glip.data.sets import Folders, SampleSet, Tally
 from glip.structures import Sample
 
-SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the picture and one answer, without its type
+SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the image and one answer, without its type
 
 Row = dict[str, Any]
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
@@ -43,7 +43,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path]) -> 
 
     Args:
         annotations: the json, a list of tasks.
-        images: folders of the pictures.
+        images: folders of the images.
 
     Raises:
         FileNotFoundError: the file or a folder is not there.
@@ -75,7 +75,7 @@ def _sample(task: Row, names: tuple[str, ...], folders: Folders, place: str, tal
     data = _map(task.get("data"))
     answer = _answer(task, place, tally)
     ours = isinstance(data.get("glip"), dict)
-    row = dict(data["glip"]) if ours else {"picture": _picture_name(data), "id": task.get("id")}
+    row = dict(data["glip"]) if ours else {"image": _image_name(data), "id": task.get("id")}
     if ours:
         labels = {str(option.get("value")): index for index, option in enumerate(_maps(data.get("labels")))}
         names = read_names(row["names"]) if "names" in row else ()
@@ -112,7 +112,7 @@ def _boxes(answer: _Answer, labels: dict[str, int], size: tuple[int, int], place
         if row.get("type") != "rectanglelabels":
             tally.note("mark that is no labelled rectangle", place)
         elif row.get("image_rotation"):
-            tally.note("box on a picture that was turned in Label Studio", place)
+            tally.note("box on an image that was turned in Label Studio", place)
         else:
             own = [labels[label] for label in _labels(row) if label in labels]
             box: Row = {"box": _upright(value, size), "phrases": own}
@@ -140,27 +140,27 @@ def _number(value: Any) -> float:
 
 
 def _size(rows: Sequence[Row], folders: Folders, row: Row) -> tuple[int, int] | None:
-    """Of a task that does not state it: as its boxes state it, else of the picture itself."""
+    """Of a task that does not state it: as its boxes state it, else of the image itself."""
     stated = (read_size({"width": one.get("original_width"), "height": one.get("original_height")}) for one in rows)
     if size := next((size for size in stated if size), None):
         return size
     if not rows:
         return None
     try:
-        return picture_size(read_picture(folders, row.get("picture")))
-    except PictureError:
-        raise Unfit("boxes in per cent of a picture that cannot be read") from None
+        return image_size(read_image(folders, row.get("image")))
+    except ImageError:
+        raise Unfit("boxes in per cent of an image that cannot be read") from None
 
 
-def _picture_name(data: Row) -> str:
-    """The name of a task's picture: of a local file, an upload, or a path in a bucket or on the web."""
+def _image_name(data: Row) -> str:
+    """The name of a task's image: of a local file, an upload, or a path in a bucket or on the web."""
     values = [data.get("image"), *data.values()]
     link = next((value for value in values if is_text(value) and PurePosixPath(value).suffix), "")
     try:
         parts = urlsplit(link)
         served = parse_qs(parts.query).get("d", [""])[0] if parts.path.endswith(LOCAL_FILES) else ""
     except ValueError:
-        raise Unfit("picture whose address is none") from None
+        raise Unfit("image whose address is none") from None
     name = served or unquote(parts.path)
     if "/upload/" in name:
         name = _UPLOADED.sub("", PurePosixPath(name).name)

@@ -1,8 +1,8 @@
-"""Our own label files: what a teacher found, or any set without loss; jsonl, one line per picture.
+"""Our own label files: what a teacher found, or any set without loss; jsonl, one line per image.
 
 A line with a caption has spans for its phrases and, for each box, the phrases that name it::
 
-    {"picture": "a.jpg", "width": 640, "height": 480, "caption": "a dog and a cat",
+    {"image": "a.jpg", "width": 640, "height": 480, "caption": "a dog and a cat",
      "phrases": [{"text": "a dog", "spans": [[0, 5]]}],
      "boxes": [{"box": [x1, y1, x2, y2], "phrases": [0], "score": 0.9}]}
 
@@ -27,12 +27,12 @@ from glip.data.readers.fields import (
     is_visible,
     read_box,
     read_caption,
-    read_picture,
+    read_image,
     read_size,
     read_spans,
     sample_set,
 )
-from glip.data.readers.shards import MAX_PICTURE
+from glip.data.readers.shards import MAX_IMAGE
 from glip.data.sets import Folders, SampleSet, Tally
 from glip.structures import Archived, Phrase, Prompt, Sample
 
@@ -70,7 +70,7 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
 
     Args:
         annotations: the jsonl.
-        images: folders of the pictures, or of the tars that hold them.
+        images: folders of the images, or of the tars that hold them.
 
     Raises:
         FileNotFoundError: the file or a folder is not there.
@@ -108,17 +108,17 @@ def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place:
     Raises:
         Unfit: nothing of it can be learned from; what only a part of it is unfit for is counted.
     """
-    picture = _picture(record, folders)
+    image = _image(record, folders)
     words = _words(record, names, place, tally)
     boxes = _boxes(record, words.numbers, place, tally)
     return Sample(
-        picture=picture,
+        image=image,
         boxes=box_tensor(boxes.corners),
         box_phrases=tuple(boxes.phrases),
         vocabulary=words.names,
         prompt=words.prompt,
         caption="" if words.prompt else words.caption,
-        image_id=record["id"] if is_id(record.get("id")) else str(record["picture"]),
+        image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
         size=read_size(record),
         crowd=tuple(boxes.crowd),
         absent=_indices(record["absent"], words.names) if isinstance(record.get("absent"), list) else None,
@@ -127,12 +127,12 @@ def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place:
     )
 
 
-def _picture(record: dict[str, Any], folders: Folders) -> Path | Archived:
-    file = read_picture(folders, record.get("picture"))
+def _image(record: dict[str, Any], folders: Folders) -> Path | Archived:
+    file = read_image(folders, record.get("image"))
     if "member" not in record:
         return file
     member, start, length = record["member"], record.get("start"), record.get("length")
-    if not (is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_PICTURE + 1)):
+    if not (is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_IMAGE + 1)):
         raise Unfit("member of an archive without start and length")
     assert isinstance(start, int) and isinstance(length, int)
     return Archived(file, member, start, length)

@@ -1,4 +1,4 @@
-"""LVIS json -> Samples: federated, so that each picture says which names are surely absent (Gupta et al. 2019)."""
+"""LVIS json -> Samples: federated, so that each image says which names are surely absent (Gupta et al. 2019)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,11 +8,11 @@ from typing import Any
 from glip.data.readers.coco import LISTS, Categories, detection_sample, read_categories, read_rows
 from glip.data.readers.fields import (
     Unfit,
-    by_picture,
+    by_image,
+    image_place,
     is_id,
-    picture_place,
+    read_image,
     read_json,
-    read_picture,
     sample_set,
 )
 from glip.data.sets import Folders, SampleSet, Tally
@@ -23,7 +23,7 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
     """Read LVIS v1 or v0.5; names of ``neg_category_ids`` are absent, ``not_exhaustive_category_ids`` incomplete.
 
     Names are cleaned as the 2022 release prompts them, so a few categories share one ("bow"); they stay apart, with
-    an id each. Pictures are found by ``file_name``, else by the last two parts of ``coco_url`` ("val2017/1.jpg"), in
+    an id each. Images are found by ``file_name``, else by the last two parts of ``coco_url`` ("val2017/1.jpg"), in
     COCO's folder or directly in ``train2017`` and ``val2017``.
 
     Raises:
@@ -35,7 +35,7 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
     by_name, by_url = Folders(images), Folders(images)
     tree = read_json(path, LISTS, "LVIS")
     if not any(isinstance(record, dict) and "neg_category_ids" in record for record in tree["images"]):
-        raise ValueError(f"{path}: not an LVIS json: no picture has neg_category_ids: read it as format coco")
+        raise ValueError(f"{path}: not an LVIS json: no image has neg_category_ids: read it as format coco")
     categories = read_categories(tree["categories"], path, left_out, twins=True)
     samples = _samples(tree, (by_name, by_url), categories, left_out)
     return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
@@ -44,10 +44,10 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
 def _samples(
     tree: dict[str, Any], folders: tuple[Folders, Folders], categories: Categories, left_out: Tally
 ) -> Iterator[Sample]:
-    for record, annotations in by_picture(tree, left_out):
-        place = picture_place(record)
+    for record, annotations in by_image(tree, left_out):
+        place = image_place(record)
         try:
-            picture = _picture(record, folders)
+            image = _image(record, folders)
         except Unfit as reason:
             left_out.note(str(reason), place)
             continue
@@ -57,27 +57,27 @@ def _samples(
         if contradicted:
             left_out.note("name in neg_category_ids that has a box", place, len(contradicted))
         yield replace(
-            detection_sample(record, picture, rows, categories),
+            detection_sample(record, image, rows, categories),
             absent=tuple(label for label in absent if label not in contradicted),
             incomplete=_labels(record, "not_exhaustive_category_ids", categories, left_out),
         )
 
 
-def _picture(record: dict[str, Any], folders: tuple[Folders, Folders]) -> Path:
+def _image(record: dict[str, Any], folders: tuple[Folders, Folders]) -> Path:
     by_name, by_url = folders
     name, url = record.get("file_name"), record.get("coco_url")
     if not isinstance(url, str) or not url:
-        return read_picture(by_name, name)
-    files = [read_picture(by_name, name)] if name else []
-    files.append(read_picture(by_url, "/".join(url.split("/")[-2:])))
+        return read_image(by_name, name)
+    files = [read_image(by_name, name)] if name else []
+    files.append(read_image(by_url, "/".join(url.split("/")[-2:])))
     return next((file for file in files if file.is_file()), files[-1])
 
 
 def _labels(record: dict[str, Any], key: str, categories: Categories, left_out: Tally) -> tuple[int, ...]:
-    """Category ids of a picture as labels; without a list nothing is known, so none."""
-    place, numbers = picture_place(record), record.get(key)
+    """Category ids of an image as labels; without a list nothing is known, so none."""
+    place, numbers = image_place(record), record.get(key)
     if not isinstance(numbers, list):
-        left_out.note(f"picture without {key}", place)
+        left_out.note(f"image without {key}", place)
         return ()
     known = {number for number in numbers if is_id(number) and number in categories.label}
     unknown = sum(not is_id(number) or number not in categories.label for number in numbers)

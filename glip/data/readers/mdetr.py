@@ -9,14 +9,14 @@ from glip.data.readers.fields import (
     Spans,
     Unfit,
     annotation_place,
-    by_picture,
+    by_image,
     ground,
+    image_place,
     is_id,
-    picture_place,
     read_box,
     read_caption,
+    read_image,
     read_json,
-    read_picture,
     read_size,
     read_spans,
     sample_set,
@@ -29,7 +29,7 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleS
     """Read grounding annotations in MDETR's form of COCO json: one sample for each entry of ``images``.
 
     Where an entry states the ids of Flickr30K's release (``original_img_id`` and ``sentence_id``), they are the id,
-    "<picture>:<sentence>" as ``read_flickr30k`` gives it; else the entry's own id is.
+    "<image>:<sentence>" as ``read_flickr30k`` gives it; else the entry's own id is.
 
     A phrase is one distinct tuple of spans. Where an entry lists its phrases (``tokens_positive_eval``, in the files
     of Flickr30K), a box that stands for several of them is named by each, instead of by one phrase of all their words.
@@ -37,7 +37,7 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleS
     Args:
         annotations: json with ``images`` (file_name, id, caption) and ``annotations`` (image_id, bbox = x, y, width,
             height, and ``tokens_positive`` = [[start, end], ...] characters of the caption).
-        images: the folders of the pictures (mixed GoldG has two), looked through in order.
+        images: the folders of the images (mixed GoldG has two), looked through in order.
 
     Raises:
         FileNotFoundError: no such json or folder.
@@ -49,16 +49,16 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleS
 
 
 def _samples(tree: dict[str, Any], folders: Folders, left_out: Tally) -> Iterator[Sample]:
-    for record, annotations in by_picture(tree, left_out):
+    for record, annotations in by_image(tree, left_out):
         try:
             caption = read_caption(record.get("caption"))
-            picture = read_picture(folders, record.get("file_name"))
+            image = read_image(folders, record.get("file_name"))
             if not annotations:
                 raise Unfit("caption without a box")
             named = _named(annotations, caption, _listed(record, caption), left_out)
-            yield ground(picture, caption, named, image_id=_released_id(record), size=read_size(record))
+            yield ground(image, caption, named, image_id=_released_id(record), size=read_size(record))
         except Unfit as reason:
-            left_out.note(str(reason), picture_place(record))
+            left_out.note(str(reason), image_place(record))
 
 
 def _released_id(record: dict[str, Any]) -> int | str:

@@ -23,7 +23,7 @@ from glip.data.readers.fields import (
     parse_json,
     read_box,
     read_caption,
-    read_picture,
+    read_image,
     read_size,
     read_spans,
     sample_set,
@@ -62,7 +62,7 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
     Args:
         annotations: one json in a line: filename, height, width, and ``detection`` (instances of bbox, label, category)
             or ``grounding`` (caption; regions of one or several bbox, phrase, and tokens_positive if stated).
-        images: the folders of the pictures, looked through in order.
+        images: the folders of the images, looked through in order.
         names: the label map, json {"0": "person", ...}; "" to gather the vocabulary from the categories, in the order
             of the file.
 
@@ -145,7 +145,7 @@ def _samples(path: Path, folders: Folders, labels: Labels, left_out: Tally) -> I
 
 def _detection(record: dict[str, Any], number: int, folders: Folders, labels: Labels, left_out: Tally) -> Sample:
     instances = _instances(record)
-    picture = read_picture(folders, record.get("filename"))
+    image = read_image(folders, record.get("filename"))
     if not labels.names:
         raise Unfit("detection in a file without any category")
     boxes: list[Box] = []
@@ -164,7 +164,7 @@ def _detection(record: dict[str, Any], number: int, folders: Folders, labels: La
         except Unfit as reason:
             left_out.note(str(reason), f"line {number}, instance {place}")
     return Sample(
-        picture=picture,
+        image=image,
         boxes=box_tensor(boxes),
         box_phrases=tuple((index,) for index in found),
         vocabulary=labels.names,
@@ -190,7 +190,7 @@ def _grounding(record: dict[str, Any], number: int, folders: Folders, left_out: 
     if not isinstance(stated, list):
         raise Unfit("grounding without a list of regions")
     caption = read_caption(grounding.get("caption"))
-    picture = read_picture(folders, record.get("filename"))
+    image = read_image(folders, record.get("filename"))
     if not stated:
         raise Unfit("caption without a box")
     regions: list[Region] = []
@@ -205,7 +205,7 @@ def _grounding(record: dict[str, Any], number: int, folders: Folders, left_out: 
         for region, spans in zip(regions, _spans(regions, caption), strict=True)
         for box in region.boxes
     ]
-    return ground(picture, caption, named, image_id=number, size=read_size(record))
+    return ground(image, caption, named, image_id=number, size=read_size(record))
 
 
 def _boxes(region: dict[str, Any], at: str, left_out: Tally) -> tuple[Box, ...]:

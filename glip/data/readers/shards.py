@@ -1,4 +1,4 @@
-"""WebDataset shards: pictures and captions read where they lie in a tar; no member is ever written to disk."""
+"""WebDataset shards: images and captions read where they lie in a tar; no member is ever written to disk."""
 
 import json
 import tarfile
@@ -12,16 +12,16 @@ from glip.data.readers.fields import read_size
 from glip.data.sets import Tally
 from glip.structures import Archived
 
-MAX_PICTURE, MAX_TEXT = 1 << 26, 1 << 20  # bytes of a member that is read: 64 MB and 1 MB
-_PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
+MAX_IMAGE, MAX_TEXT = 1 << 26, 1 << 20  # bytes of a member that is read: 64 MB and 1 MB
+_IMAGES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
 _TEXTS = {"txt", "json"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of a shard, its captions as the shard has them, and (width, height) where the shard states it."""
+    """An image of a shard, its captions as the shard has them, and (width, height) where the shard states it."""
 
-    picture: Archived
+    image: Archived
     captions: tuple[Any, ...]
     size: tuple[int, int] | None = None
 
@@ -33,29 +33,29 @@ class _Member(NamedTuple):
 
 
 def read_shard(path: Path, tally: Tally) -> Iterator[Entry]:
-    """The pictures of one tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
+    """The images of one tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
 
-    Members that are links, devices, sparse, too large or cut off are left out and counted, as are pictures without
-    captions and captions without a picture.
+    Members that are links, devices, sparse, too large or cut off are left out and counted, as are images without
+    captions and captions without an image.
 
     Raises:
         ValueError: not a tar, or a compressed one, whose members cannot be read in place.
     """
     for key, members in groupby(_members(path, tally), key=lambda member: member.key):
         parts = {member.ending: member.place for member in members}
-        picture = next((place for ending, place in parts.items() if ending in _PICTURES), None)
+        image = next((place for ending, place in parts.items() if ending in _IMAGES), None)
         place = f"{path.name}:{key}"
-        if picture is None:
-            tally.note("caption without a picture", place)
+        if image is None:
+            tally.note("caption without an image", place)
             continue
-        entry = _entry(picture, parts, tally)
+        entry = _entry(image, parts, tally)
         if not entry.captions:
-            tally.note("picture without a caption", place)
+            tally.note("image without a caption", place)
             continue
         yield entry
 
 
-def _entry(picture: Archived, parts: dict[str, Archived], tally: Tally) -> Entry:
+def _entry(image: Archived, parts: dict[str, Archived], tally: Tally) -> Entry:
     record: Any = {}
     if "json" in parts:
         try:
@@ -66,12 +66,12 @@ def _entry(picture: Archived, parts: dict[str, Archived], tally: Tally) -> Entry
     size = read_size(record)
     if "txt" in parts:
         try:
-            return Entry(picture, (_text(parts["txt"]),), size)
+            return Entry(image, (_text(parts["txt"]),), size)
         except ValueError:
             tally.note("member that is not UTF-8", str(parts["txt"]))
     caption = record.get("caption")
     listed = caption if isinstance(caption, list) else [caption]
-    return Entry(picture, tuple(text for text in listed if text is not None), size)
+    return Entry(image, tuple(text for text in listed if text is not None), size)
 
 
 def _text(place: Archived) -> str:
@@ -119,9 +119,9 @@ def _objection(member: tarfile.TarInfo, ending: str, total: int) -> str:
     """Why a member is not used, or nothing."""
     if not member.isreg() or member.issparse():
         return "member that is a link, a device or sparse"
-    if ending not in _PICTURES | _TEXTS:
-        return "member that is neither a picture nor a caption"
-    limit = MAX_PICTURE if ending in _PICTURES else MAX_TEXT
+    if ending not in _IMAGES | _TEXTS:
+        return "member that is neither an image nor a caption"
+    limit = MAX_IMAGE if ending in _IMAGES else MAX_TEXT
     if member.size > limit:
         return f"member of over {limit >> 20} MB"
     return "member that is cut off" if member.offset_data + member.size > total else ""

@@ -11,8 +11,8 @@ from glip.data.readers.fields import (
     is_id,
     read_box,
     read_caption,
+    read_image,
     read_json,
-    read_picture,
     read_size,
     read_spans,
     sample_set,
@@ -22,13 +22,13 @@ from glip.structures import Sample
 
 
 def read_silver(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
-    """Read a list of captions with their phrases and boxes: one sample each, ``image_id`` "<picture>:<caption>".
+    """Read a list of captions with their phrases and boxes: one sample each, ``image_id`` "<image>:<caption>".
 
     Args:
         annotations: json whose ``data`` has entries of image_id, id (of the caption), file_name, width, height,
             caption and ``phrases``: each has ``tokens_positive`` = [[start, end], ...] and ``boxes`` = [[x, y, width,
             height], ...].
-        images: the folders of the pictures, looked through in order.
+        images: the folders of the images, looked through in order.
 
     Raises:
         FileNotFoundError: no such json or folder.
@@ -46,13 +46,13 @@ def _samples(entries: list[Any], folders: Folders, left_out: Tally) -> Iterator[
             if not isinstance(entry, dict) or not is_id(entry.get("image_id")):
                 raise Unfit("entry without an image_id")
             caption = read_caption(entry.get("caption"))
-            picture = read_picture(folders, entry.get("file_name"))
+            image = read_image(folders, entry.get("file_name"))
             phrases = entry.get("phrases")
             if not isinstance(phrases, list) or not phrases:
                 raise Unfit("caption without a box")
             named = _named(phrases, caption, place, left_out)
             caption_id = entry["id"] if is_id(entry.get("id")) else number
-            yield ground(picture, caption, named, image_id=f"{entry['image_id']}:{caption_id}", size=read_size(entry))
+            yield ground(image, caption, named, image_id=f"{entry['image_id']}:{caption_id}", size=read_size(entry))
         except Unfit as reason:
             left_out.note(str(reason), place)
 

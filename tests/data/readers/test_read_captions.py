@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.data.picture import open_picture
+from glip.data.image import load_image
 from glip.data.readers import captions, shards
 from glip.data.readers.captions import read_captions
 from glip.structures import Archived
@@ -18,10 +18,10 @@ SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 
 
 def read(path: Path):
-    """Every (picture name, caption) of a file beside its pictures, and what was left out."""
+    """Every (image name, caption) of a file beside its images, and what was left out."""
     found = read_captions(path, [path.parent])
     assert all(len(sample.boxes) == 0 and sample.prompt is None for sample in found.samples)
-    return [(sample.picture.name, sample.caption) for sample in found.samples], found.left_out.counts
+    return [(sample.image.name, sample.caption) for sample in found.samples], found.left_out.counts
 
 
 def written(path: Path, text: str | bytes) -> Path:
@@ -56,17 +56,17 @@ def test_coco_captions(tmp_path):
         (7, "two", (40, 30)),
         ("x", "a cat", None),
     ]
-    assert samples[2].picture == tmp_path / "sub" / "b.jpg"
+    assert samples[2].image == tmp_path / "sub" / "b.jpg"
     assert found.left_out.counts == {
-        "picture without an id": 1,
-        "unknown picture": 1,
+        "image without an id": 1,
+        "unknown image": 1,
         "caption that is empty or no text": 2,
-        "picture without a caption": 1,
-        "picture name outside its folder": 1,
+        "image without a caption": 1,
+        "image name outside its folder": 1,
     }
 
 
-@pytest.mark.parametrize("key", ["image", "file_name", "picture", "filepath"])
+@pytest.mark.parametrize("key", ["image", "file_name", "image", "filepath"])
 @pytest.mark.parametrize("text", ["caption", "text", "title", "captions"])
 def test_records_by_any_name(tmp_path, key, text):
     rows = [{key: "a.jpg", text: "a dog"}, {key: "b.jpg", text: ["a cat", "an owl"], "width": 4, "height": 3}]
@@ -101,9 +101,9 @@ def test_what_is_no_record_is_counted(tmp_path):
         "caption that is not UTF-8": 1,
         "caption that is empty or no text": 1,
         "line without a caption": 1,
-        "picture without a file name": 3,
-        "picture name outside its folder": 1,
-        "picture named by a URL": 2,
+        "image without a file name": 3,
+        "image name outside its folder": 1,
+        "image named by a URL": 2,
     }
 
 
@@ -153,16 +153,16 @@ def test_tsv_without_a_header(tmp_path, order):
     table = [["a.jpg#0", "a dog"], ["a.jpg#1", "no text"], ["http://x.y/z", "by URL"]]
     text = "".join("\t".join(row[::order]) + "\n" for row in table)
     rows, counts = read(written(tmp_path / "captions.txt", text))
-    assert rows == [("a.jpg", "a dog"), ("a.jpg", "no text")] and counts == {"picture named by a URL": 1}
+    assert rows == [("a.jpg", "a dog"), ("a.jpg", "no text")] and counts == {"image named by a URL": 1}
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", r"2 x picture named by a URL\): download them"),
+        ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", r"2 x image named by a URL\): download them"),
         ("a.tsv", "a dog\ta cat\n", "names no columns: give a header with one of image, .* or a TSV"),
         ("a.csv", "a.jpg,a cat\n", "names no columns"),
-        ("a.jsonl", "", "no picture with a caption can be read of it .it is empty"),
+        ("a.jsonl", "", "no image with a caption can be read of it .it is empty"),
         ("a.json", "{}", "not COCO captions"),
         ("a.json", "{", "not valid json"),
         ("a.xml", "<a/>", r"captions with the ending '.xml': give \.tar"),
@@ -220,14 +220,14 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
     samples = list(found.samples)
     assert [sample.caption for sample in samples] == ["a red field", "blue", "sky", "grün"]
     assert [sample.size for sample in samples] == [(8, 6), None, None, None]
-    assert isinstance(samples[0].picture, Archived) and str(samples[0].picture) == f"{path}:000.jpg"
-    colours = [open_picture(sample.picture).getpixel((4, 3)) for sample in samples]
+    assert isinstance(samples[0].image, Archived) and str(samples[0].image) == f"{path}:000.jpg"
+    colours = [load_image(sample.image).getpixel((4, 3)) for sample in samples]
     assert [colour.index(max(colour)) for colour in colours] == [0, 2, 2, 1]
     assert not found.left_out and [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 
 def test_members_that_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_PICTURE", 1000)
+    monkeypatch.setattr(shards, "MAX_IMAGE", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
 
         def add(name: str, content: bytes = b"", **fields: object) -> None:
@@ -253,12 +253,12 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
     assert [sample.caption for sample in found.samples] == ["its name leads out, but nothing is written"]
     assert found.left_out.counts == {
         "member that is a link, a device or sparse": 2,
-        "caption without a picture": 1,
+        "caption without an image": 1,
         "member of over 0 MB": 1,
         "member that is not UTF-8": 1,
         "member that is not json": 1,
-        "picture without a caption": 2,
-        "member that is neither a picture nor a caption": 1,
+        "image without a caption": 2,
+        "member that is neither an image nor a caption": 1,
     }
 
 
@@ -295,4 +295,4 @@ def test_a_folder_of_tables(tmp_path):
 def test_real_captions():
     found = read_captions(SHARED / "coco_mini/annotations/captions_unlabeled.json", [SHARED / "coco_mini/images"])
     assert len({sample.image_id for sample in found.samples}) == 76 and not found.left_out
-    assert all(sample.picture.is_file() and len(sample.caption.split()) > 3 for sample in found.samples)
+    assert all(sample.image.is_file() and len(sample.caption.split()) > 3 for sample in found.samples)

@@ -40,11 +40,11 @@ def test_ids_are_arbitrary_and_boxes_become_corners(tmp_path):
     assert found.ids == (3, 40, 90)
     first, second, third = found.samples
     assert (first.image_id, second.image_id) == (7, "x")
-    assert first.picture == tmp_path / "a.jpg" and second.picture == tmp_path / "sub" / "b.jpg"
+    assert first.image == tmp_path / "a.jpg" and second.image == tmp_path / "sub" / "b.jpg"
     assert first.size == (640, 480) and second.size is None
     assert first.boxes.tolist() == [[1, 2, 4, 6]] and first.box_phrases == ((0,),)
     assert second.boxes.tolist() == [[0.5, 0, 10.5, 20], [5, 5, 6, 6]] and second.box_phrases == ((2,), (1,))
-    assert third.boxes.shape == (0, 4) and third.box_phrases == (), "a picture without boxes is a negative"
+    assert third.boxes.shape == (0, 4) and third.box_phrases == (), "an image without boxes is a negative"
     assert all(sample.vocabulary == found.vocabulary and sample.prompt is None for sample in found.samples)
     assert all(sample.absent is None and sample.crowd == () for sample in found.samples)
     assert not found.left_out
@@ -77,8 +77,8 @@ def test_crowd_indices_skip_what_is_left_out(tmp_path):
         (box(number=[3]), "unknown category"),
         (box(number="3"), "unknown category"),
         (box(number=True), "unknown category"),
-        (box(image=8), "unknown picture"),
-        (box(image={}), "unknown picture"),
+        (box(image=8), "unknown image"),
+        (box(image={}), "unknown image"),
         (box(bbox=(1, 2, 0, 4)), "box without area"),
         (box(bbox=(1, 2, 3, -4)), "box without area"),
         (box(bbox=(1e8, 2, 1, 4)), "box without area"),
@@ -105,16 +105,16 @@ def test_what_cannot_be_learned_is_counted(bad, reason, tmp_path):
 
 def test_the_place_of_what_is_left_out_is_named(tmp_path):
     found = read(tmp_path, [box(number=4, id=17)])
-    assert found.left_out.places == {"unknown category": ["annotation 17 of picture 7"]}
+    assert found.left_out.places == {"unknown category": ["annotation 17 of image 7"]}
 
 
-def test_pictures_without_a_name_are_counted(tmp_path):
+def test_images_without_a_name_are_counted(tmp_path):
     images = [*IMAGES, {"id": 11}, {"file_name": "d.jpg"}, {"id": 12, "file_name": None}, "e.jpg", {"id": 13}]
     found = read(tmp_path, [box(), box(image=11), box(image=14)], images=images)
     assert found.left_out.counts == {
-        "picture without an id": 2,
-        "picture without a file name": 3,
-        "unknown picture": 1,
+        "image without an id": 2,
+        "image without a file name": 3,
+        "unknown image": 1,
     }
     assert len(found.samples) == 3
 
@@ -122,26 +122,26 @@ def test_pictures_without_a_name_are_counted(tmp_path):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "a\0.jpg"])
 def test_names_that_lead_out_of_the_folder(name, tmp_path):
     found = read(tmp_path, [box(), box(image=99)], images=[*IMAGES, {"id": 99, "file_name": name}])
-    assert found.left_out.counts == {"picture name outside its folder": 1}
-    assert found.left_out.places == {"picture name outside its folder": ["picture 99"]}
+    assert found.left_out.counts == {"image name outside its folder": 1}
+    assert found.left_out.places == {"image name outside its folder": ["image 99"]}
     assert [sample.image_id for sample in found.samples] == [7, "x", 9]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg"])
 def test_names_longer_than_any_file(name, tmp_path):
     found = read(tmp_path, [], images=[{"id": 99, "file_name": name}, *IMAGES])
-    assert found.left_out.counts == {"picture name that is too long": 1}
+    assert found.left_out.counts == {"image name that is too long": 1}
 
 
 def test_names_that_are_not_utf8_are_files_too(tmp_path):
     found = read(tmp_path, [], images=[{"id": 1, "file_name": "caf\udce9.jpg"}, {"id": 2, "file_name": "\ud800.jpg"}])
-    assert [sample.picture.name for sample in found.samples] == ["caf\udce9.jpg", "\ud800.jpg"]
+    assert [sample.image.name for sample in found.samples] == ["caf\udce9.jpg", "\ud800.jpg"]
 
 
-def test_a_picture_listed_twice(tmp_path):
+def test_a_image_listed_twice(tmp_path):
     found = read(tmp_path, [box()], images=[*IMAGES, {"id": 7, "file_name": "other.jpg"}])
-    assert found.left_out.counts == {"picture id seen before": 1}
-    assert found.samples[0].picture == tmp_path / "a.jpg" and len(found.samples[0].boxes) == 1
+    assert found.left_out.counts == {"image id seen before": 1}
+    assert found.samples[0].image == tmp_path / "a.jpg" and len(found.samples[0].boxes) == 1
 
 
 def test_category_that_names_nothing(tmp_path):
@@ -198,8 +198,8 @@ def test_wrong_json(text, told, tmp_path):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'.*set\.json' are not there: set data\.root or GLIP_DATA"):
         read_coco(tmp_path / "set.json", [tmp_path])
-    with pytest.raises(FileNotFoundError, match=r"folder '.*pictures' is not there: set data\.root or GLIP_DATA"):
-        read_coco(tmp_path / "set.json", [tmp_path / "pictures"])
+    with pytest.raises(FileNotFoundError, match=r"folder '.*images' is not there: set data\.root or GLIP_DATA"):
+        read_coco(tmp_path / "set.json", [tmp_path / "images"])
 
 
 def test_names_of_objects365_lead_through_folders_that_are_not_there(tmp_path):
@@ -208,7 +208,7 @@ def test_names_of_objects365_lead_through_folders_that_are_not_there(tmp_path):
         (tmp_path / patch / "1.jpg").touch()
     images = [{"id": n, "file_name": f"images/v1/patch{n}/1.jpg"} for n in (8, 0)]
     found = read(tmp_path, [], images=images)
-    assert [sample.picture for sample in found.samples] == [
+    assert [sample.image for sample in found.samples] == [
         tmp_path / "patch8" / "1.jpg",
         tmp_path / "patch0" / "1.jpg",
     ]
@@ -223,4 +223,4 @@ def test_real_set():
     assert found.vocabulary == ("red blood cell", "white blood cell", "platelet") and not found.left_out
     assert len(found.samples) == len(tree["images"])
     assert sum(len(sample.boxes) for sample in found.samples) == len(tree["annotations"])
-    assert all(sample.picture.is_file() and sample.size for sample in found.samples)
+    assert all(sample.image.is_file() and sample.size for sample in found.samples)

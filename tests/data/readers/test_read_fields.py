@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.readers.fields import Unfit, by_picture, parse_json, read_box, read_size, read_spans, sample_set
+from glip.data.readers.fields import Unfit, by_image, parse_json, read_box, read_size, read_spans, sample_set
 from glip.data.sets import Tally
 from glip.geometry.boxes import is_degenerate
 
@@ -88,21 +88,21 @@ def test_spans_come_in_reading_order_and_once():
     assert read_spans([[6, 9], [0, 1], [6, 9]], "a red cat") == ((0, 1), (6, 9))
 
 
-def test_pictures_of_one_id_are_not_mixed():
+def test_images_of_one_id_are_not_mixed():
     left_out = Tally()
     tree = {
         "images": [{"id": 1, "n": 0}, {"id": 1, "n": 1}, {"id": "1"}, {"id": True}, 7],
         "annotations": [{"image_id": 1}, {"image_id": "1"}, {"image_id": True}, {"image_id": [1]}, None],
     }
-    found = list(by_picture(tree, left_out))
+    found = list(by_image(tree, left_out))
     assert found == [({"id": 1, "n": 0}, [{"image_id": 1}]), ({"id": "1"}, [{"image_id": "1"}])]
     assert left_out.counts == {
-        "picture id seen before": 1,
-        "picture without an id": 2,
-        "unknown picture": 2,
+        "image id seen before": 1,
+        "image without an id": 2,
+        "unknown image": 2,
         "malformed annotation": 1,
     }
-    assert left_out.places["unknown picture"] == ["annotations[2]", "annotations[3]"]
+    assert left_out.places["unknown image"] == ["annotations[2]", "annotations[3]"]
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_json_with_a_byte_order_mark(tmp_path):
 
 def test_an_empty_set_is_an_error_that_says_why(tmp_path):
     left_out = Tally()
-    left_out.note("unknown picture", times=3)
-    with pytest.raises(ValueError, match="no sample in it can be used .left out: 3 x unknown picture.: see docs/data"):
+    left_out.note("unknown image", times=3)
+    with pytest.raises(ValueError, match="no sample in it can be used .left out: 3 x unknown image.: see docs/data"):
         sample_set(tmp_path / "set.json", [], left_out)
     with pytest.raises(ValueError, match="it lists none"):
         sample_set(tmp_path / "set.json", [], Tally())
@@ -149,6 +149,6 @@ def test_what_was_given_is_released():
 
     tree = {"images": [Row(id=1), Row(id=2)], "annotations": [Row(image_id=1), Row(image_id=2)]}
     watched = [weakref.ref(tree["images"][0]), weakref.ref(tree["annotations"][0])]
-    pairs = by_picture(tree, Tally())
+    pairs = by_image(tree, Tally())
     assert next(pairs) == ({"id": 1}, [{"image_id": 1}]) and next(pairs)[0] == {"id": 2}
     assert [watch() for watch in watched] == [None, None]

@@ -56,7 +56,7 @@ def test_sentences_and_chains(folder):
     first, second = read(folder).samples
     assert first.prompt.caption == "A man with a hat ." and first.prompt.texts == ("A man", "a hat")
     assert first.boxes.tolist() == [[1, 2, 30, 40], [3, 4, 9, 9]] and first.box_phrases == ((0,), (1,))
-    assert first.picture == folder / "7.jpg" and first.size == (64, 48)
+    assert first.image == folder / "7.jpg" and first.size == (64, 48)
     assert first.kinds == (("people",), ("clothing",)) and second.kinds == (("people", "other"),)
     assert second.prompt.caption == "The man waves" and second.boxes.tolist() == [[1, 2, 30, 40]]
     assert (first.image_id, second.image_id) == ("7:0", "7:2"), "empty lines take no number"
@@ -112,7 +112,7 @@ def test_wrong_boxes(box, reason, folder):
     write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
     found = read(folder, "8")
     assert found.left_out.counts == {reason: 1, "phrase without a box": 1}
-    assert found.left_out.places[reason] == ["object 0 of picture 8"]
+    assert found.left_out.places[reason] == ["object 0 of image 8"]
     assert found.samples[0].prompt.texts == ("A man",)
 
 
@@ -168,7 +168,7 @@ def test_kinds_are_those_written(sentence, kinds, folder):
         ("[/EN#1/people A man] and [/EN#1/people", {"phrase without an end": 1}),
         ("[/EN#1/people A man] and [/EN#1/people ]", {"span outside the caption": 1}),
         ("[/EN# A man] and [/EN#1/x a man]", {"phrase without a box": 1}),
-        ("[/EN#1/x A man]\n   ", {"picture without a caption": 1}),
+        ("[/EN#1/x A man]\n   ", {"image without a caption": 1}),
     ],
 )
 def test_odd_sentences(sentence, counts, folder):
@@ -198,7 +198,7 @@ def test_files_of_strangers(xml, reason, folder):
     found = read(folder, "7", "8")
     assert [sample.image_id for sample in found.samples] == ["7:0", "7:2"]
     ((noted, places),) = [(key, value) for key, value in found.left_out.places.items() if reason in key]
-    assert places == ["picture 8"] and found.left_out.counts[noted] == 1
+    assert places == ["image 8"] and found.left_out.counts[noted] == 1
 
 
 def test_split_lists_may_name_anything(folder):
@@ -207,9 +207,9 @@ def test_split_lists_may_name_anything(folder):
     (folder / "Sentences" / "10.txt").write_text(SENTENCES)
     found = read(folder, "../../etc/passwd", "..", "", " 7 ", "7", "a/b", "C:\\x", "8", "9", "10")
     assert found.left_out.counts == {
-        "picture name outside its folder": 4,
-        "picture listed twice": 1,
-        "no xml file of the picture": 2,
+        "image name outside its folder": 4,
+        "image listed twice": 1,
+        "no xml file of the image": 2,
         "sentences that are not UTF-8": 1,
         "caption without a box": 1,
     }
@@ -223,7 +223,7 @@ def test_missing_things(folder, tmp_path):
         read_flickr30k(folder, [folder / "none"], "")
     with pytest.raises(FileNotFoundError, match="Annotations' is not there: give the folder of Flickr30K Entities"):
         read_flickr30k(folder / "Sentences", [folder], "")
-    with pytest.raises(ValueError, match="no sample in it can be used .*2 x no xml file of the picture"):
+    with pytest.raises(ValueError, match="no sample in it can be used .*2 x no xml file of the image"):
         read(folder, "8", "9")
     (folder / "test.txt").write_bytes(b"\xff\xff")
     with pytest.raises(ValueError, match="not UTF-8 text"):
@@ -237,7 +237,7 @@ def boxes_of_phrases(found):
         for box, phrases in zip(sample.boxes, sample.box_phrases, strict=True):
             for index in phrases:
                 boxes[sample.prompt.phrases[index]].append(box)
-        table[sample.picture.name, sample.prompt.caption] = {key: torch.stack(value) for key, value in boxes.items()}
+        table[sample.image.name, sample.prompt.caption] = {key: torch.stack(value) for key, value in boxes.items()}
     return table
 
 
@@ -289,4 +289,4 @@ def test_quirks(tmp_path):
     assert found.samples[3].box_phrases == ((0, 1, 2), (0, 1), (0, 1))
     assert found.samples[3].kinds == (("people", "people"), ("people",), ("clothing",))
     assert found.left_out.counts["box without area"] == 2
-    assert json.dumps(found.left_out.places["box without area"]).count("object 1 of picture 10") == 2
+    assert json.dumps(found.left_out.places["box without area"]).count("object 1 of image 10") == 2

@@ -9,7 +9,7 @@ from glip.data.readers.labels import read_labels
 from glip.structures import Archived, Phrase
 
 GOOD = {
-    "picture": "a.jpg",
+    "image": "a.jpg",
     "width": 640,
     "height": 480,
     "caption": "a dog and a cat",
@@ -27,7 +27,7 @@ def read(tmp_path, *rows):
 def test_a_caption(tmp_path):
     found = read(tmp_path, GOOD, b"", GOOD | {"id": 17, "boxes": [], "phrases": [], "width": None})
     first, second = found.samples
-    assert first.picture == tmp_path / "a.jpg" and first.image_id == "a.jpg" and first.size == (640, 480)
+    assert first.image == tmp_path / "a.jpg" and first.image_id == "a.jpg" and first.size == (640, 480)
     assert first.prompt.caption == "a dog and a cat" and first.caption == "" and not first.prompt.is_list
     assert first.prompt.phrases == (Phrase("a dog", ((0, 5),)), Phrase("a cat", ((10, 15),)))
     assert torch.equal(first.boxes, torch.tensor([[1, 2, 30.5, 40], [0, 0, 9, 9]]))
@@ -40,23 +40,23 @@ def test_names_hold_until_others_are_given(tmp_path):
     box = {"box": [1, 2, 3, 4], "phrases": [1], "crowd": True}
     found = read(
         tmp_path,
-        {"picture": "a.jpg", "names": ["dog", "cat"], "boxes": [box], "absent": [0, 7], "incomplete": [1]},
-        {"picture": "b.jpg", "boxes": []},
+        {"image": "a.jpg", "names": ["dog", "cat"], "boxes": [box], "absent": [0, 7], "incomplete": [1]},
+        {"image": "b.jpg", "boxes": []},
         GOOD,
-        {"picture": "c.jpg", "boxes": [box | {"phrases": [0]}]},
+        {"image": "c.jpg", "boxes": [box | {"phrases": [0]}]},
     )
     first, second, third, fourth = found.samples
     assert first.vocabulary == second.vocabulary == fourth.vocabulary == ("dog", "cat") and third.vocabulary == ()
     assert (first.crowd, first.absent, first.incomplete) == ((0,), (0,), (1,)) and second.absent is None
     assert first.box_phrases == ((1,),) and fourth.box_phrases == ((0,),) and first.prompt is None
     assert found.vocabulary == (), "not one list of names for all"
-    assert read(tmp_path, {"picture": "a.jpg", "names": ["dog"], "boxes": []}).vocabulary == ("dog",)
+    assert read(tmp_path, {"image": "a.jpg", "names": ["dog"], "boxes": []}).vocabulary == ("dog",)
 
 
-def test_pictures_in_archives(tmp_path):
-    row = {"picture": "0.tar", "member": "7.jpg", "start": 512, "length": 99, "caption": "a dog"}
+def test_images_in_archives(tmp_path):
+    row = {"image": "0.tar", "member": "7.jpg", "start": 512, "length": 99, "caption": "a dog"}
     found = read(tmp_path, row, row | {"start": -1}, row | {"length": 1 << 40}, row | {"member": 5})
-    assert [sample.picture for sample in found.samples] == [Archived(tmp_path / "0.tar", "7.jpg", 512, 99)]
+    assert [sample.image for sample in found.samples] == [Archived(tmp_path / "0.tar", "7.jpg", 512, 99)]
     assert found.left_out.counts == {"member of an archive without start and length": 3}
 
 
@@ -67,12 +67,12 @@ def test_pictures_in_archives(tmp_path):
         (b"[" * 100_000, "line that is no json"),
         (b"\xff", "line that is no json"),
         ([1], "line that is no record"),
-        ({"picture": "a.jpg"}, "line with neither a caption nor names"),
-        (GOOD | {"caption": " "}, "picture without a caption"),
+        ({"image": "a.jpg"}, "line with neither a caption nor names"),
+        (GOOD | {"caption": " "}, "image without a caption"),
         (GOOD | {"caption": "\ud800"}, "caption that is not UTF-8"),
-        (GOOD | {"picture": None}, "picture without a file name"),
-        (GOOD | {"picture": "../a.jpg"}, "picture name outside its folder"),
-        ({"picture": "a.jpg", "names": ["dog", ""]}, "names that are no list of words"),
+        (GOOD | {"image": None}, "image without a file name"),
+        (GOOD | {"image": "../a.jpg"}, "image name outside its folder"),
+        ({"image": "a.jpg", "names": ["dog", ""]}, "names that are no list of words"),
     ],
 )
 def test_bad_lines(tmp_path, row, reason):
@@ -111,7 +111,7 @@ def test_a_bad_phrase_takes_only_its_own_boxes_along(tmp_path, spans):
 
 @pytest.mark.parametrize("name", ["", " ", "\u200b", 5, "\ud800"])
 def test_names_that_name_nothing(name, tmp_path):
-    row = {"picture": "c.jpg", "boxes": []}
+    row = {"image": "c.jpg", "boxes": []}
     found = read(tmp_path, row | {"names": ["dog", name]}, row | {"names": ["dog"]})
     assert len(found.samples) == 1 and found.left_out.counts == {"names that are no list of words": 1}
 
@@ -129,14 +129,14 @@ def test_nothing_to_use(tmp_path):
         read(tmp_path, b"{")
 
 
-@pytest.mark.parametrize("bad", [{"picture": "b.jpg", "names": ["owl", 5], "boxes": []}, b'{"names": ["owl"', b"7"])
+@pytest.mark.parametrize("bad", [{"image": "b.jpg", "names": ["owl", 5], "boxes": []}, b'{"names": ["owl"', b"7"])
 def test_names_do_not_hold_beyond_a_line_that_may_have_had_others(tmp_path, bad):
-    row = {"picture": "c.jpg", "boxes": [{"box": [1, 2, 3, 4], "phrases": [0]}]}
+    row = {"image": "c.jpg", "boxes": [{"box": [1, 2, 3, 4], "phrases": [0]}]}
     found = read(tmp_path, row | {"names": ["dog"]}, bad, row, row | {"names": ["cat"]}, row)
     assert [sample.vocabulary for sample in found.samples] == [("dog",), ("cat",), ("cat",)]
     assert found.left_out.counts["line with neither a caption nor names"] == 1
 
 
-def test_names_hold_beyond_a_line_that_is_left_out_for_its_picture(tmp_path):
-    found = read(tmp_path, {"picture": "../a.jpg", "names": ["dog"]}, {"picture": "b.jpg"})
+def test_names_hold_beyond_a_line_that_is_left_out_for_its_image(tmp_path):
+    found = read(tmp_path, {"image": "../a.jpg", "names": ["dog"]}, {"image": "b.jpg"})
     assert [sample.vocabulary for sample in found.samples] == [("dog",)]

@@ -1,4 +1,4 @@
-"""LVIS json: what a picture's annotators looked for, and what nobody looked for, are told apart."""
+"""LVIS json: what an image's annotators looked for, and what nobody looked for, are told apart."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CATEGORIES = [
 ]
 
 
-def picture(number, **more):
+def image(number, **more):
     named = {"coco_url": f"http://images.cocodataset.org/val2017/{number}.jpg", "width": 64, "height": 48}
     return {"id": number, **named, "neg_category_ids": [], "not_exhaustive_category_ids": [], **more}
 
@@ -31,7 +31,7 @@ def read(tmp_path, images, annotations=(), folders=None):
 
 
 def test_federated_labels(tmp_path):
-    images = [picture(1, neg_category_ids=[9, 4], not_exhaustive_category_ids=[1]), picture(2)]
+    images = [image(1, neg_category_ids=[9, 4], not_exhaustive_category_ids=[1]), image(2)]
     found = read(tmp_path, images, [box(1, 1)])
     assert found.vocabulary == ("bow", "alarm clock", "bow") and found.ids == (1, 4, 9), "twins stay apart"
     first, second = found.samples
@@ -43,61 +43,61 @@ def test_federated_labels(tmp_path):
 
 def test_unknown_ids_and_missing_lists_are_counted(tmp_path):
     images = [
-        picture(1, neg_category_ids=[9, 77, [1]], not_exhaustive_category_ids=[78]),
-        picture(2, neg_category_ids=None, not_exhaustive_category_ids="all"),
-        picture(3, neg_category_ids=[1, 4]),
+        image(1, neg_category_ids=[9, 77, [1]], not_exhaustive_category_ids=[78]),
+        image(2, neg_category_ids=None, not_exhaustive_category_ids="all"),
+        image(3, neg_category_ids=[1, 4]),
     ]
     found = read(tmp_path, images, [box(3, 1), box(3, 5)])
     assert found.left_out.counts == {
         "unknown category in neg_category_ids": 2,
         "unknown category in not_exhaustive_category_ids": 1,
-        "picture without neg_category_ids": 1,
-        "picture without not_exhaustive_category_ids": 1,
+        "image without neg_category_ids": 1,
+        "image without not_exhaustive_category_ids": 1,
         "name in neg_category_ids that has a box": 1,
         "unknown category": 1,
     }
     assert [sample.absent for sample in found.samples] == [(2,), (), (1,)]
 
 
-def test_pictures_are_found_by_name_or_by_the_end_of_their_url(tmp_path):
+def test_images_are_found_by_name_or_by_the_end_of_their_url(tmp_path):
     coco = tmp_path / "coco"
     for name in ("val2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg"):
         (coco / name).parent.mkdir(parents=True, exist_ok=True)
         (coco / name).touch()
     images = [
-        picture(1),
-        picture(2, coco_url="http://images.cocodataset.org/train2017/2.jpg"),
-        picture(3, file_name="COCO_val2014_3.jpg"),
+        image(1),
+        image(2, coco_url="http://images.cocodataset.org/train2017/2.jpg"),
+        image(3, file_name="COCO_val2014_3.jpg"),
     ]
     expected = [coco / name for name in ("val2017/1.jpg", "train2017/2.jpg", "val2017/3.jpg")]
-    minival = [picture(4, file_name="val2017/1.jpg", coco_url="")]
+    minival = [image(4, file_name="val2017/1.jpg", coco_url="")]
     for folders in ([coco], [coco / "train2017", coco / "val2017"]):
-        assert [sample.picture for sample in read(tmp_path, images, folders=folders).samples] == expected
-        assert [sample.picture for sample in read(tmp_path, minival, folders=folders).samples] == expected[:1]
+        assert [sample.image for sample in read(tmp_path, images, folders=folders).samples] == expected
+        assert [sample.image for sample in read(tmp_path, minival, folders=folders).samples] == expected[:1]
 
 
-def test_names_that_lead_out_and_pictures_without_any(tmp_path):
+def test_names_that_lead_out_and_images_without_any(tmp_path):
     images = [
-        picture(1),
-        picture(2, file_name="../../etc/passwd"),
-        picture(3, coco_url="http://x/../passwd"),
-        picture(4, coco_url=None),
-        picture(5, coco_url=7, file_name=7),
-        picture(6, file_name="x" * 300),
+        image(1),
+        image(2, file_name="../../etc/passwd"),
+        image(3, coco_url="http://x/../passwd"),
+        image(4, coco_url=None),
+        image(5, coco_url=7, file_name=7),
+        image(6, file_name="x" * 300),
     ]
     found = read(tmp_path, images)
     assert found.left_out.counts == {
-        "picture name outside its folder": 2,
-        "picture without a file name": 2,
-        "picture name that is too long": 1,
+        "image name outside its folder": 2,
+        "image without a file name": 2,
+        "image name that is too long": 1,
     }
     assert [sample.image_id for sample in found.samples] == [1]
 
 
 def test_plain_coco_is_no_lvis(tmp_path):
-    with pytest.raises(ValueError, match="no picture has neg_category_ids: read it as format coco"):
+    with pytest.raises(ValueError, match="no image has neg_category_ids: read it as format coco"):
         read(tmp_path, [{"id": 1, "file_name": "1.jpg"}])
-    with pytest.raises(ValueError, match="no picture has neg_category_ids"):
+    with pytest.raises(ValueError, match="no image has neg_category_ids"):
         read(tmp_path, ["1.jpg", None])
     (tmp_path / "lvis.json").write_text('{"images": [{"id": 1')
     with pytest.raises(ValueError, match="not valid json"):
@@ -125,4 +125,4 @@ def test_real_lists(tmp_path):
             assert sample.image_id == record["id"] and sample.size == (record["width"], record["height"])
             assert {found.ids[label] for label in sample.absent} == set(record["neg_category_ids"])
             assert {found.ids[label] for label in sample.incomplete} == set(record["not_exhaustive_category_ids"])
-    assert read_lvis(old, [tmp_path]).samples[0].picture == tmp_path / "val2017" / "000000266409.jpg"
+    assert read_lvis(old, [tmp_path]).samples[0].image == tmp_path / "val2017" / "000000266409.jpg"

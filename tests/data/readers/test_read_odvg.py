@@ -40,9 +40,9 @@ def test_detection_with_a_label_map(tmp_path):
     assert found.vocabulary == ("person", "bat", "tooth brush") and found.ids == (0, 3, 7)
     first, second = found.samples
     assert first.boxes.tolist() == [[1, 2, 3, 4], [0.5, 0, 9, 9]] and first.box_phrases == ((0,), (2,))
-    assert first.picture == tmp_path / "d.jpg" and first.size == (64, 48) and first.image_id == 1
+    assert first.image == tmp_path / "d.jpg" and first.size == (64, 48) and first.image_id == 1
     assert first.vocabulary == found.vocabulary and first.prompt is None
-    assert second.boxes.shape == (0, 4) and second.image_id == 3, "a picture without boxes is a negative"
+    assert second.boxes.shape == (0, 4) and second.image_id == 3, "an image without boxes is a negative"
     assert not found.left_out
 
 
@@ -165,15 +165,15 @@ def test_regions_that_teach_nothing_are_counted(bad, reason, tmp_path):
         ("[" * 100_000, "line that is not json"),
         ("[1]", "line that is no record"),
         ('{"filename": "d.jpg"}', "line with neither detection nor grounding"),
-        (detection(instance(), filename="../../etc/passwd"), "picture name outside its folder"),
-        (detection(instance(), filename=None), "picture without a file name"),
-        (grounding(region(), filename="/etc/passwd"), "picture name outside its folder"),
+        (detection(instance(), filename="../../etc/passwd"), "image name outside its folder"),
+        (detection(instance(), filename=None), "image without a file name"),
+        (grounding(region(), filename="/etc/passwd"), "image name outside its folder"),
         ({"filename": "d.jpg", "detection": []}, "detection without a list of instances"),
         ({"filename": "d.jpg", "detection": {"instances": {}}}, "detection without a list of instances"),
         ({"filename": "d.jpg", "grounding": "a car"}, "grounding without a list of regions"),
         (grounding(), "caption without a box"),
-        (grounding(region(), caption=""), "picture without a caption"),
-        (grounding(region(), caption=None), "picture without a caption"),
+        (grounding(region(), caption=""), "image without a caption"),
+        (grounding(region(), caption=None), "image without a caption"),
         (grounding(region(), caption="a car \ud800"), "caption that is not UTF-8"),
     ],
 )

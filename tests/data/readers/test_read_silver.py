@@ -35,7 +35,7 @@ def test_phrases_and_boxes(tmp_path):
         (0,),
         (0,),
     )
-    assert first.picture == tmp_path / "9.jpg" and first.size == (64, 48)
+    assert first.image == tmp_path / "9.jpg" and first.size == (64, 48)
     assert (first.image_id, second.image_id) == ("9:57", "9:1")
     assert not found.left_out
 
@@ -70,11 +70,11 @@ def test_all_boxes_of_a_phrase_that_names_nothing_are_counted(tmp_path):
     [
         ([], "entry without an image_id"),
         (entry(phrase(), image_id=None), "entry without an image_id"),
-        (entry(phrase(), caption=" "), "picture without a caption"),
-        (entry(phrase(), caption=7), "picture without a caption"),
+        (entry(phrase(), caption=" "), "image without a caption"),
+        (entry(phrase(), caption=7), "image without a caption"),
         (entry(phrase(), caption="two cats \udc00"), "caption that is not UTF-8"),
-        (entry(phrase(), file_name="../9.jpg"), "picture name outside its folder"),
-        (entry(phrase(), file_name=""), "picture without a file name"),
+        (entry(phrase(), file_name="../9.jpg"), "image name outside its folder"),
+        (entry(phrase(), file_name=""), "image without a file name"),
         (entry(), "caption without a box"),
         (entry(phrase(), phrases={}), "caption without a box"),
     ],
@@ -107,7 +107,7 @@ def test_real_sets():
         assert not found.left_out
         assert len(found.samples) == captions == len({sample.image_id for sample in found.samples})
         assert sum(len(sample.boxes) for sample in found.samples) == boxes
-        assert all(sample.picture.is_file() for sample in found.samples)
+        assert all(sample.image.is_file() for sample in found.samples)
     entries = json.loads((folder / "annotations" / "grounding_silver_test.json").read_text())["data"]
     for sample, stated in zip(found.samples, entries, strict=True):
         assert sorted(sample.prompt.texts) == sorted(item["phrase"] for item in stated["phrases"])

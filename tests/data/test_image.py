@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from glip.data.picture import PictureError, open_any, open_picture, picture_size, stated_size, to_rgb
+from glip.data.image import ImageError, image_size, load_image, open_any, stated_size, to_rgb
 from glip.structures import Archived
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -20,8 +20,8 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 @pytest.fixture
 def save(tmp_path):
-    def saved(picture: Image.Image, name: str, **options: object) -> Path:
-        picture.save(tmp_path / name, **options)
+    def saved(image: Image.Image, name: str, **options: object) -> Path:
+        image.save(tmp_path / name, **options)
         return tmp_path / name
 
     return saved
@@ -29,9 +29,9 @@ def save(tmp_path):
 
 def marked() -> Image.Image:
     """6 x 4, one red pixel in the top left corner."""
-    picture = Image.new("RGB", (6, 4), (0, 0, 255))
-    picture.putpixel((0, 0), RED)
-    return picture
+    image = Image.new("RGB", (6, 4), (0, 0, 255))
+    image.putpixel((0, 0), RED)
+    return image
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def marked() -> Image.Image:
 def test_exif_rotation(save, orientation, size, corner):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    upright = open_picture(save(marked(), "turned.png", exif=exif))
+    upright = load_image(save(marked(), "turned.png", exif=exif))
     assert upright.size == size and upright.mode == "RGB"
     assert upright.getpixel(corner) == RED
 
 
 @pytest.mark.parametrize(("mode", "value", "expected"), [("L", 77, (77,) * 3), ("1", 1, WHITE), ("P", 0, (0, 0, 0))])
 def test_grey_one_bit_and_palette(save, mode, value, expected):
-    assert open_picture(save(Image.new(mode, (3, 2), value), "a.png")).getpixel((1, 1)) == expected
+    assert load_image(save(Image.new(mode, (3, 2), value), "a.png")).getpixel((1, 1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_grey_one_bit_and_palette(save, mode, value, expected):
     ],
 )
 def test_transparency_lies_on_white(save, mode, colour, expected):
-    assert open_picture(save(Image.new(mode, (3, 2), colour), "a.png")).getpixel((1, 1)) == expected
+    assert load_image(save(Image.new(mode, (3, 2), colour), "a.png")).getpixel((1, 1)) == expected
 
 
 def test_palette_with_transparency(save):
-    picture = Image.new("P", (3, 2), 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    picture.putpixel((0, 0), 0)
-    opened = open_picture(save(picture, "a.png", transparency=0))
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putpixel((0, 0), 0)
+    opened = load_image(save(image, "a.png", transparency=0))
     assert (opened.getpixel((0, 0)), opened.getpixel((2, 1))) == (WHITE, RED)
-    assert open_picture(save(picture, "a.gif", transparency=0)).getpixel((0, 0)) == WHITE
+    assert load_image(save(image, "a.gif", transparency=0)).getpixel((0, 0)) == WHITE
 
 
 def test_grey_with_a_transparent_value(save):
-    picture = Image.new("L", (3, 2), 9)
-    picture.putpixel((0, 0), 50)
-    opened = open_picture(save(picture, "a.png", transparency=9))
+    image = Image.new("L", (3, 2), 9)
+    image.putpixel((0, 0), 50)
+    opened = load_image(save(image, "a.png", transparency=9))
     assert (opened.getpixel((0, 0)), opened.getpixel((2, 1))) == ((50,) * 3, WHITE)
 
 
@@ -95,7 +95,7 @@ def wide(values: list[list[float]], kind: type) -> Image.Image:
 
 
 def greys(path: Path) -> list[int]:
-    return np.asarray(open_picture(path))[0, :, 0].tolist()
+    return np.asarray(load_image(path))[0, :, 0].tolist()
 
 
 def test_sixteen_bit_png(save):
@@ -122,18 +122,18 @@ def test_long_integer_tiff(save):
 
 
 def test_cmyk_jpeg(save):
-    red, green, blue = open_picture(save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "a.jpg")).getpixel((8, 8))
+    red, green, blue = load_image(save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "a.jpg")).getpixel((8, 8))
     assert red > 240 and green < 20 and blue < 20
 
 
 def test_rgb_stays_as_it_is(save):
-    assert np.array_equal(np.asarray(open_picture(save(marked(), "a.png"))), np.asarray(marked()))
-    assert open_picture(str(save(marked(), "a.bmp"))).size == (6, 4)
+    assert np.array_equal(np.asarray(load_image(save(marked(), "a.png"))), np.asarray(marked()))
+    assert load_image(str(save(marked(), "a.bmp"))).size == (6, 4)
 
 
 def refused(path: str | Path, *words: str) -> None:
-    with pytest.raises(PictureError) as caught:
-        open_picture(path)
+    with pytest.raises(ImageError) as caught:
+        load_image(path)
     message = str(caught.value)
     assert repr(str(path)) in message and "\n" not in message
     assert all(word in message for word in words), message
@@ -145,7 +145,7 @@ def test_missing_and_folder(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, this is a text", b"<svg></svg>", b"\x89PNG\r\n\x1a\n", bytes(200)])
-def test_not_a_picture(tmp_path, content):
+def test_not_a_image(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
     refused(tmp_path / "a.png")
 
@@ -179,7 +179,7 @@ def test_zero_size(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png_of(0, 7))
     refused(path)
-    with pytest.raises(PictureError, match="picture of 0 x 7 pixels: it needs at least one pixel"):
+    with pytest.raises(ImageError, match="image of 0 x 7 pixels: it needs at least one pixel"):
         to_rgb(Image.new("RGB", (0, 7)))
 
 
@@ -189,9 +189,9 @@ def test_decompression_bomb(tmp_path):
     refused(path, "is too large", "2500000000 pixels", "scale it down")
 
 
-def test_large_pictures_do_not_warn(save, monkeypatch, recwarn):
+def test_large_images_do_not_warn(save, monkeypatch, recwarn):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    assert open_picture(save(marked(), "a.png")).size == (6, 4)
+    assert load_image(save(marked(), "a.png")).size == (6, 4)
     assert not recwarn.list
 
 
@@ -200,7 +200,7 @@ def test_no_mode_is_refused():
         assert to_rgb(Image.new(mode, (3, 2))).mode == "RGB", mode
 
 
-def test_arrays_and_tensors_are_the_same_picture():
+def test_arrays_and_tensors_are_the_same_image():
     array = np.asarray(marked())
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     for same in (marked(), array, tensor, tensor.float() / 255, (tensor.double() / 255).requires_grad_()):
@@ -235,7 +235,7 @@ def test_other_things_are_explained(image, message):
 
 @pytest.fixture
 def archive(tmp_path):
-    """Bytes of two pictures between others."""
+    """Bytes of two images between others."""
     png, jpeg = io.BytesIO(), io.BytesIO()
     marked().save(png, "PNG")
     Image.new("RGB", (30, 20), RED).save(jpeg, "JPEG")
@@ -246,60 +246,60 @@ def archive(tmp_path):
     return first, Archived(tmp_path / "0.tar", "b.jpg", 6 + lengths[0], lengths[1])
 
 
-def test_pictures_in_archives(archive):
+def test_images_in_archives(archive):
     first, second = archive
-    assert open_picture(first).tobytes() == open_any(first).tobytes() == marked().tobytes()
-    assert open_picture(second).size == picture_size(second) == (30, 20) and picture_size(first) == (6, 4)
+    assert load_image(first).tobytes() == open_any(first).tobytes() == marked().tobytes()
+    assert load_image(second).size == image_size(second) == (30, 20) and image_size(first) == (6, 4)
 
 
-@pytest.mark.parametrize("read", [open_picture, picture_size])
+@pytest.mark.parametrize("read", [load_image, image_size])
 def test_archives_that_are_missing_or_cut_off(archive, read):
     first, second = archive
-    with pytest.raises(PictureError, match=r"0\.tar:a\.png' is not a picture that Pillow can read"):
+    with pytest.raises(ImageError, match=r"0\.tar:a\.png' is not an image that Pillow can read"):
         read(replace(first, start=0))
-    with pytest.raises(PictureError, match=r"0\.tar:b\.jpg' cannot be read \(the archive ends after \d+ of its 9999"):
+    with pytest.raises(ImageError, match=r"0\.tar:b\.jpg' cannot be read \(the archive ends after \d+ of its 9999"):
         read(replace(second, length=9999))
-    with pytest.raises(PictureError, match=r"1\.tar:a\.png' is not there"):
+    with pytest.raises(ImageError, match=r"1\.tar:a\.png' is not there"):
         read(replace(first, archive=first.archive.with_name("1.tar")))
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (6, 4)), (3, (6, 4)), (6, (4, 6)), (8, (4, 6))])
-def test_sizes_are_those_of_the_upright_picture(save, orientation, size):
+def test_sizes_are_those_of_the_upright_image(save, orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(marked(), "turned.png", exif=exif)
-    assert picture_size(path) == open_picture(path).size == size
+    assert image_size(path) == load_image(path).size == size
 
 
 def test_sizes_of_what_cannot_be_read(tmp_path):
-    for name, message in (("none.png", "is not there"), (".", "is a folder"), ("text.png", "not a picture")):
+    for name, message in (("none.png", "is not there"), (".", "is a folder"), ("text.png", "not an image")):
         (tmp_path / "text.png").write_text("text")
-        with pytest.raises(PictureError, match=message):
-            picture_size(tmp_path / name)
+        with pytest.raises(ImageError, match=message):
+            image_size(tmp_path / name)
 
 
 @pytest.mark.parametrize("error", [TypeError("bad tag"), struct.error("short"), EOFError(), IndexError("far")])
-@pytest.mark.parametrize("read", [open_picture, picture_size])
-def test_whatever_a_decoder_raises_is_a_broken_picture(save, monkeypatch, error, read):
+@pytest.mark.parametrize("read", [load_image, image_size])
+def test_whatever_a_decoder_raises_is_a_broken_image(save, monkeypatch, error, read):
     path = save(marked(), "a.png")
 
-    def broken(picture: Image.Image) -> None:
+    def broken(image: Image.Image) -> None:
         raise error
 
     monkeypatch.setattr(PngImageFile, "load", broken)
     monkeypatch.setattr(PngImageFile, "getexif", broken)
-    with pytest.raises(PictureError, match=rf"cannot be read \({str(error) or 'EOFError'}\): get a whole copy"):
+    with pytest.raises(ImageError, match=rf"cannot be read \({str(error) or 'EOFError'}\): get a whole copy"):
         read(path)
 
 
-def test_too_little_memory_is_no_fault_of_the_picture(save, monkeypatch):
-    def full(picture: Image.Image) -> None:
+def test_too_little_memory_is_no_fault_of_the_image(save, monkeypatch):
+    def full(image: Image.Image) -> None:
         raise MemoryError
 
     path = save(marked(), "a.png")
     monkeypatch.setattr(PngImageFile, "load", full)
     with pytest.raises(MemoryError):
-        open_picture(path)
+        load_image(path)
 
 
 def test_the_stated_size_is_told_without_decoding(save, monkeypatch):
@@ -309,5 +309,5 @@ def test_the_stated_size_is_told_without_decoding(save, monkeypatch):
     path = save(marked(), "a.png")
     monkeypatch.setattr(PngImageFile, "load", lambda _: pytest.fail("decoded"))
     assert stated_size(path) == (6, 4)
-    with pytest.raises(PictureError, match="is not there"):
+    with pytest.raises(ImageError, match="is not there"):
         stated_size(path.with_name("b.png"))

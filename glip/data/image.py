@@ -1,4 +1,4 @@
-"""Opening pictures: whatever people have, as upright RGB."""
+"""Opening images: whatever people have, as upright RGB."""
 
 import io
 import warnings
@@ -12,97 +12,97 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from glip.shapes import Tensor
 from glip.structures import Archived
 
-Picture = str | Path | Archived | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | Archived | Image.Image | np.ndarray | Tensor
 _ROTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
-_OVERSHOOT = 0.1  # by so much a resized picture of floats may leave 0..1
+_OVERSHOOT = 0.1  # by so much a resized image of floats may leave 0..1
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message names the file and the reason."""
+class ImageError(ValueError):
+    """An image that cannot be read; the message names the file and the reason."""
 
 
-def open_picture(path: str | Path | Archived) -> Image.Image:
-    """Read a picture as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
+def load_image(path: str | Path | Archived) -> Image.Image:
+    """Read an image as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
 
     Args:
         path: a file, or bytes of an archive.
 
     Raises:
-        PictureError: missing, not a picture, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
+        ImageError: missing, not an image, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
     """
-    with _opened(path) as picture:
-        return to_rgb(picture)
+    with _opened(path) as image:
+        return to_rgb(image)
 
 
-def picture_size(path: str | Path | Archived) -> tuple[int, int]:
-    """(width, height) of the upright picture, from its header; a PNG is read whole, since its EXIF may come last.
+def image_size(path: str | Path | Archived) -> tuple[int, int]:
+    """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last.
 
     Raises:
-        PictureError: as ``open_picture``, as far as the header shows it.
+        ImageError: as ``load_image``, as far as the header shows it.
     """
-    with _opened(path) as picture:
-        width, height = picture.size
-        return (height, width) if picture.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
+    with _opened(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
 
 
 def stated_size(path: str | Path | Archived) -> tuple[int, int]:
-    """The two sides of a picture as its header states them, not turned upright; nothing is ever decoded.
+    """The two sides of an image as its header states them, not turned upright; nothing is ever decoded.
 
     Raises:
-        PictureError: as ``open_picture``, as far as the header shows it.
+        ImageError: as ``load_image``, as far as the header shows it.
     """
-    with _opened(path) as picture:
-        return picture.size
+    with _opened(path) as image:
+        return image.size
 
 
 @contextmanager
 def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
-    """The picture as Pillow has it while it is being read; whatever goes wrong becomes a PictureError."""
+    """The image as Pillow has it while it is being read; whatever goes wrong becomes a ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
-            with Image.open(_bytes_of(path) if isinstance(path, Archived) else path) as picture:
-                yield picture
-    except PictureError:
+            with Image.open(_bytes_of(path) if isinstance(path, Archived) else path) as image:
+                yield image
+    except ImageError:
         raise
     except FileNotFoundError:
-        raise PictureError(f"picture {str(path)!r} is not there: check the path") from None
+        raise ImageError(f"image {str(path)!r} is not there: check the path") from None
     except IsADirectoryError:
-        raise PictureError(f"picture {str(path)!r} is a folder: give a file, or the folder to glip detect") from None
+        raise ImageError(f"image {str(path)!r} is a folder: give a file, or the folder to glip detect") from None
     except UnidentifiedImageError:
-        raise PictureError(f"picture {str(path)!r} is not a picture that Pillow can read: convert it to PNG") from None
+        raise ImageError(f"image {str(path)!r} is not an image that Pillow can read: convert it to PNG") from None
     except Image.DecompressionBombError as error:
-        raise PictureError(f"picture {str(path)!r} is too large ({error}): scale it down") from None
+        raise ImageError(f"image {str(path)!r} is too large ({error}): scale it down") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders let through whatever broken bytes cause: TypeError, struct.error...
         reason = str(error) or type(error).__name__
-        raise PictureError(f"picture {str(path)!r} cannot be read ({reason}): get a whole copy of it") from None
+        raise ImageError(f"image {str(path)!r} cannot be read ({reason}): get a whole copy of it") from None
 
 
-def _bytes_of(picture: Archived) -> io.BytesIO:
-    with picture.archive.open("rb") as file:
-        file.seek(picture.start)
-        content = file.read(picture.length)
-    if len(content) < picture.length:
-        raise OSError(f"the archive ends after {len(content)} of its {picture.length} bytes")
+def _bytes_of(image: Archived) -> io.BytesIO:
+    with image.archive.open("rb") as file:
+        file.seek(image.start)
+        content = file.read(image.length)
+    if len(content) < image.length:
+        raise OSError(f"the archive ends after {len(content)} of its {image.length} bytes")
     return io.BytesIO(content)
 
 
-def open_any(image: Picture) -> Image.Image:
-    """A picture of any accepted kind as RGB: a path, bytes of an archive, a PIL picture, an array or a tensor.
+def open_any(image: ImageInput) -> Image.Image:
+    """An image of any accepted kind as RGB: a path, bytes of an archive, a PIL image, an array or a tensor.
 
     Raises:
-        PictureError: a file that cannot be read, or a picture without pixels.
+        ImageError: a file that cannot be read, or an image without pixels.
         ValueError: an array or tensor of another shape, type or range.
     """
     if isinstance(image, str | Path | Archived):
-        return open_picture(image)
+        return load_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)
     array = _as_array(image) if isinstance(image, Tensor) else image
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL picture, an array or a tensor")
+        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
         raise ValueError(
             f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
@@ -113,15 +113,15 @@ def open_any(image: Picture) -> Image.Image:
     return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Upright RGB of any Pillow picture; transparency is laid on white.
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB of any Pillow image; transparency is laid on white.
 
     Raises:
-        PictureError: a picture without pixels.
+        ImageError: an image without pixels.
     """
-    if picture.width == 0 or picture.height == 0:
-        raise PictureError(f"picture of {picture.width} x {picture.height} pixels: it needs at least one pixel")
-    upright = ImageOps.exif_transpose(picture)
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f"image of {image.width} x {image.height} pixels: it needs at least one pixel")
+    upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
         return _from_wide(upright)
     if "A" in upright.getbands() or "transparency" in upright.info:
@@ -131,9 +131,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _from_wide(picture: Image.Image) -> Image.Image:
+def _from_wide(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float grey: Pillow would clip them to white, so they are scaled to 8 bits."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
     highest = float(values.max())
     top = next((limit for limit in (1.0, 255.0, 65535.0) if highest <= limit), highest)
     grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
