@@ -135,7 +135,7 @@ class DatasetConfig(SetConfig):
     first: int = 0  # learn from the first so many samples only; 0: all
     soft: bool = False  # scores of pseudo-labels weigh their losses
     box_loss: bool = True  # its boxes also teach where boxes end, not only what is where
-    withheld: tuple[str, ...] = ()  # names with one of these words are not asked for, nor their boxes learned
+    held_out: tuple[str, ...] = ()  # names with one of these words are not asked for, nor their boxes learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class TrainConfig:
     compile: bool = False  # torch.compile the image encoder and the tower
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun; fsdp shards what one GPU cannot hold
     ema: float = 0.0  # decay of the running mean of the weights, which is then what is evaluated and shipped
-    keep_start: float = 0.0  # share of the starting weights in the finished model, against forgetting
+    wise_ft: float = 0.0  # share of the starting weights in the finished model, against forgetting
     max_bad_steps: int = 20  # steps in a row without finite losses and gradients, before the run stops
     seed: int = 0
     save_every: int = 500  # last.pt

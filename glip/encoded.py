@@ -29,7 +29,7 @@ class EncodedImage:
         return replace(self, levels=tuple(level.to(device) for level in self.levels))
 
 
-class KeptImages:
+class FeatureCache:
     """Encoded images for those who look at them again and again, while the image encoder stays as it is.
 
     Args:

@@ -60,13 +60,13 @@ class Matching:
     boxes: Float[Tensor, "positive 4"]
     centerness: Float[Tensor, " positive"]
     weights: Float[Tensor, " positive"]
-    located: Float[Tensor, " positive"]
+    box_loss: Float[Tensor, " positive"]
     targets: tuple[Target, ...]
 
     @property
     def totals(self) -> Totals:
         """The totals of this batch alone."""
-        return Totals(float(len(self.boxes)), float((self.centerness * self.located).sum()))
+        return Totals(float(len(self.boxes)), float((self.centerness * self.box_loss).sum()))
 
 
 class Criterion:
@@ -94,10 +94,10 @@ def match(targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Seq
     mine = [own[own != BACKGROUND] for own in owners]
     matched = torch.cat([target.boxes[own] for own, target in zip(mine, targets, strict=True)])
     weights = torch.cat([_weights(target)[own] for own, target in zip(mine, targets, strict=True)])
-    located = torch.cat([_weights(t)[own] * float(t.located) for own, t in zip(mine, targets, strict=True)])
+    box_loss = torch.cat([_weights(t)[own] * float(t.box_loss) for own, t in zip(mine, targets, strict=True)])
     near = anchors[chosen.nonzero()[:, 1]]
     boxes = decode(encode(matched, near), near)  # through the coder and back, as the release does
-    return Matching(owners, boxes, centerness_targets(boxes, near), weights, located, tuple(targets))
+    return Matching(owners, boxes, centerness_targets(boxes, near), weights, box_loss, tuple(targets))
 
 
 def _weights(target: Target) -> Float[Tensor, " box"]:
@@ -118,10 +118,10 @@ def compute_losses(
     token = token_focal_loss(outputs.token_logits.float(), wanted, attention_mask, weights) / num_positive
     # Without a positive the sums below are of nothing: zero, with a gradient of zeros for every parameter.
     predicted = decode(outputs.box_deltas[rows, places].float(), outputs.anchors[places])
-    weighted = (giou_loss(predicted, matching.boxes) * matching.centerness * matching.located).sum()
+    weighted = (giou_loss(predicted, matching.boxes) * matching.centerness * matching.box_loss).sum()
     box = _BOX_WEIGHT * weighted / max(totals.centerness, 1e-6)
     logits = outputs.centerness[rows, places].float()
-    centred = F.binary_cross_entropy_with_logits(logits, matching.centerness, weight=matching.located, reduction="sum")
+    centred = F.binary_cross_entropy_with_logits(logits, matching.centerness, weight=matching.box_loss, reduction="sum")
     centerness = centred / num_positive
     return Losses(token, box, centerness, len(rows))
 

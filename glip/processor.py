@@ -86,7 +86,7 @@ class Processor:
                 sample.boxes.float(),
                 positive_map(weights, sample.box_phrases),
                 torch.tensor(sample.scores) if sample.scores else None,
-                sample.located,
+                sample.box_loss,
             )
             for sample, weights in zip(samples, text.phrase_tokens, strict=True)
         )

@@ -16,7 +16,7 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + number
 
 
-class StopWish:
+class GracefulStop:
     """Notes the signals that ask to stop while a run is going on; a second SIGINT (Ctrl-C) stops it at once.
 
     ``number`` is the signal's, 0 while there was none. Outside the main thread, which alone may handle signals, it
@@ -27,7 +27,7 @@ class StopWish:
         self.number = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopWish":
+    def __enter__(self) -> "GracefulStop":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)

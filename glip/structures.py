@@ -176,7 +176,7 @@ def _check_phrase(phrase: Phrase, caption: str) -> None:
 
 
 @dataclass(frozen=True)
-class Archived:
+class TarMember:
     """An image inside a tar: the bytes [start, start + length) of the archive, and the member's name."""
 
     archive: Path
@@ -213,7 +213,7 @@ class Sample:
         kinds: of each phrase of the prompt, the groups of tables, such as Flickr30K's people; empty where unknown.
     """
 
-    image: Path | Archived | Image.Image
+    image: Path | TarMember | Image.Image
     boxes: Float[Tensor, "box 4"]
     box_phrases: tuple[tuple[int, ...], ...]
     vocabulary: tuple[str, ...] = ()
@@ -225,7 +225,7 @@ class Sample:
     absent: tuple[int, ...] | None = None
     incomplete: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
-    located: bool = True
+    box_loss: bool = True
     kinds: tuple[tuple[str, ...], ...] = ()
 
     def keep(self, chosen: Sequence[int]) -> "Sample":
@@ -250,12 +250,12 @@ class Target:
     boxes: Float[Tensor, "box 4"]
     positive_map: Bool[Tensor, "box tok"]
     weights: Float[Tensor, " box"] | None = None
-    located: bool = True
+    box_loss: bool = True
 
     def to(self, device: torch.device | str) -> "Target":
         """The same target on another device."""
         weights = None if self.weights is None else self.weights.to(device)
-        return Target(self.boxes.to(device), self.positive_map.to(device), weights, self.located)
+        return Target(self.boxes.to(device), self.positive_map.to(device), weights, self.box_loss)
 
 
 @dataclass(frozen=True)

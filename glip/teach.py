@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import DatasetConfig, Experiment, SetConfig, to_dict
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.data.writers import whole_file
 from glip.detector import Detector, choose_device
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
 from glip.pseudo.engine import Say
-from glip.pseudo.label import HowToLabel
+from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, run_labelling
 from glip.pseudo.select import SelectRules, select
 from glip.pseudo.store import Store, read_manifest
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HowToTeach:
+class SelfTrainConfig:
     """What a round does with the labels.
 
     Args:
@@ -61,7 +61,7 @@ class HowToTeach:
             raise ValueError(f"share: got {self.share}: give the pseudo-labelled share of the images, in (0, 1)")
 
 
-class Teaching:
+class SelfTraining:
     """Rounds of one experiment in one folder; ``rounds.jsonl`` there has a row for each that is done.
 
     Args:
@@ -82,8 +82,8 @@ class Teaching:
         self,
         experiment: Experiment,
         captions: SetConfig,
-        label: HowToLabel,
-        how: HowToTeach,
+        label: LabelConfig,
+        how: SelfTrainConfig,
         folder: str | Path,
         *,
         sets: Mapping[str, Sequence[Sample]],
@@ -166,7 +166,7 @@ class Teaching:
         detector = Detector.from_pretrained(model, device=self.label.device)
         validator = Validator(detector.config, detector.processor.tokenizer, self.sets, images=0, shown=0)
         found = validator(detector.model)
-        _say_left_out(found.left_out, self.say)
+        _say_left_out(found.skipped, self.say)
         return {name: round(value, 4) for name, value in found.figures.items()}
 
     def _write_table(self, rows: Sequence[Row]) -> None:
@@ -185,6 +185,6 @@ class Teaching:
         self.say("\n".join(lines))
 
 
-def _say_left_out(left_out: Tally, say: Say) -> None:
-    if left_out:
-        say(f"left out of the evaluation: {left_out}")
+def _say_left_out(skipped: SkipCounter, say: Say) -> None:
+    if skipped:
+        say(f"left out of the evaluation: {skipped}")

@@ -21,10 +21,10 @@ from torch import Tensor
 from glip.adaptation import Adaptation
 from glip.cli.main import main
 from glip.config import ModelConfig
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector
-from glip.encoded import KeptImages
-from glip.evaluate.run import Asking, detect_all
+from glip.encoded import FeatureCache
+from glip.evaluate.run import QueryOptions, detect_all
 from glip.geometry.boxes import suppress
 from glip.loss import Criterion
 from glip.model.deform import deform_conv
@@ -32,7 +32,7 @@ from glip.model.fusion import Fusion, _drop
 from glip.model.weights import fingerprint
 from glip.postprocess import Decoding, postprocess
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel, Labeller
+from glip.pseudo.label import LabelConfig, Labeller
 from glip.pseudo.run import find_captions
 from glip.pseudo.shards import find_shards
 from glip.pseudo.store import read_rows
@@ -115,13 +115,13 @@ def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device)
     text, encoded = there.encode_text(list(NAMES)), there.encode_image(images[1:2])
     assert encoded.levels[0].device.type == torch.device(device).type
     [whole] = there.ground(encoded, text)
-    kept = KeptImages(1.0)
+    kept = FeatureCache(1.0)
     stored = kept.get("one", lambda: encoded)
     assert stored.levels[0].device.type == "cpu"
     [again] = there.ground(stored.to(device), text)
     assert_near(whole, again, scores=1e-6)
     samples = [Sample(images[1], torch.empty(0, 4), (), vocabulary=NAMES)] * 3
-    for _, found in detect_all(there, samples, asking=Asking(batch_size=2), kept=KeptImages(1.0)):
+    for _, found in detect_all(there, samples, options=QueryOptions(batch_size=2), kept=FeatureCache(1.0)):
         assert len(found) and found.boxes.device.type == "cpu"
 
 
@@ -265,7 +265,7 @@ def test_a_training_with_running_mean_resumes(device, precision, tmp_path):
 
     def run(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
         group = Group(device=torch.device(device))
-        experiment = runs.settings(folder, ema=0.9, keep_start=0.2, precision=precision)
+        experiment = runs.settings(folder, ema=0.9, wise_ft=0.2, precision=precision)
         model = train(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=said.append)
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
@@ -305,7 +305,7 @@ def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
         samples.append(Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=NAMES))
     before = fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
-    images = Images(samples, tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    images = Images(samples, tuner, vary=False, kept=FeatureCache(1.0), skipped=SkipCounter())
     settings = usual_settings(mode, views=4, rounds=2, batch_size=2)
     rising = iter(range(10))
     task = TuneRun(tuner, images, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
@@ -331,7 +331,7 @@ def test_labels_are_those_of_the_cpu(pair, images, tmp_path, device):
     rules = PairRules(min_bytes=0, min_side=0, same_image=-1, repeated_captions=0)
     stored = []
     for where in ("cpu", device):
-        how = HowToLabel(model=str(tmp_path / "model"), threshold=0.0, max_detections=5, device=where, pairs=rules)
+        how = LabelConfig(model=str(tmp_path / "model"), threshold=0.0, max_detections=5, device=where, pairs=rules)
         report = Labeller(how, tmp_path / where)(shard)
         assert report["kept"] == len(images)
         stored.append(list(read_rows(tmp_path / where)))

@@ -10,7 +10,7 @@ from small import NAMES, TINY, VOCABULARY, scenes, seeded
 
 from glip.config import Experiment, TrainConfig
 from glip.data.loader import Step
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector, build_processor
 from glip.geometry.boxes import iou
 from glip.structures import Detections, Prompt, Sample
@@ -65,7 +65,7 @@ def test_four_images_are_learned_by_heart(tmp_path):
     batch = build_processor(CONFIG, tokenizer).training(learned)
 
     def steps(start: int) -> Iterator[Step]:
-        return (Step((batch,), Tally(), (), len(learned)) for _ in range(start, STEPS))
+        return (Step((batch,), SkipCounter(), (), len(learned)) for _ in range(start, STEPS))
 
     settings = TrainConfig(
         steps=STEPS,

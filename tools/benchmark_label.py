@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel, Labeller
+from glip.pseudo.label import LabelConfig, Labeller
 from glip.pseudo.run import find_captions
 from glip.pseudo.select import SelectRules, select
 from glip.pseudo.shards import find_shards
@@ -50,7 +50,7 @@ def main() -> None:
 
 def label(folder: Path, args: argparse.Namespace) -> None:
     """Label the same images with one and with five captions."""
-    how = HowToLabel(
+    how = LabelConfig(
         model=args.model, threads=args.threads, together=args.together, pairs=PairRules(repeated_captions=0)
     )
     torch.set_num_threads(args.threads)
@@ -62,7 +62,7 @@ def label(folder: Path, args: argparse.Namespace) -> None:
     print(f"five captions cost {best[5]['wall'] / best[1]['wall']:.2f} times one (bar 2.5)")
 
 
-def label_times(folder: Path, how: HowToLabel, images: int, rounds: int) -> dict[int, dict[str, float]]:
+def label_times(folder: Path, how: LabelConfig, images: int, rounds: int) -> dict[int, dict[str, float]]:
     """Seconds of each stage and in all ("wall") of the fastest round, by captions of an image: one and five."""
     write_images(folder / "images", images)
     labeller = Labeller(how, folder / "out")

@@ -13,9 +13,9 @@ import time
 
 import numpy as np
 
+from glip.evaluate.ground_truth import Boxes, LvisTruth
 from glip.evaluate.lvis import fixed_ap, standard_ap
 from glip.evaluate.results import Results, concatenate
-from glip.evaluate.truth import Boxes, LvisTruth
 
 CATEGORIES = {"r": 337, "c": 461, "f": 405}  # LVIS v1
 SHARES = {"r": 0.005, "c": 0.055, "f": 0.94}  # of its boxes

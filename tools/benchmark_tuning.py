@@ -23,9 +23,9 @@ from PIL import Image
 
 import glip
 from glip.adaptation import Adaptation, Mode
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector
-from glip.encoded import KeptImages
+from glip.encoded import FeatureCache
 from glip.model.adapt import save_adaptation
 from glip.model.glip import build
 from glip.model.weights import ASSETS
@@ -70,7 +70,7 @@ def measure(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, fl
     image = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
     tuner = Tuner(detector_of(name), COCO_NAMES, glip.Prompt.from_names(COCO_NAMES), mode=mode, frozen_stages=1)
     sample = Sample(image, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
-    images = Images([sample], tuner, vary=False, kept=KeptImages(4.0), left_out=Tally())
+    images = Images([sample], tuner, vary=False, kept=FeatureCache(4.0), skipped=SkipCounter())
     settings = usual_settings(mode, rounds=1, batch_size=1)
     times = []
     with tempfile.TemporaryDirectory() as folder:

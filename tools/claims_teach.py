@@ -20,13 +20,13 @@ from draw_captions import draw_captions
 
 import glip
 from glip.config import DatasetConfig, SetConfig
-from glip.data.withheld import says_one_of
+from glip.data.held_out import says_one_of
 from glip.data.world import Drawings, World
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel
+from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, run_labelling
 from glip.pseudo.select import SelectRules, select
 from glip.structures import Sample
@@ -109,7 +109,7 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
     entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
     rules = PairRules(min_bytes=0, same_image=-1, repeated_captions=0)
     folder = teacher.parent / "labels"
-    run_labelling(entry, HowToLabel(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
+    run_labelling(entry, LabelConfig(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
     out = folder / f"selected-{threshold:g}.jsonl"
     select(folder, out, SelectRules(box=threshold, image=threshold, per_phrase=PER_PHRASE))
     return DatasetConfig(name="pseudo-labels", format="labels", annotations=str(out.absolute()), images=(images,))
@@ -117,7 +117,7 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
 
 def measure(detector: "glip.Detector") -> dict[str, float]:
     """AP50 over lists and recall@1 over captions of drawings, of what has a withheld word and of what has none."""
-    words = glip.load_config("claims/teacher").data.train[0].withheld
+    words = glip.load_config("claims/teacher").data.train[0].held_out
     names = Drawings(World("seen", 0.0, SIDES, plain=True), IMAGES)
     figures: dict[str, float] = {}
     score = average_precision(detect_all(detector, names))

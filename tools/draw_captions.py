@@ -3,7 +3,7 @@
     python tools/draw_captions.py FOLDER [--count 2000] [--sides 112 176] [--first 0] [--most 9]
 
 FOLDER/captions.jsonl is what a teacher gets (``glip label``); FOLDER/truth.jsonl has the same captions with the boxes
-of their phrases (``glip select --truth``). Beside other drawn sets give a ``--first`` that they do not reach.
+of their phrases (``glip select --ground-truth``). Beside other drawn sets give a ``--first`` that they do not reach.
 """
 
 import argparse

@@ -15,10 +15,10 @@ from tqdm import tqdm
 import glip
 from glip.data.catalog import find_set, known_sets, read_set
 from glip.data.phrasing import foreign_names
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate.background import Background, background_of
+from glip.evaluate.benchmark import seen_in
 from glip.evaluate.coco import average_precision
-from glip.evaluate.examination import seen_in
 from glip.evaluate.phrases import PhraseRecall, phrase_recall
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import Chosen
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     detector = glip.Detector.from_pretrained(args.model, device=args.device)
     others = [name for small in SMALL for name in read_set(find_set(f"{small}_{args.split}"), args.data).vocabulary]
-    threshold, tally = detector.config.inference.threshold, Tally()
+    threshold, tally = detector.config.inference.threshold, SkipCounter()
     print(f"False alarms: images (names) with a detection of at least {threshold:g} for a name that is not there.\n")
     print("| set | images | AP50 | 95 % interval | AP | own absent names | names of other sets | seen in training |")
     print("|---|---|---|---|---|---|---|---|")
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def found(
-    detector: "glip.Detector", samples: Sequence[Sample], title: str, tally: Tally
+    detector: "glip.Detector", samples: Sequence[Sample], title: str, tally: SkipCounter
 ) -> list[tuple[Sample, Detections]]:
     """What the model finds in every image of a set."""
     return list(tqdm(detect_all(detector, samples, tally=tally), desc=title, total=len(samples), leave=False))

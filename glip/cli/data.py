@@ -13,7 +13,7 @@ from glip.config import Format, SetConfig
 
 if TYPE_CHECKING:
     from glip.data.check import Counts, Report
-    from glip.data.sets import SampleSet, Tally
+    from glip.data.sets import SampleSet, SkipCounter
     from glip.structures import Sample
 
 _DRAWN = 200  # images of a set that is drawn without end
@@ -157,7 +157,7 @@ def _found(report: "Report") -> Iterator[str]:
         yield "no problems"
 
 
-def _places(tally: "Tally") -> Iterator[str]:
+def _places(tally: "SkipCounter") -> Iterator[str]:
     for reason, count in tally.counts.items():
         yield f"  {count:>6} x {reason}"
         for place in tally.places[reason]:
@@ -207,8 +207,8 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
         print(f"{writers.label_map_of(out)}: its label map")
     if args.to == "label-studio":
         print(f"{interface_of(out)}: its labelling interface; serve {folders[0].absolute().parent} as the local root")
-    if samples.left_out:
-        print("left out when read:", *_places(samples.left_out), sep="\n")
+    if samples.skipped:
+        print("left out when read:", *_places(samples.skipped), sep="\n")
     if lost:
         print(f"what {args.to} cannot say:", *_places(lost), sep="\n")
     return 0

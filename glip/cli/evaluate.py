@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from glip.detector import Detector
-    from glip.evaluate.examination import Examination
+    from glip.evaluate.benchmark import Benchmark
     from glip.evaluate.report import Report
-    from glip.evaluate.run import Asking
+    from glip.evaluate.run import QueryOptions
     from glip.train.distributed import Group
 
 PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
@@ -169,22 +169,22 @@ def _parts(wordings: "Sequence[str | None]") -> "dict[str | None, str]":
     return found
 
 
-def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Examination":
+def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Benchmark":
     from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
-    from glip.evaluate.examination import examine
+    from glip.evaluate.benchmark import load_benchmark
 
     config = find_set(name, images=images, root=args.root)
     read = read_set(config, args.root, to_score=True)
     if config.format != "world":
         annotations = data_root(args.root) / config.annotations
         config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
-    return examine(name if name in known_sets(args.root) else Path(name).stem, config, read, args.protocol)
+    return load_benchmark(name if name in known_sets(args.root) else Path(name).stem, config, read, args.protocol)
 
 
-def _tasks(name: str, args: argparse.Namespace) -> "list[Examination]":
+def _tasks(name: str, args: argparse.Namespace) -> "list[Benchmark]":
     """The tasks of ODinW that are there; the others are named in the table."""
     from glip.data.catalog import data_root, missing_part
-    from glip.evaluate.examination import examine_task
+    from glip.evaluate.benchmark import examine_task
     from glip.evaluate.odinw import tasks
 
     there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), args.root)]
@@ -216,7 +216,7 @@ def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> 
 
 
 def _evaluate(
-    exam: "Examination",
+    exam: "Benchmark",
     detector: "Detector",
     weights: dict[str, str],
     folder: Path,
@@ -225,15 +225,15 @@ def _evaluate(
     group: "Group",
 ) -> "Report | None":
     """Collect in all processes, score in the main one."""
-    from glip.evaluate.examination import collect
+    from glip.evaluate.benchmark import collect
     from glip.evaluate.journal import Journal
-    from glip.evaluate.run import knows
+    from glip.evaluate.run import same_vocabulary
     from glip.evaluate.scoring import score
 
     config = detector.config
     with _together(group):
-        asking = _asking(exam, args, words)
-        if detector.adaptation and not knows(detector.adaptation.names, exam.read.vocabulary) and group.main:
+        options = _asking(exam, args, words)
+        if detector.adaptation and not same_vocabulary(detector.adaptation.names, exam.read.vocabulary) and group.main:
             print(f"{exam.name} asks for other names than the task's: in plain words, of the changed weights if any")
         of = {
             "model": config.name,
@@ -241,36 +241,38 @@ def _evaluate(
             "inference": repr((config.inference, config.image, config.max_tokens)),
             "set": exam.config.annotations or exam.name,
             "words and images": exam.digest,
-            "names in a chunk": str(asking.max_names),
-            "detections": f"{asking.max_detections}, {asking.chunk_detections} of a chunk",
-            "prompts": str(dict(asking.prompts)),
+            "names in a chunk": str(options.max_names),
+            "detections": f"{options.max_detections}, {options.chunk_detections} of a chunk",
+            "prompts": str(dict(options.prompts)),
         }
         journal = Journal(folder / "answers", of, process=group.rank)
     with _together(group):
         try:
-            collect(detector, exam.read.samples, journal, asking, share=(group.rank, group.size))
+            collect(detector, exam.read.samples, journal, options, share=(group.rank, group.size))
         finally:
             journal.close()
     report = None
     with _together(group):
         if group.main:
-            report = score(exam, Journal(folder / "answers", of), config, asking, folder, draw=args.draw)
+            report = score(exam, Journal(folder / "answers", of), config, options, folder, draw=args.draw)
             print(report.markdown())
     return report
 
 
-def _asking(exam: "Examination", args: argparse.Namespace, words: str | None) -> "Asking":
+def _asking(exam: "Benchmark", args: argparse.Namespace, words: str | None) -> "QueryOptions":
     from glip.config import read_yaml
     from glip.data.catalog import data_root
     from glip.data.phrasing import read_prompts
-    from glip.evaluate.examination import asking_for
-    from glip.evaluate.run import Asking
+    from glip.evaluate.benchmark import asking_for
+    from glip.evaluate.run import QueryOptions
 
     file = words or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
     prompts = dict(exam.prompts)
     if file:
         prompts = {} if str(file) == "none" else read_prompts(read_yaml(Path(file)), exam.read.vocabulary)
-    return asking_for(exam.protocol, Asking(args.batch_size, args.max_names, args.max_detections, prompts=prompts))
+    return asking_for(
+        exam.protocol, QueryOptions(args.batch_size, args.max_names, args.max_detections, prompts=prompts)
+    )
 
 
 def _score_file(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from glip.config import from_dict, read_overrides
 
 if TYPE_CHECKING:
-    from glip.pseudo.label import HowToLabel
+    from glip.pseudo.label import LabelConfig
     from glip.pseudo.run import Workers
 
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if done.failed else 0
 
 
-def labelling(args: argparse.Namespace, model: str) -> "tuple[HowToLabel, Workers]":
+def labelling(args: argparse.Namespace, model: str) -> "tuple[LabelConfig, Workers]":
     """What the options say.
 
     Raises:
@@ -90,14 +90,14 @@ def labelling(args: argparse.Namespace, model: str) -> "tuple[HowToLabel, Worker
             f"--threads {args.threads}: give 1 or more, or 0 for this machine's cores shared by the workers"
         )
     from glip.pseudo.filters import PairRules
-    from glip.pseudo.label import HowToLabel
+    from glip.pseudo.label import LabelConfig
     from glip.pseudo.run import Workers
 
-    own = {part.name: getattr(args, part.name) for part in fields(HowToLabel) if part.name not in ("pairs", "model")}
+    own = {part.name: getattr(args, part.name) for part in fields(LabelConfig) if part.name not in ("pairs", "model")}
     own["threads"] = args.threads or _cores_of_a_worker(args)
     pairs = from_dict(PairRules, read_overrides(args.pairs), "pairs")
     workers = Workers(engine=args.engine, workers=args.workers, per_shard=args.per_shard)
-    return HowToLabel(model=model, **own, pairs=pairs), workers
+    return LabelConfig(model=model, **own, pairs=pairs), workers
 
 
 def _cores_of_a_worker(args: argparse.Namespace) -> int:

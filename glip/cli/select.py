@@ -16,8 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="such as box=0.3 image=0.5 min_side=4 max_area=0.95 nms=0.6 nms_across=0.9 per_phrase=20",
     )
-    parser.add_argument("--truth", metavar="SET", help="a set with true boxes of these captions: precision and recall")
-    parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where images of --truth lie")
+    parser.add_argument(
+        "--ground-truth", metavar="SET", help="a set with true boxes of these captions: precision and recall"
+    )
+    parser.add_argument(
+        "--images", action="append", default=[], metavar="DIR", help="where images of --ground-truth are"
+    )
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--unseen", nargs="+", default=[], metavar="WORD", help="words that the teacher never heard")
 
@@ -31,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     rules = from_dict(SelectRules, read_overrides(args.rules), "rules")
     images = read_manifest(args.labels)["images"]
-    if args.truth:
+    if args.ground_truth:
         _examine(args)
     out = Path(args.out or Path(args.labels) / "selected.jsonl")
     found = select(args.labels, out, rules).as_dict()
@@ -51,7 +55,7 @@ def _examine(args: argparse.Namespace) -> None:
     from glip.pseudo.quality import draw_quality, quality_table, score_labels
     from glip.pseudo.store import read_rows
 
-    entry = find_set(args.truth, images=[str(Path(folder).absolute()) for folder in args.images], root=args.root)
+    entry = find_set(args.ground_truth, images=[str(Path(folder).absolute()) for folder in args.images], root=args.root)
     quality = score_labels(read_rows(args.labels), read_set(entry, args.root, to_score=True).samples, args.unseen)
     path = Path(args.labels) / "quality.png"
     draw_quality(quality, path)

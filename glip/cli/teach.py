@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     from glip.pseudo.run import find_captions
     from glip.pseudo.select import SelectRules
     from glip.signals import ending_at_once
-    from glip.teach import HowToTeach, Teaching
+    from glip.teach import SelfTrainConfig, SelfTraining
 
     experiment = load_config(args.config, args.overrides)
     if args.root:
         experiment = replace(experiment, data=replace(experiment.data, root=args.root))
     root = experiment.data.root
-    how = HowToTeach(
+    how = SelfTrainConfig(
         rounds=args.rounds,
         share=args.share,
         from_teacher=not args.from_scratch,
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     )
     captions = find_captions(args.captions, args.images, root)
     sets = {name: read_set(find_set(name, root=root), root, to_score=True).samples for name in args.evaluate}
-    teaching = Teaching(experiment, captions, label, how, args.out, sets=sets, workers=workers)
+    teaching = SelfTraining(experiment, captions, label, how, args.out, sets=sets, workers=workers)
     with ending_at_once():
         teaching()
     print(f"last student in {args.out}/round-{args.rounds}/student/model, figures in {args.out}/table.md")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glip.cli.tune_task import HowToTune
+    from glip.cli.tune_task import TuneConfig
 
 MODES = ("prompt", "linear", "full", "text")  # of glip.adaptation, which needs torch
 
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
     from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
     from glip.data.locks import alone
     from glip.detector import Detector
-    from glip.encoded import KeptImages
+    from glip.encoded import FeatureCache
 
     sets = read_sets(
         args.set, validate=args.validate, test=args.test, images=args.images, prompts=args.prompts, root=args.root
     )
     detector = Detector.from_pretrained(args.model, device=args.device)
-    kept = KeptImages(args.keep_gb)
+    kept = FeatureCache(args.keep_gb)
     for how in ways:
         folder = folder_of(args.out or f"{OUT}/{detector.config.name}", sets.name, how)
         with alone(folder):
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTune":
-    from glip.cli.tune_task import HowToTune
+def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "TuneConfig":
+    from glip.cli.tune_task import TuneConfig
 
     if shots != "all" and not (shots.isdecimal() and int(shots)):
         raise ValueError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
@@ -91,7 +91,7 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "HowToTu
         if value is not None and not value > 0:
             raise ValueError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
     given = {key: getattr(args, key) for key in ("lr", "batch_size", "rounds", "views", "stop_after", "precision")}
-    return HowToTune(
+    return TuneConfig(
         mode=mode,
         shots=None if shots == "all" else int(shots),
         per=args.per,

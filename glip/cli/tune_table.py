@@ -12,9 +12,9 @@ from glip.cli.tune_ledger import LEDGER, Key, Ledger, Row
 from glip.cli.tune_page import FIGURE, TABLE, draw_figure, page_of
 
 if TYPE_CHECKING:
-    from glip.cli.tune_task import HowToTune, TaskSets
+    from glip.cli.tune_task import TaskSets, TuneConfig
     from glip.detector import Detector
-    from glip.encoded import KeptImages
+    from glip.encoded import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class _Cell:
 
     task: str
     read: "Callable[[], TaskSets]"
-    how: "HowToTune"
-    kept: "KeptImages"
+    how: "TuneConfig"
+    kept: "FeatureCache"
 
     def __str__(self) -> str:
         return f"{self.task}, {self.how.mode}, shots {self.how.shots_text}, seed {self.how.seed}"
@@ -44,7 +44,7 @@ class _Cell:
         return (weights, self.task, self.how.mode, self.how.shots_text, self.how.seed)
 
 
-def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
+def tune_table(args: argparse.Namespace, ways: "Sequence[TuneConfig]") -> int:
     """Tune every task in every way that the ledger does not have yet; then write the table and the figure.
 
     Several processes may fill one table. A cell that cannot be tuned, such as more shots than a class has, is told and
@@ -74,13 +74,13 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[HowToTune]") -> int:
 
 
 def _cells(
-    tasks: "Sequence[tuple[str, Callable[[], TaskSets]]]", ways: "Sequence[HowToTune]", keep_gb: float
+    tasks: "Sequence[tuple[str, Callable[[], TaskSets]]]", ways: "Sequence[TuneConfig]", keep_gb: float
 ) -> Iterator[_Cell]:
     """Each task in all its ways before the next: its images, encoded once, serve them all, and then make room."""
-    from glip.encoded import KeptImages
+    from glip.encoded import FeatureCache
 
     for name, read in tasks:
-        read_once, kept = cache(read), KeptImages(keep_gb)
+        read_once, kept = cache(read), FeatureCache(keep_gb)
         for how in ways:
             yield _Cell(name, read_once, how, kept)
 
@@ -88,7 +88,7 @@ def _cells(
 def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tuple[str, ...]:
     """Tune a cell that has no row and write its row; gives why where it cannot be."""
     from glip.cli.tune_task import folder_of
-    from glip.data.locks import InUse, alone
+    from glip.data.locks import LockedError, alone
     from glip.train.tune import remove_state
 
     weights = detector.fingerprint[:16]
@@ -104,7 +104,7 @@ def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tupl
             if cell.key(weights) not in ledger:  # by now
                 ledger.add({**_tuned(cell, detector, folder), "weights": weights})
             remove_state(folder)  # of full tuning four times the model, and no row is tuned again
-    except InUse:
+    except LockedError:
         print("another run is at it")
     except (ValueError, FileNotFoundError) as error:
         print(f"not tuned: {error}")
@@ -150,7 +150,7 @@ def _tuned(cell: _Cell, detector: "Detector", folder: Path) -> Row:
     }
 
 
-def _settings(detector: "Detector", how: "HowToTune") -> dict[str, Any]:
+def _settings(detector: "Detector", how: "TuneConfig") -> dict[str, Any]:
     """What else decides a figure: rows of one line must share it."""
     from glip.cli.tune_task import reading_of
 
@@ -158,7 +158,7 @@ def _settings(detector: "Detector", how: "HowToTune") -> dict[str, Any]:
     return {**asked, "reading": reading_of(detector.config)}
 
 
-def _check_settings(ledger: Ledger, detector: "Detector", how: "HowToTune") -> None:
+def _check_settings(ledger: Ledger, detector: "Detector", how: "TuneConfig") -> None:
     """Refuse a table whose line for this way has rows of other settings, of whatever task and seed."""
     now, line = _settings(detector, how), (detector.fingerprint[:16], how.mode, how.shots_text)
     for row in ledger.rows():
@@ -238,12 +238,12 @@ def _odinw(which: Literal[13, 35], root: str | None) -> "Iterator[tuple[str, Any
 
 def _read_odinw(task: Any, root: str | None) -> "TaskSets":
     from glip.cli.tune_task import TaskSets
-    from glip.data.sets import Tally
+    from glip.data.sets import SkipCounter
     from glip.evaluate.odinw import read_task
 
-    left_out = Tally()
+    skipped = SkipCounter()
     parts = [read_task(task, root, split) for split in ("train", "val", "test")]
     for part in parts:
-        left_out.add(part.left_out)
+        skipped.merge(part.skipped)
     train, val, test = (part.samples for part in parts)
-    return TaskSets(task.name, parts[0].vocabulary, train, val, test, task.prompts, left_out)
+    return TaskSets(task.name, parts[0].vocabulary, train, val, test, task.prompts, skipped)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from glip.adaptation import Adaptation, Mode
 from glip.data.phrasing import ClassPrompt
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.structures import Prompt, Sample
 
 if TYPE_CHECKING:
     from glip.config import ModelConfig
     from glip.data.shots import Per
     from glip.detector import Detector
-    from glip.encoded import KeptImages
+    from glip.encoded import FeatureCache
     from glip.evaluate.coco import Score
 
 ARTEFACT, SPLIT, REPORT, CURVE = "task.safetensors", "images.json", "report.json", "curve.png"
@@ -34,7 +34,7 @@ class TaskSets:
         validate: images to choose by; empty: a share of those not tuned on.
         test: images for the figures at the end; may be empty.
         prompts: by class, what is written instead of its name.
-        left_out: what the readers left out of the sets.
+        skipped: what the readers left out of the sets.
     """
 
     name: str
@@ -43,7 +43,7 @@ class TaskSets:
     validate: Sequence[Sample] = ()
     test: Sequence[Sample] = ()
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
-    left_out: Tally = field(default_factory=Tally)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
 
     def __post_init__(self) -> None:
         for part in (self.train, self.validate, self.test):
@@ -64,7 +64,7 @@ class TaskSets:
 
 
 @dataclass(frozen=True)
-class HowToTune:
+class TuneConfig:
     """How a task is tuned.
 
     Args:
@@ -114,13 +114,13 @@ def read_sets(
     from glip.data.catalog import data_root, find_set, folders_of
     from glip.data.phrasing import read_prompts
 
-    left_out = Tally()
+    skipped = SkipCounter()
     folders = folders_of([name for name in (train, validate, test) if name], images, root)
-    samples, names = _read_named(train, folders[train], root, left_out)
+    samples, names = _read_named(train, folders[train], root, skipped)
     parts: dict[str, Sequence[Sample]] = {"validate": (), "test": ()}
     for part, given in (("validate", validate), ("test", test)):
         if given:
-            parts[part], own = _read_named(given, folders[given], root, left_out)
+            parts[part], own = _read_named(given, folders[given], root, skipped)
             if own != names:
                 raise ValueError(
                     f"{part}: {given!r} has the names {', '.join(own)[:80]}, the task {', '.join(names)[:80]}: give a "
@@ -130,17 +130,17 @@ def read_sets(
     file = prompts or (usual and data_root(root) / usual)
     written = read_prompts(read_yaml(Path(file)), names) if file else {}
     task = name or Path(train).stem.removesuffix("_train")
-    return TaskSets(task, names, samples, parts["validate"], parts["test"], written, left_out)
+    return TaskSets(task, names, samples, parts["validate"], parts["test"], written, skipped)
 
 
 def _read_named(
-    name: str, images: Sequence[str], root: str | None, left_out: Tally
+    name: str, images: Sequence[str], root: str | None, skipped: SkipCounter
 ) -> tuple[Sequence[Sample], tuple[str, ...]]:
     """The samples of a set whose images share one list of names, and that list."""
     from glip.data.catalog import find_set, read_set
 
     read = read_set(find_set(name, images=images, root=root), root)
-    left_out.add(read.left_out)
+    skipped.merge(read.skipped)
     if not read.vocabulary or any(sample.vocabulary != read.vocabulary for sample in read.samples):
         raise ValueError(
             f"set {name!r} has no list of names that all its images share: a task is tuned on boxes with class "
@@ -152,10 +152,10 @@ def _read_named(
 def tune_task(
     detector: "Detector",
     sets: TaskSets,
-    how: HowToTune,
+    how: TuneConfig,
     folder: Path,
     *,
-    kept: "KeptImages",
+    kept: "FeatureCache",
 ) -> Adaptation:
     """Tune a model for a task and write the artefact, the images it was tuned on, a report and a curve.
 
@@ -173,12 +173,12 @@ def tune_task(
     from glip.train.tuning import Images, Tuner
 
     chosen, validated = _divide(sets, how)
-    train, tally = [sets.train[index] for index in chosen], Tally()
-    tally.add(sets.left_out)
+    train, tally = [sets.train[index] for index in chosen], SkipCounter()
+    tally.merge(sets.skipped)
     for title, samples in (("validation", validated), ("test", sets.test)):
         _tell_missing(title, samples)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
-    images = Images(train, tuner, vary=how.vary, kept=kept, left_out=tally)
+    images = Images(train, tuner, vary=how.vary, kept=kept, skipped=tally)
     _tell(sets, train, validated, images, tally)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
@@ -198,7 +198,7 @@ def tune_task(
             score = score_of("test", tested, sets.test)
             figures |= {f"{title} AP": score.ap, f"{title} AP50": score.ap50}
     for title, passed in score_of.passed.items():
-        tally.note(f"image of the {title} that cannot be read", times=passed)
+        tally.add(f"image of the {title} that cannot be read", times=passed)
     about = {"task": sets.name, "shots": how.shots_text, "per": how.per, "seed": str(how.seed)}
     found = replace(found, figures=figures, about={**about, "images": str(len(images))})
     save_adaptation(folder / ARTEFACT, found)
@@ -212,7 +212,7 @@ class _Scorer:
     ``passed`` counts the images that could not be looked at, by what was scored.
     """
 
-    def __init__(self, kept: "KeptImages") -> None:
+    def __init__(self, kept: "FeatureCache") -> None:
         self.kept = kept
         self.passed: dict[str, int] = {}
 
@@ -220,7 +220,7 @@ class _Scorer:
         from glip.evaluate.coco import average_precision
         from glip.evaluate.run import detect_all
 
-        tally, own = Tally(), detector.adaptation is None or detector.adaptation.keeps_encoder
+        tally, own = SkipCounter(), detector.adaptation is None or detector.adaptation.keeps_encoder
         score = average_precision(detect_all(detector, samples, tally=tally, kept=self.kept if own else None))
         if tally:
             self.passed[title] = sum(tally.counts.values())
@@ -237,7 +237,7 @@ def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
         print(f"{title}: {len(missing)} of {len(samples)} images are not there, such as {str(missing[0])!r}")
 
 
-def folder_of(out: str, name: str, how: HowToTune) -> Path:
+def folder_of(out: str, name: str, how: TuneConfig) -> Path:
     """Where a tuning goes."""
     return Path(out) / f"{name}-{how.mode}-{how.shots_text}-{how.seed}"
 
@@ -262,7 +262,7 @@ def _untuned(found: Adaptation) -> Adaptation:
     return replace(found, offsets=offsets, weights={}, thresholds=())
 
 
-def _divide(sets: TaskSets, how: HowToTune) -> tuple[list[int], list[Sample]]:
+def _divide(sets: TaskSets, how: TuneConfig) -> tuple[list[int], list[Sample]]:
     """Which images are tuned on, and those to validate on, which never are the same."""
     from glip.data.shots import draw_shots
     from glip.evaluate.validate import Chosen
@@ -307,7 +307,7 @@ def _tell(
     train: Sequence[Sample],
     validated: Sequence[Sample],
     images: Any,
-    tally: Tally,
+    tally: SkipCounter,
 ) -> None:
     boxes = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     print(
@@ -329,7 +329,7 @@ def _tell(
         print(f"left out: {tally}")
 
 
-def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, float]], tally: Tally) -> None:
+def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, float]], tally: SkipCounter) -> None:
     from glip.evaluate.figures import draw_rounds
 
     named = dict(zip(found.names, found.thresholds, strict=False))

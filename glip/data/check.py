@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from glip.data.image import ImageError, image_size, load_image
-from glip.data.sets import SampleSet, Tally
+from glip.data.sets import SampleSet, SkipCounter
 from glip.shapes import Bool, Float, Tensor
-from glip.structures import LETTER, Archived, Prompt, Sample, Span
+from glip.structures import LETTER, Prompt, Sample, Span, TarMember
 from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
@@ -54,8 +54,8 @@ class Report:
     """Counts, problems (to be mended), and remarks (that may well be meant so)."""
 
     counts: Counts
-    problems: Tally
-    remarks: Tally
+    problems: SkipCounter
+    remarks: SkipCounter
 
 
 def check(
@@ -73,10 +73,10 @@ def check(
         written: by name, what is written instead of it.
         decode: read every image whole, not only its header.
     """
-    report = Report(Counts(), Tally(), Tally())
-    report.problems.add(samples.left_out)
+    report = Report(Counts(), SkipCounter(), SkipCounter())
+    report.problems.merge(samples.skipped)
     seen = _Seen()
-    readings = _Readings(lost=samples.left_out.counts.get(_NO_AREA, 0))
+    readings = _Readings(lost=samples.skipped.counts.get(_NO_AREA, 0))
     for sample in samples.samples:
         _count(sample, report.counts)
         size = _check_image(sample, seen, report, decode)
@@ -84,13 +84,13 @@ def check(
         _check_boxes(sample, size, readings, report.problems)
     verdict = readings.verdict()
     if verdict:
-        report.problems.note(verdict)
+        report.problems.add(verdict)
     for name, boxes in report.counts.per_name.items():
         if boxes == 0:
-            report.remarks.note("name without a box", name)
+            report.remarks.add("name without a box", name)
     boxed = {name: written.get(name, name) for name, boxes in report.counts.per_name.items() if boxes}
     for group in alike(tokenizer, boxed) if tokenizer else ():
-        report.problems.note("names that a model reads alike", ", ".join(map(repr, group)))
+        report.problems.add("names that a model reads alike", ", ".join(map(repr, group)))
     return report
 
 
@@ -139,22 +139,22 @@ def _check_image(sample: Sample, seen: _Seen, report: Report, decode: bool) -> t
     pair = hash((key, sample.prompt.caption if sample.prompt else sample.caption))
     if pair in seen.samples:
         words = " with the same caption" if sample.prompt or sample.caption else ""
-        report.problems.note(f"image that is listed twice{words}", str(image))
+        report.problems.add(f"image that is listed twice{words}", str(image))
     seen.samples.add(pair)
     return seen.images[key] or sample.size
 
 
-def _open(image: Path | Archived, problems: Tally, decode: bool) -> tuple[int, int] | None:
+def _open(image: Path | TarMember, problems: SkipCounter, decode: bool) -> tuple[int, int] | None:
     try:
         return load_image(image).size if decode else image_size(image)
     except ImageError as error:
-        file = image.archive if isinstance(image, Archived) else image
+        file = image.archive if isinstance(image, TarMember) else image
         reason = "image that cannot be read" if file.exists() else "image that is not there"
-        problems.note(reason, str(error) if file.exists() else str(image))
+        problems.add(reason, str(error) if file.exists() else str(image))
         return None
 
 
-def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place: str, problems: Tally) -> None:
+def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place: str, problems: SkipCounter) -> None:
     if stated is None or size is None or stated == size:
         return
     turned = stated == size[::-1]
@@ -163,7 +163,7 @@ def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place
         if turned
         else ("stated size differs from the image's")
     )
-    problems.note(reason, f"{place}: stated {stated[0]} x {stated[1]}, is {size[0]} x {size[1]}")
+    problems.add(reason, f"{place}: stated {stated[0]} x {stated[1]}, is {size[0]} x {size[1]}")
 
 
 # ---- words
@@ -181,7 +181,7 @@ def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
         report.counts.per_name.setdefault(name, 0)
     for name, number in Counter(sample.vocabulary).items():
         if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
-            report.remarks.note("name that is listed twice", name)
+            report.remarks.add("name that is listed twice", name)
 
 
 def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
@@ -189,11 +189,11 @@ def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
     for index, phrase in enumerate(prompt.phrases):
         place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {_named(sample)}"
         if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
-            report.problems.note("phrase without a word", place)
+            report.problems.add("phrase without a word", place)
         elif any(_cuts(span, prompt.caption) for span in phrase.spans):
-            report.problems.note("span that cuts a word", place)
+            report.problems.add("span that cuts a word", place)
         if index not in boxed:
-            report.remarks.note("phrase without a box", place)
+            report.remarks.add("phrase without a box", place)
 
 
 def _cuts(span: Span, caption: str) -> bool:
@@ -255,7 +255,7 @@ class _Readings:
         return f"most boxes ({self.leaving} of {self.sized}) leave their image: they look {guess}"
 
 
-def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readings, problems: Tally) -> None:
+def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readings, problems: SkipCounter) -> None:
     boxes = sample.boxes
     if not len(boxes):
         return
@@ -264,10 +264,10 @@ def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readin
     rows = list(zip(boxes.tolist(), sample.box_phrases, strict=True))
     again = len(rows) - len({(tuple(box), phrases) for box, phrases in rows})
     if again:
-        problems.note("box with the same words twice", place, again)
+        problems.add("box with the same words twice", place, again)
     flat = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
     if flat.any():
-        problems.note(_NO_AREA, place, int(flat.sum()))
+        problems.add(_NO_AREA, place, int(flat.sum()))
     if size is None:
         return
     leaving = ~flat & ~_inside(boxes, size)
@@ -276,7 +276,7 @@ def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readin
     for mask, reason in ((beyond, "box outside its image"), (leaving & ~beyond, "box partly outside its image")):
         if mask.any():
             first = ", ".join(f"{value:g}" for value in boxes[mask][0].tolist())
-            problems.note(reason, f"{place} of {size[0]} x {size[1]}: {first}", int(mask.sum()))
+            problems.add(reason, f"{place} of {size[0]} x {size[1]}: {first}", int(mask.sum()))
 
 
 def _inside(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Bool[Tensor, " box"]:

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glip.shapes import Tensor
-from glip.structures import Archived
+from glip.structures import TarMember
 
-ImageInput = str | Path | Archived | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | TarMember | Image.Image | np.ndarray | Tensor
 _ROTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _OVERSHOOT = 0.1  # by so much a resized image of floats may leave 0..1
 
@@ -21,7 +21,7 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names the file and the reason."""
 
 
-def load_image(path: str | Path | Archived) -> Image.Image:
+def load_image(path: str | Path | TarMember) -> Image.Image:
     """Read an image as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
 
     Args:
@@ -34,7 +34,7 @@ def load_image(path: str | Path | Archived) -> Image.Image:
         return to_rgb(image)
 
 
-def image_size(path: str | Path | Archived) -> tuple[int, int]:
+def image_size(path: str | Path | TarMember) -> tuple[int, int]:
     """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last.
 
     Raises:
@@ -45,7 +45,7 @@ def image_size(path: str | Path | Archived) -> tuple[int, int]:
         return (height, width) if image.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
 
 
-def stated_size(path: str | Path | Archived) -> tuple[int, int]:
+def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
     """The two sides of an image as its header states them, not turned upright; nothing is ever decoded.
 
     Raises:
@@ -56,12 +56,12 @@ def stated_size(path: str | Path | Archived) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
+def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
     """The image as Pillow has it while it is being read; whatever goes wrong becomes a ImageError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
-            with Image.open(_bytes_of(path) if isinstance(path, Archived) else path) as image:
+            with Image.open(_bytes_of(path) if isinstance(path, TarMember) else path) as image:
                 yield image
     except ImageError:
         raise
@@ -80,7 +80,7 @@ def _opened(path: str | Path | Archived) -> Iterator[Image.Image]:
         raise ImageError(f"image {str(path)!r} cannot be read ({reason}): get a whole copy of it") from None
 
 
-def _bytes_of(image: Archived) -> io.BytesIO:
+def _bytes_of(image: TarMember) -> io.BytesIO:
     with image.archive.open("rb") as file:
         file.seek(image.start)
         content = file.read(image.length)
@@ -96,7 +96,7 @@ def open_any(image: ImageInput) -> Image.Image:
         ImageError: a file that cannot be read, or an image without pixels.
         ValueError: an array or tensor of another shape, type or range.
     """
-    if isinstance(image, str | Path | Archived):
+    if isinstance(image, str | Path | TarMember):
         return load_image(image)
     if isinstance(image, Image.Image):
         return to_rgb(image)

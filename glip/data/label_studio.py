@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from glip.data.image import ImageError, image_size
-from glip.data.sets import SampleSet, Tally
+from glip.data.sets import SampleSet, SkipCounter
 from glip.data.writers import Folders, Row, label_row, whole_file
 from glip.lettering import palette
 from glip.structures import Sample
@@ -28,7 +28,7 @@ _CONFIG = """<View>
 """
 
 
-def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
+def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
     """Write tasks for Label Studio's import, and the labelling interface beside them (``interface_of``).
 
     Args:
@@ -43,7 +43,7 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) ->
     Raises:
         ValueError: no sample has phrases; an image in an archive, drawn, or outside the folders.
     """
-    path, lost, count, choice = Path(path), Tally(), 0, "single"
+    path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
     with whole_file(path) as file:
         for sample in samples.samples:
             task = _task(sample, images, lost)
@@ -68,11 +68,11 @@ def interface_of(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).stem}_interface.xml")
 
 
-def _task(sample: Sample, images: Folders, lost: Tally) -> Row | None:
+def _task(sample: Sample, images: Folders, lost: SkipCounter) -> Row | None:
     place = f"image {sample.image_id!r}"
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     if not texts:
-        lost.note("caption without phrases", place)
+        lost.add("caption without phrases", place)
         return None
     row = label_row(sample, images)
     if not isinstance(sample.image, Path):
@@ -80,7 +80,7 @@ def _task(sample: Sample, images: Folders, lost: Tally) -> Row | None:
     try:
         width, height = sample.size or image_size(sample.image)
     except ImageError:
-        lost.note("image that cannot be read", place)
+        lost.add("image that cannot be read", place)
         return None
     labels = _distinct(texts)
     results = _results(row.pop("boxes"), labels, (width, height), place, lost)
@@ -120,7 +120,7 @@ def _served(file: Path, name: str) -> str:
 
 
 def _results(
-    boxes: Sequence[dict[str, Any]], labels: Sequence[str], size: tuple[int, int], place: str, lost: Tally
+    boxes: Sequence[dict[str, Any]], labels: Sequence[str], size: tuple[int, int], place: str, lost: SkipCounter
 ) -> list[Row]:
     """The boxes in per cent of the image, within it: Label Studio refuses tasks with others."""
     width, height = size
@@ -129,10 +129,10 @@ def _results(
         left, top, right, bottom = item["box"]
         cut = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
         if not (cut[2] > cut[0] and cut[3] > cut[1]):
-            lost.note("box outside the image", place)
+            lost.add("box outside the image", place)
             continue
         if cut != (left, top, right, bottom):
-            lost.note("part of a box outside the image", place)
+            lost.add("part of a box outside the image", place)
         value = {
             "x": cut[0] / width * 100,
             "y": cut[1] / height * 100,

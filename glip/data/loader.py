@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from glip.data.image import ImageError, load_image
 from glip.data.phrasing import Phrasing, PhrasingError, phrase
-from glip.data.sets import PackedSamples, Tally
+from glip.data.sets import PackedSamples, SkipCounter
 from glip.data.transforms import Augmentation, augment
 from glip.processor import Processor
-from glip.structures import Archived, Batch, Prompt, Sample
+from glip.structures import Batch, Prompt, Sample, TarMember
 
 _CYCLE = 1000  # images after which the sets' shares of a mixture repeat; shares are exact to a thousandth
 _WINDOW = 16  # steps whose images are grouped by shape among themselves
@@ -41,7 +41,7 @@ class Source:
     samples: Sequence[Sample]
     augmentation: Augmentation
     phrasing: Phrasing
-    left_out: Tally = field(default_factory=Tally)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
 
     @property
     def key(self) -> int:
@@ -53,12 +53,12 @@ class Source:
 class Step:
     """What one process computes in one optimizer step: its micro-batches, and what was lost on the way.
 
-    ``left_out`` counts boxes by the reason they were dropped for, ``broken`` names the samples that could not be used
+    ``skipped`` counts boxes by the reason they were dropped for, ``broken`` names the samples that could not be used
     and why, ``tried`` counts all samples that were read.
     """
 
     batches: tuple[Batch, ...]
-    left_out: Tally
+    skipped: SkipCounter
     broken: tuple[str, ...]
     tried: int
 
@@ -188,15 +188,15 @@ class MixtureDataset(Dataset[Step]):
         return self.steps
 
     def __getitem__(self, step: int) -> Step:
-        left_out, broken = Tally(), list[str]()
-        samples = [self._sample(draw, left_out, broken) for draw in self.schedule.step(step)[self.share]]
+        skipped, broken = SkipCounter(), list[str]()
+        samples = [self._sample(draw, skipped, broken) for draw in self.schedule.step(step)[self.share]]
         size = self.micro_batch
         batches = tuple(
             self.processor.training(samples[first : first + size]) for first in range(0, len(samples), size)
         )
-        return Step(batches, left_out, tuple(broken), len(samples) + len(broken))
+        return Step(batches, skipped, tuple(broken), len(samples) + len(broken))
 
-    def _sample(self, draw: Draw, left_out: Tally, broken: list[str]) -> Sample:
+    def _sample(self, draw: Draw, skipped: SkipCounter, broken: list[str]) -> Sample:
         """The sample of a draw, or, where that cannot be used, another one of its set."""
         why = ""
         source, random, index = (
@@ -210,24 +210,24 @@ class MixtureDataset(Dataset[Step]):
                 made, lost = self._vary(sample, source, random)
             except PhrasingError as error:  # nothing is broken: its words do not fit
                 why = f"set {source.name!r}, {_named(sample)}: {error}"
-                left_out.note("sample whose caption cannot be written", why)
+                skipped.add("sample whose caption cannot be written", why)
             except ValueError as error:
                 why = f"set {source.name!r}, {_named(sample)}: {error}"
                 broken.append(why)
             else:
-                left_out.add(lost)
+                skipped.merge(lost)
                 return made
             index = int(random.integers(len(source.samples)))
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {why}")
 
-    def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, Tally]:
+    def _vary(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, SkipCounter]:
         others = _captions(source, sample, random) if sample.prompt else ()
         if not isinstance(sample.image, Image.Image):
             sample = replace(sample, image=_opened(sample.image, sample.size))
-        sample, left_out = augment(sample, source.augmentation, random)
+        sample, skipped = augment(sample, source.augmentation, random)
         sample, lost = phrase(sample, source.phrasing, self.processor.count_tokens, random, others)
-        left_out.add(lost)
-        return sample, left_out
+        skipped.merge(lost)
+        return sample, skipped
 
 
 def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken: float) -> Iterator[Step]:
@@ -295,7 +295,7 @@ def _cycle(shares: np.ndarray) -> np.ndarray:
     return order
 
 
-def _opened(image: Path | Archived, stated: tuple[int, int] | None) -> Image.Image:
+def _opened(image: Path | TarMember, stated: tuple[int, int] | None) -> Image.Image:
     """The image, if it has the size that its annotations are for.
 
     Raises:

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 _LOCK = ".lock"
 
 
-class InUse(ValueError):
+class LockedError(ValueError):
     """Another process writes there."""
 
 
@@ -22,7 +22,7 @@ def alone(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         wait: until the other is done, instead of the error.
 
     Raises:
-        InUse: another process is there.
+        LockedError: another process is there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,4 +30,4 @@ def alone(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
         with FileLock(folder / _LOCK, timeout=-1 if wait else 0):
             yield
     except Timeout:
-        raise InUse(f"another run writes to {str(folder)!r}: wait for it, or give another --out") from None
+        raise LockedError(f"another run writes to {str(folder)!r}: wait for it, or give another --out") from None

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from glip.config import ConfigError, DataConfig, DatasetConfig, SetConfig, load_config, read_yaml
 from glip.data.catalog import data_root, find_set, read_set
+from glip.data.held_out import HeldOut, says_one_of
 from glip.data.loader import Source
 from glip.data.phrasing import ClassPrompt, Phrasing, foreign_names, read_prompts
-from glip.data.sets import PackedSamples, SampleSet, Tally
+from glip.data.sets import PackedSamples, SampleSet, SkipCounter
 from glip.data.transforms import Augmentation, says_side
-from glip.data.withheld import Withheld, says_one_of
 from glip.structures import Sample
 
 _MISSING = "image that is not there"
@@ -60,7 +60,7 @@ def build_sources(data: DataConfig, *, max_tokens: int, max_size: int) -> list[S
             flip=0.0 if sided else row.config.flip,
             colour=data.colour,
         )
-        sources.append(Source(row.config.name, row.config.weight, row.read.samples, how, phrasing, row.read.left_out))
+        sources.append(Source(row.config.name, row.config.weight, row.read.samples, how, phrasing, row.read.skipped))
     return sources
 
 
@@ -129,12 +129,12 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     """
     entry = resolve(config, data)
     read = read_set(entry, data.root)
-    if config.withheld:
-        names = tuple(name for name in read.vocabulary if not says_one_of(name, config.withheld))
-        read = replace(read, samples=Withheld(read.samples, config.withheld), vocabulary=names)
+    if config.held_out:
+        names = tuple(name for name in read.vocabulary if not says_one_of(name, config.held_out))
+        read = replace(read, samples=HeldOut(read.samples, config.held_out), vocabulary=names)
     if entry.format == "world":
         return read
-    first, there = config.first or len(read.samples), _Listing(read.left_out)
+    first, there = config.first or len(read.samples), _Listing(read.skipped)
     chosen = (sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
     kept = PackedSamples(_weighed(sample, config) for sample in chosen)
     if not len(kept):
@@ -144,11 +144,11 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
             "its images= folder and data.root"
         )
     _refuse_nothing(config.name, kept, read)
-    missing = read.left_out.counts.get(_MISSING, 0)
+    missing = read.skipped.counts.get(_MISSING, 0)
     if missing > max(_FEW, data.max_broken * (missing + len(kept))):
         raise ValueError(
             f"set {config.name!r}: {missing} of {missing + len(kept)} images are not there, such as "
-            f"{read.left_out.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
+            f"{read.skipped.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
         )
     return replace(read, samples=kept)
 
@@ -157,14 +157,14 @@ def _weighed(sample: Sample, config: DatasetConfig) -> Sample:
     """Scores weigh losses only where that is asked for, and boxes may teach their words alone."""
     if config.box_loss and (config.soft or not sample.scores):
         return sample
-    return replace(sample, scores=sample.scores if config.soft else (), located=config.box_loss)
+    return replace(sample, scores=sample.scores if config.soft else (), box_loss=config.box_loss)
 
 
 class _Listing:
     """Which image files exist: one listing per folder, since asking for each of a million files takes minutes."""
 
-    def __init__(self, left_out: Tally) -> None:
-        self.left_out, self.folders = left_out, dict[Path, set[str]]()
+    def __init__(self, skipped: SkipCounter) -> None:
+        self.skipped, self.folders = skipped, dict[Path, set[str]]()
 
     def has(self, sample: Sample) -> bool:
         """Whether the image is there; counted if not."""
@@ -175,7 +175,7 @@ class _Listing:
             self.folders[file.parent] = set(os.listdir(file.parent)) if file.parent.is_dir() else set()
         there = file.name in self.folders[file.parent]
         if not there:
-            self.left_out.note(_MISSING, str(file))
+            self.skipped.add(_MISSING, str(file))
         return there
 
 
@@ -187,6 +187,6 @@ def _refuse_nothing(name: str, kept: Sequence[Sample], read: SampleSet) -> None:
         )
     if not any(len(sample.boxes) for sample in kept):
         raise ValueError(
-            f"set {name!r}: not one box of a known class in {len(kept)} images ({read.left_out or 'it lists none'}): "
+            f"set {name!r}: not one box of a known class in {len(kept)} images ({read.skipped or 'it lists none'}): "
             "the category ids of its annotations match none of its categories; run glip data check"
         )

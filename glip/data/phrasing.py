@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.structures import SEPARATOR, Phrase, Prompt, Sample
 
 CountTokens = Callable[[str], int]  # of a caption, [CLS] and [SEP] included
@@ -77,7 +77,7 @@ def phrase(
     count_tokens: CountTokens,
     rng: np.random.Generator,
     others: Sequence[Prompt] = (),
-) -> tuple[Sample, Tally]:
+) -> tuple[Sample, SkipCounter]:
     """The sample with the prompt it is learned with, and the boxes it lost, by reason.
 
     A detection sample without boxes gets absent names only. In a federated set (``absent`` is not None) only names
@@ -91,7 +91,7 @@ def phrase(
         ValueError: a sample with neither phrases nor a vocabulary.
     """
     if sample.prompt is not None:
-        return replace(sample, prompt=_pack(sample.prompt, phrasing, count_tokens, rng, others)), Tally()
+        return replace(sample, prompt=_pack(sample.prompt, phrasing, count_tokens, rng, others)), SkipCounter()
     if not sample.vocabulary:
         raise ValueError(
             f"image {sample.image_id} (caption {sample.caption[:40]!r}) has no phrases and no class names: find the "
@@ -201,7 +201,7 @@ def _cost(count_tokens: CountTokens, text: str) -> int:
 
 def _name(
     sample: Sample, phrasing: Phrasing, count_tokens: CountTokens, rng: np.random.Generator
-) -> tuple[Sample, Tally]:
+) -> tuple[Sample, SkipCounter]:
     """A detection sample's names as a caption; its boxes point at the phrases, those without one are dropped."""
     wordings = [phrasing.prompts.get(name) or _plain(name) for name in sample.vocabulary]
     keys = [word_key(wording.text) for wording in wordings]
@@ -236,8 +236,8 @@ def _name(
     return named, _count_nameless(sample, rows, [key in unsure for key in keys])
 
 
-def _count_nameless(sample: Sample, rows: Sequence[Sequence[int]], unsure: Sequence[bool]) -> Tally:
-    tally = Tally()
+def _count_nameless(sample: Sample, rows: Sequence[Sequence[int]], unsure: Sequence[bool]) -> SkipCounter:
+    tally = SkipCounter()
     for row, numbers in zip(rows, sample.box_phrases, strict=True):
         if row:
             continue
@@ -246,7 +246,7 @@ def _count_nameless(sample: Sample, rows: Sequence[Sequence[int]], unsure: Seque
             "box of a class not exhaustively annotated" if never_asked else "box whose name did not fit the caption"
         )
         names = ", ".join(repr(sample.vocabulary[number]) for number in numbers)
-        tally.note(reason, f"{names} in image {sample.image_id}")
+        tally.add(reason, f"{names} in image {sample.image_id}")
     return tally
 
 

@@ -15,24 +15,24 @@ from glip.structures import Sample
 _EXAMPLES = 5  # places named for each reason; the rest is only counted
 
 
-class Tally:
+class SkipCounter:
     """Counts by reason, and the first few places where each was seen: nothing goes missing silently."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.places: dict[str, list[str]] = {}
 
-    def note(self, reason: str, place: str = "", times: int = 1) -> None:
+    def add(self, reason: str, place: str = "", times: int = 1) -> None:
         """Count a reason, such as "box without area", at a place, such as "annotation 17 of image 3"."""
         self.counts[reason] = self.counts.get(reason, 0) + times
         places = self.places.setdefault(reason, [])
         if place and len(places) < _EXAMPLES:
             places.append(place)
 
-    def add(self, other: "Tally") -> None:
-        """Take over another tally's counts and places."""
+    def merge(self, other: "SkipCounter") -> None:
+        """Take over the counts of another and places."""
         for reason, count in other.counts.items():
-            self.note(reason, times=count)
+            self.add(reason, times=count)
             places = self.places[reason]
             places += other.places[reason][: _EXAMPLES - len(places)]
 
@@ -53,7 +53,7 @@ class SampleSet:
 
     samples: Sequence[Sample]
     vocabulary: tuple[str, ...] = ()
-    left_out: Tally = field(default_factory=Tally)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
     ids: tuple[int | str, ...] = ()
 
 

@@ -40,7 +40,7 @@ def survey(source: Source, processor: Processor) -> Survey:
     seen = _Seen(_Sum(repr(sorted(written.items()))), Counter(), {}, processor)
     for sample in source.samples:
         seen.add(sample, source.phrasing.max_tokens)
-    notes = [str(source.left_out)] if source.left_out else []
+    notes = [str(source.skipped)] if source.skipped else []
     if seen.crowded:
         notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
     counts = f"{len(source.samples)} images, {sum(seen.boxes.values())} boxes"

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.processor import resized_size
 from glip.shapes import Float, Tensor
 from glip.structures import Sample
@@ -51,7 +51,7 @@ class Augmentation:
     colour: float = 0.0
 
 
-def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tuple[Sample, Tally]:
+def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tuple[Sample, SkipCounter]:
     """One random variation of a sample whose image is loaded, and the boxes it lost, by reason.
 
     Crowd regions go first, and boxes end at the image's edges. A name whose boxes have all gone although something of
@@ -61,7 +61,7 @@ def augment(sample: Sample, how: Augmentation, rng: np.random.Generator) -> tupl
     """
     image = sample.image
     assert isinstance(image, Image.Image), "load the image first"
-    tally = Tally()
+    tally = SkipCounter()
     sample = _drop(sample, sample.crowd, tally, "crowd region", seen=sample.crowd)
     sample = _clip(sample, image.size, tally)
     low, high = how.short_side
@@ -98,7 +98,7 @@ def _together(sample: Sample, change: Callable[[Any], Any]) -> Sample:
     return replace(sample, image=change(image), boxes=change(boxes).as_subclass(torch.Tensor))
 
 
-def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: Tally) -> Sample:
+def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: SkipCounter) -> Sample:
     """A square window that holds the centre of a random box, if there is one; smaller images are placed in it."""
     image = sample.image
     assert isinstance(image, Image.Image)
@@ -116,11 +116,11 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, tally: Tally) -> 
     return _drop(cut, numbers, tally, "box cut away by the crop", seen=(lost & (after > 0)).nonzero()[:, 0].tolist())
 
 
-def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, seen: Sequence[int]) -> Sample:
+def _drop(sample: Sample, lost: Sequence[int], tally: SkipCounter, reason: str, *, seen: Sequence[int]) -> Sample:
     """Without the boxes ``lost``; of those in ``seen`` the image still shows something."""
     if not lost:
         return sample
-    tally.note(reason, f"image {sample.image_id}", len(lost))
+    tally.add(reason, f"image {sample.image_id}", len(lost))
     gone = set(lost)
     kept = sample.keep([index for index in range(len(sample.boxes)) if index not in gone])
     if sample.prompt is not None:
@@ -130,7 +130,7 @@ def _drop(sample: Sample, lost: Sequence[int], tally: Tally, reason: str, *, see
     return replace(kept, incomplete=tuple(sorted({*sample.incomplete, *unsure})))
 
 
-def _clip(sample: Sample, size: tuple[int, int], tally: Tally) -> Sample:
+def _clip(sample: Sample, size: tuple[int, int], tally: SkipCounter) -> Sample:
     """Boxes end at the edges of the image of (width, height); those that lie outside are dropped."""
     limits = torch.tensor([*size, *size], dtype=sample.boxes.dtype)
     clipped = replace(sample, boxes=torch.minimum(sample.boxes.clamp(min=0), limits))

@@ -1,7 +1,7 @@
 """Samples -> files: COCO (with LVIS's fields where a set is federated), MDETR json, ODVG jsonl, our own labels.
 
 Files are written as a stream and whole or not at all. What a format cannot say is an error that names one that can,
-or is counted in the Tally that each writer returns. Our labels (``readers/labels.py``) say everything.
+or is counted in the SkipCounter that each writer returns. Our labels (``readers/labels.py``) say everything.
 """
 
 import json
@@ -18,15 +18,15 @@ import numpy as np
 from PIL import Image
 
 from glip.data.image import ImageError, image_size
-from glip.data.sets import SampleSet, Tally
-from glip.structures import Archived, Prompt, Sample
+from glip.data.sets import SampleSet, SkipCounter
+from glip.structures import Prompt, Sample, TarMember
 from glip.text.prompt import clean_name
 
 Row = dict[str, Any]
 Folders = Sequence[str | Path]
 
 
-def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
+def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
     """Write a detection set as COCO json; a federated one (LVIS) gets LVIS's lists of absent and incomplete names.
 
     Args:
@@ -40,12 +40,12 @@ def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     Raises:
         ValueError: samples with captions, or with different vocabularies; an image outside the folders.
     """
-    path, lost = Path(path), Tally()
+    path, lost = Path(path), SkipCounter()
     ids = samples.ids if len(samples.ids) == len(samples.vocabulary) else tuple(range(1, len(samples.vocabulary) + 1))
     categories = [{"id": number, "name": name} for number, name in zip(ids, samples.vocabulary, strict=True)]
     for name, times in Counter(clean_name(name).strip() for name in samples.vocabulary).items():  # as they are read
         if times > 1:
-            lost.note("name written twice, its twin cannot be told apart", name, times - 1)
+            lost.add("name written twice, its twin cannot be told apart", name, times - 1)
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[int | str] = set()
@@ -66,13 +66,13 @@ def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     return lost
 
 
-def write_mdetr(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
+def write_mdetr(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
     """Write captions with their boxes as MDETR's form of COCO json; arguments and result as of ``write_coco``.
 
     Raises:
         ValueError: samples with a list of names or without phrases; an image outside the folders.
     """
-    path, lost = Path(path), Tally()
+    path, lost = Path(path), SkipCounter()
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[int | str] = set()
@@ -96,7 +96,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     return lost
 
 
-def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
+def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
     """Write ODVG jsonl: a detection or grounding line per sample; arguments and result as of ``write_coco``.
 
     The label map goes beside it (``label_map_of``) when there are detection lines.
@@ -104,7 +104,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
     Raises:
         ValueError: captions without phrases, different vocabularies, a federated set; an image outside the folders.
     """
-    path, lost = Path(path), Tally()
+    path, lost = Path(path), SkipCounter()
     with whole_file(path) as file:
         for sample in samples.samples:
             row = _odvg_row(sample, samples.vocabulary, images, lost)
@@ -121,7 +121,7 @@ def label_map_of(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).stem}_label_map.json")
 
 
-def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> Tally:
+def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
     """Write our own label file, which says everything that a Sample says; arguments as of ``write_coco``.
 
     Returns:
@@ -138,7 +138,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> Tally
                 row |= {"names": list(sample.vocabulary)} if sample.vocabulary != names else {}
                 names = sample.vocabulary
             file.write(json.dumps(row) + "\n")
-    return Tally()
+    return SkipCounter()
 
 
 def label_row(sample: Sample, images: Folders) -> Row:
@@ -148,7 +148,7 @@ def label_row(sample: Sample, images: Folders) -> Row:
         ValueError: an image outside the folders.
     """
     row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
-    if isinstance(sample.image, Archived):
+    if isinstance(sample.image, TarMember):
         row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
     if sample.size:
         row |= {"width": sample.size[0], "height": sample.size[1]}
@@ -187,7 +187,7 @@ def _check_detection(sample: Sample, vocabulary: tuple[str, ...], format: str) -
         )
 
 
-def _grounding(sample: Sample, format: str, lost: Tally) -> Prompt | None:
+def _grounding(sample: Sample, format: str, lost: SkipCounter) -> Prompt | None:
     """The prompt of a sample that has boxes; what such a file cannot say of it is counted."""
     prompt = sample.prompt
     if prompt is None:
@@ -196,19 +196,19 @@ def _grounding(sample: Sample, format: str, lost: Tally) -> Prompt | None:
         raise ValueError(f"{_shown(sample)} has {what}, which {format} cannot say: write --to {can}")
     place = _shown(sample)
     if not sample.box_phrases:
-        lost.note("caption without a box", place)
+        lost.add("caption without a box", place)
         return None
     boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
     if len(boxed) < len(prompt.phrases):
-        lost.note("phrase without a box", place, len(prompt.phrases) - len(boxed))
+        lost.add("phrase without a box", place, len(prompt.phrases) - len(boxed))
     if prompt.is_list or prompt.classes != tuple(range(len(prompt.phrases))):
-        lost.note("that a caption is a list of names, or its classes", place)
+        lost.add("that a caption is a list of names, or its classes", place)
     if sample.scores:
-        lost.note("score", place, len(sample.scores))
+        lost.add("score", place, len(sample.scores))
     return prompt
 
 
-def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost: Tally) -> Row | None:
+def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost: SkipCounter) -> Row | None:
     prompt = None
     if sample.vocabulary:
         _check_detection(sample, vocabulary, "ODVG")
@@ -221,12 +221,12 @@ def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost
         prompt = _grounding(sample, "ODVG", lost)
         if prompt is None:
             return None
-    lost.note("id of an image (its line number takes its place)", _shown(sample))
+    lost.add("id of an image (its line number takes its place)", _shown(sample))
     row: Row = {"filename": _name(_file(sample, "ODVG"), images)} | _sides(sample, lost)
     corners, boxes = _corners(sample), []
     for index, phrase in _pairs(sample, lost):
         if index in sample.crowd:
-            lost.note("box of a crowd", _shown(sample))
+            lost.add("box of a crowd", _shown(sample))
         elif prompt is None:
             boxes.append({"bbox": corners[index], "label": phrase, "category": vocabulary[phrase]})
         else:
@@ -237,13 +237,13 @@ def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost
     return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
 
 
-def _pairs(sample: Sample, lost: Tally) -> Iterator[tuple[int, int]]:
+def _pairs(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]]:
     """Each box with each of its names, for formats in which a box has one."""
     if sample.scores and sample.vocabulary:
-        lost.note("score", _shown(sample), len(sample.scores))
+        lost.add("score", _shown(sample), len(sample.scores))
     for index, phrases in enumerate(sample.box_phrases):
         if len(phrases) > 1:
-            lost.note("that several names are of one box (it is written once for each)", _shown(sample))
+            lost.add("that several names are of one box (it is written once for each)", _shown(sample))
         for phrase in phrases:
             yield index, phrase
 
@@ -251,11 +251,11 @@ def _pairs(sample: Sample, lost: Tally) -> Iterator[tuple[int, int]]:
 # ---- parts of rows
 
 
-def _record(sample: Sample, images: Folders, taken: set[int | str], lost: Tally) -> Row:
+def _record(sample: Sample, images: Folders, taken: set[int | str], lost: SkipCounter) -> Row:
     """The entry of ``images``, its id unique."""
     number = sample.image_id
     if number in taken:
-        lost.note("id of an image (another has it too)", _shown(sample))
+        lost.add("id of an image (another has it too)", _shown(sample))
         number = next(own for own in (f"{number}#{again}" for again in range(2, 1 << 31)) if own not in taken)
     taken.add(number)
     return {"id": number, "file_name": _name(_file(sample, "this format"), images)} | _sides(sample, lost)
@@ -282,30 +282,30 @@ def _lists(spans: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [list(span) for span in spans]
 
 
-def _sides(sample: Sample, lost: Tally) -> Row:
+def _sides(sample: Sample, lost: SkipCounter) -> Row:
     size = sample.size
     if size is None:
         try:
             size = image_size(_file(sample, "this format"))
         except ImageError:
-            lost.note("size of an image that cannot be read", _shown(sample))
+            lost.add("size of an image that cannot be read", _shown(sample))
             return {}
     return {"width": size[0], "height": size[1]}
 
 
 def _file(sample: Sample, format: str) -> Path:
-    if isinstance(sample.image, Archived):
+    if isinstance(sample.image, TarMember):
         raise ValueError(f"{_shown(sample)} lies in an archive, which {format} cannot say: write --to labels")
     if isinstance(sample.image, Image.Image):
         raise ValueError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
     return sample.image
 
 
-def _name(image: Path | Archived | Image.Image, images: Folders) -> str:
+def _name(image: Path | TarMember | Image.Image, images: Folders) -> str:
     """The name of an image's file (or archive) relative to the first folder that it lies in."""
     if isinstance(image, Image.Image):
         raise ValueError("a drawn image has no file: save it and put its path in the sample")
-    file = image.archive if isinstance(image, Archived) else image
+    file = image.archive if isinstance(image, TarMember) else image
     for folder in images:
         for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
             if path.is_relative_to(root):

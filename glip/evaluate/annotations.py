@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from glip.data.readers.fields import check_file, is_id
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
+from glip.evaluate.ground_truth import BoxColumns, Boxes, GroundTruth, LvisTruth
 from glip.evaluate.results import Row, is_box, is_number
-from glip.evaluate.truth import BoxColumns, Boxes, LvisTruth, Truth
 from glip.shapes import Bool
 
 FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less than 100, more training images
@@ -24,7 +24,7 @@ _ABSENT, _INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 Records = Mapping[int | str, Row]
 
 
-def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
+def read_coco_truth(path: str | Path, tally: SkipCounter) -> GroundTruth:
     """What a COCO-format json states, for scoring.
 
     Images and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
@@ -43,11 +43,11 @@ def read_coco_truth(path: str | Path, tally: Tally) -> Truth:
     images, categories = _records(tree, file, tally)
     boxes = _read_boxes(tree["annotations"], images, categories, tally, ignored="iscrowd")
     _check_any(boxes, file, tally)
-    negatives = _marks(images, _ABSENT, categories, Tally()) if _is_federated(images) else None
-    return Truth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
+    negatives = _marks(images, _ABSENT, categories, SkipCounter()) if _is_federated(images) else None
+    return GroundTruth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
 
 
-def read_lvis_truth(path: str | Path, tally: Tally) -> LvisTruth:
+def read_lvis_truth(path: str | Path, tally: SkipCounter) -> LvisTruth:
     """What an LVIS json (v1, v0.5, minival) states, for scoring.
 
     Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists an image has
@@ -71,7 +71,7 @@ def read_lvis_truth(path: str | Path, tally: Tally) -> LvisTruth:
     stated = [str(record.get("frequency")) for record in categories.values()]
     for number, frequency in zip(categories, stated, strict=True):
         if frequency not in FREQUENCIES:
-            tally.note("category without a frequency (r, c or f)", f"category {number}")
+            tally.add("category without a frequency (r, c or f)", f"category {number}")
     return LvisTruth(
         tuple(images),
         tuple(categories),
@@ -101,7 +101,7 @@ def _without_outline(record: Row) -> Row:
     return record
 
 
-def _records(tree: Mapping[str, Any], file: Path, tally: Tally) -> tuple[Records, Records]:
+def _records(tree: Mapping[str, Any], file: Path, tally: SkipCounter) -> tuple[Records, Records]:
     """Images and categories by id, ascending."""
     times = Counter(map(_id_of, tree["categories"]))
     again = [number for number in times if number is not None and times[number] > 1]
@@ -115,14 +115,14 @@ def _id_of(record: Any) -> int | str | None:
     return number if is_id(number) else None
 
 
-def _by_id(records: Sequence[Any], kind: str, tally: Tally) -> Records:
+def _by_id(records: Sequence[Any], kind: str, tally: SkipCounter) -> Records:
     found: dict[int | str, Row] = {}
     for place, record in enumerate(records):
         number = _id_of(record)
         if number is None:
-            tally.note(f"{kind} without an id", f"record {place}")
+            tally.add(f"{kind} without an id", f"record {place}")
         elif number in found:
-            tally.note(f"{kind} id seen before", f"record {place}")
+            tally.add(f"{kind} id seen before", f"record {place}")
         else:
             found[number] = record
     return {number: found[number] for number in sorted(found, key=lambda number: (isinstance(number, str), number))}
@@ -132,7 +132,9 @@ def _names(categories: Records) -> tuple[str, ...]:
     return tuple(str(record.get("name", number)) for number, record in categories.items())
 
 
-def _read_boxes(rows: Sequence[Any], images: Records, categories: Records, tally: Tally, *, ignored: str) -> Boxes:
+def _read_boxes(
+    rows: Sequence[Any], images: Records, categories: Records, tally: SkipCounter, *, ignored: str
+) -> Boxes:
     """The boxes; ``ignored`` is the field that marks those that need not be found."""
     place = {number: index for index, number in enumerate(images)}
     label = {number: index for index, number in enumerate(categories)}
@@ -141,20 +143,20 @@ def _read_boxes(rows: Sequence[Any], images: Records, categories: Records, tally
         row = row if isinstance(row, dict) else {}
         image, category, box = (row.get(key) for key in ("image_id", "category_id", "bbox"))
         if not is_id(image) or image not in place:
-            tally.note("annotation of an unknown image", f"annotations[{index}]")
+            tally.add("annotation of an unknown image", f"annotations[{index}]")
         elif not is_id(category) or category not in label:
-            tally.note("annotation of an unknown category", f"annotations[{index}]")
+            tally.add("annotation of an unknown category", f"annotations[{index}]")
         elif not is_box(box) or min(box[2:]) < 0:
-            tally.note("annotation with a malformed box", f"annotations[{index}]")
+            tally.add("annotation with a malformed box", f"annotations[{index}]")
         else:
             mark = row.get(ignored) in (1, "1")
             if not is_number(row.get("area")):
-                tally.note("annotation without an area (that of its box is taken)", f"annotations[{index}]")
+                tally.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
             columns.add(place[image], label[category], box, crowd=mark, area=row.get("area"))
     return columns.boxes()
 
 
-def _check_any(boxes: Boxes, file: Path, tally: Tally) -> None:
+def _check_any(boxes: Boxes, file: Path, tally: SkipCounter) -> None:
     if not len(boxes.areas):
         why = str(tally) or "it lists none"
         raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
@@ -164,17 +166,17 @@ def _is_federated(images: Records) -> bool:
     return any(_ABSENT in record for record in images.values())
 
 
-def _marks(images: Records, key: str, categories: Records, tally: Tally) -> Bool[np.ndarray, "image category"]:
+def _marks(images: Records, key: str, categories: Records, tally: SkipCounter) -> Bool[np.ndarray, "image category"]:
     """Which categories a list of each image names."""
     label = {number: index for index, number in enumerate(categories)}
     marks = np.zeros((len(images), len(label)), dtype=bool)
     for place, (number, record) in enumerate(images.items()):
         listed = record.get(key)
         if not isinstance(listed, list):
-            tally.note(f"image without {key}", f"image {number}")
+            tally.add(f"image without {key}", f"image {number}")
             continue
         known = [label[category] for category in listed if is_id(category) and category in label]
         if len(known) < len(listed):
-            tally.note(f"unknown category in {key}", f"image {number}", len(listed) - len(known))
+            tally.add(f"unknown category in {key}", f"image {number}", len(listed) - len(known))
         marks[place, known] = True
     return marks

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glip.evaluate.ground_truth import GroundTruth, columns
 from glip.evaluate.results import UNKNOWN, Results
-from glip.evaluate.truth import Truth, columns
 from glip.shapes import Float, Int
 from glip.structures import Detections, Sample
 
@@ -83,7 +83,7 @@ class OperatingPoint:
     ap50: float
 
 
-def background(truth: Truth, results: Results) -> Background | None:
+def background(truth: GroundTruth, results: Results) -> Background | None:
     """The best score of every absent name in every image.
 
     A category is absent where it has no box, or, where the truth has ``negatives``, where those say so. None where no

@@ -13,8 +13,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glip.evaluate.ground_truth import Boxes, GroundTruth, columns
 from glip.evaluate.results import UNKNOWN, Results, Row
-from glip.evaluate.truth import Boxes, Truth, columns
 from glip.structures import Detections, Sample
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
@@ -90,7 +90,7 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
     return score_results(*columns(pairs))
 
 
-def score_results(truth: Truth, results: Results) -> Score:
+def score_results(truth: GroundTruth, results: Results) -> Score:
     """AP of results, each of which names its image and category by their place in the truth.
 
     The figures are those of pycocotools to the last digit, but for one thing: it takes an annotation with the id 0

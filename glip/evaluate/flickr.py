@@ -13,7 +13,7 @@ import torch
 
 from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate.phrases import CaptionTruth, caption_truth
 from glip.shapes import Float, Tensor
 
@@ -22,7 +22,7 @@ Boxes = tuple[Float[Tensor, "_rank 4"], ...]  # of each phrase, best first
 _FORM = "give a json list of {image_id, sentence_id, boxes}, boxes[phrase][rank] = [x1, y1, x2, y2]"
 
 
-def read_released(folder: str | Path, names: str | Path, tally: Tally) -> list[CaptionTruth]:
+def read_released(folder: str | Path, names: str | Path, tally: SkipCounter) -> list[CaptionTruth]:
     """What the official evaluator asks for in a split, also phrases whose only boxes have no area; opens no image.
 
     Args:
@@ -35,7 +35,7 @@ def read_released(folder: str | Path, names: str | Path, tally: Tally) -> list[C
         ValueError: nothing in it can be scored.
     """
     found = read_flickr30k(folder, [folder], names, flat_boxes=True)
-    tally.add(found.left_out)
+    tally.merge(found.skipped)
     return [caption_truth(sample) for sample in found.samples]
 
 
@@ -45,7 +45,7 @@ def prediction_row(truth: CaptionTruth, boxes: Sequence[Float[Tensor, "_rank 4"]
     return {"image_id": truth.image, "sentence_id": truth.sentence, "boxes": listed}
 
 
-def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Tally) -> list[Boxes]:
+def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: SkipCounter) -> list[Boxes]:
     """The boxes of each caption's phrases, in the order of the captions.
 
     As in the official evaluator the first prediction for a sentence counts, and those for sentences that are not asked
@@ -77,9 +77,9 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Ta
             raise ValueError(f"{file}: row {number} is no prediction: {_FORM}")
         key = _key(row["image_id"], row["sentence_id"])
         if key in found:
-            tally.note("second prediction for a sentence", key)
+            tally.add("second prediction for a sentence", key)
         elif key not in asked:
-            tally.note("prediction for an unknown sentence", key)
+            tally.add("prediction for an unknown sentence", key)
         else:
             found[key] = _boxes(row["boxes"], len(asked[key].phrases), f"{file}: {key}", tally)
     missing = [key for key in asked if key not in found]
@@ -96,7 +96,7 @@ def _key(image: Any, sentence: Any) -> str:
     return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"
 
 
-def _boxes(value: Any, phrases: int, place: str, tally: Tally) -> Boxes:
+def _boxes(value: Any, phrases: int, place: str, tally: SkipCounter) -> Boxes:
     if not isinstance(value, list) or len(value) != phrases:
         count = len(value) if isinstance(value, list) else "no"
         raise ValueError(
@@ -106,7 +106,7 @@ def _boxes(value: Any, phrases: int, place: str, tally: Tally) -> Boxes:
     return tuple(_ranked(ranked, f"{place}, phrase {number}", tally) for number, ranked in enumerate(value))
 
 
-def _ranked(value: Any, place: str, tally: Tally) -> Float[Tensor, "rank 4"]:
+def _ranked(value: Any, place: str, tally: SkipCounter) -> Float[Tensor, "rank 4"]:
     if value == []:
         raise ValueError(f"{place}: no box; where nothing was found, give the box [0, 0, 0, 0]")
     try:
@@ -119,5 +119,5 @@ def _ranked(value: Any, place: str, tally: Tally) -> Float[Tensor, "rank 4"]:
         )
     negative = int((boxes[:, 2:] < boxes[:, :2]).any(1).sum())
     if negative:
-        tally.note("box of negative size", place, negative)
+        tally.add("box of negative size", place, negative)
     return torch.from_numpy(boxes.astype(np.float64))

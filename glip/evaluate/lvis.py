@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from glip.evaluate.annotations import FREQUENCIES
+from glip.evaluate.ground_truth import LvisTruth
 from glip.evaluate.results import UNKNOWN, Results, Row, concatenate
-from glip.evaluate.truth import LvisTruth
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _RECALLS = np.linspace(0.0, 1.0, 101)

@@ -16,7 +16,7 @@ from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt, read_prompts
 from glip.data.readers.coco import LISTS, detection_samples, read_categories
 from glip.data.readers.fields import read_json, sample_set
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.evaluate.report import Row, Table
 
 TABLE = "odinw.yaml"
@@ -104,10 +104,10 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
         FileNotFoundError: its annotations or images are not under the root.
         ValueError: not COCO json, or not the categories of the task.
     """
-    config, left_out = task.files(split), Tally()
+    config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
     tree = read_json(path, LISTS, "COCO detection")
-    given = read_categories(tree["categories"], path, Tally(), twins=True).ids
+    given = read_categories(tree["categories"], path, SkipCounter(), twins=True).ids
     expected = range(1, len(task.names) + 1)
     if not set(given) <= set(expected):
         strange = [number for number in given if number not in expected]
@@ -116,9 +116,9 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
             f"{len(task.names)}): take the annotations that ODinW distributes, without the background class"
         )
     asked = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
-    categories = read_categories(asked, path, left_out, twins=True)
-    samples = detection_samples(tree, Folders(folders), categories, left_out)
-    return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
+    categories = read_categories(asked, path, skipped, twins=True)
+    samples = detection_samples(tree, Folders(folders), categories, skipped)
+    return sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)
 
 
 def summarize(scores: Sequence[TaskScore], which: Which = 13) -> Summary:

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from glip.data.readers.fields import is_id
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.shapes import Float, Int
 from glip.structures import Detections
 
@@ -50,7 +50,7 @@ class Results:
 
 
 def read_results(
-    path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: Tally
+    path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: SkipCounter
 ) -> Results:
     """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
 
@@ -81,7 +81,7 @@ def read_results(
         raise ValueError(f"{file}: not a results file, it is no list: {_FORM}")
     for number, reason in enumerate(listed):
         if reason != "":
-            tally.note(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
+            tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
     if all(label == UNKNOWN for label in columns.categories):
         raise ValueError(
             f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "

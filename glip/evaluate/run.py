@@ -13,9 +13,9 @@ from PIL import Image
 
 from glip.data.image import ImageError, open_any
 from glip.data.phrasing import ClassPrompt, caption_of
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector
-from glip.encoded import EncodedImage, EncodedText, KeptImages, image_key
+from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn images have one each
@@ -25,7 +25,7 @@ Member = tuple[int, int, Sample]  # row of the batch, number of the sample, the 
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryOptions:
     """How a model is asked.
 
     Args:
@@ -68,9 +68,9 @@ def detect_all(
     detector: Detector,
     samples: Sequence[Sample],
     *,
-    asking: Asking = Asking(),
-    tally: Tally | None = None,
-    kept: KeptImages | None = None,
+    options: QueryOptions = QueryOptions(),
+    tally: SkipCounter | None = None,
+    kept: FeatureCache | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
     """Every sample with what the detector finds of its prompt, or of all names of its vocabulary, threshold 0.
 
@@ -78,26 +78,26 @@ def detect_all(
         detector: the model, its processor and its defaults.
         samples: what to look at; label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the
             vocabulary.
-        asking: how many at once, how many names in a chunk, how many detections.
+        options: how many at once, how many names in a chunk, how many detections.
         tally: counts images passed over: unreadable, without words, or with a caption that the model cannot read.
         kept: encodings of earlier calls with the same image encoder; those of this call are added.
 
     Raises:
         ValueError: a vocabulary with an empty name, or one that the model cannot read.
     """
-    for answer in answers(detector, samples, range(len(samples)), asking, kept):
+    for answer in answers(detector, samples, range(len(samples)), options, kept):
         if answer.found is not None:
             yield answer.sample, answer.found
         elif tally is not None:
-            tally.note(answer.reason, answer.place)
+            tally.add(answer.reason, answer.place)
 
 
 def answers(
     detector: Detector,
     samples: Sequence[Sample],
     chosen: Iterable[int],
-    asking: Asking,
-    kept: KeptImages | None = None,
+    options: QueryOptions,
+    kept: FeatureCache | None = None,
 ) -> Iterator[Answer]:
     """An answer for each chosen sample, in their order; arguments as for ``detect_all``.
 
@@ -107,11 +107,11 @@ def answers(
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encoded(names: tuple[str, ...]) -> EncodedText:
-        if detector.adaptation and knows(detector.adaptation.names, names):
+        if detector.adaptation and same_vocabulary(detector.adaptation.names, names):
             return detector.encode_text()
-        return detector.encode_text(asking.listed(names), max_names=asking.max_names)
+        return detector.encode_text(options.listed(names), max_names=options.max_names)
 
-    room = 1 if asking.batch_size == 1 else _AHEAD * asking.batch_size
+    room = 1 if options.batch_size == 1 else _AHEAD * options.batch_size
     for window in _windows(samples, chosen, room):
         done: dict[int, Answer] = {}
         usable: list[tuple[int, Sample]] = []
@@ -125,11 +125,11 @@ def answers(
             except _Unaskable as reason:
                 place = f"sample {index}, image {sample.image_id}{reason.detail}"
                 done[index] = Answer(index, sample, None, str(reason), place)
-        done |= {answer.index: answer for answer in _ground(detector, usable, opened, asking, encoded, kept)}
+        done |= {answer.index: answer for answer in _ground(detector, usable, opened, options, encoded, kept)}
         yield from (done[index] for index, _ in window)
 
 
-def knows(own: Sequence[str], asked: Sequence[str]) -> bool:
+def same_vocabulary(own: Sequence[str], asked: Sequence[str]) -> bool:
     """Whether a task's names are those asked for; other words are asked of an adapted model as of any.
 
     Raises:
@@ -185,38 +185,38 @@ def _ground(
     detector: Detector,
     usable: Sequence[tuple[int, Sample]],
     images: Mapping[Hashable, Image.Image],
-    asking: Asking,
+    options: QueryOptions,
     encoded: Callable[[tuple[str, ...]], EncodedText],
-    kept: KeptImages | None,
+    kept: FeatureCache | None,
 ) -> Iterator[Answer]:
     """Each image encoded once, those of one size together; then all that is asked of them."""
     asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
     for index, sample in usable:
         asked[image_key(sample.image)].append((index, sample))
     keys = list(asked)
-    for group in detector.group_by_size([images[key] for key in keys], asking.batch_size):
+    for group in detector.group_by_size([images[key] for key in keys], options.batch_size):
         image = _encoded(detector, [keys[number] for number in group], images, kept)
         by_words: dict[tuple[str, ...], list[Member]] = defaultdict(list)
         for row, number in enumerate(group):
             for index, sample in asked[keys[number]]:
                 by_words[() if sample.prompt else sample.vocabulary].append((row, index, sample))
-        pieces = [(names, piece) for names, members in by_words.items() for piece in _pieces(members, asking)]
+        pieces = [(names, piece) for names, members in by_words.items() for piece in _pieces(members, options)]
         for names, piece in pieces:
             prompts = [sample.prompt for _, _, sample in piece if sample.prompt]
             results = detector.ground(
                 image.select([row for row, _, _ in piece]),
                 encoded(names) if names else detector.encode_text(prompts),
                 threshold=0.0,
-                max_detections=asking.max_detections,
-                chunk_detections=asking.chunk_detections,
-                batch_size=asking.batch_size,
+                max_detections=options.max_detections,
+                chunk_detections=options.chunk_detections,
+                batch_size=options.batch_size,
             )
             for (_, index, sample), found in zip(piece, results, strict=True):
                 yield Answer(index, sample, found)
 
 
 def _encoded(
-    detector: Detector, keys: Sequence[Hashable], images: Mapping[Hashable, Image.Image], kept: KeptImages | None
+    detector: Detector, keys: Sequence[Hashable], images: Mapping[Hashable, Image.Image], kept: FeatureCache | None
 ) -> EncodedImage:
     def encode() -> EncodedImage:
         return detector.encode_image([images[key] for key in keys])
@@ -224,6 +224,6 @@ def _encoded(
     return encode() if kept is None else kept.get(tuple(keys), encode).to(detector.device)
 
 
-def _pieces(members: Sequence[Member], asking: Asking) -> Iterator[Sequence[Member]]:
-    size = max(asking.batch_size, _CAPTIONS)
+def _pieces(members: Sequence[Member], options: QueryOptions) -> Iterator[Sequence[Member]]:
+    size = max(options.batch_size, _CAPTIONS)
     return (members[start : start + size] for start in range(0, len(members), size))

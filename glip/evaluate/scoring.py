@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from glip.config import ModelConfig
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.data.writers import whole_file
 from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.background import background, operating_points
+from glip.evaluate.benchmark import LVIS_KEPT, Benchmark, answered, count_passed_over
 from glip.evaluate.coco import STATS, Ranking, Score, score_results
-from glip.evaluate.examination import LVIS_KEPT, Examination, answered, count_passed_over
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
+from glip.evaluate.ground_truth import GroundTruth, LvisTruth, truth_of
 from glip.evaluate.journal import Journal
 from glip.evaluate.lvis import BestOfCategories, LvisScore, fixed_ap, standard_ap
 from glip.evaluate.phrases import PhraseRecall, caption_recall, caption_truth, ranked_boxes
 from glip.evaluate.report import Report, Row, Table
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
-from glip.evaluate.run import Asking
-from glip.evaluate.truth import LvisTruth, Truth, truth_of
+from glip.evaluate.run import QueryOptions
 from glip.structures import Detections, Sample
 
 RESULTS, GROUNDINGS = "results.json", "groundings.json"
@@ -42,7 +42,7 @@ class Scored:
 
 
 def score(
-    exam: Examination, journal: Journal, config: ModelConfig, asking: Asking, folder: Path, *, draw: bool = False
+    exam: Benchmark, journal: Journal, config: ModelConfig, options: QueryOptions, folder: Path, *, draw: bool = False
 ) -> Report:
     """Score the answers of a set, and write its report, its results and, if asked for, its images.
 
@@ -50,7 +50,7 @@ def score(
         exam: the set and the protocol.
         journal: an answer for each of its samples.
         config: of the model that gave them.
-        asking: how they were asked for.
+        options: how they were asked for.
         folder: where all is written.
         draw: also draw curves, scores and the worst images.
 
@@ -63,12 +63,12 @@ def score(
             f"{missing} of {len(exam.samples)} samples of {exam.name!r} have no answer in {journal.folder}: run the "
             "same command again; several machines need one --out that all of them see"
         )
-    tally = Tally()
-    tally.add(exam.read.left_out)
+    tally = SkipCounter()
+    tally.merge(exam.read.skipped)
     count_passed_over(journal, tally)
 
     def found() -> Iterator[Found]:  # read anew each time: the answers for a large set need not fit into memory
-        return answered(journal, exam.samples, asking)
+        return answered(journal, exam.samples, options)
 
     parts: list[Scored] = []
     if any(sample.prompt is None for sample in exam.samples):
@@ -86,7 +86,7 @@ def score(
     return report
 
 
-def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = False) -> Report:
+def score_file(exam: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:
     """Score a file of results in the standard format without any model.
 
     Of a set with captions and lists of names the protocol says which are scored.
@@ -95,8 +95,8 @@ def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = Fals
         FileNotFoundError: no such file.
         ValueError: not results of this set.
     """
-    tally = Tally()
-    tally.add(exam.read.left_out)
+    tally = SkipCounter()
+    tally.merge(exam.read.skipped)
     if exam.protocol in ("any-box", "merged-boxes"):
         truths = [caption_truth(sample) for sample in exam.samples if sample.prompt]
         boxes = read_predictions(file, truths, tally)
@@ -105,7 +105,7 @@ def score_file(exam: Examination, file: Path, folder: Path, *, draw: bool = Fals
         truth = read_lvis_truth(_annotations(exam), tally)
         results = read_results(file, truth.images, truth.categories, tally)
         if np.bincount(results.images).max() == LVIS_KEPT:
-            tally.note("image whose results end at 300: Fixed AP is of those only", "the file")
+            tally.add("image whose results end at 300: Fixed AP is of those only", "the file")
         parts = [_lvis(truth, results, fixed_ap(truth, results))]
     else:
         coco = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.samples)
@@ -126,7 +126,9 @@ def _draw(parts: Sequence[Scored], folder: Path) -> None:
 # ---- lists of names
 
 
-def _score_lists(exam: Examination, found: Iterable[Found], folder: Path, tally: Tally, *, inclusive: bool) -> Scored:
+def _score_lists(
+    exam: Benchmark, found: Iterable[Found], folder: Path, tally: SkipCounter, *, inclusive: bool
+) -> Scored:
     if exam.protocol == "lvis":
         return _score_lvis(exam, found, folder, tally)
     if exam.annotations is None:
@@ -141,7 +143,7 @@ def _score_lists(exam: Examination, found: Iterable[Found], folder: Path, tally:
     return _coco(truth, results)
 
 
-def _official(found: Iterable[Found], exam: Examination, truth: Truth, *, inclusive: bool) -> Iterator[Results]:
+def _official(found: Iterable[Found], exam: Benchmark, truth: GroundTruth, *, inclusive: bool) -> Iterator[Results]:
     """The answers under the ids of the annotation file."""
     place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
@@ -150,7 +152,7 @@ def _official(found: Iterable[Found], exam: Examination, truth: Truth, *, inclus
         yield results_of(detections, place[sample.image_id], labels, inclusive=inclusive)
 
 
-def _coco(truth: Truth, results: Results) -> Scored:
+def _coco(truth: GroundTruth, results: Results) -> Scored:
     scored = score_results(truth, results)
     names = ("AP50 low (95 %)", "AP50 high (95 %)")
     interval = dict(zip(names, scored.interval() or (), strict=False))
@@ -167,7 +169,7 @@ def _categories(scored: Score) -> Table:
     return Table("Per category", tuple(rows))
 
 
-def _background(truth: Truth, results: Results, ap: Callable[[Results], Sequence[float]]) -> Scored:
+def _background(truth: GroundTruth, results: Results, ap: Callable[[Results], Sequence[float]]) -> Scored:
     """AP where names that are not there are rarely drawn to something; ``ap`` gives AP and AP50 of results."""
     found = background(truth, results)
     if found is None:
@@ -189,7 +191,7 @@ def _background(truth: Truth, results: Results, ap: Callable[[Results], Sequence
     return Scored(figures, (Table(title, tuple(rows)), Table("Background rate by threshold", tuple(curve))))
 
 
-def _score_lvis(exam: Examination, found: Iterable[Found], folder: Path, tally: Tally) -> Scored:
+def _score_lvis(exam: Benchmark, found: Iterable[Found], folder: Path, tally: SkipCounter) -> Scored:
     truth = read_lvis_truth(_annotations(exam), tally)
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
     for part in _official(found, exam, truth, inclusive=False):
@@ -219,12 +221,12 @@ def _lvis(truth: LvisTruth, results: Results, fixed: LvisScore) -> Scored:
     return Scored({**figures, **more.figures}, (Table("Per category", tuple(rows)), *more.tables))
 
 
-def _annotations(exam: Examination) -> Path:
+def _annotations(exam: Benchmark) -> Path:
     assert exam.annotations is not None
     return exam.annotations
 
 
-def _write_rows(results: Results, truth: Truth, path: Path) -> None:
+def _write_rows(results: Results, truth: GroundTruth, path: Path) -> None:
     """Results in COCO's format, a row in a line."""
     with whole_file(path) as file:
         file.write("[")
@@ -236,7 +238,7 @@ def _write_rows(results: Results, truth: Truth, path: Path) -> None:
 # ---- captions
 
 
-def _score_captions(exam: Examination, pairs: Sequence[tuple[Sample, Detections | None]], folder: Path) -> Scored:
+def _score_captions(exam: Benchmark, pairs: Sequence[tuple[Sample, Detections | None]], folder: Path) -> Scored:
     """Captions that were passed over have found nothing: leaving them out would raise the recall."""
     truths = [caption_truth(sample) for sample, _ in pairs]
     boxes = [
@@ -260,7 +262,7 @@ def _ranks(recall: PhraseRecall) -> dict[str, float]:
     return {**{f"R@{rank}": value for rank, value in recall.at.items()}, "upper bound": recall.upper_bound}
 
 
-def _report(exam: Examination, model: str, parts: Sequence[Scored], tally: Tally, *, seen: bool) -> Report:
+def _report(exam: Benchmark, model: str, parts: Sequence[Scored], tally: SkipCounter, *, seen: bool) -> Report:
     figures = {name: value for part in parts for name, value in part.figures.items()}
     tables = tuple(table for part in parts for table in part.tables)
     report = Report(model, exam.name, exam.protocol, len(exam.samples), seen, figures, tables)

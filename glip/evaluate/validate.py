@@ -10,7 +10,7 @@ from PIL import Image
 
 from glip.config import ModelConfig
 from glip.data.image import open_any
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
@@ -31,13 +31,13 @@ class Validated:
         figures: by "SET/FIGURE", such as "bccd_val/AP50".
         best: what the best checkpoint is chosen by: the mean of every set's AP50 and recall@1.
         images: predictions (left) beside targets (right), by "SET/NUMBER".
-        left_out: images that were passed over, by reason.
+        skipped: images that were passed over, by reason.
     """
 
     figures: dict[str, float]
     best: float
     images: dict[str, Image.Image]
-    left_out: Tally
+    skipped: SkipCounter
 
 
 class Validator:
@@ -81,15 +81,15 @@ class Validator:
         figures: dict[str, float] = {}
         deciding: list[float] = []
         images: dict[str, Image.Image] = {}
-        tally = Tally()
+        tally = SkipCounter()
         device = str(next(model.parameters()).device)
         with _evaluating(model):
             detector = Detector(model, self.config, self.tokenizer, device)
             for name, samples in self.sets.items():
-                passed = Tally()
+                passed = SkipCounter()
                 pairs = list(detect_all(detector, samples, tally=passed))
                 scored, decides = set_figures(name, pairs, passed)
-                tally.add(passed)
+                tally.merge(passed)
                 figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
                 deciding += [scored[figure] for figure in decides]
                 images |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
@@ -112,7 +112,7 @@ class Chosen(Sequence[Sample]):
 
 
 def set_figures(
-    name: str, pairs: Sequence[tuple[Sample, Detections]], passed: Tally
+    name: str, pairs: Sequence[tuple[Sample, Detections]], passed: SkipCounter
 ) -> tuple[dict[str, float], list[str]]:
     """AP and AP50 of the samples with a vocabulary, recall@k of those with a caption; and which figures decide.
 
@@ -160,7 +160,7 @@ def beside(sample: Sample, found: Detections) -> Image.Image:
     return sheet
 
 
-def _told(passed: Tally) -> str:
+def _told(passed: SkipCounter) -> str:
     """Each reason with its count and, where one is known, the first place."""
     told = []
     for reason, count in passed.counts.items():

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from glip.pseudo.label import HowToLabel, Labeller
+from glip.pseudo.label import LabelConfig, Labeller
 from glip.pseudo.shards import Shard
 from glip.pseudo.store import Store
 
@@ -33,7 +33,7 @@ class Failed:
 
 
 def label_all(
-    shards: Sequence[Shard], how: HowToLabel, folder: str | Path, *, engine: Engine, workers: int, say: Say
+    shards: Sequence[Shard], how: LabelConfig, folder: str | Path, *, engine: Engine, workers: int, say: Say
 ) -> list[Failed]:
     """Label all shards that are not done.
 
@@ -114,7 +114,7 @@ class _Told:
 class _Actor:
     """A worker as Ray Data wants it: rows in, rows out."""
 
-    def __init__(self, shards: Sequence[Shard], how: HowToLabel, folder: str) -> None:
+    def __init__(self, shards: Sequence[Shard], how: LabelConfig, folder: str) -> None:
         torch.set_num_threads(how.threads)
         self.shards, self.labeller = shards, Labeller(how, folder)
 
@@ -123,7 +123,7 @@ class _Actor:
 
 
 def _label_with_ray(
-    shards: Sequence[Shard], how: HowToLabel, folder: str | Path, workers: int, told: _Told
+    shards: Sequence[Shard], how: LabelConfig, folder: str | Path, workers: int, told: _Told
 ) -> list[Failed]:
     try:
         import ray

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from glip.data.image import ImageError, load_image, stated_size
-from glip.data.sets import Tally
-from glip.structures import LETTER, Archived
+from glip.data.sets import SkipCounter
+from glip.structures import LETTER, TarMember
 from glip.text.phrases import MARKUP
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
@@ -157,11 +157,11 @@ class Inspected:
     detail: str = ""
 
 
-def inspect_image(image: Path | Archived, rules: PairRules) -> Inspected:
+def inspect_image(image: Path | TarMember, rules: PairRules) -> Inspected:
     """Look at an image's bytes and header, and decode it if both are in order. Needs no order: threads may do it."""
     try:
         size = stated_size(image)
-        count = image.length if isinstance(image, Archived) else image.stat().st_size
+        count = image.length if isinstance(image, TarMember) else image.stat().st_size
         if reason := filter_image(size, count, rules):
             return Inspected(reason=reason, detail=f"{image}: {size[0]} x {size[1]} pixels, {count} bytes")
         decoded = load_image(image)
@@ -207,7 +207,7 @@ class ShardFilter:
     """
 
     def __init__(self, rules: PairRules, count_tokens: Callable[[str], int]) -> None:
-        self.tally = Tally()
+        self.tally = SkipCounter()
         self._rules, self._count_tokens = rules, count_tokens
         self._times: dict[bytes, int] = {}
         self._images = SeenImages(rules.same_image)
@@ -237,5 +237,5 @@ class ShardFilter:
 
     def _kept(self, reason: str, place: str, pairs: int = 1) -> bool:
         if reason:
-            self.tally.note(reason, place, pairs)
+            self.tally.add(reason, place, pairs)
         return not reason

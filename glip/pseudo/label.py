@@ -28,7 +28,7 @@ _READERS = 2  # threads that open images while the teacher looks at others
 
 
 @dataclass(frozen=True, kw_only=True)
-class HowToLabel:
+class LabelConfig:
     """How captions become labels: plain values, so that it travels to other processes and into the manifest.
 
     Args:
@@ -95,7 +95,7 @@ class Labeller:
         ValueError: a phrase pipeline that is not there.
     """
 
-    def __init__(self, how: HowToLabel, folder: str | Path) -> None:
+    def __init__(self, how: LabelConfig, folder: str | Path) -> None:
         self.how, self.store = how, Store(folder, how.form)
         self.detector = Detector.from_pretrained(how.model, device=how.device)
         self.finder = PhraseFinder(how.pipeline, referring=how.referring)
@@ -109,7 +109,7 @@ class Labeller:
         """
         clock, began = Clock(), time.monotonic()
         with clock.of("read"):
-            images, left_out = read_shard_images(shard)
+            images, skipped = read_shard_images(shard)
         rules = self.how.pairs.for_model(self.detector.processor.max_tokens)
         filter = ShardFilter(rules, self.detector.processor.count_tokens)
         with clock.of("parse"):
@@ -126,7 +126,7 @@ class Labeller:
             **_counts(rows),
             "dropped": filter.tally.counts,
             "places": filter.tally.places,
-            "left out by the reader": left_out.counts,
+            "left out by the reader": skipped.counts,
             "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
             "wall": round(time.monotonic() - began, 3),
         }
@@ -152,7 +152,7 @@ class Labeller:
         try:
             self.detector.processor.text([prompt])
         except ValueError:  # a phrase of signs that the vocabulary lacks
-            filter.tally.note("caption that the teacher cannot read", str(of.image))
+            filter.tally.add("caption that the teacher cannot read", str(of.image))
             return None
         return prompt
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glip.data.withheld import says_one_of
+from glip.data.held_out import says_one_of
 from glip.pseudo.select import overlap
 from glip.pseudo.store import Row
-from glip.structures import Archived, Sample, Span
+from glip.structures import Sample, Span, TarMember
 
 SEEN, UNSEEN = "seen words", "unseen words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))
@@ -98,7 +98,7 @@ def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[
 
 def _key_of(sample: Sample) -> _Key:
     assert sample.prompt is not None and not isinstance(sample.image, Image.Image)
-    name = sample.image.name if isinstance(sample.image, Archived) else str(sample.image)
+    name = sample.image.name if isinstance(sample.image, TarMember) else str(sample.image)
     return Path(name).name, sample.prompt.caption
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from glip.data.readers.labels import sample_of_row
-from glip.data.sets import Folders, Tally
+from glip.data.sets import Folders, SkipCounter
 from glip.data.writers import whole_file
 from glip.pseudo.engine import Failed
 from glip.pseudo.label import SCORE_BINS, STAGES
@@ -25,11 +25,11 @@ _EXAMPLES = 5
 
 def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The reports of shards as one; ``images/s`` is of one worker's wall time."""
-    dropped, left_out, per_phrase, seconds = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    dropped, skipped, per_phrase, seconds = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     places: dict[str, list[str]] = {}
     for report in reports:
         dropped.update(report["dropped"])
-        left_out.update(report["left out by the reader"])
+        skipped.update(report["left out by the reader"])
         per_phrase.update(report["boxes per phrase"])
         seconds.update(report["seconds"])
         for reason, named in report["places"].items():
@@ -42,7 +42,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **total,
         "dropped": dict(dropped.most_common()),
         "places": places,
-        "left out by the reader": dict(left_out.most_common()),
+        "left out by the reader": dict(skipped.most_common()),
         "scores": scores,
         "boxes per phrase": dict(sorted(per_phrase.items(), key=lambda item: int(item[0]))),
         "seconds": {stage: round(seconds[stage], 1) for stage in STAGES},
@@ -107,7 +107,7 @@ def _samples(store: Store) -> Image.Image | None:
     folders, samples = Folders(read_manifest(store.folder)["images"]), list[Sample]()
     for row in read_rows(store.folder):
         sure = [box for box in row["boxes"] if box["score"] >= _SURE]
-        samples += [sample_of_row({**row, "boxes": sure}, (), folders, "", Tally())] if sure else []
+        samples += [sample_of_row({**row, "boxes": sure}, (), folders, "", SkipCounter())] if sure else []
         if len(samples) == _SHOWN:
             break
     return contact_sheet(samples) if samples else None

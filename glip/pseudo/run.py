@@ -10,7 +10,7 @@ from glip.config import SetConfig
 from glip.data.catalog import data_root, find_set, guess_format
 from glip.model.weights import fingerprint, load_pretrained
 from glip.pseudo.engine import Engine, Failed, Say, label_all
-from glip.pseudo.label import HowToLabel
+from glip.pseudo.label import LabelConfig
 from glip.pseudo.report import draw_report, write_report
 from glip.pseudo.shards import find_shards
 from glip.pseudo.store import Store
@@ -59,7 +59,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
     return replace(entry, annotations=str(path), images=folders, format=format)
 
 
-def run_labelling(entry: SetConfig, how: HowToLabel, folder: str | Path, workers: Workers, say: Say) -> Labelled:
+def run_labelling(entry: SetConfig, how: LabelConfig, folder: str | Path, workers: Workers, say: Say) -> Labelled:
     """Label a set into a folder and write the report, also when interrupted; the same call goes on.
 
     Raises:
@@ -81,7 +81,7 @@ def run_labelling(entry: SetConfig, how: HowToLabel, folder: str | Path, workers
     return Labelled(report, tuple(failed))
 
 
-def _settings(entry: SetConfig, how: HowToLabel, per_shard: int) -> dict[str, Any]:
+def _settings(entry: SetConfig, how: LabelConfig, per_shard: int) -> dict[str, Any]:
     """What the labels depend on."""
     made = {key: value for key, value in asdict(how).items() if key not in _NOT_IN_LABELS}
     weights = fingerprint(load_pretrained(how.model).model.state_dict())[:16]

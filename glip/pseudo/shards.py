@@ -14,8 +14,8 @@ from PIL import Image
 from glip.config import SetConfig
 from glip.data.catalog import read_set
 from glip.data.readers.captions import caption_files
-from glip.data.sets import SampleSet, Tally
-from glip.structures import Archived, Sample
+from glip.data.sets import SampleSet, SkipCounter
+from glip.structures import Sample, TarMember
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Shard:
 class Captioned:
     """An image with all the captions that follow one another for it."""
 
-    image: Path | Archived
+    image: Path | TarMember
     image_id: int | str
     captions: tuple[str, ...]
 
@@ -67,7 +67,7 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
     ]
 
 
-def read_shard_images(shard: Shard) -> tuple[list[Captioned], Tally]:
+def read_shard_images(shard: Shard) -> tuple[list[Captioned], SkipCounter]:
     """The images of a shard with their captions, and what the reader left out of its file.
 
     Raises:
@@ -75,7 +75,7 @@ def read_shard_images(shard: Shard) -> tuple[list[Captioned], Tally]:
     """
     read = _read(shard.entry)
     whole = shard.start == 0  # what was left out of a file is counted with its first shard
-    return list(_joined(_between(read.samples, shard.start, shard.stop))), read.left_out if whole else Tally()
+    return list(_joined(_between(read.samples, shard.start, shard.stop))), read.skipped if whole else SkipCounter()
 
 
 @lru_cache(maxsize=1)

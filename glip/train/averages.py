@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from glip.shapes import Tensor
-from glip.train.distributed import own_part
+from glip.train.distributed import local_shard
 
 State = dict[str, Tensor]
 
@@ -31,11 +31,11 @@ class RunningMean:
         """Take in the weights after a step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in model.named_parameters():
-            own_part(self.means[name]).lerp_(own_part(value), 1 - decay)
+            local_shard(self.means[name]).lerp_(local_shard(value), 1 - decay)
         self.updates += 1
 
 
-def keep_start(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> State:
+def wise_ft(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> State:
     """``share`` of the starting weights and the rest of the trained ones, so that a fine-tuned model forgets less.
 
     Wortsman et al. 2022 (WiSE-FT, arXiv 2109.01903). Floating weights and statistics are mixed; weights that are
@@ -50,7 +50,7 @@ def keep_start(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share
         ValueError: a share outside 0..1, or other weights.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"train.keep_start: got {share:g}: give a share of the starting weights, 0 to 1")
+        raise ValueError(f"train.wise_ft: got {share:g}: give a share of the starting weights, 0 to 1")
     if start.keys() != trained.keys():
         odd = sorted(start.keys() ^ trained.keys())[0]
         raise ValueError(f"start and trained weights are not of one model: only one has {odd!r}: give its own start")

@@ -19,7 +19,7 @@ from torch import nn
 
 from glip.shapes import Tensor
 from glip.train.averages import RunningMean
-from glip.train.distributed import Group, is_sharded, like, own_part, whole
+from glip.train.distributed import Group, is_sharded, like, local_shard, whole
 
 LAST, BEST = "last.pt", "best.pt"
 Tree = dict[str, Any]
@@ -29,14 +29,14 @@ Tree = dict[str, Any]
 class Progress:
     """What a run counts as it goes on.
 
-    ``step`` steps are done, of which ``skipped`` had numbers that are not finite (``bad_in_row`` of them last) and
+    ``step`` steps are done; ``skipped_steps`` had numbers that are not finite (``bad_in_row`` of them last), and
     ``overflows`` were tried with too large a loss scale. ``best`` is the highest figure so far, of ``best_step``;
-    ``validated`` is the step of the last validation. ``left_out``, ``broken`` and ``tried`` count what the loader
+    ``validated`` is the step of the last validation. ``skipped``, ``broken`` and ``tried`` count what the loader
     tells; ``window`` sums what the next line will report.
     """
 
     step: int = 0
-    skipped: int = 0
+    skipped_steps: int = 0
     bad_in_row: int = 0
     overflows: int = 0
     best: float | None = None
@@ -44,7 +44,7 @@ class Progress:
     validated: int = 0
     tried: int = 0
     broken: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     window: dict[str, float] = field(default_factory=dict)
 
 
@@ -122,7 +122,7 @@ def restore(state: Tree, parts: Parts, path: Path) -> Progress:
         _load_optimizer(parts.optimizer, state["optimizer"])
         if parts.mean:
             for name, value in parts.mean.means.items():
-                own_part(value).copy_(own_part(like(state["mean"][name], value)))
+                local_shard(value).copy_(local_shard(like(state["mean"][name], value)))
             parts.mean.updates = int(state["updates"])
         if parts.scaler.is_enabled():
             parts.scaler.load_state_dict(state["scaler"])
@@ -137,7 +137,7 @@ def restore(state: Tree, parts: Parts, path: Path) -> Progress:
     if len(state["random"]) == group.size:
         restore_random(state["random"][group.rank], group.device)
     if not group.main:
-        progress.left_out, progress.broken, progress.tried = {}, 0, 0  # the main one has the sums; others add theirs
+        progress.skipped, progress.broken, progress.tried = {}, 0, 0  # the main one has the sums; others add theirs
     return progress
 
 

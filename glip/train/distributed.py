@@ -127,7 +127,7 @@ def is_sharded(module: nn.Module) -> bool:
     return hasattr(module, "set_requires_gradient_sync")
 
 
-def own_part(value: Tensor) -> Tensor:
+def local_shard(value: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing its memory."""
     return value.to_local() if hasattr(value, "to_local") else value
 

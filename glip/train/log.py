@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.train.checkpoint import Progress, write_atomically
 from glip.train.step import Outcome
 
@@ -21,7 +21,7 @@ class Validation(Protocol):
     """What a validation found.
 
     ``figures`` by name, such as "bccd_val/AP50"; ``best``, the figure by which the best checkpoint is chosen, higher is
-    better; ``images`` to look at, by name; ``left_out``, what was passed over.
+    better; ``images`` to look at, by name; ``skipped``, what was passed over.
     """
 
     @property
@@ -40,7 +40,7 @@ class Validation(Protocol):
         ...
 
     @property
-    def left_out(self) -> Tally:
+    def skipped(self) -> SkipCounter:
         """Images passed over, by reason."""
         ...
 
@@ -73,7 +73,7 @@ class RunLog:
         """Note a step; the sums are in ``progress``, so that a resumed run tells the same means."""
         self.seen += outcome.images
         window = progress.window
-        window["skipped"] = window.get("skipped", 0) + (not outcome.stepped)
+        window["skipped_steps"] = window.get("skipped_steps", 0) + (not outcome.stepped)
         if outcome.stepped:  # a mean with one nan would be none
             row = {**outcome.losses, "gradient_norm": outcome.norm, "count": 1.0}
             for name, value in row.items():
@@ -92,8 +92,8 @@ class RunLog:
             "step": progress.step,
             "lr": lr,
             **means,
-            "skipped": int(window.get("skipped", 0)),
-            "left_out": dict(sorted(progress.left_out.items())),
+            "skipped_steps": int(window.get("skipped_steps", 0)),
+            "skipped": dict(sorted(progress.skipped.items())),
             "broken": progress.broken,
             "images_per_second": speed,
             "memory_mb": memory,
@@ -103,19 +103,19 @@ class RunLog:
         shown = [f"{name} {_number(means[name])}" for name in names[:4]]
         shown += [f"lr {lr:.1e}", f"gradient {_number(means['gradient_norm'])}", f"{speed:.1f} images/s"]
         shown += [f"{memory / 1000:.1f} GB"]
-        shown += [f"{progress.skipped} skipped"] if progress.skipped else []
+        shown += [f"{progress.skipped_steps} skipped"] if progress.skipped_steps else []
         left = (time.monotonic() - self.began) / (progress.step - self.start) * (self.steps - progress.step)
         return "  ".join([f"step {progress.step}/{self.steps}", *shown, f"{_clock(left)} left"])
 
     def validated(self, step: int, found: Validation, *, best: bool) -> str:
         """Write the row of a validation; gives the line to show."""
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
-        self._write({"step": step, "validation": figures, "best": best, "passed_over": found.left_out.counts})
+        self._write({"step": step, "validation": figures, "best": best, "passed_over": found.skipped.counts})
         self._scalars("validation", found.figures, step)
         for name, image in found.images.items() if self.board else ():
             self.board.add_image(name, np.array(image.convert("RGB")), step, dataformats="HWC")
         shown = "  ".join(f"{name} {_number(value)}" for name, value in figures.items())
-        passed = f"  passed over: {found.left_out}" if found.left_out else ""
+        passed = f"  passed over: {found.skipped}" if found.skipped else ""
         return f"step {step}/{self.steps}  validation  {shown}{'  (best so far)' if best else ''}{passed}"
 
     def flush(self) -> None:

@@ -21,8 +21,8 @@ from glip.config import Experiment, TrainConfig, to_yaml
 from glip.data.loader import Step
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint
-from glip.signals import Interrupted, StopWish
-from glip.train.averages import RunningMean, State, keep_start
+from glip.signals import GracefulStop, Interrupted
+from glip.train.averages import RunningMean, State, wise_ft
 from glip.train.checkpoint import (
     BEST,
     LAST,
@@ -63,7 +63,7 @@ def train(
     """Train a model; a run found in the output folder is resumed where it stopped. Gives the finished model.
 
     What is validated and shipped has the running mean of the weights where ``train.ema`` asks for it, mixed with the
-    starting weights at ``train.keep_start``. Shipped is the state that validated best, without a validation the last.
+    starting weights at ``train.wise_ft``. Shipped is the state that validated best, without a validation the last.
 
     Args:
         experiment: the resolved config; its ``train`` part is used here and all of it is written to the output.
@@ -82,7 +82,7 @@ def train(
     """
     settings = experiment.train
     run = Run(experiment, model, group=group, contents=contents, validate=validate, report=report)
-    with StopWish() as wish:
+    with GracefulStop() as wish:
         run.validate_if_due()  # a run that was stopped before it could
         numbers = range(run.progress.step, settings.steps)
         for number, step in zip(numbers, steps(run.progress.step), strict=False):
@@ -123,7 +123,7 @@ class Run:
         self.output = Path(settings.output)
         self._clear_partial()
         self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
-        self.start: State = {n: v.clone() for n, v in model.state_dict().items()} if settings.keep_start else {}
+        self.start: State = {n: v.clone() for n, v in model.state_dict().items()} if settings.wise_ft else {}
         self.mark = fingerprint(self.start) if self.start else ""
         module = prepare(model, settings, group)
         optimizer = build_optimizer(
@@ -148,7 +148,7 @@ class Run:
         """Take in what a step gave; stop a run whose numbers stay non-finite."""
         progress = self.progress
         progress.step += 1
-        progress.skipped += not outcome.stepped
+        progress.skipped_steps += not outcome.stepped
         progress.overflows += outcome.overflow
         progress.bad_in_row = 0 if outcome.stepped or outcome.overflow else progress.bad_in_row + 1
         if outcome.stepped and self.parts.mean:
@@ -241,20 +241,20 @@ class Run:
 
     def _fill(self, weights: State) -> GLIP:
         if self.start:
-            weights = keep_start(self.start, weights, self.settings.keep_start)
+            weights = wise_ft(self.start, weights, self.settings.wise_ft)
         self.finished.load_state_dict(weights)
         return self.finished
 
     def _tell_left_out(self) -> None:
         progress = self._summed()
-        if progress.left_out:
-            listed = ", ".join(f"{count} x {reason}" for reason, count in progress.left_out.items())
+        if progress.skipped:
+            listed = ", ".join(f"{count} x {reason}" for reason, count in progress.skipped.items())
             self.report(f"boxes left out in this run: {listed}")
         if progress.broken:
             self.report(f"samples that could not be used: {progress.broken} of {progress.tried} tried")
-        if progress.skipped:
+        if progress.skipped_steps:
             scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
-            self.report(f"steps skipped: {progress.skipped} of {progress.step}{scaled}")
+            self.report(f"steps skipped: {progress.skipped_steps} of {progress.step}{scaled}")
 
     def _begin(self) -> tuple[Progress, bool]:
         """What the run has done so far, and whether its validations were others than those to come."""
@@ -266,7 +266,7 @@ class Run:
         refuse_other_contents(state["contents"], self.contents, self.output)
         if state["start"] != self.mark:
             raise ValueError(
-                f"train.keep_start mixes in the weights that the run in {str(self.output)!r} began with, but "
+                f"train.wise_ft mixes in the weights that the run in {str(self.output)!r} began with, but "
                 f"train.start={self.settings.start!r} now gives others: bring those back, or set train.output to "
                 "another folder"
             )
@@ -313,18 +313,18 @@ class Run:
     def _count(self, step: Step) -> None:
         self.progress.tried += step.tried
         self.progress.broken += len(step.broken)
-        for reason, count in step.left_out.counts.items():
-            self.progress.left_out[reason] = self.progress.left_out.get(reason, 0) + count
+        for reason, count in step.skipped.counts.items():
+            self.progress.skipped[reason] = self.progress.skipped.get(reason, 0) + count
 
     def _summed(self) -> Progress:
         """The progress with what the loaders of all processes told; all processes must ask."""
         own = self.progress
-        told = self.group.gather((own.left_out, own.broken, own.tried))
-        left_out: Counter[str] = Counter()
+        told = self.group.gather((own.skipped, own.broken, own.tried))
+        skipped: Counter[str] = Counter()
         for counts, _, _ in told:
-            left_out.update(counts)
+            skipped.update(counts)
         broken, tried = sum(count for _, count, _ in told), sum(count for _, _, count in told)
-        return replace(own, left_out=dict(left_out), broken=broken, tried=tried)
+        return replace(own, skipped=dict(skipped), broken=broken, tried=tried)
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
         progress, count = self.progress, self.progress.bad_in_row

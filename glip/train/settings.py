@@ -25,9 +25,9 @@ def check_experiment(experiment: Experiment, group: Group) -> None:
     """
     check_settings(experiment.train, group)
     check_data(experiment.data)
-    if experiment.train.keep_start and experiment.train.start is None:
+    if experiment.train.wise_ft and experiment.train.start is None:
         raise ValueError(
-            f"train.keep_start: got {experiment.train.keep_start:g} without train.start: it mixes in the weights that "
+            f"train.wise_ft: got {experiment.train.wise_ft:g} without train.start: it mixes in the weights that "
             "a run starts from, and this one starts from random ones: give train.start, or 0"
         )
     if experiment.train.tensorboard:
@@ -62,8 +62,8 @@ def check_settings(settings: TrainConfig, group: Group) -> None:
         raise ValueError(f"train.clip: got {settings.clip:g}: give the largest norm of a gradient, such as 1")
     if not 0 <= settings.ema < 1:
         raise ValueError(f"train.ema: got {settings.ema:g}: give a decay from 0 (no mean) to below 1, such as 0.9998")
-    if not 0 <= settings.keep_start <= 1:
-        raise ValueError(f"train.keep_start: got {settings.keep_start:g}: give a share from 0 to 1")
+    if not 0 <= settings.wise_ft <= 1:
+        raise ValueError(f"train.wise_ft: got {settings.wise_ft:g}: give a share from 0 to 1")
     if settings.batch_size % group.size:
         raise ValueError(
             f"train.batch_size: {settings.batch_size} images cannot be shared by {group.size} processes: take a "

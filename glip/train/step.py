@@ -16,7 +16,7 @@ from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Matching, Totals, compute_losses, match
 from glip.model.glip import GLIP
 from glip.structures import Batch
-from glip.train.distributed import Group, is_sharded, own_part, sharing
+from glip.train.distributed import Group, is_sharded, local_shard, sharing
 
 TERMS = ("token", "box", "centerness")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,7 +88,7 @@ class Stepper:
             with sharing(self.module, last=number == len(step.batches)):
                 terms += self._backward(batch.to(self.group.device), matching, totals)
         self.scaler.unscale_(self.optimizer)
-        losses, norm, stopping = self._meet(terms, stop)
+        losses, norm, stopping = self._all_reduce(terms, stop)
         good_losses = all(map(math.isfinite, losses.values()))
         stepped = good_losses and math.isfinite(norm)
         if stepped:
@@ -112,7 +112,7 @@ class Stepper:
         for name, parameter in self.model.named_parameters():
             part = name.split(".")[0]
             if parameter.grad is not None and parameter.grad.numel():
-                value = own_part(parameter.grad).abs().max().item()  # max() gives nan where there is one
+                value = local_shard(parameter.grad).abs().max().item()  # max() gives nan where there is one
                 before = largest.get(part, 0.0)
                 largest[part] = value if math.isnan(value) or value > before else before
         return largest
@@ -138,9 +138,9 @@ class Stepper:
         self.scaler.scale(losses.total * self.group.size).backward()  # type: ignore[no-untyped-call]
         return torch.stack([losses.token, losses.box, losses.centerness]).detach().double()
 
-    def _meet(self, terms: torch.Tensor, stop: bool) -> tuple[dict[str, float], float, bool]:
+    def _all_reduce(self, terms: torch.Tensor, stop: bool) -> tuple[dict[str, float], float, bool]:
         """The losses, the gradient's norm, and whether to stop: one exchange, one wait for the GPU."""
-        squares = [own_part(p.grad).norm().double().square() for p in self.model.parameters() if p.grad is not None]
+        squares = [local_shard(p.grad).norm().double().square() for p in self.model.parameters() if p.grad is not None]
         square = torch.stack(squares).sum() / (1 if is_sharded(self.module) else self.group.size)
         met = self.group.sum(torch.cat([terms, torch.stack([square, square.new_tensor(float(stop))])]))
         token, box, centerness, square_sum, stops = met.tolist()
@@ -153,4 +153,4 @@ class Stepper:
             return
         for parameter in self.model.parameters():
             if parameter.grad is not None:
-                own_part(parameter.grad).mul_(factor)
+                local_shard(parameter.grad).mul_(factor)

@@ -22,7 +22,7 @@ from glip.detector import Detector
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Totals, compute_losses, match
 from glip.shapes import Tensor
-from glip.signals import Interrupted, StopWish
+from glip.signals import GracefulStop, Interrupted
 from glip.train.checkpoint import remove_written, write_state
 from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
@@ -148,7 +148,7 @@ class TuneRun:
             OSError: the state cannot be written.
         """
         state, settings = self.state, self.settings
-        with StopWish() as wish:
+        with GracefulStop() as wish:
             if not state.history:
                 self._judge(0.0, 0.0)
                 report(f"before: {state.figure:.3f} on validation")
@@ -173,11 +173,11 @@ class TuneRun:
 
     # ---- one round
 
-    def _stop_if_asked(self, wish: StopWish) -> None:
+    def _stop_if_asked(self, wish: GracefulStop) -> None:
         if wish.number:
             raise Interrupted(wish.number, f"stopped after round {self.state.rounds}")
 
-    def _round(self, wish: StopWish) -> float:
+    def _round(self, wish: GracefulStop) -> float:
         """Show the next images; gives the mean loss of the steps. A stopped round begins anew."""
         number, settings = self.state.rounds, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same

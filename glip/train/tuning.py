@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
 from glip.data.image import ImageError, open_any
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.data.transforms import Augmentation, augment
 from glip.detector import Detector
-from glip.encoded import EncodedImage, KeptImages, image_key
+from glip.encoded import EncodedImage, FeatureCache, image_key
 from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
@@ -147,28 +147,28 @@ class Images:
         tuner: what encodes them.
         vary: mirror and resize images anew every time; nothing of them is kept then.
         kept: features of images of this model's own encoder, of earlier tunings too; those of this one are added.
-        left_out: counts boxes and images that cannot be used.
+        skipped: counts boxes and images that cannot be used.
 
     Raises:
         ValueError: no image can be used.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, kept: KeptImages, left_out: Tally
+        self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, kept: FeatureCache, skipped: SkipCounter
     ) -> None:
         self._samples, self._tuner, self._vary = samples, tuner, vary
         self._features, self._kept = kept, dict[int, Prepared]()
         self.usable: list[int] = []
         for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
-                prepared = self._prepare(index, np.random.default_rng(0), left_out)
+                prepared = self._prepare(index, np.random.default_rng(0), skipped)
             except ImageError as error:
-                left_out.note("unreadable image", str(error))
+                skipped.add("unreadable image", str(error))
                 continue
             self.usable.append(index)
             self._keep(index, prepared)
         if not self.usable:
-            raise ValueError(f"none of the {len(samples)} training images can be used: {left_out}")
+            raise ValueError(f"none of the {len(samples)} training images can be used: {skipped}")
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -180,16 +180,16 @@ class Images:
 
     def get(self, index: int, rng: np.random.Generator) -> Prepared:
         """One image; ``rng`` varies it where images are varied."""
-        return self._kept.get(index) or self._prepare(index, rng, Tally())
+        return self._kept.get(index) or self._prepare(index, rng, SkipCounter())
 
-    def _prepare(self, index: int, rng: np.random.Generator, left_out: Tally) -> Prepared:
+    def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> Prepared:
         sample, processor = self._samples[index], self._tuner.detector.processor
         size = processor.min_size
         how = Augmentation((size, size), processor.max_size)
         if self._vary:
             how = replace(how, short_side=(round(0.6 * size), size), flip=0.5)
         varied, lost = augment(replace(sample, image=open_any(sample.image)), how, rng)
-        left_out.add(lost)
+        skipped.merge(lost)
         batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
         return Prepared(batch, None)
 

@@ -92,7 +92,7 @@ def test_left_out_is_said(place, capsys):
         (["--validate", "no_such_set"], "--validate: the config never validates: give train.validate_every"),
         (["--images", "images"], "--images says where the images of --data and --validate lie"),
         (["data.root=data", "data.replay_from=pretrain/nano"], "without data.replay: give the share"),
-        (["train.keep_start=0.5"], "train.keep_start: got 0.5 without train.start"),
+        (["train.wise_ft=0.5"], "train.wise_ft: got 0.5 without train.start"),
         (["model.vision.kind=resnet", "model.vision.pretrained=x"], "'x' cannot be read into a resnet"),
         (["data.root=data", "model.language.heads=5"], "heads"),
     ],
@@ -145,12 +145,12 @@ def test_own_data_in_one_command(place, capsys):
 
 
 def test_replay_and_kept_start(place, capsys):
-    """The two options against forgetting, of the same command; keep_start=1 gives back the starting weights."""
+    """The two options against forgetting, of the same command; wise_ft=1 gives back the starting weights."""
     assert glip("train", "small.yaml", "train.output=first", "data.root=data", "train.steps=1", "--device", "cpu") == 0
     (place / "old.yaml").write_text("data: {train: [{name: world}]}")
     start = str(Path("first", "model"))
     overrides = ["data.root=data", f"train.start={start}", "data.replay=0.5", "data.replay_from=old.yaml"]
-    command = ["train", "small.yaml", *overrides, "train.output=second", "train.keep_start=1.0", "train.batch_size=2"]
+    command = ["train", "small.yaml", *overrides, "train.output=second", "train.wise_ft=1.0", "train.batch_size=2"]
     assert glip(*command, "train.steps=2", "--device", "cpu") == 0
     assert "world: drawn as needed" in capsys.readouterr().out
     first, second = (load_file(place / run / "model" / "model.safetensors") for run in ("first", "second"))

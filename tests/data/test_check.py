@@ -12,9 +12,9 @@ from small import VOCABULARY
 from glip.data.check import Report, check
 from glip.data.readers.coco import read_coco
 from glip.data.readers.labels import read_labels
-from glip.data.sets import SampleSet, Tally
+from glip.data.sets import SampleSet, SkipCounter
 from glip.data.world import draw_sample
-from glip.structures import Archived, Phrase, Prompt, Sample
+from glip.structures import Phrase, Prompt, Sample, TarMember
 from glip.text.tokens import Tokenizer
 
 SIZE = (200, 100)
@@ -33,8 +33,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def checked(*samples: Sample, left_out: Tally | None = None, **options: bool) -> Report:
-    return check(SampleSet(samples, left_out=left_out or Tally()), **options)
+def checked(*samples: Sample, skipped: SkipCounter | None = None, **options: bool) -> Report:
+    return check(SampleSet(samples, skipped=skipped or SkipCounter()), **options)
 
 
 def test_a_clean_set_is_counted(folder):
@@ -71,8 +71,8 @@ def test_images_missing_and_broken(folder):
     (folder / "0.tar").write_bytes(whole)
     names = ["missing.png", "broken.png", "half.jpg"]
     given = [sample(folder, name, boxes=(), image_id=name) for name in names]
-    tarred = [Archived(folder / "0.tar", "x", 0, length) for length in (len(whole), len(whole) + 1)]
-    tarred.append(Archived(folder / "1.tar", "x", 0, 9))
+    tarred = [TarMember(folder / "0.tar", "x", 0, length) for length in (len(whole), len(whole) + 1)]
+    tarred.append(TarMember(folder / "1.tar", "x", 0, 9))
     given += [Sample(image, torch.empty(0, 4), (), caption=str(image.length)) for image in tarred]
     report = checked(*given, *given[:1])
     assert report.counts.images == 5, "two members of one name are one image"
@@ -235,9 +235,9 @@ def test_sizes_read_as_corners_are_recognised(tmp_path):
 
 
 def test_what_the_reader_left_out_is_a_problem(folder):
-    tally = Tally()
-    tally.note("unknown category", "annotation 5", 3)
-    problems = checked(sample(folder), left_out=tally).problems
+    tally = SkipCounter()
+    tally.add("unknown category", "annotation 5", 3)
+    problems = checked(sample(folder), skipped=tally).problems
     assert problems.counts == {"unknown category": 3} and problems.places == {"unknown category": ["annotation 5"]}
 
 
@@ -254,10 +254,10 @@ def test_a_real_set_is_clean():
 
 
 def test_boxes_of_missing_images_count_for_the_guess(folder):
-    left_out = Tally()
-    left_out.note("box without area")
+    skipped = SkipCounter()
+    skipped.add("box without area")
     missing = [sample(folder, f"{number}.png", boxes=((10, 20, 60, 70),)) for number in range(20)]
-    problems = checked(*missing, left_out=left_out).problems
+    problems = checked(*missing, skipped=skipped).problems
     assert problems.counts == {"box without area": 1, "image that is not there": 20}
 
 

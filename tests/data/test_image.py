@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from glip.data.image import ImageError, image_size, load_image, open_any, stated_size, to_rgb
-from glip.structures import Archived
+from glip.structures import TarMember
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -242,8 +242,8 @@ def archive(tmp_path):
     content = b"before" + png.getvalue() + jpeg.getvalue() + b"after"
     (tmp_path / "0.tar").write_bytes(content)
     lengths = len(png.getvalue()), len(jpeg.getvalue())
-    first = Archived(tmp_path / "0.tar", "a.png", 6, lengths[0])
-    return first, Archived(tmp_path / "0.tar", "b.jpg", 6 + lengths[0], lengths[1])
+    first = TarMember(tmp_path / "0.tar", "a.png", 6, lengths[0])
+    return first, TarMember(tmp_path / "0.tar", "b.jpg", 6 + lengths[0], lengths[1])
 
 
 def test_images_in_archives(archive):

@@ -15,7 +15,7 @@ from glip.data.catalog import find_set, read_set
 from glip.data.label_studio import LOCAL_FILES, interface_of, write_label_studio
 from glip.data.readers.label_studio import read_label_studio
 from glip.data.sets import SampleSet
-from glip.structures import Archived, Phrase, Prompt, Sample
+from glip.structures import Phrase, Prompt, Sample, TarMember
 
 NAMES = ("dog", "cat", "owl")
 TWINS = Prompt(
@@ -75,7 +75,7 @@ def test_all_of_a_sample_comes_back(tmp_path):
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
     assert not lost, str(lost)
     found = read_label_studio(tmp_path / "tasks.json", [tmp_path])
-    assert not found.left_out, str(found.left_out)
+    assert not found.skipped, str(found.skipped)
     all_same(samples, list(found.samples))
 
 
@@ -142,7 +142,7 @@ def test_what_is_left_out(tmp_path):
 
 def test_images_have_to_be_files(tmp_path):
     archived = grounding(tmp_path)
-    archived = Sample(**(archived.__dict__ | {"image": Archived(tmp_path / "0.tar", "a.jpg", 0, 9)}))
+    archived = Sample(**(archived.__dict__ | {"image": TarMember(tmp_path / "0.tar", "a.jpg", 0, 9)}))
     with pytest.raises(ValueError, match="lies in an archive, which Label Studio cannot show: unpack it"):
         written(tmp_path, archived)
     with pytest.raises(ValueError, match="does not lie in the image folders"):
@@ -188,7 +188,7 @@ def test_which_answer_counts(tmp_path):
     assert width(annotations=[], predictions=[second, third]) == 30
     assert width(completions=[second]) == 20
     many = read(tmp_path, [size | {"annotations": [first, second]}])
-    assert sum(many.left_out.counts.values()) == 1
+    assert sum(many.skipped.counts.values()) == 1
 
 
 def test_skipped_and_untouched_tasks_are_counted(tmp_path):
@@ -197,7 +197,7 @@ def test_skipped_and_untouched_tasks_are_counted(tmp_path):
     untouched = foreign(annotations=[], predictions=[])
     found = read(tmp_path, [skipped, good, untouched, 7, {"data": None, "annotations": [{"result": []}]}])
     assert len(found.samples) == 1
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "task that people skipped": 1,
         "task without annotation and prediction": 2,
         "image without a file name": 1,
@@ -236,7 +236,7 @@ def test_a_foreign_project_is_a_detection_set(tmp_path):
         ((2,),),
         (),
     ]
-    assert found.left_out.counts == {"mark that is no labelled rectangle": 1}
+    assert found.skipped.counts == {"mark that is no labelled rectangle": 1}
 
 
 @pytest.mark.parametrize("turn", [90, 30, -45, 200])
@@ -261,20 +261,20 @@ def test_broken_marks_are_counted(tmp_path):
     rows += [rectangle("dog", 10**400, 1, 5, 5, **size), rectangle("dog", "1", 1, 5, 5, **size)]
     found = read(tmp_path, [foreign(*rows)])
     assert found.samples[0].boxes.shape == (1, 4)
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "box without area": 1,
         "box on an image that was turned in Label Studio": 1,
         "malformed box": 3,
     }
     gone = read(tmp_path, [foreign(good), foreign(rectangle("dog", 1, 1, 5, 5))])
-    assert gone.left_out.counts == {"boxes in per cent of an image that cannot be read": 1}
+    assert gone.skipped.counts == {"boxes in per cent of an image that cannot be read": 1}
 
 
 def test_labels_that_a_task_does_not_have(tmp_path):
     (task,) = written(tmp_path, grounding(tmp_path))
     task["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["zebra"]
     found = read(tmp_path, [task])
-    assert len(found.samples[0].boxes) == 2 and found.left_out.counts == {"box of an unknown phrase": 1}
+    assert len(found.samples[0].boxes) == 2 and found.skipped.counts == {"box of an unknown phrase": 1}
 
 
 def test_names_cannot_lead_out_of_the_folder(tmp_path):
@@ -283,7 +283,7 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path):
         foreign(rectangle("dog", 1, 1, 5, 5, **size), image=f"/data/local-files/?d={name}")
         for name in ("a.jpg", "../a.jpg")
     ]
-    assert read(tmp_path, tasks).left_out.counts == {"image name outside its folder": 1}
+    assert read(tmp_path, tasks).skipped.counts == {"image name outside its folder": 1}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -54,7 +54,7 @@ def equal(first: Step, second: Step) -> bool:
     return (
         all(torch.equal(a.images.pixels, b.images.pixels) and a.text.prompts == b.text.prompts for a, b in pairs)
         and all(torch.equal(a.boxes, b.boxes) and torch.equal(a.positive_map, b.positive_map) for a, b in targets)
-        and (first.left_out.counts, first.broken) == (second.left_out.counts, second.broken)
+        and (first.skipped.counts, first.broken) == (second.skipped.counts, second.broken)
     )
 
 
@@ -175,7 +175,7 @@ def test_processes_that_cannot_share_a_batch(root, processor):
 
 def test_boxes_lost_on_the_way_are_counted(root, processor):
     made = mixture(root, processor, DRAWN, steps=30)
-    lost = sum(sum(step.left_out.counts.values()) for step in steps_of(made))
+    lost = sum(sum(step.skipped.counts.values()) for step in steps_of(made))
     boxes = sum(len(target.boxes) for step in steps_of(made) for target in step.batches[0].targets)
     shown = sum(
         len(made.schedule.sources[0].samples[made.schedule.index(draw)].boxes)
@@ -234,7 +234,7 @@ def test_captions_that_do_not_fit_are_left_out_and_not_broken(root, processor):
     made.schedule = Schedule([replace(source, samples=samples)], batch_size=4, seed=5, grouped=False)
     step = made[0]
     assert step.broken == () and len(step.batches[0].targets) == 4
-    assert step.left_out.counts["sample whose caption cannot be written"] >= 2
+    assert step.skipped.counts["sample whose caption cannot be written"] >= 2
 
 
 def with_sample(root, processor, **changes) -> MixtureDataset:
@@ -257,7 +257,7 @@ def test_a_phrase_that_the_tokenizer_does_not_read(root, processor):
     silent = Prompt.from_caption("a star \u200b", [(2, 6), (7, 8)])
     made = with_sample(root, processor, prompt=silent, vocabulary=(), box_phrases=((0,), (1,)))
     step = made[0]
-    assert step.broken == () and step.left_out.counts["sample whose caption cannot be written"] >= 1
+    assert step.broken == () and step.skipped.counts["sample whose caption cannot be written"] >= 1
 
 
 def test_packed_captions_are_of_other_images():

@@ -68,8 +68,8 @@ def test_foreign_names_and_left_out_reach_the_sources(root):
     other = DatasetConfig(name="other", annotations="other.json", images=("images",))
     first, second = sources(data(root, DRAWN, other))
     assert first.phrasing.foreign == ("zebra",) and set(second.phrasing.foreign) == set(NAMES) - {"red circle"}
-    assert sum(first.left_out.counts.values()) == 2 and len(first.samples) == 3
-    assert any("3.png" in place for places in first.left_out.places.values() for place in places)
+    assert sum(first.skipped.counts.values()) == 2 and len(first.samples) == 3
+    assert any("3.png" in place for places in first.skipped.places.values() for place in places)
 
 
 def test_the_first_samples_only(root):

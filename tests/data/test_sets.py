@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from glip.data.sets import Folders, PackedSamples, Tally
-from glip.structures import Archived, Prompt, Sample
+from glip.data.sets import Folders, PackedSamples, SkipCounter
+from glip.structures import Prompt, Sample, TarMember
 
 
 def some(path) -> list[Sample]:
@@ -16,7 +16,7 @@ def some(path) -> list[Sample]:
         Sample(path / "a.jpg", torch.tensor([[1.0, 2.0, 3.0, 4.0]]), ((0,),), names, image_id="x", size=(9, 8)),
         Sample(path / "b.jpg", torch.zeros(0, 4), (), names, image_id=7, absent=(1,), incomplete=(0,)),
         Sample(
-            Archived(path / "t.tar", "m.jpg", 512, 99),
+            TarMember(path / "t.tar", "m.jpg", 512, 99),
             torch.ones(2, 4),
             ((0, 1), (1,)),
             prompt=caption,
@@ -57,12 +57,12 @@ def test_another_process_reads_the_same_file(tmp_path):
 
 
 def test_tally():
-    tally, other = Tally(), Tally()
+    tally, other = SkipCounter(), SkipCounter()
     assert not tally
     for number in range(7):
-        tally.note("box without area", f"annotation {number}")
-    other.note("crowd region", times=2)
-    tally.add(other)
+        tally.add("box without area", f"annotation {number}")
+    other.add("crowd region", times=2)
+    tally.merge(other)
     assert str(tally) == "7 x box without area, 2 x crowd region" and tally
     assert tally.places["box without area"] == [f"annotation {number}" for number in range(5)]
 

@@ -18,7 +18,7 @@ from glip.data.readers.odvg import read_odvg
 from glip.data.readers.silver import read_silver
 from glip.data.sets import SampleSet
 from glip.data.writers import label_map_of, write_coco, write_labels, write_mdetr, write_odvg
-from glip.structures import Archived, Phrase, Prompt, Sample
+from glip.structures import Phrase, Prompt, Sample, TarMember
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
@@ -50,7 +50,7 @@ def same(first: Sample, second: Sample, ignore: tuple[str, ...] = ()) -> None:
 
 def all_same(first: SampleSet, second: SampleSet, ignore: tuple[str, ...] = ()) -> None:
     assert len(first.samples) == len(second.samples) > 0 and first.vocabulary == second.vocabulary
-    assert not second.left_out, str(second.left_out)
+    assert not second.skipped, str(second.skipped)
     for one, other in zip(first.samples, second.samples, strict=True):
         same(one, other, ignore)
 
@@ -103,7 +103,7 @@ def test_odvg(tmp_path):
 
 def test_labels_say_everything(tmp_path):
     listed = Prompt.from_names(["dog", "cat"], negatives=["owl"], classes=[4, 4])
-    archived = Archived(tmp_path / "shards" / "0.tar", "x/7.jpg", 512, 99)
+    archived = TarMember(tmp_path / "shards" / "0.tar", "x/7.jpg", 512, 99)
     other = detection(tmp_path, "c.jpg", vocabulary=("ant", "bee", "wasp"), crowd=(0,), absent=(1,), incomplete=(0, 2))
     given = [
         grounding(tmp_path, scores=(0.9, 0.123456789)),
@@ -176,9 +176,9 @@ def test_images_without_a_name(tmp_path, write):
     for image, message in (
         (Image.new("RGB", (4, 3)), "save it and put its path in the sample"),
         (tmp_path.parent / "elsewhere.jpg", "does not lie in the image folders .*: give its folder"),
-        (Archived(tmp_path / "0.tar", "a", 0, 9), "lies in an archive, which .* cannot say: write --to labels"),
+        (TarMember(tmp_path / "0.tar", "a", 0, 9), "lies in an archive, which .* cannot say: write --to labels"),
     ):
-        if isinstance(image, Archived) and write is write_labels:
+        if isinstance(image, TarMember) and write is write_labels:
             continue
         sample = Sample(**{**make(tmp_path).__dict__, "image": image})
         with pytest.raises(ValueError, match=message):

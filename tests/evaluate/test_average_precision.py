@@ -8,8 +8,8 @@ import torch
 from scored import detections, sample
 
 from glip.evaluate.coco import STATS, average_precision, score_results
+from glip.evaluate.ground_truth import columns
 from glip.evaluate.results import UNKNOWN, Results
-from glip.evaluate.truth import columns
 
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 

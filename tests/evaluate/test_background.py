@@ -8,8 +8,8 @@ from scored import captioned, detections, sample
 
 from glip.evaluate.background import Background, background, background_of, operating_points
 from glip.evaluate.coco import score_results
+from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, columns
 from glip.evaluate.results import UNKNOWN, Results, concatenate
-from glip.evaluate.truth import Boxes, Truth, absent_names, columns
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
 NONE = -np.inf
@@ -25,11 +25,11 @@ def results(*rows: tuple[int, int, float]) -> Results:
     return Results(images, categories, np.tile([10.0, 10, 40, 40], (len(rows), 1)), scores.astype(float))
 
 
-def truth(*, negatives: np.ndarray | None = None) -> Truth:
+def truth(*, negatives: np.ndarray | None = None) -> GroundTruth:
     """Four images; the first category is in the first two, of the second there is a group in the first."""
     boxes = np.tile([10.0, 10, 40, 40], (3, 1))
     where = Boxes(np.array([0, 1, 0]), np.array([0, 0, 1]), boxes, np.full(3, 1600.0), np.array([False, False, True]))
-    return Truth((1, 2, 3, 4), (1, 2), ("cat", "dog"), where, negatives)
+    return GroundTruth((1, 2, 3, 4), (1, 2), ("cat", "dog"), where, negatives)
 
 
 def test_by_hand():

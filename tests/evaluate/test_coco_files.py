@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate.annotations import read_coco_truth
 from glip.evaluate.coco import Score, score_results
+from glip.evaluate.ground_truth import GroundTruth
 from glip.evaluate.results import UNKNOWN, concatenate, read_results, results_of
-from glip.evaluate.truth import Truth
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
 
@@ -26,8 +26,8 @@ def golden(case: str) -> Path:
     return GOLDEN / case
 
 
-def score_files(annotations: Path, predictions: Path, tally: Tally | None = None) -> Score:
-    tally = Tally() if tally is None else tally
+def score_files(annotations: Path, predictions: Path, tally: SkipCounter | None = None) -> Score:
+    tally = SkipCounter() if tally is None else tally
     truth = read_coco_truth(annotations, tally)
     return score_results(truth, read_results(predictions, truth.images, truth.categories, tally))
 
@@ -36,7 +36,7 @@ def score_files(annotations: Path, predictions: Path, tally: Tally | None = None
 def test_golden_figures(case):
     """All twelve figures and every category, as pycocotools gives them."""
     folder = golden(case)
-    truth = read_coco_truth(folder / "annotations.json", Tally())
+    truth = read_coco_truth(folder / "annotations.json", SkipCounter())
     score = score_files(folder / "annotations.json", folder / "predictions.json")
     expected = json.loads((folder / "expected.json").read_text())
     assert score.stats == pytest.approx(tuple(expected["stats"].values()), abs=1e-9)
@@ -53,7 +53,7 @@ def test_golden_figures(case):
 def test_golden_network_boxes_with_inclusive_widths():
     """The release's way from boxes in resized pixels to COCO's rows: +1 on widths, labels outside are dropped."""
     folder = golden("real80_from_network_boxes")
-    truth = read_coco_truth(folder / "annotations.json", Tally())
+    truth = read_coco_truth(folder / "annotations.json", SkipCounter())
     sizes = {
         row["id"]: (row["height"], row["width"])
         for row in json.loads((folder / "annotations.json").read_text())["images"]
@@ -116,7 +116,7 @@ def right(**changes: object) -> dict[str, object]:
 
 def test_a_file_of_ones_own(tmp_path):
     """The table in the order of the ids, ids from 0 that are given twice, areas as stated or else the box's."""
-    truth = read_coco_truth(write(tmp_path), Tally())
+    truth = read_coco_truth(write(tmp_path), SkipCounter())
     assert (truth.categories, truth.names, truth.images) == ((3, 7), ("missed", "found"), (1, 2))
     assert truth.boxes.areas.tolist() == [1600.0, 5.0] and not truth.boxes.crowd.any() and truth.negatives is None
     score = score_files(tmp_path / "annotations.json", write_rows(tmp_path, right()))
@@ -127,7 +127,7 @@ def test_a_file_of_ones_own(tmp_path):
 def test_ids_may_be_texts(tmp_path):
     rows = [{"image_id": "b/1.png", "category_id": "cat", "bbox": BOX}]
     file = write(tmp_path, images=[{"id": "b/1.png"}, {"id": 4}], categories=[{"id": "cat"}], annotations=rows)
-    truth = read_coco_truth(file, Tally())
+    truth = read_coco_truth(file, SkipCounter())
     assert truth.images == (4, "b/1.png") and truth.names == ("cat",)
     results = write_rows(tmp_path, right(image_id="b/1.png", category_id="cat"))
     assert score_files(file, results).ap == pytest.approx(1.0)
@@ -143,7 +143,7 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
         "no record",
         {**good, "category_id": [7]},
     ]
-    tally = Tally()
+    tally = SkipCounter()
     images = [{"id": 1}, {"id": 1}, {"file_name": "x"}]
     categories = [{"id": 7}, {"name": "cat"}, {"name": "dog"}]
     truth = read_coco_truth(write(tmp_path, annotations=[good, *bad], images=images, categories=categories), tally)
@@ -172,7 +172,7 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
 def test_files_without_a_truth(tmp_path, changes, message):
     file = write(tmp_path, **changes)
     with pytest.raises(ValueError) as caught:
-        read_coco_truth(file, Tally())
+        read_coco_truth(file, SkipCounter())
     assert str(caught.value).startswith(f"{file}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -180,12 +180,12 @@ def test_files_without_a_truth(tmp_path, changes, message):
 def test_no_json(tmp_path):
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not valid json"):
-        read_coco_truth(tmp_path / "broken.json", Tally())
+        read_coco_truth(tmp_path / "broken.json", SkipCounter())
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="not COCO json: no list 'images'"):
-        read_coco_truth(tmp_path / "list.json", Tally())
+        read_coco_truth(tmp_path / "list.json", SkipCounter())
     with pytest.raises(FileNotFoundError, match="are not there"):
-        read_coco_truth(tmp_path / "nothing.json", Tally())
+        read_coco_truth(tmp_path / "nothing.json", SkipCounter())
 
 
 def test_groups_alone_are_nothing_to_score(tmp_path):
@@ -202,26 +202,26 @@ def test_bad_results_are_counted_and_change_nothing(tmp_path):
         right(score=float("nan")),
         right(bbox=[0, 0, float("inf"), 5], score=0.9),
     ]
-    tally = Tally()
+    tally = SkipCounter()
     score = score_files(write(tmp_path), write_rows(tmp_path, *bad, right()), tally)
     assert {row.name: row.ap50 for row in score.categories}["found"] == pytest.approx(1.0)
     assert sum(count for reason, count in tally.counts.items() if reason.startswith("result")) == 5
 
 
 def test_results_of_another_set(tmp_path):
-    truth: Truth = read_coco_truth(write(tmp_path), Tally())
+    truth: GroundTruth = read_coco_truth(write(tmp_path), SkipCounter())
     for row in (right(image_id="000000001"), right(category_id="found")):
         with pytest.raises(
             ValueError, match=r"not one of its results can be scored .*ids are such as 1, 2.*such as 3, 7"
         ):
-            read_results(write_rows(tmp_path, row), truth.images, truth.categories, Tally())
+            read_results(write_rows(tmp_path, row), truth.images, truth.categories, SkipCounter())
 
 
 def test_federated_files_score_what_was_looked_for(tmp_path):
     """LVIS: the first image was looked through for "missed" too, the second only for what it has."""
     images = [{"id": 1, "neg_category_ids": [3, [5], 99]}, {"id": 2, "neg_category_ids": []}]
     file = write(tmp_path, images=images)
-    truth = read_coco_truth(file, Tally())
+    truth = read_coco_truth(file, SkipCounter())
     assert truth.negatives is not None and truth.negatives.tolist() == [[True, False], [False, False]]
     unasked = [right(image_id=2, category_id=7, score=0.9), right()]
     asked = [right(category_id=3, score=0.9), right(image_id=2, category_id=3)]

@@ -8,9 +8,9 @@ from alike import assert_alike
 from PIL import Image
 from scored import captioned, sample
 
-from glip.data.sets import Tally
-from glip.encoded import KeptImages
-from glip.evaluate.run import Asking, detect_all
+from glip.data.sets import SkipCounter
+from glip.encoded import FeatureCache
+from glip.evaluate.run import QueryOptions, detect_all
 from glip.structures import Prompt
 
 
@@ -49,7 +49,7 @@ def test_kept_images_are_encoded_once_and_found_the_same(tiny_detector, image, m
     monkeypatch.setattr(tiny_detector, "encode_image", lambda images: calls.append(len(images)) or encode(images))
     size = sum(level.numel() * 4 for level in encode(wide).levels)
     for room, wanted in ((1.0, 3), (2.5 * size / 1e9, 4), (0.0, 6)):
-        kept = KeptImages(room)
+        kept = FeatureCache(room)
         calls.clear()
         again = [pair for _ in range(2) for pair in detect_all(tiny_detector, samples, kept=kept)]
         assert len(calls) == wanted
@@ -69,7 +69,7 @@ def test_what_cannot_be_looked_at_is_counted(tiny_detector, image, tmp_path):
         replace(captioned(endless, ["thing"], []), image=image),
         good,
     ]
-    tally = Tally()
+    tally = SkipCounter()
     pairs = list(detect_all(tiny_detector, samples, tally=tally))
     assert [given for given, _ in pairs] == [good]
     assert tally.counts == {
@@ -102,7 +102,9 @@ def test_a_image_is_encoded_once_for_all_its_captions(tiny_detector, image, tmp_
         assert_alike(found, alone)
     passes.clear()
     names = replace(sample([f"thing {number}" for number in range(9)]), image=file)
-    [(_, found)] = detect_all(tiny_detector, [names], asking=Asking(max_names=3, chunk_detections=2, max_detections=0))
+    [(_, found)] = detect_all(
+        tiny_detector, [names], options=QueryOptions(max_names=3, chunk_detections=2, max_detections=0)
+    )
     assert passes == [1]
     parts = torch.bincount(found.labels // 3, minlength=3)
     assert (parts >= 2).all() and parts.sum() < 12, "each chunk keeps its best two, and what ties with them"
@@ -118,7 +120,7 @@ def test_batches_change_nothing(tiny_detector, batch_size, tmp_path):
         one = sample(["red thing", "blue thing"]) if number % 3 else captioned("a red thing", ["red thing"], [])
         samples += [replace(one, image=file, image_id=number)] * (1 + number % 2)
     alone = list(detect_all(tiny_detector, samples))
-    together = list(detect_all(tiny_detector, samples, asking=Asking(batch_size=batch_size)))
+    together = list(detect_all(tiny_detector, samples, options=QueryOptions(batch_size=batch_size)))
     assert [given.image_id for given, _ in together] == [given.image_id for given in samples]
     for (_, one), (_, other) in zip(alone, together, strict=True):
         assert_alike(one, other)
@@ -128,8 +130,8 @@ def test_shared_chunks_find_what_separate_passes_find(tiny_detector, image):
     """An image encoded once for all chunks, against the release's way: image and text anew for every chunk."""
     names = [f"{colour} thing {number}" for number in range(4) for colour in ("red", "blue")]
     one = replace(sample(names), image=image)
-    asking = Asking(batch_size=2, max_names=3, max_detections=0, chunk_detections=5)
-    [(_, found)] = detect_all(tiny_detector, [one], asking=asking)
+    options = QueryOptions(batch_size=2, max_names=3, max_detections=0, chunk_detections=5)
+    [(_, found)] = detect_all(tiny_detector, [one], options=options)
     for first in range(0, len(names), 3):
         alone = tiny_detector(image, names[first : first + 3], threshold=0.0, max_detections=5)
         own = found.select((found.labels >= first) & (found.labels < first + 3))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glip.data.readers.mdetr import read_mdetr
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate.flickr import prediction_row, read_predictions, read_released
 from glip.evaluate.phrases import PROTOCOLS, caption_recall, caption_truth, phrase_hits, ranked_boxes
 from glip.geometry.boxes import scale
@@ -35,7 +35,7 @@ def case(name):
 def asked(name):
     """What the official evaluator asks for in a case."""
     folder = case(name)
-    return read_released(folder / "annotations", folder / "annotations" / "test.txt", Tally())
+    return read_released(folder / "annotations", folder / "annotations" / "test.txt", SkipCounter())
 
 
 @cache
@@ -46,7 +46,7 @@ def asked_by_mdetr(ground_truth):
 
 @cache
 def predicted(name):
-    tally = Tally()
+    tally = SkipCounter()
     boxes = read_predictions(case(name) / "predictions.json", asked(name), tally)
     assert tally.counts == IGNORED[name]
     return boxes
@@ -186,7 +186,7 @@ def quirks(tmp_path, change):
     rows = json.loads((case("flickr30k_quirks") / "predictions.json").read_text(encoding="utf-8"))
     change(rows)
     (tmp_path / "changed.json").write_text(json.dumps(rows), encoding="utf-8")
-    tally = Tally()
+    tally = SkipCounter()
     return read_predictions(tmp_path / "changed.json", asked("flickr30k_quirks"), tally), tally
 
 
@@ -260,7 +260,7 @@ def released(tmp_path):
 
 
 def test_released_asks_for_phrases_whose_boxes_have_no_area(released):
-    tally = Tally()
+    tally = SkipCounter()
     truths = read_released(released, "", tally)
     assert [(truth.image, truth.sentence, len(truth.phrases)) for truth in truths] == [
         (7, 0, 1),
@@ -272,12 +272,12 @@ def test_released_asks_for_phrases_whose_boxes_have_no_area(released):
 
 
 def test_rows_are_read_back(released, tmp_path):
-    truths = read_released(released, "", Tally())
+    truths = read_released(released, "", SkipCounter())
     boxes = [tuple(torch.tensor([[0.1, 2, 3, 4], [0, 0, 0, 0]]) for _ in truth.phrases) for truth in truths]
     rows = [prediction_row(truth, listed) for truth, listed in zip(truths, boxes, strict=True)]
     assert rows[1]["image_id"] == 7 and rows[1]["sentence_id"] == 1
     (tmp_path / "rows.json").write_text(json.dumps(rows[::-1]))
-    tally = Tally()
+    tally = SkipCounter()
     again = read_predictions(tmp_path / "rows.json", truths, tally)
     assert not tally and [[ranked.tolist() for ranked in listed] for listed in again] == [
         [ranked.tolist() for ranked in listed] for listed in boxes
@@ -286,7 +286,7 @@ def test_rows_are_read_back(released, tmp_path):
 
 def read_rows(tmp_path, rows, truths, tally=None):
     (tmp_path / "rows.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return read_predictions(tmp_path / "rows.json", truths, Tally() if tally is None else tally)
+    return read_predictions(tmp_path / "rows.json", truths, SkipCounter() if tally is None else tally)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def read_rows(tmp_path, rows, truths, tally=None):
 )
 def test_files_that_are_no_predictions(rows, message, released, tmp_path):
     with pytest.raises(ValueError, match=message):
-        read_rows(tmp_path, rows, read_released(released, "", Tally()))
+        read_rows(tmp_path, rows, read_released(released, "", SkipCounter()))
 
 
 @pytest.mark.parametrize(
@@ -322,13 +322,13 @@ def test_boxes_that_are_none(ranked, released, tmp_path):
     with pytest.raises(
         ValueError, match=r"sentence 0 of image 7, phrase 0: .* is no list of boxes: give four finite numbers"
     ):
-        read_rows(tmp_path, rows, read_released(released, "", Tally()))
+        read_rows(tmp_path, rows, read_released(released, "", SkipCounter()))
 
 
 def test_boxes_of_negative_size_find_nothing_and_are_counted(released, tmp_path):
-    [*_, truth] = read_released(released, "", Tally())
+    [*_, truth] = read_released(released, "", SkipCounter())
     x1, y1, x2, y2 = MAN
-    tally = Tally()
+    tally = SkipCounter()
     rows = [{"image_id": 7, "sentence_id": 3, "boxes": [[[x2, y2, x1, y1], [x2, y1, x1, 49], [x1, y1, x2, y2]]]}]
     boxes = read_rows(tmp_path, rows, [truth], tally)
     assert tally.counts == {"box of negative size": 2}
@@ -336,9 +336,9 @@ def test_boxes_of_negative_size_find_nothing_and_are_counted(released, tmp_path)
 
 
 def test_files_and_ids_that_are_missing(released, tmp_path):
-    truths = read_released(released, "", Tally())
+    truths = read_released(released, "", SkipCounter())
     with pytest.raises(FileNotFoundError, match=r"predictions '.*none.json' are not there: give the json"):
-        read_predictions(tmp_path / "none.json", truths, Tally())
+        read_predictions(tmp_path / "none.json", truths, SkipCounter())
     with pytest.raises(ValueError, match="6 captions have 3 ids between them: give each sentence its own id"):
         read_rows(tmp_path, [], truths * 2)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate import lvis
 from glip.evaluate.annotations import read_lvis_truth
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
@@ -35,7 +35,7 @@ def folder(case):
 
 @cache
 def truth_of(case):
-    tally = Tally()
+    tally = SkipCounter()
     truth = read_lvis_truth(folder(case) / "annotations.json", tally)
     assert not tally
     return truth
@@ -221,8 +221,8 @@ def test_the_package_agrees(seed, tmp_path, monkeypatch):
     official = LVISEval(LVIS(str(path)), LVISResults(LVIS(str(path)), rows, max_dets=50), "bbox")
     official.params.max_dets = 50
     official.run()
-    truth = read_lvis_truth(path, Tally())
-    score = standard_ap(truth, read_results(file, truth.images, truth.categories, Tally()), max_dets=50)
+    truth = read_lvis_truth(path, SkipCounter())
+    score = standard_ap(truth, read_results(file, truth.images, truth.categories, SkipCounter()), max_dets=50)
     check(score, official.results)
     assert score.categories[0].ap == pytest.approx(official.eval["precision"][:, :, 0, 0].mean(), abs=1e-9)
 
@@ -252,7 +252,7 @@ def small_tree():
 @pytest.fixture
 def read(tmp_path):
     def from_tree(tree, tally=None):
-        return read_lvis_truth(written(tmp_path, tree), Tally() if tally is None else tally)
+        return read_lvis_truth(written(tmp_path, tree), SkipCounter() if tally is None else tally)
 
     return from_tree
 
@@ -311,7 +311,7 @@ def test_unknown_categories_take_up_places(read, tmp_path):
     file = tmp_path / "results.json"
     row = {"image_id": 4, "bbox": BOX, "score": 0.5}
     file.write_text(json.dumps([row | {"category_id": 77}, row | {"category_id": 1}]), encoding="utf-8")
-    truth, tally = read(small_tree()), Tally()
+    truth, tally = read(small_tree()), SkipCounter()
     found = read_results(file, truth.images, truth.categories, tally)
     assert tally.counts == {"result of an unknown category": 1}
     assert standard_ap(truth, found, max_dets=2).ap == pytest.approx(1.0)
@@ -380,7 +380,7 @@ def test_memory_of_the_best_is_bounded(monkeypatch):
 
 def test_counted_not_scored(read):
     """What is missing or odd in a file is counted, and the rest scored without it."""
-    tree, tally = small_tree(), Tally()
+    tree, tally = small_tree(), SkipCounter()
     del tree["categories"][0]["frequency"], tree["images"][0]["neg_category_ids"]
     tree["images"][1]["not_exhaustive_category_ids"] = [77]
     good = tree["annotations"][0]
@@ -408,7 +408,7 @@ def test_counted_not_scored(read):
 
 
 def test_without_frequencies_the_other_figures_stand(read):
-    tree, tally = small_tree(), Tally()
+    tree, tally = small_tree(), SkipCounter()
     for record in tree["categories"]:
         del record["frequency"]
     score = standard_ap(read(tree, tally), results(FOUND))
@@ -426,7 +426,10 @@ BROKEN = {
     "no image": (lambda tree: tree.pop("images"), "no list 'images'"),
     "no federation": (without_lists, "no image has neg_category_ids"),
     "no annotation": (lambda tree: tree["annotations"].clear(), "no annotation in it can be scored"),
-    "foreign annotation": (lambda tree: tree["annotations"][0].update(image_id=1), "1 x annotation of an unknown image"),
+    "foreign annotation": (
+        lambda tree: tree["annotations"][0].update(image_id=1),
+        "1 x annotation of an unknown image",
+    ),
     "category twice": (lambda tree: tree["categories"][0].update(id=1), "category id 1 is listed twice"),
 }
 
@@ -444,8 +447,8 @@ def test_unusable_files(kind, read):
 def test_no_json(tmp_path):
     path = tmp_path / "annotations.json"
     with pytest.raises(FileNotFoundError, match="annotations.json"):
-        read_lvis_truth(path, Tally())
+        read_lvis_truth(path, SkipCounter())
     for content in ("{", "[1, 2]"):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="json"):
-            read_lvis_truth(path, Tally())
+            read_lvis_truth(path, SkipCounter())

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from scored import detections, sample
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
 
 IMAGES, CATEGORIES = (7, "b.png"), (3, "cat")
 GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}
 
 
-def read(folder: Path, rows: object, tally: Tally | None = None) -> Results:
+def read(folder: Path, rows: object, tally: SkipCounter | None = None) -> Results:
     file = folder / "results.json"
     file.write_text(rows if isinstance(rows, str) else json.dumps(rows), encoding="utf-8")
-    return read_results(file, IMAGES, CATEGORIES, Tally() if tally is None else tally)
+    return read_results(file, IMAGES, CATEGORIES, SkipCounter() if tally is None else tally)
 
 
 def test_rows_become_columns_and_rows_again(tmp_path):
@@ -26,7 +26,7 @@ def test_rows_become_columns_and_rows_again(tmp_path):
         {**GOOD, "bbox": [1.0, 2.0, 3.5, 4.0]},
         {**GOOD, "bbox": [-1.0, 2.0, 3.5, 4.0], "score": -3.0},
     ]
-    tally = Tally()
+    tally = SkipCounter()
     results = read(tmp_path, rows, tally)
     assert not tally and len(results) == 3
     assert results.images.tolist() == [1, 0, 0] and results.categories.tolist() == [1, 0, 0]
@@ -55,14 +55,14 @@ def test_rows_become_columns_and_rows_again(tmp_path):
     ],
 )
 def test_what_cannot_be_scored_is_left_out_and_counted(tmp_path, change, reason):
-    tally = Tally()
+    tally = SkipCounter()
     results = read(tmp_path, [GOOD, {**GOOD, **change}, GOOD], tally)
     assert len(results) == 2 and tally.counts == {reason: 1} and tally.places[reason] == ["row 1"]
 
 
 def test_unknown_categories_are_counted_and_stay(tmp_path):
     """In LVIS they take up places of an image's 300."""
-    tally = Tally()
+    tally = SkipCounter()
     results = read(tmp_path, [{**GOOD, "category_id": 99}, {**GOOD, "category_id": [3]}, GOOD], tally)
     assert results.categories.tolist() == [UNKNOWN, UNKNOWN, 0]
     assert tally.counts == {"result of an unknown category": 2}
@@ -70,7 +70,7 @@ def test_unknown_categories_are_counted_and_stay(tmp_path):
 
 
 def test_more_than_a_row_needs_is_passed_over(tmp_path):
-    tally = Tally()
+    tally = SkipCounter()
     results = read(tmp_path, [{**GOOD, "segmentation": {"size": [3, 4], "counts": "x"}}, 5, {"a": 1}, []], tally)
     assert len(results) == 1 and tally.counts == {"result that is no record": 3}
 
@@ -97,7 +97,7 @@ def test_no_results_of_this_set(tmp_path, rows, message):
 
 def test_results_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="are not there: give the json that an evaluation wrote"):
-        read_results(tmp_path / "none.json", IMAGES, CATEGORIES, Tally())
+        read_results(tmp_path / "none.json", IMAGES, CATEGORIES, SkipCounter())
 
 
 def test_results_of_detections():

@@ -94,7 +94,7 @@ def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_pat
         Validator(tiny_config, tokenizer, {"lost": lost})
     assert "\n" not in str(told.value)
     found = Validator(tiny_config, tokenizer, {"some": [*lost[:2], *drawn()[2:]]})(seeded(tiny_config))
-    assert found.left_out.counts == {"unreadable image": 2}
+    assert found.skipped.counts == {"unreadable image": 2}
 
 
 def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):

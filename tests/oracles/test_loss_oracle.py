@@ -151,7 +151,7 @@ def test_weights_scale_what_each_box_teaches() -> None:
 
 def test_boxes_that_are_not_located_teach_words_only() -> None:
     outputs, mask, one = random_outputs(2), torch.ones(2, 6).bool(), target(2, 5)
-    mixed = Criterion()(outputs, [one, replace(one, located=False)], mask)
+    mixed = Criterion()(outputs, [one, replace(one, box_loss=False)], mask)
     mixed.total.backward()
     assert outputs.box_deltas.grad is not None and outputs.centerness.grad is not None
     assert outputs.box_deltas.grad[0].any() and not outputs.box_deltas.grad[1].any()

@@ -19,7 +19,7 @@ from glip.pseudo.filters import (
     image_hash,
     inspect_image,
 )
-from glip.structures import Archived
+from glip.structures import TarMember
 from glip.text.tokens import Tokenizer
 
 RULES = PairRules().for_model(256)
@@ -173,7 +173,7 @@ def test_a_good_image_is_decoded(tmp_path):
 def test_a_image_of_an_archive(tmp_path):
     content = saved(drawn(1), tmp_path / "a.jpg").read_bytes()
     (tmp_path / "0.tar").write_bytes(bytes(512) + content)
-    archived = Archived(tmp_path / "0.tar", "a.jpg", 512, len(content))
+    archived = TarMember(tmp_path / "0.tar", "a.jpg", 512, len(content))
     assert inspect_image(archived, RULES).image is not None
     small = inspect_image(archived, replace(RULES, min_bytes=len(content) + 1))
     assert small.reason == "image file of too few bytes" and "0.tar:a.jpg: 320 x 240" in small.detail

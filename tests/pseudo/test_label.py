@@ -16,7 +16,7 @@ from PIL import Image
 from glip.detector import Detector
 from glip.pseudo.engine import label_all
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel, Labeller
+from glip.pseudo.label import LabelConfig, Labeller
 from glip.pseudo.run import Workers, find_captions, run_labelling
 from glip.pseudo.shards import find_shards, read_shard_images
 from glip.pseudo.store import Store, read_rows
@@ -26,8 +26,8 @@ from glip.text.phrases import noun_phrases
 OPEN = PairRules(min_bytes=0, min_side=0, same_image=-1)
 
 
-def how(model: Path, **more: object) -> HowToLabel:
-    return HowToLabel(**{"model": str(model), "threshold": 0.0, "max_detections": 5, "pairs": OPEN, **more})
+def how(model: Path, **more: object) -> LabelConfig:
+    return LabelConfig(**{"model": str(model), "threshold": 0.0, "max_detections": 5, "pairs": OPEN, **more})
 
 
 def labels(folder: Path) -> dict[str, bytes]:

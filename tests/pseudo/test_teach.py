@@ -9,10 +9,10 @@ import yaml
 from glip.config import DatasetConfig, load_config
 from glip.data.mixture import read_training_set
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel
+from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, find_captions
 from glip.pseudo.select import SelectRules
-from glip.teach import PSEUDO, HowToTeach, Teaching
+from glip.teach import PSEUDO, SelfTrainConfig, SelfTraining
 
 
 @pytest.fixture
@@ -31,18 +31,18 @@ def experiment(tmp_path):
     return load_config(tmp_path / "student.yaml")
 
 
-def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> Teaching:
-    label = HowToLabel(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_image=-1), device="cpu")
+def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> SelfTraining:
+    label = LabelConfig(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_image=-1), device="cpu")
     rules = SelectRules(box=0.0, image=0.0, per_phrase=2)
     truth = read_training_set(
         DatasetConfig(name="t", format="labels", annotations=str(pool / "truth.jsonl"), images=(str(pool / "images"),)),
         experiment.data,
     )
-    return Teaching(
+    return SelfTraining(
         experiment,
         find_captions(str(pool / "captions.jsonl"), (), None),
         label,
-        HowToTeach(rounds=rounds, rules=rules, **more),
+        SelfTrainConfig(rounds=rounds, rules=rules, **more),
         folder,
         sets={"pool": truth.samples},
         workers=Workers(),
@@ -75,7 +75,7 @@ def test_another_teaching_is_refused(experiment, pool, tiny_folder, tmp_path):
 @pytest.mark.parametrize("wrong", [{"rounds": 0}, {"share": 0.0}, {"share": 1.0}])
 def test_senseless_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
-        HowToTeach(**wrong)
+        SelfTrainConfig(**wrong)
 
 
 def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
@@ -100,7 +100,7 @@ def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
         )
         return read_training_set(entry, experiment.data).samples[0]
 
-    assert sample().scores == () and sample().located
-    assert sample(soft=True).scores == (0.7,) and sample(soft=True).located
-    assert sample(box_loss=False).scores == () and not sample(box_loss=False).located
+    assert sample().scores == () and sample().box_loss
+    assert sample(soft=True).scores == (0.7,) and sample(soft=True).box_loss
+    assert sample(box_loss=False).scores == () and not sample(box_loss=False).box_loss
     torch.testing.assert_close(sample().boxes, torch.tensor([[1.0, 1.0, 30.0, 30.0]]))

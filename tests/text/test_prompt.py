@@ -134,34 +134,34 @@ def test_wrong_classes_are_errors():
         Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1))
 
 
-def located(caption: str, *phrases: str) -> list[tuple[int, int]]:
+def box_loss(caption: str, *phrases: str) -> list[tuple[int, int]]:
     return [phrase.spans[0] for phrase in Prompt.from_caption(caption, phrases).phrases]
 
 
 def test_a_word_is_not_found_inside_another():
     caption = "a cart beside a car, a cartoon of a car"
-    assert located(caption, "car") == [(16, 19)]
-    assert located(caption, "cart", "car", "cartoon", "car") == [(2, 6), (16, 19), (23, 30), (36, 39)]
+    assert box_loss(caption, "car") == [(16, 19)]
+    assert box_loss(caption, "cart", "car", "cartoon", "car") == [(2, 6), (16, 19), (23, 30), (36, 39)]
     with pytest.raises(ValueError, match="phrase 'ar' does not occur in the caption .*: give words of it, or a span"):
         Prompt.from_caption(caption, ["ar"])
 
 
 def test_repeated_words_are_found_in_reading_order():
     caption = "a man and a dog and a man"
-    assert located(caption, "a man", "a dog", "a man") == [(0, 5), (10, 15), (20, 25)]
-    assert located(caption, "a dog", "a man") == [(10, 15), (20, 25)]
-    assert located(caption, "a man", "a man", "a man") == [(0, 5), (20, 25), (0, 5)], "else its first one"
+    assert box_loss(caption, "a man", "a dog", "a man") == [(0, 5), (10, 15), (20, 25)]
+    assert box_loss(caption, "a dog", "a man") == [(10, 15), (20, 25)]
+    assert box_loss(caption, "a man", "a man", "a man") == [(0, 5), (20, 25), (0, 5)], "else its first one"
 
 
 def test_case_and_accents_and_punctuation():
     caption = "The Café's (big) sign: 100% off!"
-    assert located(caption, "the café", "(big)", "100%", "off!") == [(0, 8), (11, 16), (23, 27), (28, 32)]
+    assert box_loss(caption, "the café", "(big)", "100%", "off!") == [(0, 8), (11, 16), (23, 27), (28, 32)]
     assert Prompt.from_caption(caption, ["the café"]).texts == ("The Café",)
 
 
 def test_scripts_without_spaces():
-    assert located("街上有一辆红色的汽车", "红色的汽车", "汽车") == [(5, 10), (8, 10)]
-    assert located("赤いバスと猫", "バス", "猫") == [(2, 4), (5, 6)]
+    assert box_loss("街上有一辆红色的汽车", "红色的汽车", "汽车") == [(5, 10), (8, 10)]
+    assert box_loss("赤いバスと猫", "バス", "猫") == [(2, 4), (5, 6)]
 
 
 def test_several_spans_are_one_phrase():

@@ -10,7 +10,7 @@ from small import RELEASED, VOCABULARY, scenes
 
 from glip.config import Experiment, ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import build_processor
 from glip.model.glip import GLIP
 from glip.structures import Batch, Prompt, Sample
@@ -51,10 +51,10 @@ def batches_of(size: int, *, side: int = 64) -> list[Batch]:
     return [replace(batch, text=text) for batch, text in zip(made, texts, strict=True)]
 
 
-def step_of(*batches: Batch, left_out: str = "", broken: tuple[str, ...] = ()) -> Step:
-    tally = Tally()
-    if left_out:
-        tally.note(left_out)
+def step_of(*batches: Batch, skipped: str = "", broken: tuple[str, ...] = ()) -> Step:
+    tally = SkipCounter()
+    if skipped:
+        tally.add(skipped)
     return Step(batches, tally, broken, sum(len(batch.targets) for batch in batches) + len(broken))
 
 

@@ -24,7 +24,7 @@ STEPS = 5
 CASES: dict[str, dict[str, object]] = {
     "ddp": {},
     "accumulated": {"micro_batch": 1},
-    "fsdp": {"parallel": "fsdp", "micro_batch": 1, "keep_start": 0.2},
+    "fsdp": {"parallel": "fsdp", "micro_batch": 1, "wise_ft": 0.2},
 }
 
 
@@ -34,7 +34,7 @@ def shares(group: Group, micro_batch: int) -> list[Step]:
     batches = batches_of(size)
     count = len(batches) // group.size
     own = batches[group.rank * count : (group.rank + 1) * count]
-    good = step_of(*own, left_out="box without area", broken=("image 'x.jpg': cut",))
+    good = step_of(*own, skipped="box without area", broken=("image 'x.jpg': cut",))
     bad = poisoned(good) if group.rank == group.size - 1 else good
     return [good, good, good, bad, good]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glip.train.averages import RunningMean, keep_start
+from glip.train.averages import RunningMean, wise_ft
 
 
 def model(value: float) -> torch.nn.Module:
@@ -33,7 +33,7 @@ def test_what_does_not_move_stays_to_the_last_bit():
         mean.update(still)
     assert torch.equal(mean.means["weight"], still.weight)
     both = dict(still.state_dict())
-    assert all(torch.equal(value, both[key]) for key, value in keep_start(both, both, 0.3).items())
+    assert all(torch.equal(value, both[key]) for key, value in wise_ft(both, both, 0.3).items())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
@@ -41,7 +41,7 @@ def test_start_is_kept_at_its_share(share):
     start, trained = model(4.0).state_dict(), model(8.0).state_dict()
     trained["1.num_batches_tracked"] += 5
     trained["1.running_mean"] += 1.0
-    kept = keep_start(start, trained, share)
+    kept = wise_ft(start, trained, share)
     assert torch.allclose(kept["0.weight"], torch.full((2, 2), 8.0 - 4.0 * share))
     assert torch.allclose(kept["1.running_mean"], torch.full((2,), 1.0 - share))
     assert kept["1.num_batches_tracked"] == 5
@@ -50,7 +50,7 @@ def test_start_is_kept_at_its_share(share):
 
 def test_wrong_shares_and_other_models_are_told():
     weights = model(1.0).state_dict()
-    with pytest.raises(ValueError, match=r"keep_start: got 1\.5: give a share"):
-        keep_start(weights, weights, 1.5)
+    with pytest.raises(ValueError, match=r"wise_ft: got 1\.5: give a share"):
+        wise_ft(weights, weights, 1.5)
     with pytest.raises(ValueError, match="only one has '0.bias'"):
-        keep_start({k: v for k, v in weights.items() if k != "0.bias"}, weights, 0.5)
+        wise_ft({k: v for k, v in weights.items() if k != "0.bias"}, weights, 0.5)

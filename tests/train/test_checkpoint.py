@@ -37,7 +37,7 @@ def draws() -> list[object]:
 
 def test_everything_comes_back(tmp_path):
     made = parts()
-    progress = Progress(step=7, best=0.5, left_out={"box without area": 2}, window={"loss": 1.25}, bad_in_row=1)
+    progress = Progress(step=7, best=0.5, skipped={"box without area": 2}, window={"loss": 1.25}, bad_in_row=1)
     path = saved(tmp_path, made, progress)
     drawn = draws()
     other = parts()

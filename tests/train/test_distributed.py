@@ -63,10 +63,12 @@ def test_two_processes_follow_one(name, folder):
     both, alone = metrics(folder / name), metrics(folder / "alone" / name)
     assert [row["step"] for row in both] == [row["step"] for row in alone] == list(range(1, STEPS + 1))
     for ours, theirs in zip(both, alone, strict=True):
-        assert ours["skipped"] == theirs["skipped"] == (ours["step"] == 4), "one bad process makes the step bad in both"
-        for term in ("token", "box", "centerness", "loss", "gradient_norm") if not ours["skipped"] else ():
+        assert ours["skipped_steps"] == theirs["skipped_steps"] == (ours["step"] == 4), (
+            "one bad process makes the step bad in both"
+        )
+        for term in ("token", "box", "centerness", "loss", "gradient_norm") if not ours["skipped_steps"] else ():
             assert ours[term] == pytest.approx(theirs[term], rel=1e-5, abs=1e-5), (ours["step"], term)
-    assert both[-1]["left_out"] == {"box without area": 2 * STEPS}, "counts are of both processes"
+    assert both[-1]["skipped"] == {"box without area": 2 * STEPS}, "counts are of both processes"
     assert both[-1]["broken"] == 2 * STEPS and alone[-1]["broken"] == STEPS
     progress = torch.load(folder / name / "last.pt", weights_only=True)["progress"]
     assert progress["broken"] == 2 * STEPS and progress["tried"] == (4 + 2) * STEPS

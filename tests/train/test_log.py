@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.train.checkpoint import Progress
 from glip.train.log import RunLog, forget_after, open_board, peak_memory
 from glip.train.step import Outcome
@@ -23,7 +23,7 @@ class Found:
     figures: dict[str, float]
     best: float = 0.5
     images: dict[str, Image.Image] = field(default_factory=dict)
-    left_out: Tally = field(default_factory=Tally)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
 
 
 def outcome(loss: float, *, stepped: bool = True) -> Outcome:
@@ -43,24 +43,24 @@ def test_the_line_and_its_row(tmp_path):
     log, progress = opened(tmp_path), Progress()
     for number, loss in enumerate((4.0, float("nan"), 8.0), start=1):
         progress.step = number
-        progress.skipped += loss != loss
+        progress.skipped_steps += loss != loss
         log.add(outcome(loss, stepped=loss == loss), progress)
-    progress.left_out = {"box without area": 3}
+    progress.skipped = {"box without area": 3}
     line = log.row(progress, 2e-4)
     assert line.startswith(
         "step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000"
     )
     assert "images/s" in line and " GB  1 skipped" in line and line.endswith(" left")
     (row,) = rows(tmp_path)
-    expected = {"step": 3, "lr": 2e-4, "loss": 6.0, "gradient_norm": 3.0, "skipped": 1, "broken": 0}
-    assert row | expected == row and row["left_out"] == {"box without area": 3}
+    expected = {"step": 3, "lr": 2e-4, "loss": 6.0, "gradient_norm": 3.0, "skipped_steps": 1, "broken": 0}
+    assert row | expected == row and row["skipped"] == {"box without area": 3}
     assert row["memory_mb"] > 10 and row["images_per_second"] > 0
 
 
 def test_a_validation_is_a_row_and_a_line(tmp_path):
-    passed = Tally()
-    passed.note("image that cannot be read", times=2)
-    found = Found({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, left_out=passed)
+    passed = SkipCounter()
+    passed.add("image that cannot be read", times=2)
+    found = Found({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, skipped=passed)
     line = opened(tmp_path).validated(4, found, best=True)
     assert "drawn/AP50 0.250  drawn/AP -  (best so far)  passed over: 2 x image that cannot be read" in line
     assert rows(tmp_path) == [

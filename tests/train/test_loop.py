@@ -13,11 +13,11 @@ from small import seeded
 
 from glip.config import DatasetConfig, TrainConfig, config_folder, load_config
 from glip.data.loader import Step
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
 from glip.train import loop
-from glip.train.averages import keep_start
+from glip.train.averages import wise_ft
 from glip.train.distributed import Group
 from glip.train.loop import TrainingError, train
 from glip.train.settings import check_experiment
@@ -33,7 +33,7 @@ class Found:
     best: float
     figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
     images: dict[str, Image.Image] = field(default_factory=dict)
-    left_out: Tally = field(default_factory=Tally)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
@@ -79,8 +79,8 @@ def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
     after = torch.load(tmp_path / "last.pt", weights_only=True)
     assert all(same(before[key], after[key]) for key in ("model", "mean", "updates"))
     assert same(before["optimizer"]["state"], after["optimizer"]["state"])
-    assert after["progress"]["skipped"] == after["progress"]["bad_in_row"] == 1 and "1 skipped" in said[1]
-    assert metrics(tmp_path)[-1]["loss"] is None and metrics(tmp_path)[-1]["skipped"] == 1
+    assert after["progress"]["skipped_steps"] == after["progress"]["bad_in_row"] == 1 and "1 skipped" in said[1]
+    assert metrics(tmp_path)[-1]["loss"] is None and metrics(tmp_path)[-1]["skipped_steps"] == 1
     train(settings(tmp_path, steps=3, **changes), seeded(config), bad, report=said.append)
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert not same(last["model"], after["model"]), "and the next one is learned from"
@@ -139,7 +139,7 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
         return Found(next(figures))
 
     said: list[str] = []
-    changes = {"validate_every": 2, "ema": 0.5, "keep_start": 0.25, "keep_every": 3}
+    changes = {"validate_every": 2, "ema": 0.5, "wise_ft": 0.25, "keep_every": 3}
     experiment = settings(tmp_path / "a", **changes)
     start = seeded(SWIN)
     begun = {key: value.clone() for key, value in start.state_dict().items()}
@@ -147,7 +147,7 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     assert same(dict(shipped.state_dict()), seen[1]), "step 4, as it was validated"
     best = torch.load(tmp_path / "a" / "best.pt", weights_only=True)
     assert best["progress"]["best"] == 0.7 and best["progress"]["step"] == best["progress"]["best_step"] == 4
-    assert same(seen[1], keep_start(begun, best["model"] | best["mean"], 0.25))
+    assert same(seen[1], wise_ft(begun, best["model"] | best["mean"], 0.25))
     assert not same(seen[1], best["model"])
     rows = [row for row in metrics(tmp_path / "a") if "validation" in row]
     assert [(row["step"], row["best"]) for row in rows] == [(2, True), (4, True), (6, False)]
@@ -237,23 +237,23 @@ def test_a_best_checkpoint_of_another_step_is_not_shipped(steps, tmp_path):
 
 
 def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
-    experiment = settings(tmp_path, steps=2, warmup=1, keep_start=0.5)
+    experiment = settings(tmp_path, steps=2, warmup=1, wise_ft=0.5)
     train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
-    with pytest.raises(ValueError, match=r"keep_start mixes in the weights .* bring those back"):
+    with pytest.raises(ValueError, match=r"wise_ft mixes in the weights .* bring those back"):
         train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
     again = train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
     assert not again.training
 
 
 def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
-    lossy = [step_of(*steps[0].batches, left_out="box without area", broken=("image 'x.jpg': cut",))]
+    lossy = [step_of(*steps[0].batches, skipped="box without area", broken=("image 'x.jpg': cut",))]
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         train(settings(tmp_path), seeded(SWIN), stream(lossy, 6, stop=5), report=quiet)
     train(settings(tmp_path), seeded(SWIN), stream(lossy, 6), report=said.append)
     assert "boxes left out in this run: 6 x box without area" in said
     assert "samples that could not be used: 6 of 12 tried" in said
-    assert metrics(tmp_path)[-1]["left_out"] == {"box without area": 6} and metrics(tmp_path)[-1]["broken"] == 6
+    assert metrics(tmp_path)[-1]["skipped"] == {"box without area": 6} and metrics(tmp_path)[-1]["broken"] == 6
 
 
 def test_a_loader_that_ends_early_is_told(steps, tmp_path):
@@ -274,7 +274,7 @@ def test_a_loader_that_ends_early_is_told(steps, tmp_path):
         ({"drops": (0.5, 67.0)}, r"train\.drops: got 67: .* from 0 to 1 \(for 67 % give 0\.67\)"),
         ({"drops": (-0.1,)}, r"train\.drops: got -0\.1: give shares of the run from 0 to 1$"),
         ({"ema": 1.0}, r"train\.ema: got 1"),
-        ({"keep_start": 1.5}, r"train\.keep_start: got 1\.5"),
+        ({"wise_ft": 1.5}, r"train\.wise_ft: got 1\.5"),
         ({"clip": 0.0}, r"train\.clip: got 0"),
         ({"precision": "float16"}, r"float16 needs a GPU: take train\.precision=bfloat16"),
     ],
@@ -327,7 +327,7 @@ def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
         lambda bert, *_: modes.append(any(part.training for part in bert.modules()))
     )
     model.tower[0].register_forward_hook(lambda module, *_: towers.append(module.text.training))
-    experiment = settings(tmp_path, steps=2, warmup=1, freeze_language=True, frozen_stages=1, keep_start=0.3, ema=0.9)
+    experiment = settings(tmp_path, steps=2, warmup=1, freeze_language=True, frozen_stages=1, wise_ft=0.3, ema=0.9)
     shipped = train(experiment, model, stream(steps, 2), report=quiet).state_dict()
     still = [key for key in before if key.startswith(("language.", "vision.patch", "vision.stages.0."))]
     assert still and all(torch.equal(shipped[key], before[key]) for key in still), "to the last bit, mixed as they are"

@@ -11,9 +11,9 @@ from golden_cases import config_of, load_case, loaded_model, make_batch
 from golden_recorder import make_targets
 from small import NAMES, TINY, VOCABULARY, scenes, seeded, without_fusion
 
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.detector import Detector
-from glip.encoded import KeptImages
+from glip.encoded import FeatureCache
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.release import our_name
@@ -54,7 +54,7 @@ def run_of(
     detector, folder, *, mode="prompt", rounds=3, validate=None, vary=False, keep_gb=1.0, chosen=None, **changed
 ):
     tuner = Tuner(detector, NAMES, PROMPT, mode=mode)
-    images = Images(chosen or samples(), tuner, vary=vary, kept=KeptImages(keep_gb), left_out=Tally())
+    images = Images(chosen or samples(), tuner, vary=vary, kept=FeatureCache(keep_gb), skipped=SkipCounter())
     settings = usual_settings(mode, **{"views": 4, "rounds": rounds, "batch_size": 2, **changed})
     rising = iter(range(1000))
     return TuneRun(tuner, images, settings, validate=validate or (lambda _: next(rising)), folder=folder)
@@ -161,16 +161,16 @@ def test_kept_features_change_nothing(tmp_path):
 def test_a_small_memory_keeps_some():
     detector = detector_of()
     tuner = Tuner(detector, NAMES, PROMPT, mode="prompt")
-    whole = Images(samples(), tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    whole = Images(samples(), tuner, vary=False, kept=FeatureCache(1.0), skipped=SkipCounter())
     size = sum(level.numel() * 4 for level in whole.get(0, np.random.default_rng(0)).levels)
-    some = Images(samples(), tuner, vary=False, kept=KeptImages(2.5 * size / 1e9), left_out=Tally())
+    some = Images(samples(), tuner, vary=False, kept=FeatureCache(2.5 * size / 1e9), skipped=SkipCounter())
     assert some.kept == 2 and len(some) == 4
 
 
 def test_images_of_other_sizes_are_their_own_pass():
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     wide = replace(samples()[0], image=samples()[0].image.resize((256, 120)), image_id=9)
-    images = Images([*samples(), wide], tuner, vary=False, kept=KeptImages(1.0), left_out=Tally())
+    images = Images([*samples(), wide], tuner, vary=False, kept=FeatureCache(1.0), skipped=SkipCounter())
     groups = list(by_size([images.get(index, np.random.default_rng(0)) for index in range(5)]))
     assert sorted(len(group.batch.targets) for group in groups) == [1, 4]
     assert all(len(group.batch.targets) == len(group.levels[0]) for group in groups)
@@ -185,7 +185,7 @@ def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monke
     expected = whole(lambda line: None)
     first = run_of(detector_of(), tmp_path / "cut", mode=mode, rounds=4, validate=lambda _: next(rows))
     asked = property(lambda self: 15 * (first.state.rounds == stopped_in), lambda self, value: None)
-    monkeypatch.setattr(tune_file.StopWish, "number", asked, raising=False)
+    monkeypatch.setattr(tune_file.GracefulStop, "number", asked, raising=False)
     with pytest.raises(Interrupted) as stopped:
         first(lambda line: None)
     assert stopped.value.code == 143 and first.state.rounds == stopped_in
@@ -251,13 +251,13 @@ def test_broken_images_are_counted(tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
-    tally = Tally()
+    tally = SkipCounter()
     images = Images(
-        [*samples(), replace(samples()[0], image=broken)], tuner, vary=False, kept=KeptImages(1), left_out=tally
+        [*samples(), replace(samples()[0], image=broken)], tuner, vary=False, kept=FeatureCache(1), skipped=tally
     )
     assert len(images) == 4 and tally.counts == {"unreadable image": 1}
     with pytest.raises(ValueError, match="none of the 1 training images"):
-        Images([replace(samples()[0], image=broken)], tuner, vary=False, kept=KeptImages(1), left_out=Tally())
+        Images([replace(samples()[0], image=broken)], tuner, vary=False, kept=FeatureCache(1), skipped=SkipCounter())
 
 
 def test_too_many_names():

@@ -14,7 +14,7 @@ from benchmark_label import CAPTIONS, label_times
 from glip.model.weights import save_pretrained
 from glip.pseudo import label
 from glip.pseudo.filters import PairRules
-from glip.pseudo.label import HowToLabel
+from glip.pseudo.label import LabelConfig
 from gpu.measure import VOCABULARY, Measurement, Row, Setup, precision, random_model
 
 _TABLE = "Labelling images of 640 x 480, JPEG, one process"
@@ -45,7 +45,7 @@ def label_rows(model: str, kind: str, setup: Setup) -> list[Row]:
     """One and five captions an image."""
     with tempfile.TemporaryDirectory() as scratch:
         teacher = model if model == "glip-nano" else str(stored_teacher(model, Path(scratch), setup))
-        how = HowToLabel(
+        how = LabelConfig(
             model=teacher,
             batch_size=setup.batch_sizes[-1],
             device=setup.device,

@@ -16,7 +16,7 @@ from small import seeded
 import glip
 from glip.config import TrainConfig
 from glip.data.loader import Step
-from glip.data.sets import Tally
+from glip.data.sets import SkipCounter
 from glip.train.distributed import Group
 from glip.train.loop import prepare, train
 from glip.train.optim import build_optimizer
@@ -67,7 +67,7 @@ def make_step(name: str, size: int, setup: Setup) -> Step:
     """One batch on the device."""
     torch.manual_seed(0)
     batch = training_batch(glip.load_config(name).model, setup.image_size, count=size, names=names_of(setup))
-    return Step((batch.to(setup.device),), Tally(), (), size)
+    return Step((batch.to(setup.device),), SkipCounter(), (), size)
 
 
 def losses_of(stepper: Stepper, step: Step) -> tuple[list[float], int]:

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import torch
 
-from glip.data.readers.fields import Unfit, by_image, is_text, parse_json, read_image, read_size
+from glip.data.readers.fields import InvalidRecord, by_image, is_text, parse_json, read_image, read_size
 from glip.data.readers.shards import read_shard
-from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
-from glip.structures import Archived, Sample
+from glip.data.sets import Folders, PackedSamples, SampleSet, SkipCounter
+from glip.structures import Sample, TarMember
 
 IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
 CAPTION_KEYS = ("caption", "captions", "text", "title")
@@ -49,7 +49,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
         FileNotFoundError: the file or a folder is not there.
         ValueError: not a file of captions, or none in it that can be used.
     """
-    path, tally = Path(annotations), Tally()
+    path, tally = Path(annotations), SkipCounter()
     files = caption_files(path)
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
@@ -57,7 +57,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     if not len(samples):
         advice = "download them, for instance with img2dataset" if _BY_URL in tally.counts else "see docs/data.md"
         raise ValueError(f"{path}: no image with a caption can be read of it ({tally or 'it is empty'}): {advice}")
-    return SampleSet(samples, left_out=tally)
+    return SampleSet(samples, skipped=tally)
 
 
 def caption_files(path: Path) -> list[Path]:
@@ -79,7 +79,7 @@ def caption_files(path: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
+def _read(path: Path, folders: Folders, tally: SkipCounter) -> Iterator[Sample]:
     match path.suffix.lower():
         case ".tar":
             for entry in read_shard(path, tally):
@@ -99,7 +99,7 @@ def _read(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
 # ---- json
 
 
-def _read_json(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
+def _read_json(path: Path, folders: Folders, tally: SkipCounter) -> Iterator[Sample]:
     tree = parse_json(path)
     if isinstance(tree, list):
         for index, record in enumerate(tree):
@@ -110,34 +110,34 @@ def _read_json(path: Path, folders: Folders, tally: Tally) -> Iterator[Sample]:
     for image, annotations in by_image(tree, tally):
         place = f"image {image['id']}"
         if not annotations:
-            tally.note("image without a caption", place)
+            tally.add("image without a caption", place)
             continue
         try:
             file = read_image(folders, image.get("file_name"))
-        except Unfit as reason:
-            tally.note(str(reason), place)
+        except InvalidRecord as reason:
+            tally.add(str(reason), place)
             continue
         captions = [annotation.get("caption") for annotation in annotations]
         yield from _samples(file, captions, tally, image["id"], read_size(image))
 
 
-def _read_record(record: Any, place: str, folders: Folders, tally: Tally) -> Iterator[Sample]:
+def _read_record(record: Any, place: str, folders: Folders, tally: SkipCounter) -> Iterator[Sample]:
     """The samples of one line of jsonl, or of one row of a table as a record."""
     if not isinstance(record, dict):
-        tally.note("line that is no record", place)
+        tally.add("line that is no record", place)
         return
     name, captions = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
     if captions is None:
-        tally.note("line without a caption", place)
+        tally.add("line without a caption", place)
         return
     by_url = name is None and _first(record, _URL_KEYS) is not None
     if by_url or (isinstance(name, str) and re.match("https?://", name)):
-        tally.note(_BY_URL, place)
+        tally.add(_BY_URL, place)
         return
     try:
         file = read_image(folders, name)
-    except Unfit as reason:
-        tally.note(str(reason), place)
+    except InvalidRecord as reason:
+        tally.add(str(reason), place)
         return
     texts = captions if isinstance(captions, list) else [captions]
     yield from _samples(file, texts, tally, str(name), read_size(record))
@@ -146,7 +146,9 @@ def _read_record(record: Any, place: str, folders: Folders, tally: Tally) -> Ite
 # ---- tables
 
 
-def _read_table(path: Path, rows: Iterator[tuple[int, list[str]]], folders: Folders, tally: Tally) -> Iterator[Sample]:
+def _read_table(
+    path: Path, rows: Iterator[tuple[int, list[str]]], folders: Folders, tally: SkipCounter
+) -> Iterator[Sample]:
     first = next(rows, None)
     if first is None:
         return
@@ -170,12 +172,12 @@ def _columns(path: Path, row: list[str]) -> list[str]:
 
 
 def _read_row(
-    names: list[str], row: tuple[int, list[str]], path: Path, folders: Folders, tally: Tally
+    names: list[str], row: tuple[int, list[str]], path: Path, folders: Folders, tally: SkipCounter
 ) -> Iterator[Sample]:
     number, values = row
     place = f"{path.name}, line {number}"
     if len(values) != len(names):
-        tally.note("line with too few or too many columns", place)
+        tally.add("line with too few or too many columns", place)
         return
     record: dict[str, str] = dict(zip(names, (value.strip() for value in values), strict=True))
     if "image" in record:
@@ -183,7 +185,7 @@ def _read_row(
     yield from _read_record(record, place, folders, tally)
 
 
-def _tab_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+def _tab_rows(path: Path, tally: SkipCounter) -> Iterator[tuple[int, list[str]]]:
     """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
     for number, line in _lines(path, tally):
         yield number, [_unquoted(value) for value in line.split("\t")]
@@ -193,14 +195,14 @@ def _unquoted(value: str) -> str:
     return value[1:-1].replace('""', '"') if _QUOTED.fullmatch(value) else value
 
 
-def _csv_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, tally: SkipCounter) -> Iterator[tuple[int, list[str]]]:
     reader = csv.reader(f"{line}\n" for _, line in _lines(path, tally))
     while True:
         limit = csv.field_size_limit(_MAX_FIELD)  # of the whole process, so it is set back between rows
         try:
             row = next(reader, None)
         except csv.Error:
-            tally.note("line that is not CSV", f"{path.name}, line {reader.line_num}")
+            tally.add("line that is not CSV", f"{path.name}, line {reader.line_num}")
             continue
         finally:
             csv.field_size_limit(limit)
@@ -213,17 +215,17 @@ def _csv_rows(path: Path, tally: Tally) -> Iterator[tuple[int, list[str]]]:
 # ---- parts of all
 
 
-def _lines(path: Path, tally: Tally) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, tally: SkipCounter) -> Iterator[tuple[int, str]]:
     """The lines of a file that are UTF-8, counted from 1, without empty ones."""
     with path.open("rb") as file:
         for number, raw in enumerate(_raw_lines(file), start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
-                tally.note("line that is not UTF-8", f"{path.name}, line {number}")
+                tally.add("line that is not UTF-8", f"{path.name}, line {number}")
                 continue
             if len(raw) == _MAX_LINE and not raw.endswith(b"\n"):
-                tally.note(f"line of over {_MAX_LINE >> 20} MB", f"{path.name}, line {number}")
+                tally.add(f"line of over {_MAX_LINE >> 20} MB", f"{path.name}, line {number}")
             elif line:
                 yield number, line
 
@@ -244,14 +246,18 @@ def _parsed(line: str) -> Any:
 
 
 def _samples(
-    image: Path | Archived, captions: Sequence[Any], tally: Tally, image_id: int | str, size: tuple[int, int] | None
+    image: Path | TarMember,
+    captions: Sequence[Any],
+    tally: SkipCounter,
+    image_id: int | str,
+    size: tuple[int, int] | None,
 ) -> Iterator[Sample]:
     for caption in captions:
         text = caption.strip() if isinstance(caption, str) else ""
         if not text:
-            tally.note("caption that is empty or no text", str(image))
+            tally.add("caption that is empty or no text", str(image))
         elif not is_text(text):
-            tally.note("caption that is not UTF-8", str(image))
+            tally.add("caption that is not UTF-8", str(image))
         else:
             yield Sample(image, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
 

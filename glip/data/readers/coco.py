@@ -8,7 +8,7 @@ from typing import Any
 
 from glip.data.readers.fields import (
     Box,
-    Unfit,
+    InvalidRecord,
     annotation_place,
     box_tensor,
     by_image,
@@ -22,7 +22,7 @@ from glip.data.readers.fields import (
     read_size,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
@@ -58,24 +58,24 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
         FileNotFoundError: no such json or folder.
         ValueError: not COCO json, or two categories of one name or id.
     """
-    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = read_json(path, LISTS, "COCO detection")
-    categories = read_categories(tree["categories"], path, left_out)
-    samples = detection_samples(tree, folders, categories, left_out)
-    return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
+    categories = read_categories(tree["categories"], path, skipped)
+    samples = detection_samples(tree, folders, categories, skipped)
+    return sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)
 
 
 def detection_samples(
-    tree: dict[str, Any], folders: Folders, categories: Categories, left_out: Tally
+    tree: dict[str, Any], folders: Folders, categories: Categories, skipped: SkipCounter
 ) -> Iterator[Sample]:
     """A sample for each image of a COCO json; what cannot be learned from is counted."""
-    for record, annotations in by_image(tree, left_out):
+    for record, annotations in by_image(tree, skipped):
         try:
             image = read_image(folders, record.get("file_name"))
-        except Unfit as reason:
-            left_out.note(str(reason), image_place(record))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), image_place(record))
             continue
-        yield detection_sample(record, image, read_rows(annotations, categories, left_out), categories)
+        yield detection_sample(record, image, read_rows(annotations, categories, skipped), categories)
 
 
 def detection_sample(record: dict[str, Any], image: Path, rows: Rows, categories: Categories) -> Sample:
@@ -91,13 +91,13 @@ def detection_sample(record: dict[str, Any], image: Path, rows: Rows, categories
     )
 
 
-def read_categories(categories: list[Any], path: Path, left_out: Tally, *, twins: bool = False) -> Categories:
+def read_categories(categories: list[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
     """The cleaned names of a set; categories that name nothing are left out.
 
     Args:
         categories: records with ``id`` and ``name``; invisible characters alone (zero width) are no name.
         path: their file, for errors.
-        left_out: where nameless ones are counted.
+        skipped: where nameless ones are counted.
         twins: whether two categories may have one name (as LVIS has two kinds of "bow").
 
     Raises:
@@ -113,7 +113,7 @@ def read_categories(categories: list[Any], path: Path, left_out: Tally, *, twins
         raise ValueError(f"{path}: category id {again[0]!r} is listed twice: give each category an id of its own")
     names = {category["id"]: clean_name(category["name"]).strip() for category in ordered}
     for number in [number for number, name in names.items() if not is_visible(name)]:
-        left_out.note("category without a name", f"category {number}")
+        skipped.add("category without a name", f"category {number}")
         del names[number]
     if not names:
         raise ValueError(f"{path}: no category with a name, so nothing to look for: add {{id: 1, name: cat}}")
@@ -134,17 +134,17 @@ def _check_twins(names: dict[int | str, str], path: Path) -> None:
         first[name] = number
 
 
-def read_rows(annotations: Sequence[dict[str, Any]], categories: Categories, left_out: Tally) -> Rows:
+def read_rows(annotations: Sequence[dict[str, Any]], categories: Categories, skipped: SkipCounter) -> Rows:
     """The boxes of one image that can be learned from; the others are counted."""
     rows = Rows()
     for row in annotations:
         try:
             number = row.get("category_id")
             if not is_id(number) or number not in categories.label:
-                raise Unfit("unknown category")
+                raise InvalidRecord("unknown category")
             box = read_box(row.get("bbox"))
-        except Unfit as reason:
-            left_out.note(str(reason), annotation_place(row))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), annotation_place(row))
             continue
         if row.get("iscrowd") in (1, "1"):
             rows.crowd.append(len(rows.boxes))

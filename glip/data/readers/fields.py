@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from glip.data.sets import Folders, PackedSamples, SampleSet, Tally
+from glip.data.sets import Folders, PackedSamples, SampleSet, SkipCounter
 from glip.structures import Prompt, Sample, Span
 
 Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
@@ -26,7 +26,7 @@ _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the out
 )
 
 
-class Unfit(ValueError):
+class InvalidRecord(ValueError):
     """A record that nothing can be learned from; the message is the reason."""
 
 
@@ -87,7 +87,7 @@ def check_file(path: Path) -> None:
         )
 
 
-def by_image(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def by_image(tree: dict[str, Any], skipped: SkipCounter) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Each record of ``images`` beside its records of ``annotations``, in the order of the file.
 
     Both lists are emptied, and what has been given is not kept, so that memory falls as the samples grow.
@@ -96,16 +96,16 @@ def by_image(tree: dict[str, Any], left_out: Tally) -> Iterator[tuple[dict[str, 
     rows: dict[int | str, list[dict[str, Any]]] = {}
     for number, record in enumerate(tree["images"]):
         if not isinstance(record, dict) or not is_id(record.get("id")):
-            left_out.note("image without an id", f"images[{number}]")
+            skipped.add("image without an id", f"images[{number}]")
         elif record["id"] in records:
-            left_out.note("image id seen before", f"images[{number}]")
+            skipped.add("image id seen before", f"images[{number}]")
         else:
             records[record["id"]], rows[record["id"]] = record, []
     for number, row in enumerate(tree["annotations"]):
         if not isinstance(row, dict):
-            left_out.note("malformed annotation", f"annotations[{number}]")
+            skipped.add("malformed annotation", f"annotations[{number}]")
         elif not is_id(row.get("image_id")) or row["image_id"] not in rows:
-            left_out.note("unknown image", f"annotations[{number}]")
+            skipped.add("unknown image", f"annotations[{number}]")
         else:
             rows[row["image_id"]].append(row)
     tree["images"].clear()
@@ -145,14 +145,14 @@ def read_box(value: Any, *, corners: bool = False) -> Box:
         Unfit: not four finite numbers, or no area in float32.
     """
     if not isinstance(value, list | tuple) or len(value) != 4:
-        raise Unfit("malformed box")
+        raise InvalidRecord("malformed box")
     for number in value:
         if type(number) not in (int, float) or not -_FARTHEST < number < _FARTHEST:
-            raise Unfit("malformed box")
+            raise InvalidRecord("malformed box")
     x, y, third, fourth = value
     box = array("f", value if corners else (x, y, x + third, y + fourth))
     if not (box[2] > box[0] and box[3] > box[1]):
-        raise Unfit("box without area")
+        raise InvalidRecord("box without area")
     return box[0], box[1], box[2], box[3]
 
 
@@ -169,13 +169,13 @@ def read_image(folders: Folders, name: Any) -> Path:
         Unfit: no name, or one that leads out of the folders, or longer than file systems allow.
     """
     if not isinstance(name, str) or not name:
-        raise Unfit("image without a file name")
+        raise InvalidRecord("image without a file name")
     if len(name) > _LONGEST or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
-        raise Unfit("image name that is too long")
+        raise InvalidRecord("image name that is too long")
     try:
         return folders.locate(name)
     except ValueError:
-        raise Unfit("image name outside its folder") from None
+        raise InvalidRecord("image name outside its folder") from None
 
 
 def read_caption(value: Any) -> str:
@@ -185,9 +185,9 @@ def read_caption(value: Any) -> str:
         Unfit: no text in it, or none that UTF-8 can write.
     """
     if not isinstance(value, str) or not value.strip():
-        raise Unfit("image without a caption")
+        raise InvalidRecord("image without a caption")
     if not is_text(value):
-        raise Unfit("caption that is not UTF-8")
+        raise InvalidRecord("caption that is not UTF-8")
     return value
 
 
@@ -198,17 +198,17 @@ def read_spans(value: Any, caption: str) -> Spans:
         Unfit: none, malformed, outside the caption, or nothing to be seen between them.
     """
     if not isinstance(value, list) or not value:
-        raise Unfit("box without a phrase")
+        raise InvalidRecord("box without a phrase")
     for span in value:
         if not isinstance(span, list | tuple) or len(span) != 2 or not all(type(edge) is int for edge in span):
-            raise Unfit("malformed span")
+            raise InvalidRecord("malformed span")
         if not 0 <= span[0] < span[1] <= len(caption):
-            raise Unfit("span outside the caption")
+            raise InvalidRecord("span outside the caption")
     spans = tuple(sorted({(start, end) for start, end in value}))
     if not any(caption[start:end].strip() for start, end in spans):
-        raise Unfit("empty phrase")
+        raise InvalidRecord("empty phrase")
     if not any(is_visible(caption[start:end]) for start, end in spans):
-        raise Unfit("phrase without words")
+        raise InvalidRecord("phrase without words")
     return spans
 
 
@@ -226,7 +226,7 @@ def ground(
         Unfit: no box is left.
     """
     if not named:
-        raise Unfit("caption whose boxes are all left out")
+        raise InvalidRecord("caption whose boxes are all left out")
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
     return Sample(
@@ -243,7 +243,7 @@ def ground(
 def sample_set(
     path: Path,
     samples: Iterable[Sample],
-    left_out: Tally,
+    skipped: SkipCounter,
     *,
     vocabulary: tuple[str, ...] = (),
     ids: tuple[int | str, ...] = (),
@@ -255,9 +255,9 @@ def sample_set(
     """
     packed = PackedSamples(samples)
     if not len(packed):
-        why = f"left out: {left_out}" if left_out else "it lists none"
+        why = f"left out: {skipped}" if skipped else "it lists none"
         raise ValueError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
-    return SampleSet(packed, vocabulary, left_out, ids)
+    return SampleSet(packed, vocabulary, skipped, ids)
 
 
 def _whole(value: Any) -> int:

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 from glip.data.readers.fields import (
     Box,
+    InvalidRecord,
     Named,
     Spans,
-    Unfit,
     check_file,
     ground,
     read_box,
@@ -22,7 +22,7 @@ from glip.data.readers.fields import (
     read_spans,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
@@ -72,18 +72,18 @@ def read_flickr30k(
         FileNotFoundError: no such folder or list.
         ValueError: nothing in it can be used.
     """
-    root, folders, left_out = Path(folder), Folders(images), Tally()
+    root, folders, skipped = Path(folder), Folders(images), SkipCounter()
     for part in ("Annotations", "Sentences"):
         if not (root / part).is_dir():
             raise FileNotFoundError(
                 f"folder {str(root / part)!r} is not there: give the folder of Flickr30K Entities, which holds "
                 "Annotations and Sentences"
             )
-    listed = _images(root, names, left_out)
-    return sample_set(root, _samples(root, listed, folders, left_out, flat_boxes=flat_boxes), left_out)
+    listed = _images(root, names, skipped)
+    return sample_set(root, _samples(root, listed, folders, skipped, flat_boxes=flat_boxes), skipped)
 
 
-def _images(root: Path, names: str | Path, left_out: Tally) -> list[str]:
+def _images(root: Path, names: str | Path, skipped: SkipCounter) -> list[str]:
     if not str(names):
         return sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
     path = Path(names)
@@ -96,32 +96,34 @@ def _images(root: Path, names: str | Path, left_out: Tally) -> list[str]:
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name and not _IMAGE.fullmatch(name):
-            left_out.note("image name outside its folder", f"line {number} of {path.name}")
+            skipped.add("image name outside its folder", f"line {number} of {path.name}")
         elif name in found:
-            left_out.note("image listed twice", name)
+            skipped.add("image listed twice", name)
         elif name:
             found[name] = None
     return list(found)
 
 
-def _samples(root: Path, images: list[str], folders: Folders, left_out: Tally, *, flat_boxes: bool) -> Iterator[Sample]:
+def _samples(
+    root: Path, images: list[str], folders: Folders, skipped: SkipCounter, *, flat_boxes: bool
+) -> Iterator[Sample]:
     for name in images:
         try:
             image = read_image(folders, f"{name}.jpg")
-            scene = _read_scene(root / "Annotations" / f"{name}.xml", left_out, flat_boxes=flat_boxes)
+            scene = _read_scene(root / "Annotations" / f"{name}.xml", skipped, flat_boxes=flat_boxes)
             sentences = _read_text(root / "Sentences" / f"{name}.txt").split("\n")
-        except Unfit as reason:
-            left_out.note(str(reason), f"image {name}")
+        except InvalidRecord as reason:
+            skipped.add(str(reason), f"image {name}")
             continue
         for number, sentence in enumerate(line for line in sentences if line):
             try:
-                yield _sample(image, sentence, scene, f"{name}:{number}", left_out)
-            except Unfit as reason:
-                left_out.note(str(reason), f"sentence {name}:{number}")
+                yield _sample(image, sentence, scene, f"{name}:{number}", skipped)
+            except InvalidRecord as reason:
+                skipped.add(str(reason), f"sentence {name}:{number}")
 
 
-def _sample(image: Path, sentence: str, scene: Scene, image_id: str, left_out: Tally) -> Sample:
-    words, mentions = _parse_sentence(sentence, image_id, left_out)
+def _sample(image: Path, sentence: str, scene: Scene, image_id: str, skipped: SkipCounter) -> Sample:
+    words, mentions = _parse_sentence(sentence, image_id, skipped)
     caption = read_caption(words)
     spans: dict[str, list[Spans]] = {}
     kinds: dict[Spans, tuple[str, ...]] = {}
@@ -129,10 +131,10 @@ def _sample(image: Path, sentence: str, scene: Scene, image_id: str, left_out: T
     for mention in mentions:
         try:
             if mention.chain not in shown:
-                raise Unfit("phrase without a box")
+                raise InvalidRecord("phrase without a box")
             phrase = read_spans([mention.span], caption)
-        except Unfit as reason:
-            left_out.note(str(reason), f"sentence {image_id}")
+        except InvalidRecord as reason:
+            skipped.add(str(reason), f"sentence {image_id}")
             continue
         spans.setdefault(mention.chain, []).append(phrase)
         kinds[phrase] = mention.kinds
@@ -142,13 +144,13 @@ def _sample(image: Path, sentence: str, scene: Scene, image_id: str, left_out: T
         if phrases:
             named.append(Named(box, phrases))
     if not named:
-        raise Unfit("caption without a box")
+        raise InvalidRecord("caption without a box")
     sample = ground(image, caption, named, image_id=image_id, size=scene.size)
     assert sample.prompt is not None
     return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
 
-def _parse_sentence(sentence: str, image_id: str, left_out: Tally) -> tuple[str, list[Mention]]:
+def _parse_sentence(sentence: str, image_id: str, skipped: SkipCounter) -> tuple[str, list[Mention]]:
     """The words without the marks, one blank between them, and the marked mentions."""
     caption, start = "", 0
     mark: list[str] | None = None  # of the mention that is open: its chain and its kinds
@@ -163,7 +165,7 @@ def _parse_sentence(sentence: str, image_id: str, left_out: Tally) -> tuple[str,
             mentions.append(Mention(mark[0], (start, len(caption)), tuple(filter(None, mark[1:]))))
             mark = None
     if mark is not None:
-        left_out.note("phrase without an end", f"sentence {image_id}")
+        skipped.add("phrase without an end", f"sentence {image_id}")
     return caption, mentions
 
 
@@ -172,30 +174,30 @@ class _PlainTree(ElementTree.TreeBuilder):
 
     def doctype(self, name: str, public: str | None, system: str | None) -> None:
         """Called by the parser before it reads what the DOCTYPE declares."""
-        raise Unfit("annotations with a DOCTYPE")
+        raise InvalidRecord("annotations with a DOCTYPE")
 
 
 def _read_bytes(file: Path) -> bytes:
     try:
         if file.stat().st_size > _LARGEST:
-            raise Unfit(f"file of more than {_LARGEST // 1_000_000} MB")
+            raise InvalidRecord(f"file of more than {_LARGEST // 1_000_000} MB")
         return file.read_bytes()
     except OSError:
-        raise Unfit(f"no {file.suffix[1:]} file of the image") from None
+        raise InvalidRecord(f"no {file.suffix[1:]} file of the image") from None
 
 
 def _read_text(file: Path) -> str:
     try:
         return _read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise Unfit("sentences that are not UTF-8") from None
+        raise InvalidRecord("sentences that are not UTF-8") from None
 
 
-def _read_scene(file: Path, left_out: Tally, *, flat_boxes: bool) -> Scene:
+def _read_scene(file: Path, skipped: SkipCounter, *, flat_boxes: bool) -> Scene:
     try:
         tree = ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
-        raise Unfit("annotations that are not xml") from None
+        raise InvalidRecord("annotations that are not xml") from None
     boxes: dict[Box, list[str]] = {}
     for number, thing in enumerate(tree.findall("object")):
         corners = thing.find("bndbox")
@@ -203,8 +205,8 @@ def _read_scene(file: Path, left_out: Tally, *, flat_boxes: bool) -> Scene:
             continue
         try:
             box = _read_box(corners, flat_boxes)
-        except Unfit as reason:
-            left_out.note(str(reason), f"object {number} of image {file.stem}")
+        except InvalidRecord as reason:
+            skipped.add(str(reason), f"object {number} of image {file.stem}")
             continue
         # chain 0 stands for whatever is not visible; the same box drawn for two things names both
         chains = [(name.text or "").strip() for name in thing.findall("name")]
@@ -225,4 +227,4 @@ def _number(corners: ElementTree.Element, edge: str) -> float:
     try:
         return float(corners.findtext(edge, ""))
     except ValueError:
-        raise Unfit("malformed box") from None
+        raise InvalidRecord("malformed box") from None

@@ -15,9 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from glip.data.image import ImageError, image_size
 from glip.data.label_studio import CROWD, LOCAL_FILES
-from glip.data.readers.fields import Unfit, is_text, is_visible, parse_json, read_image, read_size, sample_set
+from glip.data.readers.fields import InvalidRecord, is_text, is_visible, parse_json, read_image, read_size, sample_set
 from glip.data.readers.labels import read_names, sample_of_row
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample
 
 SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the image and one answer, without its type
@@ -49,7 +49,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path]) -> 
         FileNotFoundError: the file or a folder is not there.
         ValueError: not such a list, or no task of it can be used.
     """
-    path, tally = Path(annotations), Tally()
+    path, tally = Path(annotations), SkipCounter()
     tasks = parse_json(path)
     if not isinstance(tasks, list) or any(SHORT_EXPORT in _map(task) for task in tasks[:1]):
         raise ValueError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
@@ -58,20 +58,22 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path]) -> 
     return SampleSet(found.samples, next(iter(lists)) if len(lists) == 1 else (), tally)
 
 
-def _read(tasks: list[Any], folders: Folders, tally: Tally, lists: dict[tuple[str, ...], None]) -> Iterator[Sample]:
+def _read(
+    tasks: list[Any], folders: Folders, tally: SkipCounter, lists: dict[tuple[str, ...], None]
+) -> Iterator[Sample]:
     names = _all_labels(tasks)
     for number, task in enumerate(tasks):
         place = f"tasks[{number}]"
         try:
             sample = _sample(_map(task), names, folders, place, tally)
-        except Unfit as reason:
-            tally.note(str(reason), place)
+        except InvalidRecord as reason:
+            tally.add(str(reason), place)
             continue
         lists[sample.vocabulary] = None
         yield sample
 
 
-def _sample(task: Row, names: tuple[str, ...], folders: Folders, place: str, tally: Tally) -> Sample:
+def _sample(task: Row, names: tuple[str, ...], folders: Folders, place: str, tally: SkipCounter) -> Sample:
     data = _map(task.get("data"))
     answer = _answer(task, place, tally)
     ours = isinstance(data.get("glip"), dict)
@@ -87,18 +89,18 @@ def _sample(task: Row, names: tuple[str, ...], folders: Folders, place: str, tal
     return sample_of_row(row, names, folders, place, tally)
 
 
-def _answer(task: Row, place: str, tally: Tally) -> _Answer:
+def _answer(task: Row, place: str, tally: SkipCounter) -> _Answer:
     people, models = _maps(task.get("annotations", task.get("completions"))), _maps(task.get("predictions"))
     whole = [answer for answer in people if answer.get("was_cancelled") is not True]
     if people and not whole:
-        raise Unfit("task that people skipped")
+        raise InvalidRecord("task that people skipped")
     if not whole and not models:
-        raise Unfit("task without annotation and prediction")
+        raise InvalidRecord("task without annotation and prediction")
     chosen = whole or models
     best = max(enumerate(chosen), key=lambda item: (item[1].get("ground_truth") is True, _changed(item[1]), item[0]))[1]
     if len(chosen) > 1:
         kind = "annotation" if whole else "prediction"
-        tally.note(f"{kind} of a task that has a later one or one marked as ground truth", place, len(chosen) - 1)
+        tally.add(f"{kind} of a task that has a later one or one marked as ground truth", place, len(chosen) - 1)
     return _Answer(_maps(best.get("result")), scored=not whole)
 
 
@@ -106,13 +108,15 @@ def _changed(answer: Row) -> str:
     return str(answer.get("updated_at") or answer.get("created_at") or "")
 
 
-def _boxes(answer: _Answer, labels: dict[str, int], size: tuple[int, int], place: str, tally: Tally) -> Iterator[Row]:
+def _boxes(
+    answer: _Answer, labels: dict[str, int], size: tuple[int, int], place: str, tally: SkipCounter
+) -> Iterator[Row]:
     for row in answer.rows:
         value = _map(row.get("value"))
         if row.get("type") != "rectanglelabels":
-            tally.note("mark that is no labelled rectangle", place)
+            tally.add("mark that is no labelled rectangle", place)
         elif row.get("image_rotation"):
-            tally.note("box on an image that was turned in Label Studio", place)
+            tally.add("box on an image that was turned in Label Studio", place)
         else:
             own = [labels[label] for label in _labels(row) if label in labels]
             box: Row = {"box": _upright(value, size), "phrases": own}
@@ -149,7 +153,7 @@ def _size(rows: Sequence[Row], folders: Folders, row: Row) -> tuple[int, int] | 
     try:
         return image_size(read_image(folders, row.get("image")))
     except ImageError:
-        raise Unfit("boxes in per cent of an image that cannot be read") from None
+        raise InvalidRecord("boxes in per cent of an image that cannot be read") from None
 
 
 def _image_name(data: Row) -> str:
@@ -160,7 +164,7 @@ def _image_name(data: Row) -> str:
         parts = urlsplit(link)
         served = parse_qs(parts.query).get("d", [""])[0] if parts.path.endswith(LOCAL_FILES) else ""
     except ValueError:
-        raise Unfit("image whose address is none") from None
+        raise InvalidRecord("image whose address is none") from None
     name = served or unquote(parts.path)
     if "/upload/" in name:
         name = _UPLOADED.sub("", PurePosixPath(name).name)

@@ -19,7 +19,7 @@ from typing import Any
 
 from glip.data.readers.fields import (
     Box,
-    Unfit,
+    InvalidRecord,
     box_tensor,
     check_file,
     is_id,
@@ -33,8 +33,8 @@ from glip.data.readers.fields import (
     sample_set,
 )
 from glip.data.readers.shards import MAX_IMAGE
-from glip.data.sets import Folders, SampleSet, Tally
-from glip.structures import Archived, Phrase, Prompt, Sample
+from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.structures import Phrase, Prompt, Sample, TarMember
 
 Names = tuple[str, ...]
 _FAR = 1 << 62  # no archive has a byte there
@@ -76,14 +76,14 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         FileNotFoundError: the file or a folder is not there.
         ValueError: no line of it can be used.
     """
-    path, tally = Path(annotations), Tally()
+    path, tally = Path(annotations), SkipCounter()
     check_file(path)
     lists: dict[Names, None] = {}
     found = sample_set(path, _read(path, Folders(images or [path.parent]), tally, lists), tally)
     return SampleSet(found.samples, next(iter(lists)) if len(lists) == 1 else (), tally)
 
 
-def _read(path: Path, folders: Folders, tally: Tally, lists: dict[Names, None]) -> Iterator[Sample]:
+def _read(path: Path, folders: Folders, tally: SkipCounter, lists: dict[Names, None]) -> Iterator[Sample]:
     names: Names = ()
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -95,14 +95,14 @@ def _read(path: Path, folders: Folders, tally: Tally, lists: dict[Names, None]) 
                 record = _parsed(raw)
                 names = read_names(record["names"]) if "names" in record else before
                 sample = sample_of_row(record, names, folders, place, tally)
-            except Unfit as reason:
-                tally.note(str(reason), place)
+            except InvalidRecord as reason:
+                tally.add(str(reason), place)
                 continue
             lists[sample.vocabulary] = None
             yield sample
 
 
-def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place: str, tally: Tally) -> Sample:
+def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place: str, tally: SkipCounter) -> Sample:
     """The sample of one line; the names hold where it has no caption.
 
     Raises:
@@ -127,21 +127,21 @@ def sample_of_row(record: dict[str, Any], names: Names, folders: Folders, place:
     )
 
 
-def _image(record: dict[str, Any], folders: Folders) -> Path | Archived:
+def _image(record: dict[str, Any], folders: Folders) -> Path | TarMember:
     file = read_image(folders, record.get("image"))
     if "member" not in record:
         return file
     member, start, length = record["member"], record.get("start"), record.get("length")
     if not (is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_IMAGE + 1)):
-        raise Unfit("member of an archive without start and length")
+        raise InvalidRecord("member of an archive without start and length")
     assert isinstance(start, int) and isinstance(length, int)
-    return Archived(file, member, start, length)
+    return TarMember(file, member, start, length)
 
 
-def _words(record: dict[str, Any], names: Names, place: str, tally: Tally) -> _Words:
+def _words(record: dict[str, Any], names: Names, place: str, tally: SkipCounter) -> _Words:
     if "caption" not in record:
         if not names:
-            raise Unfit("line with neither a caption nor names")
+            raise InvalidRecord("line with neither a caption nor names")
         return _Words({index: index for index in range(len(names))}, names)
     caption = read_caption(record["caption"])
     given = record.get("phrases") if isinstance(record.get("phrases"), list) else []
@@ -150,8 +150,8 @@ def _words(record: dict[str, Any], names: Names, place: str, tally: Tally) -> _W
     for index, item in enumerate(given or []):
         try:
             phrase = _phrase(item, caption)
-        except Unfit as reason:
-            tally.note(str(reason), place)
+        except InvalidRecord as reason:
+            tally.add(str(reason), place)
             continue
         numbers[index] = len(kept)
         kept.append(phrase)
@@ -167,13 +167,13 @@ def _words(record: dict[str, Any], names: Names, place: str, tally: Tally) -> _W
 
 def _phrase(item: Any, caption: str) -> Phrase:
     if not isinstance(item, dict):
-        raise Unfit("malformed phrase")
+        raise InvalidRecord("malformed phrase")
     spans = read_spans(item.get("spans"), caption)
     text: str = item["text"] if is_text(item.get("text")) else " ".join(caption[start:end] for start, end in spans)
     return Phrase(text, spans)
 
 
-def _boxes(record: dict[str, Any], numbers: dict[int, int], place: str, tally: Tally) -> _Boxes:
+def _boxes(record: dict[str, Any], numbers: dict[int, int], place: str, tally: SkipCounter) -> _Boxes:
     given = record.get("boxes")
     rows = [row if isinstance(row, dict) else {} for row in given] if isinstance(given, list) else []
     scored, found = any("score" in row for row in rows), _Boxes()
@@ -181,9 +181,9 @@ def _boxes(record: dict[str, Any], numbers: dict[int, int], place: str, tally: T
         try:
             box, phrases, score = read_box(row.get("box"), corners=True), _own(row, numbers), row.get("score", 1.0)
             if type(score) not in (int, float) or not -_FAR < score < _FAR:
-                raise Unfit("score that is no number")
-        except Unfit as reason:
-            tally.note(str(reason), place)
+                raise InvalidRecord("score that is no number")
+        except InvalidRecord as reason:
+            tally.add(str(reason), place)
             continue
         if row.get("crowd") is True:
             found.crowd.append(len(found.corners))
@@ -200,7 +200,7 @@ def _own(row: dict[str, Any], numbers: dict[int, int]) -> tuple[int, ...]:
     listed = given if isinstance(given, list) else []
     phrases = tuple(numbers[index] for index in listed if type(index) is int and index in numbers)
     if not phrases:
-        raise Unfit("box of an unknown phrase")
+        raise InvalidRecord("box of an unknown phrase")
     return phrases
 
 
@@ -211,7 +211,7 @@ def read_names(given: Any) -> Names:
         Unfit: not a list of words.
     """
     if not (isinstance(given, list) and given and all(is_text(name) and is_visible(name) for name in given)):
-        raise Unfit("names that are no list of words")
+        raise InvalidRecord("names that are no list of words")
     return tuple(given)
 
 
@@ -223,9 +223,9 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     try:
         record = json.loads(raw)
     except (ValueError, RecursionError):  # also of the encoding
-        raise Unfit("line that is no json") from None
+        raise InvalidRecord("line that is no json") from None
     if not isinstance(record, dict):
-        raise Unfit("line that is no record")
+        raise InvalidRecord("line that is no record")
     return record
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from glip.data.readers.coco import LISTS, Categories, detection_sample, read_categories, read_rows
 from glip.data.readers.fields import (
-    Unfit,
+    InvalidRecord,
     by_image,
     image_place,
     is_id,
@@ -15,7 +15,7 @@ from glip.data.readers.fields import (
     read_json,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample
 
 
@@ -30,36 +30,36 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
         FileNotFoundError: no such json or folder.
         ValueError: not LVIS json.
     """
-    path, left_out = Path(annotations), Tally()
+    path, skipped = Path(annotations), SkipCounter()
     # each way of naming finds for itself how many leading parts to leave out
     by_name, by_url = Folders(images), Folders(images)
     tree = read_json(path, LISTS, "LVIS")
     if not any(isinstance(record, dict) and "neg_category_ids" in record for record in tree["images"]):
         raise ValueError(f"{path}: not an LVIS json: no image has neg_category_ids: read it as format coco")
-    categories = read_categories(tree["categories"], path, left_out, twins=True)
-    samples = _samples(tree, (by_name, by_url), categories, left_out)
-    return sample_set(path, samples, left_out, vocabulary=categories.names, ids=categories.ids)
+    categories = read_categories(tree["categories"], path, skipped, twins=True)
+    samples = _samples(tree, (by_name, by_url), categories, skipped)
+    return sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)
 
 
 def _samples(
-    tree: dict[str, Any], folders: tuple[Folders, Folders], categories: Categories, left_out: Tally
+    tree: dict[str, Any], folders: tuple[Folders, Folders], categories: Categories, skipped: SkipCounter
 ) -> Iterator[Sample]:
-    for record, annotations in by_image(tree, left_out):
+    for record, annotations in by_image(tree, skipped):
         place = image_place(record)
         try:
             image = _image(record, folders)
-        except Unfit as reason:
-            left_out.note(str(reason), place)
+        except InvalidRecord as reason:
+            skipped.add(str(reason), place)
             continue
-        rows = read_rows(annotations, categories, left_out)
-        absent = _labels(record, "neg_category_ids", categories, left_out)
+        rows = read_rows(annotations, categories, skipped)
+        absent = _labels(record, "neg_category_ids", categories, skipped)
         contradicted = set(absent) & set(rows.labels)
         if contradicted:
-            left_out.note("name in neg_category_ids that has a box", place, len(contradicted))
+            skipped.add("name in neg_category_ids that has a box", place, len(contradicted))
         yield replace(
             detection_sample(record, image, rows, categories),
             absent=tuple(label for label in absent if label not in contradicted),
-            incomplete=_labels(record, "not_exhaustive_category_ids", categories, left_out),
+            incomplete=_labels(record, "not_exhaustive_category_ids", categories, skipped),
         )
 
 
@@ -73,14 +73,14 @@ def _image(record: dict[str, Any], folders: tuple[Folders, Folders]) -> Path:
     return next((file for file in files if file.is_file()), files[-1])
 
 
-def _labels(record: dict[str, Any], key: str, categories: Categories, left_out: Tally) -> tuple[int, ...]:
+def _labels(record: dict[str, Any], key: str, categories: Categories, skipped: SkipCounter) -> tuple[int, ...]:
     """Category ids of an image as labels; without a list nothing is known, so none."""
     place, numbers = image_place(record), record.get(key)
     if not isinstance(numbers, list):
-        left_out.note(f"image without {key}", place)
+        skipped.add(f"image without {key}", place)
         return ()
     known = {number for number in numbers if is_id(number) and number in categories.label}
     unknown = sum(not is_id(number) or number not in categories.label for number in numbers)
     if unknown:
-        left_out.note(f"unknown category in {key}", place, unknown)
+        skipped.add(f"unknown category in {key}", place, unknown)
     return tuple(sorted(categories.label[number] for number in known))

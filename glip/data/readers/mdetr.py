@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from glip.data.readers.fields import (
+    InvalidRecord,
     Named,
     Spans,
-    Unfit,
     annotation_place,
     by_image,
     ground,
@@ -21,7 +21,7 @@ from glip.data.readers.fields import (
     read_spans,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample
 
 
@@ -43,22 +43,22 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path]) -> SampleS
         FileNotFoundError: no such json or folder.
         ValueError: not such json, or nothing in it can be used.
     """
-    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = read_json(path, ("images", "annotations"), "MDETR grounding")
-    return sample_set(path, _samples(tree, folders, left_out), left_out)
+    return sample_set(path, _samples(tree, folders, skipped), skipped)
 
 
-def _samples(tree: dict[str, Any], folders: Folders, left_out: Tally) -> Iterator[Sample]:
-    for record, annotations in by_image(tree, left_out):
+def _samples(tree: dict[str, Any], folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+    for record, annotations in by_image(tree, skipped):
         try:
             caption = read_caption(record.get("caption"))
             image = read_image(folders, record.get("file_name"))
             if not annotations:
-                raise Unfit("caption without a box")
-            named = _named(annotations, caption, _listed(record, caption), left_out)
+                raise InvalidRecord("caption without a box")
+            named = _named(annotations, caption, _listed(record, caption), skipped)
             yield ground(image, caption, named, image_id=_released_id(record), size=read_size(record))
-        except Unfit as reason:
-            left_out.note(str(reason), image_place(record))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), image_place(record))
 
 
 def _released_id(record: dict[str, Any]) -> int | str:
@@ -68,14 +68,14 @@ def _released_id(record: dict[str, Any]) -> int | str:
     return own
 
 
-def _named(annotations: list[dict[str, Any]], caption: str, listed: set[Spans], left_out: Tally) -> list[Named]:
+def _named(annotations: list[dict[str, Any]], caption: str, listed: set[Spans], skipped: SkipCounter) -> list[Named]:
     named = []
     for row in annotations:
         try:
             spans = read_spans(row.get("tokens_positive"), caption)
             box = read_box(row.get("bbox"))
-        except Unfit as reason:
-            left_out.note(str(reason), annotation_place(row))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), annotation_place(row))
             continue
         named.append(Named(box, _split(spans, listed), row.get("iscrowd") in (1, "1")))
     return named
@@ -88,7 +88,7 @@ def _listed(record: dict[str, Any], caption: str) -> set[Spans]:
     for entry in entries if isinstance(entries, list) else []:
         try:
             found.add(read_spans(entry, caption))
-        except Unfit:
+        except InvalidRecord:
             continue
     return found
 

@@ -11,9 +11,9 @@ from typing import Any
 from glip.data.readers.coco import read_categories
 from glip.data.readers.fields import (
     Box,
+    InvalidRecord,
     Named,
     Spans,
-    Unfit,
     box_tensor,
     check_file,
     ground,
@@ -28,7 +28,7 @@ from glip.data.readers.fields import (
     read_spans,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Prompt, Sample
 from glip.text.prompt import clean_name
 
@@ -70,19 +70,19 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
         FileNotFoundError: no such file or folder.
         ValueError: a label map of another shape or with one name twice, or no line that can be used.
     """
-    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     check_file(path)
-    labels = _read_labels(Path(names), left_out) if str(names) else _gather_labels(path)
-    samples = _samples(path, folders, labels, left_out)
-    return sample_set(path, samples, left_out, vocabulary=labels.names, ids=labels.ids)
+    labels = _read_labels(Path(names), skipped) if str(names) else _gather_labels(path)
+    samples = _samples(path, folders, labels, skipped)
+    return sample_set(path, samples, skipped, vocabulary=labels.names, ids=labels.ids)
 
 
-def _read_labels(path: Path, left_out: Tally) -> Labels:
+def _read_labels(path: Path, skipped: SkipCounter) -> Labels:
     tree = parse_json(path)
     if not isinstance(tree, dict) or not all(key.isdecimal() and len(key) < 10 for key in tree):
         raise ValueError(f'{path}: not a label map: give json of names by label, such as {{"0": "person"}}')
     named = [{"id": int(key), "name": name} for key, name in tree.items()]
-    categories = read_categories(named, path, left_out)
+    categories = read_categories(named, path, skipped)
     return Labels(categories.names, categories.ids, categories.label, "label")
 
 
@@ -95,7 +95,7 @@ def _gather_labels(path: Path) -> Labels:
             continue
         try:
             instances = _instances(_parse(line))
-        except Unfit:
+        except InvalidRecord:
             continue
         for instance in instances:
             category = instance.get("category") if isinstance(instance, dict) else None
@@ -115,9 +115,9 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise Unfit("line that is not json") from None
+        raise InvalidRecord("line that is not json") from None
     if not isinstance(record, dict):
-        raise Unfit("line that is no record")
+        raise InvalidRecord("line that is no record")
     return record
 
 
@@ -125,44 +125,44 @@ def _instances(record: dict[str, Any]) -> list[Any]:
     detection = record.get("detection")
     instances = detection.get("instances") if isinstance(detection, dict) else None
     if not isinstance(instances, list):
-        raise Unfit("detection without a list of instances")
+        raise InvalidRecord("detection without a list of instances")
     return instances
 
 
-def _samples(path: Path, folders: Folders, labels: Labels, left_out: Tally) -> Iterator[Sample]:
+def _samples(path: Path, folders: Folders, labels: Labels, skipped: SkipCounter) -> Iterator[Sample]:
     for number, line in _lines(path):
         try:
             record = _parse(line)
             if "detection" in record:
-                yield _detection(record, number, folders, labels, left_out)
+                yield _detection(record, number, folders, labels, skipped)
             elif "grounding" in record:
-                yield _grounding(record, number, folders, left_out)
+                yield _grounding(record, number, folders, skipped)
             else:
-                raise Unfit("line with neither detection nor grounding")
-        except Unfit as reason:
-            left_out.note(str(reason), f"line {number}")
+                raise InvalidRecord("line with neither detection nor grounding")
+        except InvalidRecord as reason:
+            skipped.add(str(reason), f"line {number}")
 
 
-def _detection(record: dict[str, Any], number: int, folders: Folders, labels: Labels, left_out: Tally) -> Sample:
+def _detection(record: dict[str, Any], number: int, folders: Folders, labels: Labels, skipped: SkipCounter) -> Sample:
     instances = _instances(record)
     image = read_image(folders, record.get("filename"))
     if not labels.names:
-        raise Unfit("detection in a file without any category")
+        raise InvalidRecord("detection in a file without any category")
     boxes: list[Box] = []
     found: list[int] = []
     for place, instance in enumerate(instances):
         try:
             if not isinstance(instance, dict):
-                raise Unfit("malformed instance")
+                raise InvalidRecord("malformed instance")
             label = instance.get(labels.key)
             if not is_id(label) or label not in labels.index:
-                raise Unfit("unknown category")
+                raise InvalidRecord("unknown category")
             if labels.key == "label" and not _agrees(instance.get("category"), labels.names[labels.index[label]]):
-                raise Unfit("label and category that disagree")
+                raise InvalidRecord("label and category that disagree")
             boxes.append(read_box(instance.get("bbox"), corners=True))
             found.append(labels.index[label])
-        except Unfit as reason:
-            left_out.note(str(reason), f"line {number}, instance {place}")
+        except InvalidRecord as reason:
+            skipped.add(str(reason), f"line {number}, instance {place}")
     return Sample(
         image=image,
         boxes=box_tensor(boxes),
@@ -184,22 +184,22 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _grounding(record: dict[str, Any], number: int, folders: Folders, left_out: Tally) -> Sample:
+def _grounding(record: dict[str, Any], number: int, folders: Folders, skipped: SkipCounter) -> Sample:
     grounding = record["grounding"]
     stated = grounding.get("regions") if isinstance(grounding, dict) else None
     if not isinstance(stated, list):
-        raise Unfit("grounding without a list of regions")
+        raise InvalidRecord("grounding without a list of regions")
     caption = read_caption(grounding.get("caption"))
     image = read_image(folders, record.get("filename"))
     if not stated:
-        raise Unfit("caption without a box")
+        raise InvalidRecord("caption without a box")
     regions: list[Region] = []
     for place, region in enumerate(stated):
         at = f"line {number}, region {place}"
         try:
-            regions.append(Region(*_phrase(region, caption), _boxes(region, at, left_out)))
-        except Unfit as reason:
-            left_out.note(str(reason), at)
+            regions.append(Region(*_phrase(region, caption), _boxes(region, at, skipped)))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), at)
     named = [
         Named(box, (spans,))
         for region, spans in zip(regions, _spans(regions, caption), strict=True)
@@ -208,24 +208,24 @@ def _grounding(record: dict[str, Any], number: int, folders: Folders, left_out: 
     return ground(image, caption, named, image_id=number, size=read_size(record))
 
 
-def _boxes(region: dict[str, Any], at: str, left_out: Tally) -> tuple[Box, ...]:
+def _boxes(region: dict[str, Any], at: str, skipped: SkipCounter) -> tuple[Box, ...]:
     """The usable boxes of a region, which states one or a list of them."""
     stated = region.get("bbox")
     if not isinstance(stated, list) or not stated:
-        raise Unfit("malformed box")
+        raise InvalidRecord("malformed box")
     boxes = []
     for box in stated if isinstance(stated[0], list) else [stated]:
         try:
             boxes.append(read_box(box, corners=True))
-        except Unfit as reason:
-            left_out.note(str(reason), at)
+        except InvalidRecord as reason:
+            skipped.add(str(reason), at)
     return tuple(boxes)
 
 
 def _phrase(region: Any, caption: str) -> tuple[Spans, tuple[str, ...]]:
     """The spans of a region's phrase if they are stated, else its words, all of which are in the caption."""
     if not isinstance(region, dict):
-        raise Unfit("malformed region")
+        raise InvalidRecord("malformed region")
     phrase = region.get("phrase")
     stated = phrase if isinstance(phrase, list) else [phrase]
     pieces = [piece for piece in stated if is_text(piece) and piece.strip()]
@@ -234,22 +234,22 @@ def _phrase(region: Any, caption: str) -> tuple[Spans, tuple[str, ...]]:
         # pieces may come in another order than spans, which are sorted
         told, shown = set(_words(" ".join(pieces))), set(_words(" ".join(caption[s:e] for s, e in spans)))
         if told and told != shown:
-            raise Unfit("span that misses its words")
+            raise InvalidRecord("span that misses its words")
         return spans, ()
     if not pieces or len(pieces) < len(stated):
-        raise Unfit("empty phrase")
+        raise InvalidRecord("empty phrase")
     if not any(is_visible(piece) for piece in pieces):
-        raise Unfit("phrase without words")
+        raise InvalidRecord("phrase without words")
     try:
         Prompt.from_caption(caption, pieces)
     except ValueError:
-        raise Unfit("phrase that is not in the caption") from None
+        raise InvalidRecord("phrase that is not in the caption") from None
     return (), tuple(pieces)
 
 
 def _spans(regions: Sequence[Region], caption: str) -> Iterator[Spans]:
     """The spans of each region; words are located all together, so that a repeated one is found in turn."""
     texts = [text for region in regions for text in region.words]
-    located = iter(Prompt.from_caption(caption, texts).phrases if texts else ())
+    box_loss = iter(Prompt.from_caption(caption, texts).phrases if texts else ())
     for region in regions:
-        yield region.spans or tuple(sorted({span for _ in region.words for span in next(located).spans}))
+        yield region.spans or tuple(sorted({span for _ in region.words for span in next(box_loss).spans}))

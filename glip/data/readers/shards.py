@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from glip.data.readers.fields import read_size
-from glip.data.sets import Tally
-from glip.structures import Archived
+from glip.data.sets import SkipCounter
+from glip.structures import TarMember
 
 MAX_IMAGE, MAX_TEXT = 1 << 26, 1 << 20  # bytes of a member that is read: 64 MB and 1 MB
 _IMAGES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}
@@ -21,7 +21,7 @@ _TEXTS = {"txt", "json"}
 class Entry:
     """An image of a shard, its captions as the shard has them, and (width, height) where the shard states it."""
 
-    image: Archived
+    image: TarMember
     captions: tuple[Any, ...]
     size: tuple[int, int] | None = None
 
@@ -29,10 +29,10 @@ class Entry:
 class _Member(NamedTuple):
     key: str
     ending: str
-    place: Archived
+    place: TarMember
 
 
-def read_shard(path: Path, tally: Tally) -> Iterator[Entry]:
+def read_shard(path: Path, tally: SkipCounter) -> Iterator[Entry]:
     """The images of one tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
 
     Members that are links, devices, sparse, too large or cut off are left out and counted, as are images without
@@ -46,57 +46,57 @@ def read_shard(path: Path, tally: Tally) -> Iterator[Entry]:
         image = next((place for ending, place in parts.items() if ending in _IMAGES), None)
         place = f"{path.name}:{key}"
         if image is None:
-            tally.note("caption without an image", place)
+            tally.add("caption without an image", place)
             continue
         entry = _entry(image, parts, tally)
         if not entry.captions:
-            tally.note("image without a caption", place)
+            tally.add("image without a caption", place)
             continue
         yield entry
 
 
-def _entry(image: Archived, parts: dict[str, Archived], tally: Tally) -> Entry:
+def _entry(image: TarMember, parts: dict[str, TarMember], tally: SkipCounter) -> Entry:
     record: Any = {}
     if "json" in parts:
         try:
             record = json.loads(_text(parts["json"]))
         except (ValueError, RecursionError):
-            tally.note("member that is not json", str(parts["json"]))
+            tally.add("member that is not json", str(parts["json"]))
     record = record if isinstance(record, dict) else {}
     size = read_size(record)
     if "txt" in parts:
         try:
             return Entry(image, (_text(parts["txt"]),), size)
         except ValueError:
-            tally.note("member that is not UTF-8", str(parts["txt"]))
+            tally.add("member that is not UTF-8", str(parts["txt"]))
     caption = record.get("caption")
     listed = caption if isinstance(caption, list) else [caption]
     return Entry(image, tuple(text for text in listed if text is not None), size)
 
 
-def _text(place: Archived) -> str:
+def _text(place: TarMember) -> str:
     with place.archive.open("rb") as file:
         file.seek(place.start)
         return file.read(place.length).decode("utf-8")
 
 
-def _members(path: Path, tally: Tally) -> Iterator[_Member]:
+def _members(path: Path, tally: SkipCounter) -> Iterator[_Member]:
     """The members of use, in their order; the others are counted."""
     total = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
             yield from _usable(path, archive, total, tally)
             if _breaks_off(path, archive.offset, total):
-                tally.note("archive that is broken from some place on", f"{path.name}, byte {archive.offset}")
+                tally.add("archive that is broken from some place on", f"{path.name}, byte {archive.offset}")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
         if total == 0 or not _starts_as_tar(path):
             raise ValueError(
                 f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
             ) from None
-        tally.note("archive that is broken from some place on", f"{path.name}: {error}")
+        tally.add("archive that is broken from some place on", f"{path.name}: {error}")
 
 
-def _usable(path: Path, archive: tarfile.TarFile, total: int, tally: Tally) -> Iterator[_Member]:
+def _usable(path: Path, archive: tarfile.TarFile, total: int, tally: SkipCounter) -> Iterator[_Member]:
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
         if member.size < 0:
@@ -109,9 +109,9 @@ def _usable(path: Path, archive: tarfile.TarFile, total: int, tally: Tally) -> I
         ending = ending.lower()
         reason = _objection(member, ending, total)
         if reason:
-            tally.note(reason, place)
+            tally.add(reason, place)
             continue
-        kept = Archived(path, member.name, member.offset_data, member.size)
+        kept = TarMember(path, member.name, member.offset_data, member.size)
         yield _Member(str(name.parent / stem), ending, kept)
 
 

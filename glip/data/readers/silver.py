@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glip.data.readers.fields import (
+    InvalidRecord,
     Named,
-    Unfit,
     ground,
     is_id,
     read_box,
@@ -17,7 +17,7 @@ from glip.data.readers.fields import (
     read_spans,
     sample_set,
 )
-from glip.data.sets import Folders, SampleSet, Tally
+from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.structures import Sample
 
 
@@ -34,45 +34,45 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         FileNotFoundError: no such json or folder.
         ValueError: not such json, or nothing in it can be used.
     """
-    path, folders, left_out = Path(annotations), Folders(images), Tally()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     entries = read_json(path, ("data",), "silver grounding")["data"]
-    return sample_set(path, _samples(entries, folders, left_out), left_out)
+    return sample_set(path, _samples(entries, folders, skipped), skipped)
 
 
-def _samples(entries: list[Any], folders: Folders, left_out: Tally) -> Iterator[Sample]:
+def _samples(entries: list[Any], folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
     for number, entry in enumerate(entries):
         place = f"data[{number}]"
         try:
             if not isinstance(entry, dict) or not is_id(entry.get("image_id")):
-                raise Unfit("entry without an image_id")
+                raise InvalidRecord("entry without an image_id")
             caption = read_caption(entry.get("caption"))
             image = read_image(folders, entry.get("file_name"))
             phrases = entry.get("phrases")
             if not isinstance(phrases, list) or not phrases:
-                raise Unfit("caption without a box")
-            named = _named(phrases, caption, place, left_out)
+                raise InvalidRecord("caption without a box")
+            named = _named(phrases, caption, place, skipped)
             caption_id = entry["id"] if is_id(entry.get("id")) else number
             yield ground(image, caption, named, image_id=f"{entry['image_id']}:{caption_id}", size=read_size(entry))
-        except Unfit as reason:
-            left_out.note(str(reason), place)
+        except InvalidRecord as reason:
+            skipped.add(str(reason), place)
 
 
-def _named(phrases: list[Any], caption: str, place: str, left_out: Tally) -> list[Named]:
+def _named(phrases: list[Any], caption: str, place: str, skipped: SkipCounter) -> list[Named]:
     named = []
     for number, phrase in enumerate(phrases):
         at = f"{place}.phrases[{number}]"
         boxes = phrase.get("boxes") if isinstance(phrase, dict) else None
         if not isinstance(boxes, list) or not boxes:
-            left_out.note("phrase without a box", at)
+            skipped.add("phrase without a box", at)
             continue
         try:
             spans = read_spans(phrase.get("tokens_positive"), caption)
-        except Unfit as reason:
-            left_out.note(str(reason), at, len(boxes))
+        except InvalidRecord as reason:
+            skipped.add(str(reason), at, len(boxes))
             continue
         for box in boxes:
             try:
                 named.append(Named(read_box(box), (spans,)))
-            except Unfit as reason:
-                left_out.note(str(reason), at)
+            except InvalidRecord as reason:
+                skipped.add(str(reason), at)
     return named

@@ -12,7 +12,7 @@ from PIL import Image
 from glip.data.image import load_image
 from glip.data.readers import captions, shards
 from glip.data.readers.captions import read_captions
-from glip.structures import Archived
+from glip.structures import TarMember
 
 SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
 
@@ -21,7 +21,7 @@ def read(path: Path):
     """Every (image name, caption) of a file beside its images, and what was left out."""
     found = read_captions(path, [path.parent])
     assert all(len(sample.boxes) == 0 and sample.prompt is None for sample in found.samples)
-    return [(sample.image.name, sample.caption) for sample in found.samples], found.left_out.counts
+    return [(sample.image.name, sample.caption) for sample in found.samples], found.skipped.counts
 
 
 def written(path: Path, text: str | bytes) -> Path:
@@ -57,7 +57,7 @@ def test_coco_captions(tmp_path):
         ("x", "a cat", None),
     ]
     assert samples[2].image == tmp_path / "sub" / "b.jpg"
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "image without an id": 1,
         "unknown image": 1,
         "caption that is empty or no text": 2,
@@ -220,10 +220,10 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
     samples = list(found.samples)
     assert [sample.caption for sample in samples] == ["a red field", "blue", "sky", "grün"]
     assert [sample.size for sample in samples] == [(8, 6), None, None, None]
-    assert isinstance(samples[0].image, Archived) and str(samples[0].image) == f"{path}:000.jpg"
+    assert isinstance(samples[0].image, TarMember) and str(samples[0].image) == f"{path}:000.jpg"
     colours = [load_image(sample.image).getpixel((4, 3)) for sample in samples]
     assert [colour.index(max(colour)) for colour in colours] == [0, 2, 2, 1]
-    assert not found.left_out and [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
+    assert not found.skipped and [file.name for file in tmp_path.iterdir()] == ["00000.tar"]
 
 
 def test_members_that_are_not_trusted(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         add("../../6.txt", b"its name leads out, but nothing is written")
     found = read_captions(tmp_path / "a.tar", [])
     assert [sample.caption for sample in found.samples] == ["its name leads out, but nothing is written"]
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "member that is a link, a device or sparse": 2,
         "caption without an image": 1,
         "member of over 0 MB": 1,
@@ -294,5 +294,5 @@ def test_a_folder_of_tables(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 def test_real_captions():
     found = read_captions(SHARED / "coco_mini/annotations/captions_unlabeled.json", [SHARED / "coco_mini/images"])
-    assert len({sample.image_id for sample in found.samples}) == 76 and not found.left_out
+    assert len({sample.image_id for sample in found.samples}) == 76 and not found.skipped
     assert all(sample.image.is_file() and len(sample.caption.split()) > 3 for sample in found.samples)

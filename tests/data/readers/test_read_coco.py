@@ -47,7 +47,7 @@ def test_ids_are_arbitrary_and_boxes_become_corners(tmp_path):
     assert third.boxes.shape == (0, 4) and third.box_phrases == (), "an image without boxes is a negative"
     assert all(sample.vocabulary == found.vocabulary and sample.prompt is None for sample in found.samples)
     assert all(sample.absent is None and sample.crowd == () for sample in found.samples)
-    assert not found.left_out
+    assert not found.skipped
 
 
 def test_ids_may_be_words(tmp_path):
@@ -61,7 +61,7 @@ def test_crowds_are_kept_and_marked(tmp_path):
     found = read(tmp_path, [box(iscrowd=0), box(iscrowd=1, bbox=(0, 0, 9, 9)), box(), box("x", iscrowd=1)])
     assert [sample.crowd for sample in found.samples] == [(1,), (0,), ()]
     assert found.samples[0].boxes.tolist()[1] == [0, 0, 9, 9]
-    assert not found.left_out
+    assert not found.skipped
 
 
 def test_crowd_indices_skip_what_is_left_out(tmp_path):
@@ -98,20 +98,20 @@ def test_crowd_indices_skip_what_is_left_out(tmp_path):
 )
 def test_what_cannot_be_learned_is_counted(bad, reason, tmp_path):
     found = read(tmp_path, [box(), bad, box(), bad])
-    assert found.left_out.counts == {reason: 2}
-    assert len(found.left_out.places[reason]) == 2
+    assert found.skipped.counts == {reason: 2}
+    assert len(found.skipped.places[reason]) == 2
     assert len(found.samples) == 3 and len(found.samples[0].boxes) == 2
 
 
 def test_the_place_of_what_is_left_out_is_named(tmp_path):
     found = read(tmp_path, [box(number=4, id=17)])
-    assert found.left_out.places == {"unknown category": ["annotation 17 of image 7"]}
+    assert found.skipped.places == {"unknown category": ["annotation 17 of image 7"]}
 
 
 def test_images_without_a_name_are_counted(tmp_path):
     images = [*IMAGES, {"id": 11}, {"file_name": "d.jpg"}, {"id": 12, "file_name": None}, "e.jpg", {"id": 13}]
     found = read(tmp_path, [box(), box(image=11), box(image=14)], images=images)
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "image without an id": 2,
         "image without a file name": 3,
         "unknown image": 1,
@@ -122,15 +122,15 @@ def test_images_without_a_name_are_counted(tmp_path):
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b.jpg", "..\\b.jpg", "a\0.jpg"])
 def test_names_that_lead_out_of_the_folder(name, tmp_path):
     found = read(tmp_path, [box(), box(image=99)], images=[*IMAGES, {"id": 99, "file_name": name}])
-    assert found.left_out.counts == {"image name outside its folder": 1}
-    assert found.left_out.places == {"image name outside its folder": ["image 99"]}
+    assert found.skipped.counts == {"image name outside its folder": 1}
+    assert found.skipped.places == {"image name outside its folder": ["image 99"]}
     assert [sample.image_id for sample in found.samples] == [7, "x", 9]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg"])
 def test_names_longer_than_any_file(name, tmp_path):
     found = read(tmp_path, [], images=[{"id": 99, "file_name": name}, *IMAGES])
-    assert found.left_out.counts == {"image name that is too long": 1}
+    assert found.skipped.counts == {"image name that is too long": 1}
 
 
 def test_names_that_are_not_utf8_are_files_too(tmp_path):
@@ -140,14 +140,14 @@ def test_names_that_are_not_utf8_are_files_too(tmp_path):
 
 def test_a_image_listed_twice(tmp_path):
     found = read(tmp_path, [box()], images=[*IMAGES, {"id": 7, "file_name": "other.jpg"}])
-    assert found.left_out.counts == {"image id seen before": 1}
+    assert found.skipped.counts == {"image id seen before": 1}
     assert found.samples[0].image == tmp_path / "a.jpg" and len(found.samples[0].boxes) == 1
 
 
 def test_category_that_names_nothing(tmp_path):
     nameless = [category(1, "_(none)"), category(2, " "), category(4, "\u200b")]
     found = read(tmp_path, [box(number=1), box()], categories=[*nameless, *CATEGORIES])
-    assert found.left_out.counts == {"category without a name": 3, "unknown category": 1}
+    assert found.skipped.counts == {"category without a name": 3, "unknown category": 1}
     assert found.vocabulary == ("bat", "cat", "tooth brush") and found.ids == (3, 40, 90)
     assert found.samples[0].box_phrases == ((0,),)
 
@@ -220,7 +220,7 @@ def test_real_set():
         pytest.skip(f"no shared data: {file}")
     found = read_coco(file, [SHARED / "data" / "bccd" / "images"])
     tree = json.loads(file.read_text())
-    assert found.vocabulary == ("red blood cell", "white blood cell", "platelet") and not found.left_out
+    assert found.vocabulary == ("red blood cell", "white blood cell", "platelet") and not found.skipped
     assert len(found.samples) == len(tree["images"])
     assert sum(len(sample.boxes) for sample in found.samples) == len(tree["annotations"])
     assert all(sample.image.is_file() and sample.size for sample in found.samples)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.readers.fields import Unfit, by_image, parse_json, read_box, read_size, read_spans, sample_set
-from glip.data.sets import Tally
+from glip.data.readers.fields import InvalidRecord, by_image, parse_json, read_box, read_size, read_spans, sample_set
+from glip.data.sets import SkipCounter
 from glip.geometry.boxes import is_degenerate
 
 NUMBERS = st.one_of(st.integers(-(10**8), 10**8), st.floats(-1e8, 1e8), st.sampled_from([0, 1e-9, 1e-3, 16777216.0]))
@@ -20,23 +20,23 @@ def test_box_without_area_is_what_geometry_calls_degenerate(values):
     x, y, width, height = values
     expected = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
     if is_degenerate(expected)[0]:
-        with pytest.raises(Unfit, match="box without area"):
+        with pytest.raises(InvalidRecord, match="box without area"):
             read_box(values)
     else:
         assert list(read_box(values)) == expected[0].tolist()
 
 
 def test_width_lost_in_float32_is_no_area():
-    with pytest.raises(Unfit, match="box without area"):
+    with pytest.raises(InvalidRecord, match="box without area"):
         read_box([1e8, 0, 1, 1])
     assert read_box([5, 6, 7, 9], corners=True) == (5, 6, 7, 9)
-    with pytest.raises(Unfit, match="box without area"):
+    with pytest.raises(InvalidRecord, match="box without area"):
         read_box([5, 6, 5, 9], corners=True)
 
 
 @pytest.mark.parametrize("value", [None, {}, [], [1, 2, 3], "1234", [1, 2, 3, True], [[1], 2, 3, 4], [0, 0, 2e9, 1]])
 def test_malformed_box(value):
-    with pytest.raises(Unfit, match="malformed box"):
+    with pytest.raises(InvalidRecord, match="malformed box"):
         read_box(value)
 
 
@@ -80,7 +80,7 @@ def test_size(width, height, size):
     ],
 )
 def test_spans_that_name_nothing(value, reason):
-    with pytest.raises(Unfit, match=reason):
+    with pytest.raises(InvalidRecord, match=reason):
         read_spans(value, "a red cat")
 
 
@@ -89,20 +89,20 @@ def test_spans_come_in_reading_order_and_once():
 
 
 def test_images_of_one_id_are_not_mixed():
-    left_out = Tally()
+    skipped = SkipCounter()
     tree = {
         "images": [{"id": 1, "n": 0}, {"id": 1, "n": 1}, {"id": "1"}, {"id": True}, 7],
         "annotations": [{"image_id": 1}, {"image_id": "1"}, {"image_id": True}, {"image_id": [1]}, None],
     }
-    found = list(by_image(tree, left_out))
+    found = list(by_image(tree, skipped))
     assert found == [({"id": 1, "n": 0}, [{"image_id": 1}]), ({"id": "1"}, [{"image_id": "1"}])]
-    assert left_out.counts == {
+    assert skipped.counts == {
         "image id seen before": 1,
         "image without an id": 2,
         "unknown image": 2,
         "malformed annotation": 1,
     }
-    assert left_out.places["unknown image"] == ["annotations[2]", "annotations[3]"]
+    assert skipped.places["unknown image"] == ["annotations[2]", "annotations[3]"]
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,17 @@ def test_json_with_a_byte_order_mark(tmp_path):
 
 
 def test_an_empty_set_is_an_error_that_says_why(tmp_path):
-    left_out = Tally()
-    left_out.note("unknown image", times=3)
+    skipped = SkipCounter()
+    skipped.add("unknown image", times=3)
     with pytest.raises(ValueError, match="no sample in it can be used .left out: 3 x unknown image.: see docs/data"):
-        sample_set(tmp_path / "set.json", [], left_out)
+        sample_set(tmp_path / "set.json", [], skipped)
     with pytest.raises(ValueError, match="it lists none"):
-        sample_set(tmp_path / "set.json", [], Tally())
+        sample_set(tmp_path / "set.json", [], SkipCounter())
 
 
 @pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\x07", "\u200b \u2060"])
 def test_a_phrase_that_cannot_be_seen_has_no_words(unseen):
-    with pytest.raises(Unfit, match="phrase without words"):
+    with pytest.raises(InvalidRecord, match="phrase without words"):
         read_spans([[2, 2 + len(unseen)]], f"a {unseen} cat")
     assert read_spans([[2, 4 + len(unseen)]], f"a {unseen} \u2605 cat") == ((2, 4 + len(unseen)),), "a star is seen"
 
@@ -149,6 +149,6 @@ def test_what_was_given_is_released():
 
     tree = {"images": [Row(id=1), Row(id=2)], "annotations": [Row(image_id=1), Row(image_id=2)]}
     watched = [weakref.ref(tree["images"][0]), weakref.ref(tree["annotations"][0])]
-    pairs = by_image(tree, Tally())
+    pairs = by_image(tree, SkipCounter())
     assert next(pairs) == ({"id": 1}, [{"image_id": 1}]) and next(pairs)[0] == {"id": 2}
     assert [watch() for watch in watched] == [None, None]

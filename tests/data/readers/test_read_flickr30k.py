@@ -71,8 +71,8 @@ def test_windows_text(folder):
 
 
 def test_everything_left_out_is_counted(folder):
-    assert read(folder).left_out.counts == {"caption without a box": 1}
-    assert read(folder).left_out.places == {"caption without a box": ["sentence 7:1"]}
+    assert read(folder).skipped.counts == {"caption without a box": 1}
+    assert read(folder).skipped.places == {"caption without a box": ["sentence 7:1"]}
 
 
 def test_shared_boxes_flags_and_repeated_chains(folder):
@@ -93,7 +93,7 @@ def test_shared_boxes_flags_and_repeated_chains(folder):
     assert sample.prompt.caption == "A man , a hat , fog , it , air , he [sic]"
     assert sample.boxes.tolist() == [[1, 2, 30, 40], [5, 5, 9, 9]], "one box drawn for two things names both"
     assert sample.box_phrases == ((0, 1, 2, 3), (0, 3))
-    assert read(folder, "8").left_out.counts == {"phrase without a box": 2}
+    assert read(folder, "8").skipped.counts == {"phrase without a box": 2}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_shared_boxes_flags_and_repeated_chains(folder):
 def test_wrong_boxes(box, reason, folder):
     write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
     found = read(folder, "8")
-    assert found.left_out.counts == {reason: 1, "phrase without a box": 1}
-    assert found.left_out.places[reason] == ["object 0 of image 8"]
+    assert found.skipped.counts == {reason: 1, "phrase without a box": 1}
+    assert found.skipped.places[reason] == ["object 0 of image 8"]
     assert found.samples[0].prompt.texts == ("A man",)
 
 
@@ -139,13 +139,13 @@ def test_boxes_without_area_stay_where_they_are_asked_for(box, folder):
     first, second = (sample for sample in found.samples if str(sample.image_id).startswith("8"))
     assert first.boxes.tolist() == [list(box), [1, 2, 30, 40]] and first.box_phrases == ((1,), (0,))
     assert first.kinds == (("x",), ("x", "y")) and second.boxes.tolist() == [list(box)]
-    assert "box without area" not in found.left_out.counts
+    assert "box without area" not in found.skipped.counts
 
 
 @pytest.mark.parametrize("box", [(3, 4, 3, "nan"), ("nan", 4, 3, 4), (3, 4, 3, "inf"), ("1e300", 4, 3, 9)])
 def test_wrong_boxes_never_stay(box, folder):
     write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
-    assert read_flickr30k(folder, [folder], "", flat_boxes=True).left_out.counts["malformed box"] == 1
+    assert read_flickr30k(folder, [folder], "", flat_boxes=True).skipped.counts["malformed box"] == 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_kinds_are_those_written(sentence, kinds, folder):
 def test_odd_sentences(sentence, counts, folder):
     write(folder, "8", annotation(MAN), sentence)
     found = read(folder, "8")
-    assert len(found.samples) == 1 and found.left_out.counts == counts
+    assert len(found.samples) == 1 and found.skipped.counts == counts
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]>' + annotation(MAN, thing("&y;"))
@@ -197,8 +197,8 @@ def test_files_of_strangers(xml, reason, folder):
     write(folder, "8", xml, SENTENCES)
     found = read(folder, "7", "8")
     assert [sample.image_id for sample in found.samples] == ["7:0", "7:2"]
-    ((noted, places),) = [(key, value) for key, value in found.left_out.places.items() if reason in key]
-    assert places == ["image 8"] and found.left_out.counts[noted] == 1
+    ((noted, places),) = [(key, value) for key, value in found.skipped.places.items() if reason in key]
+    assert places == ["image 8"] and found.skipped.counts[noted] == 1
 
 
 def test_split_lists_may_name_anything(folder):
@@ -206,7 +206,7 @@ def test_split_lists_may_name_anything(folder):
     (folder / "Annotations" / "9.xml").write_text(annotation(MAN))
     (folder / "Sentences" / "10.txt").write_text(SENTENCES)
     found = read(folder, "../../etc/passwd", "..", "", " 7 ", "7", "a/b", "C:\\x", "8", "9", "10")
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "image name outside its folder": 4,
         "image listed twice": 1,
         "no xml file of the image": 2,
@@ -288,5 +288,5 @@ def test_quirks(tmp_path):
     }
     assert found.samples[3].box_phrases == ((0, 1, 2), (0, 1), (0, 1))
     assert found.samples[3].kinds == (("people", "people"), ("people",), ("clothing",))
-    assert found.left_out.counts["box without area"] == 2
-    assert json.dumps(found.left_out.places["box without area"]).count("object 1 of image 10") == 2
+    assert found.skipped.counts["box without area"] == 2
+    assert json.dumps(found.skipped.places["box without area"]).count("object 1 of image 10") == 2

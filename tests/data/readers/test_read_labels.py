@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glip.data.readers.labels import read_labels
-from glip.structures import Archived, Phrase
+from glip.structures import Phrase, TarMember
 
 GOOD = {
     "image": "a.jpg",
@@ -33,7 +33,7 @@ def test_a_caption(tmp_path):
     assert torch.equal(first.boxes, torch.tensor([[1, 2, 30.5, 40], [0, 0, 9, 9]]))
     assert first.box_phrases == ((1, 0), (0,)) and first.scores == (0.9, 1.0), "without a score: drawn by people"
     assert (second.image_id, second.caption, second.prompt, second.size) == (17, "a dog and a cat", None, None)
-    assert second.scores == () and found.left_out.counts == {}
+    assert second.scores == () and found.skipped.counts == {}
 
 
 def test_names_hold_until_others_are_given(tmp_path):
@@ -56,8 +56,8 @@ def test_names_hold_until_others_are_given(tmp_path):
 def test_images_in_archives(tmp_path):
     row = {"image": "0.tar", "member": "7.jpg", "start": 512, "length": 99, "caption": "a dog"}
     found = read(tmp_path, row, row | {"start": -1}, row | {"length": 1 << 40}, row | {"member": 5})
-    assert [sample.image for sample in found.samples] == [Archived(tmp_path / "0.tar", "7.jpg", 512, 99)]
-    assert found.left_out.counts == {"member of an archive without start and length": 3}
+    assert [sample.image for sample in found.samples] == [TarMember(tmp_path / "0.tar", "7.jpg", 512, 99)]
+    assert found.skipped.counts == {"member of an archive without start and length": 3}
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_images_in_archives(tmp_path):
 )
 def test_bad_lines(tmp_path, row, reason):
     found = read(tmp_path, GOOD, row)
-    assert len(found.samples) == 1 and found.left_out.counts == {reason: 1}
-    assert "line 2" in found.left_out.places[reason]
+    assert len(found.samples) == 1 and found.skipped.counts == {reason: 1}
+    assert "line 2" in found.skipped.places[reason]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_bad_lines(tmp_path, row, reason):
 )
 def test_bad_boxes(tmp_path, box, reason):
     found = read(tmp_path, GOOD | {"boxes": [GOOD["boxes"][0] | box, GOOD["boxes"][1]]})
-    assert found.samples[0].boxes.tolist() == [[0, 0, 9, 9]] and found.left_out.counts == {reason: 1}
+    assert found.samples[0].boxes.tolist() == [[0, 0, 9, 9]] and found.skipped.counts == {reason: 1}
 
 
 @pytest.mark.parametrize("spans", [[[0, 99]], [[5, 5]], [[0.5, 2]], [], None, [[5, 6]], "ab"])
@@ -106,14 +106,14 @@ def test_a_bad_phrase_takes_only_its_own_boxes_along(tmp_path, spans):
     found = read(tmp_path, GOOD | {"phrases": [{"text": "x", "spans": spans}, GOOD["phrases"][1]]})
     (sample,) = found.samples
     assert sample.prompt.texts == ("a cat",) and sample.box_phrases == ((0,),)
-    assert found.left_out.counts["box of an unknown phrase"] == 1 and sum(found.left_out.counts.values()) == 2
+    assert found.skipped.counts["box of an unknown phrase"] == 1 and sum(found.skipped.counts.values()) == 2
 
 
 @pytest.mark.parametrize("name", ["", " ", "\u200b", 5, "\ud800"])
 def test_names_that_name_nothing(name, tmp_path):
     row = {"image": "c.jpg", "boxes": []}
     found = read(tmp_path, row | {"names": ["dog", name]}, row | {"names": ["dog"]})
-    assert len(found.samples) == 1 and found.left_out.counts == {"names that are no list of words": 1}
+    assert len(found.samples) == 1 and found.skipped.counts == {"names that are no list of words": 1}
 
 
 def test_lists_and_classes_of_a_prompt(tmp_path):
@@ -134,7 +134,7 @@ def test_names_do_not_hold_beyond_a_line_that_may_have_had_others(tmp_path, bad)
     row = {"image": "c.jpg", "boxes": [{"box": [1, 2, 3, 4], "phrases": [0]}]}
     found = read(tmp_path, row | {"names": ["dog"]}, bad, row, row | {"names": ["cat"]}, row)
     assert [sample.vocabulary for sample in found.samples] == [("dog",), ("cat",), ("cat",)]
-    assert found.left_out.counts["line with neither a caption nor names"] == 1
+    assert found.skipped.counts["line with neither a caption nor names"] == 1
 
 
 def test_names_hold_beyond_a_line_that_is_left_out_for_its_image(tmp_path):

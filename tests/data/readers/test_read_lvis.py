@@ -38,7 +38,7 @@ def test_federated_labels(tmp_path):
     assert first.absent == (1, 2) and first.incomplete == (0,) and first.box_phrases == ((0,),)
     assert first.boxes.tolist() == [[1, 2, 4, 6]] and first.size == (64, 48)
     assert second.absent == () and second.incomplete == (), "nothing is known to be absent, not everything"
-    assert not found.left_out
+    assert not found.skipped
 
 
 def test_unknown_ids_and_missing_lists_are_counted(tmp_path):
@@ -48,7 +48,7 @@ def test_unknown_ids_and_missing_lists_are_counted(tmp_path):
         image(3, neg_category_ids=[1, 4]),
     ]
     found = read(tmp_path, images, [box(3, 1), box(3, 5)])
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "unknown category in neg_category_ids": 2,
         "unknown category in not_exhaustive_category_ids": 1,
         "image without neg_category_ids": 1,
@@ -86,7 +86,7 @@ def test_names_that_lead_out_and_images_without_any(tmp_path):
         image(6, file_name="x" * 300),
     ]
     found = read(tmp_path, images)
-    assert found.left_out.counts == {
+    assert found.skipped.counts == {
         "image name outside its folder": 2,
         "image without a file name": 2,
         "image name that is too long": 1,
@@ -120,7 +120,7 @@ def test_real_lists(tmp_path):
         tree = json.loads(file.read_text())
         found = read_lvis(file, [tmp_path])
         assert sum(len(sample.boxes) for sample in found.samples) == boxes and len(found.vocabulary) == names
-        assert not found.left_out
+        assert not found.skipped
         for sample, record in zip(found.samples, tree["images"], strict=True):
             assert sample.image_id == record["id"] and sample.size == (record["width"], record["height"])
             assert {found.ids[label] for label in sample.absent} == set(record["neg_category_ids"])

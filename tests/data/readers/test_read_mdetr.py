@@ -40,7 +40,7 @@ def test_equal_spans_are_one_phrase(tmp_path):
     assert first.boxes.tolist()[:3] == [[1, 2, 4, 6], [1, 2, 4, 6], [5, 5, 7, 7]]
     assert first.size == (64, 48) and first.image_id == 1 and first.vocabulary == ()
     assert second.prompt.texts == ("a cat",) and second.box_phrases == ((0,),)
-    assert found.vocabulary == () and not found.left_out
+    assert found.vocabulary == () and not found.skipped
 
 
 def test_listed_phrases_share_a_box(tmp_path):
@@ -71,7 +71,7 @@ def test_listed_phrases_share_a_box(tmp_path):
 )
 def test_boxes_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, [image(1)], [bad, box(1, (0, 5)), bad])
-    assert found.left_out.counts == {reason: 2}
+    assert found.skipped.counts == {reason: 2}
     assert found.samples[0].prompt.texts == ("a cat",) and len(found.samples[0].boxes) == 1
 
 
@@ -91,13 +91,13 @@ def test_boxes_that_teach_nothing_are_counted(bad, reason, tmp_path):
 )
 def test_captions_that_teach_nothing_are_counted(bad, counts, tmp_path):
     found = read(tmp_path, [image(1), bad], [box(1, (0, 5)), box(2, (0, 5))])
-    assert found.left_out.counts == counts
+    assert found.skipped.counts == counts
     assert [sample.image_id for sample in found.samples] == [1]
 
 
 def test_a_caption_without_a_box(tmp_path):
     found = read(tmp_path, [image(1), image(2)], [box(1, (0, 5))])
-    assert found.left_out.places == {"caption without a box": ["image 2"]}
+    assert found.skipped.places == {"caption without a box": ["image 2"]}
 
 
 def test_images_lie_in_several_folders(tmp_path):

@@ -43,7 +43,7 @@ def test_detection_with_a_label_map(tmp_path):
     assert first.image == tmp_path / "d.jpg" and first.size == (64, 48) and first.image_id == 1
     assert first.vocabulary == found.vocabulary and first.prompt is None
     assert second.boxes.shape == (0, 4) and second.image_id == 3, "an image without boxes is a negative"
-    assert not found.left_out
+    assert not found.skipped
 
 
 def test_the_vocabulary_is_gathered_from_the_categories(tmp_path):
@@ -69,7 +69,7 @@ def test_grounding_with_spans(tmp_path):
     assert sample.prompt.phrases[0].spans == ((8, 9), (10, 13))
     assert sample.boxes.tolist() == [[1, 2, 3, 4], [5, 5, 6, 6], [1, 2, 3, 4], [7, 7, 8, 8]]
     assert sample.box_phrases == ((1,), (1,), (0,), (1,)) and sample.vocabulary == ()
-    assert found.vocabulary == () and not found.left_out
+    assert found.vocabulary == () and not found.skipped
 
 
 def test_phrases_without_spans_are_whole_words(tmp_path):
@@ -83,14 +83,14 @@ def test_a_phrase_of_several_pieces(tmp_path):
     found = read(tmp_path, *lines, grounding(region("car")), names=None)
     assert found.samples[0].prompt.phrases[0].spans == ((0, 6), (18, 25))
     assert found.samples[0].prompt.phrases[1].spans == ((26, 29),)
-    assert found.left_out.counts == {"phrase that is not in the caption": 1, "caption whose boxes are all left out": 1}
+    assert found.skipped.counts == {"phrase that is not in the caption": 1, "caption whose boxes are all left out": 1}
 
 
 def test_an_unknown_phrase_does_not_shift_the_others(tmp_path):
     line = grounding(region("car"), region("a boat", (9, 9, 11, 11)), region("car", (5, 5, 6, 6)))
     found = read(tmp_path, line, names=None)
-    assert found.left_out.counts == {"phrase that is not in the caption": 1}
-    assert found.left_out.places == {"phrase that is not in the caption": ["line 1, region 1"]}
+    assert found.skipped.counts == {"phrase that is not in the caption": 1}
+    assert found.skipped.places == {"phrase that is not in the caption": ["line 1, region 1"]}
     (sample,) = found.samples
     assert sample.boxes.tolist() == [[1, 2, 3, 4], [5, 5, 6, 6]] and sample.box_phrases == ((0,), (1,))
 
@@ -120,14 +120,14 @@ def test_both_kinds_in_one_file(tmp_path):
 )
 def test_instances_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, detection(instance(), bad))
-    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 1, instance 1"]}
+    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["line 1, instance 1"]}
     assert len(found.samples[0].boxes) == 1
 
 
 @pytest.mark.parametrize("category", [None, 5, "", "_(x)", ["person"], "\ud800", "\u200b"])
 def test_categories_that_name_nothing(category, tmp_path):
     found = read(tmp_path, detection(instance(), instance(category=category)), names=None)
-    assert found.vocabulary == ("person",) and found.left_out.counts == {"unknown category": 1}
+    assert found.vocabulary == ("person",) and found.skipped.counts == {"unknown category": 1}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_categories_that_name_nothing(category, tmp_path):
 )
 def test_regions_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, grounding(bad, region()), names=None)
-    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 1, region 0"]}
+    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["line 1, region 0"]}
     assert found.samples[0].prompt.texts == ("a car",) and len(found.samples[0].boxes) == 1
 
 
@@ -180,18 +180,18 @@ def test_regions_that_teach_nothing_are_counted(bad, reason, tmp_path):
 @pytest.mark.parametrize("names", [NAMES, None])
 def test_lines_that_teach_nothing_are_counted(bad, reason, names, tmp_path):
     found = read(tmp_path, detection(instance()), bad, grounding(region()), names=names)
-    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["line 2"]}
+    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["line 2"]}
     assert [sample.image_id for sample in found.samples] == [1, 3]
 
 
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "set.jsonl").write_bytes(json.dumps(grounding(region())).encode() + b'\n{"filename": "\xff"}\n\x00\xff')
-    assert read_odvg(tmp_path / "set.jsonl", [tmp_path], "").left_out.counts == {"line that is not json": 2}
+    assert read_odvg(tmp_path / "set.jsonl", [tmp_path], "").skipped.counts == {"line that is not json": 2}
 
 
 def test_detection_without_any_name(tmp_path):
     found = read(tmp_path, detection(), grounding(region()), names=None)
-    assert found.left_out.counts == {"detection in a file without any category": 1}
+    assert found.skipped.counts == {"detection in a file without any category": 1}
 
 
 @pytest.mark.parametrize("names", [["person"], {"person": 0}, {"0": 5}, {"0": "cat", "1": "cat"}, {}, {"-1": "cat"}])
@@ -216,9 +216,9 @@ def test_wrong_files(tmp_path):
 def test_words_that_cannot_be_seen(tmp_path):
     line = grounding(region("a car"), region("\u200b"), caption="a car \u200b drives")
     found = read(tmp_path, line, names=None)
-    assert found.left_out.counts == {"phrase without words": 1} and found.samples[0].prompt.texts == ("a car",)
+    assert found.skipped.counts == {"phrase without words": 1} and found.samples[0].prompt.texts == ("a car",)
 
 
 def test_without_a_category_the_label_counts(tmp_path):
     found = read(tmp_path, detection(instance(3, None), instance(3, ""), instance(3, "Bat_(stick)")))
-    assert found.samples[0].box_phrases == ((1,), (1,), (1,)) and not found.left_out
+    assert found.samples[0].box_phrases == ((1,), (1,), (1,)) and not found.skipped

@@ -37,7 +37,7 @@ def test_phrases_and_boxes(tmp_path):
     )
     assert first.image == tmp_path / "9.jpg" and first.size == (64, 48)
     assert (first.image_id, second.image_id) == ("9:57", "9:1")
-    assert not found.left_out
+    assert not found.skipped
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_phrases_and_boxes(tmp_path):
 )
 def test_phrases_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, entry(phrase(), bad))
-    assert found.left_out.counts == {reason: 1}
-    assert found.left_out.places == {reason: ["data[0].phrases[1]"]}
+    assert found.skipped.counts == {reason: 1}
+    assert found.skipped.places == {reason: ["data[0].phrases[1]"]}
     assert found.samples[0].prompt.texts == ("two cats",) and len(found.samples[0].boxes) == 1
 
 
 def test_all_boxes_of_a_phrase_that_names_nothing_are_counted(tmp_path):
     found = read(tmp_path, entry(phrase(), phrase(10, 99, boxes=[(0, 0, 2, 2), (1, 1, 5, 5)])))
-    assert found.left_out.counts == {"span outside the caption": 2}
+    assert found.skipped.counts == {"span outside the caption": 2}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_all_boxes_of_a_phrase_that_names_nothing_are_counted(tmp_path):
 )
 def test_entries_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, entry(phrase()), bad)
-    assert found.left_out.counts == {reason: 1} and found.left_out.places == {reason: ["data[1]"]}
+    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["data[1]"]}
     assert len(found.samples) == 1
 
 
@@ -104,7 +104,7 @@ def test_real_sets():
         pytest.skip(f"no shared data: {folder}")
     for split, captions, boxes in (("train", 431, 932), ("val", 137, 296), ("test", 233, 438)):
         found = read_silver(folder / "annotations" / f"grounding_silver_{split}.json", [folder / "images"])
-        assert not found.left_out
+        assert not found.skipped
         assert len(found.samples) == captions == len({sample.image_id for sample in found.samples})
         assert sum(len(sample.boxes) for sample in found.samples) == boxes
         assert all(sample.image.is_file() for sample in found.samples)

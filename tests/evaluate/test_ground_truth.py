@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from scored import captioned, detections, sample
 
+from glip.evaluate.ground_truth import columns, truth_of
 from glip.evaluate.results import UNKNOWN
-from glip.evaluate.truth import columns, truth_of
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from glip.config import DataConfig, DatasetConfig
+from glip.data.held_out import HeldOut, hold_out, says_one_of
 from glip.data.mixture import build_sources
-from glip.data.withheld import Withheld, says_one_of, withhold
 from glip.data.world import Drawings, World
 from glip.structures import Prompt, Sample
 
@@ -21,7 +21,7 @@ def sample() -> Sample:
 
 
 def test_names_go_with_their_boxes():
-    left = withhold(sample(), ["star", "purple"])
+    left = hold_out(sample(), ["star", "purple"])
     assert left.vocabulary == ("starfish", "blue car")  # a part of a word is no word
     assert left.box_phrases == ((0,), (1,)) and left.boxes.tolist() == sample().boxes[1:3].tolist()
     assert left.crowd == (0,) and left.absent == (1,)
@@ -33,21 +33,21 @@ def test_whole_words_only():
 
 def test_captions_cannot_be_cut():
     with pytest.raises(ValueError, match="has a caption: names are withheld from lists"):
-        withhold(Sample(Path("a.jpg"), torch.empty(0, 4), (), prompt=Prompt.parse("a star")), ["star"])
+        hold_out(Sample(Path("a.jpg"), torch.empty(0, 4), (), prompt=Prompt.parse("a star")), ["star"])
 
 
 def test_a_sample_of_nothing_else_gives_its_place_to_the_next():
     only = replace(
         sample(), vocabulary=("red star",) * 1, boxes=torch.empty(0, 4), box_phrases=(), crowd=(), absent=None
     )
-    assert Withheld([only, sample()], ["star"])[0].vocabulary == ("starfish", "Purple car", "blue car")
+    assert HeldOut([only, sample()], ["star"])[0].vocabulary == ("starfish", "Purple car", "blue car")
     with pytest.raises(ValueError, match="all names of the set have one of the withheld words"):
-        Withheld([only], ["star"])[0]
+        HeldOut([only], ["star"])[0]
 
 
 def test_a_mixture_withholds():
     words = ("purple", "violet", "star", "striped", "stripy")
-    entry = DatasetConfig(name="d", format="world", captioned=0.0, sides=(112, 140), withheld=words)
+    entry = DatasetConfig(name="d", format="world", captioned=0.0, sides=(112, 140), held_out=words)
     [source] = build_sources(DataConfig(train=(entry,)), max_tokens=256, max_size=256)
     plain = Drawings(World("train", 0.0, (112, 140)))
     said = [name for index in range(40) for name in source.samples[index].vocabulary]

@@ -42,7 +42,7 @@ class Boxes:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What there is to find in a set, and what is known not to be there.
 
     Args:
@@ -77,7 +77,7 @@ class Truth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LvisTruth(Truth):
+class LvisTruth(GroundTruth):
     """What LVIS knows besides: ``negatives`` is always given, and ``boxes.crowd`` marks those it has ignored.
 
     Args:
@@ -90,7 +90,7 @@ class LvisTruth(Truth):
     incomplete: Bool[np.ndarray, "image category"]
 
 
-def truth_of(samples: Sequence[Sample]) -> Truth:
+def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     """What samples say of the names of their vocabularies; those with a caption say nothing, but keep their place.
 
     Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. As in
@@ -112,10 +112,10 @@ def truth_of(samples: Sequence[Sample]) -> Truth:
             label = labels[sample.vocabulary]
             negatives[place, [label[name] for name in absent_names(sample)]] = True
             _add_sample(columns, place, sample, label)
-    return Truth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
+    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
 
 
-def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[Truth, Results]:
+def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
     """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
 
     Raises:

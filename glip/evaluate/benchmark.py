@@ -17,12 +17,12 @@ from tqdm import tqdm
 from glip.config import SetConfig
 from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt
-from glip.data.sets import SampleSet, Tally
+from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
 from glip.evaluate.journal import Journal
 from glip.evaluate.lvis import load_package
 from glip.evaluate.odinw import Task, read_task
-from glip.evaluate.run import Asking, answers
+from glip.evaluate.run import QueryOptions, answers
 from glip.structures import Detections, Sample
 
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
@@ -31,7 +31,7 @@ LVIS_NAMES, LVIS_KEPT = 40, 300  # names in a chunk and detections of a chunk, a
 
 
 @dataclass(frozen=True)
-class Examination:
+class Benchmark:
     """A set to be evaluated on.
 
     Args:
@@ -84,7 +84,7 @@ def _digest(names: tuple[str, ...]) -> str:
     return hashlib.sha256(repr(names).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Examination:
+def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Benchmark:
     """A set with the protocol of its format, or the given one.
 
     Raises:
@@ -109,10 +109,10 @@ def examine(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | 
         raise ValueError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
     if chosen == "lvis":
         load_package()  # where it cannot be loaded one should know before the model has run for a day
-    return _checked(Examination(name, config, read, samples, chosen))
+    return _checked(Benchmark(name, config, read, samples, chosen))
 
 
-def examine_task(task: Task, root: str | Path | None) -> Examination:
+def examine_task(task: Task, root: str | Path | None) -> Benchmark:
     """A task of ODinW with its caption prompts.
 
     Raises:
@@ -122,10 +122,10 @@ def examine_task(task: Task, root: str | Path | None) -> Examination:
     config = task.files()
     config = replace(config, annotations=str(data_root(root) / config.annotations))
     read = read_task(task, root)
-    return _checked(Examination(task.name, config, read, tuple(read.samples), "coco", task.prompts, task.same_as))
+    return _checked(Benchmark(task.name, config, read, tuple(read.samples), "coco", task.prompts, task.same_as))
 
 
-def _checked(exam: Examination) -> Examination:
+def _checked(exam: Benchmark) -> Benchmark:
     """Refuse before the model runs what could not be scored after it.
 
     Figures over a part of a set would not be those of the set, so every image must be there.
@@ -150,17 +150,22 @@ def _without_drawing(sample: Sample) -> Sample:
     return replace(sample, image=Path()) if isinstance(sample.image, Image.Image) else sample
 
 
-def asking_for(protocol: Protocol, asking: Asking) -> Asking:
+def asking_for(protocol: Protocol, options: QueryOptions) -> QueryOptions:
     """How the protocol has the model asked, where the caller leaves it open; 0 names in a chunk: as many as fit."""
     if protocol != "lvis":
-        return replace(asking, max_names=asking.max_names or None)
-    names = LVIS_NAMES if asking.max_names is None else asking.max_names
-    kept = LVIS_KEPT if asking.max_detections is None else asking.max_detections
-    return replace(asking, max_names=names or None, max_detections=0, chunk_detections=kept)
+        return replace(options, max_names=options.max_names or None)
+    names = LVIS_NAMES if options.max_names is None else options.max_names
+    kept = LVIS_KEPT if options.max_detections is None else options.max_detections
+    return replace(options, max_names=names or None, max_detections=0, chunk_detections=kept)
 
 
 def collect(
-    detector: Detector, samples: Sequence[Sample], journal: Journal, asking: Asking, *, share: tuple[int, int] = (0, 1)
+    detector: Detector,
+    samples: Sequence[Sample],
+    journal: Journal,
+    options: QueryOptions,
+    *,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """Ask for all samples that have no answer yet, and write each answer as it comes.
 
@@ -168,7 +173,7 @@ def collect(
         detector: the model.
         samples: of the set.
         journal: where answers go; those in it are not made again.
-        asking: how.
+        options: how.
         share: number of this process, and how many there are; each takes a run of samples, so that captions of one
             image stay together.
 
@@ -180,21 +185,23 @@ def collect(
     own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
     quiet = True if number else None  # one process speaks, and only on a terminal
     with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
-        for answer in answers(detector, samples, own, asking):
+        for answer in answers(detector, samples, own, options):
             journal.add(answer)
             bar.update()
 
 
-def count_passed_over(journal: Journal, tally: Tally) -> None:
+def count_passed_over(journal: Journal, tally: SkipCounter) -> None:
     """Count the samples that could not be asked about, by reason."""
     for entry in journal.entries():
         if entry.reason:
-            tally.note(entry.reason, entry.place)
+            tally.add(entry.reason, entry.place)
 
 
-def answered(journal: Journal, samples: Sequence[Sample], asking: Asking) -> Iterator[tuple[int, Sample, Detections]]:
+def answered(
+    journal: Journal, samples: Sequence[Sample], options: QueryOptions
+) -> Iterator[tuple[int, Sample, Detections]]:
     """Samples with their numbers and answers, in order, read as they are needed; without those passed over."""
-    listed = lru_cache(maxsize=64)(asking.listed)
+    listed = lru_cache(maxsize=64)(options.listed)
     for entry in journal.entries():
         if not entry.reason:
             sample = samples[entry.sample]

@@ -8,8 +8,8 @@ from scored import captioned, sample
 
 from glip.config import SetConfig
 from glip.data.sets import SampleSet
-from glip.evaluate.examination import Examination, asking_for, examine
-from glip.evaluate.run import Asking
+from glip.evaluate.benchmark import Benchmark, asking_for, load_benchmark
+from glip.evaluate.run import QueryOptions
 
 BOX = (1.0, 1.0, 9.0, 9.0)
 CAT = sample(["cat"], [(BOX, 0)])
@@ -23,7 +23,7 @@ SAID = SampleSet([captioned("a cat", ["cat"], [(BOX, 0)])])
 )
 def test_the_usual_protocol(format, read, protocol):
     config = SetConfig(format=format, annotations="a.json")
-    exam = examine("mine", config, read, None)
+    exam = load_benchmark("mine", config, read, None)
     assert exam.protocol == protocol and (exam.annotations is None) == (format not in ("coco", "lvis"))
 
 
@@ -38,7 +38,7 @@ def test_the_usual_protocol(format, read, protocol):
 )
 def test_a_protocol_that_does_not_fit(format, read, protocol, message):
     with pytest.raises(ValueError, match=message):
-        examine("mine", SetConfig(format=format), read, protocol)
+        load_benchmark("mine", SetConfig(format=format), read, protocol)
 
 
 @pytest.mark.parametrize(
@@ -57,43 +57,43 @@ def test_a_protocol_that_does_not_fit(format, read, protocol, message):
 )
 def test_whether_a_model_was_trained_on_it(name, format, trained_on, seen):
     same_as = ("rabbits",) if name == "CottontailRabbits" else ()
-    exam = Examination(name, SetConfig(format=format), LISTED, (), "coco", same_as=same_as)
+    exam = Benchmark(name, SetConfig(format=format), LISTED, (), "coco", same_as=same_as)
     assert exam.seen_in(trained_on) is seen
 
 
 def test_how_lvis_asks():
-    asking = asking_for("lvis", Asking())
-    assert (asking.max_names, asking.max_detections, asking.chunk_detections) == (40, 0, 300)
-    packed = asking_for("lvis", Asking(max_names=0, max_detections=100))
+    options = asking_for("lvis", QueryOptions())
+    assert (options.max_names, options.max_detections, options.chunk_detections) == (40, 0, 300)
+    packed = asking_for("lvis", QueryOptions(max_names=0, max_detections=100))
     assert (packed.max_names, packed.chunk_detections) == (None, 100), "0: as many names as fit"
-    assert asking_for("coco", Asking(max_names=7)) == Asking(max_names=7)
+    assert asking_for("coco", QueryOptions(max_names=7)) == QueryOptions(max_names=7)
 
 
 def test_missing_images_are_named(tmp_path):
     there = tmp_path / "a.png"
     Image.new("RGB", (4, 4)).save(there)
     good, config = replace(CAT, image=there), SetConfig(format="coco")
-    examine("mine", config, SampleSet([good, CAT], ("cat",)), None)
+    load_benchmark("mine", config, SampleSet([good, CAT], ("cat",)), None)
     with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 images are not there .*b\.png"):
-        examine("mine", config, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
+        load_benchmark("mine", config, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
 
 
 @pytest.mark.parametrize("crowd", [(), (0,)])
 def test_nothing_to_score_is_told_before_the_model_runs(crowd):
     bare = replace(CAT, crowd=crowd) if crowd else sample(["cat"])
     with pytest.raises(ValueError, match="none of its 1 samples has a named box"):
-        examine("mine", SetConfig(format="coco"), SampleSet([bare], ("cat",)), None)
+        load_benchmark("mine", SetConfig(format="coco"), SampleSet([bare], ("cat",)), None)
 
 
 def test_drawings_without_end_are_refused():
     with pytest.raises(ValueError, match="has no end"):
-        examine("world", SetConfig(format="world"), LISTED, None)
+        load_benchmark("world", SetConfig(format="world"), LISTED, None)
 
 
 def test_a_set_with_both_kinds_takes_either_protocol():
     both = SampleSet([CAT, SAID.samples[0]], ("cat",))
     config = SetConfig(format="odvg")
-    assert [examine("mine", config, both, chosen).protocol for chosen in (None, "coco", "any-box")] == [
+    assert [load_benchmark("mine", config, both, chosen).protocol for chosen in (None, "coco", "any-box")] == [
         "coco",
         "coco",
         "any-box",
@@ -102,7 +102,7 @@ def test_a_set_with_both_kinds_takes_either_protocol():
 
 def test_other_words_or_images_are_another_set():
     config = SetConfig(format="coco")
-    first = examine("mine", config, LISTED, None)
+    first = load_benchmark("mine", config, LISTED, None)
     for other in (replace(CAT, vocabulary=("dog",)), replace(CAT, image_id=9)):
-        assert examine("mine", config, SampleSet([other], other.vocabulary), None).digest != first.digest
-    assert examine("mine", config, SampleSet([CAT], ("cat",)), None).digest == first.digest
+        assert load_benchmark("mine", config, SampleSet([other], other.vocabulary), None).digest != first.digest
+    assert load_benchmark("mine", config, SampleSet([CAT], ("cat",)), None).digest == first.digest

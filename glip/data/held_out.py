@@ -15,7 +15,7 @@ def says_one_of(text: str, words: Sequence[str]) -> bool:
     return bool(_pattern(words).search(text))
 
 
-def withhold(sample: Sample, words: Sequence[str]) -> Sample:
+def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
     """A sample of a detection set without the names that have one of the words, and without their boxes.
 
     Its vocabulary is empty where every name has one.
@@ -42,7 +42,7 @@ def withhold(sample: Sample, words: Sequence[str]) -> Sample:
     )
 
 
-class Withheld(Sequence[Sample]):
+class HeldOut(Sequence[Sample]):
     """A set whose samples are made when asked for, without the names that have one of the words.
 
     A sample that has no other names is replaced by the next one that has.
@@ -59,7 +59,7 @@ class Withheld(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
         for step in range(len(self)):
-            sample = withhold(self._samples[(index + step) % len(self)], self._words)
+            sample = hold_out(self._samples[(index + step) % len(self)], self._words)
             if sample.vocabulary:
                 return sample
         raise ValueError(
