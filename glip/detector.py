@@ -210,8 +210,8 @@ class Detector:
             )
         ]
         batch = self.processor.text([chunk.prompt for _, chunk in rows]).to(self.device)
-        owners, firsts = tuple(owner for owner, _ in rows), tuple(chunk.first for _, chunk in rows)
-        return EncodedText(tuple(listed), owners, firsts, batch, self.model.encode_text(batch))
+        owners, label_offsets = tuple(owner for owner, _ in rows), tuple(chunk.first for _, chunk in rows)
+        return EncodedText(tuple(listed), owners, label_offsets, batch, self.model.encode_text(batch))
 
     @cached_property
     def _own_text(self) -> EncodedText:
@@ -267,7 +267,7 @@ class Detector:
         for start in range(0, len(pairs), batch_size):
             piece = pairs[start : start + batch_size]
             for (index, row), found in zip(piece, self._pass(image, text, piece, chunked, token_scores), strict=True):
-                parts[index].append((text.firsts[row], found))
+                parts[index].append((text.label_offsets[row], found))
         merged = [
             merge_chunks([part for _, part in parts[i]], [first for first, _ in parts[i]], prompts[i], decoding)
             for i in range(count)
@@ -288,7 +288,7 @@ class Detector:
         """One pass of the head over (image, text row) pairs."""
         images, rows = [index for index, _ in pairs], [row for _, row in pairs]
         batch, features = text.rows(rows)
-        outputs: Outputs = self.model.ground([level[images] for level in image.levels], features)
+        outputs: Outputs = self.model.fuse_and_predict([level[images] for level in image.levels], features)
         sizes = ImageBatch(
             image.levels[0].new_zeros(len(pairs), 3, 0, 0),
             tuple(image.resized[index] for index in images),

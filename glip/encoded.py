@@ -97,12 +97,12 @@ class _Loaded:
 class EncodedText:
     """Token features of one or more prompts. A long list of names has several rows, its chunks.
 
-    ``owners[row]`` is the prompt a row belongs to and ``firsts[row]`` the label of its first phrase in that prompt.
+    ``owners[row]`` is the prompt that a row belongs to, ``label_offsets[row]`` the label of its first phrase there.
     """
 
     prompts: tuple[Prompt, ...]
     owners: tuple[int, ...]
-    firsts: tuple[int, ...]
+    label_offsets: tuple[int, ...]
     batch: TextBatch
     features: TextFeatures
 
@@ -114,7 +114,7 @@ class EncodedText:
         return EncodedText(
             tuple(self.prompts[old] for old in chosen),
             tuple(new for new, _ in rows),
-            tuple(self.firsts[row] for row in index),
+            tuple(self.label_offsets[row] for row in index),
             _pick(self.batch, index, self.batch.input_ids.shape[1]),
             features,
         )

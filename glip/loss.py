@@ -56,7 +56,7 @@ class Matching:
     ``weights`` and ``located`` say how much each learns of its words, and of its box.
     """
 
-    owners: Int[Tensor, "batch loc"]
+    assigned_box: Int[Tensor, "batch loc"]
     boxes: Float[Tensor, "positive 4"]
     centerness: Float[Tensor, " positive"]
     weights: Float[Tensor, " positive"]
@@ -89,15 +89,15 @@ def match(targets: Sequence[Target], anchors: Float[Tensor, "loc 4"], sizes: Seq
         sizes: (height, width) of each level.
     """
     lengths = [height * width for height, width in sizes]
-    owners = torch.stack([assign(anchors, target.boxes, lengths) for target in targets])
-    chosen = owners != BACKGROUND
-    mine = [own[own != BACKGROUND] for own in owners]
+    assigned_box = torch.stack([assign(anchors, target.boxes, lengths) for target in targets])
+    chosen = assigned_box != BACKGROUND
+    mine = [own[own != BACKGROUND] for own in assigned_box]
     matched = torch.cat([target.boxes[own] for own, target in zip(mine, targets, strict=True)])
     weights = torch.cat([_weights(target)[own] for own, target in zip(mine, targets, strict=True)])
     box_loss = torch.cat([_weights(t)[own] * float(t.box_loss) for own, t in zip(mine, targets, strict=True)])
     near = anchors[chosen.nonzero()[:, 1]]
     boxes = decode(encode(matched, near), near)  # through the coder and back, as the release does
-    return Matching(owners, boxes, centerness_targets(boxes, near), weights, box_loss, tuple(targets))
+    return Matching(assigned_box, boxes, centerness_targets(boxes, near), weights, box_loss, tuple(targets))
 
 
 def _weights(target: Target) -> Float[Tensor, " box"]:
@@ -109,11 +109,13 @@ def compute_losses(
 ) -> Losses:
     """The losses of one batch, in float32 whatever the network ran in."""
     num_positive = max(totals.num_positive, 1.0)
-    wanted = torch.stack([_token_targets(own, t) for own, t in zip(matching.owners, matching.targets, strict=True)])
-    rows, places = (matching.owners != BACKGROUND).nonzero(as_tuple=True)
+    wanted = torch.stack(
+        [_token_targets(own, t) for own, t in zip(matching.assigned_box, matching.targets, strict=True)]
+    )
+    rows, places = (matching.assigned_box != BACKGROUND).nonzero(as_tuple=True)
     weights = None
     if any(target.weights is not None for target in matching.targets):
-        weights = outputs.anchors.new_ones(matching.owners.shape)
+        weights = outputs.anchors.new_ones(matching.assigned_box.shape)
         weights[rows, places] = matching.weights
     token = token_focal_loss(outputs.token_logits.float(), wanted, attention_mask, weights) / num_positive
     # Without a positive the sums below are of nothing: zero, with a gradient of zeros for every parameter.

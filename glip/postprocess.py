@@ -121,12 +121,14 @@ def cap(candidates: Candidates, limit: int) -> Candidates:
     return _select(candidates, (candidates.scores >= last).nonzero(as_tuple=True)[0])
 
 
-def merge_chunks(parts: Sequence[Detections], firsts: Sequence[int], prompt: Prompt, decoding: Decoding) -> Detections:
+def merge_chunks(
+    parts: Sequence[Detections], label_offsets: Sequence[int], prompt: Prompt, decoding: Decoding
+) -> Detections:
     """Detections of the chunks of one long list of names as one, best first, capped once.
 
     Args:
         parts: of each chunk, suppressed per class but not capped.
-        firsts: the label of each chunk's first name in the whole list.
+        label_offsets: the label of each chunk's first name in the whole list.
         prompt: the whole list.
         decoding: suppression is repeated only where the caller's mapping puts one class into several chunks.
     """
@@ -136,11 +138,11 @@ def merge_chunks(parts: Sequence[Detections], firsts: Sequence[int], prompt: Pro
         return parts[0].select(cap(only, decoding.max_detections).places)
     boxes = torch.cat([part.boxes for part in parts])
     scores, order = torch.cat([part.scores for part in parts]).sort(descending=True, stable=True)
-    labels = torch.cat([part.labels + first for part, first in zip(parts, firsts, strict=True)])[order]
+    labels = torch.cat([part.labels + first for part, first in zip(parts, label_offsets, strict=True)])[order]
     merged = Candidates(boxes[order], scores, labels, order)
     seen = [
         {prompt.classes[label] for label in (part.labels + first).tolist()}
-        for part, first in zip(parts, firsts, strict=True)
+        for part, first in zip(parts, label_offsets, strict=True)
     ]
     if sum(map(len, seen)) > len(set().union(*seen)):
         merged = suppress_candidates(merged, prompt, decoding)

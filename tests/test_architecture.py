@@ -31,7 +31,7 @@ FLOORS = {
     "train": 5,
     "evaluate": 5,
     "pseudo": 5,
-    "teach": 6,
+    "self_training": 6,
     "cli": 7,
     "__main__": 8,
 }

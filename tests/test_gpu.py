@@ -306,7 +306,7 @@ def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
     before = fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
     images = Images(samples, tuner, vary=False, kept=FeatureCache(1.0), skipped=SkipCounter())
-    settings = usual_settings(mode, views=4, rounds=2, batch_size=2)
+    settings = usual_settings(mode, images_per_epoch=4, epochs=2, batch_size=2)
     rising = iter(range(10))
     task = TuneRun(tuner, images, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
     assert fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"

@@ -71,7 +71,7 @@ def measure(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, fl
     tuner = Tuner(detector_of(name), COCO_NAMES, glip.Prompt.from_names(COCO_NAMES), mode=mode, frozen_stages=1)
     sample = Sample(image, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
     images = Images([sample], tuner, vary=False, kept=FeatureCache(4.0), skipped=SkipCounter())
-    settings = usual_settings(mode, rounds=1, batch_size=1)
+    settings = usual_settings(mode, epochs=1, batch_size=1)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         run = TuneRun(tuner, images, settings, validate=lambda _: 0.0, folder=Path(folder))

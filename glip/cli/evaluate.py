@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from glip.data.catalog import folders_of
     from glip.detector import Detector, choose_device
     from glip.model.adapt import digest_of
-    from glip.train.distributed import joined
+    from glip.train.distributed import process_group
 
-    with joined(choose_device(args.device), minutes=_DAYS) as group:
+    with process_group(choose_device(args.device), minutes=_DAYS) as group:
         with _together(group):
             model, listed = args.names[0], args.names[1:] or _sets_there(args.root)
             folders = folders_of([name for name in listed if name not in ODINW], args.images, args.root)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_labelling(parser: argparse.ArgumentParser) -> None:
-    """Declare how captions are labelled; ``glip teach`` has the same."""
+    """Declare how captions are labelled; ``glip self-train`` has the same."""
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the images of files lie")
     parser.add_argument("--root", default=None, metavar="DIR", help="the data root (default: GLIP_DATA, else here)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: cuda where there is one)")

@@ -14,7 +14,7 @@ VERBS = {
     "tune": "adapt a model to a task: prompt tuning, linear probe, full tuning, few-shot",
     "evaluate": "measure a model on sets, as their official evaluators do",
     "label": "let a teacher ground the noun phrases of captions: boxes with scores, to be selected later",
-    "teach": "rounds of label, select, train and evaluate: the student becomes the teacher",
+    "self-train": "rounds of label, select, train and evaluate: the student becomes the teacher",
     "select": "choose which of a teacher's boxes to believe: a set to train on",
     "data": "list, check, show or convert sets of annotated images",
     "convert": "bring a checkpoint into our form",
@@ -44,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(prog="glip", description="Find in an image whatever its words name.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
-        module = import_module(f"glip.cli.{verb}")
+        module = import_module(f"glip.cli.{verb.replace('-', '_')}")
         module.add_arguments(verbs.add_parser(verb, help=summary, description=summary))
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
     try:
-        code = import_module(f"glip.cli.{args.verb}").run(args)
+        code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         code = getattr(error, "code", 130)  # 143 where a training was asked to end by SIGTERM

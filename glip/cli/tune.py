@@ -36,11 +36,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the schedule", "the release's rates by default (docs/adaptation.md)")
     group.add_argument("--lr", type=float, default=None, help="rate of what is tuned")
     group.add_argument("--batch-size", type=int, default=None, help="images of a step (default: 4)")
-    group.add_argument("--rounds", type=int, default=None, help="at most (default: 100)")
-    group.add_argument("--views", type=int, default=None, metavar="N", help="images of a round (default: each once)")
-    group.add_argument("--stop-after", type=int, default=None, metavar="N", help="rounds without a rise (default: 8)")
+    group.add_argument("--epochs", type=int, default=None, help="at most (default: 100)")
+    group.add_argument(
+        "--images-per-epoch", type=int, default=None, metavar="N", help="images of a epoch (default: each once)"
+    )
+    group.add_argument("--patience", type=int, default=None, metavar="N", help="epochs without a rise (default: 8)")
     group.add_argument("--precision", choices=("float32", "bfloat16"), default=None, help="default: float32")
-    group.add_argument("--validated", type=int, default=100, metavar="N", help="validation images at most")
+    group.add_argument("--max-val-images", type=int, default=100, metavar="N", help="validation images at most")
     group.add_argument("--vary", action="store_true", help="mirror and resize images anew each time, none is kept")
     group.add_argument("--keep-gb", type=float, default=4.0, help="memory for features of images (default: 4)")
     group.add_argument("--no-thresholds", action="store_true", help="do not store a threshold for each class")
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
         return tune_table(args, ways)
     from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
-    from glip.data.locks import alone
+    from glip.data.locks import exclusive
     from glip.detector import Detector
     from glip.encoded import FeatureCache
 
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     kept = FeatureCache(args.keep_gb)
     for how in ways:
         folder = folder_of(args.out or f"{OUT}/{detector.config.name}", sets.name, how)
-        with alone(folder):
+        with exclusive(folder):
             found = tune_task(detector, sets, how, folder, kept=kept)
         print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
         print(f"task in {folder / ARTEFACT}: try glip detect IMAGE --model {args.model} --task {folder / ARTEFACT}")
@@ -86,11 +88,13 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "TuneCon
         raise ValueError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
     if seed < 0:
         raise ValueError(f"--seed {seed}: give a number from 0 on")
-    for option in ("lr", "batch_size", "rounds", "views", "stop_after", "validated", "keep_gb"):
+    for option in ("lr", "batch_size", "epochs", "images_per_epoch", "patience", "max_val_images", "keep_gb"):
         value = getattr(args, option.replace("-", "_"))
         if value is not None and not value > 0:
             raise ValueError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
-    given = {key: getattr(args, key) for key in ("lr", "batch_size", "rounds", "views", "stop_after", "precision")}
+    given = {
+        key: getattr(args, key) for key in ("lr", "batch_size", "epochs", "images_per_epoch", "patience", "precision")
+    }
     return TuneConfig(
         mode=mode,
         shots=None if shots == "all" else int(shots),
@@ -100,7 +104,7 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "TuneCon
         settings={key: value for key, value in given.items() if value is not None},
         vary=args.vary,
         thresholds=not args.no_thresholds,
-        most_validated=args.validated,
+        max_val_images=args.max_val_images,
     )
 
 

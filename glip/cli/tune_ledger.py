@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glip.data.locks import alone
+from glip.data.locks import exclusive
 
 LEDGER = "ledger.jsonl"
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ class Ledger:
 
     def add(self, row: Row) -> None:
         """Append a row; it is on the disk afterwards. What a kill has left of another one goes."""
-        with alone(self.path.parent, wait=True), self.path.open("a+b") as file:
+        with exclusive(self.path.parent, wait=True), self.path.open("a+b") as file:
             file.seek(0)
             whole, end = _rows_and_end(file.read())
             file.truncate(whole)

@@ -88,7 +88,7 @@ def _cells(
 def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tuple[str, ...]:
     """Tune a cell that has no row and write its row; gives why where it cannot be."""
     from glip.cli.tune_task import folder_of
-    from glip.data.locks import LockedError, alone
+    from glip.data.locks import LockedError, exclusive
     from glip.train.tune import remove_state
 
     weights = detector.fingerprint[:16]
@@ -100,7 +100,7 @@ def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tupl
         return ()
     print(title)
     try:
-        with alone(folder):
+        with exclusive(folder):
             if cell.key(weights) not in ledger:  # by now
                 ledger.add({**_tuned(cell, detector, folder), "weights": weights})
             remove_state(folder)  # of full tuning four times the model, and no row is tuned again
@@ -154,7 +154,13 @@ def _settings(detector: "Detector", how: "TuneConfig") -> dict[str, Any]:
     """What else decides a figure: rows of one line must share it."""
     from glip.cli.tune_task import reading_of
 
-    asked = {"per": how.per, "vary": how.vary, "validated": how.most_validated, "views": 0, **how.settings}
+    asked = {
+        "per": how.per,
+        "vary": how.vary,
+        "max_val_images": how.max_val_images,
+        "images_per_epoch": 0,
+        **how.settings,
+    }
     return {**asked, "reading": reading_of(detector.config)}
 
 

@@ -74,7 +74,7 @@ class TuneConfig:
         seed: of the draw and of the tuning.
         chosen: ids of the images to tune on, instead of a draw.
         settings: changes to the usual settings of the mode.
-        vary: mirror and resize images anew in each round.
+        vary: mirror and resize images anew in each epoch.
         thresholds: store the thresholds of best F1.
         most_validated: validation images at most.
     """
@@ -87,7 +87,7 @@ class TuneConfig:
     settings: Mapping[str, Any] = field(default_factory=dict)
     vary: bool = False
     thresholds: bool = True
-    most_validated: int = 100
+    max_val_images: int = 100
 
     @property
     def shots_text(self) -> str:
@@ -172,20 +172,20 @@ def tune_task(
     from glip.train.tune import TuneRun, usual_settings
     from glip.train.tuning import Images, Tuner
 
-    chosen, validated = _divide(sets, how)
+    chosen, max_val_images = _divide(sets, how)
     train, tally = [sets.train[index] for index in chosen], SkipCounter()
     tally.merge(sets.skipped)
-    for title, samples in (("validation", validated), ("test", sets.test)):
+    for title, samples in (("validation", max_val_images), ("test", sets.test)):
         _tell_missing(title, samples)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
     images = Images(train, tuner, vary=how.vary, kept=kept, skipped=tally)
-    _tell(sets, train, validated, images, tally)
+    _tell(sets, train, max_val_images, images, tally)
     ids = [str(sample.image_id) for sample in train]
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
     read = reading_of(detector.config)
-    of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(validated)} {how.vary}"
-    judged = partial(score_of, "validation", samples=validated)
+    of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(max_val_images)} {how.vary}"
+    judged = partial(score_of, "validation", samples=max_val_images)
     run = TuneRun(tuner, images, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})
     found = run()
@@ -298,21 +298,21 @@ def _divide(sets: TaskSets, how: TuneConfig) -> tuple[list[int], list[Sample]]:
             f"task {sets.name!r}: no image with a named box is left to validate on: give --validate SET, or tune on "
             "fewer shots"
         )
-    limited = Chosen(rest, how.most_validated)
+    limited = Chosen(rest, how.max_val_images)
     return chosen, [limited[index] for index in range(len(limited))]
 
 
 def _tell(
     sets: TaskSets,
     train: Sequence[Sample],
-    validated: Sequence[Sample],
+    max_val_images: Sequence[Sample],
     images: Any,
     tally: SkipCounter,
 ) -> None:
     boxes = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     print(
         f"{sets.name}: {len(sets.names)} names; tuned on {len(images)} images with {boxes} boxes, "
-        f"{images.kept} encoded once; validated on {len(validated)} images"
+        f"{images.kept} encoded once; validated on {len(max_val_images)} images"
     )
     bare = [
         name
@@ -330,12 +330,12 @@ def _tell(
 
 
 def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, float]], tally: SkipCounter) -> None:
-    from glip.evaluate.figures import draw_rounds
+    from glip.evaluate.figures import draw_epochs
 
     named = dict(zip(found.names, found.thresholds, strict=False))
-    tree = {"figures": dict(found.figures), "about": dict(found.about), "thresholds": named, "rounds": list(history)}
+    tree = {"figures": dict(found.figures), "about": dict(found.about), "thresholds": named, "epochs": list(history)}
     _write_json(folder / REPORT, {**tree, "mode": found.mode, "left out": dict(tally.counts)})
-    draw_rounds([row["validation"] for row in history], [row["loss"] for row in history][1:], folder / CURVE)
+    draw_epochs([row["validation"] for row in history], [row["loss"] for row in history][1:], folder / CURVE)
 
 
 def _write_json(path: Path, tree: Any) -> None:

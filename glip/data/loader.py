@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from glip.data.image import ImageError, load_image
-from glip.data.phrasing import Phrasing, PhrasingError, phrase
+from glip.data.phrasing import Phrasing, PhrasingError, build_caption
 from glip.data.sets import PackedSamples, SkipCounter
 from glip.data.transforms import Augmentation, augment
 from glip.processor import Processor
@@ -225,7 +225,7 @@ class MixtureDataset(Dataset[Step]):
         if not isinstance(sample.image, Image.Image):
             sample = replace(sample, image=_opened(sample.image, sample.size))
         sample, skipped = augment(sample, source.augmentation, random)
-        sample, lost = phrase(sample, source.phrasing, self.processor.count_tokens, random, others)
+        sample, lost = build_caption(sample, source.phrasing, self.processor.count_tokens, random, others)
         skipped.merge(lost)
         return sample, skipped
 

@@ -14,7 +14,7 @@ class LockedError(ValueError):
 
 
 @contextmanager
-def alone(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
+def exclusive(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of a folder, made if missing; the lock ends with the process.
 
     Args:

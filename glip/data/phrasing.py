@@ -71,7 +71,7 @@ class Phrasing:
     pack_captions: int = 0
 
 
-def phrase(
+def build_caption(
     sample: Sample,
     phrasing: Phrasing,
     count_tokens: CountTokens,
@@ -97,7 +97,7 @@ def phrase(
             f"image {sample.image_id} (caption {sample.caption[:40]!r}) has no phrases and no class names: find the "
             "noun phrases of its caption and label them with boxes first, then train on the file that gives"
         )
-    return _name(sample, phrasing, count_tokens, rng)
+    return _caption_from_names(sample, phrasing, count_tokens, rng)
 
 
 def caption_of(prompts: Sequence[ClassPrompt]) -> Prompt:
@@ -199,7 +199,7 @@ def _cost(count_tokens: CountTokens, text: str) -> int:
     return count_tokens(text) - _SPECIAL
 
 
-def _name(
+def _caption_from_names(
     sample: Sample, phrasing: Phrasing, count_tokens: CountTokens, rng: np.random.Generator
 ) -> tuple[Sample, SkipCounter]:
     """A detection sample's names as a caption; its boxes point at the phrases, those without one are dropped."""
@@ -208,7 +208,7 @@ def _name(
     unsure = {keys[number] for number in sample.incomplete}
     own = dict(zip(keys, wordings, strict=True))
     present, absent = _shown_and_absent(sample, keys, unsure)
-    negatives = [own[key] for key in _some(absent, phrasing, rng, least=0 if present else 1)]
+    negatives = [own[key] for key in _sample_negatives(absent, phrasing, rng, least=0 if present else 1)]
     if sample.absent is None and rng.random() < phrasing.borrow:
         negatives += _borrow(phrasing, len(negatives), rng)
     if not present and not negatives:
@@ -258,7 +258,7 @@ def _shown_and_absent(sample: Sample, keys: Sequence[str], unsure: set[str]) -> 
     return [key for key in shown if key not in unsure], absent
 
 
-def _some(absent: Sequence[str], phrasing: Phrasing, rng: np.random.Generator, *, least: int) -> list[str]:
+def _sample_negatives(absent: Sequence[str], phrasing: Phrasing, rng: np.random.Generator, *, least: int) -> list[str]:
     most = min(len(absent), max(phrasing.max_negatives, least))
     everything = rng.random() < phrasing.full_vocabulary
     number = most if everything or most <= least else int(rng.integers(least, most + 1))

@@ -19,12 +19,12 @@ class Survey:
     """What a set brings.
 
     Args:
-        told: counts and what is left out, as one line; nothing goes missing silently.
-        mark: tells the set from any other, and from itself with other images, boxes or words.
+        summary: counts and what is left out, as one line; nothing goes missing silently.
+        fingerprint: tells the set from any other, and from itself with other images, boxes or words.
     """
 
-    told: str
-    mark: str
+    summary: str
+    fingerprint: str
 
 
 def survey(source: Source, processor: Processor) -> Survey:

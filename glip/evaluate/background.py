@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glip.evaluate.ground_truth import GroundTruth, columns
+from glip.evaluate.ground_truth import GroundTruth, to_arrays
 from glip.evaluate.results import UNKNOWN, Results
 from glip.shapes import Float, Int
 from glip.structures import Detections, Sample
@@ -106,7 +106,7 @@ def background_of(pairs: Iterable[tuple[Sample, Detections]]) -> Background | No
         ValueError: a sample without vocabulary, or detections of other names.
     """
     listed = list(pairs)
-    return background(*columns(listed)) if listed else None
+    return background(*to_arrays(listed)) if listed else None
 
 
 def operating_points(

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from glip.evaluate.ground_truth import Boxes, GroundTruth, columns
+from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, Row
 from glip.structures import Detections, Sample
 
@@ -85,9 +85,9 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
     """AP of detections in samples that have a vocabulary, as ``detect_all`` gives them.
 
     Raises:
-        ValueError: as ``columns`` and ``score_results`` say.
+        ValueError: as ``to_arrays`` and ``score_results`` say.
     """
-    return score_results(*columns(pairs))
+    return score_results(*to_arrays(pairs))
 
 
 def score_results(truth: GroundTruth, results: Results) -> Score:

@@ -105,7 +105,7 @@ def found_sample(asked: Sample, found: Detections) -> Sample:
     )
 
 
-def draw_rounds(validation: Sequence[float], loss: Sequence[float], path: Path) -> None:
+def draw_epochs(validation: Sequence[float], loss: Sequence[float], path: Path) -> None:
     """A tuning round by round: the validation from before it on, and the loss."""
     from matplotlib.figure import Figure
 

@@ -115,7 +115,7 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
 
 
-def columns(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
+def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
     """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
 
     Raises:

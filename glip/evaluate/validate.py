@@ -92,7 +92,7 @@ class Validator:
                 tally.merge(passed)
                 figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
                 deciding += [scored[figure] for figure in decides]
-                images |= {f"{name}/{i}": beside(*pair) for i, pair in enumerate(pairs[: self.shown])}
+                images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
         return Validated(figures, sum(deciding) / len(deciding), images, tally)
 
 
@@ -140,7 +140,7 @@ def set_figures(
     return figures, [name for name in ("AP50", "recall@1") if name in figures]
 
 
-def beside(sample: Sample, found: Detections) -> Image.Image:
+def side_by_side(sample: Sample, found: Detections) -> Image.Image:
     """Predictions beside targets: the best detections, as many as the image has boxes, whatever they score."""
     image = open_any(sample.image)
     prompt = sample.prompt or Prompt.from_names(sample.vocabulary)

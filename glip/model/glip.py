@@ -1,7 +1,8 @@
 """GLIP (Li et al. 2022, arXiv 2112.03857): images and captions in, alignment and boxes of every location out.
 
 Read downhill: image -> pyramid, caption -> token features, both through the tower (fusion, text layer, dynamic
-block; n times), then the heads. ``encode_image`` and ``encode_text`` may be called once and ``ground`` many times.
+block; n times), then the heads. ``encode_image`` and ``encode_text`` may be called once and ``fuse_and_predict`` many
+times.
 """
 
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class GLIP(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Ground each caption of a batch in its image."""
-        return self.ground(self.encode_image(batch.images.pixels), self.encode_text(batch.text))
+        return self.fuse_and_predict(self.encode_image(batch.images.pixels), self.encode_text(batch.text))
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """The pyramid P3..P7 of normalized images; it does not depend on the caption."""
@@ -102,7 +103,7 @@ class GLIP(nn.Module):
         features: TextFeatures = self.language(text.input_ids, text.attention_mask)
         return features
 
-    def ground(self, levels: Sequence[Map], text: TextFeatures) -> Outputs:
+    def fuse_and_predict(self, levels: Sequence[Map], text: TextFeatures) -> Outputs:
         """Fuse encoded images with encoded captions and read the heads."""
         if self.prompt_offsets is not None:
             text = replace(text, hidden=text.hidden + self.prompt_offsets[: text.hidden.shape[1]])

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from glip.data.locks import alone
+from glip.data.locks import exclusive
 from glip.data.writers import whole_file
 
 Row = dict[str, Any]
@@ -96,7 +96,7 @@ class Store:
         Raises:
             ValueError: another run writes here.
         """
-        with alone(self.folder) if enabled else nullcontext():
+        with exclusive(self.folder) if enabled else nullcontext():
             yield
 
 

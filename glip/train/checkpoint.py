@@ -19,7 +19,7 @@ from torch import nn
 
 from glip.shapes import Tensor
 from glip.train.averages import RunningMean
-from glip.train.distributed import Group, is_sharded, like, local_shard, whole
+from glip.train.distributed import Group, full_tensor, is_sharded, local_shard, shard_like
 
 LAST, BEST = "last.pt", "best.pt"
 Tree = dict[str, Any]
@@ -122,7 +122,7 @@ def restore(state: Tree, parts: Parts, path: Path) -> Progress:
         _load_optimizer(parts.optimizer, state["optimizer"])
         if parts.mean:
             for name, value in parts.mean.means.items():
-                local_shard(value).copy_(local_shard(like(state["mean"][name], value)))
+                local_shard(value).copy_(local_shard(shard_like(state["mean"][name], value)))
             parts.mean.updates = int(state["updates"])
         if parts.scaler.is_enabled():
             parts.scaler.load_state_dict(state["scaler"])
@@ -212,12 +212,14 @@ def _whole(tree: Any) -> Any:
         return {key: _whole(value) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_whole(value) for value in tree]
-    return whole(tree) if isinstance(tree, Tensor) else tree
+    return full_tensor(tree) if isinstance(tree, Tensor) else tree
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
-    model.load_state_dict({name: like(value, own[name]) if name in own else value for name, value in weights.items()})
+    model.load_state_dict(
+        {name: shard_like(value, own[name]) if name in own else value for name, value in weights.items()}
+    )
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: Tree) -> None:
@@ -226,7 +228,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: Tree) -> None:
         owner = parameters[number]
         for name, value in entry.items():
             if isinstance(value, Tensor) and value.shape == owner.shape:
-                entry[name] = like(value, owner)
+                entry[name] = shard_like(value, owner)
     optimizer.load_state_dict(state)
 
 

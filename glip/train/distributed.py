@@ -61,7 +61,7 @@ def main_only(group: Group, report: Callable[[str], None]) -> Callable[[str], No
 
 
 @contextmanager
-def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> Iterator[Group]:
+def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> Iterator[Group]:
     """The group that torchrun's environment tells of: gloo on a CPU, NCCL on GPUs.
 
     A process that waits longer than ``minutes`` for the others, because one of them hangs, ends with an error; one
@@ -97,7 +97,7 @@ def joined(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> 
         dist.destroy_process_group()
 
 
-def spread(model: GLIP, group: Group, parallel: str) -> nn.Module:
+def wrap_model(model: GLIP, group: Group, parallel: str) -> nn.Module:
     """The model as it is called in training: itself without other processes, else with gradients averaged over all.
 
     ``ddp`` holds all weights in every process. ``fsdp`` splits weights, gradients and optimizer state among them and
@@ -132,12 +132,12 @@ def local_shard(value: Tensor) -> Tensor:
     return value.to_local() if hasattr(value, "to_local") else value
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor in full, on the CPU; of a sharded one all processes must ask."""
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
 
 
-def like(value: Tensor, model: Tensor) -> Tensor:
+def shard_like(value: Tensor, model: Tensor) -> Tensor:
     """A full tensor, split up as ``model`` is."""
     if not hasattr(model, "placements"):
         return value

@@ -36,7 +36,7 @@ from glip.train.checkpoint import (
     write_atomically,
     write_state,
 )
-from glip.train.distributed import Group, main_only, spread, whole
+from glip.train.distributed import Group, full_tensor, main_only, wrap_model
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_other_contents, same_validation
@@ -219,7 +219,7 @@ class Run:
     def current(self) -> GLIP:
         """The model as it would be shipped now, in eval mode on the group's device; all processes must ask."""
         weights = self.parts.model.state_dict() | (self.parts.mean.means if self.parts.mean else {})
-        return self._fill({name: whole(value) for name, value in weights.items()}).to(self.group.device)
+        return self._fill({name: full_tensor(value) for name, value in weights.items()}).to(self.group.device)
 
     def finish(self) -> GLIP:
         """Tell what was left out, and give the model that is shipped: the best where there was a validation."""
@@ -352,7 +352,7 @@ def prepare(model: GLIP, settings: TrainConfig, group: Group) -> torch.nn.Module
         model.vision.compile()
         for stage in model.tower:
             stage.get_submodule("image").compile()
-    return spread(model, group, settings.parallel)
+    return wrap_model(model, group, settings.parallel)
 
 
 def keep_frozen_still(model: GLIP) -> None:

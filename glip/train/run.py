@@ -15,7 +15,7 @@ from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
 from glip.text.tokens import Tokenizer
-from glip.train.distributed import Group, joined, main_only
+from glip.train.distributed import Group, main_only, process_group
 from glip.train.log import Validation
 from glip.train.loop import train
 from glip.train.settings import check_experiment, check_folder
@@ -47,7 +47,7 @@ def run(
     """
     if not experiment.data.train:
         raise ValueError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
-    with joined(device) as group:
+    with process_group(device) as group:
         return _run(experiment, group, validator, main_only(group, report))
 
 
@@ -68,7 +68,7 @@ def _run(
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
     surveys = {source.name: survey(source, processor) for source in sources}
     for found in surveys.values():
-        report(found.told)
+        report(found.summary)
     mixture = MixtureDataset(
         sources,
         processor,
@@ -84,7 +84,7 @@ def _run(
         return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
 
     validate = validator(config, tokenizer, report) if validator and settings.validate_every else None
-    contents = {name: found.mark for name, found in surveys.items()}
+    contents = {name: found.fingerprint for name, found in surveys.items()}
     trained = train(experiment, model, steps, group=group, contents=contents, validate=validate, report=report)
     folder = Path(settings.output) / "model"
     if group.main:

@@ -1,7 +1,7 @@
-"""Tuning for one task: rounds over its images, each followed by a validation, that need no babysitting.
+"""Tuning for one task: epochs over its images, each followed by a validation, that need no babysitting.
 
 The schedule is the release's (``USE_AUTOSTEP``): the rate falls to a tenth when the validation has not risen for some
-rounds, the tuning ends when it has not for some more, and the best state is what is kept.
+epochs, the tuning ends when it has not for some more, and the best state is what is kept.
 """
 
 import contextlib
@@ -41,10 +41,10 @@ class TuneSettings:
         bert_lr: of the language model in mode full.
         weight_decay: of matrices; of prompt offsets too, which it draws back to the untuned prompt.
         batch_size: images of a step.
-        rounds: at most.
-        views: images shown in a round, 0 for each of them once but 64 at least (few shots are shown often).
-        drop_after: rounds without a rise after which the rate falls to a tenth.
-        stop_after: rounds without a rise after which the tuning ends.
+        epochs: at most.
+        images_per_epoch: images shown in a epoch, 0 for each of them once but 64 at least (few shots are shown often).
+        drop_after: epochs without a rise after which the rate falls to a tenth.
+        patience: epochs without a rise after which the tuning ends.
         clip: largest norm of a gradient.
         precision: what the network computes in.
         max_bad_steps: steps in a row whose numbers are not finite, after which the tuning fails.
@@ -55,21 +55,21 @@ class TuneSettings:
     bert_lr: float = 1e-5
     weight_decay: float
     batch_size: int = 4
-    rounds: int = 100
-    views: int = 0
+    epochs: int = 100
+    images_per_epoch: int = 0
     drop_after: int = 3
-    stop_after: int = 8
+    patience: int = 8
     clip: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     max_bad_steps: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "rounds", "drop_after", "stop_after"):
+        for key in ("batch_size", "epochs", "drop_after", "patience"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: got {getattr(self, key)}: give 1 or more")
-        if self.views < 0:
-            raise ValueError(f"views: got {self.views}: give 1 or more, or 0 for all images")
+        if self.images_per_epoch < 0:
+            raise ValueError(f"images_per_epoch: got {self.images_per_epoch}: give 1 or more, or 0 for all images")
         for key in ("lr", "bert_lr", "weight_decay"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
@@ -93,13 +93,13 @@ def usual_settings(mode: Mode, **changed: Any) -> TuneSettings:
 
 @dataclass
 class TuneState:
-    """A tuning on its way; ``history`` has the validation before it and after each round, ``figure`` the best."""
+    """A tuning on its way; ``history`` has the validation before it and after each epoch, ``figure`` the best."""
 
-    rounds: int = 0
+    epochs: int = 0
     figure: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
-    waited: int = 0  # rounds since the best
-    stalled: int = 0  # rounds since the best or the last drop of the rate
+    waited: int = 0  # epochs since the best
+    stalled: int = 0  # epochs since the best or the last drop of the rate
     bad_in_row: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ class TuneRun:
         images: what it is tuned on.
         settings: how.
         validate: the figure of a detector, higher is better.
-        folder: where the state is written after each round; made if missing.
+        folder: where the state is written after each epoch; made if missing.
         of: what this tuning is of; a state of another one is refused.
 
     Raises:
@@ -130,7 +130,7 @@ class TuneRun:
         of: str = "",
     ) -> None:
         self.tuner, self.images, self.settings, self.validate = tuner, images, settings, validate
-        same = asdict(replace(settings, rounds=1))  # more rounds may be asked for later
+        same = asdict(replace(settings, epochs=1))  # more epochs may be asked for later
         self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {same}"
         folder.mkdir(parents=True, exist_ok=True)
         self.trained = tuner.trained()
@@ -152,10 +152,10 @@ class TuneRun:
             if not state.history:
                 self._judge(0.0, 0.0)
                 report(f"before: {state.figure:.3f} on validation")
-            while state.rounds < settings.rounds and state.waited < settings.stop_after:
+            while state.epochs < settings.epochs and state.waited < settings.patience:
                 began = time.monotonic()
-                loss = self._round(wish)
-                state.rounds += 1
+                loss = self._epoch(wish)
+                state.epochs += 1
                 self._judge(loss, time.monotonic() - began)
                 write_state(self.folder / STATE, self._captured())
                 report(self._line())
@@ -171,33 +171,33 @@ class TuneRun:
         """The validation of the untuned model."""
         return self.state.history[0]["validation"]
 
-    # ---- one round
+    # ---- one epoch
 
     def _stop_if_asked(self, wish: GracefulStop) -> None:
         if wish.number:
-            raise Interrupted(wish.number, f"stopped after round {self.state.rounds}")
+            raise Interrupted(wish.number, f"stopped after epoch {self.state.epochs}")
 
-    def _round(self, wish: GracefulStop) -> float:
-        """Show the next images; gives the mean loss of the steps. A stopped round begins anew."""
-        number, settings = self.state.rounds, self.settings
+    def _epoch(self, wish: GracefulStop) -> float:
+        """Show the next images; gives the mean loss of the steps. A stopped epoch begins anew."""
+        number, settings = self.state.epochs, self.settings
         torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
         rng = np.random.default_rng([settings.seed, number])
         losses = []
-        for batch in tqdm(self._batches(), desc=f"round {number + 1}", unit="step", disable=None, leave=False):
+        for batch in tqdm(self._batches(), desc=f"epoch {number + 1}", unit="step", disable=None, leave=False):
             losses.append(self.step([self.images.get(index, rng) for index in batch]))
             self._stop_if_asked(wish)
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
     def _batches(self) -> list[Sequence[int]]:
-        """The next images of an endless row of epochs, each in an order of its own."""
+        """The next images of an endless row of passes over all, each in an order of its own."""
         usable, size = self.images.usable, self.settings.batch_size
-        views = self.settings.views or max(_FEWEST_VIEWS, len(usable))
-        epoch, shown = divmod(self.state.rounds * views, len(usable))
-        epochs = range(epoch, epoch + math.ceil((shown + views) / len(usable)))
-        row = np.concatenate([np.random.default_rng([self.settings.seed, 1, e]).permutation(usable) for e in epochs])
-        order = row[shown : shown + views].tolist()
-        return [order[start : start + size] for start in range(0, views, size)]
+        images_per_epoch = self.settings.images_per_epoch or max(_FEWEST_VIEWS, len(usable))
+        first, shown = divmod(self.state.epochs * images_per_epoch, len(usable))
+        passes = range(first, first + math.ceil((shown + images_per_epoch) / len(usable)))
+        row = np.concatenate([np.random.default_rng([self.settings.seed, 1, e]).permutation(usable) for e in passes])
+        order = row[shown : shown + images_per_epoch].tolist()
+        return [order[start : start + size] for start in range(0, images_per_epoch, size)]
 
     def step(self, prepared: Sequence[Prepared]) -> float:
         """One step on a few images, each padded size in a pass of its own, over the totals of all; gives the loss."""
@@ -239,7 +239,7 @@ class TuneRun:
             return contextlib.nullcontext()
         return torch.autocast(self.tuner.detector.device.type, dtype=torch.bfloat16)
 
-    # ---- after a round
+    # ---- after a epoch
 
     def _judge(self, loss: float, seconds: float) -> None:
         """Validate, keep the best, lower the rate where it has stalled."""
@@ -267,20 +267,20 @@ class TuneRun:
     def _line(self) -> str:
         state, last = self.state, self.state.history[-1]
         return (
-            f"round {state.rounds}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
+            f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
             f"{state.figure:.3f}  rate {last['rate']:.1e}  {last['seconds']:.1f} s  {self._outlook()}"
         )
 
     def _outlook(self) -> str:
-        """How long it goes on, which a rise may lengthen up to the rounds that were asked for."""
+        """How long it goes on, which a rise may lengthen up to the epochs that were asked for."""
         state = self.state
-        rounds, patience = self.settings.rounds - state.rounds, self.settings.stop_after - state.waited
-        left = min(rounds, patience)
+        more, waiting = self.settings.epochs - state.epochs, self.settings.patience - state.waited
+        left = min(more, waiting)
         if left == 0:
-            return "the last round"
-        mean = sum(row["seconds"] for row in state.history) / state.rounds
-        ends = f"{left} more round{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
-        return f"ends after {ends}" + (" unless it rises" if patience < rounds else "")
+            return "the last epoch"
+        mean = sum(row["seconds"] for row in state.history) / state.epochs
+        ends = f"{left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
+        return f"ends after {ends}" + (" unless it rises" if waiting < more else "")
 
     # ---- on disk
 

@@ -112,7 +112,7 @@ class Tuner:
             text = replace(text, hidden=text.hidden + self.offsets)
         count = len(levels[0])
         mask = text.attention_mask.expand(count, -1)
-        return self.model.ground(levels, TextFeatures(text.hidden.expand(count, -1, -1), mask))
+        return self.model.fuse_and_predict(levels, TextFeatures(text.hidden.expand(count, -1, -1), mask))
 
     def adaptation(self, **more: object) -> Adaptation:
         """What has been learned so far, sharing its tensors; ``more`` are further fields."""

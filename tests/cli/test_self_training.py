@@ -1,4 +1,4 @@
-"""``glip label``, ``select`` and ``teach`` as a person runs them, from captions to a student."""
+"""``glip label``, ``select`` and ``self-train`` as a person runs them, from captions to a student."""
 
 import json
 import os
@@ -68,10 +68,10 @@ def test_teach_prints_its_table(command_line, captions, tiny_folder, tmp_path):
     }
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(tree))
     arguments = ("student.yaml", captions, "--teacher", tiny_folder, "--out", "out", *EASY)
-    code, out, err = command_line("teach", *arguments, "--rules", "box=0", "image=0", "per_phrase=1")
+    code, out, err = command_line("self-train", *arguments, "--rules", "box=0", "image=0", "per_phrase=1")
     assert code == 0, err
     assert "| student 1 |" in out and "round-1/student/model" in out
-    code, _, err = command_line("teach", *arguments, "--engine", "torchrun")
+    code, _, err = command_line("self-train", *arguments, "--engine", "torchrun")
     assert code == 2 and "runs in one process" in err
 
 

@@ -9,11 +9,11 @@ from small import NAMES, write_coco
 
 from glip.adaptation import MODES
 from glip.cli import tune
-from glip.data.locks import alone
+from glip.data.locks import exclusive
 from glip.model.adapt import load_adaptation
 from glip.model.weights import load_pretrained
 
-QUICK = ("--rounds", "1", "--validated", "2")
+QUICK = ("--epochs", "1", "--max-val-images", "2")
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def test_tune_detect_and_evaluate(glip_, command_line, model, shapes, tmp_path):
     assert {file.name for file in folder.iterdir()} == {
         *("task.safetensors", "images.json", "report.json", "curve.png", "last.pt", ".lock")
     }
-    assert "4 names; tuned on" in out and "before: " in out and "round 1  loss" in out
+    assert "4 names; tuned on" in out and "before: " in out and "epoch 1  loss" in out
     task = load_adaptation(folder / "task.safetensors")
     assert task.names == NAMES and len(task.thresholds) == 4 and task.about["shots"] == "1"
     assert {"validation", "test AP50", "test before AP50"} <= set(task.figures)
     tuned, listed = json.loads((folder / "report.json").read_text()), json.loads((folder / "images.json").read_text())
-    assert tuned["mode"] == "prompt" and len(tuned["rounds"]) == 2 and len(listed["ids"]) == int(task.about["images"])
+    assert tuned["mode"] == "prompt" and len(tuned["epochs"]) == 2 and len(listed["ids"]) == int(task.about["images"])
 
     file = folder / "task.safetensors"
     image = shapes.parent / "images" / "0.png"
@@ -62,9 +62,9 @@ def test_given_images_are_those_tuned_on(glip_, model, shapes, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "encoded"), [("prompt", 3 + 4), ("linear", 3 + 4), ("full", 64 + 1 + 4)])
 def test_a_frozen_encoder_sees_each_image_once(mode, encoded, glip_, model, shapes, seen):
-    """Of 4 images 3 are tuned on (64 views), 1 validates (before, after, thresholds), all test (before, after).
+    """Of 4 images 3 are tuned on (64 an epoch), 1 validates (before, after, thresholds), all test (before, after).
 
-    The one round of full tuning is worse than none: another encoder sees the image of validation once, after it.
+    The one epoch of full tuning is worse than none: another encoder sees the image of validation once, after it.
     """
     given = (model, shapes, "--test", shapes, "--mode", mode, *QUICK)
     assert glip_(*given, "--out", "kept")[0] == 0
@@ -101,15 +101,15 @@ def test_all_images_hold_a_fifth_back(glip_, model, shapes):
 
 
 def test_prompts_are_written_and_tuned(glip_, model, shapes, tmp_path):
-    (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
+    (tmp_path / "words.yaml").write_text("red circle: 'a epoch [red circle]'\n")
     code, _, err = glip_(model, shapes, "--prompts", "words.yaml", *QUICK, "--out", "o")
     assert code == 0, err
     task = load_adaptation("o/instances-prompt-all-0/task.safetensors")
-    assert task.prompt.caption.startswith("a round red circle. blue star") and task.names == NAMES
+    assert task.prompt.caption.startswith("a epoch red circle. blue star") and task.names == NAMES
 
 
 def test_a_folder_is_tuned_into_by_one(glip_, model, shapes, tmp_path):
-    with alone(tmp_path / "o" / "instances-prompt-all-0"):
+    with exclusive(tmp_path / "o" / "instances-prompt-all-0"):
         code, _, err = glip_(model, shapes, *QUICK, "--out", "o")
     assert code == 2 and "another run writes to" in err and err.count("\n") == 1
 
@@ -140,7 +140,7 @@ def test_images_that_are_not_there_are_told_before_the_work(glip_, model, shapes
 
 
 def test_prompts_are_compared(command_line, model, shapes, tmp_path):
-    (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
+    (tmp_path / "words.yaml").write_text("red circle: 'a epoch [red circle]'\n")
     code, out, err = command_line(
         "evaluate", model, shapes, "--prompts", "none", "--prompts", "words.yaml", "--out", "e"
     )
@@ -177,7 +177,7 @@ def test_other_names_are_asked_plainly_and_another_order_is_refused(glip_, comma
         (("SET", "--tasks", "t.yaml"), "and not both"),
         (("SET", "--shots", "0"), "--shots '0': give a number from 1 on"),
         (("SET", "--shots", "5"), "5 images of each class cannot be drawn: there are of 'red circle' 3"),
-        (("SET", "--rounds", "0"), "--rounds 0: give a number above 0"),
+        (("SET", "--epochs", "0"), "--epochs 0: give a number above 0"),
         (("SET", "--seed", "-1"), "--seed -1: give a number from 0 on"),
         (("SET", "--image-list", "p.json", "--shots", "1"), "--image-list with --shots"),
         (("--tasks", "none.yaml", "--test", "a"), "--test with --tasks: each task of a table has its own"),

@@ -13,11 +13,11 @@ from small import VOCABULARY, seeded, write_coco
 from glip.cli.tune_ledger import Ledger, read_ledger
 from glip.cli.tune_page import draw_figure, page_of, table_of
 from glip.cli.tune_table import _read_odinw
-from glip.data.locks import alone
+from glip.data.locks import exclusive
 from glip.evaluate.odinw import tasks
 from glip.model.weights import load_pretrained, save_pretrained
 
-QUICK = ("--rounds", "1", "--validated", "2")
+QUICK = ("--epochs", "1", "--max-val-images", "2")
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_one_cell_at_a_time_and_once(glip_, model, table, tmp_path):
     first, second = sorted(file.parent for file in tmp_path.glob("o/*/*/task.safetensors"))
     for name in ("last.pt", ".last.pt.partial"):
         (first / name).write_bytes(b"left over")
-    with alone(second):
+    with exclusive(second):
         code, out, err = glip_(*given)
         assert code == 0 and "[2 of 2] second, prompt, shots 1, seed 0\nanother run is at it" in out, err
     assert not (first / "last.pt").exists() and not (first / ".last.pt.partial").exists()

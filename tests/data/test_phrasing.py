@@ -17,9 +17,9 @@ from glip.data.phrasing import (
     ClassPrompt,
     Phrasing,
     PhrasingError,
+    build_caption,
     caption_of,
     foreign_names,
-    phrase,
     read_prompts,
 )
 from glip.structures import Prompt, Sample
@@ -58,7 +58,7 @@ def sample_of(vocabulary, shown, **more) -> Sample:
 
 
 def phrased(sample, how=ALL, seed=0, others=()) -> Sample:
-    return phrase(sample, how, count_tokens, np.random.default_rng(seed), others)[0]
+    return build_caption(sample, how, count_tokens, np.random.default_rng(seed), others)[0]
 
 
 def same_words(name: str) -> str:
@@ -101,7 +101,7 @@ def test_captions_keep_their_promises(case):
         with pytest.raises(PhrasingError, match="no class that may be asked for"):
             phrased(sample, how, seed)
         return
-    made, lost = phrase(sample, how, count_tokens, np.random.default_rng(seed))
+    made, lost = build_caption(sample, how, count_tokens, np.random.default_rng(seed))
     prompt = made.prompt
     assert all(prompt.caption[start:end] == p.text for p in prompt.phrases for start, end in p.spans)
     assert count_tokens(prompt.caption) <= how.max_tokens
@@ -164,7 +164,7 @@ def test_a_name_that_does_not_fit_makes_way_for_those_that_do():
     long = "a name of far too many words to be of any use to anyone who reads it"
     sample = replace(sample_of(["cat", long, "dog"], [0, 1, 2, 1]), image_id=7)
     for seed in range(12):
-        made, lost = phrase(sample, replace(ALL, max_tokens=10), count_tokens, np.random.default_rng(seed))
+        made, lost = build_caption(sample, replace(ALL, max_tokens=10), count_tokens, np.random.default_rng(seed))
         assert set(made.prompt.texts) == {"cat", "dog"}
         assert made.boxes[:, 0].tolist() == [0, 2]
         assert lost.counts == {NO_ROOM: 2} and lost.places[NO_ROOM] == [f"{long!r} in image 7"] * 2
@@ -197,7 +197,7 @@ def test_categories_of_the_same_words_are_one_phrase():
 
 def test_a_box_of_two_names_answers_to_those_that_are_written():
     sample = replace(sample_of(["cat", "animal", "dog"], [0], incomplete=(1,)), box_phrases=((0, 1),))
-    made, lost = phrase(sample, ALL, count_tokens, np.random.default_rng(0))
+    made, lost = build_caption(sample, ALL, count_tokens, np.random.default_rng(0))
     assert [made.prompt.texts[n] for n in made.box_phrases[0]] == ["cat"] and not lost
 
 
@@ -214,7 +214,7 @@ def test_borrowed_names_share_no_word():
 def test_federated_sets_ask_only_for_what_was_verified():
     how = replace(ALL, borrow=1.0, foreign=FOREIGN)
     sample = sample_of(DIFFERENT, [0, 1, 2, 1], absent=(3, 8, 0, 2), incomplete=(2, 8))
-    made, lost = phrase(sample, how, count_tokens, np.random.default_rng(0))
+    made, lost = build_caption(sample, how, count_tokens, np.random.default_rng(0))
     assert set(made.prompt.texts) == {"cat", "red bus", "anaesthesiologist"}
     assert lost.counts == {NOT_ASKED: 1} and made.boxes[:, 0].tolist() == [0, 1, 3]
     assert made.absent is None and made.incomplete == () and made.vocabulary == ()

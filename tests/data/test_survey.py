@@ -34,27 +34,27 @@ def source(made, **changes):
 
 
 def test_counts_and_what_does_not_fit(processor):
-    assert survey(source(samples()), processor).told == "mine: 4 images, 9 boxes"
-    told = survey(source(samples(), max_tokens=6), processor).told
+    assert survey(source(samples()), processor).summary == "mine: 4 images, 9 boxes"
+    told = survey(source(samples(), max_tokens=6), processor).summary
     assert "left out: boxes of 4 x image with more names than a caption holds" in told, "each shows two names or more"
 
 
 def test_the_mark_tells_a_changed_set(processor):
-    first = survey(source(samples()), processor).mark
-    assert first.startswith("4 images, 9 boxes, ") and survey(source(samples()), processor).mark == first
+    first = survey(source(samples()), processor).fingerprint
+    assert first.startswith("4 images, 9 boxes, ") and survey(source(samples()), processor).fingerprint == first
     fewer = list(samples())[1:]
     moved = [replace(sample, boxes=sample.boxes + 0.5) for sample in samples()]
     renamed = samples(("red giraffe", *NAMES[1:]))
     other = [replace(sample, image_id=sample.image_id + 10) for sample in samples()]
     shuffled, longer = list(samples())[::-1], samples((*NAMES, "zebra"))
-    marks = {survey(source(made), processor).mark for made in (fewer, moved, renamed, other, shuffled, longer)}
+    marks = {survey(source(made), processor).fingerprint for made in (fewer, moved, renamed, other, shuffled, longer)}
     prompts = read_prompts({NAMES[0]: "a [giraffe]"}, NAMES)
-    assert len(marks | {first, survey(source(samples(), prompts=prompts), processor).mark}) == 8
+    assert len(marks | {first, survey(source(samples(), prompts=prompts), processor).fingerprint}) == 8
     assert len({mark_of(made) for made in (samples(), moved, samples((*NAMES, "zebra")))}) == 3
 
 
 def test_names_of_one_spelling_are_told(processor):
-    told = survey(source(samples(("Cat", "cat", "café", "cafe"))), processor).told
+    told = survey(source(samples(("Cat", "cat", "café", "cafe"))), processor).summary
     assert told.endswith("; taken for one name: 'Cat', 'cat'; 'café', 'cafe'")
 
 
@@ -63,7 +63,7 @@ def test_names_of_unknown_words_are_refused(processor):
     with pytest.raises(ValueError, match="reads 'แมว' and 'สุนัข' alike, which are the same tokens"):
         survey(source(samples(names)), processor)
     prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
-    assert survey(source(samples(names), prompts=prompts), processor).told == "mine: 4 images, 9 boxes"
+    assert survey(source(samples(names), prompts=prompts), processor).summary == "mine: 4 images, 9 boxes"
     one = read_prompts({"แมว": "a [cat]", "สุนัข": "a [cat]"}, names)
-    told = survey(source(samples(names), prompts=one), processor).told
+    told = survey(source(samples(names), prompts=one), processor).summary
     assert told.endswith("; taken for one name: 'แมว', 'สุนัข'")

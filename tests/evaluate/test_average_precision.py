@@ -8,7 +8,7 @@ import torch
 from scored import detections, sample
 
 from glip.evaluate.coco import STATS, average_precision, score_results
-from glip.evaluate.ground_truth import columns
+from glip.evaluate.ground_truth import to_arrays
 from glip.evaluate.results import UNKNOWN, Results
 
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
@@ -64,7 +64,7 @@ def test_words_asked_beside_the_names_of_the_set_are_not_scored():
 
 def test_unknown_categories_are_not_scored():
     one = sample(["cat"], [(A, 0)])
-    truth, found = columns([(one, detections(one, [(A, 0.5, 0)]))])
+    truth, found = to_arrays([(one, detections(one, [(A, 0.5, 0)]))])
     stray = Results(np.array([0]), np.array([UNKNOWN]), np.array([[10.0, 10, 40, 40]]), np.array([0.9]))
     both = Results(*(np.concatenate(pair) for pair in zip(vars(stray).values(), vars(found).values(), strict=True)))
     assert score_results(truth, both).ap50 == pytest.approx(1.0)

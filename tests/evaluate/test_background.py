@@ -8,7 +8,7 @@ from scored import captioned, detections, sample
 
 from glip.evaluate.background import Background, background, background_of, operating_points
 from glip.evaluate.coco import score_results
-from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, columns
+from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
@@ -153,8 +153,8 @@ def test_ap_where_all_scores_are_equal_or_nothing_was_found():
 def test_samples_and_files_are_one():
     one, two = sample(["cat", "dog"], [(A, 0)]), sample(["cat", "dog"], [(B, 1)])
     pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
-    found, same = background_of(pairs), background(*columns(pairs))
+    found, same = background_of(pairs), background(*to_arrays(pairs))
     assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
-    known, rows = columns(pairs)
+    known, rows = to_arrays(pairs)
     [point] = operating_points(rows, found, lambda kept: score_results(known, kept).stats[:2], (0.5,))
     assert (point.kept, point.ap50) == (3, pytest.approx(1.0))

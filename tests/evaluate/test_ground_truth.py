@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scored import captioned, detections, sample
 
-from glip.evaluate.ground_truth import columns, truth_of
+from glip.evaluate.ground_truth import to_arrays, truth_of
 from glip.evaluate.results import UNKNOWN
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
@@ -36,10 +36,10 @@ def test_samples_with_a_caption_keep_their_place_and_say_nothing():
     assert truth.names == ("dog",) and truth.images == (0, 1) and truth.boxes.images.tolist() == [1]
     with pytest.raises(ValueError, match="has no list of names: AP is for detection sets"):
         one = captioned("a cat", ["cat"], [(A, 0)])
-        columns([(one, detections(one, []))])
+        to_arrays([(one, detections(one, []))])
 
 
 def test_what_is_asked_beside_the_names_of_the_set_is_of_no_category():
     one, more = sample(["cat"], [(A, 0)]), sample(["cat", "dog"])
-    _, results = columns([(one, detections(more, [(B, 0.75, 1), (A, 0.5, 0)]))])
+    _, results = to_arrays([(one, detections(more, [(B, 0.75, 1), (A, 0.5, 0)]))])
     assert results.categories.tolist() == [UNKNOWN, 0] and results.boxes.tolist()[1] == [10, 10, 40, 40]

@@ -151,7 +151,7 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     levels = model.encode_image(torch.randn(1, 3, 64, 64, generator=generator))
     ids = torch.tensor([[101, 2417, 4418, 102]])
     text = model.language(ids, torch.ones(1, 4, dtype=torch.bool))
-    out = model.ground(levels, text)
+    out = model.fuse_and_predict(levels, text)
     return torch.cat([out.token_logits.flatten(), out.box_deltas.flatten(), out.centerness.flatten()])
 
 

@@ -139,12 +139,12 @@ def test_weights_scale_what_each_box_teaches() -> None:
     torch.testing.assert_close(half.centerness, plain.centerness / 2)
     torch.testing.assert_close(half.box, plain.box)  # its own weights are what it is divided by
     matching = match([halves], ANCHORS, SIZES)
-    positive = matching.owners[0] >= 0
+    positive = matching.assigned_box[0] >= 0
     only = replace(outputs, token_logits=outputs.token_logits[:, positive])
     rest = replace(outputs, token_logits=outputs.token_logits[:, ~positive])
     shares = []
     for part, chosen in ((only, positive), (rest, ~positive)):
-        targets = (one.positive_map[matching.owners[0][chosen]] & positive[chosen][:, None]).float()[None]
+        targets = (one.positive_map[matching.assigned_box[0][chosen]] & positive[chosen][:, None]).float()[None]
         shares.append(token_focal_loss(part.token_logits, targets, mask))
     torch.testing.assert_close(half.token, (shares[0] / 2 + shares[1]) / half.num_positive, rtol=1e-4, atol=1e-5)
 

@@ -17,7 +17,7 @@ from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream  
 from small import seeded  # noqa: E402
 
 from glip.data.loader import Step  # noqa: E402
-from glip.train.distributed import Group, joined  # noqa: E402
+from glip.train.distributed import Group, process_group  # noqa: E402
 from glip.train.loop import train  # noqa: E402
 
 STEPS = 5
@@ -71,7 +71,7 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
-    with joined("cpu", minutes=1) as group:
+    with process_group("cpu", minutes=1) as group:
         summed = group.sum(torch.tensor([1.0 + group.rank])).item()
         print(json.dumps({"rank": group.rank, "size": group.size, "sum": summed}))
         for name in sys.argv[2:]:

@@ -13,7 +13,7 @@ from runs import metrics
 from shared_run import CASES, STEPS, run_case
 
 from glip.config import TrainConfig
-from glip.train.distributed import Group, joined
+from glip.train.distributed import Group, process_group
 from glip.train.settings import check_settings
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
@@ -106,14 +106,17 @@ def test_a_signal_to_one_stops_both_behind_the_same_step(folder):
 
 
 def test_without_torchrun_there_is_one_process():
-    with joined("cpu") as group:
+    with process_group("cpu") as group:
         assert group == Group() and group.main
         assert group.sum(torch.ones(2)).tolist() == [1.0, 1.0] and group.gather("x") == ["x"]
 
 
 def test_half_an_environment_is_told(monkeypatch):
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="RANK is set but not WORLD_SIZE, LOCAL_RANK: start .* torchrun"), joined():
+    with (
+        pytest.raises(ValueError, match="RANK is set but not WORLD_SIZE, LOCAL_RANK: start .* torchrun"),
+        process_group(),
+    ):
         pass
 
 

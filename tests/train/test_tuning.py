@@ -51,11 +51,11 @@ def samples():
 
 
 def run_of(
-    detector, folder, *, mode="prompt", rounds=3, validate=None, vary=False, keep_gb=1.0, chosen=None, **changed
+    detector, folder, *, mode="prompt", epochs=3, validate=None, vary=False, keep_gb=1.0, chosen=None, **changed
 ):
     tuner = Tuner(detector, NAMES, PROMPT, mode=mode)
     images = Images(chosen or samples(), tuner, vary=vary, kept=FeatureCache(keep_gb), skipped=SkipCounter())
-    settings = usual_settings(mode, **{"views": 4, "rounds": rounds, "batch_size": 2, **changed})
+    settings = usual_settings(mode, **{"images_per_epoch": 4, "epochs": epochs, "batch_size": 2, **changed})
     rising = iter(range(1000))
     return TuneRun(tuner, images, settings, validate=validate or (lambda _: next(rising)), folder=folder)
 
@@ -83,7 +83,7 @@ def test_golden_gradient_of_the_offsets():
     features = loaded.model.encode_text(batch.text)
     stored, loaded.model.prompt_offsets = loaded.model.prompt_offsets, None
     offsets = torch.nn.Parameter(stored.detach()[: features.hidden.shape[1]].clone())
-    outputs = loaded.model.ground(
+    outputs = loaded.model.fuse_and_predict(
         loaded.model.encode_image(batch.images.pixels), replace(features, hidden=features.hidden.detach() + offsets)
     )
     Criterion()(outputs, make_targets(case, batch), batch.text.attention_mask).total.backward()
@@ -98,7 +98,7 @@ def test_golden_gradient_of_the_offsets():
 def test_the_detector_keeps_its_weights_and_the_task_has_what_changed(mode, tmp_path):
     detector = detector_of()
     before = {name: value.clone() for name, value in detector.model.state_dict().items()}
-    found = run_of(detector, tmp_path, mode=mode, rounds=2)(lambda line: None)
+    found = run_of(detector, tmp_path, mode=mode, epochs=2)(lambda line: None)
     assert all(torch.equal(value, before[name]) for name, value in detector.model.state_dict().items())
     assert not detector.model.training
     assert (found.offsets is not None) == (mode == "prompt")
@@ -144,7 +144,9 @@ def test_full_tuning_freezes_the_bottom_stages():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["prompt", "full"])
 def test_a_few_rounds_lower_the_loss(mode, tmp_path):
-    run = run_of(detector_of(), tmp_path, mode=mode, rounds=12, views=8, lr=0.05 if mode == "prompt" else 2e-3)
+    run = run_of(
+        detector_of(), tmp_path, mode=mode, epochs=12, images_per_epoch=8, lr=0.05 if mode == "prompt" else 2e-3
+    )
     run(lambda line: None)
     losses = [row["loss"] for row in run.state.history[1:]]
     assert min(losses[-3:]) < 0.8 * losses[0]
@@ -181,17 +183,17 @@ def test_images_of_other_sizes_are_their_own_pass():
 def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monkeypatch):
     figures = [0.1, 0.5, 0.2, 0.4, 0.3]
     rows = iter([*figures, *figures])
-    whole = run_of(detector_of(), tmp_path / "whole", mode=mode, rounds=4, validate=lambda _: next(rows))
+    whole = run_of(detector_of(), tmp_path / "whole", mode=mode, epochs=4, validate=lambda _: next(rows))
     expected = whole(lambda line: None)
-    first = run_of(detector_of(), tmp_path / "cut", mode=mode, rounds=4, validate=lambda _: next(rows))
-    asked = property(lambda self: 15 * (first.state.rounds == stopped_in), lambda self, value: None)
+    first = run_of(detector_of(), tmp_path / "cut", mode=mode, epochs=4, validate=lambda _: next(rows))
+    asked = property(lambda self: 15 * (first.state.epochs == stopped_in), lambda self, value: None)
     monkeypatch.setattr(tune_file.GracefulStop, "number", asked, raising=False)
     with pytest.raises(Interrupted) as stopped:
         first(lambda line: None)
-    assert stopped.value.code == 143 and first.state.rounds == stopped_in
+    assert stopped.value.code == 143 and first.state.epochs == stopped_in
     monkeypatch.undo()
-    again = run_of(detector_of(), tmp_path / "cut", mode=mode, rounds=4, validate=lambda _: next(rows))
-    assert again.state.rounds == stopped_in
+    again = run_of(detector_of(), tmp_path / "cut", mode=mode, epochs=4, validate=lambda _: next(rows))
+    assert again.state.epochs == stopped_in
     found = again(lambda line: None)
     assert found.figures == expected.figures == {"validation": 0.5, "validation before": 0.1}
     for one, other in (
@@ -210,33 +212,33 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
         seen.append(adapted.adaptation.offsets.clone())
         return next(figures)
 
-    run = run_of(detector_of(), tmp_path, rounds=50, drop_after=2, stop_after=4, validate=validate)
+    run = run_of(detector_of(), tmp_path, epochs=50, drop_after=2, patience=4, validate=validate)
     found = run(lambda line: None)
-    assert run.state.rounds == 6 and found.figures["validation"] == 0.9
+    assert run.state.epochs == 6 and found.figures["validation"] == 0.9
     assert torch.equal(found.offsets, seen[2])
     assert [row["rate"] for row in run.state.history] == pytest.approx([0.05] * 5 + [0.005] * 2)
 
 
 def test_rounds_go_on_where_the_last_ended(tmp_path):
-    """A round of 3 of the 4 images: none is shown again before all were, and a resumed run has the same order."""
-    run = run_of(detector_of(), tmp_path, views=3)
+    """A epoch of 3 of the 4 images: none is shown again before all were, and a resumed run has the same order."""
+    run = run_of(detector_of(), tmp_path, images_per_epoch=3)
     shown = []
-    for run.state.rounds in range(8):
+    for run.state.epochs in range(8):
         batches = run._batches()
         assert batches == run._batches() and [len(batch) for batch in batches] == [2, 1]
         shown += [index for batch in batches for index in batch]
-    epochs = [shown[start : start + 4] for start in range(0, 24, 4)]
-    assert all(sorted(epoch) == [0, 1, 2, 3] for epoch in epochs) and len(set(map(tuple, epochs))) > 1
-    assert sum(map(len, run_of(detector_of(), tmp_path / "usual", views=0)._batches())) == 64
+    passes = [shown[start : start + 4] for start in range(0, 24, 4)]
+    assert all(sorted(one) == [0, 1, 2, 3] for one in passes) and len(set(map(tuple, passes))) > 1
+    assert sum(map(len, run_of(detector_of(), tmp_path / "usual", images_per_epoch=0)._batches())) == 64
 
 
 def test_another_tuning_in_the_folder_is_refused(tmp_path):
-    run_of(detector_of(), tmp_path, rounds=1)(lambda line: None)
+    run_of(detector_of(), tmp_path, epochs=1)(lambda line: None)
     with pytest.raises(ValueError, match="holds another tuning"):
-        run_of(detector_of(), tmp_path, rounds=1, lr=0.01)
+        run_of(detector_of(), tmp_path, epochs=1, lr=0.01)
     (tmp_path / STATE).write_bytes(b"PK broken")
     with pytest.raises(ValueError, match="cannot be read"):
-        run_of(detector_of(), tmp_path, rounds=1)
+        run_of(detector_of(), tmp_path, epochs=1)
 
 
 def test_numbers_that_are_not_finite_stop_it(tmp_path):
@@ -267,13 +269,17 @@ def test_too_many_names():
 
 
 def test_without_fusion_offsets_reach_the_head_alone(tmp_path):
-    found = run_of(detector_of(without_fusion(CONFIG)), tmp_path, rounds=2)(lambda line: None)
+    found = run_of(detector_of(without_fusion(CONFIG)), tmp_path, epochs=2)(lambda line: None)
     assert found.offsets.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"lr": -1.0}, "lr: got -1.0"), ({"rounds": 0}, "rounds: got 0"), ({"views": -1}, "views: got -1")],
+    [
+        ({"lr": -1.0}, "lr: got -1.0"),
+        ({"epochs": 0}, "epochs: got 0"),
+        ({"images_per_epoch": -1}, "images_per_epoch: got -1"),
+    ],
 )
 def test_settings_that_cannot_work(changed, message):
     with pytest.raises(ValueError, match=message):
@@ -281,18 +287,18 @@ def test_settings_that_cannot_work(changed, message):
 
 
 @pytest.mark.parametrize(
-    ("figures", "rounds", "stop_after", "ends"),
+    ("figures", "epochs", "patience", "ends"),
     [
-        (range(9), 2, 8, ["ends after 1 more round (", "the last round"]),
-        ([5, 4, 3, 2], 9, 2, ["ends after 1 more round (", "the last round"]),
-        ([5, 4, 3, 2, 1], 9, 4, ["ends after 3 more rounds (", "2 more rounds (", "1 more round (", "the last round"]),
+        (range(9), 2, 8, ["ends after 1 more epoch (", "the last epoch"]),
+        ([5, 4, 3, 2], 9, 2, ["ends after 1 more epoch (", "the last epoch"]),
+        ([5, 4, 3, 2, 1], 9, 4, ["ends after 3 more epochs (", "2 more epochs (", "1 more epoch (", "the last epoch"]),
     ],
 )
-def test_a_round_tells_how_long_it_goes_on(tmp_path, figures, rounds, stop_after, ends):
+def test_a_round_tells_how_long_it_goes_on(tmp_path, figures, epochs, patience, ends):
     figures, lines = iter(figures), []
-    settings = {"rounds": rounds, "stop_after": stop_after, "validate": lambda _: next(figures)}
+    settings = {"epochs": epochs, "patience": patience, "validate": lambda _: next(figures)}
     run_of(detector_of(), tmp_path, **settings)(lines.append)
     assert len(lines) == len(ends) + 1
     for line, end in zip(lines[1:], ends, strict=True):
         assert end in line
-        assert line.endswith("unless it rises") == (stop_after < rounds and end != "the last round")
+        assert line.endswith("unless it rises") == (patience < epochs and end != "the last epoch")

@@ -217,7 +217,7 @@ def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
     return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
-def ground(
+def grounding_sample(
     image: Path, caption: str, named: Sequence[Named], *, image_id: int | str, size: tuple[int, int] | None
 ) -> Sample:
     """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order.

@@ -14,7 +14,7 @@ from glip.data.readers.fields import (
     Named,
     Spans,
     check_file,
-    ground,
+    grounding_sample,
     read_box,
     read_caption,
     read_image,
@@ -145,7 +145,7 @@ def _sample(image: Path, sentence: str, scene: Scene, image_id: str, skipped: Sk
             named.append(Named(box, phrases))
     if not named:
         raise InvalidRecord("caption without a box")
-    sample = ground(image, caption, named, image_id=image_id, size=scene.size)
+    sample = grounding_sample(image, caption, named, image_id=image_id, size=scene.size)
     assert sample.prompt is not None
     return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 

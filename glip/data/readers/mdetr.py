@@ -10,7 +10,7 @@ from glip.data.readers.fields import (
     Spans,
     annotation_place,
     by_image,
-    ground,
+    grounding_sample,
     image_place,
     is_id,
     read_box,
@@ -56,7 +56,7 @@ def _samples(tree: dict[str, Any], folders: Folders, skipped: SkipCounter) -> It
             if not annotations:
                 raise InvalidRecord("caption without a box")
             named = _named(annotations, caption, _listed(record, caption), skipped)
-            yield ground(image, caption, named, image_id=_released_id(record), size=read_size(record))
+            yield grounding_sample(image, caption, named, image_id=_released_id(record), size=read_size(record))
         except InvalidRecord as reason:
             skipped.add(str(reason), image_place(record))
 

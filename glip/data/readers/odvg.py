@@ -16,7 +16,7 @@ from glip.data.readers.fields import (
     Spans,
     box_tensor,
     check_file,
-    ground,
+    grounding_sample,
     is_id,
     is_text,
     is_visible,
@@ -205,7 +205,7 @@ def _grounding(record: dict[str, Any], number: int, folders: Folders, skipped: S
         for region, spans in zip(regions, _spans(regions, caption), strict=True)
         for box in region.boxes
     ]
-    return ground(image, caption, named, image_id=number, size=read_size(record))
+    return grounding_sample(image, caption, named, image_id=number, size=read_size(record))
 
 
 def _boxes(region: dict[str, Any], at: str, skipped: SkipCounter) -> tuple[Box, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 from glip.data.readers.fields import (
     InvalidRecord,
     Named,
-    ground,
+    grounding_sample,
     is_id,
     read_box,
     read_caption,
@@ -52,7 +52,9 @@ def _samples(entries: list[Any], folders: Folders, skipped: SkipCounter) -> Iter
                 raise InvalidRecord("caption without a box")
             named = _named(phrases, caption, place, skipped)
             caption_id = entry["id"] if is_id(entry.get("id")) else number
-            yield ground(image, caption, named, image_id=f"{entry['image_id']}:{caption_id}", size=read_size(entry))
+            yield grounding_sample(
+                image, caption, named, image_id=f"{entry['image_id']}:{caption_id}", size=read_size(entry)
+            )
         except InvalidRecord as reason:
             skipped.add(str(reason), place)
 

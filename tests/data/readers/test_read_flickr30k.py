@@ -122,7 +122,9 @@ def test_kinds_stay_in_step_with_the_phrases(folder):
     assert sample.keep([1]).kinds == sample.kinds
     others = [Prompt.from_caption(f"a dog number {number}", ["a dog"]) for number in range(3)]
     packing = phrasing.Phrasing(max_negatives=0, max_tokens=50, full_vocabulary=0.0, pack_captions=3)
-    packed = [phrasing.phrase(sample, packing, words, rng, others)[0] for rng in map(np.random.default_rng, range(20))]
+    packed = [
+        phrasing.build_caption(sample, packing, words, rng, others)[0] for rng in map(np.random.default_rng, range(20))
+    ]
     assert len({told.prompt.caption for told in packed}) > 1
     for told in packed:
         assert dict(zip(told.prompt.texts, told.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}

@@ -12,7 +12,7 @@ from glip.pseudo.filters import PairRules
 from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, find_captions
 from glip.pseudo.select import SelectRules
-from glip.teach import PSEUDO, SelfTrainConfig, SelfTraining
+from glip.self_training import PSEUDO, SelfTrainConfig, SelfTraining
 
 
 @pytest.fixture

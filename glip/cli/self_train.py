@@ -1,4 +1,4 @@
-"""``glip teach CONFIG CAPTIONS --teacher MODEL``: label, select, train, evaluate, in rounds; run again to resume."""
+"""``glip self-train CONFIG CAPTIONS --teacher MODEL``: label, select, train, evaluate, in rounds; resumable."""
 
 import argparse
 from dataclasses import replace
@@ -29,13 +29,13 @@ def run(args: argparse.Namespace) -> int:
     """Teach; the last student's folder is the last line."""
     label, workers = labelling(args, args.teacher)
     if args.engine == "torchrun":
-        raise ValueError("glip teach runs in one process: give --engine local or ray, or run its steps one by one")
+        raise ValueError("glip self-train runs in one process: give --engine local or ray, or run its steps one by one")
     from glip.config import from_dict, load_config, read_overrides
     from glip.data.catalog import find_set, read_set
     from glip.pseudo.run import find_captions
     from glip.pseudo.select import SelectRules
+    from glip.self_training import SelfTrainConfig, SelfTraining
     from glip.signals import ending_at_once
-    from glip.teach import SelfTrainConfig, SelfTraining
 
     experiment = load_config(args.config, args.overrides)
     if args.root:
