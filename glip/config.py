@@ -221,13 +221,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return from_dict(Experiment, tree)
 
 
-def read_overrides(overrides: Sequence[str], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
     """Plain maps with ``key.path=value`` texts set in them; the values are YAML.
 
     Raises:
         ConfigError: a text of another form.
     """
-    found: dict[str, Any] = {} if tree is None else tree
+    found: dict[Any, Any] = {} if tree is None else tree
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator or not key.strip():
@@ -306,7 +306,7 @@ def _leaves(tree: Any, at: str) -> list[str]:
     return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{at}.{key}")]
 
 
-def _read_tree(path: Path, depth: int) -> dict[str, Any]:
+def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
     if depth > MAX_EXTENDS:
         raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
     tree = read_yaml(path) or {}
@@ -338,7 +338,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     merged = dict(base)
     for key, value in over.items():
         both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -346,7 +346,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def _set(tree: dict[Any, Any], keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
         tree = tree.setdefault(key, {})
         if not isinstance(tree, dict):

@@ -1,6 +1,7 @@
 """Shapes as types: ``Float[Tensor, "batch loc tok"]`` names the axes of every tensor that crosses a function border.
 
-They are read by people and by mypy (through jaxtyping, in the ``test`` extra), and cost nothing at run time.
+They are read by people and by mypy (through jaxtyping, in the ``test`` extra) and checked while tests run (by jaxtyping
+and beartype, ``tests/conftest.py``). Outside tests they cost nothing.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -108,7 +108,7 @@ class Prompt:
         return cls.from_names(names)
 
     @classmethod
-    def from_caption(cls, caption: str, phrases: Sequence[str | Span | Sequence[Span]] | None = None) -> "Prompt":
+    def from_caption(cls, caption: str, phrases: Sequence[str | Sequence[Any]] | None = None) -> "Prompt":
         """A free sentence and the things in it: each a text that occurs in it, a span, or several spans.
 
         A text stands for its next whole-word occurrence after the phrase given before it (else its first one), so

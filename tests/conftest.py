@@ -3,7 +3,9 @@
 import os
 import random
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,11 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+if find_spec("jaxtyping"):
+    import jaxtyping
+if find_spec("beartype"):
+    jaxtyping.install_import_hook("glip", "shape_check.check")  # before glip is imported
 
 from glip.config import ModelConfig, load_config
 from glip.detector import Detector
@@ -28,6 +35,17 @@ settings.load_profile("glip")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", help="where tests marked gpu run: cuda, cuda:1, or cpu to try them")
+
+
+@pytest.fixture(autouse=True)
+def checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shapes and types are checked, but where a test gives wrong ones on purpose or the checker would disturb."""
+    wrong = request.node.get_closest_marker("unchecked") is not None
+    if find_spec("jaxtyping"):
+        jaxtyping.config.update("jaxtyping_disable", wrong)
+    yield
+    if find_spec("jaxtyping"):
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

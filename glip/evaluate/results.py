@@ -168,8 +168,8 @@ class _Columns:
 
     def results(self) -> Results:
         """The columns."""
-        columns = [np.array(column) for column in (self.images, self.categories, self.boxes, self.scores)]
-        return Results(columns[0], columns[1], columns[2].reshape(-1, 4), columns[3])
+        images, categories = (np.array(column, dtype=np.int64) for column in (self.images, self.categories))
+        return Results(images, categories, np.array(self.boxes).reshape(-1, 4), np.array(self.scores))
 
 
 def is_box(value: Any) -> TypeGuard[list[float]]:

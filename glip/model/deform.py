@@ -23,8 +23,8 @@ class Corners:
     Weights hold the bilinear share times the modulation, zero for corners outside the map.
     """
 
-    index: Int[Tensor, "batch*place*tap corner"]
-    weight: Float[Tensor, "batch*place*tap corner"]
+    index: Int[Tensor, "read corner"]
+    weight: Float[Tensor, "read corner"]
 
 
 def deform_conv(
@@ -79,7 +79,7 @@ def _inside(place: Tensor, length: int, share: Tensor) -> tuple[Int[Tensor, "...
     return place.int().clamp_(0, length - 1), share * ((place >= 0) & (place < length))
 
 
-def _gather(table: Tensor, rows: Tensor, shares: Tensor) -> Float[Tensor, "place*tap chan"]:
+def _gather(table: Tensor, rows: Tensor, shares: Tensor) -> Float[Tensor, "read chan"]:
     """What each tap of each output place reads: the weighted sum of four pixels.
 
     To multiply first, with the weights of all taps at every pixel, and gather the products costs the same time; but

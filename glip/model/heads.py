@@ -27,7 +27,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, levels: Sequence[Float[Tensor, "batch chan height width"]]
+        self, levels: Sequence[Float[Tensor, "batch chan _height _width"]]
     ) -> tuple[Float[Tensor, "batch loc 4"], Float[Tensor, "batch loc"]]:
         boxes = [self.box(x).flatten(2) * scale for x, scale in zip(levels, self.scales, strict=True)]
         centerness = [self.centerness(x).flatten(1) for x in levels]

@@ -11,7 +11,7 @@ from PIL import Image
 from glip.data.held_out import says_one_of
 from glip.pseudo.select import overlap
 from glip.pseudo.store import Row
-from glip.structures import Sample, Span, TarMember
+from glip.structures import Sample, TarMember
 
 SEEN, UNSEEN = "seen words", "unseen words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))
@@ -114,7 +114,7 @@ def _boxes_of(row: Row, sample: Sample) -> dict[int, list[Row]]:
     return own
 
 
-def _shared(first: Sequence[Span], second: Sequence[Span]) -> int:
+def _shared(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> int:
     return sum(max(0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from glip.train.checkpoint import Progress, write_atomically
 from glip.train.step import Outcome
 
 
+@runtime_checkable
 class Validation(Protocol):
     """What a validation found.
 

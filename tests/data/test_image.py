@@ -209,6 +209,7 @@ def test_arrays_and_tensors_are_the_same_image():
         assert np.array_equal(np.asarray(open_any(grey)), np.repeat(array[..., :1], 3, 2))
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -84,7 +84,7 @@ def test_longer_names_than_on_disk(tmp_path):
 
 def test_a_missing_first_image_says_nothing_of_the_others(tmp_path):
     (tmp_path / "x.jpg").touch()
-    folders = Folders(tmp_path)
+    folders = Folders([tmp_path])
     assert folders.locate("train/none.jpg") == tmp_path / "train" / "none.jpg"
     assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
     with pytest.raises(ValueError, match="no folder of images is given"):

@@ -1,6 +1,7 @@
 """Few shots of each class: the release's rule, seeds, and classes that have too few."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ NAMES = ("cat", "dog", "owl")
 
 def sample(*labels, crowd=()):
     boxes = torch.tensor([[0.0, 0, 5, 5]]).repeat(len(labels), 1)
-    return Sample(None, boxes, tuple((label,) for label in labels), vocabulary=NAMES, crowd=crowd)
+    return Sample(Path("image.jpg"), boxes, tuple((label,) for label in labels), vocabulary=NAMES, crowd=crowd)
 
 
 SET = [sample(0, 0), sample(0, 1), sample(1), sample(2, 2, 2), sample(), sample(0, 2), sample(1, 1), sample(2)]

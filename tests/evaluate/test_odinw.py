@@ -15,6 +15,7 @@ LIST = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" 
 BOX = [2, 2, 6, 6]
 
 
+@pytest.mark.unchecked
 def test_the_table_holds_13_and_35_tasks():
     few, every = tasks(13), tasks(35)
     assert (len(few), len(every)) == (13, 35) and set(task.name for task in few) < set(task.name for task in every)

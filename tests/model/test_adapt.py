@@ -139,6 +139,7 @@ def broken_files(folder, detector):
     save_file({"a": torch.zeros(1)}, folder / "deep.safetensors", metadata=deep)
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -160,6 +161,7 @@ def test_files_that_are_no_task(name, message, detector, tmp_path):
         load_adaptation(tmp_path / f"{name}.safetensors")
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

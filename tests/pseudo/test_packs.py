@@ -35,6 +35,7 @@ def test_a_single_caption_is_asked_as_it_is():
     assert pack_of(PROMPTS[:1]).prompt is PROMPTS[0]
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize(
     ("together", "room", "sizes"), [(1, 99, [1, 1, 1]), (2, 99, [2, 1]), (9, 99, [3]), (9, 8, [2, 1])]
 )

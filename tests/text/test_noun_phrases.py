@@ -278,6 +278,7 @@ def test_pipelines_that_cannot_be_used(tmp_path):
         PhraseFinder(tmp_path / "any")
 
 
+@pytest.mark.unchecked
 def test_wrong_arguments(finder):
     with pytest.raises(ValueError, match="pass a list of captions"):
         finder.many("A dog.")

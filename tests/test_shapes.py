@@ -1,0 +1,32 @@
+"""Shapes are checked while tests run: a wrong one does not pass a function of glip."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from glip.geometry.boxes import clip, iou
+from glip.model.heads import BoxHead
+
+pytestmark = pytest.mark.skipif(find_spec("beartype") is None, reason="beartype is not installed")
+
+
+def test_wrong_shapes_and_types_are_errors() -> None:
+    import jaxtyping
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        clip(torch.zeros(3, 5), (10, 10))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        iou(torch.zeros(3, 4), torch.zeros(2, 4, dtype=torch.long), inclusive=True)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        clip(torch.zeros(3, 4), "10 x 10")  # type: ignore[arg-type]
+
+
+def test_levels_of_different_size_are_one_batch() -> None:
+    boxes, centerness = BoxHead(4, 2)([torch.zeros(2, 4, 6, 8), torch.zeros(2, 4, 3, 4)])
+    assert boxes.shape == (2, 60, 4) and centerness.shape == (2, 60)
+
+
+@pytest.mark.unchecked
+def test_a_test_may_switch_the_checker_off() -> None:
+    assert clip(torch.zeros(3, 5), (10, 10)).shape[0] == 3
