@@ -218,7 +218,7 @@ class Detector:
         adaptation = self.adaptation
         if adaptation is None:
             raise ValueError("no prompt: say what to look for, or load a task of glip tune, which knows its names")
-        text = self.encode_text(adaptation.prompt)
+        text = dataclasses.replace(self.encode_text(adaptation.prompt), tuned=True)
         if adaptation.offsets is None:
             return text
         hidden = text.features.hidden
@@ -255,7 +255,9 @@ class Detector:
         if len(text.prompts) not in (1, count):
             raise ValueError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
-        thresholds = [self._thresholds(threshold, prompt) for prompt in prompts]
+        if threshold is None and text.tuned and self.adaptation and self.adaptation.thresholds:
+            threshold = self.adaptation.thresholds
+        thresholds = [self._thresholds(threshold, len(prompt.phrases)) for prompt in prompts]
         owners = range(count) if len(text.prompts) == count else [0] * count
         pairs = [(i, row) for i, own in enumerate(owners) for row, owner in enumerate(text.owners) if owner == own]
         if token_scores and len(pairs) > count:
@@ -309,10 +311,7 @@ class Detector:
             groups[tuple(-(-side // SIZE_DIVISOR) for side in size)].append(index)  # type: ignore[index]
         return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
-    def _thresholds(self, threshold: float | Sequence[float] | None, prompt: Prompt) -> Float[Tensor, " phrase"]:
-        count = len(prompt.phrases)
-        if threshold is None and self.adaptation and prompt is self.adaptation.prompt and self.adaptation.thresholds:
-            threshold = self.adaptation.thresholds
+    def _thresholds(self, threshold: float | Sequence[float] | None, count: int) -> Float[Tensor, " phrase"]:
         if threshold is None:
             threshold = self.config.inference.threshold
         values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]

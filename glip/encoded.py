@@ -98,6 +98,7 @@ class EncodedText:
     """Token features of one or more prompts. A long list of names has several rows, its chunks.
 
     ``owners[row]`` is the prompt that a row belongs to, ``label_offsets[row]`` the label of its first phrase there.
+    ``tuned`` text is a task's own, with what was learned for it: its thresholds hold by default.
     """
 
     prompts: tuple[Prompt, ...]
@@ -105,6 +106,7 @@ class EncodedText:
     label_offsets: tuple[int, ...]
     batch: TextBatch
     features: TextFeatures
+    tuned: bool = False
 
     def of_prompts(self, chosen: Sequence[int]) -> "EncodedText":
         """The rows of some prompts, which become prompts 0, 1, ..."""
@@ -117,6 +119,7 @@ class EncodedText:
             tuple(self.label_offsets[row] for row in index),
             _pick(self.batch, index, self.batch.input_ids.shape[1]),
             features,
+            self.tuned,
         )
 
     def rows(self, chosen: Sequence[int]) -> tuple[TextBatch, TextFeatures]:

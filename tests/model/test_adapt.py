@@ -106,6 +106,16 @@ def test_thresholds_are_used_by_default_and_can_be_switched_off(detector):
     assert identical(tuned(IMAGE, list(NAMES)), detector(IMAGE, list(NAMES))), "they are of the task's words alone"
 
 
+def test_offsets_and_thresholds_belong_to_the_tuned_text_alone(detector):
+    """The same words, even the task's own Prompt, given by the caller are answered by the model as it is."""
+    task = prompt_task(detector, thresholds=(1.0,) * 4)
+    tuned = detector.adapted(task)
+    assert len(tuned(IMAGE)) == 0 and identical(tuned(IMAGE, task.prompt), detector(IMAGE, PROMPT))
+    text = tuned.encode_text()
+    assert text.tuned and text.of_prompts([0]).tuned and not tuned.encode_text(task.prompt).tuned
+    assert len(tuned.ground(tuned.encode_image([IMAGE, IMAGE]), text.of_prompts([0, 0]))[1]) == 0
+
+
 def test_without_a_prompt_or_a_task(detector):
     with pytest.raises(ValueError, match="no prompt: say what to look for"):
         detector(IMAGE)
