@@ -16,9 +16,9 @@ import glip
 from glip.data.catalog import find_set, known_sets, read_set
 from glip.data.phrasing import foreign_names
 from glip.data.sets import SkipCounter
-from glip.evaluate.background import Background, background_of
 from glip.evaluate.benchmark import seen_in
 from glip.evaluate.coco import average_precision
+from glip.evaluate.false_positives import FalsePositives, false_positives_of
 from glip.evaluate.phrases import PhraseRecall, phrase_recall
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import Chosen
@@ -57,9 +57,9 @@ def main() -> None:
         score = average_precision(pairs)
         ends = score.interval()
         interval = f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–"
-        own = alarms(background_of(pairs), threshold)
+        own = alarms(false_positives_of(pairs), threshold)
         strange = alarms(
-            background_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
+            false_positives_of(found(detector, asked(samples, others), f"{full}, strange names", tally)), threshold
         )
         figures = f"{score.ap50:.3f} | {interval} | {score.ap:.3f} | {own} | {strange}"
         print(f"| {full} | {score.images} | {figures} | {seen(full, detector)} |")
@@ -87,7 +87,7 @@ def asked(samples: Sequence[Sample], others: Sequence[str]) -> list[Sample]:
     return [Sample(sample.image, bare, (), vocabulary=strange, image_id=sample.image_id) for sample in samples]
 
 
-def alarms(found: Background | None, threshold: float) -> str:
+def alarms(found: FalsePositives | None, threshold: float) -> str:
     """Share of the images, and of the (image, absent name) pairs, with a false alarm."""
     if found is None:
         return "-"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glip.train.distributed import Group
 
 PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
-HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at background rate 0.05", "R@1", "R@5", "R@10")
+HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
 ODINW: "dict[str, Literal[13, 35]]" = {"odinw13": 13, "odinw35": 35}
 _OUT = "runs/evaluate"
 _EXAMINED = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in the names of sets that are not to train on

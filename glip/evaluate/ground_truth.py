@@ -1,7 +1,7 @@
 """What there is to find in a set and what is known to be absent, in the form in which everything is scored.
 
-Scoring and background honesty both work on a Truth and on Results, which name images and categories by their place
-in it, so that ids may be numbers or texts. ``annotations`` reads a Truth from a file; here it is taken from samples.
+Scoring and false positive rates both work on a GroundTruth and on Results, which name images and categories by their
+place in it, so that ids may be numbers or texts. ``annotations`` reads one from a file; here it is taken from samples.
 """
 
 from collections.abc import Iterable, Sequence

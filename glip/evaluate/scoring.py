@@ -13,9 +13,9 @@ from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
 from glip.data.writers import whole_file
 from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
-from glip.evaluate.background import background, operating_points
 from glip.evaluate.benchmark import LVIS_KEPT, Benchmark, answered, count_passed_over
 from glip.evaluate.coco import STATS, Ranking, Score, score_results
+from glip.evaluate.false_positives import false_positives, operating_points
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
 from glip.evaluate.ground_truth import GroundTruth, LvisTruth, truth_of
@@ -157,7 +157,7 @@ def _coco(truth: GroundTruth, results: Results) -> Scored:
     names = ("AP50 low (95 %)", "AP50 high (95 %)")
     interval = dict(zip(names, scored.interval() or (), strict=False))
     figures = {**dict(zip(STATS, scored.stats, strict=True)), **interval}
-    more = _background(truth, results, lambda kept: score_results(truth, kept).stats[:2])
+    more = _false_positives(truth, results, lambda kept: score_results(truth, kept).stats[:2])
     tables = (_categories(scored), *more.tables)
     return Scored({**figures, **more.figures}, tables, truth.names, scored.rankings)
 
@@ -169,16 +169,16 @@ def _categories(scored: Score) -> Table:
     return Table("Per category", tuple(rows))
 
 
-def _background(truth: GroundTruth, results: Results, ap: Callable[[Results], Sequence[float]]) -> Scored:
+def _false_positives(truth: GroundTruth, results: Results, ap: Callable[[Results], Sequence[float]]) -> Scored:
     """AP where names that are not there are rarely drawn to something; ``ap`` gives AP and AP50 of results."""
-    found = background(truth, results)
+    found = false_positives(truth, results)
     if found is None:
         return Scored({})
     points = operating_points(results, found, ap)
-    figures = {f"AP at background rate {point.allowed:g}": point.ap for point in points}
+    figures = {f"AP at false positive rate {point.allowed:g}": point.ap for point in points}
     rows: list[Row] = [
         {
-            "background rate at most": point.allowed,
+            "false positive rate at most": point.allowed,
             "threshold": point.threshold,
             "rate": point.rate,
             "AP": point.ap,
@@ -188,7 +188,7 @@ def _background(truth: GroundTruth, results: Results, ap: Callable[[Results], Se
     ]
     curve: list[Row] = [{"threshold": t, "rate": found.rate(t)} for t in (i / 20 for i in range(1, 20))]
     title = "Names that are not in the image, but drawn to something"
-    return Scored(figures, (Table(title, tuple(rows)), Table("Background rate by threshold", tuple(curve))))
+    return Scored(figures, (Table(title, tuple(rows)), Table("False positive rate by threshold", tuple(curve))))
 
 
 def _score_lvis(exam: Benchmark, found: Iterable[Found], folder: Path, tally: SkipCounter) -> Scored:
@@ -217,7 +217,7 @@ def _lvis(truth: LvisTruth, results: Results, fixed: LvisScore) -> Scored:
         }
         for own, other in zip(fixed.categories, standard.categories, strict=True)
     ]
-    more = _background(truth, results, lambda kept: standard_ap(truth, kept).stats[:2])
+    more = _false_positives(truth, results, lambda kept: standard_ap(truth, kept).stats[:2])
     return Scored({**figures, **more.figures}, (Table("Per category", tuple(rows)), *more.tables))
 
 

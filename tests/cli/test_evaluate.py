@@ -95,7 +95,7 @@ def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
     samples = read_set(find_set(str(things))).samples
     score = average_precision(detect_all(detector, samples))
     assert report["figures"]["AP50"] == pytest.approx(score.ap50, abs=1e-6)
-    assert report["figures"]["AP at background rate 0.05"] <= report["figures"]["AP"] + 1e-9
+    assert report["figures"]["AP at false positive rate 0.05"] <= report["figures"]["AP"] + 1e-9
     rows = json.loads((folder / "results.json").read_text())
     assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
     assert {"curves.png", "report.md", "worst.png"} <= {file.name for file in folder.iterdir()}
@@ -354,7 +354,7 @@ def test_two_sets_of_one_name_are_refused_before_anything_runs(glip_, tiny_folde
 def test_lvis_says_how_often_absent_names_are_drawn(glip_, tiny_folder, lvis, tmp_path):
     glip_(tiny_folder, lvis)
     figures = report_of(written(tmp_path / "runs" / "evaluate", "lvis"))["figures"]
-    assert {"AP at background rate 0.05", "AP at background rate 0.01"} <= figures.keys()
+    assert {"AP at false positive rate 0.05", "AP at false positive rate 0.01"} <= figures.keys()
 
 
 def test_a_short_list_is_capped_like_a_chunk(glip_, tiny_folder, lvis, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from scored import detections, sample
 from small import write_coco
 
-from glip.evaluate.background import background_of
+from glip.evaluate.false_positives import false_positives_of
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "measure_sets.py"
 BOX = (10.0, 10.0, 50.0, 50.0)
@@ -27,7 +27,7 @@ def tool() -> ModuleType:
 def test_strange_names_share_no_word_with_the_sets_own(tool):
     [one] = tool.asked([sample(["white pawn"], [(BOX, 0)])], ["white blood cell", "raccoon", "pothole", "raccoon"])
     assert one.vocabulary == ("raccoon", "pothole") and not len(one.boxes) and one.box_phrases == ()
-    found = background_of([(one, detections(one, [(BOX, 0.7, 1)]))])
+    found = false_positives_of([(one, detections(one, [(BOX, 0.7, 1)]))])
     assert tool.alarms(found, 0.5) == "1.00 (0.500)" and tool.alarms(None, 0.5) == "-"
 
 

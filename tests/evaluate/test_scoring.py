@@ -32,7 +32,7 @@ def exam():
 def test_samples_of_the_set_itself(exam, tmp_path):
     report = score(exam, answers(tmp_path / "answers", 0, 1, 2), ModelConfig(), QueryOptions(), tmp_path)
     assert report.figures["AP50"] == pytest.approx(1.0) and report.samples == 3 and not report.noted
-    assert report.figures["AP at background rate 0.05"] == pytest.approx(1.0), "dogs are drawn at 0.4 only"
+    assert report.figures["AP at false positive rate 0.05"] == pytest.approx(1.0), "dogs are drawn at 0.4 only"
     assert report.tables[1].rows[0]["threshold"] > 0.4
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scored import captioned, detections, sample
 
-from glip.evaluate.background import Background, background, background_of, operating_points
 from glip.evaluate.coco import score_results
+from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of, operating_points
 from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 
@@ -15,8 +15,8 @@ A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
 NONE = -np.inf
 
 
-def alarms(*best: float) -> Background:
-    return Background(np.array(best), np.arange(len(best)))
+def alarms(*best: float) -> FalsePositives:
+    return FalsePositives(np.array(best), np.arange(len(best)))
 
 
 def results(*rows: tuple[int, int, float]) -> Results:
@@ -39,7 +39,7 @@ def test_by_hand():
         (first, detections(first, [(A, 0.9, 0), (A, 0.5, 1), (B, 0.3, 1)])),
         (second, detections(second, [(A, 0.2, 2)])),
     ]
-    found = background_of(pairs)
+    found = false_positives_of(pairs)
     assert found is not None
     assert found.best.tolist() == pytest.approx([0.5, NONE, NONE, NONE, 0.2])
     assert found.images.tolist() == [0, 0, 1, 1, 1]
@@ -57,27 +57,29 @@ def test_which_names_are_absent():
 
 def test_a_set_whose_names_are_everywhere_says_nothing():
     one = sample(["cat"], [(A, 0)])
-    assert background_of([(one, detections(one, [(B, 0.9, 0)]))]) is None and background_of([]) is None
+    assert false_positives_of([(one, detections(one, [(B, 0.9, 0)]))]) is None and false_positives_of([]) is None
 
 
 def test_names_of_other_images_are_no_absent_names():
     """Each image was asked for names of its own: only those can be absent from it."""
     first, second = sample(["cat", "dog"], [(A, 0)]), sample(["cow"])
-    found = background_of([(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))])
+    found = false_positives_of(
+        [(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))]
+    )
     assert found is not None and found.best.tolist() == [0.5, 0.25] and found.images.tolist() == [0, 1]
 
 
 def test_absent_in_files():
     """Without a box, or known to be absent; a group of them is there; unknown categories say nothing."""
     rows = results((2, 0, 0.25), (2, 0, 0.75), (0, 1, 0.9), (3, 1, 0.5), (3, UNKNOWN, 0.99))
-    found = background(truth(), rows)
+    found = false_positives(truth(), rows)
     assert found is not None
     assert found.images.tolist() == [1, 2, 2, 3, 3] and found.best.tolist() == [NONE, 0.75, NONE, NONE, 0.5]
     asked = np.array([[False, True], [False, False], [True, False], [False, False]])
-    federated = background(truth(negatives=asked), rows)
+    federated = false_positives(truth(negatives=asked), rows)
     assert federated is not None and federated.best.tolist() == [0.75], "a name with a box is not absent"
-    assert background(truth(negatives=np.zeros((4, 2), dtype=bool)), rows) is None
-    nothing = background(truth(), concatenate([]))
+    assert false_positives(truth(negatives=np.zeros((4, 2), dtype=bool)), rows) is None
+    nothing = false_positives(truth(), concatenate([]))
     assert nothing is not None and nothing.best.tolist() == [NONE] * 5 and nothing.rate(0.0) == 0.0
 
 
@@ -126,7 +128,7 @@ def ap_of(kept):
 def test_ap_at_an_operating_point():
     """Five absent pairs, two false alarms at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6."""
     rows = results((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5))
-    found = background(truth(), rows)
+    found = false_positives(truth(), rows)
     assert found is not None
     every, some, none = operating_points(rows, found, ap_of, (0.4, 0.2, 0.0))
     assert (every.threshold, every.kept, every.rate) == (0.5, 4, 0.4)
@@ -139,12 +141,12 @@ def test_ap_at_an_operating_point():
 
 def test_ap_where_all_scores_are_equal_or_nothing_was_found():
     equal = results((0, 0, 0.5), (2, 0, 0.5))
-    found = background(truth(), equal)
+    found = false_positives(truth(), equal)
     assert found is not None
     point, free = operating_points(equal, found, ap_of, (0.1, 0.2))
     assert (point.kept, point.ap, point.ap50, point.rate) == (0, 0.0, 0.0, 0.0)
     assert (free.kept, free.threshold, free.rate) == (2, 0.5, 0.2)
-    bare = background(truth(), concatenate([]))
+    bare = false_positives(truth(), concatenate([]))
     assert bare is not None
     [point] = operating_points(concatenate([]), bare, ap_of, (0.05,))
     assert (point.threshold, point.kept, point.rate, point.ap) == (0.0, 0, 0.0, 0.0)
@@ -153,7 +155,7 @@ def test_ap_where_all_scores_are_equal_or_nothing_was_found():
 def test_samples_and_files_are_one():
     one, two = sample(["cat", "dog"], [(A, 0)]), sample(["cat", "dog"], [(B, 1)])
     pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
-    found, same = background_of(pairs), background(*to_arrays(pairs))
+    found, same = false_positives_of(pairs), false_positives(*to_arrays(pairs))
     assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
     known, rows = to_arrays(pairs)
     [point] = operating_points(rows, found, lambda kept: score_results(known, kept).stats[:2], (0.5,))
