@@ -1,4 +1,4 @@
-"""glip finds in an image whatever its words name (GLIP, Li et al., CVPR 2022, arXiv 2112.03857).
+"""Open-vocabulary object detection and phrase grounding (GLIP, Li et al., CVPR 2022, arXiv 2112.03857).
 
 Names load on first use (PEP 562), so ``import glip`` costs nothing and touches neither torch nor the network.
 """

@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 VERBS = {
-    "detect": "find what words name in images",
+    "detect": "detect objects described by text",
     "train": "train a model as a config says",
     "tune": "adapt a model to a task: prompt tuning, linear probe, full tuning, few-shot",
     "evaluate": "measure a model on sets, as their official evaluators do",
-    "label": "let a teacher ground the noun phrases of captions: boxes with scores, to be selected later",
-    "self-train": "rounds of label, select, train and evaluate: the student becomes the teacher",
-    "select": "choose which of a teacher's boxes to believe: a set to train on",
+    "label": "pseudo-label captioned images: ground the noun phrases of each caption with a teacher model",
+    "self-train": "label, select, train and evaluate in rounds; each student is the next teacher",
+    "select": "filter pseudo-labels by score, overlap and size: a dataset to train on",
     "data": "list, check, show or convert sets of annotated images",
-    "convert": "bring a checkpoint into our form",
+    "convert": "convert a checkpoint to glip's format",
     "config": "print a resolved config",
 }
 
@@ -41,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 or 143 interrupted."""
-    parser = Parser(prog="glip", description="Find in an image whatever its words name.")
+    parser = Parser(
+        prog="glip", description="Open-vocabulary object detection: find anything you can describe in words."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         module = import_module(f"glip.cli.{verb.replace('-', '_')}")
