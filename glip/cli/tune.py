@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", nargs="+", default=["all"], help="of each class: 1, 3, 5, 10, ... or all (default)")
     parser.add_argument("--per", choices=("image", "box"), default="image", help="what shots count")
     parser.add_argument("--seed", nargs="+", type=int, default=[0], help="of the draw of shots and of the tuning")
-    parser.add_argument("--image-list", metavar="FILE", help="tune on the images that a images.json lists")
+    parser.add_argument("--image-list", metavar="FILE", help="tune on the images that an images.json lists")
     parser.add_argument("--validate", metavar="SET", help="choose by this set (default: images not tuned on)")
     parser.add_argument("--test", metavar="SET", help="measure on this set at the end")
     parser.add_argument("--images", action="append", default=[], metavar="DIR", help="where the images of files lie")

@@ -93,7 +93,7 @@ def _model(name: str, setup: Setup) -> tuple[GLIP, ModelConfig]:
 
 
 def timed(run: Callable[[], Any], names: int, size: int, kind: str, setup: Setup) -> Row:
-    """Time, rate and memory of a forward pass; autocast, where it is on, begins anew with each."""
+    """Time, rate and memory of a forward pass; autocast, where it is on, is entered for each."""
 
     def once() -> None:
         with precision(kind, setup.device):
