@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glip.config import ModelConfig, load_config
+    from glip.config import ModelConfig
     from glip.detector import Detector
     from glip.loss import Criterion
     from glip.model.glip import GLIP
     from glip.model.weights import list_pretrained
     from glip.processor import Processor
     from glip.structures import Detections, Prompt
+    from glip.train.start import load_config
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,7 @@ _HOMES = {
     "Processor": "glip.processor",
     "Prompt": "glip.structures",
     "list_pretrained": "glip.model.weights",
-    "load_config": "glip.config",
+    "load_config": "glip.train.start",
 }
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import torch
 
+from glip.errors import GlipError
 from glip.shapes import Float, Tensor
 from glip.structures import Prompt
 
@@ -49,16 +50,16 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise ValueError(f"mode {self.mode!r} is not known: give one of {', '.join(MODES)}")
+            raise GlipError(f"mode {self.mode!r} is not known: give one of {', '.join(MODES)}")
         if len(self.names) != len(self.prompt.phrases):
-            raise ValueError(f"{len(self.names)} names for {len(self.prompt.phrases)} phrases: give a name for each")
+            raise GlipError(f"{len(self.names)} names for {len(self.prompt.phrases)} phrases: give a name for each")
         if len(self.thresholds) not in (0, len(self.names)):
-            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.names)} names: give one for each")
+            raise GlipError(f"{len(self.thresholds)} thresholds for {len(self.names)} names: give one for each")
         for name, threshold in zip(self.names, self.thresholds, strict=False):
             if not 0 <= threshold <= 1:
-                raise ValueError(f"threshold {threshold} of {name!r} is outside [0, 1]: scores are probabilities")
+                raise GlipError(f"threshold {threshold} of {name!r} is outside [0, 1]: scores are probabilities")
         if (self.mode == "prompt") != (self.offsets is not None):
-            raise ValueError(f"mode {self.mode!r}: offsets belong to mode prompt, and only there")
+            raise GlipError(f"mode {self.mode!r}: offsets belong to mode prompt, and only there")
 
     def to(self, device: torch.device | str) -> "Adaptation":
         """The same with its tensors on another device."""

@@ -1,93 +1,98 @@
-"""The experiment as a tree of frozen dataclasses: read from YAML, extended, overridden, checked, explained.
+"""All options of all commands as frozen dataclasses: type, range or choices, and one line of explanation for each.
 
-A YAML file may name one parent with ``extends:`` (maps merge, lists replace) and any value may be overridden with
-``key.path=value``. Unknown keys, wrong types and wrong choices are errors before anything is loaded. Layers never
-see a config: ``build`` in model/glip.py hands them plain numbers.
+The explanations are also the help of the command line and of ``glip config NAME --explain``.
 """
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field, model_validator
 
-MAX_EXTENDS = 5
+from glip.schema import checked
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+Precision = Literal["float32", "bfloat16", "float16"]
+Mode = Literal["prompt", "linear", "full", "text"]
+Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "world"]
 
 
-@dataclass(frozen=True, kw_only=True)
+def option(default: Any, explanation: str, **limits: Any) -> Any:
+    """A field with a default, one line of explanation, and limits such as ``ge=0``."""
+    return Field(default, description=explanation, **limits)
+
+
+@checked
 class VisionConfig:
     """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
 
-    kind: Literal["swin", "resnet"] = "swin"
-    widths: tuple[int, ...] = (96, 192, 384, 768)
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (3, 6, 12, 24)
-    window: int = 7
-    drop_path: float = 0.2
-    pretrained: str | None = None  # a timm model name or a local file, read when a training starts from nothing
+    kind: Literal["swin", "resnet"] = option("swin", "architecture")
+    widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage")
+    depths: tuple[Count, ...] = option((2, 2, 6, 2), "blocks of each stage")
+    heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)")
+    window: Count = option(7, "side of the attention window in patches (swin)")
+    drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
+    pretrained: str | None = option(None, "ImageNet weights when training from scratch: timm name or file")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class LanguageConfig:
     """The text encoder, a BERT without pooler."""
 
-    hidden: int = 768
-    layers: int = 12
-    heads: int = 12
-    intermediate: int = 3072
-    vocabulary: int = 30522
-    positions: int = 512
-    dropout: float = 0.1
-    pretrained: str | None = None  # a folder or file in BERT's layout, read when a training starts from nothing
-    frozen_layers: int = 0  # the embeddings and that many first layers keep their weights; 0 trains everything
-    bits: Literal[8, 32] = 32  # 8: the matrices are rounded to int8 rows before training and stored as such
+    hidden: Count = option(768, "hidden size")
+    layers: Count = option(12, "number of layers")
+    heads: Count = option(12, "attention heads per layer")
+    intermediate: Count = option(3072, "width of the feed-forward layers")
+    vocabulary: Count = option(30522, "size of the vocabulary")
+    positions: Count = option(512, "longest input in tokens")
+    dropout: Share = option(0.1, "dropout rate")
+    pretrained: str | None = option(None, "BERT weights when training from scratch: folder or file")
+    frozen_layers: CountOrZero = option(0, "freeze the embeddings and this many first layers; 0 trains all")
+    bits: Literal[8, 32] = option(32, "8: matrices are rounded to int8 rows before training and in the file")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class HeadConfig:
     """Feature pyramid, dynamic head and fusion."""
 
-    channels: int = 256
-    blocks: int = 6
-    fusion: bool = True
-    fusion_width: int = 2048
-    fusion_heads: int = 8
-    fusion_dropout: float = 0.1
-    groups: int = 16
-    drop_block: float = 0.3
-    prompt_offsets: bool = False  # a learned offset per token position, added before fusion (prompt tuning)
+    channels: Count = option(256, "channels of the pyramid and the head")
+    blocks: Count = option(6, "blocks of the dynamic head")
+    fusion: bool = option(True, "fuse image and text in every block (early fusion)")
+    fusion_width: Count = option(2048, "width of the cross attention")
+    fusion_heads: Count = option(8, "heads of the cross attention")
+    fusion_dropout: Share = option(0.1, "dropout of the cross attention")
+    groups: Count = option(16, "groups of the group norms")
+    drop_block: Share = option(0.3, "DropBlock rate of the pyramid's features")
+    prompt_offsets: bool = option(False, "a learned offset for each token position (prompt tuning)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class ImageConfig:
-    """How an image becomes the network's input; mean and std are in the channel order, on 0..255 values."""
+    """How an image becomes the network's input."""
 
-    min_size: int = 800
-    max_size: int = 1333
-    channels: Literal["bgr", "rgb"] = "bgr"
-    mean: tuple[float, ...] = (103.530, 116.280, 123.675)
-    std: tuple[float, ...] = (57.375, 57.120, 58.395)
+    min_size: Count = option(800, "images are resized to this short side, in pixels")
+    max_size: Count = option(1333, "longest side after resizing, in pixels")
+    channels: Literal["bgr", "rgb"] = option("bgr", "channel order")
+    mean: tuple[float, ...] = option((103.530, 116.280, 123.675), "mean in channel order, for 0..255")
+    std: tuple[float, ...] = option((57.375, 57.120, 58.395), "standard deviation in channel order")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class InferenceConfig:
-    """Defaults of decoding; each is also an argument of the Detector."""
+    """How network outputs become detections; defaults of the Detector's arguments."""
 
-    threshold: float = 0.5  # what a person is shown
-    candidate_threshold: float = 0.05  # class score before centerness
-    candidates_per_level: int = 1000
-    nms: float = 0.6
-    max_detections: int = 100
-    inclusive: bool = False  # boxes end on their last pixel, as the release learned them: COCO results are wider by one
-    aggregate: Literal["mean", "max", "power"] = "mean"  # token scores to phrase score
+    threshold: Share = option(0.5, "lowest score returned")
+    candidate_threshold: Share = option(0.05, "lowest class score before centerness")
+    candidates_per_level: Count = option(1000, "candidates kept per pyramid level")
+    nms: Share = option(0.6, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
+    max_detections: CountOrZero = option(100, "maximum detections per image; 0: no limit")
+    inclusive: bool = option(False, "boxes end on their last pixel, as in the release (COCO adds 1)")
+    aggregate: Literal["mean", "max", "power"] = option("mean", "how token scores become a phrase score")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class ModelConfig:
     """Everything needed to build a model and to use it; stored in the checkpoint as config.json."""
 
@@ -97,302 +102,219 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    max_tokens: int = 256
-    trained_on: tuple[str, ...] = ()
-    license: str = ""
+    max_tokens: Count = option(256, "longest caption in tokens")
+    trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
+    license: str = option("", "license of the weights")
 
 
-Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "world"]
-
-
-@dataclass(frozen=True, kw_only=True)
+@checked
 class SetConfig:
-    """Where a set lies and how it is written: an entry of ``datasets.yaml``, paths relative to the data root.
+    """Where a dataset is and how it is written: an entry of ``datasets.yaml``, paths relative to the data root."""
 
-    For drawn images (format world) the last five fields say which.
-    """
-
-    format: Format | None = None  # None: told from the file itself
-    annotations: str = ""  # a file, or a folder for flickr30k and for shards of captions
-    images: tuple[str, ...] = ()  # folders, looked through in order
-    names: str = ""  # odvg: the json of names by label; flickr30k: the list of image ids of the split
-    prompts: str = ""  # a YAML of words to write around or instead of a name (ODinW's caption prompts)
-    split: Literal["train", "seen", "novel"] = "train"
-    captioned: float = 0.2
-    sides: tuple[int, ...] = (200, 360)
-    plain: bool = False
-    count: int = 0  # different images; 0: as many as asked for
+    format: Format | None = option(None, "annotation format (default: recognized from the file)")
+    annotations: str = option("", "annotation file, or folder for flickr30k and sharded captions")
+    images: tuple[str, ...] = option((), "image folders, searched in order")
+    names: str = option("", "odvg: JSON of class names; flickr30k: list of the split's image ids")
+    prompts: str = option("", "YAML of the text written for each class name (ODinW's caption prompts)")
+    split: Literal["train", "seen", "novel"] = option("train", "drawn images: which things are drawn")
+    captioned: Share = option(0.2, "drawn images: share with a caption instead of class names")
+    sides: tuple[Count, ...] = option((200, 360), "drawn images: shortest and longest side in pixels")
+    plain: bool = option(False, "drawn images: no clutter")
+    count: CountOrZero = option(0, "drawn images: how many different ones; 0: endless")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class DatasetConfig(SetConfig):
-    """One set of a mixture: an entry of ``datasets.yaml`` by its name, or given here in full."""
+    """One dataset of a training mixture: an entry of ``datasets.yaml`` by its name, or described here in full."""
 
     name: str
-    weight: float = 1.0
-    short_side: tuple[int, ...] = ()  # overrides data.short_side
-    flip: float = 0.5
-    first: int = 0  # learn from the first so many samples only; 0: all
-    soft: bool = False  # scores of pseudo-labels weigh their losses
-    box_loss: bool = True  # its boxes also teach where boxes end, not only what is where
-    held_out: tuple[str, ...] = ()  # names with one of these words are not asked for, nor their boxes learned
+    weight: Rate = option(1.0, "share of the images drawn from this dataset, relative to the others")
+    short_side: tuple[Count, ...] = option((), "overrides data.short_side")
+    flip: Share = option(0.5, "probability of a horizontal flip")
+    first: CountOrZero = option(0, "use only this many first samples; 0: all")
+    soft: bool = option(False, "scores of pseudo-labels weight their losses")
+    box_loss: bool = option(True, "train box regression on it, not only the alignment with words")
+    held_out: tuple[str, ...] = option((), "drop class names that contain one of these words")
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class DataConfig:
-    """What is trained on and how images and names are varied."""
+    """What to train on and how images and captions are varied."""
 
-    root: str | None = None  # else the environment variable GLIP_DATA
-    train: tuple[DatasetConfig, ...] = ()
-    validate: tuple[DatasetConfig, ...] = ()  # evaluated every train.validate_every steps
-    replay: float = 0.0  # share of the images that come from the mixture of replay_from, against forgetting
-    replay_from: str = ""  # a config, such as pretrain/nano
-    crop: int = 0  # side of square crops in pixels; 0 keeps whole images
-    short_side: tuple[int, ...] = (640, 800)  # drawn uniformly between the two
-    colour: float = 0.0
-    max_negatives: int = 85  # absent names in a caption at most
-    full_vocabulary: float = 0.5  # probability that all names of a set are in the prompt (if they fit)
-    borrow: float = 0.0  # probability that names of the other sets join as negatives (never one sharing a word)
-    pack_captions: int = 0  # captions of other images beside the true one, at most (the paper: 19)
-    workers: int = 0
-    max_broken: float = 0.01  # share of unreadable images at which a run stops
+    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA)")
+    train: tuple[DatasetConfig, ...] = option((), "datasets to train on")
+    validate: tuple[DatasetConfig, ...] = option((), "datasets to validate on during training")
+    replay: float = option(0.0, "share of images from the old mixture, against forgetting", ge=0, lt=1)
+    replay_from: str = option("", "config of the old mixture, such as pretrain/nano")
+    crop: CountOrZero = option(0, "side of square random crops in pixels; 0: whole images")
+    short_side: tuple[Count, ...] = option((640, 800), "range of the random short side in pixels", min_length=1)
+    colour: Share = option(0.0, "strength of colour jitter; 0: off")
+    max_negatives: CountOrZero = option(85, "maximum absent class names in a caption")
+    full_vocabulary: Share = option(0.5, "probability of a caption with all class names, if they fit")
+    borrow: Share = option(0.0, "probability of negatives from the other datasets")
+    pack_captions: CountOrZero = option(0, "captions of other images added as negatives (paper: 19)")
+    workers: CountOrZero = option(0, "loader processes; 0: load in the main process")
+    max_broken: Share = option(0.01, "share of unreadable images above which training stops")
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The run: optimizer, schedule, checkpoints."""
-
-    steps: int = 1000
-    batch_size: int = 4  # images per step, of all processes together
-    micro_batch: int = 0  # images at once in one process (gradients accumulate); 0: all of its share
-    lr: float = 1e-4
-    bert_lr: float = 1e-5  # of the language model
-    text_lr: float = 1e-4  # of what changes the tokens in the tower; the release has the base rate here
-    weight_decay: float = 0.05
-    warmup: int = 500
-    schedule: Literal["step", "cosine"] = "step"
-    drops: tuple[float, ...] = (0.67, 0.89)  # shares of the run after which the rate falls to a tenth
-    clip: float = 1.0
-    frozen_stages: int = 0  # the image encoder's stem and that many stages keep their weights
-    freeze_language: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    checkpointing: bool = False  # compute activations again in the backward pass: less memory, more time
-    compile: bool = False  # torch.compile the image encoder and the tower
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun; fsdp shards what one GPU cannot hold
-    ema: float = 0.0  # decay of the running mean of the weights, which is then what is evaluated and shipped
-    wise_ft: float = 0.0  # share of the starting weights in the finished model, against forgetting
-    max_bad_steps: int = 20  # steps in a row without finite losses and gradients, before the run stops
-    seed: int = 0
-    save_every: int = 500  # last.pt
-    keep_every: int = 0  # also step-N.pt every so many steps; 0: never
-    validate_every: int = 0
-    validate_images: int = 200  # of each set at most, evenly spread over it; 0: all
-    log_every: int = 20
-    tensorboard: bool = False
-    output: str = "runs/train"
-    start: str | None = None  # a model to start from (its config holds where nothing is stated), else random weights
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if 0 < self.crop < 32:
+            raise ValueError(f"crop: got {self.crop}: give 32 or more pixels, or 0 for whole images")
+        if self.replay and not self.replay_from:
+            raise ValueError(f"replay: {self.replay:g} needs replay_from, the old config, such as pretrain/nano")
+        if self.replay_from and not self.replay:
+            raise ValueError(f"replay_from: {self.replay_from!r} needs replay, the share of images, such as 0.3")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A whole training: the model, its data, its run."""
+@checked
+class StepConfig:
+    """One optimizer step; shared by training and tuning."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    stated: tuple[str, ...] = field(default=(), compare=False)  # keys of the model that were given: see train.start
-
-
-class ConfigError(ValueError):
-    """A config that cannot be read; the message names the key, the value and what is allowed."""
-
-
-T = TypeVar("T")
+    batch_size: Count = option(4, "images per step, over all processes")
+    micro_batch: CountOrZero = option(0, "images per forward pass (gradients accumulate); 0: all at once")
+    bert_lr: Rate = option(1e-5, "learning rate of the language model")
+    clip: float = option(1.0, "maximum gradient norm", gt=0)
+    precision: Precision = option("float32", "precision of the forward pass (mixed precision)")
+    checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    compile: bool = option(False, "compile the image encoder and the head with torch.compile")
+    max_bad_steps: Count = option(20, "stop after this many steps in a row with non-finite losses")
+    seed: CountOrZero = option(0, "random seed")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment: a YAML file (a path, or a name under the installed configs) plus ``key.path=value``.
+@checked
+class TrainConfig(StepConfig):
+    """The training run: optimizer, schedule, checkpoints."""
 
-    Raises:
-        ConfigError: missing file, broken YAML, unknown key, wrong type or choice.
-    """
-    tree = read_overrides(overrides, _read_tree(find_config(path), depth=0))
-    tree["stated"] = _leaves(tree.get("model", {}), "model")
-    return from_dict(Experiment, tree)
+    steps: Count = option(1000, "number of optimizer steps")
+    lr: Rate = option(1e-4, "learning rate")
+    text_lr: Rate = option(1e-4, "learning rate of the text layers inside the fusion (release: same as lr)")
+    weight_decay: Rate = option(0.05, "weight decay of matrices")
+    warmup: CountOrZero = option(500, "steps of linear warmup; 0: none")
+    schedule: Literal["step", "cosine"] = option("step", "learning rate schedule")
+    drops: tuple[Share, ...] = option((0.67, 0.89), "schedule step: shares of the run where the rate drops 10x")
+    frozen_stages: CountOrZero = option(0, "freeze the image encoder's stem and this many stages; 0: none")
+    freeze_language: bool = option(False, "freeze the language model")
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "under torchrun: replicate or shard the model")
+    ema: float = option(0.0, "decay of the weight average (EMA) that is validated and saved; 0: off", ge=0, lt=1)
+    wise_ft: Share = option(0.0, "share of the starting weights in the final model (WiSE-FT)")
+    save_every: Count = option(500, "steps between checkpoints")
+    keep_every: CountOrZero = option(0, "also keep step-N.pt every this many steps; 0: never")
+    validate_every: CountOrZero = option(0, "steps between validations; 0: never")
+    validate_images: CountOrZero = option(200, "maximum validation images per dataset; 0: all")
+    log_every: Count = option(20, "steps between log lines")
+    tensorboard: bool = option(False, "also write TensorBoard logs")
+    output: str = option("runs/train", "output folder")
+    start: str | None = option(None, "model to start from; its config is the default of model.* (else random)")
 
-
-def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """Plain maps with ``key.path=value`` texts set in them; the values are YAML.
-
-    Raises:
-        ConfigError: a text of another form.
-    """
-    found: dict[Any, Any] = {} if tree is None else tree
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key.strip():
-            lacking = "key" if separator else "'='"
-            raise ConfigError(f"override {item!r} is not key.path=value: no {lacking} in it: try train.steps=100")
-        _set(found, key.strip().split("."), _parse_yaml(value, item))
-    return found
-
-
-def find_config(path: str | Path) -> Path:
-    """The YAML file meant by a path, or by a name such as ``glip_t`` or ``pretrain/nano`` of the installed configs."""
-    given = Path(path)
-    if given.is_file():
-        return given
-    installed = config_folder()
-    name = str(path).removesuffix(".yaml")
-    named = installed / f"{name}.yaml"
-    if named.is_file():
-        return named
-    known = sorted(str(p.relative_to(installed).with_suffix("")) for p in installed.rglob("*.yaml"))
-    hint = _did_you_mean(name, known)
-    raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup: got {self.warmup} of {self.steps} steps: give fewer than steps, such as a tenth")
+        if self.wise_ft and self.start is None:
+            raise ValueError(f"wise_ft: got {self.wise_ft:g} without start, whose weights it averages: give start too")
+        return self
 
 
-def config_folder() -> Path:
-    """Where the YAML files lie: beside the code in a wheel, at the top level in a checkout."""
-    here = Path(__file__).resolve().parent
-    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+# ---- options of single commands
 
 
-def from_dict(kind: type[T], tree: Any, at: str = "") -> T:
-    """Build a config dataclass from nested maps, checking every key and type.
+@checked
+class TuneConfig(StepConfig):
+    """Tuning for one task; a rate of None is the release's for the mode."""
 
-    Raises:
-        ConfigError: naming the path of the key, the value, and what is allowed.
-    """
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{at or 'config'}: expected a map of keys, got {tree!r}")
-    hints = typing.get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            dotted = f"{at}.{key}" if at else str(key)
-            hint = _did_you_mean(str(key), list(hints))
-            raise ConfigError(f"{dotted}: no such key{hint}. Known keys: {', '.join(hints)}")
-    missing = [
-        f.name
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if f.name not in tree and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"{at or 'config'}: missing key {missing[0]!r}")
-    values = {key: convert(hints[key], value, f"{at}.{key}" if at else str(key)) for key, value in tree.items()}
-    return kind(**values)
+    mode: Mode = option("prompt", "what is trained")
+    shots: Count | None = option(None, "few-shot: training images (or boxes) per class; default: all")
+    per: Literal["image", "box"] = option("image", "what --shots counts")
+    image_list: tuple[str, ...] = option((), "ids of the images to tune on, instead of a random sample")
+    lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-5 for text, else 1e-4)")
+    weight_decay: Rate | None = option(None, "weight decay (default: 0.25 for prompt, else 0.05)")
+    epochs: Count = option(100, "maximum number of epochs")
+    images_per_epoch: CountOrZero = option(0, "images drawn per epoch; 0: every image once, at least 64 in all")
+    drop_after: Count = option(3, "epochs without improvement before the learning rate drops 10x")
+    patience: Count = option(8, "epochs without improvement before training stops")
+    augment: bool = option(False, "random flips and sizes in each epoch; image features are then not cached")
+    thresholds: bool = option(True, "store the score threshold of best F1 for each class")
+    max_val_images: Count = option(100, "maximum validation images")
+    cache_gb: Rate = option(4.0, "memory for cached image features in GB")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain maps and lists, ready for JSON or YAML."""
-    plain = dataclasses.asdict(config)
-    return typing.cast(dict[str, Any], _listed(plain))
+@checked
+class EvaluateConfig:
+    """How a model is evaluated."""
+
+    batch_size: Count = option(1, "images, or chunks of a long list of names, computed at once")
+    max_names: CountOrZero | None = option(
+        None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
+    )
+    max_detections: CountOrZero | None = option(
+        None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
+    )
 
 
-def to_yaml(config: Any) -> str:
-    """A config, or its plain maps, as YAML text, in the order of its fields."""
-    return yaml.safe_dump(config if isinstance(config, dict) else to_dict(config), sort_keys=False, allow_unicode=True)
+@checked
+class LabelConfig:
+    """Pseudo-labelling: how captions become boxes, and which pairs of image and caption are worth labelling."""
+
+    threshold: Share = option(0.1, "lowest score stored")
+    max_detections: Count = option(100, "maximum detections per caption")
+    batch_size: Count = option(4, "images or captions computed at once")
+    together: Count = option(1, "maximum captions of one image in one prompt; 1: one forward pass per caption")
+    form: Literal["jsonl", "parquet"] = option("jsonl", "file format of the labels")
+    pipeline: str | None = option(None, "spaCy pipeline that finds noun phrases (default: the bundled finder)")
+    referring: bool = option(False, "widen noun phrases to whole referring expressions")
+    engine: Literal["local", "torchrun", "ray"] = option("local", "what runs the shards")
+    workers: Count = option(1, "Ray actors")
+    threads: CountOrZero = option(0, "CPU threads per worker; 0: this machine's cores divided by the workers")
+    per_shard: Count = option(1000, "images per shard when captions come in one file")
+    min_side: CountOrZero = option(64, "skip images whose short side is below this many pixels; 0: off")
+    max_aspect: Rate = option(4.0, "skip images whose aspect ratio (long side / short side) is above this; 0: off")
+    max_pixels: CountOrZero = option(64_000_000, "skip images with more pixels; 0: off")
+    min_bytes: CountOrZero = option(2_000, "skip smaller image files; 0: off")
+    max_bytes: CountOrZero = option(50_000_000, "skip larger image files; 0: off")
+    min_words: CountOrZero = option(2, "skip captions with fewer words; 0: off")
+    max_words: CountOrZero = option(64, "skip captions with more words; 0: off")
+    max_tokens: int = option(0, "skip captions with more tokens; 0: what the model reads; -1: off", ge=-1)
+    min_phrases: Count = option(1, "skip captions with fewer noun phrases")
+    max_repeats: CountOrZero = option(10, "skip a caption that occurs more often in a shard; 0: off")
+    same_image: int = option(
+        4, "skip near-duplicate images: bits of 64 in which perceptual hashes differ; -1: off", ge=-1, le=16
+    )
+    html: bool = option(False, "keep captions with HTML")
+    control_characters: bool = option(False, "keep captions with control characters")
+    no_letters: bool = option(False, "keep captions without letters, such as only emoji")
+    latin_only: bool = option(False, "skip captions with letters of other scripts")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelConfig":
+        for what in ("bytes", "words"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if high and low > high:
+                raise ValueError(f"min_{what}: got {low}, above max_{what} {high}: nothing would be kept")
+        if 0 < self.max_aspect < 1:
+            raise ValueError(f"max_aspect: got {self.max_aspect:g}: give 1 or more, or 0 for no limit")
+        return self
 
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+@checked
+class SelectConfig:
+    """Filter pseudo-labels by score, overlap and size."""
+
+    min_score: Share = option(0.5, "lowest score of a box (GLIP 0.5, OWL-ST 0.1, GRIT 0.65)")
+    min_box_side: Rate = option(1.0, "shortest side of a box in pixels")
+    max_box_area: Share = option(1.0, "largest share of the image that a box covers; 1: off")
+    nms: Share = option(1.0, "IoU above which the lower-scored of two boxes of a phrase is removed; 1: off")
+    nms_across: Share = option(1.0, "the same among all phrases of a caption (GRIT 0.5); 1: off")
+    max_per_phrase: CountOrZero = option(0, "maximum boxes per phrase, best first; 0: no limit")
+    min_best_score: Share = option(0.5, "skip captions whose best box scores lower (OWL-ST 0.3)")
 
 
-def _leaves(tree: Any, at: str) -> list[str]:
-    if not isinstance(tree, dict):
-        return [at]
-    return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{at}.{key}")]
+@checked
+class SelfTrainConfig:
+    """Rounds of self-training."""
 
-
-def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
-    if depth > MAX_EXTENDS:
-        raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
-    tree = read_yaml(path) or {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    beside = path.parent / str(parent)
-    return _merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file.
-
-    Raises:
-        ConfigError: not UTF-8, or not YAML.
-    """
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both_maps else value
-    return merged
-
-
-def _set(tree: dict[Any, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key!r} is a value, not a map of keys")
-    tree[keys[-1]] = value
-
-
-def convert(kind: Any, value: Any, at: str) -> Any:
-    """A plain value as a field of type ``kind``; ``at`` is the key that messages name."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type[Any], kind), value, at)
-    if origin is Literal:
-        return choice(typing.get_args(kind), value, at)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{at}: expected a list, got {value!r}")
-        inner = typing.get_args(kind)[0]
-        return tuple(convert(inner, item, f"{at}[{index}]") for index, item in enumerate(value))
-    if origin in (typing.Union, types.UnionType):
-        inner = next(option for option in typing.get_args(kind) if option is not type(None))
-        return None if value is None else convert(inner, value, at)
-    return _scalar(kind, value, at)
-
-
-def choice(choices: tuple[Any, ...], value: Any, at: str) -> Any:
-    """A value that is one of ``choices``."""
-    if value in choices and type(value) in {type(choice) for choice in choices}:
-        return value
-    hint = _did_you_mean(str(value), [str(choice) for choice in choices])
-    raise ConfigError(f"{at}: {value!r} is not one of {', '.join(repr(choice) for choice in choices)}{hint}")
-
-
-def _scalar(kind: type[Any], value: Any, at: str) -> Any:
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # PyYAML reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{at}: expected {kind.__name__}, got {value!r}")
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    rounds: Count = option(1, "number of rounds; the student of one round is the next teacher")
+    share: float = option(0.5, "share of pseudo-labelled images among the student's training images", gt=0, lt=1)
+    from_teacher: bool = option(True, "students start from the teacher's weights, else as the config says")
+    soft: bool = option(False, "scores of pseudo-labels weight their losses")
+    box_loss: bool = option(True, "train box regression on pseudo-labels, not only the alignment with words")

@@ -19,9 +19,10 @@ from glip.adaptation import Adaptation
 from glip.config import ModelConfig
 from glip.data.image import ImageInput, open_any
 from glip.encoded import EncodedImage, EncodedText
+from glip.errors import CheckpointError, GlipError
 from glip.model.adapt import load_adaptation, with_weights
 from glip.model.glip import GLIP
-from glip.model.weights import WeightsError, fingerprint, load_pretrained, save_pretrained
+from glip.model.weights import fingerprint, load_pretrained, save_pretrained
 from glip.postprocess import Decoding, merge_chunks, postprocess
 from glip.processor import SIZE_DIVISOR, Processor, resized_size
 from glip.shapes import Float, Tensor
@@ -60,7 +61,7 @@ class Detector:
         With ``task``, what ``glip tune`` made for it, the detector is adapted to that task (see ``adapted``).
 
         Raises:
-            WeightsError: unknown, not there, broken, or of another model.
+            CheckpointError: unknown, not there, broken, or of another model.
             ValueError: a device that is not there.
         """
         choose_device(device)
@@ -76,11 +77,11 @@ class Detector:
         it is, bit for bit, after prompt tuning.
 
         Raises:
-            WeightsError: not there, broken, or tuned on other weights than these.
+            CheckpointError: not there, broken, or tuned on other weights than these.
         """
         adaptation = task if isinstance(task, Adaptation) else load_adaptation(task)
         if adaptation.fingerprint != self.fingerprint:
-            raise WeightsError(
+            raise CheckpointError(
                 f"task {' '.join(adaptation.names)[:40]!r} was tuned on other weights (of {adaptation.model!r}) than "
                 f"those of this {self.config.name!r}: load the model it belongs to, or tune again"
             )
@@ -217,13 +218,13 @@ class Detector:
     def _own_text(self) -> EncodedText:
         adaptation = self.adaptation
         if adaptation is None:
-            raise ValueError("no prompt: say what to look for, or load a task of glip tune, which knows its names")
+            raise GlipError("no prompt: say what to look for, or load a task of glip tune, which knows its names")
         text = dataclasses.replace(self.encode_text(adaptation.prompt), tuned=True)
         if adaptation.offsets is None:
             return text
         hidden = text.features.hidden
         if adaptation.offsets.shape != hidden.shape[1:]:
-            raise WeightsError(
+            raise CheckpointError(
                 f"offsets of shape {tuple(adaptation.offsets.shape)} for a caption of {tuple(hidden.shape[1:])}: the "
                 "task is broken or of another model"
             )
@@ -253,7 +254,7 @@ class Detector:
         count = len(image.original)
         _check_batch_size(batch_size)
         if len(text.prompts) not in (1, count):
-            raise ValueError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
+            raise GlipError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
         if threshold is None and text.tuned and self.adaptation and self.adaptation.thresholds:
             threshold = self.adaptation.thresholds
@@ -261,7 +262,7 @@ class Detector:
         owners = range(count) if len(text.prompts) == count else [0] * count
         pairs = [(i, row) for i, own in enumerate(owners) for row, owner in enumerate(text.owners) if owner == own]
         if token_scores and len(pairs) > count:
-            raise ValueError("token_scores need a prompt in one piece: this list of names was split into chunks")
+            raise GlipError("token_scores need a prompt in one piece: this list of names was split into chunks")
         decoding = self._decoding(nms, max_detections)
         limit = chunk_detections or (0 if len(pairs) > count else decoding.max_detections)
         chunked = dataclasses.replace(decoding, max_detections=limit)
@@ -316,18 +317,18 @@ class Detector:
             threshold = self.config.inference.threshold
         values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
         if len(values) != count:
-            raise ValueError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
+            raise GlipError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
         for value in values:
             if not 0 <= value <= 1:
-                raise ValueError(f"threshold {value} is outside [0, 1]: scores are probabilities, such as 0.5")
+                raise GlipError(f"threshold {value} is outside [0, 1]: scores are probabilities, such as 0.5")
         return torch.tensor(values)
 
     def _decoding(self, nms: float | None, max_detections: int | None) -> Decoding:
         defaults = self.config.inference
         if nms is not None and not 0 <= nms <= 1:
-            raise ValueError(f"nms {nms} is outside [0, 1]: it is an overlap, 1 keeps all boxes")
+            raise GlipError(f"nms {nms} is outside [0, 1]: it is an overlap, 1 keeps all boxes")
         if max_detections is not None and max_detections < 0:
-            raise ValueError(f"max_detections {max_detections} is negative: give a number of boxes, or 0 for no cap")
+            raise GlipError(f"max_detections {max_detections} is negative: give a number of boxes, or 0 for no cap")
         return Decoding(
             candidate_threshold=defaults.candidate_threshold,
             candidates_per_level=defaults.candidates_per_level,
@@ -364,7 +365,7 @@ def choose_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise ValueError(f"device {name!r} is not there: give one of {', '.join(there)}") from None
+        raise GlipError(f"device {name!r} is not there: give one of {', '.join(there)}") from None
     return device
 
 
@@ -382,10 +383,10 @@ def as_prompts(words: Words | Sequence[Words], images: int | None) -> list[Promp
     if all(isinstance(item, str) for item in items):
         return [Prompt.from_names(items)]  # type: ignore[arg-type]
     if images is not None and len(items) != images:
-        raise ValueError(f"got {len(items)} prompts for {images} images: give one, or one for each")
+        raise GlipError(f"got {len(items)} prompts for {images} images: give one, or one for each")
     return [as_prompts(item, None)[0] for item in items]
 
 
 def _check_batch_size(size: int) -> None:
     if size < 1:
-        raise ValueError(f"batch_size {size} is less than 1: give the images computed at once, such as 4")
+        raise GlipError(f"batch_size {size} is less than 1: give the images computed at once, such as 4")

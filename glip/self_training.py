@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glip.config import DatasetConfig, Experiment, SetConfig, to_dict
+from glip.config import DatasetConfig, SetConfig
 from glip.data.sets import SkipCounter
 from glip.data.writers import whole_file
 from glip.detector import Detector, choose_device
+from glip.errors import DataError
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
+from glip.experiment import Experiment, to_dict
 from glip.pseudo.engine import Say
 from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, run_labelling
@@ -56,9 +58,9 @@ class SelfTrainConfig:
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"rounds: got {self.rounds}: give 1 or more")
+            raise DataError(f"rounds: got {self.rounds}: give 1 or more")
         if not 0 < self.share < 1:
-            raise ValueError(f"share: got {self.share}: give the pseudo-labelled share of the images, in (0, 1)")
+            raise DataError(f"share: got {self.share}: give the pseudo-labelled share of the images, in (0, 1)")
 
 
 class SelfTraining:
@@ -131,7 +133,7 @@ class SelfTraining:
         self.say(f"round {number} of {self.how.rounds}: {teacher} labels {self.captions.annotations}")
         done = run_labelling(self.captions, replace(self.label, model=teacher), part / "labels", self.workers, self.say)
         if done.failed:
-            raise ValueError(
+            raise DataError(
                 f"{len(done.failed)} shards could not be labelled, such as {done.failed[0].shard} "
                 f"({done.failed[0].reason}): mend or remove them, and run the same again"
             )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from glip.errors import GlipError
 from glip.shapes import Bool, Float, Int, Tensor
 
 Span = tuple[int, int]
@@ -48,15 +49,15 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.phrases:
-            raise ValueError("prompt has no phrase: give at least one name, such as 'a red bus. a cyclist'")
+            raise GlipError("prompt has no phrase: give at least one name, such as 'a red bus. a cyclist'")
         if not self.classes:
             object.__setattr__(self, "classes", tuple(range(len(self.phrases))))
         if len(self.classes) != len(self.phrases):
-            raise ValueError(
+            raise GlipError(
                 f"classes: got {len(self.classes)} for {len(self.phrases)} phrases: give one class per phrase"
             )
         if not self.caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in self.caption):
-            raise ValueError(f"prompt {self.caption!r} holds characters that are not UTF-8: write it in UTF-8")
+            raise GlipError(f"prompt {self.caption!r} holds characters that are not UTF-8: write it in UTF-8")
         for phrase in self.phrases:
             _check_phrase(phrase, self.caption)
 
@@ -75,20 +76,20 @@ class Prompt:
             ValueError: no name, or an empty one.
         """
         if isinstance(names, str):
-            raise ValueError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
+            raise GlipError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
         caption = ""
         phrases: list[Phrase] = []
         for index, name in enumerate([*names, *negatives]):
             if not name.strip():
-                raise ValueError(f"name {index} of the prompt is empty: remove it or write what to look for")
+                raise GlipError(f"name {index} of the prompt is empty: remove it or write what to look for")
             caption += SEPARATOR if phrases else ""
             phrases.append(Phrase(name, ((len(caption), len(caption) + len(name)),)))
             caption += name
         own = tuple(classes) if classes is not None else tuple(range(len(names)))
         if len(own) != len(names):
-            raise ValueError(f"classes: got {len(own)} for {len(names)} names: give one class per name")
+            raise GlipError(f"classes: got {len(own)} for {len(names)} names: give one class per name")
         if any(number < 0 for number in own):
-            raise ValueError(f"classes: got {min(own)}; classes count from 0, use negatives= for names not returned")
+            raise GlipError(f"classes: got {min(own)}; classes count from 0, use negatives= for names not returned")
         return cls(caption, tuple(phrases), own + (NEGATIVE,) * len(negatives), is_list=True)
 
     @classmethod
@@ -104,7 +105,7 @@ class Prompt:
         names = [part.strip() for part in re.split(r"\.+(?:\s+|$)", text)]
         names = [name for name in names if name]
         if not names:
-            raise ValueError(f"prompt {text!r} names nothing: write what to look for, such as 'a red bus. a cyclist'")
+            raise GlipError(f"prompt {text!r} names nothing: write what to look for, such as 'a red bus. a cyclist'")
         return cls.from_names(names)
 
     @classmethod
@@ -123,9 +124,9 @@ class Prompt:
 
             phrases = noun_phrases(caption)
             if not phrases:
-                raise ValueError(f"caption {caption[:60]!r} names nothing: say which things, or use a list of names")
+                raise GlipError(f"caption {caption[:60]!r} names nothing: say which things, or use a list of names")
         if isinstance(phrases, str):
-            raise ValueError(f"phrases: got the string {phrases!r}: pass a list of the things in the caption")
+            raise GlipError(f"phrases: got the string {phrases!r}: pass a list of the things in the caption")
         found, position = list[Phrase](), 0
         for item in phrases:
             spans = (_locate(caption, item, position),) if isinstance(item, str) else _spans(item)
@@ -142,27 +143,27 @@ class Prompt:
 def _locate(caption: str, text: str, start: int) -> Span:
     text = text.strip()
     if not text:
-        raise ValueError("a phrase of the caption is empty: remove it or write the words it stands for")
+        raise GlipError("a phrase of the caption is empty: remove it or write the words it stands for")
     before = rf"(?<!{LETTER})" if re.match(LETTER, text) else ""
     after = rf"(?!{LETTER})" if re.match(LETTER, text[-1]) else ""
     pattern = re.compile(before + re.escape(text) + after, re.IGNORECASE)
     match = pattern.search(caption, start) or pattern.search(caption)
     if match is None:
-        raise ValueError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
+        raise GlipError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
     return match.span()
 
 
 def _spans(item: Sequence[Any]) -> tuple[Span, ...]:
     listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
     if not all(len(span) == 2 for span in listed):
-        raise ValueError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
+        raise GlipError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
     return tuple((int(start), int(end)) for start, end in listed)
 
 
 def _check_span(span: Span, caption: str) -> None:
     start, end = span
     if not 0 <= start < end <= len(caption):
-        raise ValueError(
+        raise GlipError(
             f"span [{start}, {end}) lies outside the caption of {len(caption)} characters: "
             f"a span needs 0 <= start < end <= {len(caption)}"
         )
@@ -170,7 +171,7 @@ def _check_span(span: Span, caption: str) -> None:
 
 def _check_phrase(phrase: Phrase, caption: str) -> None:
     if not phrase.spans:
-        raise ValueError(f"phrase {phrase.text!r} has no span: say which characters of the caption name it")
+        raise GlipError(f"phrase {phrase.text!r} has no span: say which characters of the caption name it")
     for span in phrase.spans:
         _check_span(span, caption)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from glip import lettering
-from glip.data.image import ImageError, open_any
+from glip.data.image import open_any
+from glip.errors import GlipError, ImageError
 from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
 from glip.structures import Detections, Sample
 
@@ -63,7 +64,7 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
         ValueError: no sample.
     """
     if not samples:
-        raise ValueError("a contact sheet of no samples: give at least one")
+        raise GlipError("a contact sheet of no samples: give at least one")
     cells = [_cell(sample) for sample in samples]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = max(len(row) for row in rows) * (_CELL + _GAP) + _GAP
@@ -84,7 +85,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"image {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
+        raise GlipError(f"image {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, suffix=f".partial{path.suffix}")
     os.close(handle)

@@ -19,10 +19,11 @@ if find_spec("jaxtyping"):
 if find_spec("beartype"):
     jaxtyping.install_import_hook("glip", "shape_check.check")  # before glip is imported
 
-from glip.config import ModelConfig, load_config
+from glip.config import ModelConfig
 from glip.detector import Detector
 from glip.model.glip import build
 from glip.text.tokens import Tokenizer
+from glip.train.start import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ROOT / "glip" / "assets" / "glip-nano"  # BERT's vocabulary; the weights beside it may be absent

@@ -21,7 +21,7 @@ import torch
 from golden import weights
 from PIL import Image
 
-from glip.config import ModelConfig, load_config
+from glip.config import ModelConfig
 from glip.model.glip import GLIP, build
 from glip.model.release import State, from_foreign
 from glip.model.weights import ASSETS, BUNDLED, fit
@@ -29,6 +29,7 @@ from glip.processor import Processor
 from glip.structures import Batch, Prompt
 from glip.text.prompt import clean_name
 from glip.text.tokens import Tokenizer
+from glip.train.start import load_config
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 # The big cases: what tools/check_gpu.py --pack has put into the checkout, or beside it.

@@ -9,11 +9,12 @@ import torch
 from golden.weights import param
 from PIL import Image
 
-from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, VisionConfig, load_config
+from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, VisionConfig
 from glip.data.world import Thing, draw_scene
 from glip.model.glip import GLIP, build
 from glip.model.release import our_name
 from glip.model.weights import ASSETS, BUNDLED
+from glip.train.start import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ASSETS / BUNDLED

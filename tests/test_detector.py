@@ -9,11 +9,11 @@ from alike import assert_alike, identical
 from PIL import Image
 
 from glip.data.icons import KINDS
-from glip.data.image import ImageError
 from glip.data.world import Thing, draw_scene
 from glip.detector import Detector, choose_device
+from glip.errors import CheckpointError, ImageError
 from glip.geometry.boxes import iou
-from glip.model.weights import ASSETS, WeightsError
+from glip.model.weights import ASSETS
 from glip.structures import Detections, Prompt
 
 PROMPT = "a red bus. a cyclist. dog"
@@ -327,9 +327,9 @@ def test_a_device_that_is_not_there_is_explained(device):
 
 
 def test_unknown_models_are_explained(tmp_path):
-    with pytest.raises(WeightsError, match=r"model 'glip-x' is not known .* give one of glip-nano, glip-t-a"):
+    with pytest.raises(CheckpointError, match=r"model 'glip-x' is not known .* give one of glip-nano, glip-t-a"):
         Detector.from_pretrained("glip-x")
-    with pytest.raises(WeightsError, match="has no config.json: give a folder written by save_pretrained"):
+    with pytest.raises(CheckpointError, match="has no config.json: give a folder written by save_pretrained"):
         Detector.from_pretrained(tmp_path)
 
 

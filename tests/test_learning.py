@@ -8,10 +8,11 @@ import pytest
 import torch
 from small import NAMES, TINY, VOCABULARY, scenes, seeded
 
-from glip.config import Experiment, TrainConfig
+from glip.config import TrainConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
 from glip.detector import Detector, build_processor
+from glip.experiment import Experiment
 from glip.geometry.boxes import iou
 from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer

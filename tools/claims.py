@@ -19,11 +19,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import glip
-from glip.config import DatasetConfig, to_dict
+from glip.config import DatasetConfig
 from glip.data.world import Drawings, Split, World
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
+from glip.experiment import to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "images/claims.png"))

@@ -1,10 +1,9 @@
 """``glip config CONFIG [key=value ...]``: print the resolved experiment, every key and value."""
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
 
-from glip.config import load_config, to_dict, to_yaml
+from glip.experiment import to_yaml
+from glip.train.start import load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,21 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the experiment as YAML; with a start of the model only what was given, for the rest is the start's."""
+    """Print the experiment as YAML."""
     experiment = load_config(args.config, args.overrides)
-    tree = to_dict(experiment)
-    stated = tree.pop("stated")
-    if experiment.train.start:
-        tree["model"] = _only(tree["model"], "model", stated)
-    print(to_yaml(tree), end="")
+    print(to_yaml(experiment), end="")
     return 0
-
-
-def _only(tree: dict[str, Any], at: str, keys: Sequence[str]) -> dict[str, Any]:
-    """A tree's leaves of the given keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        own = _only(value, f"{at}.{key}", keys) if isinstance(value, dict) else value
-        if f"{at}.{key}" in keys or (isinstance(value, dict) and own):
-            found[key] = own
-    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glip.config import Format, SetConfig
+from glip.errors import ConfigError
 
 if TYPE_CHECKING:
     from glip.data.check import Counts, Report
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     least = 1 if args.what == "show" else 0
     if args.number < least:
-        raise ValueError(f"--number {args.number}: give how many samples, such as 16")
+        raise ConfigError(f"--number {args.number}: give how many samples, such as 16")
     images = [str(Path(folder).absolute()) for folder in args.images]
     config = find_set(args.name, images=images, format=args.format, root=args.root)
     samples = read_set(config, args.root)
@@ -95,10 +96,10 @@ def _list(root: str | None) -> int:
 
 
 def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") -> int:
-    from glip.config import read_yaml
     from glip.data.catalog import data_root
     from glip.data.check import check
     from glip.data.phrasing import read_prompts
+    from glip.experiment import read_yaml
     from glip.model.weights import ASSETS, BUNDLED
     from glip.text.tokens import Tokenizer
 

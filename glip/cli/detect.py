@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glip.errors import ConfigError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -46,13 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Detect in all images; those that cannot be read are named, counted, and make the exit code 2."""
     if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ValueError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
+        raise ConfigError(f"threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
     if args.batch_size < 1:
-        raise ValueError(f"batch size {args.batch_size} is less than 1: give the images computed at once, such as 4")
+        raise ConfigError(f"batch size {args.batch_size} is less than 1: give the images computed at once, such as 4")
     if args.json != "-" and Path(args.out).is_file():
-        raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
+        raise ConfigError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
     if args.json and Path(args.json).is_dir():
-        raise ValueError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
+        raise ConfigError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
     prompt = asked(args)
     paths = find_images(args.images)
     from glip.detector import Detector
@@ -86,14 +88,14 @@ def asked(args: argparse.Namespace) -> "Prompt | None":
     if args.caption is None and not args.task:
         if len(args.images) == 1:
             example = "'a red bus. a cyclist'"
-            raise ValueError(
+            raise ConfigError(
                 f"nothing to look for: give words after the images, such as {example}, --caption or --task"
             )
         return Prompt.parse(args.images.pop())
     may_be_images = glob.has_magic(last) or Path(last).exists() or re.search(r"\.\w+$", last)
     if len(args.images) > 1 and not may_be_images:
         option = "--task" if args.caption is None else "--caption"
-        raise ValueError(f"words {last!r} and {option}, which says what to look for: give images and one of the two")
+        raise ConfigError(f"words {last!r} and {option}, which says what to look for: give images and one of the two")
     return None if args.caption is None else Prompt.from_caption(args.caption)
 
 
@@ -113,7 +115,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
         if not matches:
-            raise ValueError(f"{item!r} holds no image: give files that end in {', '.join(sorted(_ENDINGS))}")
+            raise ConfigError(f"{item!r} holds no image: give files that end in {', '.join(sorted(_ENDINGS))}")
         found.extend(matches)
     return list(dict.fromkeys(found))
 
@@ -222,7 +224,8 @@ def _batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
 def _open(path: Path) -> "Image.Image | None":
     from tqdm import tqdm
 
-    from glip.data.image import ImageError, load_image
+    from glip.data.image import load_image
+    from glip.errors import ImageError
 
     try:
         return load_image(path)

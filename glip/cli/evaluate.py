@@ -10,6 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from glip.errors import ConfigError
+
 if TYPE_CHECKING:
     from glip.detector import Detector
     from glip.evaluate.benchmark import Benchmark
@@ -110,13 +112,13 @@ def _together(group: "Group") -> Iterator[None]:
         raise error
     number = next((number for number, line in enumerate(told) if line), None)
     if number is not None:
-        raise ValueError(f"process {number} failed: {told[number]}")
+        raise ConfigError(f"process {number} failed: {told[number]}")
 
 
 def _refuse_twins(names: Sequence[str]) -> None:
     again = [name for name in names if names.count(name) > 1]
     if again:
-        raise ValueError(
+        raise ConfigError(
             f"two sets are called {again[0]!r}: their results would go to one folder; evaluate them one by one with "
             "an --out each, or name them in datasets.yaml"
         )
@@ -124,15 +126,15 @@ def _refuse_twins(names: Sequence[str]) -> None:
 
 def _check_numbers(args: argparse.Namespace) -> None:
     if args.task and args.prompts:
-        raise ValueError("--prompts and --task: a task's words are those it was tuned with: give one of the two")
+        raise ConfigError("--prompts and --task: a task's words are those it was tuned with: give one of the two")
     if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: give the images computed at once, such as 4")
+        raise ConfigError(f"--batch-size {args.batch_size}: give the images computed at once, such as 4")
     for option in ("max_names", "max_detections"):
         value = getattr(args, option)
         if value is not None and value < 0:
-            raise ValueError(f"--{option.replace('_', '-')} {value}: give a number from 0 on")
+            raise ConfigError(f"--{option.replace('_', '-')} {value}: give a number from 0 on")
     if args.out and Path(args.out).is_file():
-        raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
+        raise ConfigError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
 
 
 def _sets_there(root: str | None) -> list[str]:
@@ -150,7 +152,7 @@ def _sets_there(root: str | None) -> list[str]:
     if any(not missing_part(task.files(), root) for task in tasks(13)):
         found.append("odinw13")
     if not found:
-        raise ValueError(
+        raise ConfigError(
             f"no known set for evaluation is under {str(data_root(root))!r}: give --root, GLIP_DATA, or the sets"
         )
     return found
@@ -189,7 +191,7 @@ def _tasks(name: str, args: argparse.Namespace) -> "list[Benchmark]":
 
     there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), args.root)]
     if not there:
-        raise ValueError(
+        raise ConfigError(
             f"{name}: none of its tasks is under {str(data_root(args.root))!r}: they lie in odinw/ there, such as "
             f"{tasks(ODINW[name])[0].files().annotations}; give --root or GLIP_DATA"
         )
@@ -260,11 +262,11 @@ def _evaluate(
 
 
 def _asking(exam: "Benchmark", args: argparse.Namespace, words: str | None) -> "QueryOptions":
-    from glip.config import read_yaml
     from glip.data.catalog import data_root
     from glip.data.phrasing import read_prompts
     from glip.evaluate.benchmark import asking_for
     from glip.evaluate.run import QueryOptions
+    from glip.experiment import read_yaml
 
     file = words or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
     prompts = dict(exam.prompts)
@@ -280,7 +282,7 @@ def _score_file(args: argparse.Namespace) -> int:
     from glip.evaluate.scoring import score_file
 
     if len(args.names) != 1:
-        raise ValueError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
+        raise ConfigError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
     exam = _exam(args.names[0], args, folders_of(args.names, args.images, args.root)[args.names[0]])
     file = Path(args.predictions)
     folder = Path(args.out) / exam.name if args.out else file.with_name(f"{file.stem}-{exam.name}")

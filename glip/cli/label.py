@@ -7,7 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glip.config import from_dict, read_overrides
+from glip.errors import ConfigError
+from glip.experiment import read_overrides
+from glip.schema import parse
 
 if TYPE_CHECKING:
     from glip.pseudo.label import LabelConfig
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from glip.signals import ending_at_once
 
     if Path(args.out).is_file():
-        raise ValueError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
+        raise ConfigError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
     with ending_at_once():
         entry = find_captions(args.captions, args.images, args.root)
         done = run_labelling(entry, how, args.out, workers, print)
@@ -81,12 +83,12 @@ def labelling(args: argparse.Namespace, model: str) -> "tuple[LabelConfig, Worke
         ValueError: a number that makes no sense.
     """
     if not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.1")
+        raise ConfigError(f"--threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.1")
     for option in ("max_detections", "batch_size", "together", "per_shard", "workers"):
         if getattr(args, option) < 1:
-            raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)}: give 1 or more")
+            raise ConfigError(f"--{option.replace('_', '-')} {getattr(args, option)}: give 1 or more")
     if args.threads < 0:
-        raise ValueError(
+        raise ConfigError(
             f"--threads {args.threads}: give 1 or more, or 0 for this machine's cores shared by the workers"
         )
     from glip.pseudo.filters import PairRules
@@ -95,7 +97,7 @@ def labelling(args: argparse.Namespace, model: str) -> "tuple[LabelConfig, Worke
 
     own = {part.name: getattr(args, part.name) for part in fields(LabelConfig) if part.name not in ("pairs", "model")}
     own["threads"] = args.threads or _cores_of_a_worker(args)
-    pairs = from_dict(PairRules, read_overrides(args.pairs), "pairs")
+    pairs = parse(PairRules, read_overrides(args.pairs), at="pairs")
     workers = Workers(engine=args.engine, workers=args.workers, per_shard=args.per_shard)
     return LabelConfig(model=model, **own, pairs=pairs), workers
 

@@ -4,9 +4,12 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
+
+from glip.errors import GlipError
 
 VERBS = {
     "detect": "detect objects described by text",
@@ -40,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run, and exit: 0 done, 2 something that the caller can mend (said in one line), 130 or 143 interrupted."""
+    """Parse, run, and exit: 0 done, 2 a user's mistake (one line), 1 a bug (traceback), 130 or 143 interrupted."""
     parser = Parser(
         prog="glip", description="Open-vocabulary object detection: find anything you can describe in words."
     )
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for verb, summary in VERBS.items():
         module = import_module(f"glip.cli.{verb.replace('-', '_')}")
         module.add_arguments(verbs.add_parser(verb, help=summary, description=summary))
+    for each in (parser, *verbs.choices.values()):
+        each.add_argument("--traceback", action="store_true", help="show the traceback of every error")
     args = parser.parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
@@ -59,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except (ValueError, OSError, ImportError) as error:
+    except (GlipError, OSError) as error:
+        if args.traceback:
+            traceback.print_exc()
         print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except Exception:
+        traceback.print_exc()
+        print(f"glip {args.verb}: this is a bug in glip: please report it with the traceback above", file=sys.stderr)
+        code = 1
     sys.exit(code)

@@ -28,12 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Select; the written file is the last line."""
-    from glip.config import from_dict, read_overrides
     from glip.data.writers import whole_file
+    from glip.experiment import read_overrides
     from glip.pseudo.select import SelectRules, select
     from glip.pseudo.store import read_manifest
+    from glip.schema import parse
 
-    rules = from_dict(SelectRules, read_overrides(args.rules), "rules")
+    rules = parse(SelectRules, read_overrides(args.rules), at="rules")
     images = read_manifest(args.labels)["images"]
     if args.ground_truth:
         _examine(args)

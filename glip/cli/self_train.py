@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 
 from glip.cli.label import add_labelling, labelling
+from glip.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +30,15 @@ def run(args: argparse.Namespace) -> int:
     """Teach; the last student's folder is the last line."""
     label, workers = labelling(args, args.teacher)
     if args.engine == "torchrun":
-        raise ValueError("glip self-train runs in one process: give --engine local or ray, or run its steps one by one")
-    from glip.config import from_dict, load_config, read_overrides
+        raise ConfigError("glip self-train runs in one process: give --engine local or ray, or run each step by itself")
     from glip.data.catalog import find_set, read_set
+    from glip.experiment import read_overrides
     from glip.pseudo.run import find_captions
     from glip.pseudo.select import SelectRules
+    from glip.schema import parse
     from glip.self_training import SelfTrainConfig, SelfTraining
     from glip.signals import ending_at_once
+    from glip.train.start import load_config
 
     experiment = load_config(args.config, args.overrides)
     if args.root:
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         share=args.share,
         from_teacher=not args.from_scratch,
-        rules=from_dict(SelectRules, read_overrides(args.rules), "rules"),
+        rules=parse(SelectRules, read_overrides(args.rules), at="rules"),
         soft=args.soft,
         box_loss=not args.no_box_loss,
     )

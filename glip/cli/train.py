@@ -5,7 +5,10 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from glip.config import DatasetConfig, Experiment, load_config
+from glip.config import DatasetConfig
+from glip.errors import ConfigError
+from glip.experiment import Experiment
+from glip.train.start import load_config
 
 if TYPE_CHECKING:
     from glip.config import ModelConfig
@@ -34,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     """Train; the finished model's folder is the last line."""
     experiment = load_config(args.config, args.overrides)
     if args.images and not (args.data or args.validate):
-        raise ValueError("--images says where the images of --data and --validate lie: give one of these")
+        raise ConfigError("--images says where the images of --data and --validate lie: give one of these")
     if args.validate and not experiment.train.validate_every:
-        raise ValueError("--validate: the config never validates: give train.validate_every=500 too, or so")
+        raise ConfigError("--validate: the config never validates: give train.validate_every=500 too, or so")
     from glip.data.catalog import folders_of
     from glip.detector import choose_device
     from glip.train.run import run as train

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glip.errors import ConfigError
+
 if TYPE_CHECKING:
     from glip.cli.tune_task import TuneConfig
 
@@ -51,21 +53,21 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tune; the artefact's path is the last line."""
     if (args.set is None) == (args.tasks is None):
-        raise ValueError("give a set to tune on, or --tasks TABLE, and not both")
+        raise ConfigError("give a set to tune on, or --tasks TABLE, and not both")
     for option in ("validate", "test", "images", "prompts", "image-list") if args.tasks else ():
         if getattr(args, option.replace("-", "_")):
-            raise ValueError(f"--{option} with --tasks: each task of a table has its own: write it there")
+            raise ConfigError(f"--{option} with --tasks: each task of a table has its own: write it there")
     if args.image_list and args.shots != ["all"]:
-        raise ValueError("--image-list with --shots: the file says which images: give one of the two")
+        raise ConfigError("--image-list with --shots: the file says which images: give one of the two")
     ways = [_how(args, mode, shots, seed) for mode in args.mode for shots in args.shots for seed in args.seed]
     if args.tasks:
         from glip.cli.tune_table import tune_table
 
         return tune_table(args, ways)
     from glip.cli.tune_task import ARTEFACT, OUT, folder_of, read_sets, tune_task
-    from glip.data.locks import exclusive
     from glip.detector import Detector
     from glip.encoded import FeatureCache
+    from glip.files import exclusive
 
     sets = read_sets(
         args.set, validate=args.validate, test=args.test, images=args.images, prompts=args.prompts, root=args.root
@@ -85,13 +87,13 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "TuneCon
     from glip.cli.tune_task import TuneConfig
 
     if shots != "all" and not (shots.isdecimal() and int(shots)):
-        raise ValueError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
+        raise ConfigError(f"--shots {shots!r}: give a number from 1 on, such as 5, or all")
     if seed < 0:
-        raise ValueError(f"--seed {seed}: give a number from 0 on")
+        raise ConfigError(f"--seed {seed}: give a number from 0 on")
     for option in ("lr", "batch_size", "epochs", "images_per_epoch", "patience", "max_val_images", "keep_gb"):
         value = getattr(args, option.replace("-", "_"))
         if value is not None and not value > 0:
-            raise ValueError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
+            raise ConfigError(f"--{option.replace('_', '-')} {value:g}: give a number above 0")
     given = {
         key: getattr(args, key) for key in ("lr", "batch_size", "epochs", "images_per_epoch", "patience", "precision")
     }

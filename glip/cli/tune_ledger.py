@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glip.data.locks import exclusive
+from glip.errors import ConfigError
+from glip.files import exclusive
 
 LEDGER = "ledger.jsonl"
 Row = dict[str, Any]
@@ -61,10 +62,10 @@ def read_ledger(path: Path) -> list[Row]:
             row = json.loads(line)
         except ValueError:
             if number < len(lines) or line.endswith("\n"):
-                raise ValueError(f"{path}: line {number} is no JSON: mend or remove it") from None
+                raise ConfigError(f"{path}: line {number} is no JSON: mend or remove it") from None
             continue
         if not (isinstance(row, dict) and row.keys() >= _FIELDS):
-            raise ValueError(f"{path}: line {number} is no row of a table, which has {', '.join(sorted(_FIELDS))}")
+            raise ConfigError(f"{path}: line {number} is no row of a table, which has {', '.join(sorted(_FIELDS))}")
         found.setdefault(key_of(row), row)
     return list(found.values())
 

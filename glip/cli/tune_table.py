@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from glip.cli.evaluate import ODINW
 from glip.cli.tune_ledger import LEDGER, Key, Ledger, Row
 from glip.cli.tune_page import FIGURE, TABLE, draw_figure, page_of
+from glip.errors import ConfigError
+from glip.schema import checked
 
 if TYPE_CHECKING:
     from glip.cli.tune_task import TaskSets, TuneConfig
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from glip.encoded import FeatureCache
 
 
-@dataclass(frozen=True)
+@checked
 class TaskEntry:
     """A task of a table: names of sets or annotation files, and a YAML of prompts."""
 
@@ -69,7 +71,7 @@ def tune_table(args: argparse.Namespace, ways: "Sequence[TuneConfig]") -> int:
     finally:
         _show(ledger)
     if failed:
-        raise ValueError(f"{len(failed)} of {count} cells could not be tuned; the first: {failed[0]}")
+        raise ConfigError(f"{len(failed)} of {count} cells could not be tuned; the first: {failed[0]}")
     return 0
 
 
@@ -88,7 +90,7 @@ def _cells(
 def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tuple[str, ...]:
     """Tune a cell that has no row and write its row; gives why where it cannot be."""
     from glip.cli.tune_task import folder_of
-    from glip.data.locks import LockedError, exclusive
+    from glip.files import LockedError, exclusive
     from glip.train.tune import remove_state
 
     weights = detector.fingerprint[:16]
@@ -194,23 +196,24 @@ def read_tasks(args: argparse.Namespace) -> "Iterator[tuple[str, Any]]":
     """Each task's name and what reads its sets."""
     from functools import partial
 
-    from glip.config import from_dict, read_yaml
+    from glip.experiment import read_yaml
+    from glip.schema import parse
 
     if args.tasks in ODINW:
         yield from _odinw(ODINW[args.tasks], args.root)
         return
     path = Path(args.tasks)
     if not path.is_file():
-        raise ValueError(f"--tasks {args.tasks!r} is no file: give a YAML of tasks, odinw13 or odinw35")
+        raise ConfigError(f"--tasks {args.tasks!r} is no file: give a YAML of tasks, odinw13 or odinw35")
     tree = read_yaml(path)
     if not isinstance(tree, dict) or not tree:
-        raise ValueError(f"{path}: expected a map of tasks, such as birds: {{train: birds_train, test: birds_test}}")
+        raise ConfigError(f"{path}: expected a map of tasks, such as birds: {{train: birds_train, test: birds_test}}")
     for name, entry in tree.items():
         if not isinstance(entry, dict):
-            raise ValueError(f"{path}: {name}: expected a map with train and test, got {entry!r}")
-        read = from_dict(TaskEntry, entry, f"{path}: {name}")
+            raise ConfigError(f"{path}: {name}: expected a map with train and test, got {entry!r}")
+        read = parse(TaskEntry, entry, at=f"{path}: {name}")
         if not (read.train and read.test):
-            raise ValueError(f"{path}: {name}: train or test is empty: name a set or an annotation file for each")
+            raise ConfigError(f"{path}: {name}: train or test is empty: name a set or an annotation file for each")
         yield str(name), partial(_read, str(name), read, args.root)
 
 
@@ -237,7 +240,7 @@ def _odinw(which: Literal[13, 35], root: str | None) -> "Iterator[tuple[str, Any
 
     there = [task for task in tasks(which) if not missing_part(task.files("train"), root)]
     if not there:
-        raise ValueError(f"odinw{which}: none of its tasks is under {str(data_root(root))!r}: give --root or GLIP_DATA")
+        raise ConfigError(f"odinw{which}: no task under {str(data_root(root))!r}: give --root or GLIP_DATA")
     for task in there:
         yield task.name, partial(_read_odinw, task, root)
 

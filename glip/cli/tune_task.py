@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from glip.adaptation import Adaptation, Mode
 from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SkipCounter
+from glip.errors import ConfigError
 from glip.structures import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TaskSets:
     def __post_init__(self) -> None:
         for part in (self.train, self.validate, self.test):
             if len(part) and part[0].vocabulary != self.names:
-                raise ValueError(
+                raise ConfigError(
                     f"task {self.name!r} has the names {', '.join(self.names)[:80]!r}, its images "
                     f"{', '.join(part[0].vocabulary)[:80]!r}: labels would be mixed up"
                 )
@@ -110,9 +111,9 @@ def read_sets(
     Raises:
         ValueError: sets of captions, with names of their own for each image, or with different names.
     """
-    from glip.config import read_yaml
     from glip.data.catalog import data_root, find_set, folders_of
     from glip.data.phrasing import read_prompts
+    from glip.experiment import read_yaml
 
     skipped = SkipCounter()
     folders = folders_of([name for name in (train, validate, test) if name], images, root)
@@ -122,7 +123,7 @@ def read_sets(
         if given:
             parts[part], own = _read_named(given, folders[given], root, skipped)
             if own != names:
-                raise ValueError(
+                raise ConfigError(
                     f"{part}: {given!r} has the names {', '.join(own)[:80]}, the task {', '.join(names)[:80]}: give a "
                     "set with the same classes"
                 )
@@ -142,7 +143,7 @@ def _read_named(
     read = read_set(find_set(name, images=images, root=root), root)
     skipped.merge(read.skipped)
     if not read.vocabulary or any(sample.vocabulary != read.vocabulary for sample in read.samples):
-        raise ValueError(
+        raise ConfigError(
             f"set {name!r} has no list of names that all its images share: a task is tuned on boxes with class "
             "names, such as COCO json"
         )
@@ -232,7 +233,7 @@ def _tell_missing(title: str, samples: Sequence[Sample]) -> None:
     files = [sample.image for sample in samples if isinstance(sample.image, Path)]
     missing = [file for file in files if not file.is_file()]
     if missing and len(missing) == len(samples):
-        raise ValueError(f"{title}: none of its {len(samples)} images is there, such as {str(missing[0])!r}")
+        raise ConfigError(f"{title}: none of its {len(samples)} images is there, such as {str(missing[0])!r}")
     if missing:
         print(f"{title}: {len(missing)} of {len(samples)} images are not there, such as {str(missing[0])!r}")
 
@@ -269,7 +270,7 @@ def _divide(sets: TaskSets, how: TuneConfig) -> tuple[list[int], list[Sample]]:
 
     shown = [index for index, sample in enumerate(sets.train) if any(sample.box_phrases)]
     if not shown:
-        raise ValueError(f"task {sets.name!r}: no image to tune on has a named box: look at it with glip data check")
+        raise ConfigError(f"task {sets.name!r}: no image to tune on has a named box: look at it with glip data check")
     held: list[int] = []
     if not sets.validate and how.shots is None and how.chosen is None:
         held = shown[::5]  # a fifth, spread over the set
@@ -278,7 +279,7 @@ def _divide(sets: TaskSets, how: TuneConfig) -> tuple[list[int], list[Sample]]:
         place = {str(sets.train[index].image_id): index for index in usable}
         strange = [name for name in how.chosen if name not in place]
         if strange:
-            raise ValueError(f"task {sets.name!r} has no image {strange[0]!r}: give ids of its training images")
+            raise ConfigError(f"task {sets.name!r} has no image {strange[0]!r}: give ids of its training images")
         chosen = sorted({place[name] for name in how.chosen})
     elif how.shots is None:
         chosen = usable
@@ -287,14 +288,14 @@ def _divide(sets: TaskSets, how: TuneConfig) -> tuple[list[int], list[Sample]]:
         drawn = draw_shots(samples, sets.names, how.shots, seed=how.seed, per=how.per)
         chosen = [usable[index] for index in drawn]
     if not set(chosen) & set(shown):
-        raise ValueError(
+        raise ConfigError(
             f"task {sets.name!r}: of its {len(shown)} images with a named box none is left to tune on, since some "
             "are held back to validate: give --validate SET, or more images"
         )
     own = set(chosen)
     rest = list(sets.validate) or [sets.train[index] for index in shown if index not in own]
     if not any(phrases for sample in rest for phrases in sample.box_phrases):
-        raise ValueError(
+        raise ConfigError(
             f"task {sets.name!r}: no image with a named box is left to validate on: give --validate SET, or tune on "
             "fewer shots"
         )

@@ -6,7 +6,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from glip.config import ConfigError, Format, SetConfig, config_folder, from_dict, read_yaml
+from glip.config import Format, SetConfig
 from glip.data.readers.captions import CAPTION_KEYS, read_captions
 from glip.data.readers.coco import read_coco
 from glip.data.readers.fields import parse_json
@@ -20,6 +20,9 @@ from glip.data.readers.silver import read_silver
 from glip.data.sets import SampleSet
 from glip.data.world import Drawings, World
 from glip.data.writers import label_map_of
+from glip.errors import ConfigError, DataError
+from glip.experiment import config_folder, read_yaml
+from glip.schema import parse
 
 TABLE = "datasets.yaml"
 _READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
@@ -54,7 +57,7 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
         tree = (read_yaml(table) or {}) if table.is_file() else {}
         if not isinstance(tree, dict):
             raise ConfigError(f"{table}: expected a map of set names, got {type(tree).__name__}")
-        found.update({str(name): from_dict(SetConfig, entry, f"{table.name}: {name}") for name, entry in tree.items()})
+        found.update({str(name): parse(SetConfig, entry, at=f"{table.name}: {name}") for name, entry in tree.items()})
     return found
 
 
@@ -205,6 +208,4 @@ def _format_of_tree(tree: object, path: Path) -> Format:
     if {"images", "annotations", "categories"} <= lists.keys():
         return "coco"
     own = ", ".join(map(str, list(lists)[:5])) or "none"
-    raise ValueError(
-        f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md"
-    )
+    raise DataError(f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md")

@@ -10,8 +10,9 @@ from types import MappingProxyType
 import torch
 from PIL import Image
 
-from glip.data.image import ImageError, image_size, load_image
+from glip.data.image import image_size, load_image
 from glip.data.sets import SampleSet, SkipCounter
+from glip.errors import ImageError
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import LETTER, Prompt, Sample, Span, TarMember
 from glip.text.tokens import Tokenizer, alike

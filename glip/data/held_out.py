@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from glip.errors import DataError
 from glip.structures import LETTER, Sample
 
 
@@ -24,7 +25,7 @@ def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
         ValueError: a sample with a caption, whose words cannot be taken out.
     """
     if not sample.vocabulary:
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id!r} has a caption: names are withheld from lists of names only; leave captioned "
             "sets out, or set captioned: 0"
         )
@@ -62,7 +63,7 @@ class HeldOut(Sequence[Sample]):
             sample = hold_out(self._samples[(index + step) % len(self)], self._words)
             if sample.vocabulary:
                 return sample
-        raise ValueError(
+        raise DataError(
             f"all names of the set have one of the withheld words ({', '.join(self._words)}): withhold fewer"
         )
 

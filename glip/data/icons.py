@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from glip.errors import DataError
+
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -119,7 +121,7 @@ def proportion(kind: str, angle: float) -> float:
 def shade_of(colour: str, rng: np.random.Generator | None = None) -> Colour:
     """A shade that bears the name ``colour``: a random one, or the middle one without a generator."""
     if colour not in COLOURS:
-        raise ValueError(f"colour {colour!r} is not in the drawn world: use one of {', '.join(COLOURS)}")
+        raise DataError(f"colour {colour!r} is not in the drawn world: use one of {', '.join(COLOURS)}")
     offsets = (0.0, 0.0, 0.0) if rng is None else tuple(rng.uniform(-1, 1, 3))
     hue, lightness, saturation = (
         middle + stray * offset for (middle, stray), offset in zip(COLOURS[colour], offsets, strict=True)
@@ -395,5 +397,5 @@ THIN = ("ladder", "key", "ring", "crescent")  # too little body to carry a textu
 def icon(kind: str) -> tuple[Part, ...]:
     """The outlines of a kind, painted in order."""
     if kind not in ICONS:
-        raise ValueError(f"kind {kind!r} is not in the drawn world: use one of {', '.join(KINDS)}")
+        raise DataError(f"kind {kind!r} is not in the drawn world: use one of {', '.join(KINDS)}")
     return tuple(ICONS[kind]())

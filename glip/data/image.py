@@ -9,16 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from glip.errors import DataError, ImageError
 from glip.shapes import Tensor
 from glip.structures import TarMember
 
 ImageInput = str | Path | TarMember | Image.Image | np.ndarray | Tensor
 _ROTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _OVERSHOOT = 0.1  # by so much a resized image of floats may leave 0..1
-
-
-class ImageError(ValueError):
-    """An image that cannot be read; the message names the file and the reason."""
 
 
 def load_image(path: str | Path | TarMember) -> Image.Image:
@@ -102,14 +99,14 @@ def open_any(image: ImageInput) -> Image.Image:
         return to_rgb(image)
     array = _as_array(image) if isinstance(image, Tensor) else image
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
+        raise DataError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
-        raise ValueError(
+        raise DataError(
             f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
             "of uint8; or a tensor (3, height, width)"
         )
     if 0 in array.shape:
-        raise ValueError(f"array of shape {array.shape}: it needs at least one pixel")
+        raise DataError(f"array of shape {array.shape}: it needs at least one pixel")
     return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
 
 
@@ -145,7 +142,7 @@ def _as_array(tensor: Tensor) -> np.ndarray:
     if values.is_floating_point():
         low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
         if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
-            raise ValueError(f"tensor of floats from {low:.3g} to {high:.3g}: floats must lie in 0..1, or give uint8")
+            raise DataError(f"tensor of floats from {low:.3g} to {high:.3g}: floats must lie in 0..1, or give uint8")
         values = (values.float() * 255).round().clamp(0, 255).byte()
     array: np.ndarray = (values.permute(1, 2, 0) if values.ndim == 3 else values).numpy()
     return array

@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from glip.data.image import ImageError, image_size
+from glip.data.image import image_size
 from glip.data.sets import SampleSet, SkipCounter
 from glip.data.writers import Folders, Row, label_row, whole_file
+from glip.errors import DataError, ImageError
 from glip.lettering import palette
 from glip.structures import Sample
 
@@ -53,7 +54,7 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) ->
             count += 1
             choice = "multiple" if any(len(phrases) > 1 for phrases in sample.box_phrases) else choice
         if not count:
-            raise ValueError(
+            raise DataError(
                 f"nothing to show in Label Studio ({lost or 'no sample'}): give images with names or phrases, such "
                 "as those that a teacher labelled"
             )
@@ -76,7 +77,7 @@ def _task(sample: Sample, images: Folders, lost: SkipCounter) -> Row | None:
         return None
     row = label_row(sample, images)
     if not isinstance(sample.image, Path):
-        raise ValueError(f"{place} lies in an archive, which Label Studio cannot show: unpack it, or write --to labels")
+        raise DataError(f"{place} lies in an archive, which Label Studio cannot show: unpack it, or write --to labels")
     try:
         width, height = sample.size or image_size(sample.image)
     except ImageError:

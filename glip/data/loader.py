@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from glip.data.image import ImageError, load_image
+from glip.data.image import load_image
 from glip.data.phrasing import Phrasing, PhrasingError, build_caption
 from glip.data.sets import PackedSamples, SkipCounter
 from glip.data.transforms import Augmentation, augment
+from glip.errors import DataError, GlipError, ImageError
 from glip.processor import Processor
 from glip.structures import Batch, Prompt, Sample, TarMember
 
@@ -84,14 +85,14 @@ class Schedule:
     def __init__(self, sources: Sequence[Source], *, batch_size: int, seed: int, grouped: bool) -> None:
         weights = np.array([source.weight for source in sources], dtype=np.float64)
         if len(weights) == 0 or weights.min() < 0 or weights.sum() <= 0:
-            raise ValueError(f"data.train: weights {weights.tolist()} share nothing out: give each set a positive one")
+            raise DataError(f"data.train: weights {weights.tolist()} share nothing out: give each set a positive one")
         self.sources, self.batch_size, self.seed, self.grouped = tuple(sources), batch_size, seed, grouped
         self.cycle = _cycle(weights / weights.sum())
         taken = self.cycle[:, None] == np.arange(len(weights))
         self.before = np.concatenate([np.zeros((1, len(weights)), dtype=np.int64), taken.cumsum(0)])
         for source, weight, draws in zip(sources, weights, self.before[-1], strict=True):
             if weight > 0 and not draws:
-                raise ValueError(
+                raise DataError(
                     f"set {source.name!r}: its weight is {weight / weights.sum():.2g} of all; less than a thousandth "
                     "is never drawn: raise it, or leave the set out"
                 )
@@ -174,7 +175,7 @@ class MixtureDataset(Dataset[Step]):
         micro_batch: int = 0,
     ) -> None:
         if batch_size % processes:
-            raise ValueError(
+            raise DataError(
                 f"train.batch_size: {batch_size} images cannot be shared by {processes} processes: "
                 f"take a multiple of {processes}"
             )
@@ -211,7 +212,7 @@ class MixtureDataset(Dataset[Step]):
             except PhrasingError as error:  # nothing is broken: its words do not fit
                 why = f"set {source.name!r}, {_named(sample)}: {error}"
                 skipped.add("sample whose caption cannot be written", why)
-            except ValueError as error:
+            except (ImageError, DataError) as error:
                 why = f"set {source.name!r}, {_named(sample)}: {error}"
                 broken.append(why)
             else:
@@ -254,7 +255,7 @@ def load_steps(dataset: MixtureDataset, *, start: int, workers: int, max_broken:
     )
     tried, broken = 0, set[str]()
     for step in loader:
-        if isinstance(step, ValueError):
+        if isinstance(step, GlipError):
             raise step
         for line in sorted(set(step.broken) - broken):
             _log.warning("passed over: %s", line)
@@ -273,16 +274,16 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _Carried(Dataset["Step | ValueError"]):
+class _Carried(Dataset["Step | GlipError"]):
     """Carries an error to the main process as a value: torch would wrap its message in a traceback."""
 
     def __init__(self, dataset: MixtureDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, step: int) -> "Step | ValueError":
+    def __getitem__(self, step: int) -> "Step | GlipError":
         try:
             return self.dataset[step]
-        except ValueError as error:
+        except GlipError as error:
             return error
 
 

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from glip.config import ConfigError, DataConfig, DatasetConfig, SetConfig, load_config, read_yaml
+from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.data.catalog import data_root, find_set, read_set
 from glip.data.held_out import HeldOut, says_one_of
 from glip.data.loader import Source
 from glip.data.phrasing import ClassPrompt, Phrasing, foreign_names, read_prompts
 from glip.data.sets import PackedSamples, SampleSet, SkipCounter
 from glip.data.transforms import Augmentation, says_side
+from glip.errors import ConfigError, DataError
+from glip.experiment import read_tree, read_yaml
+from glip.schema import parse
 from glip.structures import Sample
 
 _MISSING = "image that is not there"
@@ -91,7 +94,7 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
             f"data.replay: {data.replay:g} with data.replay_from {data.replay_from!r}: give a share in 0..1 and the "
             "config whose mixture is to be remembered, such as pretrain/nano"
         )
-    old = load_config(data.replay_from).data
+    old = parse(DataConfig, read_tree(data.replay_from).get("data") or {}, at=f"{data.replay_from}: data")
     kept = [row for row in old.train if row.name not in names]
     own, theirs = sum(row.weight for row in data.train), sum(row.weight for row in kept)
     if not own or not theirs:
@@ -139,14 +142,14 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     kept = PackedSamples(_weighed(sample, config) for sample in chosen)
     if not len(kept):
         example = read.samples[0].image
-        raise ValueError(
+        raise DataError(
             f"set {config.name!r}: none of its {len(read.samples)} images is there, such as {str(example)!r}: check "
             "its images= folder and data.root"
         )
     _refuse_nothing(config.name, kept, read)
     missing = read.skipped.counts.get(_MISSING, 0)
     if missing > max(_FEW, data.max_broken * (missing + len(kept))):
-        raise ValueError(
+        raise DataError(
             f"set {config.name!r}: {missing} of {missing + len(kept)} images are not there, such as "
             f"{read.skipped.places[_MISSING][0]!r}: check its images= folder, or raise data.max_broken"
         )
@@ -182,11 +185,9 @@ class _Listing:
 def _refuse_nothing(name: str, kept: Sequence[Sample], read: SampleSet) -> None:
     """A set that would train towards "nothing is ever there" is an error: its ids or names cannot be right."""
     if kept[0].caption:
-        raise ValueError(
-            f"set {name!r} has captions without boxes: label them first (docs/data.md), then train on that"
-        )
+        raise DataError(f"set {name!r} has captions without boxes: label them first (docs/data.md), then train on that")
     if not any(len(sample.boxes) for sample in kept):
-        raise ValueError(
+        raise DataError(
             f"set {name!r}: not one box of a known class in {len(kept)} images ({read.skipped or 'it lists none'}): "
             "the category ids of its annotations match none of its categories; run glip data check"
         )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from glip.data.sets import SkipCounter
+from glip.errors import DataError
 from glip.structures import SEPARATOR, Phrase, Prompt, Sample
 
 CountTokens = Callable[[str], int]  # of a caption, [CLS] and [SEP] included
@@ -25,7 +26,7 @@ _SENTENCE_ENDS = (".", "!", "?", "\u2026")
 _ALL_OTHERS, _SOME_OTHERS = 0.3, 0.3  # how often all, and some, negative captions are packed beside the true one
 
 
-class PhrasingError(ValueError):
+class PhrasingError(DataError):
     """No caption can be written for a sample: it is left out and counted."""
 
 
@@ -93,7 +94,7 @@ def build_caption(
     if sample.prompt is not None:
         return replace(sample, prompt=_pack(sample.prompt, phrasing, count_tokens, rng, others)), SkipCounter()
     if not sample.vocabulary:
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id} (caption {sample.caption[:40]!r}) has no phrases and no class names: find the "
             "noun phrases of its caption and label them with boxes first, then train on the file that gives"
         )
@@ -128,14 +129,14 @@ def read_prompts(tree: Any, vocabulary: Sequence[str] | None = None) -> dict[str
         ValueError: naming the class, what is there and what is expected.
     """
     if not isinstance(tree, Mapping):
-        raise ValueError(f"class prompts: got {tree!r:.80}: give a map such as pothole: 'some [holes] on the road'")
+        raise DataError(f"class prompts: got {tree!r:.80}: give a map such as pothole: 'some [holes] on the road'")
     prompts = {}
     for name, value in tree.items():
         if not isinstance(name, str):
-            raise ValueError(f"class prompts: the class {name!r} is no text: write it in quotes")
+            raise DataError(f"class prompts: the class {name!r} is no text: write it in quotes")
         if vocabulary is not None and name not in vocabulary:
             shown = ", ".join(repr(known) for known in vocabulary[:10])
-            raise ValueError(f"class prompts: no class {name!r} in the set: its names are {shown}")
+            raise DataError(f"class prompts: no class {name!r} in the set: its names are {shown}")
         prompts[name] = _read_prompt(name, value)
     return prompts
 
@@ -157,7 +158,7 @@ def _read_prompt(name: str, value: Any) -> ClassPrompt:
     if isinstance(value, str):
         parts = _BRACKETS.fullmatch(value)
         if parts is None:
-            raise ValueError(
+            raise DataError(
                 f"class prompt of {name!r}: {value!r} needs one pair of [brackets] around the words that name the "
                 "thing, such as 'there are some [holes] on the road'"
             )
@@ -166,17 +167,17 @@ def _read_prompt(name: str, value: Any) -> ClassPrompt:
         known = ("prefix", "name", "suffix")
         strange = [key for key, text in value.items() if key not in known or not isinstance(text, str)]
         if strange:
-            raise ValueError(
+            raise DataError(
                 f"class prompt of {name!r}: {strange[0]!r}: {value[strange[0]]!r} is not expected: give texts for "
                 "prefix, name and suffix"
             )
         prompt = ClassPrompt(value.get("prefix", ""), value.get("name", name), value.get("suffix", ""))
     else:
-        raise ValueError(
+        raise DataError(
             f"class prompt of {name!r}: got {value!r}: give a text with [brackets], or prefix, name, suffix"
         )
     if not prompt.name.strip():
-        raise ValueError(
+        raise DataError(
             f"class prompt of {name!r}: the words that name the thing are empty: write them, or drop the line"
         )
     return prompt

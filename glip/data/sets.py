@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from glip.errors import DataError
 from glip.structures import Sample
 
 _EXAMPLES = 5  # places named for each reason; the rest is only counted
@@ -109,7 +110,7 @@ class Folders:
         listed = [folders] if isinstance(folders, str | Path) else folders
         self.folders = tuple(Path(folder) for folder in listed)
         if not self.folders:
-            raise ValueError("no folder of images is given: give images=, the folders to look through in order")
+            raise DataError("no folder of images is given: give images=, the folders to look through in order")
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(
@@ -126,7 +127,7 @@ class Folders:
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name or Path(name).is_absolute():
-            raise ValueError(f"image name {name!r} leads out of its folder: give a path inside it")
+            raise DataError(f"image name {name!r} leads out of its folder: give a path inside it")
         if self._skip is None:
             self._skip = self._leading(parts)
         skip = min(self._skip or 0, len(parts) - 1)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from glip.errors import DataError
 from glip.structures import Sample
 
 Per = Literal["image", "box"]
@@ -29,13 +30,13 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
         ValueError: k below 1, or a class with fewer than k.
     """
     if shots < 1:
-        raise ValueError(f"shots: got {shots}: give 1 or more, or 'all'")
+        raise DataError(f"shots: got {shots}: give 1 or more, or 'all'")
     shown = [count_classes(sample, per) for sample in samples]
     there = sum(shown, Counter[int]())
     short = [f"{name!r} {there[number]}" for number, name in enumerate(names) if there[number] < shots]
     if short:
         unit = "images" if per == "image" else "boxes"
-        raise ValueError(
+        raise DataError(
             f"{shots} {unit} of each class cannot be drawn: there are of {', '.join(short[:5])}"
             f"{', ...' if len(short) > 5 else ''}; take fewer shots, or 'all'"
         )

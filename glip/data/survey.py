@@ -9,6 +9,7 @@ from pathlib import Path
 from glip.data.loader import Source
 from glip.data.phrasing import word_key
 from glip.data.sets import PackedSamples
+from glip.errors import DataError
 from glip.processor import Processor
 from glip.structures import Sample
 from glip.text.tokens import alike
@@ -116,7 +117,7 @@ def _merged(title: str, written: Mapping[str, str], processor: Processor) -> lis
     for group in groups:
         if len({word_key(written[name]) for name in group}) > 1:
             two = " and ".join(map(repr, group[:2]))
-            raise ValueError(
+            raise DataError(
                 f"set {title!r}: the model reads {two} alike, which are the same tokens (of words it does not know, or "
                 "of other spaces): write other words for them (prompts: of the set, docs/data.md), or give their boxes "
                 "one category"

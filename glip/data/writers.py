@@ -17,8 +17,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from glip.data.image import ImageError, image_size
+from glip.data.image import image_size
 from glip.data.sets import SampleSet, SkipCounter
+from glip.errors import DataError, ImageError
 from glip.structures import Prompt, Sample, TarMember
 from glip.text.prompt import clean_name
 
@@ -179,9 +180,9 @@ def label_row(sample: Sample, images: Folders) -> Row:
 def _check_detection(sample: Sample, vocabulary: tuple[str, ...], format: str) -> None:
     if not sample.vocabulary:
         can = "mdetr, odvg or labels" if sample.prompt else "labels"
-        raise ValueError(f"{_shown(sample)} has a caption, which {format} cannot say: write --to {can}")
+        raise DataError(f"{_shown(sample)} has a caption, which {format} cannot say: write --to {can}")
     if sample.vocabulary != vocabulary:
-        raise ValueError(
+        raise DataError(
             f"{_shown(sample)} has a list of names of its own, and {format} has one list for all images, where a "
             "name without a box is absent: write --to labels"
         )
@@ -193,7 +194,7 @@ def _grounding(sample: Sample, format: str, lost: SkipCounter) -> Prompt | None:
     if prompt is None:
         can = "coco, odvg or labels" if sample.vocabulary else "labels"
         what = "a list of names" if sample.vocabulary else "a caption without phrases"
-        raise ValueError(f"{_shown(sample)} has {what}, which {format} cannot say: write --to {can}")
+        raise DataError(f"{_shown(sample)} has {what}, which {format} cannot say: write --to {can}")
     place = _shown(sample)
     if not sample.box_phrases:
         lost.add("caption without a box", place)
@@ -213,7 +214,7 @@ def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost
     if sample.vocabulary:
         _check_detection(sample, vocabulary, "ODVG")
         if sample.absent is not None or sample.incomplete:
-            raise ValueError(
+            raise DataError(
                 f"{_shown(sample)} says which names are absent or incomplete, which ODVG cannot say: write --to coco "
                 "(LVIS's fields) or labels"
             )
@@ -295,23 +296,23 @@ def _sides(sample: Sample, lost: SkipCounter) -> Row:
 
 def _file(sample: Sample, format: str) -> Path:
     if isinstance(sample.image, TarMember):
-        raise ValueError(f"{_shown(sample)} lies in an archive, which {format} cannot say: write --to labels")
+        raise DataError(f"{_shown(sample)} lies in an archive, which {format} cannot say: write --to labels")
     if isinstance(sample.image, Image.Image):
-        raise ValueError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
+        raise DataError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
     return sample.image
 
 
 def _name(image: Path | TarMember | Image.Image, images: Folders) -> str:
     """The name of an image's file (or archive) relative to the first folder that it lies in."""
     if isinstance(image, Image.Image):
-        raise ValueError("a drawn image has no file: save it and put its path in the sample")
+        raise DataError("a drawn image has no file: save it and put its path in the sample")
     file = image.archive if isinstance(image, TarMember) else image
     for folder in images:
         for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
             if path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
     folders = ", ".join(repr(str(folder)) for folder in images) or "none given"
-    raise ValueError(f"image {str(file)!r} does not lie in the image folders ({folders}): give its folder")
+    raise DataError(f"image {str(file)!r} does not lie in the image folders ({folders}): give its folder")
 
 
 def _shown(sample: Sample) -> str:
@@ -341,7 +342,7 @@ def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, lis
 def whole_file(path: Path) -> Iterator[IO[str]]:
     """A text file that takes its name only when all of it is on the disk."""
     if path.is_dir():
-        raise ValueError(f"{str(path)!r} is a folder: give the file to write")
+        raise DataError(f"{str(path)!r} is a folder: give the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:

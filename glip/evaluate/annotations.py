@@ -14,6 +14,7 @@ import numpy as np
 
 from glip.data.readers.fields import check_file, is_id
 from glip.data.sets import SkipCounter
+from glip.errors import DataError
 from glip.evaluate.ground_truth import BoxColumns, Boxes, GroundTruth, LvisTruth
 from glip.evaluate.results import Row, is_box, is_number
 from glip.shapes import Bool
@@ -65,7 +66,7 @@ def read_lvis_truth(path: str | Path, tally: SkipCounter) -> LvisTruth:
     tree = _parse(file)
     images, categories = _records(tree, file, tally)
     if not _is_federated(images):
-        raise ValueError(f"{file}: not LVIS json: no image has {_ABSENT}: score it with the protocol of COCO")
+        raise DataError(f"{file}: not LVIS json: no image has {_ABSENT}: score it with the protocol of COCO")
     boxes = _read_boxes(tree["annotations"], images, categories, tally, ignored="ignore")
     _check_any(boxes, file, tally)
     stated = [str(record.get("frequency")) for record in categories.values()]
@@ -88,10 +89,10 @@ def _parse(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_without_outline)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: give COCO-format annotations") from None
+        raise DataError(f"{file}: not valid json: {str(error)[:80]}: give COCO-format annotations") from None
     for key in _LISTS:
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise ValueError(f"{file}: not COCO json: no list {key!r} (it needs {', '.join(_LISTS)})")
+            raise DataError(f"{file}: not COCO json: no list {key!r} (it needs {', '.join(_LISTS)})")
     return tree
 
 
@@ -106,7 +107,7 @@ def _records(tree: Mapping[str, Any], file: Path, tally: SkipCounter) -> tuple[R
     times = Counter(map(_id_of, tree["categories"]))
     again = [number for number in times if number is not None and times[number] > 1]
     if again:
-        raise ValueError(f"{file}: category id {again[0]!r} is listed twice: give each category an id of its own")
+        raise DataError(f"{file}: category id {again[0]!r} is listed twice: give each category an id of its own")
     return _by_id(tree["images"], "image", tally), _by_id(tree["categories"], "category", tally)
 
 
@@ -159,7 +160,7 @@ def _read_boxes(
 def _check_any(boxes: Boxes, file: Path, tally: SkipCounter) -> None:
     if not len(boxes.areas):
         why = str(tally) or "it lists none"
-        raise ValueError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
+        raise DataError(f"{file}: no annotation in it can be scored with ({why}): check it with glip data check")
 
 
 def _is_federated(images: Records) -> bool:

@@ -19,6 +19,7 @@ from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
+from glip.errors import DataError
 from glip.evaluate.journal import Journal
 from glip.evaluate.lvis import load_package
 from glip.evaluate.odinw import Task, read_task
@@ -92,11 +93,9 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
         FileNotFoundError: an image file is not there.
     """
     if config.format == "captions":
-        raise ValueError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
+        raise DataError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
     if config.format == "world" and not config.count:
-        raise ValueError(
-            f"set {name!r} has no end: take world_seen or world_novel, or give it a count in datasets.yaml"
-        )
+        raise DataError(f"set {name!r} has no end: take world_seen or world_novel, or give it a count in datasets.yaml")
     samples = tuple(_without_drawing(sample) for sample in read.samples)
     captioned = {sample.prompt is not None for sample in samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
@@ -104,9 +103,9 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     if captioned == {chosen in ("coco", "lvis")}:
         fitting = "any-box or merged-boxes" if captioned == {True} else "coco (or lvis, for LVIS's json)"
         what = "captions" if captioned == {True} else "lists of names"
-        raise ValueError(f"--protocol {chosen}: set {name!r} has {what}: take {fitting}")
+        raise DataError(f"--protocol {chosen}: set {name!r} has {what}: take {fitting}")
     if chosen == "lvis" and config.format != "lvis":
-        raise ValueError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
+        raise DataError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
     if chosen == "lvis":
         load_package()  # where it cannot be loaded one should know before the model has run for a day
     return _checked(Benchmark(name, config, read, samples, chosen))
@@ -131,7 +130,7 @@ def _checked(exam: Benchmark) -> Benchmark:
     Figures over a part of a set would not be those of the set, so every image must be there.
     """
     if not any(phrases and box not in s.crowd for s in exam.samples for box, phrases in enumerate(s.box_phrases)):
-        raise ValueError(
+        raise DataError(
             f"set {exam.name!r}: none of its {len(exam.samples)} samples has a named box: there is nothing to score; "
             "look at it with glip data check"
         )

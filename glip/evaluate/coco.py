@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glip.errors import DataError
 from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, Row
 from glip.structures import Detections, Sample
@@ -102,7 +103,7 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
     """
     if truth.boxes.crowd.all():
         shown = ", ".join(repr(name) for name in truth.names[:3]) + (", ..." if len(truth.names) > 3 else "")
-        raise ValueError(
+        raise DataError(
             f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there "
             "is nothing to score; check the annotations with glip data check"
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from glip.errors import DataError
 from glip.evaluate.ground_truth import GroundTruth, to_arrays
 from glip.evaluate.results import UNKNOWN, Results
 from glip.shapes import Float, Int
@@ -55,7 +56,7 @@ class FalsePositives:
             ValueError: no share.
         """
         if not 0 <= rate < 1:
-            raise ValueError(f"false positive rate {rate:g}: give a share of the pairs from 0 up to 1, such as 0.05")
+            raise DataError(f"false positive rate {rate:g}: give a share of the pairs from 0 up to 1, such as 0.05")
         ranked = np.sort(self.best)[::-1]
         allowed = int((np.arange(1, len(ranked) + 1) / len(ranked) <= rate).sum())
         threshold = max(float(np.nextafter(ranked[allowed], np.inf)), self.lowest)

@@ -14,6 +14,7 @@ import torch
 from glip.data.readers.fields import parse_json
 from glip.data.readers.flickr30k import read_flickr30k
 from glip.data.sets import SkipCounter
+from glip.errors import DataError
 from glip.evaluate.phrases import CaptionTruth, caption_truth
 from glip.shapes import Float, Tensor
 
@@ -67,14 +68,14 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
         raise FileNotFoundError(f"predictions {str(file)!r} are not there: give the json that an evaluation wrote")
     rows = parse_json(file)
     if not isinstance(rows, list):
-        raise ValueError(f"{file}: not a file of predictions, it is no list: {_FORM}")
+        raise DataError(f"{file}: not a file of predictions, it is no list: {_FORM}")
     asked = {_key(truth.image, truth.sentence): truth for truth in truths}
     if len(asked) < len(truths):
-        raise ValueError(f"{len(truths)} captions have {len(asked)} ids between them: give each sentence its own id")
+        raise DataError(f"{len(truths)} captions have {len(asked)} ids between them: give each sentence its own id")
     found: dict[str, Boxes] = {}
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not {"image_id", "sentence_id", "boxes"} <= row.keys():
-            raise ValueError(f"{file}: row {number} is no prediction: {_FORM}")
+            raise DataError(f"{file}: row {number} is no prediction: {_FORM}")
         key = _key(row["image_id"], row["sentence_id"])
         if key in found:
             tally.add("second prediction for a sentence", key)
@@ -84,7 +85,7 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
             found[key] = _boxes(row["boxes"], len(asked[key].phrases), f"{file}: {key}", tally)
     missing = [key for key in asked if key not in found]
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{file}: {len(missing)} of {len(asked)} sentences have no prediction, such as {missing[0]}: give one for "
             "every sentence that has a phrase with a box"
         )
@@ -99,7 +100,7 @@ def _key(image: Any, sentence: Any) -> str:
 def _boxes(value: Any, phrases: int, place: str, tally: SkipCounter) -> Boxes:
     if not isinstance(value, list) or len(value) != phrases:
         count = len(value) if isinstance(value, list) else "no"
-        raise ValueError(
+        raise DataError(
             f"{place}: lists of boxes for {count} phrases, but {phrases} of its phrases have a box: give one list for "
             "each of these, in the order of the text"
         )
@@ -108,15 +109,13 @@ def _boxes(value: Any, phrases: int, place: str, tally: SkipCounter) -> Boxes:
 
 def _ranked(value: Any, place: str, tally: SkipCounter) -> Float[Tensor, "rank 4"]:
     if value == []:
-        raise ValueError(f"{place}: no box; where nothing was found, give the box [0, 0, 0, 0]")
+        raise DataError(f"{place}: no box; where nothing was found, give the box [0, 0, 0, 0]")
     try:
         boxes = np.array(value)
     except ValueError:  # lists of different lengths
         boxes = np.empty(0)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "if" or not np.isfinite(boxes).all():
-        raise ValueError(
-            f"{place}: {str(value)[:60]} is no list of boxes: give four finite numbers x1, y1, x2, y2 each"
-        )
+        raise DataError(f"{place}: {str(value)[:60]} is no list of boxes: give four finite numbers x1, y1, x2, y2 each")
     negative = int((boxes[:, 2:] < boxes[:, :2]).any(1).sum())
     if negative:
         tally.add("box of negative size", place, negative)

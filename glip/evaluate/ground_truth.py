@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from glip.errors import DataError
 from glip.evaluate.results import UNKNOWN, Results, concatenate, is_number, results_of
 from glip.shapes import Bool, Float, Int
 from glip.structures import Detections, Sample
@@ -123,7 +124,7 @@ def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, 
     """
     listed = list(pairs)
     if not listed:
-        raise ValueError("no image to score: none was given, or none could be read")
+        raise DataError("no image to score: none was given, or none could be read")
     for sample, found in listed:
         _check_names(sample, found)
     truth = truth_of([sample for sample, _ in listed])
@@ -145,11 +146,11 @@ def absent_names(sample: Sample) -> list[int]:
 
 def _check_names(sample: Sample, found: Detections) -> None:
     if not sample.vocabulary or sample.prompt is not None:
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id} has no list of names: AP is for detection sets, captions have recall (phrases)"
         )
     if found.prompt.texts[: len(sample.vocabulary)] != sample.vocabulary:
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., its boxes of "
             f"{sample.vocabulary[:3]}...: no class matches; ask for the names of the set, in their order"
         )

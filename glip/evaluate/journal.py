@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from glip.data.writers import whole_file
+from glip.errors import DataError
 from glip.evaluate.run import Answer
 from glip.shapes import Float, Int
 from glip.structures import Detections, Prompt
@@ -126,10 +127,10 @@ def _check_same(folder: Path, of: Mapping[str, str]) -> None:
     except ValueError:
         before = None
     if not isinstance(before, dict):
-        raise ValueError(f"{path}: not readable: delete the folder, or give another with --out")
+        raise DataError(f"{path}: not readable: delete the folder, or give another with --out")
     odd = [key for key in {**of, **before} if of.get(key) != before.get(key)]
     if odd:
-        raise ValueError(
+        raise DataError(
             f"{folder} holds answers of another evaluation ({odd[0]} was {before.get(odd[0])!r}, is "
             f"{of.get(odd[0])!r}): give another folder with --out, or delete it"
         )

@@ -11,13 +11,16 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal, get_args
 
-from glip.config import ConfigError, SetConfig, config_folder, from_dict, read_yaml
+from glip.config import SetConfig
 from glip.data.catalog import data_root
 from glip.data.phrasing import ClassPrompt, read_prompts
 from glip.data.readers.coco import LISTS, detection_samples, read_categories
 from glip.data.readers.fields import read_json, sample_set
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import ConfigError, DataError
 from glip.evaluate.report import Row, Table
+from glip.experiment import config_folder, read_yaml
+from glip.schema import checked, parse
 
 TABLE = "odinw.yaml"
 Split = Literal["train", "val", "test"]
@@ -25,7 +28,7 @@ Which = Literal[13, 35]
 _FILE = "annotations_without_background.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+@checked
 class Task:
     """One task: an entry of ``configs/odinw.yaml`` by its name.
 
@@ -111,7 +114,7 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     expected = range(1, len(task.names) + 1)
     if not set(given) <= set(expected):
         strange = [number for number in given if number not in expected]
-        raise ValueError(
+        raise DataError(
             f"{path}: category {strange[0]!r} is none of the {len(task.names)} of ODinW's {task.name} (1 to "
             f"{len(task.names)}): take the annotations that ODinW distributes, without the background class"
         )
@@ -132,7 +135,7 @@ def summarize(scores: Sequence[TaskScore], which: Which = 13) -> Summary:
     strange = [name for name in found if name not in {task.name for task in listed}]
     if not found or strange or len(found) < len(scores):
         told = f"{strange[0]!r} is none of them" if strange else "one is there twice" if found else "none was scored"
-        raise ValueError(f"odinw{which}: {told}: give one score for each of its tasks that is under the data root")
+        raise DataError(f"odinw{which}: {told}: give one score for each of its tasks that is under the data root")
     rows = [_row(task.name, found.get(task.name)) for task in listed]
     over = f"{len(found)} of {which}" if len(found) < which else f"{which}"
     figures: dict[str, float] = {}
@@ -163,7 +166,7 @@ def _task(name: str, entry: Any, at: str) -> Task:
     if not isinstance(entry, dict):
         raise ConfigError(f"{at}: expected a map of keys, got {entry!r}")
     plain = {key: value for key, value in entry.items() if key != "prompts"}
-    task = from_dict(Task, {"name": name, **plain}, at)
+    task = parse(Task, {"name": name, **plain}, at=at)
     return replace(task, prompts=read_prompts(entry.get("prompts", {}), task.names))
 
 

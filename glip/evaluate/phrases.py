@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from glip.errors import DataError
 from glip.geometry.boxes import iou
 from glip.shapes import Float, Tensor
 from glip.structures import Detections, Sample
@@ -79,11 +80,11 @@ def caption_recall(
         ValueError: an unknown protocol, boxes of another number of phrases, or no phrase with a box.
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}: give one of these")
+        raise DataError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}: give one of these")
     everything, kinds = _Count(), dict[str, _Count]()
     for truth, boxes in pairs:
         if len(boxes) != len(truth.phrases):
-            raise ValueError(
+            raise DataError(
                 f"sentence {truth.sentence} of image {truth.image}: boxes of {len(boxes)} phrases, but it has "
                 f"{len(truth.phrases)} with a box: give boxes for each of these"
             )
@@ -93,7 +94,7 @@ def caption_recall(
             for kind in phrase.kinds:
                 kinds.setdefault(kind, _Count()).add(hits)
     if not everything.phrases:
-        raise ValueError("no phrase has a box: there is nothing to score; check the captions with glip data check")
+        raise DataError("no phrase has a box: there is nothing to score; check the captions with glip data check")
     return replace(everything.recall(), kinds={kind: kinds[kind].recall() for kind in sorted(kinds)})
 
 
@@ -119,11 +120,9 @@ def caption_truth(sample: Sample) -> CaptionTruth:
         ValueError: a sample without prompt, or kinds that are not of its phrases.
     """
     if sample.prompt is None:
-        raise ValueError(
-            f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP"
-        )
+        raise DataError(f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
     if sample.kinds and len(sample.kinds) != len(sample.prompt.phrases):
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id}: kinds of {len(sample.kinds)} phrases for {len(sample.prompt.phrases)}: give "
             "kinds for each phrase, or none"
         )
@@ -144,7 +143,7 @@ def ranked_boxes(sample: Sample, found: Detections) -> tuple[Float[Tensor, "_ran
         ValueError: detections of other phrases than the sample's.
     """
     if sample.prompt is None or found.prompt.texts != sample.prompt.texts:
-        raise ValueError(
+        raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
             "its caption: look for the sample's own prompt"
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from glip.data.readers.fields import is_id
 from glip.data.sets import SkipCounter
+from glip.errors import DataError
 from glip.shapes import Float, Int
 from glip.structures import Detections
 
@@ -76,14 +77,14 @@ def read_results(
             # each row goes into the columns as it closes, so that millions of records are never in memory at once
             listed = json.load(stream, object_hook=columns.take)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid json: {str(error)[:80]}: {_FORM}") from None
+        raise DataError(f"{file}: not valid json: {str(error)[:80]}: {_FORM}") from None
     if not isinstance(listed, list):
-        raise ValueError(f"{file}: not a results file, it is no list: {_FORM}")
+        raise DataError(f"{file}: not a results file, it is no list: {_FORM}")
     for number, reason in enumerate(listed):
         if reason != "":
             tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
     if all(label == UNKNOWN for label in columns.categories):
-        raise ValueError(
+        raise DataError(
             f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
             f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
             f"{', '.join(map(repr, categories[:2]))}; give the results of this set"

@@ -11,11 +11,12 @@ from functools import lru_cache
 
 from PIL import Image
 
-from glip.data.image import ImageError, open_any
+from glip.data.image import open_any
 from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
+from glip.errors import DataError, ImageError
 from glip.structures import Detections, Prompt, Sample
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn images have one each
@@ -136,14 +137,14 @@ def same_vocabulary(own: Sequence[str], asked: Sequence[str]) -> bool:
         ValueError: the same names in another order, whose labels would be mixed up.
     """
     if tuple(own) != tuple(asked) and set(own) == set(asked):
-        raise ValueError(
+        raise DataError(
             f"the task was tuned for the names {', '.join(own)[:80]!r}, the set has them as {', '.join(asked)[:80]!r}: "
             "list them in the same order"
         )
     return tuple(own) == tuple(asked)
 
 
-class _Unaskable(ValueError):
+class _Unaskable(DataError):
     """A sample whose words cannot be asked for; the message is the reason."""
 
     def __init__(self, reason: str, detail: str = "") -> None:

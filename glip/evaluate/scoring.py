@@ -12,6 +12,7 @@ import torch
 from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
 from glip.data.writers import whole_file
+from glip.errors import DataError
 from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.benchmark import LVIS_KEPT, Benchmark, answered, count_passed_over
 from glip.evaluate.coco import STATS, Ranking, Score, score_results
@@ -59,7 +60,7 @@ def score(
     """
     missing = len(set(range(len(exam.samples))) - journal.done)
     if missing:
-        raise ValueError(
+        raise DataError(
             f"{missing} of {len(exam.samples)} samples of {exam.name!r} have no answer in {journal.folder}: run the "
             "same command again; several machines need one --out that all of them see"
         )

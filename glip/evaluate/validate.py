@@ -12,6 +12,7 @@ from glip.config import ModelConfig
 from glip.data.image import open_any
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
+from glip.errors import DataError
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
@@ -65,12 +66,12 @@ class Validator:
         shown: int = 2,
     ) -> None:
         if not sets:
-            raise ValueError("data.validate lists no set: name at least one, or set train.validate_every to 0")
+            raise DataError("data.validate lists no set: name at least one, or set train.validate_every to 0")
         self.config, self.tokenizer, self.shown = config, tokenizer, shown
         self.sets = {name: Chosen(samples, images or len(samples)) for name, samples in sets.items()}
         for name, chosen in self.sets.items():
             if not any(_has_target(chosen[index]) for index in range(len(chosen))):
-                raise ValueError(
+                raise DataError(
                     f"validation set {name!r}: none of its {len(chosen)} images that would be looked at has a named "
                     "box: look at it with glip data check, or take it from data.validate"
                 )
@@ -133,7 +134,7 @@ def set_figures(
     if any(_has_target(sample) for sample, _ in captioned):
         figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
     if not figures:
-        raise ValueError(
+        raise DataError(
             f"validation set {name!r}: nothing to score: of {len(pairs)} images looked at none has a named box, and "
             f"passed over were {_told(passed) or 'none'}: look at the set with glip data check"
         )
@@ -176,7 +177,7 @@ def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
         image = samples[index].image
         if not isinstance(image, Path) or image.is_file():
             return
-    raise ValueError(
+    raise DataError(
         f"validation set {name!r}: none of its {len(samples)} images that would be looked at is there, such as "
         f"{str(first)!r}: correct images of the set or data.root, or take it from data.validate"
     )

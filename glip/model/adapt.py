@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from glip.adaptation import Adaptation
+from glip.errors import CheckpointError
 from glip.model.glip import GLIP
-from glip.model.weights import WeightsError, fingerprint
+from glip.model.weights import fingerprint
 from glip.shapes import Tensor
 from glip.structures import Phrase, Prompt
 
@@ -43,27 +44,27 @@ def load_adaptation(path: str | Path) -> Adaptation:
     """Read what ``save_adaptation`` wrote; whether it fits a model is for the Detector to say.
 
     Raises:
-        WeightsError: not there, broken, or something else.
+        CheckpointError: not there, broken, or something else.
     """
     file = Path(path)
     if not file.is_file():
-        raise WeightsError(f"task {str(file)!r} is not there: give the task.safetensors that glip tune wrote")
+        raise CheckpointError(f"task {str(file)!r} is not there: give the task.safetensors that glip tune wrote")
     try:
         with safe_open(file, framework="pt") as opened:
             found = opened.metadata() or {}
             if found.get("format") != FORMAT:
-                raise WeightsError(
+                raise CheckpointError(
                     f"task {str(file)!r} is no task of ours (its format is {found.get('format', '')[:40]!r}): give "
                     "the task.safetensors that glip tune wrote"
                 )
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         return _parsed(json.loads(found["task"]), tensors)
-    except WeightsError:
+    except CheckpointError:
         raise
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"task {str(file)!r} cannot be read ({error}): copy it again") from None
+        raise CheckpointError(f"task {str(file)!r} cannot be read ({error}): copy it again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"task {str(file)!r} is broken ({error}): tune again") from None
+        raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
 
 
 def digest_of(adaptation: Adaptation) -> str:
@@ -76,7 +77,7 @@ def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
     """A model in the same modes that shares the memory of another but for the weights given; none asks for gradients.
 
     Raises:
-        WeightsError: a name or shape that the model does not have.
+        CheckpointError: a name or shape that the model does not have.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in model.buffers()}
     shared |= {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
@@ -87,9 +88,9 @@ def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
             module = twin.get_submodule(path)
             own = getattr(module, leaf)
         except AttributeError:
-            raise WeightsError(f"the model has no weight {name!r}: the task is of another model") from None
+            raise CheckpointError(f"the model has no weight {name!r}: the task is of another model") from None
         if not isinstance(own, Tensor) or own.shape != value.shape:
-            raise WeightsError(f"weight {name!r} has shape {tuple(value.shape)}: the task is of another model")
+            raise CheckpointError(f"weight {name!r} has shape {tuple(value.shape)}: the task is of another model")
         value = value.to(own.device, own.dtype)
         setattr(module, leaf, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
     return twin
@@ -116,7 +117,7 @@ def _parsed(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adaptation:
     phrases = tuple(Phrase(str(text), own) for text, own in zip(tree["texts"], spans, strict=True))
     offsets = tensors.get(_OFFSETS)
     if offsets is not None and not (offsets.ndim == 2 and offsets.is_floating_point() and offsets.isfinite().all()):
-        raise ValueError(f"offsets of shape {tuple(offsets.shape)} are no finite (token, channel) table")
+        raise CheckpointError(f"offsets of shape {tuple(offsets.shape)} are no finite (token, channel) table")
     return Adaptation(
         mode=tree["mode"],
         model=str(tree["model"]),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from glip.config import HeadConfig, LanguageConfig, ModelConfig, VisionConfig
+from glip.errors import CheckpointError
 from glip.geometry.anchors import grid_anchors
 from glip.model.dyhead import DynamicBlock
 from glip.model.fusion import Fusion
@@ -81,7 +82,7 @@ class GLIP(nn.Module):
         """
         parts = self.vision.parts()
         if not 0 <= stages < len(parts):
-            raise ValueError(
+            raise CheckpointError(
                 f"stages: got {stages}: the image encoder has {len(parts) - 1}, so give 0 to {len(parts) - 1}"
             )
         for part in parts[: stages + 1] if stages else []:

@@ -9,20 +9,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 
-from glip.config import (
-    HeadConfig,
-    InferenceConfig,
-    LanguageConfig,
-    ModelConfig,
-    VisionConfig,
-    choice,
-    convert,
-    read_yaml,
-)
+from glip.config import HeadConfig, InferenceConfig, LanguageConfig, ModelConfig, VisionConfig
+from glip.errors import CheckpointError
+from glip.experiment import read_yaml, to_dict
+from glip.schema import parse
 from glip.shapes import Tensor
 
 State = dict[str, Tensor]
@@ -177,9 +171,9 @@ def infer_config(state: Mapping[str, Tensor], name: str) -> ModelConfig:
 
 def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int:
     if key not in state:
-        raise ValueError(f"no {key} in them")
+        raise CheckpointError(f"no {key} in them")
     if state[key].ndim <= axis or state[key].numel() == 0:
-        raise ValueError(f"{key} has shape {tuple(state[key].shape)}")
+        raise CheckpointError(f"{key} has shape {tuple(state[key].shape)}")
     return int(state[key].shape[axis])
 
 
@@ -220,7 +214,7 @@ def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
             if not isinstance(value, Mapping) or key not in value:
                 return default
             value = value[key]
-        return cast(T, convert(type(default), value, f"{path}: {dotted}"))
+        return parse(type(default), value, at=f"{path}: {dotted}")
 
     image = replace(
         config.image,
@@ -228,13 +222,15 @@ def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
         max_size=read("INPUT.MAX_SIZE_TEST", config.image.max_size),
     )
     aggregate = read("MODEL.DYHEAD.SCORE_AGG", config.inference.aggregate.upper()).lower()
-    inference = replace(
-        config.inference,
-        aggregate=choice(("mean", "max"), aggregate, f"{path}: MODEL.DYHEAD.SCORE_AGG"),
-        candidate_threshold=read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold),
-        candidates_per_level=read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level),
-        nms=read("MODEL.ATSS.NMS_TH", config.inference.nms),
-        max_detections=read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections),
-    )
+    inference = {
+        **to_dict(config.inference),
+        "aggregate": aggregate,
+        "candidate_threshold": read("MODEL.ATSS.INFERENCE_TH", config.inference.candidate_threshold),
+        "candidates_per_level": read("MODEL.ATSS.PRE_NMS_TOP_N", config.inference.candidates_per_level),
+        "nms": read("MODEL.ATSS.NMS_TH", config.inference.nms),
+        "max_detections": read("MODEL.ATSS.DETECTIONS_PER_IMG", config.inference.max_detections),
+    }
     max_tokens = read("MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN", config.max_tokens)
-    return replace(config, image=image, inference=inference, max_tokens=max_tokens)
+    return replace(
+        config, image=image, inference=parse(InferenceConfig, inference, at=str(path)), max_tokens=max_tokens
+    )

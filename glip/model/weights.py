@@ -18,11 +18,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from glip.config import ModelConfig, from_dict, to_dict
+from glip.config import ModelConfig
+from glip.errors import CheckpointError
+from glip.experiment import Experiment, read_tree, to_dict
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, infer_config, is_foreign, load_yacs
 from glip.model.vision import from_timm, timm_weights
+from glip.schema import parse
 from glip.shapes import Tensor
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -37,10 +40,6 @@ RELEASED = {
 }
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     """Load a model by name, from a folder of ours, or from a ``.pth`` of the release or of mmdetection.
 
     Raises:
-        WeightsError: unknown name, no network, a broken file, or weights that do not fit the sizes.
+        CheckpointError: unknown name, no network, a broken file, or weights that do not fit the sizes.
     """
     path = resolve(name_or_path)
     if path.is_dir():
@@ -69,13 +68,25 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     state = read_state(path)
     if not is_foreign(state):
         hint = f"the folder {str(path.parent)!r}" if path.name == "model.safetensors" else "a folder of save_pretrained"
-        raise WeightsError(
+        raise CheckpointError(
             f"weights {str(path)!r} are no GLIP of the 2022 release (their first key is {next(iter(state))!r}): give "
             f"a checkpoint of the release or of mmdetection, or {hint}"
         )
     config = _foreign_config(path, state, str(name_or_path))
     renamed = from_foreign(state, max_tokens=config.max_tokens)
     return Pretrained(_filled(config, renamed, path), config, ASSETS / BUNDLED)
+
+
+def pretrained_config(name_or_path: str | Path) -> ModelConfig:
+    """The config of a model, without reading its weights where it is one of ours or a name of the release.
+
+    Raises:
+        CheckpointError: as ``load_pretrained``.
+    """
+    if str(name_or_path) in RELEASED and not Path(name_or_path).exists():
+        return parse(Experiment, read_tree(str(name_or_path).replace("-", "_"))).model
+    path = resolve(name_or_path)
+    return _folder_config(path) if path.is_dir() else load_pretrained(path).config
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -123,7 +134,7 @@ def start_language(model: GLIP, source: str | Path) -> None:
         source: a ``model.safetensors`` in BERT's layout, a folder with one, or the hub repository of one.
 
     Raises:
-        WeightsError: no such file, a download that failed, or another model.
+        CheckpointError: no such file, a download that failed, or another model.
     """
     path = Path(source)
     if not path.exists() and _REPOSITORY.fullmatch(str(source)):
@@ -152,7 +163,7 @@ def start_vision(model: GLIP, source: str | Path) -> None:
         source: a ``model.safetensors`` or ``.pth`` in timm's layout, a folder with the first, or a timm model name.
 
     Raises:
-        WeightsError: a file of another model.
+        CheckpointError: a file of another model.
     """
     path = Path(source)
     file = path / "model.safetensors" if path.is_dir() else path
@@ -165,21 +176,21 @@ def read_state(path: Path) -> State:
     """The tensors of a ``.safetensors`` or a ``.pth``, unwrapped.
 
     Raises:
-        WeightsError: missing, truncated, or holding anything but tensors.
+        CheckpointError: missing, truncated, or holding anything but tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"weights {str(path)!r} are not there: check the path")
+        raise CheckpointError(f"weights {str(path)!r} are not there: check the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise almost anything
-        raise WeightsError(f"weights {str(path)!r} cannot be read: {_reading_problem(path, error)}") from None
+        raise CheckpointError(f"weights {str(path)!r} cannot be read: {_reading_problem(path, error)}") from None
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
     tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
     if not tensors or not tree:
-        raise WeightsError(f"weights {str(path)!r} hold no state dict (tensors by name): give a model checkpoint")
+        raise CheckpointError(f"weights {str(path)!r} hold no state dict (tensors by name): give a model checkpoint")
     return dict(tree)
 
 
@@ -200,7 +211,7 @@ def fit(module: torch.nn.Module, state: State, path: Path) -> None:
     """Load a state dict that must match name by name and shape by shape.
 
     Raises:
-        WeightsError: naming what is missing, extra, or of another shape.
+        CheckpointError: naming what is missing, extra, or of another shape.
     """
     own = module.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
@@ -212,7 +223,7 @@ def fit(module: torch.nn.Module, state: State, path: Path) -> None:
     ]
     if problems:
         shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise WeightsError(f"weights {str(path)!r} are not of this model: {shown}: give its own config and weights")
+        raise CheckpointError(f"weights {str(path)!r} are not of this model: {shown}: give its own config and weights")
     module.load_state_dict(state)
 
 
@@ -220,7 +231,7 @@ def resolve(name_or_path: str | Path) -> Path:
     """The folder or file meant by a name (downloaded and cached by huggingface_hub when public) or a path.
 
     Raises:
-        WeightsError: neither a name nor a path, or a download that failed.
+        CheckpointError: neither a name nor a path, or a download that failed.
     """
     path = Path(name_or_path)
     if path.exists():
@@ -230,7 +241,7 @@ def resolve(name_or_path: str | Path) -> Path:
         return ASSETS / BUNDLED
     if name in RELEASED:
         return _download(MIRROR, RELEASED[name])
-    raise WeightsError(
+    raise CheckpointError(
         f"model {name!r} is not known and no such path is there: give one of {', '.join(list_pretrained())}, "
         "a folder written by save_pretrained, or a .pth file"
     )
@@ -247,30 +258,31 @@ def _download(repository: str, file: str) -> Path:
         print(f"downloading {file} ({size / 1e6:.0f} MB) from {repository}", file=sys.stderr)
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the hub raises its own, requests' and httpx's errors, by version
-        raise WeightsError(
+        raise CheckpointError(
             f"{file} could not be downloaded from {repository} ({type(error).__name__}): fetch it from that hub "
             "repository on a machine with network, and pass its path instead of the name"
         ) from None
 
 
 def _load_folder(path: Path) -> Pretrained:
-    file = path / "config.json"
-    if not file.is_file():
-        raise WeightsError(f"folder {str(path)!r} has no config.json: give a folder written by save_pretrained")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON ({error}): copy the model's folder again") from None
-    try:
-        config = from_dict(ModelConfig, tree)
-    except ValueError as error:
-        raise WeightsError(f"{file}: {error}") from None
+    config = _folder_config(path)
     state = read_state(path / "model.safetensors")
     for key in [key for key in state if key.endswith(_ROWS) and key.removesuffix(_ROWS) + _SCALES in state]:
         name = key.removesuffix(_ROWS)
         state[name] = state.pop(key).float() * state.pop(name + _SCALES).float()[:, None]
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     return Pretrained(_filled(config, state, path), config, path)
+
+
+def _folder_config(path: Path) -> ModelConfig:
+    file = path / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"folder {str(path)!r} has no config.json: give a folder written by save_pretrained")
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON ({error}): copy the model's folder again") from None
+    return parse(ModelConfig, tree, at=str(file), error=CheckpointError)
 
 
 def _quantized(state: State, exact: Mapping[str, Tensor]) -> State:
@@ -289,7 +301,7 @@ def _filled(config: ModelConfig, state: State, path: Path) -> GLIP:
         model = build(config)
     except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
+        raise CheckpointError(
             f"weights {str(path)!r}: no model has such sizes ({reason}): check where they are from"
         ) from None
     fit(model, state, path)
@@ -300,7 +312,7 @@ def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
     try:
         config = infer_config(from_foreign(state), name)
     except ValueError as error:
-        raise WeightsError(
+        raise CheckpointError(
             f"weights {str(path)!r} are no GLIP of the 2022 release or of mmdetection: {error} (their first key is "
             f"{next(iter(state))!r}): is this the checkpoint of another detector?"
         ) from None
@@ -308,7 +320,7 @@ def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
     try:
         return load_yacs(beside, config) if beside else config
     except ValueError as error:
-        raise WeightsError(f"the config beside {str(path)!r}: {error}; mend it or move it away") from None
+        raise CheckpointError(f"the config beside {str(path)!r}: {error}; mend it or move it away") from None
 
 
 def _yacs_beside(path: Path) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from glip.errors import ConfigError
 from glip.pseudo.label import LabelConfig, Labeller
 from glip.pseudo.shards import Shard
 from glip.pseudo.store import Store
@@ -49,7 +50,7 @@ def label_all(
         The shards that failed; the others are done (of torchrun's other processes: nothing is known).
 
     Raises:
-        WeightsError, ValueError: a teacher or a phrase pipeline that cannot be loaded.
+        CheckpointError, ValueError: a teacher or a phrase pipeline that cannot be loaded.
         ImportError: Ray is not installed.
     """
     store = Store(folder, how.form)
@@ -129,7 +130,7 @@ def _label_with_ray(
         import ray
         import ray.data
     except ImportError:
-        raise ImportError("engine ray: Ray is not installed: pip install 'ray[data]', or use another engine") from None
+        raise ConfigError("engine ray: Ray is not installed: pip install 'ray[data]', or use another engine") from None
     if not ray.is_initialized():
         # of a single machine more logical CPUs than actors, or Ray Data has none left for reading
         ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers + 2, include_dashboard=False)

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glip.data.image import ImageError, load_image, stated_size
+from glip.data.image import load_image, stated_size
 from glip.data.sets import SkipCounter
+from glip.errors import DataError, ImageError
 from glip.structures import LETTER, TarMember
 from glip.text.phrases import MARKUP
 
@@ -77,15 +78,15 @@ class PairRules:
         for name, value in self.__dict__.items():
             off = least.get(name, 0)
             if type(value) is not bool and not off <= value < float("inf"):
-                raise ValueError(f"{name}: got {value}: give a number from {off} on ({off} turns the rule off)")
+                raise DataError(f"{name}: got {value}: give a number from {off} on ({off} turns the rule off)")
         for what in ("bytes", "words"):
             low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
             if high and low > high:
-                raise ValueError(f"min_{what} {low} is over max_{what} {high}: nothing would be kept, so change one")
+                raise DataError(f"min_{what} {low} is over max_{what} {high}: nothing would be kept, so change one")
         if 0 < self.max_aspect < 1:
-            raise ValueError(f"max_aspect: got {self.max_aspect}: it is the long side over the short one, so from 1 on")
+            raise DataError(f"max_aspect: got {self.max_aspect}: it is the long side over the short one, so from 1 on")
         if self.same_image > 16:
-            raise ValueError(f"same_image: got {self.same_image}: different ones are so near; give -1 to 16, such as 4")
+            raise DataError(f"same_image: got {self.same_image}: different ones are so near; give -1 to 16, such as 4")
 
     def for_model(self, limit: int) -> "PairRules":
         """The rules with the tokens that a model reads as the limit where none, or a greater one, is given."""

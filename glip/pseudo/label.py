@@ -91,7 +91,7 @@ class Labeller:
         folder: where labels go.
 
     Raises:
-        WeightsError: a teacher that cannot be loaded.
+        CheckpointError: a teacher that cannot be loaded.
         ValueError: a phrase pipeline that is not there.
     """
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from glip.data.held_out import says_one_of
+from glip.errors import DataError
 from glip.pseudo.select import overlap
 from glip.pseudo.store import Row
 from glip.structures import Sample, TarMember
@@ -82,7 +83,7 @@ def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[
             unasked += number not in own
             found[kind] += _judged(own.get(number, ()), true)
     if not judged:
-        raise ValueError(
+        raise DataError(
             f"none of the labels has an image and caption of the {len(samples)} with true boxes: give the set whose "
             "captions were labelled"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root, find_set, guess_format
+from glip.errors import DataError
 from glip.model.weights import fingerprint, load_pretrained
 from glip.pseudo.engine import Engine, Failed, Say, label_all
 from glip.pseudo.label import LabelConfig
@@ -49,12 +50,12 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     if entry.format == "world":
-        raise ValueError(f"set {name!r} is drawn as needed: give captions with image files (tools/draw_captions.py)")
+        raise DataError(f"set {name!r} is drawn as needed: give captions with image files (tools/draw_captions.py)")
     under = data_root(root)
     path = (under / entry.annotations).absolute()
     format = entry.format or guess_format(path)
     if format in ("coco", "lvis"):
-        raise ValueError(f"set {name!r} has class names, not captions: train on it as it is")
+        raise DataError(f"set {name!r} has class names, not captions: train on it as it is")
     folders = tuple(str((under / folder).absolute()) for folder in entry.images)
     return replace(entry, annotations=str(path), images=folders, format=format)
 
@@ -63,7 +64,7 @@ def run_labelling(entry: SetConfig, how: LabelConfig, folder: str | Path, worker
     """Label a set into a folder and write the report, also when interrupted; the same call goes on.
 
     Raises:
-        WeightsError: a teacher that cannot be loaded.
+        CheckpointError: a teacher that cannot be loaded.
         ValueError: another run writes there, or it holds other labels; nothing of the set can be read.
         OSError: the disk is full, or may not be written.
     """

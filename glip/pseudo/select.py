@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.data.writers import whole_file
+from glip.errors import DataError
 from glip.pseudo.store import Row, read_rows
 
 Corners = Sequence[float]
@@ -44,10 +45,10 @@ class SelectRules:
     def __post_init__(self) -> None:
         for name in ("box", "max_area", "nms", "nms_across", "image"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}: give a number in 0..1")
+                raise DataError(f"{name}: got {getattr(self, name)}: give a number in 0..1")
         for name in ("min_side", "per_phrase"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: got {getattr(self, name)}: give a number from 0 on")
+                raise DataError(f"{name}: got {getattr(self, name)}: give a number from 0 on")
 
 
 @dataclass
@@ -87,7 +88,7 @@ def select(folder: str | Path, out: str | Path, rules: SelectRules) -> Selection
         for row in selected(read_rows(folder), rules, selection):
             file.write(json.dumps(row) + "\n")
         if not selection.kept_pairs:
-            raise ValueError(
+            raise DataError(
                 f"{str(folder)!r}: none of {selection.boxes} boxes of {selection.pairs} pairs is kept "
                 f"({dict(selection.dropped) or 'it has none'}): lower --box and --image"
             )

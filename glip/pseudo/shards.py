@@ -15,6 +15,7 @@ from glip.config import SetConfig
 from glip.data.catalog import read_set
 from glip.data.readers.captions import caption_files
 from glip.data.sets import SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Sample, TarMember
 
 
@@ -112,4 +113,4 @@ def _refuse_twins(files: Sequence[Path]) -> None:
     stems = [file.stem for file in files]
     again = next((stem for stem in stems if stems.count(stem) > 1), None)
     if again is not None:
-        raise ValueError(f"two files are called {again!r}: their labels would go to one file; rename one of them")
+        raise DataError(f"two files are called {again!r}: their labels would go to one file; rename one of them")

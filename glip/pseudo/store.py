@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from glip.data.locks import exclusive
 from glip.data.writers import whole_file
+from glip.errors import ConfigError, DataError
+from glip.files import exclusive
 
 Row = dict[str, Any]
 Form = Literal["jsonl", "parquet"]
@@ -73,7 +74,7 @@ class Store:
             ImportError: parquet without pyarrow.
         """
         if self.form == "parquet" and find_spec("pyarrow") is None:
-            raise ImportError("form parquet: pyarrow is not installed: pip install 'glip[parquet]', or take jsonl")
+            raise ConfigError("form parquet: pyarrow is not installed: pip install 'glip[parquet]', or take jsonl")
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps(settings))
         if (self.folder / MANIFEST).is_file():
@@ -81,7 +82,7 @@ class Store:
             differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
             if differing:
                 key = differing[0]
-                raise ValueError(
+                raise DataError(
                     f"{str(self.folder)!r} holds labels made with {key} {json.dumps(there.get(key))[:120]}, not "
                     f"{json.dumps(wanted.get(key))[:120]}: give another --out, or remove it to label anew"
                 )
@@ -115,7 +116,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except ValueError:
         tree = None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: not json of a manifest: label anew into another folder")
+        raise DataError(f"{path}: not json of a manifest: label anew into another folder")
     return tree
 
 
@@ -133,7 +134,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             try:
                 yield json.loads(line)
             except ValueError:
-                raise ValueError(f"{path}, line {number}: not json: remove its .report.json and label anew") from None
+                raise DataError(f"{path}, line {number}: not json: remove its .report.json and label anew") from None
 
 
 def _write_parquet(path: Path, rows: Sequence[Row]) -> None:

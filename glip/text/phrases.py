@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from glip.errors import GlipError
 from glip.structures import Span
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class PhraseFinder:
         self, pipeline: str | Path | None = None, *, drop: Collection[str] | None = None, referring: bool = False
     ) -> None:
         if isinstance(drop, str):
-            raise ValueError(f"drop: got the string {drop!r}: pass a list of words, such as ['view', 'group of']")
+            raise GlipError(f"drop: got the string {drop!r}: pass a list of words, such as ['view', 'group of']")
         self.drop = frozenset(_listed(BUNDLED / "not_things.txt") if drop is None else (w.lower() for w in drop))
         self.referring = referring
         self.pipeline = BUNDLED if pipeline is None else pipeline
@@ -134,7 +135,7 @@ class PhraseFinder:
 
     def _readings(self, captions: Iterable[str]) -> Iterator[Reading]:
         if isinstance(captions, str):
-            raise ValueError(f"captions: got the string {captions[:40]!r}: pass a list of captions")
+            raise GlipError(f"captions: got the string {captions[:40]!r}: pass a list of captions")
         waiting = iter(captions)
         while batch := list(islice(waiting, BATCH)):
             read = [plain(caption) for caption in batch]
@@ -188,7 +189,7 @@ def _load(pipeline: str | Path) -> "Language":
         with use_ops("numpy", use_blis=False):  # NumPy's own products are about three times as fast as BLIS
             return spacy.load(pipeline)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
+        raise GlipError(
             f"spaCy pipeline {str(pipeline)!r} cannot be loaded: give the name of an installed one "
             "(python -m spacy download en_core_web_sm), its folder, or None for the bundled one"
         ) from error
@@ -232,7 +233,7 @@ class _Parser:
         try:
             list(nlp("A cat lies on the mat.").noun_chunks)
         except (ValueError, NotImplementedError) as error:
-            raise ValueError(
+            raise GlipError(
                 f"spaCy pipeline {str(name)!r} finds no noun phrases, it has {nlp.pipe_names or 'no component'}: give "
                 "one with a parser, such as en_core_web_sm, or None for the bundled one"
             ) from error
@@ -304,7 +305,7 @@ def _decode(chances: np.ndarray, lengths: Sequence[int]) -> list[list[tuple[int,
 def plain(caption: str) -> Plain:
     """Markup, control characters and halves of letters become spaces, and spaces single ones."""
     if not isinstance(caption, str):
-        raise ValueError(f"caption {caption!r} is no text: pass a string")
+        raise GlipError(f"caption {caption!r} is no text: pass a string")
     if not ROUGH.search(caption):
         return Plain(caption, range(len(caption)))
     text = ODD.sub(" ", MARKUP.sub(lambda match: " " * len(match[0]), caption))

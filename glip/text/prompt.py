@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from glip.errors import GlipError
 from glip.structures import Prompt
 
 
@@ -42,7 +43,7 @@ def split_prompt(
         ValueError: a single name that needs more tokens than the model reads.
     """
     if max_names is not None and max_names < 1:
-        raise ValueError(f"max_names {max_names} is less than 1: give the names of a chunk at most, such as 40")
+        raise GlipError(f"max_names {max_names} is less than 1: give the names of a chunk at most, such as 40")
     fits = count_tokens(prompt.caption) <= max_tokens and len(prompt.phrases) <= (max_names or len(prompt.phrases))
     if fits or not prompt.is_list:
         return [Chunk(prompt, 0)]
@@ -53,7 +54,7 @@ def split_prompt(
     used = 2
     for index, cost in enumerate(costs):
         if cost + 2 > max_tokens:
-            raise ValueError(
+            raise GlipError(
                 f"name {prompt.texts[index][:40]!r} needs {cost + 2} tokens, the model reads {max_tokens}: shorten it"
             )
         extra = cost + 1 if groups[-1] else cost

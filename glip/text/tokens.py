@@ -13,6 +13,7 @@ import torch
 from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
+from glip.errors import GlipError
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import Prompt, Span, TextBatch
 
@@ -88,7 +89,7 @@ def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
     found = [[token for span in phrase.spans for token in tokens.of_span(span)] for phrase in prompt.phrases]
     for phrase, indices in zip(prompt.phrases, found, strict=True):
         if not indices:
-            raise ValueError(
+            raise GlipError(
                 f"phrase {phrase.text!r} yields no token: an end of it is white space or characters that the "
                 "tokenizer drops; use words"
             )
@@ -106,7 +107,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_token
     encoded = [tokenizer(prompt.caption) for prompt in prompts]
     for tokens, prompt in zip(encoded, prompts, strict=True):
         if len(tokens.ids) > max_tokens:
-            raise ValueError(
+            raise GlipError(
                 f"caption needs {len(tokens.ids)} tokens, the model reads {max_tokens}: shorten it, or pass its "
                 f"things as a list of names (it begins {prompt.caption[:40]!r})"
             )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from glip.errors import ConfigError
 from glip.shapes import Tensor
 from glip.train.distributed import local_shard
 
@@ -50,10 +51,10 @@ def wise_ft(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: f
         ValueError: a share outside 0..1, or other weights.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"train.wise_ft: got {share:g}: give a share of the starting weights, 0 to 1")
+        raise ConfigError(f"train.wise_ft: got {share:g}: give a share of the starting weights, 0 to 1")
     if start.keys() != trained.keys():
         odd = sorted(start.keys() ^ trained.keys())[0]
-        raise ValueError(f"start and trained weights are not of one model: only one has {odd!r}: give its own start")
+        raise ConfigError(f"start and trained weights are not of one model: only one has {odd!r}: give its own start")
     return {
         name: torch.lerp(value, start[name].to(value.device), share) if value.is_floating_point() else value
         for name, value in trained.items()

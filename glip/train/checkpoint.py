@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from glip.errors import ConfigError
 from glip.shapes import Tensor
 from glip.train.averages import RunningMean
 from glip.train.distributed import Group, full_tensor, is_sharded, local_shard, shard_like
@@ -97,14 +98,14 @@ def read_state(path: Path, *, mapped: bool = False) -> Tree:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a broken file makes torch raise almost anything
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): remove it to start anew, or set "
             "train.output to another folder"
         ) from None
     needed = ("config", "start", "contents", "progress", "model", "mean", "updates", "optimizer", "scaler", "random")
     missing = [key for key in needed if not isinstance(state, dict) or key not in state]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint {str(path)!r} is of another version or no run's (it has no {missing[0]!r}): set train.output "
             "to another folder"
         )
@@ -130,7 +131,7 @@ def restore(state: Tree, parts: Parts, path: Path) -> Progress:
         progress = Progress(**{key: value for key, value in state["progress"].items() if key in known})
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint {str(path)!r} is of another model or run ({reason}): set train.output to another folder"
         ) from None
     group = parts.group

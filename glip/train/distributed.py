@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
 from glip.structures import Outputs, TextFeatures
@@ -73,7 +74,7 @@ def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUT
     given = [name for name in _TORCHRUN if name in os.environ]
     if given and len(given) < len(_TORCHRUN):
         missing = ", ".join(name for name in _TORCHRUN if name not in given)
-        raise ValueError(
+        raise ConfigError(
             f"{given[0]} is set but not {missing}: start several processes with torchrun, or unset {given[0]}"
         )
     rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(_TORCHRUN, "010", strict=True))
@@ -82,7 +83,7 @@ def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUT
         return
     kind = torch.device(device).type
     if kind == "cuda" and local >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: give torchrun at most "
             "so many with --nproc-per-node, or train on the CPU with --device cpu"
         )
@@ -151,7 +152,7 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
     except ImportError:
-        raise ValueError(
+        raise ConfigError(
             f"train.parallel=fsdp needs torch 2.6 or later, this is {torch.__version__}: update torch, or take ddp"
         ) from None
     _show_tensors()

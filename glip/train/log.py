@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from glip.data.sets import SkipCounter
+from glip.errors import ConfigError
 from glip.train.checkpoint import Progress, write_atomically
 from glip.train.step import Outcome
 
@@ -151,7 +152,7 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ImportError(
+        raise ConfigError(
             "train.tensorboard needs the package tensorboard: pip install 'glip[tensorboard]', or set "
             "train.tensorboard=false (metrics.jsonl has the same figures)"
         ) from None

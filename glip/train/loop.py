@@ -17,8 +17,10 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from glip.config import Experiment, TrainConfig, to_yaml
+from glip.config import TrainConfig
 from glip.data.loader import Step
+from glip.errors import ConfigError, TrainingError
+from glip.experiment import Experiment, to_yaml
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint
 from glip.signals import GracefulStop, Interrupted
@@ -40,14 +42,10 @@ from glip.train.distributed import Group, full_tensor, main_only, wrap_model
 from glip.train.log import RunLog, Validation
 from glip.train.optim import build_optimizer, rate_factor, set_rates
 from glip.train.resume import config_text, refuse_other_contents, same_validation
-from glip.train.settings import check_folder, check_settings
+from glip.train.settings import check_experiment, check_folder
 from glip.train.step import Outcome, Stepper
 
 ONE = Group()
-
-
-class TrainingError(ValueError):
-    """A run that cannot go on; the message says why."""
 
 
 def train(
@@ -116,7 +114,7 @@ class Run:
         report: Callable[[str], None],
     ) -> None:
         settings = self.settings = experiment.train
-        check_settings(settings, group)
+        check_experiment(experiment, group)
         self.experiment, self.group, self.contents, self.validate = experiment, group, dict(contents), validate
         self.report = main_only(group, report)
         check_folder(experiment)
@@ -265,7 +263,7 @@ class Run:
         state = read_state(path)
         refuse_other_contents(state["contents"], self.contents, self.output)
         if state["start"] != self.mark:
-            raise ValueError(
+            raise ConfigError(
                 f"train.wise_ft mixes in the weights that the run in {str(self.output)!r} began with, but "
                 f"train.start={self.settings.start!r} now gives others: bring those back, or set train.output to "
                 "another folder"

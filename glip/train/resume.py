@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glip.config import ConfigError, Experiment, TrainConfig, from_dict, to_dict
+from glip.config import TrainConfig
+from glip.errors import ConfigError
+from glip.experiment import Experiment, to_dict
+from glip.schema import parse
 from glip.train.optim import rate_factor
 
 # What may differ between a run and its continuation. Most of it never touches the numbers; micro_batch, checkpointing,
@@ -31,7 +34,6 @@ FREE = (
     "train.tensorboard",
     "train.validate_every",
     "train.validate_images",
-    "stated",  # what it says is in the model
 )
 
 
@@ -57,9 +59,9 @@ def refuse_another(stored: str, experiment: Experiment, *, done: int) -> None:
     output = experiment.train.output
     other = f"set train.output to another folder than {output!r}, or give the values that its experiment.yaml has"
     try:
-        begun = from_dict(Experiment, json.loads(stored))
+        begun = parse(Experiment, json.loads(stored))
     except (ConfigError, json.JSONDecodeError) as error:
-        raise ValueError(f"the run in {output!r} was begun by another version ({error}): {other}") from None
+        raise ConfigError(f"the run in {output!r} was begun by another version ({error}): {other}") from None
     before, now = _flat(to_dict(begun)), _flat(to_dict(experiment))
     changed = _first_other_rate(begun.train, experiment.train, done)
     free = (*FREE, "train.steps") if changed is None else FREE
@@ -71,7 +73,7 @@ def refuse_another(stored: str, experiment: Experiment, *, done: int) -> None:
     ]
     if told:
         more = f"; and {len(told) - 5} more" if len(told) > 5 else ""
-        raise ValueError(f"the run in {output!r} was begun with another config: {'; '.join(told[:5])}{more}: {other}")
+        raise ConfigError(f"the run in {output!r} was begun with another config: {'; '.join(told[:5])}{more}: {other}")
 
 
 def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], output: Path) -> None:
@@ -85,7 +87,7 @@ def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], out
         if before != now[name]:
             had, has = before.rpartition(", ")[0], now[name].rpartition(", ")[0]
             told = f"had {had} and has {has} now" if had != has else f"still has {has}, but they are others"
-            raise ValueError(
+            raise ConfigError(
                 f"the run in {str(output)!r} was begun with other data: set {name!r} {told}: set train.output to "
                 "another folder to train on it, or bring back what it was"
             )
@@ -93,7 +95,7 @@ def refuse_other_contents(stored: Mapping[str, str], now: Mapping[str, str], out
 
 def same_validation(stored: str, experiment: Experiment) -> bool:
     """Whether a run's config, which ``refuse_another`` let pass, validates on the same images as another."""
-    begun = from_dict(Experiment, json.loads(stored))
+    begun = parse(Experiment, json.loads(stored))
     same = begun.train.validate_images == experiment.train.validate_images
     return same and begun.data.validate == experiment.data.validate
 

@@ -1,17 +1,18 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder it leaves."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from glip.config import ConfigError, Experiment, ModelConfig, from_dict, to_dict
+from glip.config import ModelConfig
 from glip.data.loader import MixtureDataset, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.survey import survey
 from glip.detector import build_processor
+from glip.errors import ConfigError
+from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
 from glip.text.tokens import Tokenizer
@@ -46,7 +47,7 @@ def run(
         TrainingError: losses stayed non-finite.
     """
     if not experiment.data.train:
-        raise ValueError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
+        raise ConfigError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
     with process_group(device) as group:
         return _run(experiment, group, validator, main_only(group, report))
 
@@ -61,7 +62,7 @@ def _run(
     check_experiment(experiment, group)
     torch.manual_seed(settings.seed)
     model, config, vocabulary = starting_model(experiment)
-    experiment = replace(experiment, model=config, stated=("model",))
+    experiment = replace(experiment, model=config)
     check_folder(experiment)
     tokenizer = Tokenizer(vocabulary)
     processor = build_processor(config, tokenizer)
@@ -95,17 +96,12 @@ def _run(
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     """The model a run begins with, its config and its tokenizer's folder.
 
-    Where ``train.start`` gives the weights, what the config says of the model (its name, image sizes, drop rates) has
-    its way, and the rest is the starting model's.
-
     Raises:
-        WeightsError: starting weights that cannot be read, or are not of the model that the config describes.
+        CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
     """
     config = experiment.model
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
-        edges = replace(loaded.config.inference, inclusive=False)  # of the boxes that our readers give
-        config = overlaid(replace(loaded.config, inference=edges), config, experiment.stated)
         if config.trained_on == loaded.config.trained_on:
             seen = dict.fromkeys([*config.trained_on, *(row.name for row in experiment.data.train)])
             config = replace(config, trained_on=tuple(seen))
@@ -125,20 +121,3 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     if config.language.bits == 8:
         model.language.round_weights()
     return model, config, ASSETS / BUNDLED
-
-
-def overlaid(base: ModelConfig, over: ModelConfig, stated: Sequence[str] = ()) -> ModelConfig:
-    """A model's config with what another one says: keys that were stated, or that differ from the defaults."""
-
-    def said(key: str) -> bool:
-        return any(key == part or key.startswith(f"{part}.") for part in stated)
-
-    def merged(own: dict[str, Any], other: dict[str, Any], usual: dict[str, Any], at: str) -> dict[str, Any]:
-        return {
-            key: merged(value, other[key], usual[key], f"{at}.{key}")
-            if isinstance(value, dict)
-            else (other[key] if said(f"{at}.{key}") or other[key] != usual[key] else value)
-            for key, value in own.items()
-        }
-
-    return from_dict(ModelConfig, merged(to_dict(base), to_dict(over), to_dict(ModelConfig()), "model"))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from glip.data.loader import Step
+from glip.errors import ConfigError
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Matching, Totals, compute_losses, match
 from glip.model.glip import GLIP
@@ -67,9 +68,9 @@ class Stepper:
     ) -> None:
         half = precision == "float16"
         if half and group.device.type == "cpu":
-            raise ValueError("train.precision=float16 needs a GPU: take train.precision=bfloat16 (or float32) on a CPU")
+            raise ConfigError("train.precision=float16 needs a GPU: take train.precision=bfloat16 or float32")
         if half and is_sharded(module):
-            raise ValueError("train.precision=float16 does not go with train.parallel=fsdp: take bfloat16")
+            raise ConfigError("train.precision=float16 does not go with train.parallel=fsdp: take bfloat16")
         self.model, self.module, self.optimizer = model, module, optimizer
         self.group, self.clip, self.precision = group, clip, precision
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=half)

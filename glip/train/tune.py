@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
 from glip.detector import Detector
+from glip.errors import ConfigError, TrainingError
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Totals, compute_losses, match
 from glip.shapes import Tensor
 from glip.signals import GracefulStop, Interrupted
 from glip.train.checkpoint import remove_written, write_state
-from glip.train.loop import TrainingError
 from glip.train.optim import build_optimizer
 from glip.train.tuning import Images, Prepared, Tuner, by_size
 
@@ -67,12 +67,12 @@ class TuneSettings:
     def __post_init__(self) -> None:
         for key in ("batch_size", "epochs", "drop_after", "patience"):
             if getattr(self, key) < 1:
-                raise ValueError(f"{key}: got {getattr(self, key)}: give 1 or more")
+                raise ConfigError(f"{key}: got {getattr(self, key)}: give 1 or more")
         if self.images_per_epoch < 0:
-            raise ValueError(f"images_per_epoch: got {self.images_per_epoch}: give 1 or more, or 0 for all images")
+            raise ConfigError(f"images_per_epoch: got {self.images_per_epoch}: give 1 or more, or 0 for all images")
         for key in ("lr", "bert_lr", "weight_decay"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                raise ValueError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
+                raise ConfigError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
 
 
 def remove_state(folder: Path) -> None:
@@ -302,11 +302,11 @@ class TuneRun:
             tree = torch.load(path, map_location="cpu", weights_only=True)
             of = tree["of"]
         except Exception as error:  # a broken file makes torch raise almost anything
-            raise ValueError(
+            raise ConfigError(
                 f"{str(path)!r} cannot be read ({type(error).__name__}): remove it to tune anew, or give another folder"
             ) from None
         if of != self.of:
-            raise ValueError(
+            raise ConfigError(
                 f"{str(path.parent)!r} holds another tuning (other images, settings, words or weights): give another "
                 "--out, or remove it to tune anew"
             )

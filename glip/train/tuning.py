@@ -14,11 +14,12 @@ from torch import nn
 from tqdm import tqdm
 
 from glip.adaptation import Adaptation, Mode
-from glip.data.image import ImageError, open_any
+from glip.data.image import open_any
 from glip.data.sets import SkipCounter
 from glip.data.transforms import Augmentation, augment
 from glip.detector import Detector
 from glip.encoded import EncodedImage, FeatureCache, image_key
+from glip.errors import ConfigError, ImageError
 from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
@@ -61,7 +62,7 @@ class Tuner:
         self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
         needed, room = detector.processor.count_tokens(prompt.caption), detector.processor.max_tokens
         if needed > room:
-            raise ValueError(
+            raise ConfigError(
                 f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
                 "names in one caption; tune on parts of them, a task each"
             )
@@ -168,7 +169,7 @@ class Images:
             self.usable.append(index)
             self._keep(index, prepared)
         if not self.usable:
-            raise ValueError(f"none of the {len(samples)} training images can be used: {skipped}")
+            raise ConfigError(f"none of the {len(samples)} training images can be used: {skipped}")
 
     def __len__(self) -> int:
         return len(self.usable)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from glip.cli.main import main
-from glip.config import load_config
+from glip.train.start import load_config
 
 BLOCKED = """
 import sys

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from small import write_coco
 
 from glip.cli.main import main
-from glip.config import ModelConfig, load_config, to_dict, to_yaml
+from glip.config import ModelConfig
+from glip.experiment import to_dict, to_yaml
 from glip.train.run import starting_model
+from glip.train.start import load_config
 
 CONFIG = """
 extends: tiny.yaml

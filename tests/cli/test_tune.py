@@ -9,7 +9,7 @@ from small import NAMES, write_coco
 
 from glip.adaptation import MODES
 from glip.cli import tune
-from glip.data.locks import exclusive
+from glip.files import exclusive
 from glip.model.adapt import load_adaptation
 from glip.model.weights import load_pretrained
 

@@ -5,8 +5,9 @@ import json
 import pytest
 from small import write_coco
 
-from glip.config import ConfigError, SetConfig
+from glip.config import SetConfig
 from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
+from glip.errors import ConfigError
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from glip.data.image import ImageError, image_size, load_image, open_any, stated_size, to_rgb
+from glip.data.image import image_size, load_image, open_any, stated_size, to_rgb
+from glip.errors import ImageError
 from glip.structures import TarMember
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)

@@ -13,13 +13,13 @@ from small import RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig
 from glip.data import loader
-from glip.data.image import ImageError
 from glip.data.loader import Draw, MixtureDataset, Schedule, Source, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.phrasing import Phrasing
 from glip.data.sets import PackedSamples
 from glip.data.transforms import Augmentation
 from glip.detector import build_processor
+from glip.errors import ImageError
 from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 

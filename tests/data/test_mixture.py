@@ -5,8 +5,9 @@ import json
 import pytest
 from small import NAMES, write_coco
 
-from glip.config import ConfigError, DataConfig, DatasetConfig
+from glip.config import DataConfig, DatasetConfig
 from glip.data.mixture import build_sources, read_training_set, resolve, with_replay
+from glip.errors import ConfigError
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
 

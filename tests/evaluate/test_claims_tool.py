@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from glip.config import load_config
+from glip.train.start import load_config
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "claims.py"
 FIGURES = {"novel AP50": 0.5, "seen AP50": 0.6, "novel recall@1": 0.3, "seen recall@1": 0.4}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.config import ConfigError
 from glip.data.phrasing import caption_of
+from glip.errors import ConfigError
 from glip.evaluate.odinw import Task, TaskScore, read_task, summarize, tasks
 from glip.evaluate.report import markdown_table
 

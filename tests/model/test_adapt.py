@@ -12,8 +12,8 @@ from small import NAMES, TINY, VOCABULARY, scenes, seeded
 
 from glip.adaptation import Adaptation
 from glip.detector import Detector
+from glip.errors import CheckpointError
 from glip.model.adapt import FORMAT, digest_of, load_adaptation, save_adaptation, with_weights
-from glip.model.weights import WeightsError
 from glip.structures import Prompt
 from glip.text.tokens import Tokenizer
 
@@ -122,14 +122,14 @@ def test_without_a_prompt_or_a_task(detector):
 
 
 def test_a_task_of_another_model(detector):
-    with pytest.raises(WeightsError, match="was tuned on other weights"):
+    with pytest.raises(CheckpointError, match="was tuned on other weights"):
         detector.adapted(replace(prompt_task(detector), fingerprint="f00"))
-    with pytest.raises(WeightsError, match="of another model"):
+    with pytest.raises(CheckpointError, match="of another model"):
         with_weights(detector.model, {"no.such": torch.zeros(1)})
-    with pytest.raises(WeightsError, match="has shape"):
+    with pytest.raises(CheckpointError, match="has shape"):
         with_weights(detector.model, {"tokens.bias": torch.zeros(7)})
     short = replace(prompt_task(detector), offsets=torch.zeros(3, 4))
-    with pytest.raises(WeightsError, match="broken or of another model"):
+    with pytest.raises(CheckpointError, match="broken or of another model"):
         detector.adapted(short)(IMAGE)
 
 
@@ -167,7 +167,7 @@ def broken_files(folder, detector):
 )
 def test_files_that_are_no_task(name, message, detector, tmp_path):
     broken_files(tmp_path, detector)
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         load_adaptation(tmp_path / f"{name}.safetensors")
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import SMALL, VOCABULARY, release_state, saved, seeded, to_mmdet
 
+from glip.errors import CheckpointError
 from glip.model.weights import RELEASED as NAMED
-from glip.model.weights import WeightsError, list_pretrained, load_pretrained, save_pretrained
+from glip.model.weights import list_pretrained, load_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def released() -> dict[str, torch.Tensor]:
 
 
 def error_of(source: str | Path) -> str:
-    with pytest.raises(WeightsError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         load_pretrained(source)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600

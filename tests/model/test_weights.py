@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import RELEASED, SMALL, TINY, VOCABULARY, release_state, saved, seeded, to_mmdet, without_fusion
 
-from glip.config import ConfigError
 from glip.detector import Detector
+from glip.errors import CheckpointError, ConfigError
 from glip.model.release import load_yacs
-from glip.model.weights import WeightsError, load_pretrained, save_pretrained, start_language
+from glip.model.weights import load_pretrained, save_pretrained, start_language
 
 YACS = """
 MODEL:
@@ -110,7 +110,7 @@ def test_yacs_that_makes_no_sense(text, told, released, tmp_path):
     (tmp_path / "glip.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         load_yacs(tmp_path / "glip.yaml", SMALL)
-    with pytest.raises(WeightsError, match="the config beside"):
+    with pytest.raises(CheckpointError, match="the config beside"):
         load_pretrained(saved(released, tmp_path))
 
 
@@ -218,10 +218,10 @@ def test_start_language_fills_encoder_and_tower(tmp_path):
 
 def test_start_language_from_something_else(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"are not of this model: missing embeddings\.word"):
+    with pytest.raises(CheckpointError, match=r"are not of this model: missing embeddings\.word"):
         start_language(seeded(SMALL), tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match="are not there"):
+    with pytest.raises(CheckpointError, match="are not there"):
         start_language(seeded(SMALL), tmp_path)
     shutil.copy(VOCABULARY / "vocab.txt", tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="broken"):
+    with pytest.raises(CheckpointError, match="broken"):
         start_language(seeded(SMALL), tmp_path)

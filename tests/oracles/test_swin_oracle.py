@@ -16,9 +16,10 @@ from small import SMALL
 from timm.models.swin_transformer import SwinTransformer
 
 from glip.config import VisionConfig
+from glip.errors import CheckpointError
 from glip.model.glip import build
 from glip.model.vision import Swin, timm_weights
-from glip.model.weights import WeightsError, start_vision
+from glip.model.weights import start_vision
 
 SIDE, WINDOW = 256, 4  # maps of 64, 32, 16 and 8 places: multiples of the window, and more than one
 WIDTHS, DEPTHS, HEADS = (16, 32, 64, 128), (2, 2, 2, 2), (2, 2, 4, 4)
@@ -64,5 +65,5 @@ def test_weights_of_timm_may_be_a_file(oracle: SwinTransformer, tmp_path: Path) 
         torch.nn.init.zeros_(model.vision.patch.weight)
         start_vision(model, source)
         assert torch.equal(model.vision.patch.weight, oracle.patch_embed.proj.weight)
-    with pytest.raises(WeightsError, match="are not of this model"):
+    with pytest.raises(CheckpointError, match="are not of this model"):
         start_vision(build(SMALL), tmp_path)

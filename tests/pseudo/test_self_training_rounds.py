@@ -6,13 +6,14 @@ import pytest
 import torch
 import yaml
 
-from glip.config import DatasetConfig, load_config
+from glip.config import DatasetConfig
 from glip.data.mixture import read_training_set
 from glip.pseudo.filters import PairRules
 from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, find_captions
 from glip.pseudo.select import SelectRules
 from glip.self_training import PSEUDO, SelfTrainConfig, SelfTraining
+from glip.train.start import load_config
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from small import RELEASED, VOCABULARY, scenes
 
-from glip.config import Experiment, ModelConfig, TrainConfig, VisionConfig
+from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
 from glip.detector import build_processor
+from glip.experiment import Experiment
 from glip.model.glip import GLIP
 from glip.structures import Batch, Prompt, Sample
 from glip.text.tokens import Tokenizer

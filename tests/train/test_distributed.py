@@ -13,8 +13,9 @@ from runs import metrics
 from shared_run import CASES, STEPS, run_case
 
 from glip.config import TrainConfig
+from glip.experiment import Experiment
 from glip.train.distributed import Group, process_group
-from glip.train.settings import check_settings
+from glip.train.settings import check_experiment
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
 
@@ -122,4 +123,4 @@ def test_half_an_environment_is_told(monkeypatch):
 
 def test_images_that_cannot_be_shared_are_told():
     with pytest.raises(ValueError, match=r"3 images cannot be shared by 2 processes: take a multiple of 2"):
-        check_settings(TrainConfig(batch_size=3), Group(0, 2))
+        check_experiment(Experiment(train=TrainConfig(batch_size=3)), Group(0, 2))

@@ -11,16 +11,19 @@ from PIL import Image
 from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
 from small import seeded
 
-from glip.config import DatasetConfig, TrainConfig, config_folder, load_config
+from glip.config import DatasetConfig, TrainConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
+from glip.errors import TrainingError
+from glip.experiment import config_folder
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
 from glip.train import loop
 from glip.train.averages import wise_ft
 from glip.train.distributed import Group
-from glip.train.loop import TrainingError, train
+from glip.train.loop import train
 from glip.train.settings import check_experiment
+from glip.train.start import load_config
 
 
 @pytest.fixture(scope="module")

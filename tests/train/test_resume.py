@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from glip.config import DatasetConfig, Experiment, TrainConfig
+from glip.config import DatasetConfig, TrainConfig
+from glip.experiment import Experiment
 from glip.train.resume import FREE, config_text, refuse_another
 
 FIRST = Experiment(train=TrainConfig(output="runs/first", schedule="step"))

@@ -14,6 +14,7 @@ from small import NAMES, TINY, VOCABULARY, scenes, seeded, without_fusion
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
+from glip.errors import TrainingError
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.release import our_name
@@ -21,7 +22,6 @@ from glip.signals import Interrupted
 from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
-from glip.train.loop import TrainingError
 from glip.train.tune import STATE, TuneRun, usual_settings
 from glip.train.tuning import Images, Tuner, by_size, trained_names
 

@@ -16,6 +16,7 @@ import torch
 from glip.data.readers.fields import InvalidRecord, by_image, is_text, parse_json, read_image, read_size
 from glip.data.readers.shards import read_shard
 from glip.data.sets import Folders, PackedSamples, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Sample, TarMember
 
 IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
@@ -56,7 +57,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path]) -> Samp
     samples = PackedSamples(sample for file in files for sample in _read(file, folders, tally))
     if not len(samples):
         advice = "download them, for instance with img2dataset" if _BY_URL in tally.counts else "see docs/data.md"
-        raise ValueError(f"{path}: no image with a caption can be read of it ({tally or 'it is empty'}): {advice}")
+        raise DataError(f"{path}: no image with a caption can be read of it ({tally or 'it is empty'}): {advice}")
     return SampleSet(samples, skipped=tally)
 
 
@@ -75,7 +76,7 @@ def caption_files(path: Path) -> list[Path]:
     tars = [file for file in inside if file.suffix.lower() == ".tar"]
     found = tars or [file for file in inside if file.suffix.lower() in _ENDINGS]
     if not found:
-        raise ValueError(f"{path}: no captions in this folder: it needs .tar files, or {', '.join(_ENDINGS)}")
+        raise DataError(f"{path}: no captions in this folder: it needs .tar files, or {', '.join(_ENDINGS)}")
     return found
 
 
@@ -93,7 +94,7 @@ def _read(path: Path, folders: Folders, tally: SkipCounter) -> Iterator[Sample]:
             rows = _csv_rows(path, tally) if path.suffix.lower() == ".csv" else _tab_rows(path, tally)
             yield from _read_table(path, rows, folders, tally)
         case ending:
-            raise ValueError(f"{path}: captions with the ending {ending!r}: give .tar, .txt, {', '.join(_ENDINGS)}")
+            raise DataError(f"{path}: captions with the ending {ending!r}: give .tar, .txt, {', '.join(_ENDINGS)}")
 
 
 # ---- json
@@ -106,7 +107,7 @@ def _read_json(path: Path, folders: Folders, tally: SkipCounter) -> Iterator[Sam
             yield from _read_record(record, f"{path.name}, record {index}", folders, tally)
         return
     if not (isinstance(tree, dict) and all(isinstance(tree.get(key), list) for key in ("images", "annotations"))):
-        raise ValueError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
+        raise DataError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
     for image, annotations in by_image(tree, tally):
         place = f"image {image['id']}"
         if not annotations:
@@ -164,7 +165,7 @@ def _columns(path: Path, row: list[str]) -> list[str]:
     """The names of the two columns of a table without a header, told by its first row."""
     images = [bool(_IMAGE_NAME.search(value.strip())) for value in row]
     if path.suffix.lower() == ".csv" or len(row) != 2 or sum(images) != 1:
-        raise ValueError(
+        raise DataError(
             f"{path}: its first line {' | '.join(row)[:80]!r} names no columns: give a header with one of "
             f"{', '.join(IMAGE_KEYS)} and one of {', '.join(CAPTION_KEYS)}, or a TSV of image and caption"
         )

@@ -23,6 +23,7 @@ from glip.data.readers.fields import (
     sample_set,
 )
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
@@ -106,17 +107,17 @@ def read_categories(categories: list[Any], path: Path, skipped: SkipCounter, *, 
     for category in categories:
         if not (isinstance(category, dict) and is_text(category.get("name")) and is_id(category.get("id"))):
             shown = repr(category)[:80]
-            raise ValueError(f"{path}: category {shown} has no id and name: a category is {{id: 1, name: cat}}")
+            raise DataError(f"{path}: category {shown} has no id and name: a category is {{id: 1, name: cat}}")
     ordered = sorted(categories, key=lambda category: (isinstance(category["id"], str), category["id"]))
     again = [number for number, times in Counter(category["id"] for category in ordered).items() if times > 1]
     if again:
-        raise ValueError(f"{path}: category id {again[0]!r} is listed twice: give each category an id of its own")
+        raise DataError(f"{path}: category id {again[0]!r} is listed twice: give each category an id of its own")
     names = {category["id"]: clean_name(category["name"]).strip() for category in ordered}
     for number in [number for number, name in names.items() if not is_visible(name)]:
         skipped.add("category without a name", f"category {number}")
         del names[number]
     if not names:
-        raise ValueError(f"{path}: no category with a name, so nothing to look for: add {{id: 1, name: cat}}")
+        raise DataError(f"{path}: no category with a name, so nothing to look for: add {{id: 1, name: cat}}")
     if not twins:
         _check_twins(names, path)
     label = {number: index for index, number in enumerate(names)}
@@ -127,7 +128,7 @@ def _check_twins(names: dict[int | str, str], path: Path) -> None:
     first: dict[str, int | str] = {}
     for number, name in names.items():
         if name in first:
-            raise ValueError(
+            raise DataError(
                 f"{path}: categories {first[name]!r} and {number!r} are both called {name!r} (brackets and "
                 "underscores do not count): rename one, or give their boxes one category"
             )

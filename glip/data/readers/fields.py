@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 
 from glip.data.sets import Folders, PackedSamples, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Prompt, Sample, Span
 
 Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
@@ -26,7 +27,7 @@ _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the out
 )
 
 
-class InvalidRecord(ValueError):
+class InvalidRecord(DataError):
     """A record that nothing can be learned from; the message is the reason."""
 
 
@@ -50,7 +51,7 @@ def read_json(path: Path, lists: Sequence[str], kind: str) -> dict[str, Any]:
     found = tree if isinstance(tree, dict) else {}
     missing = [key for key in lists if not isinstance(found.get(key), list)]
     if missing:
-        raise ValueError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+        raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
     return found
 
 
@@ -65,7 +66,7 @@ def parse_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
     except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
-        raise ValueError(f"{path}: not valid json: {error}") from None
+        raise DataError(f"{path}: not valid json: {error}") from None
 
 
 def _without_unused(record: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def sample_set(
     packed = PackedSamples(samples)
     if not len(packed):
         why = f"left out: {skipped}" if skipped else "it lists none"
-        raise ValueError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+        raise DataError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
     return SampleSet(packed, vocabulary, skipped, ids)
 
 

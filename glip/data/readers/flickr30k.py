@@ -23,6 +23,7 @@ from glip.data.readers.fields import (
     sample_set,
 )
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
@@ -91,7 +92,7 @@ def _images(root: Path, names: str | Path, skipped: SkipCounter) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not UTF-8 text: give a list of image ids, one in a line") from None
+        raise DataError(f"{path}: not UTF-8 text: give a list of image ids, one in a line") from None
     found: dict[str, None] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()

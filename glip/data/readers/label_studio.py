@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from glip.data.image import ImageError, image_size
+from glip.data.image import image_size
 from glip.data.label_studio import CROWD, LOCAL_FILES
 from glip.data.readers.fields import InvalidRecord, is_text, is_visible, parse_json, read_image, read_size, sample_set
 from glip.data.readers.labels import read_names, sample_of_row
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import DataError, ImageError
 from glip.structures import Sample
 
 SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the image and one answer, without its type
@@ -52,7 +53,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path]) -> 
     path, tally = Path(annotations), SkipCounter()
     tasks = parse_json(path)
     if not isinstance(tasks, list) or any(SHORT_EXPORT in _map(task) for task in tasks[:1]):
-        raise ValueError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
+        raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     lists: dict[tuple[str, ...], None] = {}
     found = sample_set(path, _read(tasks, Folders(images or [path.parent]), tally, lists), tally)
     return SampleSet(found.samples, next(iter(lists)) if len(lists) == 1 else (), tally)

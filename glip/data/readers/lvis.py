@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from glip.data.readers.coco import LISTS, Categories, detection_sample, read_categories, read_rows
-from glip.data.readers.fields import (
-    InvalidRecord,
-    by_image,
-    image_place,
-    is_id,
-    read_image,
-    read_json,
-    sample_set,
-)
+from glip.data.readers.fields import InvalidRecord, by_image, image_place, is_id, read_image, read_json, sample_set
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Sample
 
 
@@ -35,7 +28,7 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path]) -> SampleSe
     by_name, by_url = Folders(images), Folders(images)
     tree = read_json(path, LISTS, "LVIS")
     if not any(isinstance(record, dict) and "neg_category_ids" in record for record in tree["images"]):
-        raise ValueError(f"{path}: not an LVIS json: no image has neg_category_ids: read it as format coco")
+        raise DataError(f"{path}: not an LVIS json: no image has neg_category_ids: read it as format coco")
     categories = read_categories(tree["categories"], path, skipped, twins=True)
     samples = _samples(tree, (by_name, by_url), categories, skipped)
     return sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)

@@ -29,6 +29,7 @@ from glip.data.readers.fields import (
     sample_set,
 )
 from glip.data.sets import Folders, SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Prompt, Sample
 from glip.text.prompt import clean_name
 
@@ -80,7 +81,7 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
 def _read_labels(path: Path, skipped: SkipCounter) -> Labels:
     tree = parse_json(path)
     if not isinstance(tree, dict) or not all(key.isdecimal() and len(key) < 10 for key in tree):
-        raise ValueError(f'{path}: not a label map: give json of names by label, such as {{"0": "person"}}')
+        raise DataError(f'{path}: not a label map: give json of names by label, such as {{"0": "person"}}')
     named = [{"id": int(key), "name": name} for key, name in tree.items()]
     categories = read_categories(named, path, skipped)
     return Labels(categories.names, categories.ids, categories.label, "label")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from glip.data.readers.fields import read_size
 from glip.data.sets import SkipCounter
+from glip.errors import DataError
 from glip.structures import TarMember
 
 MAX_IMAGE, MAX_TEXT = 1 << 26, 1 << 20  # bytes of a member that is read: 64 MB and 1 MB
@@ -90,7 +91,7 @@ def _members(path: Path, tally: SkipCounter) -> Iterator[_Member]:
                 tally.add("archive that is broken from some place on", f"{path.name}, byte {archive.offset}")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
         if total == 0 or not _starts_as_tar(path):
-            raise ValueError(
+            raise DataError(
                 f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
             ) from None
         tally.add("archive that is broken from some place on", f"{path.name}: {error}")

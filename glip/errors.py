@@ -1,0 +1,29 @@
+"""Mistakes that a user can fix. Everything else that goes wrong is a bug, and stays a traceback.
+
+Each message is one sentence: the thing, its value, what is allowed, the next step. The command line prints it alone
+and exits with code 2.
+"""
+
+
+class GlipError(ValueError):
+    """A value, file or combination of options that cannot be used."""
+
+
+class ConfigError(GlipError):
+    """An option or a config that cannot be used."""
+
+
+class ImageError(GlipError):
+    """An image that cannot be read."""
+
+
+class DataError(GlipError):
+    """Annotations, captions, labels or a run's folder that cannot be used; in bulk work a record that is skipped."""
+
+
+class CheckpointError(GlipError):
+    """A model or a training state that cannot be loaded."""
+
+
+class TrainingError(GlipError):
+    """A training that cannot go on, such as after losses that stayed non-finite."""

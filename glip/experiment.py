@@ -1,0 +1,153 @@
+"""An experiment (model, data, training run) and its YAML files.
+
+A file may name one parent with ``extends:`` (maps merge, lists replace) and any value may be overridden with
+``key.path=value``. Unknown keys and wrong values are errors before anything is loaded.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from glip.config import DataConfig, ModelConfig, TrainConfig
+from glip.errors import ConfigError
+from glip.schema import checked, did_you_mean
+
+MAX_EXTENDS = 5
+
+
+@checked
+class Experiment:
+    """A whole training: the model, its data, its run."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+
+def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML.
+
+    Raises:
+        ConfigError: missing file, broken YAML, or an override of another form.
+    """
+    return read_overrides(overrides, _read_tree(find_config(path), depth=0))
+
+
+def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
+    """Plain maps with ``key.path=value`` texts set in them.
+
+    Raises:
+        ConfigError: a text of another form.
+    """
+    tree = {} if tree is None else tree
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
+        _set(tree, key.strip().split("."), _parse_yaml(value, item))
+    return tree
+
+
+def find_config(path: str | Path) -> Path:
+    """The YAML file meant by a path, or by a name such as ``glip_t`` or ``pretrain/nano`` of the installed configs."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    name = str(path).removesuffix(".yaml")
+    named = config_folder() / f"{name}.yaml"
+    if named.is_file():
+        return named
+    known = list_configs()
+    hint = did_you_mean(name, known)
+    raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+
+
+def list_configs() -> list[str]:
+    """The names of the installed configs."""
+    folder = config_folder()
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def config_folder() -> Path:
+    """Where the YAML files are: beside the code in a wheel, at the top level in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain maps and lists, ready for JSON or YAML."""
+    return typing.cast(dict[str, Any], _listed(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    """A config, or its plain maps, as YAML text, in the order of its fields."""
+    return yaml.safe_dump(config if isinstance(config, dict) else to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values of a YAML file.
+
+    Raises:
+        ConfigError: not UTF-8, or not YAML.
+    """
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
+
+
+def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
+    """Plain maps in which ``over`` replaces the values of ``base``; maps merge, lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both_maps else value
+    return merged
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
+    if depth > MAX_EXTENDS:
+        raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
+    tree = read_yaml(path) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    beside = path.parent / str(parent)
+    return merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML reads 1e-4 as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _set(tree: dict[Any, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key!r} is a value, not a map of keys")
+    tree[keys[-1]] = value

@@ -1,0 +1,175 @@
+"""Files of a run: written whole or not at all, one writer per folder, and the same run recognized.
+
+Everything that glip writes to disk goes through ``atomic_write``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from glip.errors import DataError, GlipError
+
+MANIFEST = "manifest.json"
+_LOCK = ".lock"
+
+
+class LockedError(GlipError):
+    """Another process writes to the folder."""
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) -> Iterator[IO[Any]]:
+    """Open a file that replaces ``path`` when the block ends; after an error or a kill the old file is unchanged.
+
+    Args:
+        path: the file; its folder is made if missing.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+        durable: wait until it is on the disk, so that it also survives a power failure.
+
+    Raises:
+        OSError: it cannot be written; the message names the file and the free space.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_of(path)
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError) and "write" not in str(error):  # torch.save turns OSError into RuntimeError
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise OSError(
+            f"{str(path)!r} could not be written ({' '.join(str(error).split())[:120]}; {free:,.0f} MB free): make "
+            "room or choose another folder, and run the same command again"
+        ) from error
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written first; always the same name, so that what a kill leaves is overwritten."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not JSON in UTF-8.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({str(error)[:80]})") from None
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(path: str | Path) -> Iterator[Any]:
+    """The rows of a file of JSON lines.
+
+    Raises:
+        DataError: a line that is not JSON.
+    """
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
+
+
+def append_jsonl(path: str | Path, row: Any) -> None:
+    """Append one row to a file of JSON lines; a line cut off by a kill before is dropped."""
+    with Path(path).open("ab+") as file:
+        end = file.tell()
+        if end:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+def begin_run(folder: str | Path, settings: Mapping[str, Any], *, name: str = MANIFEST) -> None:
+    """Note what a folder's contents are made of and with; the same settings go on, others are refused.
+
+    Raises:
+        DataError: the folder holds the results of other settings, or its manifest cannot be read.
+    """
+    path = Path(folder) / name
+    wanted = json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    there = read_manifest(folder, name=name)
+    for key in {**there, **wanted}:
+        if there.get(key) != wanted.get(key):
+            old, new = json.dumps(there.get(key))[:120], json.dumps(wanted.get(key))[:120]
+            raise DataError(
+                f"{str(folder)!r} holds results made with {key} {old}, not {new}: give another folder, or delete it"
+            )
+
+
+def read_manifest(folder: str | Path, *, name: str = MANIFEST) -> dict[str, Any]:
+    """What a folder's contents are made of and with.
+
+    Raises:
+        FileNotFoundError: it has no manifest.
+        DataError: a manifest that cannot be read.
+    """
+    tree = read_json(Path(folder) / name)
+    if not isinstance(tree, dict):
+        raise DataError(f"{Path(folder) / name}: not a manifest: give another folder, or delete it")
+    return tree
+
+
+@contextmanager
+def exclusive(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder, made if missing; the lock ends with the process.
+
+    Args:
+        folder: where only one process may write.
+        wait: until the other process is done, instead of the error.
+
+    Raises:
+        LockedError: another process is there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / _LOCK, timeout=-1 if wait else 0):
+            yield
+    except Timeout:
+        raise LockedError(f"another run writes to {str(folder)!r}: wait for it, or give another folder") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash (hex) that tells values apart: texts, numbers, lists and maps by content, bytes as they are."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes | memoryview) else repr(part).encode("utf-8", "surrogatepass")
+        digest.update(str(len(content)).encode() + b":")
+        digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Plain values (YAML, JSON, command line) into typed dataclasses, checked once; errors in one sentence.
+
+Types, choices and ranges stand in the dataclasses (pydantic's, see ``config.py``). ``parse`` is the one door: it names
+the key, the value, what is allowed and, for a misspelled word, what was probably meant.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from glip.errors import ConfigError, GlipError
+
+T = TypeVar("T")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOUNDS = {"ge": "{:g} or more", "gt": "more than {:g}", "le": "at most {:g}", "lt": "less than {:g}"}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def checked(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass whose values are checked whenever one is made."""
+    made: Any = dataclass(frozen=True, kw_only=True, config=_STRICT)(cls)
+    return typing.cast(type[T], made)
+
+
+def parse(kind: type[T], value: Any, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+    """Build a value of type ``kind``, usually a dataclass, from plain maps, lists and scalars.
+
+    Args:
+        kind: the type to build.
+        value: what YAML or JSON gave.
+        at: where the value stands, named in errors: a key such as ``train`` or a file.
+        error: the kind of error to raise.
+
+    Raises:
+        GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
+    """
+    try:
+        parsed: T = _adapter(typing.cast(Any, kind)).validate_json(json.dumps(value, default=str), strict=True)
+        return parsed
+    except ValidationError as caught:
+        raise error(_sentence(kind, caught.errors()[0], at)) from None
+
+
+def allowed(field: FieldInfo | None, kind: Any) -> str:
+    """What a field may hold, for errors, ``--help`` and ``glip config --explain``: its choices, or type and range."""
+    limits = list(field.metadata) if field else []
+    while typing.get_origin(kind) is typing.Annotated:
+        kind, *more = typing.get_args(kind)
+        limits += [limit for one in more if isinstance(one, FieldInfo) for limit in one.metadata]
+    inner = next(one for one in _members(kind) if one is not type(None))
+    if inner is not kind:
+        return f"{allowed(field, inner)}, or null"
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"a list{' that is not empty' if limits else ''}; each {allowed(None, typing.get_args(kind)[0])}"
+    bounds = dict.fromkeys(
+        text.format(getattr(limit, key)) for limit in limits for key, text in _BOUNDS.items() if hasattr(limit, key)
+    )
+    return ", ".join([_KINDS.get(kind, "a map of keys"), " and ".join(bounds)]).removesuffix(", ")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """A hint at the known word that is most like a misspelled one; "" where none is near."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    return TypeAdapter(kind)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _bare(kind: Any) -> Any:
+    """A type without Annotated and None."""
+    while typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    inner = next(one for one in _members(kind) if one is not type(None))
+    return kind if inner is kind else _bare(inner)
+
+
+def _sentence(kind: Any, problem: Any, at: str) -> str:
+    loc, given = problem["loc"], problem["input"]
+    owner, field, inner = _walk(kind, loc)
+    key = at
+    for part in loc:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = [part.name for part in dataclasses.fields(owner)]
+        return f"{key}: no such key{did_you_mean(str(loc[-1]), known)}. Known keys: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
+    if problem["type"] in ("value_error", "assertion_error"):
+        return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    choices = [str(choice) for choice in typing.get_args(_bare(inner))]
+    hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
+    return f"{key or 'config'}: got {given!r}{hint}: give {allowed(field, inner)}"
+
+
+def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, Any]:
+    """The dataclass that holds the last key of a path, that key's field, and its type."""
+    owner, field = kind, None
+    for part in loc:
+        inner = _bare(kind)
+        if isinstance(part, int):
+            kind = (typing.get_args(inner) or (Any,))[0]
+        elif dataclasses.is_dataclass(inner):
+            owner = inner
+            field = getattr(inner, "__pydantic_fields__", {}).get(part)
+            kind = typing.get_type_hints(inner, include_extras=True).get(str(part), Any)
+    return owner, field, kind

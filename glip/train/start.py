@@ -1,0 +1,31 @@
+"""An experiment as a training begins it: YAML, overrides, and the config of the model it starts from."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from glip.experiment import Experiment, merge, read_tree, to_dict
+from glip.schema import parse
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment: a YAML file (a path, or a name under the installed configs) plus ``key.path=value``.
+
+    With ``train.start`` the starting model's config holds wherever the YAML and the overrides say nothing.
+
+    Raises:
+        ConfigError: missing file, broken YAML, unknown key, wrong type, choice or range.
+        CheckpointError: a starting model that cannot be read.
+    """
+    tree = read_tree(path, overrides)
+    started = parse(Experiment, tree)
+    if started.train.start is None:
+        return started
+    return parse(Experiment, {**tree, "model": merge(_model_of(started.train.start), tree.get("model") or {})})
+
+
+def _model_of(start: str) -> dict[str, object]:
+    from glip.model.weights import pretrained_config  # late: glip config needs no torch where nothing is started from
+
+    config = pretrained_config(start)
+    return to_dict(replace(config, inference=replace(config.inference, inclusive=False)))  # as our readers give boxes
