@@ -48,7 +48,8 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError) and "write" not in str(error):  # torch.save turns OSError into RuntimeError
+        torch_failed = isinstance(error, RuntimeError) and "writ" in str(error)  # torch.save hides the OSError
+        if not (isinstance(error, OSError) or torch_failed) or isinstance(error, FileNotFoundError):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(
@@ -88,28 +89,42 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
-    """The rows of a file of JSON lines.
+    """The rows of a file of JSON lines; a last line that a kill cut off is skipped.
 
     Raises:
-        DataError: a line that is not JSON.
+        DataError: another line that is not JSON.
     """
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    return
                 raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
+            yield row
 
 
 def append_jsonl(path: str | Path, row: Any) -> None:
-    """Append one row to a file of JSON lines; a line cut off by a kill before is dropped."""
+    """Append one row to a file of JSON lines; it is on the disk afterwards, in place of a line that a kill cut off."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("ab+") as file:
-        end = file.tell()
-        if end:
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            file.truncate(whole)
-        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.seek(0)
+        before, newline, last = file.read().rpartition(b"\n")
+        complete = not last or _is_json(last)
+        if not complete:
+            file.truncate(len(before) + len(newline))
+        file.write((b"\n" if last and complete else b"") + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def begin_run(folder: str | Path, settings: Mapping[str, Any], *, name: str = MANIFEST) -> None:

@@ -1,13 +1,6 @@
-"""``glip convert SOURCE FOLDER``: bring a checkpoint (2022 release, mmdetection, ours) into our safetensors form."""
+"""``glip convert SOURCE FOLDER``: convert a checkpoint (2022 release, mmdetection or glip) to glip's format."""
 
 import argparse
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's arguments."""
-    parser.add_argument("source", help="a .pth file, a folder of ours, or a name such as glip-t")
-    parser.add_argument("folder", help="where model.safetensors, config.json and vocab.txt go")
-    parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,6 +28,9 @@ Which = Literal[13, 35]
 _FILE = "annotations_without_background.json"
 
 
+ODINW: dict[str, Literal[13, 35]] = {"odinw13": 13, "odinw35": 35}
+
+
 @checked
 class Task:
     """One task: an entry of ``configs/odinw.yaml`` by its name.

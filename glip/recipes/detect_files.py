@@ -1,0 +1,150 @@
+"""Detect in many image files: find the files, draw each result, print a table or write JSON lines."""
+
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from glip.data.image import load_image
+from glip.detector import Detector
+from glip.errors import ConfigError, ImageError
+from glip.files import atomic_write
+from glip.lettering import is_sentence
+from glip.structures import Detections, Prompt
+from glip.visualize import draw, save_image
+
+ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+_FEW = 3  # up to this many images are printed as tables; more show a progress bar
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
+    """Files, the images in folders, and what patterns match, in order, each once.
+
+    Raises:
+        ConfigError: a folder or pattern without images.
+    """
+    found: list[Path] = []
+    for item in given:
+        path = Path(item)
+        if path.is_dir():
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
+        elif path.exists() or not glob.has_magic(item):
+            matches = [path]
+        else:
+            matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
+        if not matches:
+            raise ConfigError(f"{item!r} contains no image: give files that end in {', '.join(sorted(ENDINGS))}")
+        found.extend(matches)
+    return list(dict.fromkeys(found))
+
+
+def detect_files(
+    detector: Detector,
+    paths: Sequence[Path],
+    prompt: Prompt | None,
+    *,
+    threshold: float | None,
+    batch_size: int,
+    out: Path,
+    json_lines: str | None,
+) -> int:
+    """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
+
+    Args:
+        detector: the model.
+        paths: image files.
+        prompt: what to find; None for the classes of the detector's task.
+        threshold: lowest score shown.
+        batch_size: images computed at once.
+        out: folder for drawn images.
+        json_lines: a file for one JSON line per image; "-" prints the lines and draws nothing.
+    """
+    targets, lines, unreadable = _output_names(paths, out), list[str](), 0
+    with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            opened = dict(_open(batch))
+            unreadable += len(batch) - len(opened)
+            images = list(opened.values())
+            found = detector(images, prompt, threshold=threshold, batch_size=batch_size) if images else []
+            for (path, image), detections in zip(opened.items(), found, strict=True):
+                if json_lines:
+                    lines.append(json.dumps(to_record(path, detections), ensure_ascii=False))
+                if json_lines == "-":
+                    print(lines.pop(), flush=True)
+                    continue
+                save_image(draw(image, detections), targets[path])
+                if len(paths) <= _FEW:
+                    print(_table(path, detections, targets[path]))
+            bar.update(len(batch))
+    if json_lines and json_lines != "-":
+        with atomic_write(json_lines) as file:
+            file.writelines(f"{line}\n" for line in lines)
+        print(f"{len(lines)} lines in {json_lines}")
+    return unreadable
+
+
+def to_record(path: Path, detections: Detections) -> dict[str, Any]:
+    """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption."""
+    height, width = detections.size
+    return {
+        "image": str(path),
+        "width": width,
+        "height": height,
+        "caption": detections.prompt.caption,
+        "phrases": list(detections.prompt.texts),
+        "detections": [
+            {
+                "box": [round(value, 2) for value in found.box],
+                "score": round(found.score, 4),
+                "label": found.label,
+                "phrase": found.phrase,
+                "spans": [list(span) for span in phrase.spans],
+            }
+            for found, phrase in zip(detections, detections.phrases, strict=True)
+        ],
+    }
+
+
+def _table(path: Path, detections: Detections, target: Path) -> str:
+    """One image's detections as a table; for a sentence also the phrases that were not found."""
+    width = max([6, *(len(found.phrase.strip()) for found in detections)])
+    lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
+    for box, score, _, phrase in detections:
+        numbers = " ".join(f"{value:6.1f}" for value in box)
+        lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
+    if len(detections) == 0:
+        lines[1:] = ["  nothing scored high enough: try a lower --threshold, or other words"]
+    prompt, found = detections.prompt, set(detections.labels.tolist())
+    missing = [text for label, text in enumerate(prompt.texts) if label not in found]
+    if missing and is_sentence(prompt):
+        lines.append(f"  not found: {', '.join(missing)}")
+    return "\n".join([*lines, f"  drawn in {target}"])
+
+
+def _output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where each drawn image goes: its own name, numbered where two share one or it would replace a given image."""
+    names: dict[Path, Path] = {}
+    taken = {path.resolve() for path in paths}
+    for path in paths:
+        suffix = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
+        name, number = folder / f"{path.stem}{suffix}", 1
+        while name.resolve() in taken:
+            number += 1
+            name = folder / f"{path.stem}-{number}{suffix}"
+        taken.add(name.resolve())
+        names[path] = name
+    return names
+
+
+def _open(paths: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
+    for path in paths:
+        try:
+            yield path, load_image(path)
+        except ImageError as error:
+            tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
