@@ -22,7 +22,9 @@ def test_flags_are_the_fields_of_the_options():
     options = read_options(LabelConfig, args)
     assert (options.min_side, options.referring, options.engine, options.max_words) == (100, True, "ray", 64)
     assert read_options(EvaluateConfig, parse("evaluate", "m")) == EvaluateConfig()
-    tuned = read_options(TuneConfig, parse("tune", "m", "s", "--lr", "0.1", "--no-thresholds"), mode="text", seed=3)
+    tuned = read_options(
+        TuneConfig, parse("tune", "m", "s", "--lr", "0.1", "--no-thresholds"), mode="text", shots=None, seed=3
+    )
     assert (tuned.lr, tuned.thresholds, tuned.mode, tuned.seed, tuned.patience) == (0.1, False, "text", 3, 8)
 
 
