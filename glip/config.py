@@ -24,6 +24,11 @@ def option(default: Any, explanation: str, **limits: Any) -> Any:
     return Field(default, description=explanation, **limits)
 
 
+def _check_divides(key: str, part: int, of: str, total: int) -> None:
+    if total % part:
+        raise ValueError(f"{key}: got {part}: give a divisor of {of} {total}")
+
+
 @checked
 class VisionConfig:
     """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
@@ -35,6 +40,15 @@ class VisionConfig:
     window: Count = option(7, "side of the attention window in patches (swin)")
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
     pretrained: str | None = option(None, "ImageNet weights when training from scratch: timm name or file")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "VisionConfig":
+        for key in ("widths", "depths", "heads"):
+            if len(getattr(self, key)) != 4:
+                raise ValueError(f"{key}: got {list(getattr(self, key))}: give four numbers, one for each stage")
+        for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
+            _check_divides("heads", heads, "the stage's width", width)
+        return self
 
 
 @checked
@@ -52,6 +66,11 @@ class LanguageConfig:
     frozen_layers: CountOrZero = option(0, "freeze the embeddings and this many first layers; 0 trains all")
     bits: Literal[8, 32] = option(32, "8: matrices are rounded to int8 rows before training and in the file")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "LanguageConfig":
+        _check_divides("heads", self.heads, "hidden", self.hidden)
+        return self
+
 
 @checked
 class HeadConfig:
@@ -66,6 +85,12 @@ class HeadConfig:
     groups: Count = option(16, "groups of the group norms")
     drop_block: Share = option(0.3, "DropBlock rate of the pyramid's features")
     prompt_offsets: bool = option(False, "a learned offset for each token position (prompt tuning)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HeadConfig":
+        _check_divides("groups", self.groups, "channels", self.channels)
+        _check_divides("fusion_heads", self.fusion_heads, "fusion_width", self.fusion_width)
+        return self
 
 
 @checked
@@ -104,6 +129,7 @@ class ModelConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
+    trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
     license: str = option("", "license of the weights")
 
 

@@ -36,19 +36,26 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
     Raises:
         OSError: it cannot be written; the message names the file and the free space.
     """
+    with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """The same for libraries that open files themselves: a path to write to, which replaces ``path`` at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError) and "write" not in str(error):  # torch.save turns OSError into RuntimeError
+        # torch.save raises a RuntimeError and safetensors its own error when the disk is full.
+        if not isinstance(error, OSError) and not any(words in str(error) for words in ("write", "I/O error")):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(

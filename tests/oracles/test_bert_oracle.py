@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from glip.model.language import TextEncoder, TextLayer, bert_config
+from glip.config import LanguageConfig
+from glip.model.glip import bert_config
+from glip.model.language import TextEncoder, TextLayer
 
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 32, 3, 4, 64, 100
 
@@ -32,15 +34,11 @@ def oracle_model() -> BertModel:
     return model
 
 
-def our_config(dropout: float = 0.1) -> BertConfig:
+def our_config() -> BertConfig:
     return bert_config(
-        hidden=HIDDEN,
-        layers=LAYERS,
-        heads=HEADS,
-        intermediate=INTERMEDIATE,
-        vocabulary=VOCABULARY,
-        positions=64,
-        dropout=dropout,
+        LanguageConfig(
+            hidden=HIDDEN, layers=LAYERS, heads=HEADS, intermediate=INTERMEDIATE, vocabulary=VOCABULARY, positions=64
+        )
     )
 
 
