@@ -172,18 +172,16 @@ def test_public_names_without_network(name, offline):
     assert NAMED[name] in message and "GLIPModel/GLIP" in message and "pass its path" in message
 
 
-def test_cached_file_is_used(released, offline, monkeypatch, tmp_path):
-    path = saved(released, tmp_path, NAMED["glip-t"])
+@pytest.mark.parametrize(("name", "cached"), [("glip-t", True), ("glip-l", False)])
+def test_a_cached_file_is_used_and_a_download_says_its_size(
+    name, cached, released, offline, monkeypatch, tmp_path, capsys
+):
+    path = str(saved(released, tmp_path, NAMED[name]))
     asked = []
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *what: asked.append(what) or str(path))
-    assert load_pretrained("glip-t").config.name == "glip-t" and asked == [("GLIPModel/GLIP", NAMED["glip-t"])]
-
-
-def test_download_says_the_size(released, offline, monkeypatch, tmp_path, capsys):
-    path = saved(released, tmp_path, NAMED["glip-l"])
+    find, fetch = ("try_to_load_from_cache", "hf_hub_download")
+    monkeypatch.setattr(huggingface_hub, find if cached else fetch, lambda *what: asked.append(what) or path)
     size = type("Metadata", (), {"size": 3_700_000_000})()
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: size)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *what: str(path))
-    assert load_pretrained("glip-l").config.name == "glip-l"
+    assert load_pretrained(name).config.name == name and asked == [("GLIPModel/GLIP", NAMED[name])]
     printed = capsys.readouterr()
-    assert "glip_large_model.pth (3700 MB)" in printed.err and not printed.out
+    assert not printed.out and (f"{NAMED[name]} (3700 MB)" in printed.err) is not cached

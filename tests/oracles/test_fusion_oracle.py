@@ -133,21 +133,11 @@ def test_training_keeps_the_score_matrix_twice() -> None:
 
 
 def test_scores_are_guarded_against_overflow() -> None:
-    """As in the release: of tokens beyond the guard none is louder than another. What is guarded keeps its gradient."""
+    """As in the release: all tokens beyond the guard weigh the same. What is guarded keeps its gradient."""
     module, (image, text, mask) = fusion(0.0).eval(), inputs()
     with torch.no_grad():
         module.query.weight.mul_(1e4)
-    scores = []
-    softmax = torch.Tensor.softmax
-
-    def note(tensor: Tensor, dim: int) -> Tensor:
-        scores.append(tensor.detach().clone())
-        return softmax(tensor, dim)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "softmax", note)
-        ours = module(image, text, mask)
-    assert scores[0].abs().max() == CLAMP
+    ours = module(image, text, mask)
     for mine, theirs in zip(ours, fuse_by_hand(module, image, text, mask), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(ours[0].square().sum(), image)
