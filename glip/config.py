@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from glip.schema import checked
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]  # a limit, since configs of models may come from strangers
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -35,7 +36,7 @@ class VisionConfig:
 
     kind: Literal["swin", "resnet"] = option("swin", "architecture")
     widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage")
-    depths: tuple[Count, ...] = option((2, 2, 6, 2), "blocks of each stage")
+    depths: tuple[Layers, ...] = option((2, 2, 6, 2), "blocks of each stage")
     heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)")
     window: Count = option(7, "side of the attention window in patches (swin)")
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
@@ -56,7 +57,7 @@ class LanguageConfig:
     """The text encoder, a BERT without pooler."""
 
     hidden: Count = option(768, "hidden size")
-    layers: Count = option(12, "number of layers")
+    layers: Layers = option(12, "number of layers")
     heads: Count = option(12, "attention heads per layer")
     intermediate: Count = option(3072, "width of the feed-forward layers")
     vocabulary: Count = option(30522, "size of the vocabulary")
@@ -77,7 +78,7 @@ class HeadConfig:
     """Feature pyramid, dynamic head and fusion."""
 
     channels: Count = option(256, "channels of the pyramid and the head")
-    blocks: Count = option(6, "blocks of the dynamic head")
+    blocks: Layers = option(6, "blocks of the dynamic head")
     fusion: bool = option(True, "fuse image and text in every block (early fusion)")
     fusion_width: Count = option(2048, "width of the cross attention")
     fusion_heads: Count = option(8, "heads of the cross attention")

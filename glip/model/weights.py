@@ -67,8 +67,11 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     else:
         config, state = _read_foreign(path, str(name_or_path))
         tokenizer = ASSETS / BUNDLED
-    with torch.device("meta"):
-        sizes = build(config).state_dict()
+    try:
+        with torch.device("meta"):
+            sizes = build(config).state_dict()
+    except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
+        raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
     check_fit(sizes, state, repr(str(path)))
     model = build(config)
     model.load_state_dict(state)
@@ -115,10 +118,10 @@ def start_language(model: GLIP, source: str | Path) -> None:
     state = read_state(path / _WEIGHTS if path.is_dir() else path)
     state = {key.removeprefix("bert."): value for key, value in state.items()}
     bert = model.language.bert
-    table = "embeddings.position_embeddings.weight"
+    own, table = bert.state_dict(), "embeddings.position_embeddings.weight"
     if table in state:  # BERT has 512 positions; ours may have fewer
-        state[table] = state[table][: bert.config.max_position_embeddings]
-    fit(bert, {key: value for key, value in state.items() if key in bert.state_dict()}, path)
+        state[table] = state[table][: len(own[table])]
+    fit(bert, {key: value for key, value in state.items() if key in own}, path)
     for number, stage in enumerate(model.tower, start=len(bert.encoder.layer)):
         prefix = f"encoder.layer.{number}."
         layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -127,6 +127,8 @@ def test_incomplete_folders(folder, tmp_path):
         ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give four numbers"),
         ({"head": {"channels": 64}}, "are not of this model"),
         ({"language": {"vocabulary": 10**12}}, "are not of this model"),  # no memory is reserved for it
+        ({"language": {"vocabulary": 10**30}}, "no model has such sizes"),
+        ({"language": {"layers": 10**9}}, "language.layers: got 1000000000"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
     ],
