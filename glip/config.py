@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from glip.schema import checked
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]  # a limit, since configs of models may come from strangers
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -24,17 +25,31 @@ def option(default: Any, explanation: str, **limits: Any) -> Any:
     return Field(default, description=explanation, **limits)
 
 
+def _check_divides(key: str, part: int, of: str, total: int) -> None:
+    if total % part:
+        raise ValueError(f"{key}: got {part}: give a divisor of {of} {total}")
+
+
 @checked
 class VisionConfig:
     """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
 
     kind: Literal["swin", "resnet"] = option("swin", "architecture")
     widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage")
-    depths: tuple[Count, ...] = option((2, 2, 6, 2), "blocks of each stage")
+    depths: tuple[Layers, ...] = option((2, 2, 6, 2), "blocks of each stage")
     heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)")
     window: Count = option(7, "side of the attention window in patches (swin)")
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
     pretrained: str | None = option(None, "ImageNet weights when training from scratch: timm name or file")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "VisionConfig":
+        for key in ("widths", "depths", "heads"):
+            if len(getattr(self, key)) != 4:
+                raise ValueError(f"{key}: got {list(getattr(self, key))}: give four numbers, one for each stage")
+        for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
+            _check_divides("heads", heads, "the stage's width", width)
+        return self
 
 
 @checked
@@ -42,7 +57,7 @@ class LanguageConfig:
     """The text encoder, a BERT without pooler."""
 
     hidden: Count = option(768, "hidden size")
-    layers: Count = option(12, "number of layers")
+    layers: Layers = option(12, "number of layers")
     heads: Count = option(12, "attention heads per layer")
     intermediate: Count = option(3072, "width of the feed-forward layers")
     vocabulary: Count = option(30522, "size of the vocabulary")
@@ -52,13 +67,18 @@ class LanguageConfig:
     frozen_layers: CountOrZero = option(0, "freeze the embeddings and this many first layers; 0 trains all")
     bits: Literal[8, 32] = option(32, "8: matrices are rounded to int8 rows before training and in the file")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "LanguageConfig":
+        _check_divides("heads", self.heads, "hidden", self.hidden)
+        return self
+
 
 @checked
 class HeadConfig:
     """Feature pyramid, dynamic head and fusion."""
 
     channels: Count = option(256, "channels of the pyramid and the head")
-    blocks: Count = option(6, "blocks of the dynamic head")
+    blocks: Layers = option(6, "blocks of the dynamic head")
     fusion: bool = option(True, "fuse image and text in every block (early fusion)")
     fusion_width: Count = option(2048, "width of the cross attention")
     fusion_heads: Count = option(8, "heads of the cross attention")
@@ -66,6 +86,12 @@ class HeadConfig:
     groups: Count = option(16, "groups of the group norms")
     drop_block: Share = option(0.3, "DropBlock rate of the pyramid's features")
     prompt_offsets: bool = option(False, "a learned offset for each token position (prompt tuning)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HeadConfig":
+        _check_divides("groups", self.groups, "channels", self.channels)
+        _check_divides("fusion_heads", self.fusion_heads, "fusion_width", self.fusion_width)
+        return self
 
 
 @checked
@@ -104,6 +130,7 @@ class ModelConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
+    trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
     license: str = option("", "license of the weights")
 
 

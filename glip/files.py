@@ -36,20 +36,27 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
     Raises:
         OSError: it cannot be written; the message names the file and the free space.
     """
+    with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """The same for libraries that open files themselves: a path to write to, which replaces ``path`` at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        torch_failed = isinstance(error, RuntimeError) and "writ" in str(error)  # torch.save hides the OSError
-        if not (isinstance(error, OSError) or torch_failed) or isinstance(error, FileNotFoundError):
+        # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
+        full = any(words in str(error) for words in ("writ", "I/O error")) and not isinstance(error, GlipError)
+        if not (isinstance(error, OSError) or full) or isinstance(error, FileNotFoundError):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(

@@ -44,8 +44,13 @@ def parse(kind: type[T], value: Any, *, at: str = "", error: type[GlipError] = C
     Raises:
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
+    return parse_json(kind, json.dumps(value, default=str), at=at, error=error)
+
+
+def parse_json(kind: type[T], text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+    """The same from the text of a JSON file."""
     try:
-        parsed: T = _adapter(typing.cast(Any, kind)).validate_json(json.dumps(value, default=str), strict=True)
+        parsed: T = _adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
         return parsed
     except ValidationError as caught:
         raise error(_sentence(kind, caught.errors()[0], at)) from None
@@ -103,6 +108,8 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = [part.name for part in dataclasses.fields(owner)]
         return f"{key}: no such key{did_you_mean(str(loc[-1]), known)}. Known keys: {', '.join(known)}"
+    if problem["type"] == "json_invalid":
+        return f"{at}: not valid JSON ({problem['ctx']['error'][:80]})"
     if problem["type"] == "missing":
         return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
     if problem["type"] in ("value_error", "assertion_error"):

@@ -47,7 +47,7 @@ DOORS = {
     "pydantic": ("schema.py", "config.py"),
     "huggingface_hub": ("model/weights.py",),
     "safetensors": ("model/weights.py", "model/adapt.py"),
-    "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py", "data/transforms.py"),
+    "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py", "model/vision.py", "data/transforms.py"),
     "ray": ("pseudo/",),
     "filelock": ("files.py",),
     "pyarrow": ("pseudo/",),

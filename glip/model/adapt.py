@@ -1,22 +1,18 @@
-"""Adaptations on disk (``task.safetensors``), and a model with one: what it does not change is shared."""
+"""Adaptations on disk (``task.safetensors``), and models that use one: all weights it does not change are shared."""
 
 import copy
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from safetensors import safe_open
 
-from glip.adaptation import Adaptation
+from glip.adaptation import Adaptation, Mode
 from glip.errors import CheckpointError
 from glip.model.glip import GLIP
-from glip.model.weights import fingerprint
+from glip.model.weights import check_fit, fingerprint, read_state, save_tensors
+from glip.schema import checked, parse_json
 from glip.shapes import Tensor
 from glip.structures import Phrase, Prompt
 
@@ -25,108 +21,95 @@ _OFFSETS = "offsets"
 _WEIGHT = "weight."  # before the names of weights that changed
 
 
+@checked
+class _Task:
+    """The metadata of a task file, as JSON; ``spans`` and ``texts`` are those of the prompt's phrases."""
+
+    mode: Mode
+    model: str
+    fingerprint: str
+    names: tuple[str, ...]
+    caption: str
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    texts: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    figures: dict[str, float]
+    about: dict[str, str]
+
+
 def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
-    """Write one file, whole or not at all; its folder is made if missing."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {_WEIGHT + name: value for name, value in adaptation.weights.items()}
-    if adaptation.offsets is not None:
-        tensors[_OFFSETS] = adaptation.offsets
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with tempfile.TemporaryDirectory(dir=target.parent) as partial:
-        file = Path(partial, target.name)
-        save_file(tensors, file, metadata={"format": FORMAT, "task": json.dumps(_plain(adaptation))})
-        os.chmod(file, 0o644)
-        os.replace(file, target)
+    """Write a task file, whole or not at all; its folder is made if missing."""
+    save_tensors(Path(path), _tensors(adaptation), {"format": FORMAT, "task": _metadata(adaptation)})
 
 
 def load_adaptation(path: str | Path) -> Adaptation:
-    """Read what ``save_adaptation`` wrote; whether it fits a model is for the Detector to say.
+    """Read a task file; the Detector checks that it belongs to its model.
 
     Raises:
-        CheckpointError: not there, broken, or something else.
+        CheckpointError: missing, broken, or another kind of file.
     """
     file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"task {str(file)!r} is not there: give the task.safetensors that glip tune wrote")
+    tensors = read_state(file)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{str(file)!r} is not a task: give the task.safetensors that glip tune wrote")
+    task = parse_json(_Task, metadata.get("task", ""), at=f"task {str(file)!r}", error=CheckpointError)
+    offsets = tensors.get(_OFFSETS)
+    if offsets is not None and not (offsets.ndim == 2 and offsets.is_floating_point() and offsets.isfinite().all()):
+        raise CheckpointError(f"task {str(file)!r} is broken: its offsets are not a finite table: tune again")
     try:
-        with safe_open(file, framework="pt") as opened:
-            found = opened.metadata() or {}
-            if found.get("format") != FORMAT:
-                raise CheckpointError(
-                    f"task {str(file)!r} is no task of ours (its format is {found.get('format', '')[:40]!r}): give "
-                    "the task.safetensors that glip tune wrote"
-                )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        return _parsed(json.loads(found["task"]), tensors)
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"task {str(file)!r} cannot be read ({error}): copy it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        phrases = [Phrase(text, spans) for text, spans in zip(task.texts, task.spans, strict=True)]
+        return Adaptation(
+            mode=task.mode,
+            model=task.model,
+            fingerprint=task.fingerprint,
+            names=task.names,
+            prompt=Prompt(task.caption, tuple(phrases)),
+            offsets=offsets,
+            weights={name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)},
+            thresholds=task.thresholds,
+            figures=task.figures,
+            about=task.about,
+        )
+    except ValueError as error:
         raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
 
 
 def digest_of(adaptation: Adaptation) -> str:
-    """Tells what was learned from what was learned at another time."""
-    tensors = dict(adaptation.weights) | ({} if adaptation.offsets is None else {_OFFSETS: adaptation.offsets})
-    return fingerprint(dict(sorted(tensors.items())) | {json.dumps(_plain(adaptation)): torch.zeros(0)})
+    """A hash (hex) of all that was learned for a task."""
+    tensors = dict(sorted(_tensors(adaptation).items()))
+    return fingerprint({**tensors, _metadata(adaptation): torch.zeros(0)})
 
 
 def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
-    """A model in the same modes that shares the memory of another but for the weights given; none asks for gradients.
-
-    Raises:
-        CheckpointError: a name or shape that the model does not have.
-    """
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.buffers()}
-    shared |= {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
-    twin = copy.deepcopy(model, shared)
-    for name, value in weights.items():
-        path, _, leaf = name.rpartition(".")
-        try:
-            module = twin.get_submodule(path)
-            own = getattr(module, leaf)
-        except AttributeError:
-            raise CheckpointError(f"the model has no weight {name!r}: the task is of another model") from None
-        if not isinstance(own, Tensor) or own.shape != value.shape:
-            raise CheckpointError(f"weight {name!r} has shape {tuple(value.shape)}: the task is of another model")
-        value = value.to(own.device, own.dtype)
-        setattr(module, leaf, nn.Parameter(value, requires_grad=False) if isinstance(own, nn.Parameter) else value)
-    return twin
+    """A model in the same modes that shares the memory of another, except for the given weights; all of it frozen."""
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    own = twin.state_dict()
+    check_fit(own, {**own, **weights}, "of the task")
+    changed = {name: value.detach().to(own[name]) for name, value in weights.items()}
+    twin.load_state_dict({**own, **changed}, assign=True)  # assigned, so that nothing is written into shared memory
+    return twin.requires_grad_(False)
 
 
-def _plain(adaptation: Adaptation) -> dict[str, Any]:
+def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:
+    offsets = {} if adaptation.offsets is None else {_OFFSETS: adaptation.offsets}
+    return {_WEIGHT + name: value for name, value in adaptation.weights.items()} | offsets
+
+
+def _metadata(adaptation: Adaptation) -> str:
+    """The text of a ``_Task``."""
     prompt = adaptation.prompt
-    return {
+    task = {
         "mode": adaptation.mode,
         "model": adaptation.model,
         "fingerprint": adaptation.fingerprint,
-        "names": list(adaptation.names),
+        "names": adaptation.names,
         "caption": prompt.caption,
-        "spans": [list(map(list, phrase.spans)) for phrase in prompt.phrases],
-        "texts": list(prompt.texts),
-        "thresholds": list(adaptation.thresholds),
+        "spans": [phrase.spans for phrase in prompt.phrases],
+        "texts": prompt.texts,
+        "thresholds": adaptation.thresholds,
         "figures": dict(adaptation.figures),
         "about": dict(adaptation.about),
     }
-
-
-def _parsed(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> Adaptation:
-    spans = [tuple((int(start), int(end)) for start, end in row) for row in tree["spans"]]
-    phrases = tuple(Phrase(str(text), own) for text, own in zip(tree["texts"], spans, strict=True))
-    offsets = tensors.get(_OFFSETS)
-    if offsets is not None and not (offsets.ndim == 2 and offsets.is_floating_point() and offsets.isfinite().all()):
-        raise CheckpointError(f"offsets of shape {tuple(offsets.shape)} are no finite (token, channel) table")
-    return Adaptation(
-        mode=tree["mode"],
-        model=str(tree["model"]),
-        fingerprint=str(tree["fingerprint"]),
-        names=tuple(map(str, tree["names"])),
-        prompt=Prompt(str(tree["caption"]), phrases),
-        offsets=offsets,
-        weights={name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)},
-        thresholds=tuple(map(float, tree["thresholds"])),
-        figures={str(key): float(value) for key, value in tree["figures"].items()},
-        about={str(key): str(value) for key, value in tree["about"].items()},
-    )
+    return json.dumps(task)

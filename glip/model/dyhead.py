@@ -1,4 +1,4 @@
-"""The dynamic head's block (Dai et al. 2021): deformable convolutions across levels, weighted, then a dynamic ReLU."""
+"""The block of the dynamic head (Dai et al. 2021): deformable convolutions across levels, then a dynamic ReLU."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
 
 
 class DeformableBranch(nn.Module):
-    """One deformable convolution and its group norm; the offsets come from outside."""
+    """A deformable convolution and its group norm; the block computes the offsets."""
 
     def __init__(self, channels: int, groups: int, stride: int) -> None:
         super().__init__()
@@ -24,12 +24,11 @@ class DeformableBranch(nn.Module):
 
     def forward(self, x: Map, offset: Tensor, modulation: Tensor) -> Map:
         moved = deform_conv(x, offset, modulation, self.weight, self.bias, self.stride)
-        normalized: Tensor = self.norm(moved)
-        return normalized
+        return self.norm(moved)
 
 
 class DynamicReLU(nn.Module):
-    """max(x a1 + b1, x a2 + b2) per channel, with coefficients read off the image (Chen et al. 2020)."""
+    """max(x a1 + b1, x a2 + b2) per channel, with coefficients computed from the image (Chen et al. 2020)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,13 +38,13 @@ class DynamicReLU(nn.Module):
     def forward(self, x: Map) -> Map:
         y = self.expand(F.relu(self.squeeze(x.mean((2, 3)))))
         a1, b1, a2, b2 = (F.relu6(y + 3) / 6 - 0.5)[:, :, None, None].chunk(4, dim=1)
-        # max(p, q) = q + relu(p - q), of which the backward pass needs one map fewer, and a third of the time.
+        # max(p, q) = q + relu(p - q): the backward pass keeps one map fewer and takes a third of the time.
         above = torch.addcmul(b1 - b2, x, 2 * (a1 - a2) + 1)
         return torch.addcmul(b2, x, 2 * a2) + above.relu_()
 
 
 class DynamicBlock(nn.Module):
-    """Each level gathers from itself, the finer and the coarser level, all read at its own learned offsets."""
+    """Each level gathers from itself, the finer and the coarser level, at offsets predicted from its own map."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -75,8 +74,8 @@ class DynamicBlock(nn.Module):
             size = coarse.shape[2:]
             moved = self.coarser(coarse, _leading(offset, size), _leading(modulation, size))
             branches.append(F.interpolate(moved, size=x.shape[2:], mode="bilinear", align_corners=True))
-        # Summed, not stacked: a stack copies every branch and loses the layout with channels last, which the
-        # convolutions give and the next fusion reads.
+        # Summed, not stacked: a stack copies every branch and loses the channels-last layout, which the convolutions
+        # give and the next fusion reads.
         mixed = branches[0] * (self._weight(branches[0]) / len(branches))
         for branch in branches[1:]:
             mixed = mixed + branch * (self._weight(branch) / len(branches))

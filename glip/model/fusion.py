@@ -13,8 +13,8 @@ from torch import nn
 from glip.shapes import Bool, Float, Tensor
 
 _CLAMP = 50000.0  # the release's guard against overflow in half precision
-_CHANCES = 2**16  # of which dropout draws one for each entry
-_SCORES = 4_000_000  # held at once, 16 MB: all heads of a short caption, one head of 80 names and a large image
+_CHANCES = 2**16  # dropout draws one of so many numbers for each entry
+_SCORES = 4_000_000  # scores computed at once, 16 MB: all heads of a short caption, one head of 80 names
 
 
 class Fusion(nn.Module):
@@ -48,8 +48,8 @@ class Fusion(nn.Module):
         rate = _round_rate(self.dropout) if self.training else 0.0
         keys = self._split(self.key(text)) * self.scale
         values = self._split(self.value_text(text)) / (1 - rate)
-        # Few heads at a time: S then stays in the processor's cache, and large temporaries, whose memory the system
-        # must clear page by page, never arise. All heads' S is 112 MB for 80 names and an image of 800 x 1088.
+        # A few heads at a time: S then stays in the processor's cache, and no large temporaries are made, whose memory
+        # the system must clear page by page. S of all heads is 112 MB for 80 names and an image of 800 x 1088.
         together = max(1, _SCORES // (image.shape[0] * image.shape[1] * text.shape[1]))
         read_image: list[Tensor] = []
         read_text: Tensor = self.out_image.bias
@@ -69,17 +69,17 @@ class Fusion(nn.Module):
     ) -> tuple[Float[Tensor, "batch head tok loc"], Float[Tensor, "batch head tok loc"]]:
         """Softmax over tokens, for the image, and over locations, for the text.
 
-        The release lowers each row by its maximum and clamps at -50000 before the softmax over locations; softmax
-        lowers by the maximum itself, and e^-50000 is 0 with or without the clamp.
+        Before the softmax over locations the release subtracts each row's maximum and clamps at -50000. Softmax
+        subtracts the maximum itself, and e^-50000 is 0 with or without the clamp.
         """
         scores = self._scores(heads, keys, image)
         to_text = scores.softmax(3)
-        # In place: nothing reads the unmasked scores again, the backward pass of softmax included.
+        # In place: nothing reads the unmasked scores again, not even the backward pass of softmax.
         to_image = scores.masked_fill_(~attention_mask[:, None, :, None], -torch.inf).softmax(2)
         return to_image.to(image.dtype), to_text.to(image.dtype)
 
     def _scores(self, heads: slice, keys: Tensor, image: Tensor) -> Float[Tensor, "batch head tok loc"]:
-        """S of some heads, in float32."""
+        """S for some heads, in float32."""
         weight = self.query.weight.view(self.heads, -1, image.shape[-1])[heads]  # head part chan
         bias = self.query.bias.view(self.heads, -1, 1)[heads]
         folded = keys @ weight  # batch head tok chan
@@ -87,13 +87,13 @@ class Fusion(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             flat = folded.flatten(1, 2).float()
             scores = torch.baddbmm(constant, flat, image.float().transpose(1, 2))
-        # The guard acts on the values alone. Were its gradient recorded too, torch would keep a copy of all scores for
-        # the backward pass, a third of this layer's memory, for the sake of scores that are there only in a broken run.
+        # Without its gradient, for which torch would keep a copy of all scores, a third of this layer's memory, though
+        # such large scores occur only in a broken run.
         scores.detach().clamp_(-_CLAMP, _CLAMP)
         return scores.view(*folded.shape[:3], -1)
 
     def _read_text(self, heads: slice, attention: Tensor, values: Tensor) -> Float[Tensor, "batch loc chan"]:
-        """What some heads add to the image; the output's bias is not in it."""
+        """What some heads add to the image, without the bias of the output."""
         weight = self.out_image.weight.view(-1, self.heads, values.shape[-1]).permute(1, 2, 0)[heads]  # head part chan
         folded = (values @ weight).flatten(1, 2)  # batch (head tok) chan
         return attention.flatten(1, 2).transpose(1, 2) @ folded
@@ -102,7 +102,7 @@ class Fusion(nn.Module):
         gathered = attention.flatten(1, 2) @ image  # batch (head tok) chan
         gathered = gathered.view(*attention.shape[:3], -1)
         weight = self.value_image.weight.view(self.heads, -1, image.shape[-1])[heads].transpose(1, 2)  # head chan part
-        # Dropout leaves rows that no longer sum to one, so the bias is weighted by what is left.
+        # After dropout the rows no longer sum to one: the bias is weighted by their sums.
         bias = attention.sum(-1, keepdim=True) * self.value_image.bias.view(self.heads, 1, -1)[heads]
         return gathered @ weight + bias
 
@@ -111,15 +111,15 @@ class Fusion(nn.Module):
 
 
 def _round_rate(rate: float) -> float:
-    """The rate that ``_drop`` can draw."""
+    """The nearest rate that ``_drop`` can draw."""
     return round(rate * _CHANCES) / _CHANCES
 
 
 def _drop(x: Tensor, rate: float) -> Tensor:
-    """Dropout without the division by 1 - rate, which is cheaper done on the small products than on ``x``.
+    """Dropout without the division by 1 - rate, which is cheaper on the small products than on ``x``.
 
     On a CPU torch's own dropout draws entry by entry, a quarter of the forward pass, and keeps floats for the backward
-    pass. Here one draw of 64 bits decides four entries, and what is kept is bytes.
+    pass. Here one draw of 64 bits decides four entries, and bytes are kept.
     """
     if rate == 0.0:
         return x

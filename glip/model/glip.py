@@ -1,8 +1,8 @@
-"""GLIP (Li et al. 2022, arXiv 2112.03857): images and captions in, alignment and boxes of every location out.
+"""GLIP (Li et al. 2022, arXiv 2112.03857): images and captions in, alignment and box of every location out.
 
-Read downhill: image -> pyramid, caption -> token features, both through the tower (fusion, text layer, dynamic
-block; n times), then the heads. ``encode_image`` and ``encode_text`` may be called once and ``fuse_and_predict`` many
-times.
+Image -> pyramid, caption -> token features, both through the tower (fusion, text layer, dynamic block; n times), then
+the heads. Encoded images and captions can be reused: ``encode_image`` and ``encode_text`` once, ``fuse_and_predict``
+for every pair.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from glip.config import HeadConfig, LanguageConfig, ModelConfig, VisionConfig
-from glip.errors import CheckpointError
+from glip.errors import ConfigError
 from glip.geometry.anchors import grid_anchors
 from glip.model.dyhead import DynamicBlock
 from glip.model.fusion import Fusion
 from glip.model.heads import BoxHead, TokenHead
-from glip.model.language import BertConfig, TextEncoder, TextLayer, bert_config
+from glip.model.language import BertConfig, TextEncoder, TextLayer
 from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, Outputs, TextBatch, TextFeatures
@@ -35,7 +35,10 @@ class TowerStage(nn.Module):
 
     def forward(self, levels: Sequence[Map], text: TextFeatures) -> tuple[Sequence[Map], TextFeatures]:
         if self.fusion is not None and self.text is not None:
-            levels, hidden = _fuse(self.fusion, levels, text)
+            # All levels at once, flattened and concatenated, padding included (docs/parity.md, quirk 10).
+            image, hidden = self.fusion(_flatten(levels), text.hidden, text.attention_mask)
+            pieces = image.transpose(1, 2).split([x.shape[2] * x.shape[3] for x in levels], 2)
+            levels = [piece.reshape(x.shape) for piece, x in zip(pieces, levels, strict=True)]
             text = replace(text, hidden=self.text(hidden, text.attention_mask))
         return self.image(levels), text
 
@@ -62,76 +65,61 @@ class GLIP(nn.Module):
         self.checkpointing = False
 
     def checkpoint_gradients(self, on: bool) -> None:
-        """Compute activations of the image encoder and the tower again in the backward pass instead of keeping them.
+        """Recompute activations of the image encoder and the tower in the backward pass instead of keeping them.
 
-        Gradients are the same, random layers included; memory is for one stage of the tower at a time, and a step
+        Gradients stay the same, random layers included. Memory holds one stage of the tower at a time, and a step
         takes about one more forward pass.
         """
-        self.checkpointing = on
-        self.vision.checkpoint_gradients(on)
+        self.checkpointing = self.vision.checkpointing = on
 
     def freeze(self, *, stages: int = 0, language: bool = False) -> None:
-        """Let parts keep their weights in a training; what is frozen runs in eval mode there.
+        """Keep the first stages of the image encoder (with its stem) and the language model fixed in training.
 
-        Args:
-            stages: of the image encoder, from the bottom; with the first goes the stem. 0 freezes none.
-            language: the language model; the tower's text layers train on.
-
-        Raises:
-            ValueError: fewer than 0 stages, or more than there are.
+        The text layers of the tower are not part of the language model. More stages than there are: ConfigError.
         """
         parts = self.vision.parts()
-        if not 0 <= stages < len(parts):
-            raise CheckpointError(
-                f"stages: got {stages}: the image encoder has {len(parts) - 1}, so give 0 to {len(parts) - 1}"
-            )
+        if stages >= len(parts):
+            raise ConfigError(f"frozen_stages: got {stages}: the image encoder has {len(parts) - 1} stages: give fewer")
         for part in parts[: stages + 1] if stages else []:
             part.requires_grad_(False)
         if language:
             self.language.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Outputs:
-        """Ground each caption of a batch in its image."""
+        """Predict boxes and token alignment for each image and its caption."""
         return self.fuse_and_predict(self.encode_image(batch.images.pixels), self.encode_text(batch.text))
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """The pyramid P3..P7 of normalized images; it does not depend on the caption."""
-        levels: tuple[Map, ...] = self.pyramid(self.vision(pixels))
-        return levels
+        return self.pyramid(self.vision(pixels))
 
     def encode_text(self, text: TextBatch) -> TextFeatures:
         """Features of each token; they do not depend on the image."""
-        features: TextFeatures = self.language(text.input_ids, text.attention_mask)
-        return features
+        return self.language(text.input_ids, text.attention_mask)
 
     def fuse_and_predict(self, levels: Sequence[Map], text: TextFeatures) -> Outputs:
-        """Fuse encoded images with encoded captions and read the heads."""
+        """Fuse encoded images with encoded captions and apply the heads."""
         if self.prompt_offsets is not None:
             text = replace(text, hidden=text.hidden + self.prompt_offsets[: text.hidden.shape[1]])
         for stage in self.tower:
-            levels, text = self._stage(stage, levels, text)
+            if self.checkpointing:
+                levels, text = checkpoint(stage, levels, text, use_reentrant=False)
+            else:
+                levels, text = stage(levels, text)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
         deltas, centerness = self.boxes(levels)
-        regions = torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
-        logits = self.tokens(regions, text.hidden)
-        return Outputs(logits, deltas, centerness, grid_anchors(sizes, device=regions.device), sizes)
-
-    def _stage(self, stage: nn.Module, levels: Sequence[Map], text: TextFeatures) -> tuple[Sequence[Map], TextFeatures]:
-        result: tuple[Sequence[Map], TextFeatures] = (
-            checkpoint(stage, levels, text, use_reentrant=False) if self.checkpointing else stage(levels, text)
-        )
-        return result
+        logits = self.tokens(_flatten(levels), text.hidden)
+        return Outputs(logits, deltas, centerness, grid_anchors(sizes, device=logits.device), sizes)
 
 
 def build(config: ModelConfig) -> GLIP:
     """A GLIP with random weights and the sizes of a config."""
-    vision = _build_vision(config.vision)
-    language, head = config.language, config.head
+    language, head, vision = config.language, config.head, _build_vision(config.vision)
     offsets = nn.Parameter(torch.zeros(config.max_tokens, language.hidden)) if head.prompt_offsets else None
     return GLIP(
         vision=vision,
         pyramid=FeaturePyramid(vision.widths[1:], head.channels, drop_block=head.drop_block),
-        language=TextEncoder(_bert(language), frozen_layers=language.frozen_layers),
+        language=TextEncoder(bert_config(language), frozen_layers=language.frozen_layers),
         tower=[_build_stage(head, language) for _ in range(head.blocks)],
         boxes=BoxHead(head.channels, NUM_LEVELS),
         tokens=TokenHead(head.channels, language.hidden),
@@ -140,11 +128,9 @@ def build(config: ModelConfig) -> GLIP:
 
 
 def _build_vision(config: VisionConfig) -> Swin | ResNet:
-    match config.kind:
-        case "swin":
-            return Swin(config.widths, config.depths, config.heads, window=config.window, drop_path=config.drop_path)
-        case "resnet":
-            return ResNet(config.widths, config.depths, drop_path=config.drop_path)
+    if config.kind == "resnet":
+        return ResNet(config.widths, config.depths, drop_path=config.drop_path)
+    return Swin(config.widths, config.depths, config.heads, window=config.window, drop_path=config.drop_path)
 
 
 def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
@@ -159,24 +145,23 @@ def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
         dropout=head.fusion_dropout,
         residual=1.0 / head.blocks,
     )
-    return TowerStage(block, fusion, TextLayer(_bert(language)))
+    return TowerStage(block, fusion, TextLayer(bert_config(language)))
 
 
-def _bert(language: LanguageConfig) -> BertConfig:
-    return bert_config(
-        hidden=language.hidden,
-        layers=language.layers,
-        heads=language.heads,
-        intermediate=language.intermediate,
-        vocabulary=language.vocabulary,
-        positions=language.positions,
-        dropout=language.dropout,
+def bert_config(language: LanguageConfig) -> BertConfig:
+    """The config of the text encoder for transformers, whose defaults (LayerNorm eps 1e-12, erf GELU) are BERT's."""
+    return BertConfig(
+        vocab_size=language.vocabulary,
+        hidden_size=language.hidden,
+        num_hidden_layers=language.layers,
+        num_attention_heads=language.heads,
+        intermediate_size=language.intermediate,
+        max_position_embeddings=language.positions,
+        hidden_dropout_prob=language.dropout,
+        attention_probs_dropout_prob=language.dropout,
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
 
 
-def _fuse(fusion: Fusion, levels: Sequence[Map], text: TextFeatures) -> tuple[tuple[Map, ...], Tensor]:
-    """All levels flattened and concatenated meet the text at once, padded image area included (release quirk 10)."""
-    flat = torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
-    image, hidden = fusion(flat, text.hidden, text.attention_mask)
-    pieces = image.transpose(1, 2).split([x.shape[2] * x.shape[3] for x in levels], 2)
-    return tuple(piece.reshape(x.shape) for piece, x in zip(pieces, levels, strict=True)), hidden
+def _flatten(levels: Sequence[Map]) -> Float[Tensor, "batch loc chan"]:
+    return torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What is read off the final maps: box offsets, centerness, and the alignment of each location with each token."""
+"""Predictions from the final maps: box offsets, centerness, and the alignment of each location with each token."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from glip.shapes import Float, Tensor
 
 _CLAMP = 50000.0
 _PROJECT_STD = 0.3
-_PRIOR = 0.01  # share of locations believed to show a given token before anything is learned (RetinaNet)
+_PRIOR = 0.01  # predicted probability of every token before training (RetinaNet)
 
 
 class BoxHead(nn.Module):

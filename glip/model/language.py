@@ -1,4 +1,4 @@
-"""The text side: transformers' BERT without pooler, and its layer, which the head uses between fusions."""
+"""The text encoder: transformers' BERT without pooler, and its layer, which the head uses between fusions."""
 
 import torch
 from torch import nn
@@ -8,25 +8,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from glip.shapes import Bool, Float, Int, Tensor
 from glip.structures import TextFeatures
 
-__all__ = ["BertConfig", "TextEncoder", "TextLayer", "bert_config", "quantize_rows"]
-
-
-def bert_config(
-    *, hidden: int, layers: int, heads: int, intermediate: int, vocabulary: int, positions: int, dropout: float
-) -> BertConfig:
-    """The sizes of a BERT as transformers wants them; LayerNorm eps 1e-12 and the erf GELU are BERT's own."""
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=positions,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    config._attn_implementation = "sdpa"
-    return config
+__all__ = ["BertConfig", "TextEncoder", "TextLayer", "quantize_rows"]
 
 
 class TextEncoder(nn.Module):
@@ -54,7 +36,7 @@ class TextEncoder(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """One BERT layer inside the head. The release's clamps at +-50000 never bind and are left out."""
+    """One BERT layer inside the head. The release's clamps at +-50000 never take effect and are left out."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -66,8 +48,7 @@ class TextLayer(nn.Module):
         length = hidden.shape[1]
         mask = attention_mask[:, None, None, :].expand(-1, 1, length, -1)
         out = self.layer(hidden, attention_mask=mask)
-        result: Tensor = out[0] if isinstance(out, tuple) else out  # transformers 4 returned a tuple
-        return result
+        return out[0] if isinstance(out, tuple) else out  # transformers 4 returned a tuple
 
 
 def quantize_rows(weight: Float[Tensor, "row chan"]) -> tuple[Tensor, Float[Tensor, " row"]]:

@@ -1,42 +1,28 @@
-"""The image side: Swin (Liu et al. 2021) or a small ResNet, and the feature pyramid P3..P7 over it.
+"""The image encoder: Swin (Liu et al. 2021) or a small ResNet, and the feature pyramid P3..P7 on top of it.
 
-Swin is written here because timm's blocks mask padded places and shift differently from the 2022 release; timm
-supplies ImageNet weights for it and the ResNet itself.
+Swin is written here because timm's blocks mask padding and shift windows differently from the 2022 release. timm
+supplies its ImageNet weights, and the ResNet.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from glip.shapes import Float, Tensor
 
 Map = Float[Tensor, "batch _chan _height _width"]  # levels differ in size
 NUM_LEVELS = 5
-_SHIFT_MASK = -100.0  # added to attention between places that only the cyclic shift made neighbours
-
-
-class DropPath(nn.Module):
-    """Leaves out a residual branch for whole samples in training (Huang et al. 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        alive = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype) < keep
-        return x * alive / keep
+_SHIFT_MASK = -100.0  # added to the attention
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows, with a learned bias for each relative position."""
+    """Self-attention inside windows, with a learned bias for each relative position."""
 
     relative_index: Tensor
 
@@ -56,8 +42,7 @@ class WindowAttention(nn.Module):
         if mask is not None:  # one mask per window of an image
             bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(windows, places, width))
-        return projected
+        return self.proj(mixed.transpose(1, 2).reshape(windows, places, width))
 
 
 class SwinBlock(nn.Module):
@@ -71,7 +56,7 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Float[Tensor, "batch height width chan"], mask: Tensor) -> Float[Tensor, "batch h w chan"]:
         x = x + self.drop_path(self._attend(self.norm1(x), mask))
@@ -80,7 +65,7 @@ class SwinBlock(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, height, width, chan = x.shape
         window = self.window
-        # Padded after the norm, and not masked: so the release does it, and so its weights were trained.
+        # Padded after the norm and not masked, as in the release: its weights were trained that way.
         x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
@@ -94,7 +79,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves a map: four neighbours are concatenated, normalized and projected to twice the width."""
+    """Halves the size of a map: four neighbours are concatenated, normalized and projected to twice the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,39 +89,39 @@ class PatchMerging(nn.Module):
     def forward(self, x: Float[Tensor, "batch height width chan"]) -> Float[Tensor, "batch h w chan2"]:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         phases = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        merged: Tensor = self.reduction(self.norm(torch.cat(phases, -1)))
-        return merged
+        return self.reduction(self.norm(torch.cat(phases, -1)))
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, entered through patch merging except in the first stage."""
+    """Blocks at one resolution, after patch merging except in the first stage."""
 
     def __init__(self, width: int, heads: int, *, window: int, drop_paths: Sequence[float], merge: bool) -> None:
         super().__init__()
-        self.window, self.checkpointing = window, False
+        self.window = window
         self.merge = PatchMerging(width // 2) if merge else nn.Identity()
-        shifts = [0 if index % 2 == 0 else window // 2 for index in range(len(drop_paths))]
         self.blocks = nn.ModuleList(
-            SwinBlock(width, heads, window=window, shift=shift, drop_path=rate)
-            for shift, rate in zip(shifts, drop_paths, strict=True)
+            SwinBlock(width, heads, window=window, shift=window // 2 if index % 2 else 0, drop_path=rate)
+            for index, rate in enumerate(drop_paths)
         )
 
-    def forward(self, x: Float[Tensor, "batch height width chan"]) -> Float[Tensor, "batch h w chan2"]:
+    def forward(
+        self, x: Float[Tensor, "batch height width chan"], checkpointing: bool
+    ) -> Float[Tensor, "batch h w chan2"]:
         x = self.merge(x)
         mask = _shift_mask(x.shape[1], x.shape[2], self.window, x.device)
         for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if self.checkpointing else block(x, mask)
+            x = checkpoint(block, x, mask, use_reentrant=False) if checkpointing else block(x, mask)
         return x
 
 
 class Swin(nn.Module):
-    """Swin Transformer; gives C3, C4, C5 (strides 8, 16, 32), each normalized."""
+    """Swin Transformer. Returns C3, C4, C5 (strides 8, 16, 32), each normalized."""
 
     def __init__(
         self, widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], *, window: int, drop_path: float
     ) -> None:
         super().__init__()
-        self.widths = tuple(widths)
+        self.widths, self.checkpointing = tuple(widths), False  # see GLIP.checkpoint_gradients
         self.patch = nn.Conv2d(3, widths[0], kernel_size=4, stride=4)
         self.patch_norm = nn.LayerNorm(widths[0])
         ramp = [drop_path * index / max(sum(depths) - 1, 1) for index in range(sum(depths))]
@@ -148,18 +133,13 @@ class Swin(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths[1:])
         self.apply(_init_linear)
 
-    def checkpoint_gradients(self, on: bool) -> None:
-        """Whether the blocks' activations are computed again in the backward pass instead of kept."""
-        for stage in self.stages:
-            stage.checkpointing = on  # type: ignore[assignment]
-
     def parts(self) -> list[nn.ModuleList]:
-        """What can be frozen, bottom up: the stem, then each stage's blocks with the merging that leaves them.
+        """What can be frozen, bottom up: the stem, then the blocks of each stage and the merging after them.
 
         As in the release, where the merging belongs to the finer stage and the norms of the outputs are never frozen.
         """
-        leaving = [*(stage.get_submodule("merge") for stage in self.stages[1:]), nn.Identity()]
-        stages = zip(self.stages, leaving, strict=True)
+        merges = [*(stage.get_submodule("merge") for stage in self.stages[1:]), nn.Identity()]
+        stages = zip(self.stages, merges, strict=True)
         parts = [nn.ModuleList([stage.get_submodule("blocks"), merge]) for stage, merge in stages]
         return [nn.ModuleList([self.patch, self.patch_norm]), *parts]
 
@@ -169,16 +149,16 @@ class Swin(nn.Module):
         x = self.patch_norm(self.patch(pixels).permute(0, 2, 3, 1))
         maps = []
         for index, stage in enumerate(self.stages):
-            x = stage(x)
+            x = stage(x, self.checkpointing)
             if index > 0:
                 maps.append(self.norms[index - 1](x).permute(0, 3, 1, 2).contiguous())
         return maps
 
 
 class ResNet(nn.Module):
-    """timm's ResNet of basic blocks with a deep stem, for small models; gives C3, C4, C5.
+    """timm's ResNet of basic blocks with a deep stem, for small models. Returns C3, C4, C5.
 
-    Small models learn from few images, where convolutions need far fewer examples than windows of attention.
+    Small models learn from few images, and convolutions need far fewer examples than attention.
     """
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], *, drop_path: float) -> None:
@@ -186,7 +166,7 @@ class ResNet(nn.Module):
         from timm.models.resnet import BasicBlock
         from timm.models.resnet import ResNet as TimmResNet
 
-        self.widths, self.checkpointing = tuple(widths), False
+        self.widths, self.checkpointing = tuple(widths), False  # see GLIP.checkpoint_gradients
         self.body = TimmResNet(
             BasicBlock,  # type: ignore[arg-type]
             layers=tuple(depths),
@@ -197,10 +177,6 @@ class ResNet(nn.Module):
             drop_path_rate=drop_path,
             num_classes=0,
         )
-
-    def checkpoint_gradients(self, on: bool) -> None:
-        """Whether the stages' activations are computed again in the backward pass instead of kept."""
-        self.checkpointing = on
 
     def parts(self) -> list[nn.ModuleList]:
         """What can be frozen, bottom up: the stem, then each stage."""
@@ -220,7 +196,10 @@ class ResNet(nn.Module):
 
 
 class DropBlock(nn.Module):
-    """Blanks squares of a map in training (Ghiasi et al. 2018), on the merged P3 and P4 maps as in the release."""
+    """Zeroes squares of a map in training (Ghiasi et al. 2018), on the merged P3 and P4 maps as in the release.
+
+    As in the release all channels share one mask; torchvision's DropBlock2d draws one for each channel.
+    """
 
     def __init__(self, rate: float, block: int = 3) -> None:
         super().__init__()
@@ -235,7 +214,7 @@ class DropBlock(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """FPN (Lin et al. 2017): P3..P5 from C3..C5, P6 and P7 by stride-2 convolutions of P5 and of ReLU(P6)."""
+    """FPN (Lin et al. 2017): P3..P5 from C3..C5, then P6 and P7 by stride-2 convolutions of P5 and ReLU(P6)."""
 
     def __init__(self, widths: Sequence[int], channels: int, *, drop_block: float) -> None:
         super().__init__()
@@ -256,57 +235,36 @@ class FeaturePyramid(nn.Module):
             merged = finer + F.interpolate(merged, size=finer.shape[-2:], mode="nearest")
             merged = self.drop_block(merged)
             levels.insert(0, self.outputs[index](merged))
-        with torch.autocast(levels[-1].device.type, enabled=False):  # the tiniest maps; on a CPU the gradient of a
-            p6 = self.p6(levels[-1].float())  # bfloat16 convolution over one pixel is unset memory (torch 2.15)
+        with torch.autocast(levels[-1].device.type, enabled=False):  # on a CPU the gradient of a bfloat16 convolution
+            p6 = self.p6(levels[-1].float())  # over one pixel is uninitialized memory (torch 2.15)
             p7 = self.p7(F.relu(p6))
         return (*levels, p6, p7)
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
-    """ImageNet weights of a timm Swin, by its name (downloaded once, by timm), under our names."""
+    """The ImageNet weights of a timm model by its name, downloaded once by timm."""
     import timm
 
-    return from_timm(timm.create_model(name, pretrained=True).state_dict())
+    return timm.create_model(name, pretrained=True).state_dict()
 
 
-def from_timm(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a timm Swin under our names, for ``Swin.load_state_dict(..., strict=False)``.
-
-    timm stores patch merging with the later stage and orders its four phases as (row, column) (0,0), (1,0), (0,1),
-    (1,1), as the release does; ``norms`` over C3..C5 have no ImageNet weights and start fresh.
-    """
-    renamed = {}
-    for key, value in source.items():
-        new = key.replace("patch_embed.proj", "patch").replace("patch_embed.norm", "patch_norm")
-        new = new.replace("layers.", "stages.").replace("downsample.", "merge.").replace(".mlp.", ".")
-        new = new.replace("relative_position_bias_table", "bias_table")
-        if not key.startswith(("norm.", "head.")) and "relative_position_index" not in key and "attn_mask" not in key:
-            renamed[new] = value
-    return renamed
-
-
-# torch.compile knows no contexts of checkpointing, so a compiled model runs these stages as they are.
+# torch.compile does not support the contexts of checkpointing: a compiled model runs these stages uncompiled.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _checkpoint_with_batch_norm(module: nn.Module, x: Map) -> Map:
-    """Checkpointing whose second pass moves copies of the running means, so that a step moves them once."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _copied_means(module)
-
-    result: Map = checkpoint(module, x, use_reentrant=False, context_fn=contexts)
-    return result
+    """Checkpointing whose second pass updates copies of the running statistics, so that a step updates them once."""
+    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _copied_statistics(module)))
 
 
 @contextmanager
-def _copied_means(module: nn.Module) -> Iterator[None]:
+def _copied_statistics(module: nn.Module) -> Iterator[None]:
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    own = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
-    for norm, name, value in own:
+    buffers = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
+    for norm, name, value in buffers:
         setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, name, value in own:
+        for norm, name, value in buffers:
             setattr(norm, name, value)
 
 
@@ -326,7 +284,7 @@ def _relative_index(window: int) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Float[Tensor, "window place place"]:
-    """-100 between places of a shifted window that come from different sides of the map."""
+    """-100 between places that only the shift made neighbours: they come from opposite sides of the map."""
     height, width, shift = height + -height % window, width + -width % window, window // 2
     region = torch.zeros(height, width, device=device)
     bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))

@@ -1,16 +1,13 @@
-"""Weights on disk: our folders (model.safetensors, config.json, vocab.txt), foreign checkpoints, public names.
+"""Weights on disk: model folders (model.safetensors, config.json, vocab.txt), other checkpoints, public names.
 
-Nothing pickled is ever run: ``.pth`` files are read with ``weights_only=True``.
+Files may come from strangers: a ``.pth`` is read with ``weights_only=True``, so no code in it ever runs, and no memory
+is reserved for sizes that the weights themselves do not have. What cannot be loaded is a CheckpointError.
 """
 
 import hashlib
-import json
-import os
 import pickle
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from glip.config import ModelConfig
 from glip.errors import CheckpointError
 from glip.experiment import Experiment, read_tree, to_dict
+from glip.files import atomic_path, write_json
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
-from glip.model.release import State, from_foreign, infer_config, is_foreign, load_yacs
-from glip.model.vision import from_timm, timm_weights
-from glip.schema import parse
+from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
+from glip.model.vision import timm_weights
+from glip.schema import parse, parse_json
 from glip.shapes import Tensor
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -38,6 +36,7 @@ RELEASED = {
     "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
     "glip-l": "glip_large_model.pth",
 }
+_WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
@@ -57,40 +56,96 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def load_pretrained(name_or_path: str | Path) -> Pretrained:
-    """Load a model by name, from a folder of ours, or from a ``.pth`` of the release or of mmdetection.
+    """Load a model by name, from a model folder, or from a ``.pth`` of the release or of mmdetection.
 
     Raises:
-        CheckpointError: unknown name, no network, a broken file, or weights that do not fit the sizes.
+        CheckpointError: unknown name, no network, a broken file, or weights that do not fit the config.
     """
     path = resolve(name_or_path)
     if path.is_dir():
-        return _load_folder(path)
-    state = read_state(path)
-    if not is_foreign(state):
-        hint = f"the folder {str(path.parent)!r}" if path.name == "model.safetensors" else "a folder of save_pretrained"
-        raise CheckpointError(
-            f"weights {str(path)!r} are no GLIP of the 2022 release (their first key is {next(iter(state))!r}): give "
-            f"a checkpoint of the release or of mmdetection, or {hint}"
-        )
-    config = _foreign_config(path, state, str(name_or_path))
-    renamed = from_foreign(state, max_tokens=config.max_tokens)
-    return Pretrained(_filled(config, renamed, path), config, ASSETS / BUNDLED)
+        config, state, tokenizer = _read_config(path), _dequantized(read_state(path / _WEIGHTS)), path
+    else:
+        config, state = _read_foreign(path, str(name_or_path))
+        tokenizer = ASSETS / BUNDLED
+    try:
+        with torch.device("meta"):
+            sizes = build(config).state_dict()
+    except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
+        raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
+    check_fit(sizes, state, repr(str(path)))
+    model = build(config)
+    model.load_state_dict(state)
+    return Pretrained(model.eval(), config, tokenizer)
 
 
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
-    """The config of a model, without reading its weights where it is one of ours or a name of the release.
-
-    Raises:
-        CheckpointError: as ``load_pretrained``.
-    """
+    """The config of a model. No weights are read or downloaded for a model folder or a public name."""
     if str(name_or_path) in RELEASED and not Path(name_or_path).exists():
         return parse(Experiment, read_tree(str(name_or_path).replace("-", "_"))).model
     path = resolve(name_or_path)
-    return _folder_config(path) if path.is_dir() else load_pretrained(path).config
+    return _read_config(path) if path.is_dir() else _read_foreign(path, str(name_or_path))[0]
+
+
+def save_pretrained(
+    folder: str | Path, model: GLIP, config: ModelConfig, vocabulary: Path, *, half: bool = False
+) -> None:
+    """Write a model folder for ``load_pretrained``. The config is written last: where it is, the rest is complete.
+
+    ``vocab.txt`` is copied from the folder ``vocabulary``. With ``half`` weights are stored in float16, except the
+    matrices of the text encoder with ``language.bits`` 8, which are always int8.
+    """
+    folder, state = Path(folder), {}
+    for key, value in model.state_dict().items():
+        if config.language.bits == 8 and key.startswith("language.") and value.ndim == 2:
+            state[key + _ROWS], state[key + _SCALES] = quantize_rows(value.detach().cpu())
+        else:
+            state[key] = value.half() if half and value.is_floating_point() else value
+    words = (vocabulary / _VOCABULARY).read_bytes()
+    save_tensors(folder / _WEIGHTS, state, {"format": "pt"})
+    with atomic_path(folder / _VOCABULARY) as file:
+        file.write_bytes(words)
+    write_json(folder / _CONFIG, to_dict(config))
+
+
+def start_language(model: GLIP, source: str | Path) -> None:
+    """Start from a pretrained BERT: its first layers fill the encoder, the next ones the text layers of the tower.
+
+    ``source`` is a ``model.safetensors`` in BERT's layout, a folder with one, or its repository on the hub.
+    """
+    path = Path(source)
+    if not path.exists() and _REPOSITORY.fullmatch(str(source)):
+        path = _download(str(source), _WEIGHTS)
+    state = read_state(path / _WEIGHTS if path.is_dir() else path)
+    state = {key.removeprefix("bert."): value for key, value in state.items()}
+    bert = model.language.bert
+    own, table = bert.state_dict(), "embeddings.position_embeddings.weight"
+    if table in state:  # BERT has 512 positions; ours may have fewer
+        state[table] = state[table][: len(own[table])]
+    fit(bert, {key: value for key, value in state.items() if key in own}, path)
+    for number, stage in enumerate(model.tower, start=len(bert.encoder.layer)):
+        prefix = f"encoder.layer.{number}."
+        layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if layer and isinstance(stage.text, TextLayer):
+            fit(stage.text.get_submodule("layer"), layer, path)
+
+
+def start_vision(model: GLIP, source: str | Path) -> None:
+    """Start from the ImageNet weights of a timm Swin; the norms of the outputs stay as they are.
+
+    ``source`` is a ``model.safetensors`` or ``.pth`` in timm's layout, a folder with the first, or a timm model name.
+    """
+    path = Path(source)
+    file = path / _WEIGHTS if path.is_dir() else path
+    weights = from_timm(read_state(file) if file.is_file() else timm_weights(str(source)))
+    norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
+    fit(model.vision, {**weights, **norms}, path)
+
+
+# ---- tensors by name
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Tells one set of weights from another, wherever and however they are stored."""
+    """A hash (hex) of names and values. Tuned tasks refer to their model by it, so it must never change."""
     digest = hashlib.sha256()
     for name, value in weights.items():
         digest.update(name.encode() + b"\0")
@@ -98,152 +153,83 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_pretrained(
-    folder: str | Path, model: GLIP, config: ModelConfig, vocabulary: Path, *, half: bool = False
-) -> None:
-    """Write a folder that ``load_pretrained`` reads with no network; files appear whole or not at all.
-
-    Args:
-        folder: where to write; made if missing.
-        model: the weights.
-        config: its sizes and defaults.
-        vocabulary: a folder with ``vocab.txt``.
-        half: store float16 (with ``language.bits`` 8 the text encoder's matrices are int8 in any case).
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    if half:
-        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    if config.language.bits == 8:
-        state = _quantized(state, model.state_dict())
-    with tempfile.TemporaryDirectory(dir=target) as partial:
-        save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
-        Path(partial, "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
-        shutil.copyfile(vocabulary / "vocab.txt", Path(partial, "vocab.txt"))
-        for name in ("vocab.txt", "config.json", "model.safetensors"):
-            os.chmod(Path(partial, name), 0o644)
-            os.replace(Path(partial, name), target / name)
+def fit(module: torch.nn.Module, state: State, path: Path) -> None:
+    """Load a state dict that must match name by name and shape by shape; ``path`` is named in the error."""
+    check_fit(module.state_dict(), state, repr(str(path)))
+    module.load_state_dict(state)
 
 
-def start_language(model: GLIP, source: str | Path) -> None:
-    """Begin with a pretrained BERT: its layers fill the encoder, those left over the text layers of the tower.
-
-    Args:
-        model: the model to fill.
-        source: a ``model.safetensors`` in BERT's layout, a folder with one, or the hub repository of one.
-
-    Raises:
-        CheckpointError: no such file, a download that failed, or another model.
-    """
-    path = Path(source)
-    if not path.exists() and _REPOSITORY.fullmatch(str(source)):
-        path = _download(str(source), "model.safetensors")
-    state = read_state(path / "model.safetensors" if path.is_dir() else path)
-    state = {key.removeprefix("bert."): value for key, value in state.items()}
-    own = model.language.bert
-    depth = len(own.encoder.layer)
-    table = "embeddings.position_embeddings.weight"
-    if table in state:  # a BERT reads 512 positions; ours may need fewer
-        state[table] = state[table][: own.embeddings.position_embeddings.weight.shape[0]]
-    encoder = {key: value for key, value in state.items() if key in own.state_dict()}
-    fit(own, encoder, path)
-    for number, stage in enumerate(model.tower):
-        prefix = f"encoder.layer.{depth + number}."
-        layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if layer and isinstance(stage.text, TextLayer):
-            fit(stage.text.get_submodule("layer"), layer, path)
-
-
-def start_vision(model: GLIP, source: str | Path) -> None:
-    """Begin with ImageNet weights of a timm Swin; the norms of the outputs have none and start fresh.
-
-    Args:
-        model: the model to fill.
-        source: a ``model.safetensors`` or ``.pth`` in timm's layout, a folder with the first, or a timm model name.
-
-    Raises:
-        CheckpointError: a file of another model.
-    """
-    path = Path(source)
-    file = path / "model.safetensors" if path.is_dir() else path
-    weights = from_timm(read_state(file)) if file.is_file() else timm_weights(str(source))
-    fresh = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
-    fit(model.vision, {**weights, **fresh}, path)
+def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a state dict whose names or shapes are not the expected ones."""
+    problems = [f"missing {key}" for key in expected if key not in state]
+    problems += [f"extra {key}" for key in state if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
+        raise CheckpointError(f"weights {source} are not of this model: {shown}: give its own config and weights")
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a ``.safetensors`` or a ``.pth``, unwrapped.
-
-    Raises:
-        CheckpointError: missing, truncated, or holding anything but tensors.
-    """
+    """The tensors of a ``.safetensors`` or a ``.pth``, without the wrappers of training checkpoints."""
     if not path.is_file():
-        raise CheckpointError(f"weights {str(path)!r} are not there: check the path")
+        raise CheckpointError(f"{str(path)!r} does not exist: check the path")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        tree = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file makes torch raise almost anything
-        raise CheckpointError(f"weights {str(path)!r} cannot be read: {_reading_problem(path, error)}") from None
+        raise CheckpointError(f"{str(path)!r} cannot be read: {_reading_problem(path, error)}") from None
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
     tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
     if not tensors or not tree:
-        raise CheckpointError(f"weights {str(path)!r} hold no state dict (tensors by name): give a model checkpoint")
+        raise CheckpointError(f"{str(path)!r} holds no state dict (tensors by name): give a checkpoint of a model")
     return dict(tree)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a ``.safetensors`` file, whole or not at all."""
+    with atomic_path(path) as file:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, metadata)
+        file.chmod(0o644)  # safetensors lets only its owner read it
 
 
 def _reading_problem(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
-        return "it holds Python objects beside tensors, and those are never run: save its state dict alone"
+        return "it holds Python objects beside tensors, which are never run: save its state dict alone"
     with path.open("rb") as file:
-        start = file.read(8)
-    known = path.suffix == ".safetensors" or start.startswith((b"PK", b"\x80"))
-    return (
-        f"the file ends early or is broken ({path.stat().st_size:,} bytes): copy or download it again"
-        if known
-        else "it is no checkpoint (neither a .pth of torch nor .safetensors): check the path"
-    )
+        known = path.suffix == ".safetensors" or file.read(8).startswith((b"PK", b"\x80"))
+    if known:
+        return f"the file ends early or is broken ({path.stat().st_size:,} bytes): copy or download it again"
+    return "it is no checkpoint (neither a .pth of torch nor .safetensors): check the path"
 
 
-def fit(module: torch.nn.Module, state: State, path: Path) -> None:
-    """Load a state dict that must match name by name and shape by shape.
+def _dequantized(state: State) -> State:
+    """Weights in float32, matrices that were stored as int8 rows included."""
+    for key in [key for key in state if key.endswith(_ROWS) and key.removesuffix(_ROWS) + _SCALES in state]:
+        name = key.removesuffix(_ROWS)
+        state[name] = state.pop(key).float() * state.pop(name + _SCALES).float()[:, None]
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
-    Raises:
-        CheckpointError: naming what is missing, extra, or of another shape.
-    """
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"extra {key}" for key in state if key not in own]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else "")
-        raise CheckpointError(f"weights {str(path)!r} are not of this model: {shown}: give its own config and weights")
-    module.load_state_dict(state)
+
+# ---- names, paths and configs
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder or file meant by a name (downloaded and cached by huggingface_hub when public) or a path.
-
-    Raises:
-        CheckpointError: neither a name nor a path, or a download that failed.
-    """
-    path = Path(name_or_path)
+    """The folder or file meant by a path, or by a public name (downloaded and cached by huggingface_hub)."""
+    path, name = Path(name_or_path), str(name_or_path)
     if path.exists():
         return path
-    name = str(name_or_path)
     if name == BUNDLED:
         return ASSETS / BUNDLED
     if name in RELEASED:
         return _download(MIRROR, RELEASED[name])
     raise CheckpointError(
-        f"model {name!r} is not known and no such path is there: give one of {', '.join(list_pretrained())}, "
-        "a folder written by save_pretrained, or a .pth file"
+        f"model {name!r} is not known, and no such path exists: give one of {', '.join(list_pretrained())}, a model "
+        "folder, or a .pth file"
     )
 
 
@@ -257,74 +243,35 @@ def _download(repository: str, file: str) -> Path:
         size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
         print(f"downloading {file} ({size / 1e6:.0f} MB) from {repository}", file=sys.stderr)
         return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the hub raises its own, requests' and httpx's errors, by version
+    except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
-            f"{file} could not be downloaded from {repository} ({type(error).__name__}): fetch it from that hub "
+            f"{file} could not be downloaded from {repository} ({type(error).__name__}): download it from that hub "
             "repository on a machine with network, and pass its path instead of the name"
         ) from None
 
 
-def _load_folder(path: Path) -> Pretrained:
-    config = _folder_config(path)
-    state = read_state(path / "model.safetensors")
-    for key in [key for key in state if key.endswith(_ROWS) and key.removesuffix(_ROWS) + _SCALES in state]:
-        name = key.removesuffix(_ROWS)
-        state[name] = state.pop(key).float() * state.pop(name + _SCALES).float()[:, None]
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return Pretrained(_filled(config, state, path), config, path)
-
-
-def _folder_config(path: Path) -> ModelConfig:
-    file = path / "config.json"
+def _read_config(folder: Path) -> ModelConfig:
+    file = folder / _CONFIG
     if not file.is_file():
-        raise CheckpointError(f"folder {str(path)!r} has no config.json: give a folder written by save_pretrained")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error}): copy the model's folder again") from None
-    return parse(ModelConfig, tree, at=str(file), error=CheckpointError)
+        raise CheckpointError(f"folder {str(folder)!r} has no {_CONFIG}: give a folder written by save_pretrained")
+    return parse_json(ModelConfig, file.read_bytes(), at=str(file), error=CheckpointError)
 
 
-def _quantized(state: State, exact: Mapping[str, Tensor]) -> State:
-    """The text encoder's matrices as int8 rows and scales; all else as it is."""
-    stored: State = {}
-    for key, value in state.items():
-        if key.startswith("language.") and value.ndim == 2:
-            stored[key + _ROWS], stored[key + _SCALES] = quantize_rows(exact[key].detach().cpu())
-        else:
-            stored[key] = value
-    return stored
+def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
+    """The config and the renamed weights of a checkpoint of the release or of mmdetection.
 
-
-def _filled(config: ModelConfig, state: State, path: Path) -> GLIP:
-    try:
-        model = build(config)
-    except (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"weights {str(path)!r}: no model has such sizes ({reason}): check where they are from"
-        ) from None
-    fit(model, state, path)
-    return model.eval()
-
-
-def _foreign_config(path: Path, state: State, name: str) -> ModelConfig:
+    What no shape shows is read from the release's YAML beside it: of the same name, or the only one in the folder.
+    """
+    state = read_state(path)
     try:
         config = infer_config(from_foreign(state), name)
-    except ValueError as error:
+    except CheckpointError as error:
         raise CheckpointError(
-            f"weights {str(path)!r} are no GLIP of the 2022 release or of mmdetection: {error} (their first key is "
-            f"{next(iter(state))!r}): is this the checkpoint of another detector?"
+            f"{str(path)!r} is not a GLIP checkpoint of the 2022 release or of mmdetection ({error}; its first key is "
+            f"{next(iter(state))!r}): give such a checkpoint, or a model folder instead of the file in it"
         ) from None
-    beside = _yacs_beside(path)
-    try:
-        return load_yacs(beside, config) if beside else config
-    except ValueError as error:
-        raise CheckpointError(f"the config beside {str(path)!r}: {error}; mend it or move it away") from None
-
-
-def _yacs_beside(path: Path) -> Path | None:
-    """The release's YAML of a checkpoint: the one of the same name, or the only one in the folder."""
     found = sorted(path.parent.glob("*.y*ml"))
-    same = [file for file in found if file.stem == path.stem]
-    return same[0] if same else found[0] if len(found) == 1 else None
+    beside = [file for file in found if file.stem == path.stem] or (found if len(found) == 1 else [])
+    if beside:
+        config = load_yacs(beside[0], config)
+    return config, from_foreign(state, max_tokens=config.max_tokens)

@@ -99,17 +99,12 @@ def test_dropout_keeps_or_blanks(shape: tuple[int, ...], dtype: torch.dtype) -> 
         assert (gone[distance:] * gone[:-distance]).mean().item() == pytest.approx(0.09, abs=0.005)
 
 
-def test_dropout_rate_is_kept() -> None:
-    assert _round_rate(0.1) == pytest.approx(0.1, abs=1e-5)
-    x = torch.ones(8)
-    assert _drop(x, 0.0) is x
-
-
-def test_dropout_is_off_in_evaluation() -> None:
+def test_dropout_is_off_in_evaluation_and_at_rate_zero() -> None:
     image, text, mask = inputs()
-    strong, none = fusion(0.9).eval(), fusion(0.0).eval()
+    strong, none = fusion(0.9).eval(), fusion(0.0).train()
     for one, other in zip(strong(image, text, mask), none(image, text, mask), strict=True):
         assert torch.equal(one, other)
+    assert _round_rate(0.1) == pytest.approx(0.1, abs=1e-5)
 
 
 def test_masked_tokens_do_not_reach_the_image() -> None:
@@ -138,21 +133,11 @@ def test_training_keeps_the_score_matrix_twice() -> None:
 
 
 def test_scores_are_guarded_against_overflow() -> None:
-    """As in the release: of tokens beyond the guard none is louder than another. What is guarded keeps its gradient."""
+    """As in the release: all tokens beyond the guard weigh the same. What is guarded keeps its gradient."""
     module, (image, text, mask) = fusion(0.0).eval(), inputs()
     with torch.no_grad():
         module.query.weight.mul_(1e4)
-    scores = []
-    softmax = torch.Tensor.softmax
-
-    def note(tensor: Tensor, dim: int) -> Tensor:
-        scores.append(tensor.detach().clone())
-        return softmax(tensor, dim)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "softmax", note)
-        ours = module(image, text, mask)
-    assert scores[0].abs().max() == CLAMP
+    ours = module(image, text, mask)
     for mine, theirs in zip(ours, fuse_by_hand(module, image, text, mask), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     (gradient,) = torch.autograd.grad(ours[0].square().sum(), image)
