@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from glip.processor import Processor
-from glip.structures import SEPARATOR, Detections, Phrase, Prompt
+from glip.structures import Detections, Prompt
+from glip.text.prompt import join_prompts
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def packed(prompts: Sequence[Prompt], processor: Processor, together: int) -> It
     waiting: list[Prompt] = []
     for prompt in prompts:
         full = len(waiting) == together
-        if waiting and (full or processor.count_tokens(_joined([*waiting, prompt])) > processor.max_tokens):
+        if waiting and (
+            full or processor.count_tokens(join_prompts([*waiting, prompt]).caption) > processor.max_tokens
+        ):
             yield pack_of(waiting)
             waiting = []
         waiting.append(prompt)
@@ -45,23 +48,4 @@ def packed(prompts: Sequence[Prompt], processor: Processor, together: int) -> It
 
 def pack_of(prompts: Sequence[Prompt]) -> Pack:
     """The pack of these prompts; a single one is asked as it is."""
-    if len(prompts) == 1:
-        return Pack((prompts[0],), prompts[0])
-    phrases: list[Phrase] = []
-    start = 0
-    for prompt in prompts:
-        phrases += [
-            Phrase(phrase.text, tuple((begin + start, end + start) for begin, end in phrase.spans))
-            for phrase in prompt.phrases
-        ]
-        start += len(_ended(prompt.caption)) + len(SEPARATOR)
-    return Pack(tuple(prompts), Prompt(_joined(prompts), tuple(phrases)))
-
-
-def _joined(prompts: Sequence[Prompt]) -> str:
-    return SEPARATOR.join(_ended(prompt.caption) for prompt in prompts)
-
-
-def _ended(caption: str) -> str:
-    """A caption without the dot that the separator brings; spans never reach into it."""
-    return caption.rstrip().removesuffix(".")
+    return Pack(tuple(prompts), join_prompts(prompts))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from glip.data.held_out import says_one_of
 from glip.errors import DataError
-from glip.pseudo.select import overlap
+from glip.geometry.boxes import greedy_hits
 from glip.pseudo.store import Row
 from glip.structures import Sample, TarMember
 
@@ -121,14 +121,9 @@ def _shared(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> 
 
 def _judged(boxes: Sequence[Row], true: Sequence[Sequence[float]]) -> list[tuple[float, bool]]:
     """(score, right) of each box, best first; a true box counts once."""
-    free, judged = list(true), []
-    for box in sorted(boxes, key=lambda box: -box["score"]):
-        hit = max(free, key=lambda one: overlap(box["box"], one), default=None)
-        right = hit is not None and overlap(box["box"], hit) >= _OVERLAP
-        if right and hit is not None:
-            free.remove(hit)
-        judged.append((box["score"], right))
-    return judged
+    ranked = sorted(boxes, key=lambda box: -box["score"])
+    hits = greedy_hits([box["box"] for box in ranked], true, _OVERLAP)
+    return [(box["score"], hit) for box, hit in zip(ranked, hits, strict=True)]
 
 
 def quality_table(quality: Quality) -> str:

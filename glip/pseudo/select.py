@@ -5,16 +5,15 @@ What comes out is an ordinary label file, so a student is trained on it like on 
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glip.data.writers import whole_file
 from glip.errors import DataError
+from glip.geometry.boxes import pair_iou
 from glip.pseudo.store import Row, read_rows
-
-Corners = Sequence[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def _apart(boxes: list[Row], limit: float, dropped: Counter[str], reason: str, *
     kept: list[Row] = []
     for box in boxes:
         rivals = (other for other in kept if across or other["phrases"] == box["phrases"])
-        if any(overlap(other["box"], box["box"]) > limit for other in rivals):
+        if any(pair_iou(other["box"], box["box"]) > limit for other in rivals):
             dropped[reason] += 1
         else:
             kept.append(box)
@@ -161,12 +160,3 @@ def _few(boxes: list[Row], limit: int, dropped: Counter[str]) -> list[Row]:
             taken[phrase] += 1
         kept.append(box)
     return kept
-
-
-def overlap(a: Corners, b: Corners) -> float:
-    """IoU of two boxes; plain numbers, since a caption has too few boxes for tensors to pay."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

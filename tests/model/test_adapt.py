@@ -108,8 +108,8 @@ def test_offsets_and_thresholds_belong_to_the_tuned_text_alone(detector):
     assert identical(tuned(IMAGE, task.prompt), detector(IMAGE, PROMPT))
     assert identical(tuned(IMAGE, list(NAMES)), detector(IMAGE, list(NAMES)))
     text = tuned.encode_text()
-    assert text.tuned and text.of_prompts([0]).tuned and not tuned.encode_text(task.prompt).tuned
-    assert len(tuned.ground(tuned.encode_image([IMAGE, IMAGE]), text.of_prompts([0, 0]))[1]) == 0
+    assert text.tuned and not tuned.encode_text(task.prompt).tuned
+    assert len(tuned.ground(tuned.encode_image([IMAGE, IMAGE]), text)[1]) == 0
 
 
 def test_a_task_of_another_model(detector):

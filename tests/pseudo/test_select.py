@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from glip.data.readers.labels import read_labels
-from glip.pseudo.select import Selection, SelectRules, overlap, select, selected
+from glip.geometry.boxes import pair_iou
+from glip.pseudo.select import Selection, SelectRules, select, selected
 from glip.pseudo.store import Store
 
 
@@ -51,7 +52,7 @@ def test_overlap_within_a_phrase_and_across():
     one = row((A, 0, 0.9), (NEAR, 0, 0.8), (NEAR, 1, 0.7), (FAR, 1, 0.6))
     assert kept(one, nms=0.5) == ([0.9, 0.7, 0.6], {"over another of its phrase": 1})
     assert kept(one, nms_across=0.5) == ([0.9, 0.6], {"over one of another phrase": 2})
-    assert overlap(A, NEAR) == pytest.approx(380 / 420)
+    assert pair_iou(A, NEAR) == pytest.approx(380 / 420)
 
 
 def test_only_the_best_of_a_phrase():
