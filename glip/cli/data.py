@@ -4,7 +4,7 @@ import argparse
 import random
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from glip.data.sets import SampleSet, SkipCounter
     from glip.structures import Sample
 
-_DRAWN = 200  # images of a set that is drawn without end
 _RAREST = 5  # names with the fewest boxes that are printed
 
 
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--number", type=int, default=16, metavar="N", help="how many samples (default: 16)")
     show.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
     convert = _add_set(verbs.add_parser("convert", help="write a set in another format"))
-    convert.add_argument("out", metavar="OUT", help="the file to write; drawn images go to the folder images beside")
+    convert.add_argument("out", metavar="OUT", help="the file to write")
     targets = ("coco", "mdetr", "odvg", "labels", "label-studio")
     convert.add_argument("--to", required=True, choices=targets, help="the format")
     convert.add_argument("--number", type=int, default=0, metavar="N", help="only the first N samples")
@@ -85,8 +84,7 @@ def _list(root: str | None) -> int:
     width = max(len(name) for name in sets)
     for name, config in sets.items():
         missing = missing_part(config, root)
-        drawn = f"drawn, {config.count} images" if config.count else "drawn, without end"
-        state = drawn if config.format == "world" else f"no {missing}" if missing else "ready"
+        state = f"no {missing}" if missing else "ready"
         print(f"{name:<{width}}  {config.format or 'any':<9}  {state}")
     print(f"data root: {data_root(root).absolute()} (--root or GLIP_DATA sets it)")
     return 0
@@ -103,7 +101,7 @@ def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") ->
     from glip.model.weights import ASSETS, BUNDLED
     from glip.text.tokens import Tokenizer
 
-    chosen = _Chosen(samples.samples, _count(args, config, len(samples.samples)), "check")
+    chosen = _Chosen(samples.samples, _count(args, len(samples.samples)), "check")
     tokenizer = Tokenizer(ASSETS / BUNDLED)
     file = data_root(args.root) / config.prompts
     prompts = read_prompts(read_yaml(file), samples.vocabulary) if config.prompts else {}
@@ -187,14 +185,11 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
     from glip.data.label_studio import interface_of, write_label_studio
 
     out, root = Path(args.out), data_root(args.root)
-    count = _count(args, config, len(samples.samples))
-    if config.format == "world":
-        folders = [out.parent / "images"]
-    else:
-        annotations = root / config.annotations
-        folders = [root / folder for folder in config.images]
-        folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards lie
-    chosen = _Chosen(samples.samples, count, "convert", lambda sample, index: _with_file(sample, index, out))
+    count = _count(args, len(samples.samples))
+    annotations = root / config.annotations
+    folders = [root / folder for folder in config.images]
+    folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards lie
+    chosen = _Chosen(samples.samples, count, "convert")
     write = {
         "coco": writers.write_coco,
         "mdetr": writers.write_mdetr,
@@ -215,33 +210,14 @@ def _convert(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") 
     return 0
 
 
-def _with_file(sample: "Sample", index: int, out: Path) -> "Sample":
-    """A drawn image is saved beside the file that names it."""
-    from PIL import Image
-
-    from glip.visualize import save_image
-
-    if not isinstance(sample.image, Image.Image):
-        return sample
-    file = out.parent / "images" / f"{out.stem}_{index:06d}.png"
-    save_image(sample.image, file)
-    return replace(sample, image=file, size=sample.image.size)
-
-
 # ---- the samples that are gone through
 
 
 class _Chosen(Sequence["Sample"]):
-    """The first so many samples, each prepared when its turn comes; going through them shows a bar on a terminal."""
+    """The first so many samples; going through them shows a bar on a terminal."""
 
-    def __init__(
-        self,
-        samples: "Sequence[Sample]",
-        count: int,
-        what: str,
-        prepare: "Callable[[Sample, int], Sample]" = lambda sample, _: sample,
-    ) -> None:
-        self._samples, self._count, self._what, self._prepare = samples, count, what, prepare
+    def __init__(self, samples: "Sequence[Sample]", count: int, what: str) -> None:
+        self._samples, self._count, self._what = samples, count, what
 
     def __len__(self) -> int:
         return self._count
@@ -249,7 +225,7 @@ class _Chosen(Sequence["Sample"]):
     def __getitem__(self, index: int) -> "Sample":  # type: ignore[override]
         if not 0 <= index < self._count:
             raise IndexError(f"sample {index} of {self._count}")
-        return self._prepare(self._samples[index], index)
+        return self._samples[index]
 
     def __iter__(self) -> "Iterator[Sample]":
         from tqdm import tqdm
@@ -258,9 +234,6 @@ class _Chosen(Sequence["Sample"]):
             yield self[index]
 
 
-def _count(args: argparse.Namespace, config: SetConfig, total: int) -> int:
-    """How many samples to go through; a set that is drawn without end has to end somewhere."""
-    endless = config.format == "world" and not config.count
-    if endless and not args.number:
-        print(f"{args.name} is drawn without end: the first {_DRAWN} (--number says how many)")
-    return min(total, args.number or (_DRAWN if endless else total))
+def _count(args: argparse.Namespace, total: int) -> int:
+    """How many samples to go through."""
+    return min(total, args.number or total)

@@ -48,7 +48,7 @@ def test_tower_and_heads_are_one_graph() -> None:
 
 
 def unchecked_environment() -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
