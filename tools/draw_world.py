@@ -28,6 +28,7 @@ from glip.structures import Sample
 
 QUALITY = 92  # of JPEG files
 AT_ONCE = 32  # scenes a worker draws before it reports
+NAMES, GROUNDING, CAPTIONS = "names.jsonl", "grounding.json", "captions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def main() -> None:
     world = World(args.split, args.captioned or 0.0, (min(args.sides), max(args.sides)), args.plain, args.most)
     both = args.captioned is None
     write_world(args.out, world, args.images, first=args.first, both=both, format=args.format, workers=args.workers)
-    written = ("names.jsonl", "grounding.json", "captions.jsonl")
-    print(f"{args.out}: {args.images} images, {', '.join(file for file in written if (args.out / file).is_file())}")
+    written = [file for file in (NAMES, GROUNDING, CAPTIONS) if (args.out / file).is_file()]
+    print(f"{args.out}: {args.images} images, {', '.join(written)}")
 
 
 def write_world(
@@ -85,6 +86,8 @@ def write_world(
 ) -> None:
     """Draw the scenes of seeds ``first``, ``first`` + 1, ... and write them as a dataset.
 
+    Annotation files are written last, so a folder that has them is complete.
+
     Args:
         out: folder of the dataset.
         world: which scenes.
@@ -96,15 +99,17 @@ def write_world(
     """
     files = Files(out / "images", format, both)
     files.images.mkdir(parents=True, exist_ok=True)
+    for file in (NAMES, GROUNDING, CAPTIONS):
+        (out / file).unlink(missing_ok=True)
     named, captioned = list[Sample](), list[Sample]()
     drawn = _drawn(files, world, range(first, first + count), workers)
     for sample in tqdm(drawn, total=count * (1 + both), unit="sample", disable=None):
         (captioned if sample.prompt else named).append(sample)
     if named:
-        write_labels(SampleSet(named), out / "names.jsonl", [files.images])
+        write_labels(SampleSet(named), out / NAMES, [files.images])
     if captioned:
-        write_mdetr(SampleSet(captioned), out / "grounding.json", [files.images])
-        write_jsonl(out / "captions.jsonl", [_caption_row(sample) for sample in captioned])
+        write_mdetr(SampleSet(captioned), out / GROUNDING, [files.images])
+        write_jsonl(out / CAPTIONS, [_caption_row(sample) for sample in captioned])
 
 
 def _drawn(files: Files, world: World, seeds: range, workers: int) -> Iterator[Sample]:
