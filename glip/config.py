@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Mode = Literal["prompt", "linear", "full", "text"]
-Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "world"]
+Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
 
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
@@ -143,11 +143,6 @@ class SetConfig:
     images: tuple[str, ...] = option((), "image folders, searched in order")
     names: str = option("", "odvg: JSON of class names; flickr30k: list of the split's image ids")
     prompts: str = option("", "YAML of the text written for each class name (ODinW's caption prompts)")
-    split: Literal["train", "seen", "novel"] = option("train", "drawn images: which things are drawn")
-    captioned: Share = option(0.2, "drawn images: share with a caption instead of class names")
-    sides: tuple[Count, ...] = option((200, 360), "drawn images: shortest and longest side in pixels")
-    plain: bool = option(False, "drawn images: no clutter")
-    count: CountOrZero = option(0, "drawn images: how many different ones; 0: endless")
 
 
 @checked

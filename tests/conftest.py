@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ def tiny_folder(tiny_detector: Detector, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny_detector.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with some of the drawn sets of configs/datasets.yaml, six small images each."""
+    from draw_world import write_world
+    from drawn_world.scenes import Split, World
+
+    root = tmp_path_factory.mktemp("drawn")
+    for split in get_args(Split):
+        world = World(split, sides=(112, 140), plain=split != "train")
+        write_world(root / "world" / split, world, 6, format="png")
+    return root
 
 
 @pytest.fixture(scope="session")

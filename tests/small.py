@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from drawn_world.scenes import Thing, draw_scene
 from golden.weights import param
 from PIL import Image
 
 from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, VisionConfig
-from glip.data.world import Thing, draw_scene
 from glip.model.glip import GLIP, build
 from glip.model.release import our_name
 from glip.model.weights import ASSETS, BUNDLED

@@ -3,8 +3,9 @@
     python tools/claims.py run [--arm b] [--seed 0] [--size 500] [--runs 1] [--language MINILM_FOLDER]
     python tools/claims.py report
 
-Arms are configs/claims/{a,b,c}.yaml. Size is the number of different drawn images that the same number of steps
-learns from, 0 for a new one every time. A run in the ledger is skipped; a stopped one goes on where it was.
+Arms are configs/claims/{a,b,c}.yaml, which say how their images are drawn. Size is the number of different images
+that the same number of steps learns from, 0 for all of them, each once. Rows of docs/claims.jsonl with size 0 were
+drawn on the fly. A run in the ledger is skipped; a stopped one goes on where it was.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from drawn_world.scenes import Split, World, draw_sample
+
 import glip
 from glip.config import DatasetConfig
-from glip.data.world import Drawings, Split, World
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
@@ -29,7 +31,7 @@ from glip.experiment import to_dict
 ROOT = Path(__file__).resolve().parent.parent
 LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "images/claims.png"))
 ARMS = {"a": "A: no fusion", "b": "B: fusion", "c": "C: fusion and captions"}
-SIZES, SEEDS, IMAGES = (30, 120, 500), (0, 1, 2), 300
+SIZES, SEEDS, IMAGES, SIDES = (30, 120, 500), (0, 1, 2), 300, (112, 176)
 PLAN = [(arm, 0, seed) for seed in SEEDS for arm in ARMS]
 PLAN += [(arm, size, seed) for seed in SEEDS for size in SIZES for arm in "ab"]
 FIGURES = ("novel AP50", "seen AP50", "novel recall@1", "seen recall@1")
@@ -62,10 +64,10 @@ def main() -> None:
 
 
 def run(arm: str, size: int, seed: int, language: str | None, device: str) -> Row:
-    """Train one model with ``glip train`` and measure it on drawings nobody trained on."""
+    """Train one model with ``glip train`` and measure it on scenes of the other splits."""
     config = glip.load_config(f"claims/{arm}")
     sets, total = config.data.train, sum(entry.weight for entry in config.data.train)
-    sets = tuple(dataclasses.replace(entry, count=round(size * entry.weight / total)) for entry in sets)
+    sets = tuple(dataclasses.replace(entry, first=round(size * entry.weight / total)) for entry in sets)
     usual = to_dict(DatasetConfig(name="")).items()
     data = [{key: value for key, value in to_dict(entry).items() if (key, value) not in usual} for entry in sets]
     overrides = [f"train.seed={seed}", f"data.train={json.dumps(data)}"]
@@ -80,21 +82,21 @@ def run(arm: str, size: int, seed: int, language: str | None, device: str) -> Ro
         before = float(spent.read_text()) if spent.is_file() else 0.0
         spent.parent.mkdir(parents=True, exist_ok=True)
         spent.write_text(str(before + (time.monotonic() - began) / 60))
-    figures = measure(glip.Detector.from_pretrained(output / "model", device=device), sets[0])
+    figures = measure(glip.Detector.from_pretrained(output / "model", device=device))
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     images = min(size or 10**9, config.train.steps * config.train.batch_size)
     row = {"arm": arm, "size": size, "seed": seed, "images": images, "figures": figures, "overrides": overrides}
     return {**row, "minutes": round(float(spent.read_text()), 1), "commit": commit.stdout.strip()}
 
 
-def measure(detector: "glip.Detector", entry: DatasetConfig) -> dict[str, float]:
-    """AP50 over lists of names and recall@1 over captions, of drawings like those of the training and of novel ones."""
+def measure(detector: "glip.Detector") -> dict[str, float]:
+    """AP50 over class names and recall@1 over captions, of scenes like those of the training and of novel ones."""
     figures: dict[str, float] = {}
     splits: tuple[Split, ...] = ("novel", "seen")
     for split in splits:
         names, captions = (
-            Drawings(World(split, captioned, (min(entry.sides), max(entry.sides)), plain=True), IMAGES)
-            for captioned in (0, 1)
+            [draw_sample(seed, World(split, captioned, SIDES, plain=True)) for seed in range(IMAGES)]
+            for captioned in (0.0, 1.0)
         )
         figures[f"{split} AP50"] = round(average_precision(detect_all(detector, names)).ap50, 4)
         figures[f"{split} recall@1"] = round(phrase_recall(detect_all(detector, captions)).at[1], 4)

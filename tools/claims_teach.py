@@ -3,9 +3,11 @@
     python tools/claims_teach.py run [--runs 1] [--work runs/claims_teach] [--language MINILM_FOLDER]
     python tools/claims_teach.py report
 
-The teacher learns from lists of names that never say some words (``withheld`` in configs/claims/teacher.yaml); captions
-say them. It labels captioned images, and a student (configs/claims/student.yaml) starts with its weights and learns
-from these beside the teacher's gold lists. "gold only" trains as long without captions. Rows that exist are skipped.
+The teacher learns from class names that never say some words (``held_out`` in configs/claims/teacher.yaml, which
+says how its images are drawn); captions say them. It labels captioned images, and a student
+(configs/claims/student.yaml) starts with its weights and learns from these beside the teacher's gold lists. "gold only"
+trains as long without captions. Rows that exist are skipped; those of docs/claims_teach.jsonl had gold lists drawn on
+the fly.
 """
 
 import argparse
@@ -16,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from draw_captions import draw_captions
+from draw_world import write_world
+from drawn_world.scenes import World, draw_sample
 
 import glip
 from glip.config import DatasetConfig, SetConfig
 from glip.data.held_out import says_one_of
-from glip.data.world import Drawings, World
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
@@ -103,8 +105,8 @@ def make(work: Path, seed: int, key: Key, language: str | None) -> Path:
 def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
     """The pool as the teacher sees it, boxes from a threshold on."""
     pool = work / "pool"
-    if not (pool / "truth.jsonl").is_file():
-        draw_captions(pool, World("train", 1.0, SIDES, most=MOST), FIRST, POOL)
+    if not (pool / "captions.jsonl").is_file():
+        write_world(pool, World("train", 1.0, SIDES, most=MOST), POOL, first=FIRST, both=False)
     images = str((pool / "images").absolute())
     entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
     rules = PairRules(min_bytes=0, same_image=-1, repeated_captions=0)
@@ -116,16 +118,17 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
 
 
 def measure(detector: "glip.Detector") -> dict[str, float]:
-    """AP50 over lists and recall@1 over captions of drawings, of what has a withheld word and of what has none."""
+    """AP50 over lists and recall@1 over captions of scenes, of what has a withheld word and of what has none."""
     words = glip.load_config("claims/teacher").data.train[0].held_out
-    names = Drawings(World("seen", 0.0, SIDES, plain=True), IMAGES)
+    names, captioned = (
+        [draw_sample(seed, World("seen", share, SIDES, plain=True)) for seed in range(IMAGES)] for share in (0.0, 1.0)
+    )
     figures: dict[str, float] = {}
     score = average_precision(detect_all(detector, names))
     for kind, unseen in (("unseen", True), ("seen", False)):
         own = [one.ap50 for one in score.categories if one.boxes and says_one_of(one.name, words) == unseen]
         figures[f"{kind} AP50"] = round(sum(own) / len(own), 4)
-    captions = [kinded(sample, words) for sample in Drawings(World("seen", 1.0, SIDES, plain=True), IMAGES)]
-    recall = phrase_recall(detect_all(detector, captions)).kinds
+    recall = phrase_recall(detect_all(detector, [kinded(sample, words) for sample in captioned])).kinds
     return {**figures, **{f"{kind} recall@1": round(recall[kind].at[1], 4) for kind in ("unseen", "seen")}}
 
 

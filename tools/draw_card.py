@@ -3,7 +3,8 @@
     python tools/draw_card.py curve runs/nano_base runs/nano --out docs/images/nano_curve.png
     python tools/draw_card.py sheet --model glip-nano --out docs/images/nano_sheet.png
 
-The runs of a curve are in the order in which each began with the weights of the one before.
+The runs of a curve are in the order in which each began with the weights of the one before. The sheet needs the sets
+world_novel and world_novel_captions under GLIP_DATA (tools/draw_world.py; docs/data.md has the command).
 """
 
 import argparse

@@ -8,8 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from glip.data.world import Thing, draw_scene
+from drawn_world.scenes import Thing, draw_scene
 
 STREET = (
     Thing("sun", "yellow", "plain", (392, 18, 470, 96)),

@@ -11,10 +11,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-
-from glip.data.icons import COLOURS, KINDS
-from glip.data.world import Thing, draw_scene
-from glip.data.world_words import is_novel
+from drawn_world.icons import COLOURS, KINDS
+from drawn_world.scenes import Thing, draw_scene
+from drawn_world.words import is_novel
 
 WORDS = ("blicket", "dax", "fep", "gorp", "kiki", "modi", "toma", "wug")
 SPLITS = ("train", "val", "test")

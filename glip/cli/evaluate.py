@@ -143,10 +143,9 @@ def _sets_there(root: str | None) -> list[str]:
     from glip.evaluate.odinw import tasks
 
     known = known_sets(root)
-    bounded = {name: config for name, config in known.items() if config.format != "world" or config.count}
     found = [
         name
-        for name, config in bounded.items()
+        for name, config in known.items()
         if config.format != "captions" and _EXAMINED.search(name) and not missing_part(config, root)
     ]
     if any(not missing_part(task.files(), root) for task in tasks(13)):
@@ -177,9 +176,8 @@ def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Benchm
 
     config = find_set(name, images=images, root=args.root)
     read = read_set(config, args.root, to_score=True)
-    if config.format != "world":
-        annotations = data_root(args.root) / config.annotations
-        config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
+    annotations = data_root(args.root) / config.annotations
+    config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
     return load_benchmark(name if name in known_sets(args.root) else Path(name).stem, config, read, args.protocol)
 
 

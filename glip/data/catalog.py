@@ -18,7 +18,6 @@ from glip.data.readers.mdetr import read_mdetr
 from glip.data.readers.odvg import read_odvg
 from glip.data.readers.silver import read_silver
 from glip.data.sets import SampleSet
-from glip.data.world import Drawings, World
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
@@ -62,9 +61,7 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
 
 
 def missing_part(config: SetConfig, root: str | Path | None = None) -> str:
-    """The first file or folder of a set that is not under the root; "" where all of it is there, or is drawn."""
-    if config.format == "world":
-        return ""
+    """The first file or folder of a set that is not under the root; "" where all of it is there."""
     needed = [config.annotations, *config.images, *([config.names] if config.names else [])]
     return next((path for path in needed if not (data_root(root) / path).exists()), "")
 
@@ -128,8 +125,6 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         FileNotFoundError: its annotations or images are not under the root.
         ValueError: its annotations are not of the stated format.
     """
-    if config.format == "world":
-        return SampleSet(_drawings(config))
     under = data_root(root)
     annotations, images = under / config.annotations, [under / folder for folder in config.images]
     format = config.format or guess_format(annotations)
@@ -138,13 +133,6 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     if format in _NAMED_READERS:
         return _NAMED_READERS[format](annotations, images, under / config.names if config.names else "")
     return _READERS[format](annotations, images)
-
-
-def _drawings(config: SetConfig) -> Drawings:
-    if len(config.sides) != 2 or min(config.sides) < 64:
-        raise ConfigError(f"sides: {list(config.sides)}: give the least and greatest side of drawings, from 64 pixels")
-    sides = min(config.sides), max(config.sides)
-    return Drawings(World(config.split, config.captioned, sides, config.plain), config.count)
 
 
 def guess_format(path: Path) -> Format:

@@ -27,7 +27,7 @@ def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
     if not sample.vocabulary:
         raise DataError(
             f"image {sample.image_id!r} has a caption: names are withheld from lists of names only; leave captioned "
-            "sets out, or set captioned: 0"
+            "sets out"
         )
     pattern = _pattern(words)
     kept = [index for index, name in enumerate(sample.vocabulary) if not pattern.search(name)]

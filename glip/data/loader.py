@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from glip.data.image import load_image
 from glip.data.phrasing import Phrasing, PhrasingError, build_caption
-from glip.data.sets import PackedSamples, SkipCounter
+from glip.data.sets import SkipCounter
 from glip.data.transforms import Augmentation, augment
 from glip.errors import DataError, GlipError, ImageError
 from glip.processor import Processor
@@ -29,7 +29,6 @@ _CYCLE = 1000  # images after which the sets' shares of a mixture repeat; shares
 _WINDOW = 16  # steps whose images are grouped by shape among themselves
 _TRIES = 20  # other samples tried in place of one that cannot be used
 _FEW = 3  # so many bad samples never stop a run, whatever their share
-_MANY = 1 << 24  # sets with more samples (the drawn world) are drawn from at random instead of in shuffled epochs
 _log = logging.getLogger(__name__)
 
 
@@ -110,10 +109,7 @@ class Schedule:
 
     def index(self, draw: Draw) -> int:
         """Which sample a draw is: each set is gone through in an order of its own, new in every epoch."""
-        length = len(self.sources[draw.source].samples)
-        if length > _MANY:
-            return int(self.random(draw).integers(length))
-        epoch, place = divmod(draw.number, length)
+        epoch, place = divmod(draw.number, len(self.sources[draw.source].samples))
         if self._orders.get(draw.source, (-1,))[0] != epoch:
             self._orders[draw.source] = epoch, self._permutation(draw.source, epoch)
         return int(self._orders[draw.source][1][place])
@@ -139,8 +135,7 @@ class Schedule:
         return [batches[number] for number in order]
 
     def _is_tall(self, draw: Draw) -> bool:
-        samples = self.sources[draw.source].samples
-        size = samples[self.index(draw)].size if isinstance(samples, PackedSamples) else None
+        size = self.sources[draw.source].samples[self.index(draw)].size
         return size is not None and size[1] > size[0]
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray:
@@ -312,9 +307,9 @@ def _opened(image: Path | TarMember, stated: tuple[int, int] | None) -> Image.Im
 
 
 def _captions(source: Source, sample: Sample, random: np.random.Generator) -> list[Prompt]:
-    """Captions of other images to pack beside the true one; drawing images only for their words would be dear."""
-    number = source.phrasing.pack_captions if isinstance(source.samples, PackedSamples) else 0
-    others = [source.samples[int(index)] for index in random.integers(len(source.samples), size=number)]
+    """Captions of other images to pack beside the true one."""
+    chosen = random.integers(len(source.samples), size=source.phrasing.pack_captions)
+    others = [source.samples[int(index)] for index in chosen]
     return [other.prompt for other in others if other.prompt is not None and other.image != sample.image]
 
 

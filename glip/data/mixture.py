@@ -114,7 +114,7 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
 def resolve(config: DatasetConfig, data: DataConfig) -> SetConfig:
     """Where a set of a mixture lies: as the config says in full, or as the table of sets has it under that name."""
     own = {part.name: getattr(config, part.name) for part in fields(SetConfig)}
-    if own["format"] == "world" or own["annotations"]:
+    if own["annotations"]:
         return SetConfig(**own)
     entry = find_set(config.name, images=config.images, format=config.format, root=data.root)
     usual = SetConfig()
@@ -135,8 +135,6 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     if config.held_out:
         names = tuple(name for name in read.vocabulary if not says_one_of(name, config.held_out))
         read = replace(read, samples=HeldOut(read.samples, config.held_out), vocabulary=names)
-    if entry.format == "world":
-        return read
     first, there = config.first or len(read.samples), _Listing(read.skipped)
     chosen = (sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
     kept = PackedSamples(_weighed(sample, config) for sample in chosen)

@@ -48,8 +48,7 @@ class SkipCounter:
 class SampleSet:
     """The samples of one set, its vocabulary (empty for captions), and what was left out.
 
-    ``samples`` is any sequence: packed annotations, or images drawn when asked for. ``ids`` are the category ids of
-    the file, beside the names of the vocabulary.
+    ``ids`` are the category ids of the file, beside the names of the vocabulary.
     """
 
     samples: Sequence[Sample]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from glip.data.loader import Source
 from glip.data.phrasing import word_key
-from glip.data.sets import PackedSamples
 from glip.errors import DataError
 from glip.processor import Processor
 from glip.structures import Sample
@@ -29,14 +28,12 @@ class Survey:
 
 
 def survey(source: Source, processor: Processor) -> Survey:
-    """Go through a set; sets that are drawn as needed are what their config says.
+    """Go through a set.
 
     Raises:
         ValueError: names with boxes that the model reads alike, though they are other words: it could only learn that
             the same words are there and are not.
     """
-    if not isinstance(source.samples, PackedSamples):
-        return Survey(f"{source.name}: drawn as needed", "drawn as needed")
     written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
     seen = _Seen(_Sum(repr(sorted(written.items()))), Counter(), {}, processor)
     for sample in source.samples:

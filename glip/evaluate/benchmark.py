@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
 from tqdm import tqdm
 
 from glip.config import SetConfig
@@ -27,7 +26,10 @@ from glip.evaluate.run import QueryOptions, answers
 from glip.structures import Detections, Sample
 
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
-_FAMILIES = {"goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco")}  # what a name stands for
+_FAMILIES = {  # what a name stands for
+    "goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco"),
+    "drawn world": ("world_seen", "world_novel", "world_seen_captions", "world_novel_captions"),
+}
 LVIS_NAMES, LVIS_KEPT = 40, 300  # names in a chunk and detections of a chunk, as the 2022 release evaluates
 
 
@@ -39,7 +41,7 @@ class Benchmark:
         name: of the set.
         config: where its files lie, all paths complete.
         read: its samples and category ids.
-        samples: the same samples, read once, drawn ones without their images.
+        samples: the same samples, read once.
         protocol: what is counted.
         prompts: by class name, what is written instead of it.
         same_as: sets under which a model may have been trained on it.
@@ -70,14 +72,13 @@ class Benchmark:
 
     def seen_in(self, trained_on: Sequence[str]) -> bool:
         """Whether a model was trained on this set, or on another split of it, by the names of its training sets."""
-        return seen_in(trained_on, self.config, self.name, *self.same_as)
+        return seen_in(trained_on, self.name, *self.same_as)
 
 
-def seen_in(trained_on: Sequence[str], config: SetConfig, *names: str) -> bool:
+def seen_in(trained_on: Sequence[str], *names: str) -> bool:
     """Whether a model trained on these sets has seen the set of any of the names, or another split of it."""
-    own = ("drawn world",) if config.format == "world" else names
     trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
-    return bool({_without_split(name) for name in own} & {_without_split(name) for name in trained})
+    return bool({_without_split(name) for name in names} & {_without_split(name) for name in trained})
 
 
 @lru_cache(maxsize=64)
@@ -89,14 +90,12 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     """A set with the protocol of its format, or the given one.
 
     Raises:
-        ValueError: a protocol that does not go with the set, nothing that could be scored, or a set without end.
+        ValueError: a protocol that does not go with the set, or nothing that could be scored.
         FileNotFoundError: an image file is not there.
     """
     if config.format == "captions":
         raise DataError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
-    if config.format == "world" and not config.count:
-        raise DataError(f"set {name!r} has no end: take world_seen or world_novel, or give it a count in datasets.yaml")
-    samples = tuple(_without_drawing(sample) for sample in read.samples)
+    samples = tuple(read.samples)
     captioned = {sample.prompt is not None for sample in samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
     chosen = protocol or usual
@@ -135,7 +134,7 @@ def _checked(exam: Benchmark) -> Benchmark:
             "look at it with glip data check"
         )
     files = [sample.image for sample in exam.samples if isinstance(sample.image, Path)]
-    gone = [str(file) for file in files if file != Path() and not file.is_file()]
+    gone = [str(file) for file in files if not file.is_file()]
     if gone:
         shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
         raise FileNotFoundError(
@@ -143,10 +142,6 @@ def _checked(exam: Benchmark) -> Benchmark:
             "--root, or take them out of the annotations"
         )
     return exam
-
-
-def _without_drawing(sample: Sample) -> Sample:
-    return replace(sample, image=Path()) if isinstance(sample.image, Image.Image) else sample
 
 
 def asking_for(protocol: Protocol, options: QueryOptions) -> QueryOptions:

@@ -49,8 +49,6 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
         ValueError: a set without captions, or without files.
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
-    if entry.format == "world":
-        raise DataError(f"set {name!r} is drawn as needed: give captions with image files (tools/draw_captions.py)")
     under = data_root(root)
     path = (under / entry.annotations).absolute()
     format = entry.format or guess_format(path)

@@ -60,10 +60,10 @@ def test_from_captions_to_a_set_that_trains(command_line, captions, tiny_folder,
     assert code == 0 and "tokens_positive" in (tmp_path / "labels.json").read_text()
 
 
-def test_teach_prints_its_table(command_line, captions, tiny_folder, tmp_path):
+def test_teach_prints_its_table(command_line, captions, tiny_folder, drawn_root, tmp_path):
     tree = {
         "extends": "tiny",
-        "data": {"train": [{"name": "d", "format": "world", "captioned": 0.0}], "short_side": [64, 64], "crop": 64},
+        "data": {"root": str(drawn_root), "train": [{"name": "world_train"}], "short_side": [64, 64], "crop": 64},
         "train": {"steps": 1, "batch_size": 2, "warmup": 0},
     }
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(tree))
@@ -84,7 +84,6 @@ def test_teach_prints_its_table(command_line, captions, tiny_folder, tmp_path):
         (("in/captions.jsonl", "--out", "o", "--threads", "-1"), "give 1 or more"),
         (("in/captions.jsonl", "--out", "o", "--pairs", "min_sides=3"), "did you mean 'min_side'?"),
         (("in/captions.jsonl", "--out", "o", "--pipeline", "no_such_pipeline"), "no_such_pipeline"),
-        (("world_seen", "--out", "o"), "is drawn as needed"),
     ],
 )
 def test_bad_input_is_told_in_one_line(command_line, captions, tiny_folder, arguments, said):

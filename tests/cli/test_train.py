@@ -149,12 +149,12 @@ def test_own_data_in_one_command(place, capsys):
 def test_replay_and_kept_start(place, capsys):
     """The two options against forgetting, of the same command; wise_ft=1 gives back the starting weights."""
     assert glip("train", "small.yaml", "train.output=first", "data.root=data", "train.steps=1", "--device", "cpu") == 0
-    (place / "old.yaml").write_text("data: {train: [{name: world}]}")
+    (place / "old.yaml").write_text("data: {train: [{name: replayed, annotations: instances.json, images: [images]}]}")
     start = str(Path("first", "model"))
     overrides = ["data.root=data", f"train.start={start}", "data.replay=0.5", "data.replay_from=old.yaml"]
     command = ["train", "small.yaml", *overrides, "train.output=second", "train.wise_ft=1.0", "train.batch_size=2"]
     assert glip(*command, "train.steps=2", "--device", "cpu") == 0
-    assert "world: drawn as needed" in capsys.readouterr().out
+    assert "replayed: 4 images, 9 boxes" in capsys.readouterr().out
     first, second = (load_file(place / run / "model" / "model.safetensors") for run in ("first", "second"))
     floats = [name for name, value in first.items() if value.is_floating_point()]
     assert all(torch.allclose(first[name], second[name]) for name in floats)

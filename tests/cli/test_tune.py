@@ -182,17 +182,17 @@ def test_other_names_are_asked_plainly_and_another_order_is_refused(glip_, comma
         (("SET", "--image-list", "p.json", "--shots", "1"), "--image-list with --shots"),
         (("--tasks", "none.yaml", "--test", "a"), "--test with --tasks: each task of a table has its own"),
         (("--tasks", "untested.yaml"), "first: train or test is empty"),
-        (("world_novel",), "has no list of names that all its images share"),
+        (("world_novel", "--root", "DRAWN"), "has no list of names that all its images share"),
         (("no_such_set",), "neither in datasets.yaml nor a file"),
         (("--tasks", "none.yaml"), "is no file: give a YAML of tasks"),
         (("--tasks", "odinw13"), "none of its tasks is under"),
         (("SET", "--prompts", "strange.yaml"), "no class 'blue cup' in the set"),
     ],
 )
-def test_errors_in_one_line(given, message, glip_, model, shapes, tmp_path):
+def test_errors_in_one_line(given, message, glip_, model, shapes, drawn_root, tmp_path):
     (tmp_path / "strange.yaml").write_text("blue cup: '[blue cup]'\n")
     (tmp_path / "untested.yaml").write_text("first: {train: a, test: ''}\n")
-    code, _, err = glip_(model, *(str(shapes) if word == "SET" else word for word in given))
+    code, _, err = glip_(model, *({"SET": str(shapes), "DRAWN": str(drawn_root)}.get(word, word) for word in given))
     assert code == 2 and message in err and err.count("\n") == 1
 
 

@@ -5,7 +5,6 @@ import json
 import pytest
 from small import write_coco
 
-from glip.config import SetConfig
 from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
 from glip.errors import ConfigError
 
@@ -25,15 +24,14 @@ def test_data_root(monkeypatch, tmp_path):
 
 def test_the_table_knows_what_people_train_on():
     known = known_sets()
-    assert {"coco_train2017", "lvis_val", "objects365_train", "mixed_goldg", "flickr30k_test", "world"} <= set(known)
-    assert all(entry.format for entry in known.values())
-    assert all(entry.annotations or entry.format == "world" for entry in known.values())
+    assert {"coco_train2017", "lvis_val", "objects365_train", "flickr30k_test", "world_train"} <= set(known)
+    assert all(entry.format and entry.annotations for entry in known.values())
 
 
 def test_a_table_in_the_data_root_adds_and_replaces(root):
-    (root / "datasets.yaml").write_text("mine: {annotations: a.json}\nworld: {format: world, count: 7}")
+    (root / "datasets.yaml").write_text("mine: {annotations: a.json}\nsbu: {annotations: b.json}")
     known = known_sets(root)
-    assert known["mine"].annotations == "a.json" and known["world"].count == 7 and "coco_val2017" in known
+    assert known["mine"].annotations == "a.json" and known["sbu"].annotations == "b.json" and "coco_val2017" in known
 
 
 @pytest.mark.parametrize(
@@ -65,15 +63,6 @@ def test_images_may_be_given(root):
 def test_an_unknown_name_is_explained():
     with pytest.raises(ConfigError, match=r"neither in datasets.yaml nor a file \(did you mean 'coco_val2017'\?\)"):
         find_set("coco_val_2017")
-
-
-def test_drawings():
-    read = read_set(SetConfig(format="world", split="novel", count=3, sides=(80, 90)))
-    assert len(read.samples) == 3 and all(80 <= side <= 90 for side in read.samples[2].image.size)
-    with pytest.raises(IndexError):
-        read.samples[3]
-    with pytest.raises(ConfigError, match="at least 64|from 64 pixels"):
-        read_set(SetConfig(format="world", sides=(10, 20)))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_world.scenes import draw_sample
 from PIL import Image
 from small import VOCABULARY
 
@@ -13,7 +14,6 @@ from glip.data.check import Report, check
 from glip.data.readers.coco import read_coco
 from glip.data.readers.labels import read_labels
 from glip.data.sets import SampleSet, SkipCounter
-from glip.data.world import draw_sample
 from glip.structures import Phrase, Prompt, Sample, TarMember
 from glip.text.tokens import Tokenizer
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from glip.config import DataConfig, DatasetConfig
+from glip.data.catalog import find_set, read_set
 from glip.data.held_out import HeldOut, hold_out, says_one_of
 from glip.data.mixture import build_sources
-from glip.data.world import Drawings, World
 from glip.structures import Prompt, Sample
 
 NAMES = ("red star", "starfish", "Purple car", "blue car")
@@ -45,11 +45,11 @@ def test_a_sample_of_nothing_else_gives_its_place_to_the_next():
         HeldOut([only], ["star"])[0]
 
 
-def test_a_mixture_withholds():
-    words = ("purple", "violet", "star", "striped", "stripy")
-    entry = DatasetConfig(name="d", format="world", captioned=0.0, sides=(112, 140), held_out=words)
-    [source] = build_sources(DataConfig(train=(entry,)), max_tokens=256, max_size=256)
-    plain = Drawings(World("train", 0.0, (112, 140)))
-    said = [name for index in range(40) for name in source.samples[index].vocabulary]
+def test_a_mixture_withholds(drawn_root):
+    words = ("red", "star", "striped", "car", "house")
+    entry = DatasetConfig(name="world_train", held_out=words)
+    [source] = build_sources(DataConfig(root=str(drawn_root), train=(entry,)), max_tokens=256, max_size=256)
+    all_samples = read_set(find_set("world_train", root=drawn_root), drawn_root).samples
+    said = [name for sample in source.samples for name in sample.vocabulary]
     assert said and not any(says_one_of(name, words) for name in said)
-    assert any(says_one_of(name, words) for index in range(40) for name in plain[index].vocabulary)
+    assert any(says_one_of(name, words) for sample in all_samples for name in sample.vocabulary)

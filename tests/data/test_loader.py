@@ -24,7 +24,7 @@ from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
-WORLD = DatasetConfig(name="world", weight=1.0)
+SAID = DatasetConfig(name="world_train_captions", weight=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,14 @@ def processor():
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, drawn_root):
     write_coco(tmp_path)
+    (tmp_path / "world").symlink_to(drawn_root / "world")
     return tmp_path
 
 
 def mixture(root, processor, *sets: DatasetConfig, steps=6, batch_size=4, crop=64, seed=5, **changes):
-    data = DataConfig(root=str(root), train=sets or (DRAWN, WORLD), crop=crop, short_side=(64, 96))
+    data = DataConfig(root=str(root), train=sets or (DRAWN, SAID), crop=crop, short_side=(64, 96))
     sources = build_sources(data, max_tokens=256, max_size=128)
     return MixtureDataset(sources, processor, batch_size=batch_size, steps=steps, seed=seed, **changes)
 
@@ -124,7 +125,7 @@ def test_random_numbers_belong_to_a_draw_of_a_set():
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0)])
 def test_weights_that_share_nothing_out(weights, root, processor):
     with pytest.raises(ValueError, match="give each set a positive one"):
-        mixture(root, processor, replace(DRAWN, weight=weights[0]), replace(WORLD, weight=weights[1]))
+        mixture(root, processor, replace(DRAWN, weight=weights[0]), replace(SAID, weight=weights[1]))
 
 
 # ---- what a step holds

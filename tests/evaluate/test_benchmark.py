@@ -48,8 +48,9 @@ def test_a_protocol_that_does_not_fit(format, read, protocol, message):
         ("bccd_val", "coco", ("bccd_train",), True),
         ("coco_val2017", "coco", ("coco_train2017",), True),
         ("bccd_test", "coco", ("chess_pieces",), False),
-        ("world_novel", "world", ("drawn world",), True),
-        ("world_novel", "world", ("bccd",), False),
+        ("world_novel", "labels", ("drawn world",), True),
+        ("world_novel_captions", "mdetr", ("drawn world",), True),
+        ("world_novel", "labels", ("bccd",), False),
         ("CottontailRabbits", "coco", ("rabbits",), True),
         ("flickr30k_test", "flickr30k", ("objects365", "goldg"), True),
         ("lvis_minival", "lvis", ("lvis_train",), True),
@@ -83,11 +84,6 @@ def test_nothing_to_score_is_told_before_the_model_runs(crowd):
     bare = replace(CAT, crowd=crowd) if crowd else sample(["cat"])
     with pytest.raises(ValueError, match="none of its 1 samples has a named box"):
         load_benchmark("mine", SetConfig(format="coco"), SampleSet([bare], ("cat",)), None)
-
-
-def test_drawings_without_end_are_refused():
-    with pytest.raises(ValueError, match="has no end"):
-        load_benchmark("world", SetConfig(format="world"), LISTED, None)
 
 
 def test_a_set_with_both_kinds_takes_either_protocol():

@@ -57,13 +57,15 @@ def test_a_run_is_a_plain_training(claims, monkeypatch, tmp_path):
     monkeypatch.setattr(claims, "ROOT", tmp_path)
     monkeypatch.setattr(claims.subprocess, "run", lambda command, **how: commands.append(command) or done)
     monkeypatch.setattr(claims.glip.Detector, "from_pretrained", lambda folder, device: None)
-    monkeypatch.setattr(claims, "measure", lambda detector, entry: FIGURES)
+    monkeypatch.setattr(claims, "measure", lambda detector: FIGURES)
     made = claims.run("c", 1000, 2, "some/folder", "cpu")
     words = commands[0][commands[0].index("claims/c") + 1 : -2]
     experiment = load_config("claims/c", words)
     assert experiment.train.seed == 2 and experiment.model.language.pretrained == "some/folder"
-    assert sum(entry.count for entry in experiment.data.train) == 1000
-    assert {entry.captioned for entry in experiment.data.train} == {0.0, 1.0}
+    assert [(entry.name, entry.first) for entry in experiment.data.train] == [
+        ("claims_mixed_train", 500),
+        ("claims_mixed_train_captions", 500),
+    ]
     assert made["figures"] == FIGURES and made["images"] == 1000 and made["commit"] == "abc123"
     assert "some/folder" not in json.dumps(made), "a path of one machine has no place in the ledger"
 

@@ -31,7 +31,8 @@ def test_strange_names_share_no_word_with_the_sets_own(tool):
     assert tool.alarms(found, 0.5) == "1.00 (0.500)" and tool.alarms(None, 0.5) == "-"
 
 
-def test_table(tool, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_table(tool, tiny_folder, drawn_root, tmp_path, monkeypatch, capsys):
+    (tmp_path / "world").symlink_to(drawn_root / "world")
     for name in (*tool.SMALL, "coco_mini"):
         annotations = tmp_path / name / "annotations"
         annotations.mkdir(parents=True)

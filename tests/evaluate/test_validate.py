@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn_world.scenes import World, draw_sample
 from scored import captioned, sample
 from small import NAMES, scenes, seeded
 
-from glip.data.world import Drawings, World
 from glip.detector import Detector
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
@@ -99,7 +99,7 @@ def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_pat
 
 
 def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):
-    world = Drawings(World("novel", 0.5, (96, 128)), 6)
+    world = [draw_sample(seed, World("novel", 0.5, (96, 128))) for seed in range(6)]
     assert {one.prompt is None for one in world} == {True, False}
     found = Validator(tiny_config, tokenizer, {"novel": world}, shown=0)(seeded(tiny_config))
     assert {"novel/AP50", "novel/recall@1"} <= set(found.figures) and not found.images

@@ -17,11 +17,12 @@ from glip.train.start import load_config
 
 
 @pytest.fixture
-def experiment(tmp_path):
+def experiment(tmp_path, drawn_root):
     tree = {
         "extends": "tiny",
         "data": {
-            "train": [{"name": "drawings", "format": "world", "captioned": 0.0, "sides": [112, 140]}],
+            "root": str(drawn_root),
+            "train": [{"name": "world_train"}],
             "short_side": [64, 64],
             "crop": 64,
             "max_negatives": 3,
@@ -36,7 +37,7 @@ def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> SelfTra
     label = LabelConfig(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_image=-1), device="cpu")
     rules = SelectRules(box=0.0, image=0.0, per_phrase=2)
     truth = read_training_set(
-        DatasetConfig(name="t", format="labels", annotations=str(pool / "truth.jsonl"), images=(str(pool / "images"),)),
+        DatasetConfig(name="t", annotations=str(pool / "grounding.json"), images=(str(pool / "images"),)),
         experiment.data,
     )
     return SelfTraining(

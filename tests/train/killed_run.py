@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/train", "tools")]
 
 import torch  # noqa: E402
 from runs import SWIN, batches_of, quiet, settings, step_of, stream  # noqa: E402

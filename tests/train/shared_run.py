@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/train", "tools")]
 
 import torch  # noqa: E402
 from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream  # noqa: E402

@@ -1,12 +1,13 @@
 """What faster number formats change, compared with exact float32: logits, detections, average precision."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 
 import torch
 from golden_recorder import Run, run_case
 
 import glip
+from glip.structures import Sample
 from gpu.measure import Measurement, Missing, Row, Setup, precision
 from gpu.parity import case_names, stored_case
 
@@ -21,7 +22,7 @@ def measurements(setup: Setup) -> Iterator[Measurement]:
     others = [*setup.precisions[1:], *(["default"] if setup.cuda else [])]
     for name in case_names(setup):
         yield Measurement(name, _TABLE, partial(case_rows, name, others, setup))
-    yield Measurement("glip-nano on drawings", _AP, partial(score_rows, "world_novel", setup))
+    yield Measurement("glip-nano on drawings", _AP, partial(drawn_rows, setup))
     yield Measurement("glip-nano on datasets", _AP, partial(dataset_rows, setup))
 
 
@@ -76,24 +77,34 @@ def paired(boxes: torch.Tensor, labels: torch.Tensor, others: torch.Tensor, thei
 
 def dataset_rows(setup: Setup) -> Iterator[Row]:
     """AP on the test sets of the data root that configs/datasets.yaml, or a table in the root, knows."""
-    from glip.data.catalog import known_sets
+    from glip.data.catalog import find_set, known_sets, read_set
 
     root = setup.data
     if root is None:
         raise Missing("no datasets are at hand (--data, or gpu_data/data from --pack)")
     for name, entry in known_sets(root).items():
         if name.endswith("_test") and entry.format == "coco" and (root / entry.annotations).is_file():
-            yield from score_rows(name, setup)
+            yield from score_rows(name, read_set(find_set(name, root=root), root).samples, setup)
 
 
-def score_rows(name: str, setup: Setup) -> list[Row]:
-    """AP50 and AP of glip-nano on a set in each precision."""
-    from glip.data.catalog import find_set, read_set
+def drawn_rows(setup: Setup) -> list[Row]:
+    """AP on the first images of world_novel, drawn here."""
+    from drawn_world.scenes import World, draw_sample
+
+    world = World("novel", 0.0, plain=True)
+    return score_rows("world_novel", [draw_sample(seed, world) for seed in range(_images(setup))], setup)
+
+
+def _images(setup: Setup) -> int:
+    return 2 if setup.tiny else _IMAGES
+
+
+def score_rows(name: str, samples: Sequence[Sample], setup: Setup) -> list[Row]:
+    """AP50 and AP of glip-nano on the first images of a set in each precision."""
     from glip.evaluate.coco import average_precision
     from glip.evaluate.run import detect_all
-    from glip.evaluate.validate import Chosen
 
-    samples = Chosen(read_set(find_set(name, root=setup.data), setup.data).samples, 2 if setup.tiny else _IMAGES)
+    samples = [samples[index] for index in range(min(len(samples), _images(setup)))]
     row: Row = {"set": name, "images": len(samples)}
     for kind in setup.precisions:
         with precision(kind, setup.device):

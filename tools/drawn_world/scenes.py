@@ -1,10 +1,11 @@
-"""The drawn world: seeded images of coloured, textured, sized, related things, with words that are true of them.
+"""Drawn scenes: seeded images of coloured, textured, related things, with words that are true by construction.
 
-``draw_sample`` makes one annotated image from a seed; a small GLIP is trained from scratch on many. ``draw_scene``
-draws things composed on purpose. How a thing is painted is in ``icons``, how it is put into words in ``world_words``.
+``draw_sample`` makes one annotated image from a seed; ``draw_both`` annotates it with class names and with a caption;
+``draw_scene`` draws given things. ``icons`` paints things, ``words`` describes them.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from glip.data import world_words as words
-from glip.data.icons import (
+from drawn_world import words
+from drawn_world.icons import (
     COLOURS,
     KINDS,
     TEXTURES,
@@ -29,11 +30,10 @@ from glip.data.icons import (
 )
 from glip.structures import Sample
 
-__all__ = ["Drawings", "Split", "Thing", "World", "draw_sample", "draw_scene"]
+__all__ = ["Split", "Thing", "World", "draw_both", "draw_sample", "draw_scene"]
 
 SMALL, BIG = (0.14, 0.17), (0.28, 0.32)  # of the short side; no thing has a size in these gaps, so none is disputed
-VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is seen, in crowded images and in orderly ones
-_FEW = 500  # drawings that a set keeps: 0.1 MB each at the sides that small models learn from
+VISIBLE, APART = 0.7, 0.98  # at least this share of every thing is visible, in crowded images and in orderly ones
 Split = Literal["train", "seen", "novel"]
 # Sets the seeds of this generator, and those of its splits, apart from others.
 KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1), "novel": (20220607, 2)}
@@ -41,15 +41,15 @@ KEYS: dict[Split, tuple[int, ...]] = {"train": (20220607,), "seen": (20220607, 1
 
 @dataclass(frozen=True)
 class World:
-    """Which drawn images: no seed draws the same image in two splits.
+    """Which scenes are drawn: no seed draws the same image in two splits.
 
     Args:
-        split: "train" and "seen" never draw or name a held-out combination (``world_words.is_novel``); in "novel"
-            every thing is one.
-        captioned: share of images with a caption; the others have a list of names.
-        sides: least and greatest width and height in pixels.
-        plain: names as an examiner asks for them: a kind with its colour or texture, without articles or synonyms.
-        most: things in an image at most, up to 9.
+        split: "train" and "seen" never draw or name a held-out combination (``words.is_novel``); in "novel" every
+            thing is one.
+        captioned: share of images with a caption; the others have class names.
+        sides: smallest and largest width and height in pixels.
+        plain: class names as in an evaluation: a kind with its colour or texture, without articles or synonyms.
+        most: maximum things in an image, up to 9.
     """
 
     split: Split = "train"
@@ -62,49 +62,21 @@ class World:
 def draw_sample(seed: int, world: World = World()) -> Sample:
     """A random image and words for it, fully determined by ``seed`` and ``world``.
 
-    An image with a list of names has present and absent ones, and every thing has exactly one name; a captioned one
-    has boxes only of what its caption mentions.
+    An image with class names has present and absent ones, and every thing has exactly one name; an image with a
+    caption has boxes only for what the caption mentions.
     """
-    rng, novel = np.random.default_rng([*KEYS[world.split], seed]), world.split == "novel"
-    low, high = world.sides
-    size = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
-    canvas = _populated(size, rng, novel, world.most)
-    image = _weathered(canvas.image, rng)
-    seen = canvas.seen()
-    dialect = words.Dialect({}, "", True) if world.plain else words.Dialect.draw(rng)
-    if rng.random() < world.captioned:
-        prompt, rows = words.caption(seen, size, dialect, rng, novel=novel)
-        kept = sorted(rows)
-        boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
-        return Sample(image, boxes, tuple((rows[i],) for i in kept), prompt=prompt, image_id=seed)
-    vocabulary, labels = words.names(seen, dialect, rng, novel=novel, joined=novel or world.plain)
-    boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
-    return Sample(image, boxes, tuple((label,) for label in labels), vocabulary=vocabulary, image_id=seed)
+    image, seen, rng = _draw(seed, world)
+    return _annotate(image, seen, rng, seed, world)
 
 
-class Drawings(Sequence[Sample]):
-    """The drawn world as a set: sample i is drawn from seed i when it is asked for; a set of few keeps what it drew.
+def draw_both(seed: int, world: World = World()) -> tuple[Sample, Sample]:
+    """One image with class names and with a caption: ``draw_sample`` with ``captioned`` 0 and 1, drawn once.
 
-    Args:
-        world: which drawn images.
-        count: how many; 0 for as many as seeds are told apart.
+    ``world.plain`` is for the class names only.
     """
-
-    def __init__(self, world: World, count: int = 0) -> None:
-        self.world, self._length = world, count or 2**31
-        self._drawn: dict[int, Sample] = {}
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not 0 <= index < self._length:
-            raise IndexError(f"drawing {index} of {self._length}")
-        if self._length > _FEW:
-            return draw_sample(index, self.world)
-        if index not in self._drawn:
-            self._drawn[index] = draw_sample(index, self.world)
-        return self._drawn[index]
+    image, seen, rng = _draw(seed, world)
+    named = _annotate(image, seen, deepcopy(rng), seed, replace(world, captioned=0.0))
+    return named, _annotate(image, seen, rng, seed, replace(world, captioned=1.0, plain=False))
 
 
 def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Image.Image:
@@ -114,6 +86,30 @@ def draw_scene(things: Sequence[Thing], size: tuple[int, int], seed: int) -> Ima
     for thing in things:
         canvas.press(thing, stamp(thing, rng))
     return canvas.image
+
+
+def _draw(seed: int, world: World) -> tuple[Image.Image, list[words.Seen], np.random.Generator]:
+    """The image, what is visible in it, and the random numbers from which its words follow."""
+    rng = np.random.default_rng([*KEYS[world.split], seed])
+    low, high = world.sides
+    size = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
+    canvas = _populated(size, rng, world.split == "novel", world.most)
+    return _weathered(canvas.image, rng), canvas.seen(), rng
+
+
+def _annotate(image: Image.Image, seen: list[words.Seen], rng: np.random.Generator, seed: int, world: World) -> Sample:
+    novel = world.split == "novel"
+    dialect = words.Dialect({}, "", True) if world.plain else words.Dialect.draw(rng)
+    if rng.random() < world.captioned:
+        prompt, rows = words.caption(seen, image.size, dialect, rng, novel=novel)
+        kept = sorted(rows)
+        boxes = torch.tensor([seen[i].box for i in kept], dtype=torch.float32).reshape(-1, 4)
+        labels = tuple((rows[i],) for i in kept)
+        return Sample(image, boxes, labels, prompt=prompt, image_id=seed, size=image.size)
+    vocabulary, names = words.names(seen, dialect, rng, novel=novel, joined=novel or world.plain)
+    boxes = torch.tensor([one.box for one in seen], dtype=torch.float32).reshape(-1, 4)
+    labels = tuple((name,) for name in names)
+    return Sample(image, boxes, labels, vocabulary=vocabulary, image_id=seed, size=image.size)
 
 
 # ---- things on a canvas

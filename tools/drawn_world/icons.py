@@ -1,7 +1,7 @@
-"""What the drawn world is made of: each kind as a stack of outlines, and the brush that stamps one on an image.
+"""The icons of the drawn scenes: each kind is a stack of outlines, and ``stamp`` paints one into its box.
 
-``stamp`` paints a Thing; ``KINDS`` says what can be painted. An icon is drawn once in free units with y down, then
-turned and fitted to the box it is wanted in, so that the box is tight by construction.
+An icon is defined in free units with y down, then rotated and stretched to the box where it is drawn, so that the box
+is tight by construction. ``KINDS`` lists what can be drawn.
 """
 
 import colorsys
@@ -54,7 +54,7 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing to draw: what it is, how it looks, the box it fills (xyxy pixels) and its turn in degrees."""
+    """One thing to draw: its kind and look, the box it fills (xyxy pixels) and its rotation in degrees."""
 
     kind: str
     colour: str
@@ -121,7 +121,7 @@ def proportion(kind: str, angle: float) -> float:
 def shade_of(colour: str, rng: np.random.Generator | None = None) -> Colour:
     """A shade that bears the name ``colour``: a random one, or the middle one without a generator."""
     if colour not in COLOURS:
-        raise DataError(f"colour {colour!r} is not in the drawn world: use one of {', '.join(COLOURS)}")
+        raise DataError(f"Unknown colour {colour!r}. Available: {', '.join(COLOURS)}.")
     offsets = (0.0, 0.0, 0.0) if rng is None else tuple(rng.uniform(-1, 1, 3))
     hue, lightness, saturation = (
         middle + stray * offset for (middle, stray), offset in zip(COLOURS[colour], offsets, strict=True)
@@ -397,5 +397,5 @@ THIN = ("ladder", "key", "ring", "crescent")  # too little body to carry a textu
 def icon(kind: str) -> tuple[Part, ...]:
     """The outlines of a kind, painted in order."""
     if kind not in ICONS:
-        raise DataError(f"kind {kind!r} is not in the drawn world: use one of {', '.join(KINDS)}")
+        raise DataError(f"Unknown kind {kind!r}. Available: {', '.join(KINDS)}.")
     return tuple(ICONS[kind]())

@@ -1,7 +1,7 @@
-"""True words about drawn things: lists of names in which each thing has one, and captions that mention some.
+"""Words for drawn scenes: lists of class names in which each thing has one, and captions that mention some things.
 
-Words are built piece by piece with their spans, so no annotation can be wrong: a description names every thing it is
-true of, a name said to be absent fits no thing, and a thing nobody mentioned fits no mention.
+Captions are built piece by piece with their spans, so annotations are correct by construction: a phrase has the boxes
+of all the things it describes, an absent name fits no thing, and a thing without a box fits no phrase.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glip.data.icons import COLOURS, KINDS, TEXTURES, Box, Thing
+from drawn_world.icons import COLOURS, KINDS, TEXTURES, Box, Thing
 from glip.structures import Phrase, Prompt
 
 SIZES = ("small", "medium", "big")
@@ -330,5 +330,5 @@ def _places(seen: list[Seen], mention: _Mention, size: tuple[int, int]) -> list[
         return []
     box = seen[mention.things[0]].box
     x, y = (box[0] + box[2]) / 2 / size[0], (box[1] + box[3]) / 2 / size[1]
-    told = {"on the left": x < 0.33, "on the right": x > 0.67, "at the top": y < 0.33, "at the bottom": y > 0.67}
-    return [words for words, holds in told.items() if holds]
+    places = {"on the left": x < 0.33, "on the right": x > 0.67, "at the top": y < 0.33, "at the bottom": y > 0.67}
+    return [words for words, holds in places.items() if holds]
