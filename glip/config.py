@@ -104,6 +104,7 @@ class ModelConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
+    trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
     license: str = option("", "license of the weights")
 
 

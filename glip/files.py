@@ -105,10 +105,10 @@ def append_jsonl(path: str | Path, row: Any) -> None:
     """Append one row to a file of JSON lines; a line cut off by a kill before is dropped."""
     with Path(path).open("ab+") as file:
         end = file.tell()
-        if end:
+        file.seek(max(end - 1, 0))
+        if file.read() not in (b"", b"\n"):
             file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            file.truncate(whole)
+            file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 

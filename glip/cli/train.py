@@ -11,10 +11,7 @@ from glip.experiment import Experiment
 from glip.train.start import load_config
 
 if TYPE_CHECKING:
-    from glip.config import ModelConfig
     from glip.evaluate.validate import Validator
-    from glip.text.tokens import Tokenizer
-    from glip.train.run import MakeValidate, Say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _validator(experiment: Experiment) -> "MakeValidate | None":
+def _validator(experiment: Experiment) -> "Validator | None":
     """Validation during training is the ordinary evaluation; training itself does not know it."""
     data, most = experiment.data, experiment.train.validate_images
     if not (data.validate and experiment.train.validate_every):
@@ -74,13 +71,12 @@ def _validator(experiment: Experiment) -> "MakeValidate | None":
                 f"set {name!r}: {missing!r} is not under {str(data_root(data.root))!r}: set data.root"
             )
 
-    def make(config: "ModelConfig", tokenizer: "Tokenizer", report: "Say") -> "Validator":
-        from glip.evaluate.validate import Validator
+    from glip.evaluate.validate import Validator
+    from glip.train.run import readable_names
 
-        sets = {name: read_set(entry, data.root).samples for name, entry in entries.items()}
-        for name, samples in sets.items():
-            few = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all its samples"
-            report(f"{name}: validated on {few}")
-        return Validator(config, tokenizer, sets, images=most)
-
-    return make
+    short = readable_names(list(entries))
+    sets = {short[name]: read_set(entry, data.root).samples for name, entry in entries.items()}
+    for name, samples in sets.items() if os.environ.get("RANK", "0") == "0" else ():
+        few = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all its samples"
+        print(f"{name}: validated on {few}")
+    return Validator(sets, images=most)

@@ -167,11 +167,12 @@ def tune_task(
         TrainingError: losses stayed non-finite.
         Interrupted: a signal came; the same call goes on.
     """
+    from glip.config import TuneConfig as Config
     from glip.data.survey import mark_of
     from glip.evaluate.thresholds import best_thresholds
     from glip.model.adapt import save_adaptation
-    from glip.train.tune import TuneRun, usual_settings
-    from glip.train.tuning import Images, Tuner
+    from glip.train.tune import TuneRun
+    from glip.train.tuner import Images, Tuner
 
     chosen, max_val_images = _divide(sets, how)
     train, tally = [sets.train[index] for index in chosen], SkipCounter()
@@ -179,10 +180,10 @@ def tune_task(
     for title, samples in (("validation", max_val_images), ("test", sets.test)):
         _tell_missing(title, samples)
     tuner = Tuner(detector, sets.names, prompt_of(sets), mode=how.mode, frozen_stages=FROZEN_STAGES)
-    images = Images(train, tuner, vary=how.vary, kept=kept, skipped=tally)
+    images = Images(train, tuner, augment=how.vary, cache=kept, skipped=tally)
     _tell(sets, train, max_val_images, images, tally)
     ids = [str(sample.image_id) for sample in train]
-    settings = usual_settings(how.mode, seed=how.seed, **how.settings)
+    settings = Config(mode=how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
     read = reading_of(detector.config)
     of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(max_val_images)} {how.vary}"

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from glip.config import ModelConfig
 from glip.data.image import open_any
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
@@ -18,7 +17,6 @@ from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.model.glip import GLIP
 from glip.structures import Detections, Prompt, Sample
-from glip.text.tokens import Tokenizer
 from glip.visualize import draw
 
 _GAP = 8  # pixels between predictions and targets
@@ -45,8 +43,6 @@ class Validator:
     """Evaluates a model in training on the same images of each set every time.
 
     Args:
-        config: the model's config.
-        tokenizer: the model's tokenizer.
         sets: samples by the name of their set: detection samples have AP, captioned ones recall.
         images: of each set at most so many, evenly spaced over it; 0 for all.
         shown: images drawn of each set.
@@ -58,8 +54,6 @@ class Validator:
 
     def __init__(
         self,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
         sets: Mapping[str, Sequence[Sample]],
         *,
         images: int = 200,
@@ -67,7 +61,7 @@ class Validator:
     ) -> None:
         if not sets:
             raise DataError("data.validate lists no set: name at least one, or set train.validate_every to 0")
-        self.config, self.tokenizer, self.shown = config, tokenizer, shown
+        self.shown = shown
         self.sets = {name: Chosen(samples, images or len(samples)) for name, samples in sets.items()}
         for name, chosen in self.sets.items():
             if not any(_has_target(chosen[index]) for index in range(len(chosen))):
@@ -77,15 +71,13 @@ class Validator:
                 )
             _refuse_missing(name, chosen)
 
-    def __call__(self, model: GLIP) -> Validated:
+    def __call__(self, detector: Detector) -> Validated:
         """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
         figures: dict[str, float] = {}
         deciding: list[float] = []
         images: dict[str, Image.Image] = {}
         tally = SkipCounter()
-        device = str(next(model.parameters()).device)
-        with _evaluating(model):
-            detector = Detector(model, self.config, self.tokenizer, device)
+        with _evaluating(detector.model):
             for name, samples in self.sets.items():
                 passed = SkipCounter()
                 pairs = list(detect_all(detector, samples, tally=passed))

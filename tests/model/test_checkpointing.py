@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glip.config import ModelConfig, VisionConfig
 from glip.model.glip import GLIP
 from glip.structures import Batch, ImageBatch, Prompt, TextBatch
-from glip.train.loop import keep_frozen_still
+from glip.train.step import frozen_to_eval
 
 BLURRED = replace(SMALL.head, drop_block=0.3, fusion_dropout=0.2)
 SWIN: ModelConfig = replace(SMALL, vision=replace(SMALL.vision, drop_path=0.5), head=BLURRED)
@@ -77,7 +77,7 @@ def test_gradients_and_running_means_are_bit_identical(config: ModelConfig, froz
     again.checkpoint_gradients(True)
     for model in (kept, again):
         model.freeze(stages=frozen)
-        keep_frozen_still(model)
+        frozen_to_eval(model)
     assert torch.equal(learn(kept), learn(again))
     state = torch.get_rng_state()
     learn(kept)
@@ -132,7 +132,7 @@ def test_freezing_stages(config: ModelConfig, stages: int) -> None:
     kind = config.vision.kind
     model = seeded(config).train()
     model.freeze(stages=stages)
-    keep_frozen_still(model)
+    frozen_to_eval(model)
     prefixes = sum(STAGES[kind][:stages], STEM[kind]) if stages else ()
     expected = {name for name, _ in model.named_parameters() if prefixes and name.startswith(prefixes)}
     assert {name for name, part in model.named_parameters() if not part.requires_grad} == expected

@@ -34,8 +34,9 @@ STILL = replace(  # nothing random in it: the same step gives the same numbers h
 
 
 def settings(output: Path, **changes: object) -> Experiment:
-    quick = TrainConfig(steps=6, batch_size=1, lr=1e-3, warmup=2, save_every=2, log_every=2, output=str(output))
-    return Experiment(train=replace(quick, **changes))
+    quick = {"steps": 6, "batch_size": 1, "lr": 1e-3, "warmup": 2, "save_every": 2, "log_every": 2, **changes}
+    start = "the model given" if "wise_ft" in changes else None
+    return Experiment(train=TrainConfig(output=str(output), start=start, **quick))
 
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:

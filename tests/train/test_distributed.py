@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from glip.train.settings import check_experiment
 from runs import metrics
 from shared_run import CASES, STEPS, run_case
 
 from glip.config import TrainConfig
 from glip.experiment import Experiment
 from glip.train.distributed import Group, process_group
-from glip.train.settings import check_experiment
 
 PROGRAM = Path(__file__).with_name("shared_run.py")
 
