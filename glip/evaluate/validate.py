@@ -1,7 +1,6 @@
 """Validation during training: the ordinary evaluation, on some images of each set, of a model still in training."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from glip.errors import DataError
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.model.glip import GLIP
 from glip.structures import Detections, Prompt, Sample
 from glip.visualize import draw
 
@@ -72,20 +70,19 @@ class Validator:
             _refuse_missing(name, chosen)
 
     def __call__(self, detector: Detector) -> Validated:
-        """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
+        """Evaluate; no random number is drawn from torch."""
         figures: dict[str, float] = {}
         deciding: list[float] = []
         images: dict[str, Image.Image] = {}
         tally = SkipCounter()
-        with _evaluating(detector.model):
-            for name, samples in self.sets.items():
-                passed = SkipCounter()
-                pairs = list(detect_all(detector, samples, tally=passed))
-                scored, decides = set_figures(name, pairs, passed)
-                tally.merge(passed)
-                figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
-                deciding += [scored[figure] for figure in decides]
-                images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
+        for name, samples in self.sets.items():
+            passed = SkipCounter()
+            pairs = list(detect_all(detector, samples, tally=passed))
+            scored, decides = set_figures(name, pairs, passed)
+            tally.merge(passed)
+            figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
+            deciding += [scored[figure] for figure in decides]
+            images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
         return Validated(figures, sum(deciding) / len(deciding), images, tally)
 
 
@@ -177,14 +174,3 @@ def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
 
 def _has_target(sample: Sample) -> bool:
     return any(phrases and box not in sample.crowd for box, phrases in enumerate(sample.box_phrases))
-
-
-@contextmanager
-def _evaluating(model: GLIP) -> Iterator[None]:
-    """The model in eval mode; afterwards each part is in the mode it had (frozen parts stay in eval mode)."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
