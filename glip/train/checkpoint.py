@@ -7,11 +7,13 @@ same: weights, their moving average, optimizer, loss scale, random states of eve
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from glip.errors import CheckpointError, ConfigError
 from glip.files import atomic_write
@@ -55,14 +57,15 @@ def capture(stepper: Stepper, ema: EMA | None, progress: Progress, made_from: Tr
     random = group.gather(random_state(group.device))
     if not group.main and not is_sharded(stepper.module):
         return {}
+    whole = partial(tree_map_only, Tensor, full_tensor)
     return {
         "format": FORMAT,
         "made_from": made_from,
         "progress": asdict(progress),
-        "model": _whole(stepper.model.state_dict()),
-        "ema": _whole(ema.weights) if ema else {},
+        "model": whole(dict(stepper.model.state_dict())),
+        "ema": whole(ema.weights) if ema else {},
         "ema_updates": ema.updates if ema else 0,
-        "optimizer": _whole(stepper.optimizer.state_dict()),
+        "optimizer": whole(stepper.optimizer.state_dict()),
         "scaler": stepper.scaler.state_dict(),
         "random": random,
     }
@@ -144,14 +147,6 @@ def restore_random(state: Tree, device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _whole(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _whole(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_whole(value) for value in tree]
-    return full_tensor(tree) if isinstance(tree, Tensor) else tree
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -268,30 +268,23 @@ class Run:
     def current(self) -> GLIP:
         """The model as it would be saved now, in eval mode on the group's device; all processes must call this."""
         weights = self.stepper.model.state_dict() | (self.ema.weights if self.ema else {})
-        return self._fill({name: full_tensor(value) for name, value in weights.items()}).to(self.group.device)
+        return self._fill({name: full_tensor(value) for name, value in weights.items()})
 
     def finish(self) -> GLIP:
         """Report what was skipped, and give the finished model: the best where there was a validation."""
         self._report_skipped()
-        progress, path = self.progress, self.output / BEST
-        last = self.current()
+        progress = self.progress
         if progress.best is None:
-            return last
-        state = read_state(path) if path.is_file() else None
-        if state is None or state["progress"]["step"] != progress.best_step:
-            self.report(
-                f"step {progress.best_step} validated best ({progress.best:.3f}), but {str(path)!r} does not hold it: "
-                f"the model is that of step {progress.step}, the last"
-            )
-            return last
+            return self.current()
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
+        state = read_state(self.output / BEST)
         return self._fill(state["model"] | state["ema"])
 
     def _fill(self, weights: dict[str, torch.Tensor]) -> GLIP:
         if self.start:
             weights = wise_ft(self.start, weights, self.config.wise_ft)
         self.finished.load_state_dict(weights)
-        return self.finished
+        return self.finished.to(self.group.device)
 
     def _report_skipped(self) -> None:
         progress = self._summed()

@@ -57,7 +57,7 @@ class TuneRun:
     """One tuning, new or as its state file has it. Under torchrun every process makes one; the main one writes.
 
     Args:
-        tuner: what is tuned, on the group's device.
+        tuner: what is tuned, on the device of this process.
         images: what it is tuned on.
         config: how; its mode is the tuner's.
         validate: the figure of a detector, higher is better; called in all processes.
@@ -86,7 +86,8 @@ class TuneRun:
             lr=lr if config.lr is None else config.lr,
             weight_decay=weight_decay if config.weight_decay is None else config.weight_decay,
         )
-        self.tuner, self.images, self.validate, self.group, self.folder = tuner, images, validate, group, folder
+        self.tuner, self.images, self.validate, self.folder = tuner, images, validate, folder
+        self.group = group = replace(group, device=torch.device(tuner.detector.device))
         self.made_from = {**to_dict(self.config), "mode": tuner.mode, "prompt": tuner.prompt.caption, "of": of}
         prepare(tuner.model, config)
         module = wrap_model(tuner, group)

@@ -15,15 +15,15 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream  # noqa: E402
-from small import NAMES, TINY, VOCABULARY, scenes, seeded  # noqa: E402
+from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream, task_samples  # noqa: E402
+from small import NAMES, TINY, VOCABULARY, seeded  # noqa: E402
 
 from glip.config import TuneConfig  # noqa: E402
 from glip.data.loader import Step  # noqa: E402
 from glip.data.sets import SkipCounter  # noqa: E402
 from glip.detector import Detector  # noqa: E402
 from glip.encoded import FeatureCache  # noqa: E402
-from glip.structures import Prompt, Sample  # noqa: E402
+from glip.structures import Prompt  # noqa: E402
 from glip.text.tokens import Tokenizer  # noqa: E402
 from glip.train.distributed import Group, process_group  # noqa: E402
 from glip.train.loop import train  # noqa: E402
@@ -87,15 +87,10 @@ def run_tuning(output: Path, mode: Any, group: Group) -> None:
         head=replace(TINY.head, blocks=1, fusion_width=64, fusion_dropout=0.0, drop_block=0.0),
         image=replace(TINY.image, min_size=96, max_size=128),
     )
-    samples = []
-    for number, (image, things) in enumerate(scenes()):
-        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
-        boxes = torch.tensor([thing.box for thing in things])
-        samples.append(Sample(image, boxes, labels, vocabulary=NAMES, image_id=number))
     tuner = Tuner(
         Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu"), NAMES, Prompt.from_names(NAMES), mode=mode
     )
-    images = Images(samples, tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
+    images = Images(task_samples(), tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     options = TuneConfig(mode=mode, epochs=2, images_per_epoch=8, batch_size=4, micro_batch=1)
     figures = iter([0.1, 0.2 + group.rank, 0.3])
     run = TuneRun(tuner, images, options, validate=lambda _: next(figures), folder=output / f"tune-{mode}", group=group)

@@ -55,18 +55,6 @@ def test_resumed_run_equals_an_uninterrupted_one(config, steps, tmp_path):
     assert same(first, second), "weights, average, optimizer, random numbers, counts"
 
 
-def test_metrics_past_the_checkpoint_are_forgotten(steps, tmp_path):
-    changes = {"save_every": 4, "log_every": 1}
-    whole = train(settings(tmp_path / "a", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6, stop=5), report=quiet)
-    assert len(metrics(tmp_path / "b")) == 5
-    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')  # the write itself was killed
-    resumed = train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
-    assert equal(whole, resumed) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
-
-
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
 def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
     changes = {"ema": 0.9, "save_every": 1, "log_every": 1, "warmup": 0, "drops": ()}
@@ -164,22 +152,6 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     assert same(last[0]["model"], last[1]["model"]), "validation changes nothing"
 
 
-def test_a_validation_that_a_signal_prevented_is_made_up_for(steps, tmp_path):
-    def signalled(start):
-        for step in range(start, 4):
-            if step == 1 and not start:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield steps[step % 3]
-
-    experiment = settings(tmp_path, steps=4, validate_every=2)
-    with pytest.raises(Interrupted):
-        train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
-    assert not (tmp_path / "best.pt").exists()
-    train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
-    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [2, 4]
-    assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 2
-
-
 def test_a_validation_made_up_for_is_told_once_after_a_kill(steps, tmp_path):
     def signalled(start):
         for step in range(start, 2):
@@ -228,17 +200,6 @@ def test_the_best_of_another_validation_is_forgotten(now, steps, tmp_path):
     best = {"other sets": (0.1, 2), "no validation": (None, 0), "never": (None, 0), "the same": (0.9, 2)}
     assert len(told) == (now != "the same") and (last["best"], last["best_step"]) == best[now]
     assert any("validated best" in line for line in said) == (now in ("other sets", "the same"))
-
-
-def test_a_best_checkpoint_of_another_step_is_not_shipped(steps, tmp_path):
-    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=2)
-    figures = iter([0.9, 0.1])
-    train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(next(figures)), report=quiet)
-    (tmp_path / "best.pt").write_bytes((tmp_path / "last.pt").read_bytes())
-    said: list[str] = []
-    shipped = train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(0.1), report=said.append)
-    assert "step 2 validated best (0.900), but" in said[-1] and "the model is that of step 4" in said[-1]
-    assert same(dict(shipped.state_dict()), torch.load(tmp_path / "last.pt", weights_only=True)["model"])
 
 
 def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
