@@ -11,6 +11,7 @@ from glip.config import TrainConfig
 from glip.shapes import Tensor
 from glip.train.distributed import local_shard
 
+# What changes the tokens in the tower: the text layers, and the text's half of the fusion.
 _TEXT_PARTS = (".text.", "gamma_text", "out_text", "value_image", "norm_text")
 
 
@@ -30,7 +31,8 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = bert_lr if name.startswith("language.") else text_lr if writes_text(name) else lr
+        writes_text = any(part in name for part in _TEXT_PARTS)
+        rate = bert_lr if name.startswith("language.") else text_lr if writes_text else lr
         decay = 0.0 if parameter.ndim <= 1 or "bias" in name or "embeddings" in name else weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
@@ -40,11 +42,6 @@ def build_optimizer(
         ],
         fused=True,  # one pass over the weights instead of ten
     )
-
-
-def writes_text(name: str) -> bool:
-    """Whether a parameter of the tower changes the tokens: the text layers, and the text's half of the fusion."""
-    return any(part in name for part in _TEXT_PARTS)
 
 
 def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
