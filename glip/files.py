@@ -116,12 +116,15 @@ def append_jsonl(path: str | Path, row: Any) -> None:
     """Append one row to a file of JSON lines; it is on the disk afterwards, in place of a line that a kill cut off."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("ab+") as file:
-        file.seek(0)
-        before, newline, last = file.read().rpartition(b"\n")
-        complete = not last or _is_json(last)
-        if not complete:
-            file.truncate(len(before) + len(newline))
-        file.write((b"\n" if last and complete else b"") + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.seek(max(file.tell() - 1, 0))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            before, newline, last = file.read().rpartition(b"\n")
+            if _is_json(last):
+                file.write(b"\n")
+            else:
+                file.truncate(len(before) + len(newline))
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

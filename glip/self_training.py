@@ -24,9 +24,8 @@ from glip.pseudo.run import Workers, run_labelling
 from glip.pseudo.select import SelectRules, select
 from glip.pseudo.store import Store, read_manifest
 from glip.structures import Sample
-from glip.train.distributed import Group
+from glip.train.loop import check_experiment
 from glip.train.run import run as train
-from glip.train.settings import check_experiment
 
 PSEUDO = "pseudo-labels"  # the set's name in the student's mixture
 LEDGER, TABLE = "rounds.jsonl", "table.md"
@@ -93,7 +92,7 @@ class SelfTraining:
         say: Say = print,
     ) -> None:
         start = label.model if how.from_teacher else experiment.train.start
-        check_experiment(replace(experiment, train=replace(experiment.train, start=start)), Group())  # before hours
+        check_experiment(replace(experiment, train=replace(experiment.train, start=start)))  # before hours
         self.experiment, self.captions, self.label, self.how = experiment, captions, label, how
         self.folder, self.sets, self.workers, self.say = Path(folder), sets, workers, say
         rounds = asdict(replace(how, rounds=1))  # more may be asked for later
@@ -166,8 +165,7 @@ class SelfTraining:
         if not self.sets:
             return {}
         detector = Detector.from_pretrained(model, device=self.label.device)
-        validator = Validator(detector.config, detector.processor.tokenizer, self.sets, images=0, shown=0)
-        found = validator(detector.model)
+        found = Validator(self.sets, images=0, shown=0)(detector)
         _say_left_out(found.skipped, self.say)
         return {name: round(value, 4) for name, value in found.figures.items()}
 

@@ -1,30 +1,31 @@
-"""SIGTERM and SIGINT as a wish to stop, granted between two steps: the run writes its checkpoint first."""
+"""SIGINT and SIGTERM as a request to stop between two steps, so that a run can write its checkpoint first."""
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop, and has; ``code`` is what the process then exits with (130 or 143)."""
+    """A run that was stopped by a signal; ``code`` is the exit code of the process (130 or 143)."""
 
-    def __init__(self, number: int, said: str = "") -> None:
-        super().__init__(said)
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
         self.code = 128 + number
 
 
 class GracefulStop:
-    """Notes the signals that ask to stop while a run is going on; a second SIGINT (Ctrl-C) stops it at once.
+    """Notes SIGINT and SIGTERM while it is open; a second SIGINT (Ctrl-C) stops at once.
 
-    ``number`` is the signal's, 0 while there was none. Outside the main thread, which alone may handle signals, it
-    notes nothing.
+    Outside the main thread, the only one that may handle signals, it does nothing.
+
+    Args:
+        at_once: raise ``Interrupted`` at the first signal, for work that needs no last step, only its clean-up.
     """
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.number = 0  # of the signal that came
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "GracefulStop":
@@ -38,23 +39,7 @@ class GracefulStop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT == self.number:  # a second SIGTERM is only torchrun and the scheduler both asking
-            raise Interrupted(number, "stopped at once, without a checkpoint of the last steps")
+        # a second SIGTERM is only torchrun and the scheduler both sending one
+        if self._at_once or number == signal.SIGINT == self.number:
+            raise Interrupted(number, "stopped at once; the last steps may not be saved")
         self.number = number
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """SIGTERM ends what goes on within as Ctrl-C does, so that it can still tell what it has done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, "ended by SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

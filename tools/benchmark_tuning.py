@@ -23,6 +23,7 @@ from PIL import Image
 
 import glip
 from glip.adaptation import Adaptation, Mode
+from glip.config import TuneConfig
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
@@ -31,8 +32,8 @@ from glip.model.glip import build
 from glip.model.weights import ASSETS
 from glip.structures import Sample
 from glip.text.tokens import Tokenizer
-from glip.train.tune import TuneRun, usual_settings
-from glip.train.tuning import Images, Tuner
+from glip.train.tune import TuneRun
+from glip.train.tuner import Images, Tuner
 
 MODES: tuple[Mode, ...] = ("prompt", "linear", "full")
 TIME_BAR, MEMORY_BAR, SWITCH_BAR = 3.0, 2.0, 50.0  # full / prompt, full / prompt, ms
@@ -70,8 +71,8 @@ def measure(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, fl
     image = Image.effect_noise((SIDES[1], SIDES[0]), 64).convert("RGB")
     tuner = Tuner(detector_of(name), COCO_NAMES, glip.Prompt.from_names(COCO_NAMES), mode=mode, frozen_stages=1)
     sample = Sample(image, *random_boxes(SIDES), vocabulary=tuple(COCO_NAMES))
-    images = Images([sample], tuner, vary=False, kept=FeatureCache(4.0), skipped=SkipCounter())
-    settings = usual_settings(mode, epochs=1, batch_size=1)
+    images = Images([sample], tuner, augment=False, cache=FeatureCache(4.0), skipped=SkipCounter())
+    settings = TuneConfig(mode=mode, epochs=1, batch_size=1)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         run = TuneRun(tuner, images, settings, validate=lambda _: 0.0, folder=Path(folder))

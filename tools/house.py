@@ -129,7 +129,7 @@ def inference_types() -> dict[str, set[str]]:
 
 def _functions_with(codes: set[CodeType]) -> Iterator[Any]:
     for module in [module for name, module in sys.modules.items() if name.startswith("glip")]:
-        owners = [module, *(one for one in vars(module).values() if inspect.isclass(one))]
+        owners: list[Any] = [module, *(one for one in vars(module).values() if inspect.isclass(one))]
         for owner in owners:
             if getattr(owner, "__module__", owner.__name__) == module.__name__ or owner is module:
                 for one in vars(owner).values():
@@ -153,7 +153,8 @@ def report() -> Iterator[str]:
         yield f"{room:<16} {lines:>6} lines"
     yield f"glip/            {total:>6} lines (bar {TOTAL})"
     yield f"raise per 1,000  {1000 * count_raises() / total:>6.1f} (bar {RAISES:g})"
-    yield f"functions        {len(lengths)}, median {statistics.median(lengths):g} lines, longest {max(lengths)} (bar 60)"
+    median = statistics.median(lengths)
+    yield f"functions        {len(lengths)}, median {median:g} lines, longest {max(lengths)} (bar 60)"
     yield f"longest file     {max(lines_of(PACKAGE / file) for file in package_files()):>6} lines (bar 400)"
     yield f"comments         {100 * comment_share():>6.1f} % of lines"
     for title, folder, bar in (("tests/", "tests", TESTS), ("tools/", "tools", TOOLS)):

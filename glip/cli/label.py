@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     """Label; where labels and the report lie is the last line."""
     how, workers = labelling(args, args.model)
     from glip.pseudo.run import find_captions, run_labelling
-    from glip.signals import ending_at_once
+    from glip.signals import GracefulStop
 
     if Path(args.out).is_file():
         raise ConfigError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
-    with ending_at_once():
+    with GracefulStop(at_once=True):
         entry = find_captions(args.captions, args.images, args.root)
         done = run_labelling(entry, how, args.out, workers, print)
     report = done.report

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from glip.pseudo.select import SelectRules
     from glip.schema import parse
     from glip.self_training import SelfTrainConfig, SelfTraining
-    from glip.signals import ending_at_once
+    from glip.signals import GracefulStop
     from glip.train.start import load_config
 
     experiment = load_config(args.config, args.overrides)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     captions = find_captions(args.captions, args.images, root)
     sets = {name: read_set(find_set(name, root=root), root, to_score=True).samples for name in args.evaluate}
     teaching = SelfTraining(experiment, captions, label, how, args.out, sets=sets, workers=workers)
-    with ending_at_once():
+    with GracefulStop(at_once=True):
         teaching()
     print(f"last student in {args.out}/round-{args.rounds}/student/model, figures in {args.out}/table.md")
     return 0

@@ -1,6 +1,7 @@
 """``glip tune MODEL SET``: adapt a model to one task, or to a table of tasks; run again to resume."""
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 
 from glip.cli.arguments import read_options
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         for shots in args.shots
         for seed in args.seed
     ]
-    from glip.detector import Detector
+    from glip.detector import Detector, choose_device
 
     if args.tasks:
         from glip.recipes.tune_table import tune_table
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from glip.encoded import FeatureCache
     from glip.recipes.tune import TASK_FILE, read_task_data, run_name, tune_task
+    from glip.train.distributed import main_only, process_group
 
     task = read_task_data(
         args.set,
@@ -46,13 +48,14 @@ def run(args: argparse.Namespace) -> int:
         prompts=args.prompts or "",
         root=args.root,
     )
-    detector = Detector.from_pretrained(args.model, device=args.device)
-    cache = FeatureCache(configs[0].cache_gb)
-    for config in configs:
-        folder = Path(args.out or f"{_OUT}/{detector.config.name}") / run_name(task.name, config)
-        with exclusive(folder):
-            found = tune_task(detector, task, config, folder, cache=cache)
-        print(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
-        file = folder / TASK_FILE
-        print(f"task in {file}: try glip detect IMAGE --model {args.model} --task {file}")
+    with process_group(choose_device(args.device)) as group:
+        detector, report = Detector.from_pretrained(args.model, device=str(group.device)), main_only(group, print)
+        cache = FeatureCache(configs[0].cache_gb)
+        for config in configs:
+            folder = Path(args.out or f"{_OUT}/{detector.config.name}") / run_name(task.name, config)
+            with exclusive(folder) if group.main else nullcontext():
+                found = tune_task(detector, task, config, folder, cache=cache, group=group)
+            report(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
+            file = folder / TASK_FILE
+            report(f"task in {file}: try glip detect IMAGE --model {args.model} --task {file}")
     return 0

@@ -1,14 +1,12 @@
 """Validation during training: the ordinary evaluation, on some images of each set, of a model still in training."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from glip.config import ModelConfig
 from glip.data.image import open_any
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
@@ -16,9 +14,7 @@ from glip.errors import DataError
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.model.glip import GLIP
 from glip.structures import Detections, Prompt, Sample
-from glip.text.tokens import Tokenizer
 from glip.visualize import draw
 
 _GAP = 8  # pixels between predictions and targets
@@ -45,8 +41,6 @@ class Validator:
     """Evaluates a model in training on the same images of each set every time.
 
     Args:
-        config: the model's config.
-        tokenizer: the model's tokenizer.
         sets: samples by the name of their set: detection samples have AP, captioned ones recall.
         images: of each set at most so many, evenly spaced over it; 0 for all.
         shown: images drawn of each set.
@@ -58,8 +52,6 @@ class Validator:
 
     def __init__(
         self,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
         sets: Mapping[str, Sequence[Sample]],
         *,
         images: int = 200,
@@ -67,7 +59,7 @@ class Validator:
     ) -> None:
         if not sets:
             raise DataError("data.validate lists no set: name at least one, or set train.validate_every to 0")
-        self.config, self.tokenizer, self.shown = config, tokenizer, shown
+        self.shown = shown
         self.sets = {name: Chosen(samples, images or len(samples)) for name, samples in sets.items()}
         for name, chosen in self.sets.items():
             if not any(_has_target(chosen[index]) for index in range(len(chosen))):
@@ -77,23 +69,20 @@ class Validator:
                 )
             _refuse_missing(name, chosen)
 
-    def __call__(self, model: GLIP) -> Validated:
-        """Evaluate; the model is left as it was found, and no random number is drawn from torch."""
+    def __call__(self, detector: Detector) -> Validated:
+        """Evaluate; no random number is drawn from torch."""
         figures: dict[str, float] = {}
         deciding: list[float] = []
         images: dict[str, Image.Image] = {}
         tally = SkipCounter()
-        device = str(next(model.parameters()).device)
-        with _evaluating(model):
-            detector = Detector(model, self.config, self.tokenizer, device)
-            for name, samples in self.sets.items():
-                passed = SkipCounter()
-                pairs = list(detect_all(detector, samples, tally=passed))
-                scored, decides = set_figures(name, pairs, passed)
-                tally.merge(passed)
-                figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
-                deciding += [scored[figure] for figure in decides]
-                images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
+        for name, samples in self.sets.items():
+            passed = SkipCounter()
+            pairs = list(detect_all(detector, samples, tally=passed))
+            scored, decides = set_figures(name, pairs, passed)
+            tally.merge(passed)
+            figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
+            deciding += [scored[figure] for figure in decides]
+            images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
         return Validated(figures, sum(deciding) / len(deciding), images, tally)
 
 
@@ -185,14 +174,3 @@ def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
 
 def _has_target(sample: Sample) -> bool:
     return any(phrases and box not in sample.crowd for box, phrases in enumerate(sample.box_phrases))
-
-
-@contextmanager
-def _evaluating(model: GLIP) -> Iterator[None]:
-    """The model in eval mode; afterwards each part is in the mode it had (frozen parts stay in eval mode)."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -1,17 +1,17 @@
-"""Training with validation: the ordinary evaluation, run every so many steps (training itself does not know it)."""
+"""Training with validation: the ordinary evaluation, run every so many steps."""
 
-from glip.config import ModelConfig
+import os
+
 from glip.data.catalog import data_root, missing_part, read_set
 from glip.data.mixture import resolve
 from glip.errors import DataError
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment
-from glip.text.tokens import Tokenizer
-from glip.train.run import MakeValidate, Say
+from glip.train.run import readable_names
 
 
-def validator_of(experiment: Experiment) -> MakeValidate | None:
-    """Makes the validation of an experiment, once the model's config is known; None where it never validates.
+def validator_of(experiment: Experiment) -> Validator | None:
+    """What validates a model during a training; None where it never validates.
 
     Raises:
         DataError: a validation set whose files are missing, before hours of other work.
@@ -24,12 +24,9 @@ def validator_of(experiment: Experiment) -> MakeValidate | None:
         missing = missing_part(entry, data.root)
         if missing:
             raise DataError(f"dataset {name!r}: {missing!r} is not under {str(data_root(data.root))!r}: set data.root")
-
-    def make(config: ModelConfig, tokenizer: Tokenizer, report: Say) -> Validator:
-        sets = {name: read_set(entry, data.root).samples for name, entry in entries.items()}
-        for name, samples in sets.items():
-            number = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all samples"
-            report(f"{name}: validating on {number}")
-        return Validator(config, tokenizer, sets, images=most)
-
-    return make
+    short = readable_names(list(entries))
+    sets = {short[name]: read_set(entry, data.root).samples for name, entry in entries.items()}
+    for name, samples in sets.items() if os.environ.get("RANK", "0") == "0" else ():
+        number = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all samples"
+        print(f"{name}: validating on {number}")
+    return Validator(sets, images=most)

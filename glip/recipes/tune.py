@@ -1,7 +1,7 @@
 """Tune a model for one task: choose images, train, measure, and write the task file with a report and a curve."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
 from glip.model.adapt import save_adaptation
 from glip.structures import Sample
+from glip.train.distributed import ONE, Group, main_only
 from glip.train.tune import TuneRun
-from glip.train.tuning import Images, Tuner
+from glip.train.tuner import Images, Tuner
 
 TASK_FILE, IMAGE_LIST, REPORT, CURVE = "task.safetensors", "images.json", "report.json", "curve.png"
 FROZEN_STAGES = 2  # of the image encoder in mode full, as in the release
@@ -79,8 +80,8 @@ def read_task_data(
         names = names or read.vocabulary
         if read.vocabulary != names:
             raise DataError(
-                f"{part}: {text!r} has the classes {', '.join(read.vocabulary)[:80]}, not {', '.join(names)[:80]}: give "
-                "a dataset with the same classes"
+                f"{part}: {text!r} has the classes {', '.join(read.vocabulary)[:80]}, not {', '.join(names)[:80]}: "
+                "give a dataset with the same classes"
             )
         parts[part] = read.samples
     usual = find_set(train, root=root).prompts
@@ -100,7 +101,7 @@ def preprocessing_of(detector: Detector) -> str:
 
 
 def tune_task(
-    detector: Detector, task: TaskData, config: TuneConfig, folder: Path, *, cache: FeatureCache
+    detector: Detector, task: TaskData, config: TuneConfig, folder: Path, *, cache: FeatureCache, group: Group = ONE
 ) -> Adaptation:
     """Tune a model for a task; run again after an interruption to resume.
 
@@ -110,6 +111,7 @@ def tune_task(
         config: how to tune.
         folder: receives the task file, the list of training images, a report and a curve.
         cache: features of the task's images, shared by several tunings of the same task.
+        group: the processes that tune together; the main one writes and prints.
 
     Raises:
         DataError: nothing to train or validate on, or a folder with another tuning.
@@ -117,19 +119,19 @@ def tune_task(
         Interrupted: a signal came.
     """
     train, validate = split_task(task, config)
-    skipped = SkipCounter()
+    report, skipped = main_only(group, print), SkipCounter()
     skipped.merge(task.skipped)
     for title, samples in (("validation", validate), ("test", task.test)):
-        _report_missing(title, samples)
+        _report_missing(title, samples, report)
     prompt = caption_of([task.prompts.get(name) or ClassPrompt("", name, "") for name in task.names])
     tuner = Tuner(detector, task.names, prompt, mode=config.mode, frozen_stages=FROZEN_STAGES)
     images = Images(train, tuner, augment=config.augment, cache=cache, skipped=skipped)
-    _report_data(task, train, validate, images, skipped)
+    for line in _data_lines(task, train, validate, images, skipped):
+        report(line)
     ids = [str(sample.image_id) for sample in train]
-    write_json(
-        folder / IMAGE_LIST,
-        {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed, "ids": ids},
-    )
+    about = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed, "ids": ids}
+    if group.main:
+        write_json(folder / IMAGE_LIST, about)
     scorer = _Scorer(cache)
     inputs = fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, mark_of(train), mark_of(validate))
     run = TuneRun(
@@ -138,19 +140,21 @@ def tune_task(
         config,
         validate=lambda tuned: scorer("validation", tuned, validate).ap,
         folder=folder,
+        group=group,
         inputs=inputs,
     )
-    found = run()
+    found = run(report)
     if config.thresholds:
         rankings = scorer("validation", detector.adapted(found), validate).rankings
         found = replace(found, thresholds=best_thresholds(rankings, detector.config.inference.threshold))
     figures = {**found.figures, **_test(detector, found, task.test, scorer)}
     for title, count in scorer.unreadable.items():
         skipped.add(f"unreadable {title} image", times=count)
-    about = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
-    found = replace(found, figures=figures, about={**about, "images": str(len(images))})
-    save_adaptation(folder / TASK_FILE, found)
-    _write_report(folder, found, run.state.history, skipped)
+    stored = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
+    found = replace(found, figures=figures, about={**stored, "images": str(len(images))})
+    if group.main:
+        save_adaptation(folder / TASK_FILE, found)
+        _write_report(folder, found, run.state.history, skipped)
     return found
 
 
@@ -214,19 +218,19 @@ def _test(detector: Detector, found: Adaptation, samples: Sequence[Sample], scor
     }
 
 
-def _report_missing(title: str, samples: Sequence[Sample]) -> None:
+def _report_missing(title: str, samples: Sequence[Sample], report: Callable[[str], None]) -> None:
     """Say before the work which image files are missing; without any of them there is nothing to measure."""
     files = [sample.image for sample in samples if isinstance(sample.image, Path)]
     missing = [file for file in files if not file.is_file()]
     if missing and len(missing) == len(samples):
         raise DataError(f"{title}: none of its {len(samples)} images exists, such as {str(missing[0])!r}")
     if missing:
-        print(f"{title}: {len(missing)} of {len(samples)} images do not exist, such as {str(missing[0])!r}")
+        report(f"{title}: {len(missing)} of {len(samples)} images do not exist, such as {str(missing[0])!r}")
 
 
-def _report_data(
+def _data_lines(
     task: TaskData, train: Sequence[Sample], validate: Sequence[Sample], images: Images, skipped: SkipCounter
-) -> None:
+) -> Iterator[str]:
     boxes = Counter(
         label
         for sample in train
@@ -235,16 +239,16 @@ def _report_data(
         for label in labels
     )
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
-    print(
+    yield (
         f"{task.name}: {len(task.names)} classes; training on {len(images)} images with {count} boxes, "
         f"{images.cached} of them cached; validating on {len(validate)} images"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:
         more = ", ..." if len(without) > 8 else ""
-        print(f"classes without a box to train on: {len(without)} ({', '.join(without[:8])}{more})")
+        yield f"classes without a box to train on: {len(without)} ({', '.join(without[:8])}{more})"
     if skipped:
-        print(f"skipped: {skipped}")
+        yield f"skipped: {skipped}"
 
 
 def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, Any]], skipped: SkipCounter) -> None:

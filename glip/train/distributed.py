@@ -1,7 +1,8 @@
-"""Several processes as one: who is who under torchrun, sums over all of them, and a model whose gradients they share.
+"""Several processes as one: rank and size under torchrun, sums over all processes, models that share their gradients.
 
-Every process computes its share of each step; gradients, and what decisions rest on, are sums over all processes, so
-that all of them always do the same. Without torchrun there is one process, and nothing here does anything.
+Every process computes its share of each step. Gradients, and everything that decides what happens next, are summed
+over all processes, so that all of them do the same. Without torchrun there is one process, and nothing here does
+anything.
 """
 
 import os
@@ -23,13 +24,13 @@ from glip.shapes import Float, Tensor
 from glip.structures import Outputs, TextFeatures
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_MINUTES = 30.0  # after which a process gives up waiting for the others
-Thing = TypeVar("Thing")
+_MINUTES = 30.0  # after which a process stops waiting for the others
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run: this one's number, how many there are, and where this one computes."""
+    """The processes of a run: the rank of this one, how many there are, and the device of this one."""
 
     rank: int = 0
     size: int = 1
@@ -37,7 +38,7 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one process that writes and reports."""
+        """Whether this is the process that writes and reports."""
         return self.rank == 0
 
     def sum(self, values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -47,50 +48,53 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def gather(self, thing: Thing) -> list[Thing]:
-        """What each process has, by its number."""
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, by rank."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+ONE = Group()
 
 
 def main_only(group: Group, report: Callable[[str], None]) -> Callable[[str], None]:
-    """``report`` in the main process; in the others what they would say is not said."""
+    """``report`` in the main process; silence in the others."""
     return report if group.main else lambda line: None
 
 
 @contextmanager
 def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> Iterator[Group]:
-    """The group that torchrun's environment tells of: gloo on a CPU, NCCL on GPUs.
+    """The group that torchrun's environment describes: gloo on CPUs, NCCL on GPUs.
 
-    A process that waits longer than ``minutes`` for the others, because one of them hangs, ends with an error; one
-    that fails leaves the group, so that the others end soon.
+    A process that waits longer than ``minutes`` for another one ends with an error. A process that fails leaves the
+    group, so that the others end soon.
 
     Raises:
-        ValueError: half of torchrun's environment, or more processes than GPUs.
+        ConfigError: an incomplete torchrun environment, or more processes than GPUs.
     """
-    given = [name for name in _TORCHRUN if name in os.environ]
-    if given and len(given) < len(_TORCHRUN):
-        missing = ", ".join(name for name in _TORCHRUN if name not in given)
+    missing = [name for name in _TORCHRUN if name not in os.environ]
+    if 0 < len(missing) < len(_TORCHRUN):
         raise ConfigError(
-            f"{given[0]} is set but not {missing}: start several processes with torchrun, or unset {given[0]}"
+            f"torchrun's environment is incomplete: {', '.join(missing)} not set. Start with torchrun, or unset the "
+            "others"
         )
     rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(_TORCHRUN, "010", strict=True))
+    own = torch.device(device)
     if size == 1:
-        yield Group(device=torch.device(device))
+        yield Group(device=own)
         return
-    kind = torch.device(device).type
-    if kind == "cuda" and local >= torch.cuda.device_count():
-        raise ConfigError(
-            f"process {local} of this machine has no GPU, there are {torch.cuda.device_count()}: give torchrun at most "
-            "so many with --nproc-per-node, or train on the CPU with --device cpu"
-        )
-    own = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
+    if own.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} has no GPU: this machine has {torch.cuda.device_count()}. Lower torchrun's "
+                "--nproc-per-node, or give --device cpu"
+            )
+        own = torch.device("cuda", local)
         torch.cuda.set_device(own)
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield Group(rank, size, own)
@@ -98,24 +102,24 @@ def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUT
         dist.destroy_process_group()
 
 
-def wrap_model(model: GLIP, group: Group, parallel: str) -> nn.Module:
-    """The model as it is called in training: itself without other processes, else with gradients averaged over all.
+def wrap_model(model: nn.Module, group: Group, parallel: str = "ddp") -> nn.Module:
+    """The model as training calls it: itself in a single process, else with gradients averaged over all processes.
 
-    ``ddp`` holds all weights in every process. ``fsdp`` splits weights, gradients and optimizer state among them and
-    brings together only the stage that computes; it changes ``model`` itself. Weights stay float32 in both, and
-    autocast alone decides where fewer digits do, so that both compute the same.
+    ``ddp`` holds all weights in every process. ``fsdp`` shards weights, gradients and optimizer state, and gathers only
+    the stage that computes; it changes ``model`` itself, a GLIP. Weights stay float32 in both, and autocast alone
+    decides what is computed in lower precision, so that both give the same numbers.
     """
     if not dist.is_initialized() or dist.get_world_size() != group.size:
         return model
     for value in [*model.parameters(), *model.buffers()]:
         dist.broadcast(value.detach(), src=0)
-    if parallel == "fsdp":
+    if parallel == "fsdp" and isinstance(model, GLIP):
         return _shard(model, group)
     return DistributedDataParallel(model, device_ids=[group.device] if group.device.type == "cuda" else None)
 
 
-def sharing(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-    """Around a micro-batch: gradients are shared after the last one of a step only."""
+def gradient_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """Around a micro-batch: only the last one of a step shares gradients between processes."""
     if isinstance(module, DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
     if is_sharded(module):
@@ -124,27 +128,27 @@ def sharing(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether each process holds a part of the weights only."""
+    """Whether each process holds only a shard of the weights."""
     return hasattr(module, "set_requires_gradient_sync")
 
 
 def local_shard(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, sharing its memory."""
+    """The part of a tensor that this process holds, sharing its memory."""
     return value.to_local() if hasattr(value, "to_local") else value
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor in full, on the CPU; of a sharded one all processes must ask."""
+    """The whole tensor on the CPU; for a sharded one all processes must call this."""
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
 
 
-def shard_like(value: Tensor, model: Tensor) -> Tensor:
-    """A full tensor, split up as ``model`` is."""
-    if not hasattr(model, "placements"):
+def shard_like(value: Tensor, other: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``other`` is."""
+    if not hasattr(other, "placements"):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
 def _shard(model: GLIP, group: Group) -> nn.Module:
@@ -153,10 +157,10 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
     except ImportError:
         raise ConfigError(
-            f"train.parallel=fsdp needs torch 2.6 or later, this is {torch.__version__}: update torch, or take ddp"
+            f"train.parallel=fsdp needs torch 2.6 or later, this is {torch.__version__}: update torch, or give ddp"
         ) from None
     _show_tensors()
-    # Outputs may be views, of which FSDP warns for those who would write into them; the losses only read.
+    # Outputs may be views, of which FSDP warns those who would write into them; the losses only read.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(group.device.type, (group.size,))
     for stage in [*getattr(model.vision, "stages", ()), *model.tower]:
@@ -166,7 +170,7 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
 
 
 def _show_tensors() -> None:
-    """Let FSDP find the tensors inside what stages give and take: it hangs its work on them."""
+    """Let FSDP find the tensors inside the dataclasses that stages take and return: it attaches hooks to them."""
     from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
     for kind in (Outputs, TextFeatures):

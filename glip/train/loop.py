@@ -1,12 +1,11 @@
-"""Training: steps of batches in, a stepped model out, with checkpoints; from one Experiment.
+"""Training: steps of batches in, a trained model out, with checkpoints, from one Experiment.
 
-Read downhill: ``train`` is the loop; ``Run`` is what it moves, and what each step is followed by. A run that is killed
-at any moment and started again goes on at its last checkpoint and ends as if it had never stopped.
+Read downhill: ``train`` is the loop; ``Run`` is what it moves, and what follows each step. A run that is killed at any
+moment and started again resumes at its last checkpoint and ends as if it had never stopped.
 """
 
 import copy
 import math
-import random
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,38 +13,41 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
 
 from glip.config import TrainConfig
 from glip.data.loader import Step
 from glip.errors import ConfigError, TrainingError
-from glip.experiment import Experiment, to_yaml
+from glip.experiment import Experiment, to_dict, to_yaml
+from glip.files import atomic_write
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint
 from glip.signals import GracefulStop, Interrupted
-from glip.train.averages import RunningMean, State, wise_ft
 from glip.train.checkpoint import (
     BEST,
     LAST,
-    Parts,
     Progress,
+    Tree,
     capture,
-    random_states,
     read_state,
+    refuse_other_run,
     restore,
-    restore_random,
-    write_atomically,
     write_state,
 )
-from glip.train.distributed import Group, full_tensor, main_only, wrap_model
-from glip.train.log import RunLog, Validation
-from glip.train.optim import build_optimizer, rate_factor, set_rates
-from glip.train.resume import config_text, refuse_other_contents, same_validation
-from glip.train.settings import check_experiment, check_folder
-from glip.train.step import Outcome, Stepper
+from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
+from glip.train.log import RunLog, Validation, summary_writer
+from glip.train.optim import EMA, build_optimizer, rate_factor, set_rates, wise_ft
+from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 
-ONE = Group()
+# What may change when a run is resumed. Most of it never touches the numbers; micro_batch, checkpointing, compile and
+# parallel (often changed with the machine) touch their rounding, micro_batch also batch norm and dropout.
+MAY_CHANGE = (
+    *("data.max_broken", "data.root", "data.validate", "data.workers"),
+    *("model.inference", "model.license", "model.name", "model.trained_on"),
+    *("train.checkpointing", "train.compile", "train.keep_every", "train.log_every", "train.max_bad_steps"),
+    *("train.micro_batch", "train.output", "train.parallel", "train.save_every", "train.tensorboard"),
+    *("train.validate_every", "train.validate_images"),
+)
 
 
 def train(
@@ -60,48 +62,80 @@ def train(
 ) -> GLIP:
     """Train a model; a run found in the output folder is resumed where it stopped. Gives the finished model.
 
-    What is validated and shipped has the running mean of the weights where ``train.ema`` asks for it, mixed with the
-    starting weights at ``train.wise_ft``. Shipped is the state that validated best, without a validation the last.
+    The model that is validated and saved has the average of the weights (``train.ema``), mixed with the starting
+    weights (``train.wise_ft``). The finished one is the state with the best validation, without a validation the last.
 
     Args:
         experiment: the resolved config; its ``train`` part is used here and all of it is written to the output.
         model: the model to start from; it is moved to the group's device and trained.
         steps: gives this process's batches of each step from a step on; step n must depend on the seed and n alone.
         group: the processes that train together.
-        contents: tells what is in each training set from what was in it; a run goes on with the same only.
-        validate: called in all processes alike every ``train.validate_every`` steps and at the end.
+        contents: fingerprint of each training set; a run is only resumed on the same data.
+        validate: called in all processes every ``train.validate_every`` steps and at the end.
         report: receives a line every ``train.log_every`` steps.
 
     Raises:
         TrainingError: losses or gradients stayed non-finite.
-        ValueError: the output folder holds a run of another config, or a setting that cannot work.
+        GlipError: the output folder holds a run of another config, or a setting that cannot work.
         OSError: a checkpoint cannot be written.
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
-    settings = experiment.train
+    config = experiment.train
     run = Run(experiment, model, group=group, contents=contents, validate=validate, report=report)
-    with GracefulStop() as wish:
+    with GracefulStop() as signals:
         run.validate_if_due()  # a run that was stopped before it could
-        numbers = range(run.progress.step, settings.steps)
-        for number, step in zip(numbers, steps(run.progress.step), strict=False):
-            factor = rate_factor(
-                number, steps=settings.steps, warmup=settings.warmup, schedule=settings.schedule, drops=settings.drops
-            )
-            set_rates(run.parts.optimizer, factor)
-            outcome = run.stepper(step, stop=wish.number > 0)
-            run.note(step, outcome, settings.lr * factor)
+        numbers = range(run.progress.step, config.steps)
+        for number, step in zip(numbers, steps(run.progress.step), strict=True):
+            factor = rate_factor(number, config.steps, config)
+            set_rates(run.stepper.optimizer, factor)
+            outcome = run.stepper(step.batches, stop=signals.number > 0)
+            run.note(step, outcome, config.lr * factor)
             if outcome.stopping:
                 run.save(*dict.fromkeys((*run.due(), LAST)))
-                raise Interrupted(wish.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
+                raise Interrupted(signals.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
             run.save(*run.due())
             run.validate_if_due()
-    if run.progress.step < settings.steps:
-        raise TrainingError(f"the loader ended at step {run.progress.step} of {settings.steps}: give it all steps")
     return run.finish()
 
 
+def check_experiment(experiment: Experiment, group: Group = ONE) -> None:
+    """Refuse what cannot work before anything long begins.
+
+    Raises:
+        ConfigError: a batch size that the processes cannot share, TensorBoard that is not installed, or an output
+            folder with a run of another config.
+        CheckpointError: a checkpoint there that cannot be read.
+    """
+    config, path = experiment.train, Path(experiment.train.output, LAST)
+    if config.batch_size % group.size:
+        raise ConfigError(
+            f"train.batch_size: {config.batch_size} images cannot be shared by {group.size} processes: give a multiple "
+            f"of {group.size}"
+        )
+    if config.tensorboard:
+        summary_writer()
+    if path.is_file():
+        state = read_state(path, mapped=True)
+        _refuse_other(state, {**state["made_from"], **to_dict(experiment)}, experiment)
+
+
+def _refuse_other(state: Tree, made_from: Tree, experiment: Experiment) -> None:
+    """Refuse to resume a run that is made from something else.
+
+    ``train.steps`` may change as long as the steps already done, and the next one, have the same learning rate under
+    both. Drops and the cosine are shares of the run, so this ends at the first drop, or with the warm-up.
+    """
+    now, done = experiment.train, state["progress"]["step"]
+    old = state["made_from"]["train"]["steps"]
+    same_rates = old == now.steps or all(
+        rate_factor(step, old, now) == rate_factor(step, now.steps, now) for step in range(done + 1)
+    )
+    may_change = (*MAY_CHANGE, "train.steps") if same_rates else MAY_CHANGE
+    refuse_other_run(Path(now.output), state["made_from"], made_from, may_change=may_change)
+
+
 class Run:
-    """A training on its way: model, optimizer, running mean and counts; new, or as its last checkpoint has it."""
+    """A training run: model, optimizer, average and counts; new, or as its last checkpoint has it."""
 
     def __init__(
         self,
@@ -113,100 +147,115 @@ class Run:
         validate: Callable[[GLIP], Validation] | None,
         report: Callable[[str], None],
     ) -> None:
-        settings = self.settings = experiment.train
+        config = self.config = experiment.train
         check_experiment(experiment, group)
-        self.experiment, self.group, self.contents, self.validate = experiment, group, dict(contents), validate
-        self.report = main_only(group, report)
-        check_folder(experiment)
-        self.output = Path(settings.output)
-        self._clear_partial()
-        self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and shipped
-        self.start: State = {n: v.clone() for n, v in model.state_dict().items()} if settings.wise_ft else {}
-        self.mark = fingerprint(self.start) if self.start else ""
-        module = prepare(model, settings, group)
-        optimizer = build_optimizer(
-            model,
-            lr=settings.lr,
-            bert_lr=settings.bert_lr,
-            text_lr=settings.text_lr,
-            weight_decay=settings.weight_decay,
-        )
-        self.stepper = Stepper(
-            model, module, optimizer=optimizer, group=group, clip=settings.clip, precision=settings.precision
-        )
-        mean = RunningMean(model, settings.ema) if settings.ema else None
-        self.parts = Parts(model, optimizer, self.stepper.scaler, mean, group)
-        self.progress, other_validation = self._begin()
-        self.saved = self.progress.step  # the step that last.pt is of
-        self.log = self._open_log() if group.main else None
-        if other_validation:
-            self._forget_validation()
+        self.group, self.report = group, main_only(group, report)
+        self.validate = validate if config.validate_every else None
+        self.output = Path(config.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and saved
+        self.start = {name: value.clone() for name, value in model.state_dict().items()} if config.wise_ft else {}
+        start = fingerprint(self.start) if self.start else ""
+        self.made_from = {**to_dict(experiment), "starting weights": start, "training sets": dict(contents)}
+        self.stepper = build_stepper(model, config, group)
+        self.ema = EMA(model, config.ema) if config.ema else None
+        torch.manual_seed(config.seed + group.rank)
+        self.progress = Progress()
+        if (self.output / LAST).is_file():
+            self._resume(experiment, read_state(self.output / LAST))
+        self.saved = self.progress.step  # the step that last.pt holds
+        self.log: RunLog | None = None
+        if group.main:
+            with atomic_write(self.output / "experiment.yaml") as file:
+                file.write(to_yaml(experiment))
+            self.log = RunLog(self.output, config.steps, self.progress, group.device, tensorboard=config.tensorboard)
+
+    def _resume(self, experiment: Experiment, state: Tree) -> None:
+        _refuse_other(state, self.made_from, experiment)
+        self.progress = progress = restore(state, self.stepper, self.ema)
+        self.report(f"resumed {self.output / LAST} at step {progress.step}")
+        processes = len(state["random"])
+        if processes != self.group.size:
+            torch.manual_seed(self.config.seed + progress.step * self.group.size + self.group.rank)
+            self.report(f"the run began with {processes} processes, now {self.group.size}: new random numbers")
+        if progress.step >= self.config.steps:
+            self.report(
+                f"this run has finished its {self.config.steps} steps. To train longer, start a new run from its "
+                f"model: train.start={self.output / 'model'} train.output={self.output}-2"
+            )
+        before, now = state["made_from"], self.made_from
+        same_sets = before["data"]["validate"] == now["data"]["validate"]
+        same_images = before["train"]["validate_images"] == now["train"]["validate_images"]
+        if self.validate and same_sets and same_images:
+            return
+        if progress.best is not None:  # figures of other images cannot be compared
+            self.report(
+                f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate or "
+                "train.validate_images changed, or nothing is validated now"
+            )
+        progress.best, progress.best_step, progress.validated = None, 0, 0
 
     def note(self, step: Step, outcome: Outcome, rate: float) -> None:
-        """Take in what a step gave; stop a run whose numbers stay non-finite."""
+        """Count a step; stop a run whose numbers stay non-finite."""
         progress = self.progress
         progress.step += 1
         progress.skipped_steps += not outcome.stepped
         progress.overflows += outcome.overflow
-        progress.bad_in_row = 0 if outcome.stepped or outcome.overflow else progress.bad_in_row + 1
-        if outcome.stepped and self.parts.mean:
-            self.parts.mean.update(self.parts.model)
-        self._count(step)
+        progress.bad_in_row = progress.bad_in_row + 1 if outcome.bad else 0
+        progress.tried += step.tried
+        progress.broken += len(step.broken)
+        progress.skipped = dict(Counter(progress.skipped) + Counter(step.skipped.counts))
+        if outcome.stepped and self.ema:
+            self.ema.update(self.stepper.model)
         if self.log:
             self.log.add(outcome, progress)
-        if progress.bad_in_row >= self.settings.max_bad_steps:
+        if progress.bad_in_row >= self.config.max_bad_steps:
             self._stop_as_bad(outcome, rate)
-        if progress.step % self.settings.log_every == 0 or progress.step == self.settings.steps:
+        if progress.step % self.config.log_every == 0 or progress.step == self.config.steps:
             summed = self._summed()
             if self.log:
                 self.report(self.log.row(summed, rate))
             progress.window = {}
 
     def validate_if_due(self) -> None:
-        """Validate what would be shipped now, once every ``validate_every`` steps; keep the best.
+        """Validate the model as it would be saved now, every ``validate_every`` steps; keep the best.
 
         Before it last.pt is written, so that a validation that fails loses no step; after it again, with the result.
         """
-        step, every = self.progress.step, self.settings.validate_every
-        due = every and (step % every == 0 or step == self.settings.steps)
-        if not self.validate or not due or not step or self.progress.validated == step:
+        progress, step = self.progress, self.progress.step
+        if not self.validate or not step or progress.validated == step:
+            return
+        if step % self.config.validate_every and step != self.config.steps:
             return
         if self.saved != step:
             self.save(LAST)
-        before = random_states(self.group.device)
-        found = self.validate(self.current())
+        with torch.random.fork_rng([self.group.device] if self.group.device.type == "cuda" else []):
+            found = self.validate(self.current())
         self.finished.to("cpu")
-        restore_random(before, self.group.device)
         figure = self.group.gather(found.best)[0]
-        better = math.isfinite(figure) and (self.progress.best is None or figure > self.progress.best)
-        self.progress.validated = step
+        better = math.isfinite(figure) and (progress.best is None or figure > progress.best)
+        progress.validated = step
         if better:
-            self.progress.best, self.progress.best_step = figure, step
+            progress.best, progress.best_step = figure, step
         if self.log:
             self.report(self.log.validated(step, found, best=better))
         self.save(*[BEST] * better, LAST)
 
     def due(self) -> list[str]:
-        """The checkpoints to write after this step: what is kept, and last.pt every ``save_every`` and at the end.
+        """The checkpoints to write after this step: those to keep, and last.pt every ``save_every`` and at the end.
 
-        last.pt comes last: a run killed between the two repeats the step, and writes the other anew.
+        last.pt comes last: a run killed between the two repeats the step and writes the other one again.
         """
-        step, settings = self.progress.step, self.settings
-        last = step % settings.save_every == 0 or step == settings.steps
-        kept = settings.keep_every and step % settings.keep_every == 0
+        step, config = self.progress.step, self.config
+        last = step % config.save_every == 0 or step == config.steps
+        kept = config.keep_every and step % config.keep_every == 0
         return [f"step-{step}.pt"] * bool(kept) + [LAST] * last
 
     def save(self, *names: str) -> None:
-        """Write checkpoints; all processes must ask."""
+        """Write checkpoints; all processes must call this."""
         if not names:
             return
-        state = capture(
-            self.parts,
-            self._summed(),
-            config=config_text(self.experiment),
-            start=self.mark,
-            contents=self.contents,
-        )
+        state = capture(self.stepper, self.ema, self._summed(), self.made_from)
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
         if LAST in names:
@@ -215,154 +264,66 @@ class Run:
             self.log.flush()
 
     def current(self) -> GLIP:
-        """The model as it would be shipped now, in eval mode on the group's device; all processes must ask."""
-        weights = self.parts.model.state_dict() | (self.parts.mean.means if self.parts.mean else {})
-        return self._fill({name: full_tensor(value) for name, value in weights.items()}).to(self.group.device)
+        """The model as it would be saved now, in eval mode on the group's device; all processes must call this."""
+        weights = self.stepper.model.state_dict() | (self.ema.weights if self.ema else {})
+        return self._fill({name: full_tensor(value) for name, value in weights.items()})
 
     def finish(self) -> GLIP:
-        """Tell what was left out, and give the model that is shipped: the best where there was a validation."""
-        self._tell_left_out()
-        progress, path = self.progress, self.output / BEST
-        last = self.current()
+        """Report what was skipped, and give the finished model: the best where there was a validation."""
+        self._report_skipped()
+        progress = self.progress
         if progress.best is None:
-            return last
-        state = read_state(path) if path.is_file() else None
-        if state is None or state["progress"]["step"] != progress.best_step:
-            found = "not there" if state is None else f"of step {state['progress']['step']}"
-            self.report(
-                f"step {progress.best_step} validated best ({progress.best:.3f}), but {str(path)!r} is {found}: the "
-                f"model is that of step {progress.step}, the last"
-            )
-            return last
+            return self.current()
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
-        return self._fill(state["model"] | state["mean"])
+        state = read_state(self.output / BEST)
+        return self._fill(state["model"] | state["ema"])
 
-    def _fill(self, weights: State) -> GLIP:
+    def _fill(self, weights: dict[str, torch.Tensor]) -> GLIP:
         if self.start:
-            weights = wise_ft(self.start, weights, self.settings.wise_ft)
+            weights = wise_ft(self.start, weights, self.config.wise_ft)
         self.finished.load_state_dict(weights)
-        return self.finished
+        return self.finished.to(self.group.device)
 
-    def _tell_left_out(self) -> None:
+    def _report_skipped(self) -> None:
         progress = self._summed()
         if progress.skipped:
             listed = ", ".join(f"{count} x {reason}" for reason, count in progress.skipped.items())
-            self.report(f"boxes left out in this run: {listed}")
+            self.report(f"boxes skipped in this run: {listed}")
         if progress.broken:
             self.report(f"samples that could not be used: {progress.broken} of {progress.tried} tried")
         if progress.skipped_steps:
             scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
             self.report(f"steps skipped: {progress.skipped_steps} of {progress.step}{scaled}")
 
-    def _begin(self) -> tuple[Progress, bool]:
-        """What the run has done so far, and whether its validations were others than those to come."""
-        path = self.output / LAST
-        if not path.is_file():
-            seed_all(self.settings.seed + self.group.rank)
-            return Progress(), False
-        state = read_state(path)
-        refuse_other_contents(state["contents"], self.contents, self.output)
-        if state["start"] != self.mark:
-            raise ConfigError(
-                f"train.wise_ft mixes in the weights that the run in {str(self.output)!r} began with, but "
-                f"train.start={self.settings.start!r} now gives others: bring those back, or set train.output to "
-                "another folder"
-            )
-        progress = restore(state, self.parts, path)
-        if len(state["random"]) != self.group.size:
-            seed_all(self.settings.seed + progress.step * self.group.size + self.group.rank)
-            self.report(f"{len(state['random'])} processes began the run, now {self.group.size}: new random numbers")
-        self.report(f"resumed {path} at step {progress.step}")
-        if progress.step >= self.settings.steps:
-            self.report(
-                f"all {self.settings.steps} steps are done and nothing is trained: raise train.steps to go on, or set "
-                "train.output to another folder to begin anew"
-            )
-        validating = self.validate is not None and self.settings.validate_every > 0
-        return progress, not validating or not same_validation(state["config"], self.experiment)
-
-    def _clear_partial(self) -> None:
-        """Remove what a kill in the middle of a write has left."""
-        for file in self.output.glob(".*.partial") if self.group.main else ():
-            file.unlink(missing_ok=True)
-
-    def _forget_validation(self) -> None:
-        """Figures of other sets cannot be compared, and without a validation the last state is what is shipped."""
-        progress = self.progress
-        if progress.best is not None:
-            self.report(
-                f"the best so far ({progress.best:.3f}, step {progress.best_step}) is forgotten: data.validate "
-                "or train.validate_images is another now, or nothing is validated any more"
-            )
-        progress.best, progress.best_step, progress.validated = None, 0, 0
-
-    def _open_log(self) -> RunLog:
-        text = to_yaml(self.experiment).encode()
-        write_atomically(self.output / "experiment.yaml", lambda file: file.write(text))
-        return RunLog(
-            self.output,
-            steps=self.settings.steps,
-            start=self.progress.step,
-            validated=self.progress.validated,
-            device=self.group.device,
-            tensorboard=self.settings.tensorboard,
-        )
-
-    def _count(self, step: Step) -> None:
-        self.progress.tried += step.tried
-        self.progress.broken += len(step.broken)
-        for reason, count in step.skipped.counts.items():
-            self.progress.skipped[reason] = self.progress.skipped.get(reason, 0) + count
-
     def _summed(self) -> Progress:
-        """The progress with what the loaders of all processes told; all processes must ask."""
+        """The progress with the loaders' counts of all processes; all processes must call this."""
         own = self.progress
-        told = self.group.gather((own.skipped, own.broken, own.tried))
-        skipped: Counter[str] = Counter()
-        for counts, _, _ in told:
-            skipped.update(counts)
-        broken, tried = sum(count for _, count, _ in told), sum(count for _, _, count in told)
+        counts = self.group.gather((Counter(own.skipped), own.broken, own.tried))
+        skipped = sum((row[0] for row in counts), Counter[str]())
+        broken, tried = sum(row[1] for row in counts), sum(row[2] for row in counts)
         return replace(own, skipped=dict(skipped), broken=broken, tried=tried)
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
         progress, count = self.progress, self.progress.bad_in_row
-        progress.bad_in_row = 0  # the same command then goes on behind the bad steps
+        progress.bad_in_row = 0  # so that the same command goes on after the bad steps
         self.save(LAST)
-        terms = [f"{name} {value:g}" for name, value in outcome.losses.items() if not math.isfinite(value)]
-        gradients = ", ".join(f"{part} {value:.3g}" for part, value in self.stepper.gradients().items())
-        scale = f", loss scale {self.stepper.scale:g}" if self.settings.precision == "float16" else ""
         raise TrainingError(
-            f"losses or gradients were not finite in the {count} steps up to step {progress.step}, which were skipped "
-            f"({', '.join(terms) or 'losses are finite'}; largest gradients: {gradients}; rate {rate:.2g}{scale}): "
-            f"the weights before them are in {str(self.output / LAST)!r}. Start anew in another train.output with a "
-            "lower train.lr, a longer train.warmup or train.precision=float32; the same command goes on behind them"
+            f"losses or gradients were not finite in {count} steps in a row, up to step {progress.step} "
+            f"({self.stepper.diagnosis(outcome)}; learning rate {rate:.2g}). They were skipped, and the weights before "
+            f"them are in {str(self.output / LAST)!r}: start over in another train.output with a lower train.lr, a "
+            "longer train.warmup or train.precision=float32; the same command goes on after them"
         )
 
 
-def prepare(model: GLIP, settings: TrainConfig, group: Group) -> torch.nn.Module:
-    """Bring a model into training as the settings ask; gives what is called in its place."""
+def build_stepper(model: GLIP, config: TrainConfig, group: Group = ONE) -> Stepper:
+    """A model ready for training: on its device, frozen, compiled and wrapped as the config says, with an optimizer."""
     model.to(group.device).train()
-    still = settings.freeze_language or settings.bert_lr == 0  # at rate 0 its gradients would still be clipped with
-    model.freeze(stages=settings.frozen_stages, language=still)
-    keep_frozen_still(model)
-    model.checkpoint_gradients(settings.checkpointing)
-    if settings.compile:
-        model.vision.compile()
-        for stage in model.tower:
-            stage.get_submodule("image").compile()
-    return wrap_model(model, group, settings.parallel)
-
-
-def keep_frozen_still(model: GLIP) -> None:
-    """Parts without a trainable parameter run in eval mode, so that dropout does not blur what cannot adapt."""
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-
-
-def seed_all(seed: int) -> None:
-    """Seed every generator of random numbers."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    frozen = config.freeze_language or config.bert_lr == 0  # at rate 0 its gradients would still count in the norm
+    model.freeze(stages=config.frozen_stages, language=frozen)
+    frozen_to_eval(model)
+    prepare(model, config)
+    module = wrap_model(model, group, config.parallel)  # before the optimizer: FSDP replaces the parameters
+    optimizer = build_optimizer(
+        model, lr=config.lr, bert_lr=config.bert_lr, text_lr=config.text_lr, weight_decay=config.weight_decay
+    )
+    return Stepper(model, module, optimizer, config, group)

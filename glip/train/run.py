@@ -1,6 +1,6 @@
-"""From a config to a finished run: the model to start from, the mixture, the loop, and the folder it leaves."""
+"""From a config to a finished run: the model to start from, the mixture, the loop, and the folder of the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from glip.config import ModelConfig
 from glip.data.loader import MixtureDataset, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.survey import survey
+from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
@@ -18,32 +19,31 @@ from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group
 from glip.train.log import Validation
-from glip.train.loop import train
-from glip.train.settings import check_experiment, check_folder
+from glip.train.loop import check_experiment, train
 
-Say = Callable[[str], None]
-MakeValidate = Callable[[ModelConfig, Tokenizer, Say], Callable[[GLIP], Validation]]
+Report = Callable[[str], None]
+Validate = Callable[[Detector], Validation]
 
 
 def run(
     experiment: Experiment,
     *,
     device: torch.device | str = "cpu",
-    validator: MakeValidate | None = None,
-    report: Say = print,
+    validator: Validate | None = None,
+    report: Report = print,
 ) -> Path:
-    """Train as a config says and write the model beside the run's checkpoints; gives its folder.
+    """Train as a config says and write the model beside the run's checkpoints; gives the model's folder.
 
     Under torchrun each process calls this; the main one writes and reports.
 
     Args:
         experiment: the resolved config.
-        device: where to compute; under torchrun its kind, cpu or cuda.
-        validator: makes what validates a model in training, of the model's config and tokenizer; may tell something.
-        report: receives what is told.
+        device: where to compute; under torchrun its type, cpu or cuda.
+        validator: evaluates the model during training, every ``train.validate_every`` steps.
+        report: receives the lines to show.
 
     Raises:
-        ValueError: no training set, or a set or model that cannot be read.
+        GlipError: no training set, or a set or model that cannot be read.
         TrainingError: losses stayed non-finite.
     """
     if not experiment.data.train:
@@ -52,24 +52,20 @@ def run(
         return _run(experiment, group, validator, main_only(group, report))
 
 
-def _run(
-    experiment: Experiment,
-    group: Group,
-    validator: MakeValidate | None,
-    report: Say,
-) -> Path:
+def _run(experiment: Experiment, group: Group, validator: Validate | None, report: Report) -> Path:
     data, settings = experiment.data, experiment.train
     check_experiment(experiment, group)
+    Path(settings.output).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     model, config, vocabulary = starting_model(experiment)
-    experiment = replace(experiment, model=config)
-    check_folder(experiment)
     tokenizer = Tokenizer(vocabulary)
     processor = Processor(config, tokenizer)
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
     surveys = {source.name: survey(source, processor) for source in sources}
     for found in surveys.values():
         report(found.summary)
+    contents = {name: found.fingerprint for name, found in surveys.items()}
+    config = replace(config, trained_on_data=_union(config.trained_on_data, contents.values()))
     mixture = MixtureDataset(
         sources,
         processor,
@@ -84,9 +80,19 @@ def _run(
     def steps(start: int) -> Iterator[Step]:
         return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
 
-    validate = validator(config, tokenizer, report) if validator and settings.validate_every else None
-    contents = {name: found.fingerprint for name, found in surveys.items()}
-    trained = train(experiment, model, steps, group=group, contents=contents, validate=validate, report=report)
+    def validate(model: GLIP) -> Validation:
+        assert validator is not None
+        return validator(Detector(model, config, tokenizer, str(group.device)))
+
+    trained = train(
+        replace(experiment, model=config),
+        model,
+        steps,
+        group=group,
+        contents=contents,
+        validate=validate if validator else None,
+        report=report,
+    )
     folder = Path(settings.output) / "model"
     if group.main:
         save_pretrained(folder, trained, config, vocabulary)
@@ -94,24 +100,47 @@ def _run(
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
-    """The model a run begins with, its config and its tokenizer's folder.
+    """The model a run begins with, its config with the names of the training sets, and its tokenizer's folder.
 
     Raises:
         CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
     """
-    config = experiment.model
+    config, inherited = experiment.model, ModelConfig()
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
-        if config.trained_on == loaded.config.trained_on:
-            seen = dict.fromkeys([*config.trained_on, *(row.name for row in experiment.data.train)])
-            config = replace(config, trained_on=tuple(seen))
+        inherited, vocabulary = loaded.config, loaded.tokenizer
         model = build(config)
         fit(model, loaded.model.state_dict(), Path(experiment.train.start))
-        return model, config, loaded.tokenizer
+    else:
+        model, vocabulary = _pretrained_parts(config), ASSETS / BUNDLED
+    if config.trained_on in ((), inherited.trained_on):  # else the config states what the model is trained on
+        names = readable_names([row.name for row in experiment.data.train]).values()
+        config = replace(config, trained_on=_union(inherited.trained_on, names))
+    return model, replace(config, trained_on_data=_union(inherited.trained_on_data, config.trained_on_data)), vocabulary
+
+
+def readable_names(names: Sequence[str]) -> dict[str, str]:
+    """Short names of datasets; one given by its path is named with its folder, and with more folders where needed."""
+    parts = {name: Path(name).absolute().with_suffix("").parts[1:] for name in names}
+    paths = [name for name in names if "/" in name or Path(name).is_file()]
+    short = dict(zip(names, names, strict=True))
+    for depth in range(2, max(map(len, parts.values()), default=0) + 2):
+        short |= {name: "/".join(parts[name][-depth:]) for name in paths}
+        if len(set(short.values())) == len(short):
+            break
+    return short
+
+
+def _union(*lists: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(item for items in lists for item in items))
+
+
+def _pretrained_parts(config: ModelConfig) -> GLIP:
+    """A model with random weights but for the parts whose pretrained weights the config names."""
     model = build(config)
     if config.vision.pretrained and config.vision.kind != "swin":
         raise ConfigError(
-            f"model.vision.pretrained: {config.vision.pretrained!r} cannot be read into a {config.vision.kind}: take "
+            f"model.vision.pretrained: {config.vision.pretrained!r} cannot be read into a {config.vision.kind}: give "
             "kind swin, or train.start, or set it to null"
         )
     if config.vision.pretrained:
@@ -120,4 +149,4 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
         start_language(model, config.language.pretrained)
     if config.language.bits == 8:
         model.language.round_weights()
-    return model, config, ASSETS / BUNDLED
+    return model

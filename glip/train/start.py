@@ -11,7 +11,8 @@ from glip.schema import parse
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment: a YAML file (a path, or a name under the installed configs) plus ``key.path=value``.
 
-    With ``train.start`` the starting model's config holds wherever the YAML and the overrides say nothing.
+    With ``train.start`` the starting model's config holds wherever the YAML and the overrides say nothing; only the
+    name is a new one, that of the output folder.
 
     Raises:
         ConfigError: missing file, broken YAML, unknown key, wrong type, choice or range.
@@ -21,7 +22,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     started = parse(Experiment, tree)
     if started.train.start is None:
         return started
-    return parse(Experiment, {**tree, "model": merge(_model_of(started.train.start), tree.get("model") or {})})
+    usual = {**_model_of(started.train.start), "name": Path(started.train.output).resolve().name}
+    return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})
 
 
 def _model_of(start: str) -> dict[str, object]:

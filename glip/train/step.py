@@ -1,7 +1,8 @@
-"""One optimizer step of all processes together, which equals one big batch, or does nothing where numbers fail.
+"""One optimizer step of all processes together, for training and for tuning.
 
-Assignment needs no network, so what the losses are divided by is known before the first forward pass: the totals of
-all micro-batches of all processes. Gradients are then sums that do not depend on how a step is divided.
+It equals one step on one big batch, however the images are divided into micro-batches and processes; where numbers are
+not finite it changes nothing. Assignment needs no network, so what the losses are divided by is known before the first
+forward pass: the totals of all micro-batches of all processes. Gradients are then sums.
 """
 
 import math
@@ -11,25 +12,42 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from glip.data.loader import Step
+from glip.config import StepConfig
 from glip.errors import ConfigError
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Matching, Totals, compute_losses, match
 from glip.model.glip import GLIP
 from glip.structures import Batch
-from glip.train.distributed import Group, is_sharded, local_shard, sharing
+from glip.train.distributed import Group, gradient_sync, is_sharded, local_shard
 
 TERMS = ("token", "box", "centerness")
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SMALLEST_SCALE = 1.0  # of the loss under float16; where gradients overflow even so, the step is a bad one
 
 
+def prepare(model: GLIP, config: StepConfig) -> None:
+    """Turn on gradient checkpointing and torch.compile where the config says so."""
+    model.checkpoint_gradients(config.checkpointing)
+    if config.compile:
+        model.vision.compile()
+        for stage in model.tower:
+            stage.get_submodule("image").compile()
+
+
+def frozen_to_eval(model: GLIP) -> None:
+    """Set parts without a trainable parameter to eval mode, so that dropout does not blur what cannot adapt."""
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gave, the same in every process.
+    """The result of a step, the same in every process.
 
-    ``losses`` holds the three terms and their sum, ``norm`` that of the gradient before clipping. A step that was not
-    ``stepped`` changed nothing: it was bad, or under float16 an ``overflow`` that a smaller scale will mend.
+    ``losses`` holds the three terms and their sum, ``norm`` is the gradient norm before clipping. A step that was not
+    ``stepped`` changed nothing: it was bad, or under float16 an ``overflow`` that a smaller loss scale will mend.
     ``stopping``: some process was asked to stop.
     """
 
@@ -40,53 +58,48 @@ class Outcome:
     overflow: bool
     stopping: bool
 
+    @property
+    def bad(self) -> bool:
+        """Whether losses or gradients were not finite for another reason than the loss scale."""
+        return not (self.stepped or self.overflow)
+
 
 class Stepper:
     """Takes optimizer steps.
 
     Args:
-        model: whose weights are stepped.
-        module: the model as it is called: itself, or what shares its gradients among processes.
+        model: what is trained; called with a batch it gives Outputs.
+        module: the model as it is called: itself, or wrapped so that it shares gradients between processes.
         optimizer: of the model's parameters.
+        config: precision and gradient clipping.
         group: the processes.
-        clip: the largest norm of a gradient.
-        precision: "float32", or what autocast computes in.
 
     Raises:
-        ValueError: float16 where it cannot work.
+        ConfigError: float16 on a CPU or with FSDP.
     """
 
     def __init__(
-        self,
-        model: GLIP,
-        module: nn.Module,
-        *,
-        optimizer: torch.optim.Optimizer,
-        group: Group,
-        clip: float,
-        precision: str,
+        self, model: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer, config: StepConfig, group: Group
     ) -> None:
-        half = precision == "float16"
-        if half and group.device.type == "cpu":
-            raise ConfigError("train.precision=float16 needs a GPU: take train.precision=bfloat16 or float32")
-        if half and is_sharded(module):
-            raise ConfigError("train.precision=float16 does not go with train.parallel=fsdp: take bfloat16")
+        half = config.precision == "float16"
+        if half and (group.device.type == "cpu" or is_sharded(module)):
+            raise ConfigError("precision float16 needs a GPU, and not FSDP: give bfloat16 or float32")
         self.model, self.module, self.optimizer = model, module, optimizer
-        self.group, self.clip, self.precision = group, clip, precision
+        self.config, self.group = config, group
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=half)
 
-    def __call__(self, step: Step, *, stop: bool = False) -> Outcome:
-        """Step once; ``stop`` tells all processes that this one was asked to stop.
+    def __call__(self, batches: Sequence[Batch], *, stop: bool = False) -> Outcome:
+        """Step once on micro-batches; ``stop`` lets all processes know that this one was asked to stop.
 
         Where a loss or a gradient is not finite, weights, optimizer and running statistics stay, in all processes.
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        matchings = [self._match(batch) for batch in step.batches]
+        matchings = [self._match(batch) for batch in batches]
         totals, images = self._totals(matchings)
         self.optimizer.zero_grad(set_to_none=True)
         terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self.group.device)
-        for number, (batch, matching) in enumerate(zip(step.batches, matchings, strict=True), start=1):
-            with sharing(self.module, last=number == len(step.batches)):
+        for number, (batch, matching) in enumerate(zip(batches, matchings, strict=True), start=1):
+            with gradient_sync(self.module, last=number == len(batches)):
                 terms += self._backward(batch.to(self.group.device), matching, totals)
         self.scaler.unscale_(self.optimizer)
         losses, norm, stopping = self._all_reduce(terms, stop)
@@ -104,19 +117,22 @@ class Stepper:
 
     @property
     def scale(self) -> float:
-        """By what losses are multiplied under float16, so that small gradients do not vanish."""
+        """What losses are multiplied by under float16, so that small gradients do not vanish."""
         return self.scaler.get_scale()
 
-    def gradients(self) -> dict[str, float]:
-        """The largest gradient of each part of the model, of the step just taken, as this process has it."""
+    def diagnosis(self, outcome: Outcome) -> str:
+        """What was not finite in the step just taken, and the largest gradient of each part of the model."""
         largest: dict[str, float] = {}
         for name, parameter in self.model.named_parameters():
-            part = name.split(".")[0]
             if parameter.grad is not None and parameter.grad.numel():
+                part = name.removeprefix("model.").split(".")[0]  # a Tuner holds its model
                 value = local_shard(parameter.grad).abs().max().item()  # max() gives nan where there is one
                 before = largest.get(part, 0.0)
                 largest[part] = value if math.isnan(value) or value > before else before
-        return largest
+        terms = [f"{name} {value:g}" for name, value in outcome.losses.items() if not math.isfinite(value)]
+        gradients = ", ".join(f"{part} {value:.3g}" for part, value in largest.items())
+        scale = f"; loss scale {self.scale:g}" if self.scaler.is_enabled() else ""
+        return f"{', '.join(terms) or 'losses are finite'}; largest gradients: {gradients}{scale}"
 
     def _match(self, batch: Batch) -> Matching:
         sizes = level_sizes(*batch.images.pixels.shape[2:])
@@ -130,9 +146,9 @@ class Stepper:
         return Totals(num_positive, centerness), int(images)
 
     def _backward(self, batch: Batch, matching: Matching, totals: Totals) -> torch.Tensor:
-        """Add to the gradients those of a micro-batch; gives its losses, which are shares of the whole step's."""
-        dtype = _TYPES[self.precision]
-        with torch.autocast(self.group.device.type, dtype=dtype, enabled=self.precision != "float32"):
+        """Add the gradients of a micro-batch; gives its losses, which are shares of those of the step."""
+        dtype = _TYPES[self.config.precision]
+        with torch.autocast(self.group.device.type, dtype=dtype, enabled=dtype != torch.float32):
             outputs = self.module(batch)
         losses = compute_losses(outputs, matching, batch.text.attention_mask, totals=totals)
         # Processes average their gradients; the totals ask for the sum.
@@ -140,7 +156,7 @@ class Stepper:
         return torch.stack([losses.token, losses.box, losses.centerness]).detach().double()
 
     def _all_reduce(self, terms: torch.Tensor, stop: bool) -> tuple[dict[str, float], float, bool]:
-        """The losses, the gradient's norm, and whether to stop: one exchange, one wait for the GPU."""
+        """The losses, the gradient norm, and whether to stop: one exchange, one wait for the GPU."""
         squares = [local_shard(p.grad).norm().double().square() for p in self.model.parameters() if p.grad is not None]
         square = torch.stack(squares).sum() / (1 if is_sharded(self.module) else self.group.size)
         met = self.group.sum(torch.cat([terms, torch.stack([square, square.new_tensor(float(stop))])]))
@@ -149,7 +165,7 @@ class Stepper:
         return losses, math.sqrt(square_sum), stops > 0
 
     def _clip(self, norm: float) -> None:
-        factor = self.clip / (norm + 1e-6)
+        factor = self.config.clip / (norm + 1e-6)
         if factor >= 1:
             return
         for parameter in self.model.parameters():

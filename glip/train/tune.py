@@ -1,94 +1,43 @@
-"""Tuning for one task: epochs over its images, each followed by a validation, that need no babysitting.
+"""Tuning for one task: epochs over its images, each followed by a validation, with nothing to watch over.
 
-The schedule is the release's (``USE_AUTOSTEP``): the rate falls to a tenth when the validation has not risen for some
-epochs, the tuning ends when it has not for some more, and the best state is what is kept.
+The schedule is the release's (``USE_AUTOSTEP``): the learning rate drops to a tenth after some epochs without
+improvement, tuning ends after some more, and the best state is kept. Each step is that of training (``train/step.py``).
 """
 
-import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from glip.adaptation import Adaptation, Mode
+from glip.adaptation import Adaptation
+from glip.config import TuneConfig
 from glip.detector import Detector
-from glip.errors import ConfigError, TrainingError
-from glip.geometry.anchors import grid_anchors, level_sizes
-from glip.loss import Totals, compute_losses, match
+from glip.errors import TrainingError
+from glip.experiment import to_dict
 from glip.shapes import Tensor
 from glip.signals import GracefulStop, Interrupted
-from glip.train.checkpoint import remove_written, write_state
+from glip.train.checkpoint import FORMAT, read_state, refuse_other_run, write_state
+from glip.train.distributed import ONE, Group, main_only, wrap_model
 from glip.train.optim import build_optimizer
-from glip.train.tuning import Images, Prepared, Tuner, by_size
+from glip.train.step import Outcome, Stepper, prepare
+from glip.train.tuner import Images, TaskBatch, Tuner, by_size
 
 STATE = "last.pt"
-_FEWEST_VIEWS = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneSettings:
-    """How a task is tuned; ``usual_settings`` gives the release's rates of each mode.
-
-    Args:
-        lr: rate of what is tuned.
-        bert_lr: of the language model in mode full.
-        weight_decay: of matrices; of prompt offsets too, which it draws back to the untuned prompt.
-        batch_size: images of a step.
-        epochs: at most.
-        images_per_epoch: images shown in a epoch, 0 for each of them once but 64 at least (few shots are shown often).
-        drop_after: epochs without a rise after which the rate falls to a tenth.
-        patience: epochs without a rise after which the tuning ends.
-        clip: largest norm of a gradient.
-        precision: what the network computes in.
-        max_bad_steps: steps in a row whose numbers are not finite, after which the tuning fails.
-        seed: of the order of the images.
-    """
-
-    lr: float
-    bert_lr: float = 1e-5
-    weight_decay: float
-    batch_size: int = 4
-    epochs: int = 100
-    images_per_epoch: int = 0
-    drop_after: int = 3
-    patience: int = 8
-    clip: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    max_bad_steps: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key in ("batch_size", "epochs", "drop_after", "patience"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key}: got {getattr(self, key)}: give 1 or more")
-        if self.images_per_epoch < 0:
-            raise ConfigError(f"images_per_epoch: got {self.images_per_epoch}: give 1 or more, or 0 for all images")
-        for key in ("lr", "bert_lr", "weight_decay"):
-            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
-                raise ConfigError(f"{key}: got {getattr(self, key)}: give a number from 0 on")
+_FEWEST_IMAGES = 64  # of an epoch: few shots are shown often
+_MAY_CHANGE = ("epochs", "micro_batch", "checkpointing", "compile", "max_bad_steps", "cache_gb", "thresholds")
+_RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
 
 
 def remove_state(folder: Path) -> None:
-    """Remove what a tuning goes on from, once its result is safe."""
-    remove_written(folder / STATE)
-
-
-def usual_settings(mode: Mode, **changed: Any) -> TuneSettings:
-    """The release's rates of a mode: for prompts 0.05 with decay 0.25, else 1e-4 and for BERT 1e-5 with decay 0.05."""
-    rates = {
-        "prompt": {"lr": 0.05, "weight_decay": 0.25},
-        "linear": {"lr": 1e-4, "weight_decay": 0.05},
-        "full": {"lr": 1e-4, "weight_decay": 0.05},
-        "text": {"lr": 1e-5, "weight_decay": 0.05},
-    }
-    return TuneSettings(**{**rates[mode], **changed})
+    """Remove the state that a tuning resumes from, once its result is safe."""
+    (folder / STATE).unlink(missing_ok=True)
 
 
 @dataclass
@@ -105,226 +54,189 @@ class TuneState:
 
 
 class TuneRun:
-    """One tuning, new or as its state file has it.
+    """One tuning, new or as its state file has it. Under torchrun every process makes one; the main one writes.
 
     Args:
-        tuner: what is tuned.
+        tuner: what is tuned, on the device of this process.
         images: what it is tuned on.
-        settings: how.
-        validate: the figure of a detector, higher is better.
+        config: how; its mode is the tuner's.
+        validate: the figure of a detector, higher is better; called in all processes.
         folder: where the state is written after each epoch; made if missing.
-        of: what this tuning is of; a state of another one is refused.
+        group: the processes that tune together.
+        inputs: identifies data and model; a state of another tuning is refused.
 
     Raises:
-        ValueError: the folder holds another tuning, or a state that cannot be read.
+        GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
     def __init__(
         self,
         tuner: Tuner,
         images: Images,
-        settings: TuneSettings,
+        config: TuneConfig,
         *,
         validate: Callable[[Detector], float],
         folder: Path,
-        of: str = "",
+        group: Group = ONE,
+        inputs: str = "",
     ) -> None:
-        self.tuner, self.images, self.settings, self.validate = tuner, images, settings, validate
-        same = asdict(replace(settings, epochs=1))  # more epochs may be asked for later
-        self.folder, self.of = folder, f"{of} {tuner.mode} {tuner.prompt.caption!r} {same}"
-        folder.mkdir(parents=True, exist_ok=True)
-        self.trained = tuner.trained()
-        self.optimizer = build_tuning_optimizer(tuner, settings)
+        lr, weight_decay = _RATES[tuner.mode]
+        self.config = replace(
+            config,
+            lr=lr if config.lr is None else config.lr,
+            weight_decay=weight_decay if config.weight_decay is None else config.weight_decay,
+        )
+        self.tuner, self.images, self.validate, self.folder = tuner, images, validate, folder
+        self.group = group = replace(group, device=torch.device(tuner.detector.device))
+        self.made_from = {**to_dict(self.config), "mode": tuner.mode, "prompt": tuner.prompt.caption, "inputs": inputs}
+        prepare(tuner.model, config)
+        module = wrap_model(tuner, group)
+        self.stepper = Stepper(tuner, module, build_tuning_optimizer(tuner, self.config), config, group)
         self.state = TuneState()
         if (folder / STATE).is_file():
             self._resume(folder / STATE)
 
     def __call__(self, report: Callable[[str], None] = print) -> Adaptation:
-        """Tune to the end; the best state by validation is what comes out.
+        """Tune to the end; the result is the best state by validation.
 
         Raises:
             TrainingError: losses stayed non-finite.
-            Interrupted: a signal came; the same call goes on.
+            Interrupted: a signal came; the same call resumes.
             OSError: the state cannot be written.
         """
-        state, settings = self.state, self.settings
-        with GracefulStop() as wish:
+        state, config, report = self.state, self.config, main_only(self.group, report)
+        with GracefulStop() as signals:
             if not state.history:
                 self._judge(0.0, 0.0)
                 report(f"before: {state.figure:.3f} on validation")
-            while state.epochs < settings.epochs and state.waited < settings.patience:
+            while state.epochs < config.epochs and state.waited < config.patience:
                 began = time.monotonic()
-                loss = self._epoch(wish)
+                loss = self._epoch(signals)
                 state.epochs += 1
                 self._judge(loss, time.monotonic() - began)
-                write_state(self.folder / STATE, self._captured())
+                if self.group.main:
+                    write_state(self.folder / STATE, self._captured())
                 report(self._line())
-                self._stop_if_asked(wish)
-        with torch.no_grad():
-            for name, value in state.best.items():
-                self._target(name).copy_(value)
-        found = self.tuner.adaptation(figures={"validation": state.figure, "validation before": self.before})
-        return found.to("cpu")
+        self._load(state.best)
+        before = state.history[0]["validation"]
+        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
+
+    def step(self, batches: Sequence[TaskBatch], *, stop: bool = False) -> Outcome:
+        """One step on a few images, each padded size in a pass of its own."""
+        outcome = self.stepper(list(by_size(batches, self.config.micro_batch)), stop=stop)
+        state = self.state
+        state.bad_in_row = state.bad_in_row + 1 if outcome.bad else 0
+        if state.bad_in_row >= self.config.max_bad_steps:
+            raise TrainingError(
+                f"losses or gradients were not finite in {state.bad_in_row} steps in a row "
+                f"({self.stepper.diagnosis(outcome)}; learning rate {self.rate:.2g}): tune in another folder with a "
+                "lower learning rate, or with precision float32"
+            )
+        return outcome
 
     @property
-    def before(self) -> float:
-        """The validation of the untuned model."""
-        return self.state.history[0]["validation"]
+    def rate(self) -> float:
+        """The learning rate now."""
+        return float(self.stepper.optimizer.param_groups[0]["lr"])
 
     # ---- one epoch
 
-    def _stop_if_asked(self, wish: GracefulStop) -> None:
-        if wish.number:
-            raise Interrupted(wish.number, f"stopped after epoch {self.state.epochs}")
-
-    def _epoch(self, wish: GracefulStop) -> float:
-        """Show the next images; gives the mean loss of the steps. A stopped epoch begins anew."""
-        number, settings = self.state.epochs, self.settings
-        torch.manual_seed(settings.seed * 100_003 + number)  # a resumed run draws the same
-        rng = np.random.default_rng([settings.seed, number])
+    def _epoch(self, signals: GracefulStop) -> float:
+        """Show the next images; gives the mean loss of the steps. A stopped epoch starts over when it is resumed."""
+        number, seed, rank = self.state.epochs, self.config.seed, self.group.rank
+        torch.manual_seed(seed * 100_003 + number + (rank << 32))  # a resumed run draws the same
+        rng = np.random.default_rng([seed, number, rank])
         losses = []
-        for batch in tqdm(self._batches(), desc=f"epoch {number + 1}", unit="step", disable=None, leave=False):
-            losses.append(self.step([self.images.get(index, rng) for index in batch]))
-            self._stop_if_asked(wish)
+        hidden = None if self.group.main else True  # None: shown in a terminal
+        for batch in tqdm(self._batches(), desc=f"epoch {number + 1}", unit="step", disable=hidden, leave=False):
+            share = len(batch) // self.group.size
+            own = batch[rank * share : (rank + 1) * share]
+            outcome = self.step([self.images.get(index, rng) for index in own], stop=signals.number > 0)
+            losses.append(outcome.losses["loss"])
+            if outcome.stopping:
+                raise Interrupted(signals.number or signal.SIGTERM, f"stopped after epoch {number}")
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
     def _batches(self) -> list[Sequence[int]]:
         """The next images of an endless row of passes over all, each in an order of its own."""
-        usable, size = self.images.usable, self.settings.batch_size
-        images_per_epoch = self.settings.images_per_epoch or max(_FEWEST_VIEWS, len(usable))
-        first, shown = divmod(self.state.epochs * images_per_epoch, len(usable))
-        passes = range(first, first + math.ceil((shown + images_per_epoch) / len(usable)))
-        row = np.concatenate([np.random.default_rng([self.settings.seed, 1, e]).permutation(usable) for e in passes])
-        order = row[shown : shown + images_per_epoch].tolist()
-        return [order[start : start + size] for start in range(0, images_per_epoch, size)]
+        usable, size = self.images.usable, self.config.batch_size
+        count = self.config.images_per_epoch or max(_FEWEST_IMAGES, len(usable))
+        count = math.ceil(count / self.group.size) * self.group.size  # equal shares for all processes
+        first, shown = divmod(self.state.epochs * count, len(usable))
+        passes = range(first, first + math.ceil((shown + count) / len(usable)))
+        row = np.concatenate([np.random.default_rng([self.config.seed, 1, e]).permutation(usable) for e in passes])
+        order = row[shown : shown + count].tolist()
+        return [order[start : start + size] for start in range(0, count, size)]
 
-    def step(self, prepared: Sequence[Prepared]) -> float:
-        """One step on a few images, each padded size in a pass of its own, over the totals of all; gives the loss."""
-        groups = list(by_size(prepared))
-        device = self.tuner.detector.device
-        matchings = []
-        for group in groups:
-            sizes = level_sizes(*group.batch.images.pixels.shape[2:])
-            targets = [target.to(device) for target in group.batch.targets]
-            matchings.append(match(targets, grid_anchors(sizes, device=device), sizes))
-        own = [matching.totals for matching in matchings]
-        totals = Totals(sum(one.num_positive for one in own), sum(one.centerness for one in own))
-        self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for group, matching in zip(groups, matchings, strict=True):
-            with self._precision():
-                levels = group.levels or self.tuner.encode(group.batch)
-                outputs = self.tuner(tuple(level.to(device) for level in levels))
-            mask = self.tuner.text.attention_mask.expand(len(group.batch.targets), -1)
-            losses = compute_losses(outputs, matching, mask, totals=totals)
-            losses.total.backward()  # type: ignore[no-untyped-call]
-            total += float(losses.total.detach())
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.settings.clip))
-        self._count_bad(math.isfinite(total) and math.isfinite(norm))
-        return total
-
-    def _count_bad(self, good: bool) -> None:
-        if good:
-            self.optimizer.step()
-        self.state.bad_in_row = 0 if good else self.state.bad_in_row + 1
-        if self.state.bad_in_row >= self.settings.max_bad_steps:
-            raise TrainingError(
-                f"losses or gradients were not finite in {self.state.bad_in_row} steps in a row at rate "
-                f"{self.rate:.2g}: tune anew in another folder with a lower rate, or with precision float32"
-            )
-
-    def _precision(self) -> contextlib.AbstractContextManager[object]:
-        if self.settings.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.tuner.detector.device.type, dtype=torch.bfloat16)
-
-    # ---- after a epoch
+    # ---- after an epoch
 
     def _judge(self, loss: float, seconds: float) -> None:
-        """Validate, keep the best, lower the rate where it has stalled."""
-        state, settings = self.state, self.settings
+        """Validate, keep the best, lower the learning rate where it has stalled."""
+        state = self.state
         self.tuner.model.eval()
-        figure = self.validate(self.tuner.detector.adapted(self.tuner.adaptation()))
+        figure = self.group.gather(self.validate(self.tuner.detector.adapted(self.tuner.adaptation())))[0]
         self.tuner.set_modes()
         state.history.append({"validation": figure, "loss": loss, "rate": self.rate, "seconds": seconds})
         if figure > state.figure:
             state.figure, state.waited, state.stalled = figure, 0, 0
-            state.best = {name: self._target(name).detach().cpu().clone() for name in self._names()}
+            state.best = self._copies()
             return
         state.waited += 1
         state.stalled += 1
-        if state.stalled >= settings.drop_after:
+        if state.stalled >= self.config.drop_after:
             state.stalled = 0
-            for group in self.optimizer.param_groups:
+            for group in self.stepper.optimizer.param_groups:
                 group["lr"] *= 0.1
-
-    @property
-    def rate(self) -> float:
-        """The rate now."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def _line(self) -> str:
         state, last = self.state, self.state.history[-1]
         return (
             f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
-            f"{state.figure:.3f}  rate {last['rate']:.1e}  {last['seconds']:.1f} s  {self._outlook()}"
+            f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {self._outlook()}"
         )
 
     def _outlook(self) -> str:
-        """How long it goes on, which a rise may lengthen up to the epochs that were asked for."""
+        """How many epochs are left; an improvement may add more, up to ``epochs``."""
         state = self.state
-        more, waiting = self.settings.epochs - state.epochs, self.settings.patience - state.waited
+        more, waiting = self.config.epochs - state.epochs, self.config.patience - state.waited
         left = min(more, waiting)
         if left == 0:
             return "the last epoch"
         mean = sum(row["seconds"] for row in state.history) / state.epochs
         ends = f"{left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
-        return f"ends after {ends}" + (" unless it rises" if waiting < more else "")
+        return f"ends after {ends}" + (" unless it improves" if waiting < more else "")
 
     # ---- on disk
 
-    def _names(self) -> list[str]:
-        parameters = dict(self.tuner.model.named_parameters())
-        buffers = [name for name in self.tuner.model.state_dict() if name not in parameters]
-        return [*self.trained, *(buffers if self.tuner.mode == "full" else ())]
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.tuner.learned().items()}
 
-    def _target(self, name: str) -> Tensor:
-        found = self.trained.get(name)
-        return self.tuner.model.get_buffer(name) if found is None else found
+    @torch.no_grad()
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for name, value in self.tuner.learned().items():
+            value.copy_(weights[name])
 
     def _captured(self) -> dict[str, Any]:
-        now = {name: self._target(name).detach().cpu().clone() for name in self._names()}
-        return {"of": self.of, "now": now, "optimizer": self.optimizer.state_dict(), "state": asdict(self.state)}
+        optimizer, scaler = self.stepper.optimizer.state_dict(), self.stepper.scaler.state_dict()
+        own = {"weights": self._copies(), "optimizer": optimizer, "scaler": scaler, "state": asdict(self.state)}
+        return {"format": FORMAT, "made_from": self.made_from, **own}
 
     def _resume(self, path: Path) -> None:
-        try:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
-            of = tree["of"]
-        except Exception as error:  # a broken file makes torch raise almost anything
-            raise ConfigError(
-                f"{str(path)!r} cannot be read ({type(error).__name__}): remove it to tune anew, or give another folder"
-            ) from None
-        if of != self.of:
-            raise ConfigError(
-                f"{str(path.parent)!r} holds another tuning (other images, settings, words or weights): give another "
-                "--out, or remove it to tune anew"
-            )
-        with torch.no_grad():
-            for name, value in tree["now"].items():
-                self._target(name).copy_(value)
-        self.optimizer.load_state_dict(tree["optimizer"])
-        self.state = TuneState(**tree["state"])
+        state = read_state(path)
+        refuse_other_run(self.folder, state["made_from"], self.made_from, may_change=_MAY_CHANGE)
+        self._load(state["weights"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        if self.stepper.scaler.is_enabled():
+            self.stepper.scaler.load_state_dict(state["scaler"])
+        self.state = TuneState(**state["state"])
 
 
-def build_tuning_optimizer(tuner: Tuner, settings: TuneSettings) -> torch.optim.AdamW:
-    """The ordinary training's optimizer of the weights that train, or one for the prompt's offsets."""
+def build_tuning_optimizer(tuner: Tuner, config: TuneConfig) -> torch.optim.AdamW:
+    """The optimizer of training for the weights that train, or one for the prompt's offsets."""
+    lr, weight_decay = config.lr, config.weight_decay
+    assert lr is not None and weight_decay is not None
     if tuner.offsets is not None:
-        return torch.optim.AdamW([tuner.offsets], lr=settings.lr, weight_decay=settings.weight_decay)
-    return build_optimizer(
-        tuner.model,
-        lr=settings.lr,
-        bert_lr=settings.bert_lr if tuner.mode == "full" else settings.lr,
-        text_lr=settings.lr,
-        weight_decay=settings.weight_decay,
-    )
+        return torch.optim.AdamW([tuner.offsets], lr=lr, weight_decay=weight_decay)
+    bert_lr = config.bert_lr if tuner.mode == "full" else lr
+    return build_optimizer(tuner.model, lr=lr, bert_lr=bert_lr, text_lr=lr, weight_decay=weight_decay)

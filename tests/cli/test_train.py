@@ -175,7 +175,8 @@ def test_the_model_of_a_config_starts_from_weights(place, capsys):
     )
     assert glip("train", "bare.yaml", *start, "train.batch_size=1", "train.warmup=0", "train.output=fourth") == 0
     config = json.loads((place / "fourth" / "model" / "config.json").read_text())
-    assert config["name"] == "tiny" and config["trained_on"][-1] == "mine", "the starting model's, and what it saw now"
+    assert config["name"] == "fourth" and config["trained_on"][-1] == "mine", "named after its folder"
+    assert config["trained_on_data"] and len(set(config["trained_on_data"])) == len(config["trained_on_data"])
     bare = [
         "train",
         "bare.yaml",
@@ -232,19 +233,18 @@ def test_other_annotations_in_the_same_folder_are_refused(place, capsys):
     command = ["train", "small.yaml", "train.output=run", "data.root=data", "--device", "cpu"]
     assert glip(*command, "train.steps=2") == 0
     assert glip(*command, "train.steps=2") == 0
-    assert "all 2 steps are done and nothing is trained: raise train.steps" in capsys.readouterr().out
+    assert "this run has finished its 2 steps" in capsys.readouterr().out
     file = place / "data" / "instances.json"
     tree = json.loads(file.read_text())
     first = tree["annotations"][0]["bbox"]
     tree["annotations"][0]["bbox"] = [value + 1 for value in first]
     file.write_text(json.dumps(tree))
     assert glip(*command, "train.steps=4") == 2
-    assert "set 'drawn' still has 4 images, 9 boxes, but they are others" in capsys.readouterr().err
+    assert "'run' holds a run with training sets.drawn 4 images, 9 boxes, " in capsys.readouterr().err
     tree["annotations"].pop()
     file.write_text(json.dumps(tree))
     assert glip(*command, "train.steps=4") == 2
-    told = capsys.readouterr().err
-    assert "set 'drawn' had 4 images, 9 boxes and has 4 images, 8 boxes now: set train.output to another" in told
+    assert ", not 4 images, 8 boxes, " in capsys.readouterr().err
 
 
 def test_settings_are_refused_before_any_set_is_read(place, capsys):

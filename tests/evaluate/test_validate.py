@@ -34,9 +34,8 @@ def said() -> list[Sample]:
 
 
 def test_figures_are_those_of_the_ordinary_evaluation(tiny_config, tokenizer):
-    model = seeded(tiny_config)
-    found = Validator(tiny_config, tokenizer, {"drawn": drawn(), "said": said()}, shown=1)(model)
     detector = Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu")
+    found = Validator({"drawn": drawn(), "said": said()}, shown=1)(detector)
     score = average_precision(detect_all(detector, drawn()))
     recall = phrase_recall(detect_all(detector, said()))
     assert found.figures == {
@@ -50,27 +49,22 @@ def test_figures_are_those_of_the_ordinary_evaluation(tiny_config, tokenizer):
 
 
 def test_the_model_does_not_notice(tiny_config, tokenizer):
-    model = seeded(tiny_config).train()
-    model.vision.eval()  # as frozen parts are
+    model = seeded(tiny_config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
-    Validator(tiny_config, tokenizer, {"drawn": drawn()}, images=1, shown=1)(model)
-    assert [module.training for module in model.modules()] == modes
+    Validator({"drawn": drawn()}, images=1, shown=1)(Detector(model, tiny_config, tokenizer, "cpu"))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_model_is_itself_again_after_an_error(tiny_config, tokenizer, tmp_path):
-    model = seeded(tiny_config).train()
+def test_images_that_cannot_be_read(tiny_config, tokenizer, tmp_path):
     (tmp_path / "cut.png").write_bytes(b"half an image")
     cut = [replace(one, image=tmp_path / "cut.png") for one in drawn()]
-    validator = Validator(tiny_config, tokenizer, {"cut": cut})
+    validator = Validator({"cut": cut})
     with pytest.raises(ValueError, match=r"set 'cut': nothing to score: .* 4 x unreadable image \(.*cut\.png") as told:
-        validator(model)
+        validator(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))
     assert "\n" not in str(told.value)
-    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.unchecked
@@ -81,25 +75,25 @@ def test_some_images_are_chosen_evenly():
         Chosen(range(10), 4)[4]
 
 
-def test_a_set_with_nothing_to_score_is_refused_at_once(tiny_config, tokenizer):
+def test_a_set_with_nothing_to_score_is_refused_at_once():
     with pytest.raises(ValueError, match="lists no set"):
-        Validator(tiny_config, tokenizer, {})
+        Validator({})
     bare = [replace(one, boxes=torch.empty(0, 4), box_phrases=()) for one in drawn()]
     with pytest.raises(ValueError, match="'bare': none of its 4 images"):
-        Validator(tiny_config, tokenizer, {"bare": bare})
+        Validator({"bare": bare})
 
 
 def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_path):
     lost = [replace(one, image=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
     with pytest.raises(ValueError, match=r"set 'lost': none of its 4 images .* is there, such as '.*0\.png'") as told:
-        Validator(tiny_config, tokenizer, {"lost": lost})
+        Validator({"lost": lost})
     assert "\n" not in str(told.value)
-    found = Validator(tiny_config, tokenizer, {"some": [*lost[:2], *drawn()[2:]]})(seeded(tiny_config))
+    found = Validator({"some": [*lost[:2], *drawn()[2:]]})(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))
     assert found.skipped.counts == {"unreadable image": 2}
 
 
 def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):
     world = [draw_sample(seed, World("novel", 0.5, (96, 128))) for seed in range(6)]
     assert {one.prompt is None for one in world} == {True, False}
-    found = Validator(tiny_config, tokenizer, {"novel": world}, shown=0)(seeded(tiny_config))
+    found = Validator({"novel": world}, shown=0)(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))
     assert {"novel/AP50", "novel/recall@1"} <= set(found.figures) and not found.images

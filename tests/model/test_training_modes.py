@@ -16,7 +16,7 @@ from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.model.vision import FeaturePyramid
 from glip.structures import Batch, ImageBatch, Prompt, TextBatch, TextFeatures
-from glip.train.loop import keep_frozen_still
+from glip.train.step import frozen_to_eval
 
 BLURRED = replace(SMALL.head, drop_block=0.3, fusion_dropout=0.2)
 SWIN: ModelConfig = replace(SMALL, vision=replace(SMALL.vision, drop_path=0.5), head=BLURRED)
@@ -88,7 +88,7 @@ def test_gradients_and_running_means_are_bit_identical(config: ModelConfig, froz
     states = []
     for model in (kept, again):
         model.freeze(stages=frozen)
-        keep_frozen_still(model)
+        frozen_to_eval(model)
         with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
             states.append((learn(model), learn(model), torch.get_rng_state()))
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
@@ -125,7 +125,7 @@ def test_freezing_stages(config: ModelConfig, stages: int) -> None:
     kind = config.vision.kind
     model = seeded(config).train()
     model.freeze(stages=stages)
-    keep_frozen_still(model)
+    frozen_to_eval(model)
     prefixes = sum(STAGES[kind][:stages], STEM[kind]) if stages else ()
     expected = {name for name, _ in model.named_parameters() if prefixes and name.startswith(prefixes)}
     assert {name for name, part in model.named_parameters() if not part.requires_grad} == expected

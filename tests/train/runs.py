@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from small import RELEASED, VOCABULARY, scenes
+from small import NAMES, RELEASED, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
@@ -34,8 +34,9 @@ STILL = replace(  # nothing random in it: the same step gives the same numbers h
 
 
 def settings(output: Path, **changes: object) -> Experiment:
-    quick = TrainConfig(steps=6, batch_size=1, lr=1e-3, warmup=2, save_every=2, log_every=2, output=str(output))
-    return Experiment(train=replace(quick, **changes))
+    quick = {"steps": 6, "batch_size": 1, "lr": 1e-3, "warmup": 2, "save_every": 2, "log_every": 2, **changes}
+    start = "the model given" if "wise_ft" in changes else None
+    return Experiment(train=TrainConfig(output=str(output), start=start, **quick))
 
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:
@@ -50,6 +51,16 @@ def batches_of(size: int, *, side: int = 64) -> list[Batch]:
     made = [processor.training(samples[first : first + size]) for first in range(0, len(samples), size)]
     texts = [replace(batch.text, input_ids=batch.text.input_ids % _WORDS) for batch in made]
     return [replace(batch, text=text) for batch, text in zip(made, texts, strict=True)]
+
+
+def task_samples() -> list[Sample]:
+    """The drawn images with boxes of ``NAMES``, as tuning reads them."""
+    made = []
+    for number, (image, things) in enumerate(scenes()):
+        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
+        boxes = torch.tensor([thing.box for thing in things])
+        made.append(Sample(image, boxes, labels, vocabulary=NAMES, image_id=number))
+    return made
 
 
 def step_of(*batches: Batch, skipped: str = "", broken: tuple[str, ...] = ()) -> Step:

@@ -1,6 +1,6 @@
 """Run as a program by each of two processes, with torchrun's environment: a few small runs of both together.
 
-Its arguments: the output folder, then what to run, by the names of ``CASES``, or ``fail`` or ``stop``.
+Its arguments: the output folder, then what to run, by the names of ``CASES``, or ``fail``, ``stop`` or a tuning mode.
 """
 
 import json
@@ -8,18 +8,28 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/train", "tools")]
 
 import torch  # noqa: E402
-from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream  # noqa: E402
-from small import seeded  # noqa: E402
+from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream, task_samples  # noqa: E402
+from small import NAMES, TINY, VOCABULARY, seeded  # noqa: E402
 
+from glip.config import TuneConfig  # noqa: E402
 from glip.data.loader import Step  # noqa: E402
+from glip.data.sets import SkipCounter  # noqa: E402
+from glip.detector import Detector  # noqa: E402
+from glip.encoded import FeatureCache  # noqa: E402
+from glip.structures import Prompt  # noqa: E402
+from glip.text.tokens import Tokenizer  # noqa: E402
 from glip.train.distributed import Group, process_group  # noqa: E402
 from glip.train.loop import train  # noqa: E402
+from glip.train.tune import TuneRun  # noqa: E402
+from glip.train.tuner import Images, Tuner  # noqa: E402
 
 STEPS = 5
 CASES: dict[str, dict[str, object]] = {
@@ -69,6 +79,28 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
     train(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), since, group=group, report=quiet)
 
 
+def run_tuning(output: Path, mode: Any, group: Group) -> None:
+    """Tune for two epochs of two steps, in micro-batches; the main process writes what was learned."""
+    config = replace(
+        TINY,
+        vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
+        language=replace(TINY.language, layers=1, dropout=0.0),
+        head=replace(TINY.head, blocks=1, fusion_width=64, fusion_dropout=0.0, drop_block=0.0),
+        image=replace(TINY.image, min_size=96, max_size=128),
+    )
+    tuner = Tuner(
+        Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu"), NAMES, Prompt.from_names(NAMES), mode=mode
+    )
+    images = Images(task_samples(), tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
+    options = TuneConfig(mode=mode, epochs=2, images_per_epoch=8, batch_size=4, micro_batch=1)
+    figures = iter([0.1, 0.2 + group.rank, 0.3])
+    run = TuneRun(tuner, images, options, validate=lambda _: next(figures), folder=output / f"tune-{mode}", group=group)
+    found = run(quiet)
+    if group.main:
+        learned = {**found.weights, **({} if found.offsets is None else {"offsets": found.offsets})}
+        torch.save({"learned": learned, "history": run.state.history}, output / f"tune-{mode}.pt")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     output = Path(sys.argv[1])
@@ -78,6 +110,8 @@ def main() -> None:
         for name in sys.argv[2:]:
             if name in CASES:
                 run_case(output, name, group)
+            elif name in ("prompt", "full"):
+                run_tuning(output, name, group)
             else:
                 run_disturbed(output, name, group)
 

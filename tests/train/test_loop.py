@@ -1,6 +1,5 @@
 """The loop on a tiny model: resumed equals uninterrupted, bad batches break nothing, frozen parts stay."""
 
-import json
 import os
 import signal
 from dataclasses import dataclass, field, replace
@@ -11,18 +10,15 @@ from PIL import Image
 from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
 from small import seeded
 
-from glip.config import DatasetConfig, TrainConfig
+from glip.config import DatasetConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
-from glip.errors import TrainingError
+from glip.errors import ConfigError, TrainingError
 from glip.experiment import config_folder
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
-from glip.train import loop
-from glip.train.averages import wise_ft
-from glip.train.distributed import Group
-from glip.train.loop import train
-from glip.train.settings import check_experiment
+from glip.train.loop import check_experiment, train
+from glip.train.optim import wise_ft
 from glip.train.start import load_config
 
 
@@ -55,20 +51,8 @@ def test_resumed_run_equals_an_uninterrupted_one(config, steps, tmp_path):
     assert [row["step"] for row in metrics(tmp_path / "a")] == [3, 6]
     first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
     for state in (first, second):
-        state.pop("config")  # the output folders differ
-    assert same(first, second), "weights, mean, optimizer, random numbers, counts"
-
-
-def test_metrics_past_the_checkpoint_are_forgotten(steps, tmp_path):
-    changes = {"save_every": 4, "log_every": 1}
-    whole = train(settings(tmp_path / "a", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6, stop=5), report=quiet)
-    assert len(metrics(tmp_path / "b")) == 5
-    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')  # the write itself was killed
-    resumed = train(settings(tmp_path / "b", **changes), seeded(SWIN), stream(steps, 6), report=quiet)
-    assert equal(whole, resumed) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
+        state.pop("made_from")  # the output folders differ
+    assert same(first, second), "weights, average, optimizer, random numbers, counts"
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
@@ -80,7 +64,7 @@ def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
     bad = stream([steps[0], poisoned(steps[0]), steps[2]], 3)
     train(settings(tmp_path, steps=2, **changes), seeded(config), bad, report=said.append)
     after = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert all(same(before[key], after[key]) for key in ("model", "mean", "updates"))
+    assert all(same(before[key], after[key]) for key in ("model", "ema", "ema_updates"))
     assert same(before["optimizer"]["state"], after["optimizer"]["state"])
     assert after["progress"]["skipped_steps"] == after["progress"]["bad_in_row"] == 1 and "1 skipped" in said[1]
     assert metrics(tmp_path)[-1]["loss"] is None and metrics(tmp_path)[-1]["skipped_steps"] == 1
@@ -97,13 +81,19 @@ def test_a_run_that_stays_bad_stops_with_a_diagnosis(steps, tmp_path):
     def since(start):
         return iter([*bad, bad[1], bad[1], steps[2], steps[2]][start:])
 
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as caught:
         train(experiment, seeded(SWIN), since, report=quiet)
-    message = str(told.value)
-    assert "not finite in the 2 steps up to step 3" in message and "token nan" in message and "\n" not in message
-    for part in ("vision nan", "tower nan", "rate 0.001", "last.pt", "lower train.lr"):
+    message = str(caught.value)
+    for part in (
+        "2 steps in a row, up to step 3",
+        "token nan",
+        "vision nan",
+        "rate 0.001",
+        "last.pt",
+        "lower train.lr",
+    ):
         assert part in message
-    assert isinstance(told.value, ValueError), "the command line shows these in one line"
+    assert "\n" not in message
     stored = torch.load(tmp_path / "last.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in stored["model"].values())
     assert stored["progress"]["step"] == 3
@@ -150,7 +140,7 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     assert same(dict(shipped.state_dict()), seen[1]), "step 4, as it was validated"
     best = torch.load(tmp_path / "a" / "best.pt", weights_only=True)
     assert best["progress"]["best"] == 0.7 and best["progress"]["step"] == best["progress"]["best_step"] == 4
-    assert same(seen[1], wise_ft(begun, best["model"] | best["mean"], 0.25))
+    assert same(seen[1], wise_ft(begun, best["model"] | best["ema"], 0.25))
     assert not same(seen[1], best["model"])
     rows = [row for row in metrics(tmp_path / "a") if "validation" in row]
     assert [(row["step"], row["best"]) for row in rows] == [(2, True), (4, True), (6, False)]
@@ -160,22 +150,6 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     train(unvalidated, seeded(SWIN), stream(steps, 6), report=quiet)
     last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab"]
     assert same(last[0]["model"], last[1]["model"]), "validation changes nothing"
-
-
-def test_a_validation_that_a_signal_prevented_is_made_up_for(steps, tmp_path):
-    def signalled(start):
-        for step in range(start, 4):
-            if step == 1 and not start:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield steps[step % 3]
-
-    experiment = settings(tmp_path, steps=4, validate_every=2)
-    with pytest.raises(Interrupted):
-        train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
-    assert not (tmp_path / "best.pt").exists()
-    train(experiment, seeded(SWIN), signalled, validate=lambda model: Found(0.1), report=quiet)
-    assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [2, 4]
-    assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 2
 
 
 def test_a_validation_made_up_for_is_told_once_after_a_kill(steps, tmp_path):
@@ -228,24 +202,20 @@ def test_the_best_of_another_validation_is_forgotten(now, steps, tmp_path):
     assert any("validated best" in line for line in said) == (now in ("other sets", "the same"))
 
 
-def test_a_best_checkpoint_of_another_step_is_not_shipped(steps, tmp_path):
-    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=2)
-    figures = iter([0.9, 0.1])
-    train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(next(figures)), report=quiet)
-    (tmp_path / "best.pt").write_bytes((tmp_path / "last.pt").read_bytes())
-    said: list[str] = []
-    shipped = train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(0.1), report=said.append)
-    assert "step 2 validated best (0.900), but" in said[-1] and "is of step 4: the model is that of step 4" in said[-1]
-    assert same(dict(shipped.state_dict()), torch.load(tmp_path / "last.pt", weights_only=True)["model"])
-
-
 def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
     experiment = settings(tmp_path, steps=2, warmup=1, wise_ft=0.5)
     train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
-    with pytest.raises(ValueError, match=r"wise_ft mixes in the weights .* bring those back"):
+    with pytest.raises(ConfigError, match=r"holds a run with starting weights"):
         train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
     again = train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
     assert not again.training
+
+
+def test_other_data_is_refused(steps, tmp_path):
+    experiment = settings(tmp_path, steps=2, warmup=1)
+    train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 1a2b"}, report=quiet)
+    with pytest.raises(ConfigError, match=r"training sets.drawn 4 images, 1a2b, not 4 images, 3c4d"):
+        train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 3c4d"}, report=quiet)
 
 
 def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
@@ -254,43 +224,20 @@ def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(settings(tmp_path), seeded(SWIN), stream(lossy, 6, stop=5), report=quiet)
     train(settings(tmp_path), seeded(SWIN), stream(lossy, 6), report=said.append)
-    assert "boxes left out in this run: 6 x box without area" in said
+    assert "boxes skipped in this run: 6 x box without area" in said
     assert "samples that could not be used: 6 of 12 tried" in said
     assert metrics(tmp_path)[-1]["skipped"] == {"box without area": 6} and metrics(tmp_path)[-1]["broken"] == 6
 
 
-def test_a_loader_that_ends_early_is_told(steps, tmp_path):
-    with pytest.raises(TrainingError, match="loader ended at step 3 of 6"):
+def test_a_loader_that_ends_early(steps, tmp_path):
+    with pytest.raises(ValueError, match="shorter"):
         train(settings(tmp_path), seeded(SWIN), stream(steps, 3), report=quiet)
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"save_every": 0}, r"train\.save_every: got 0: give 1 or more"),
-        ({"steps": 0}, r"train\.steps: got 0: give 1 or more"),
-        ({"micro_batch": -1}, r"train\.micro_batch: got -1: give 1 or more, or 0 for all"),
-        ({"warmup": -1}, r"train\.warmup: got -1: give 1 or more, or 0 for no warm-up"),
-        ({"keep_every": -2}, r"train\.keep_every: got -2: give 1 or more, or 0 for never"),
-        ({"validate_every": -2}, r"train\.validate_every: got -2: give 1 or more, or 0 for never"),
-        ({"warmup": 6}, r"train\.warmup: got 6, but the run has 6 steps .* fewer than train\.steps"),
-        ({"drops": (0.5, 67.0)}, r"train\.drops: got 67: .* from 0 to 1 \(for 67 % give 0\.67\)"),
-        ({"drops": (-0.1,)}, r"train\.drops: got -0\.1: give shares of the run from 0 to 1$"),
-        ({"ema": 1.0}, r"train\.ema: got 1"),
-        ({"wise_ft": 1.5}, r"train\.wise_ft: got 1\.5"),
-        ({"clip": 0.0}, r"train\.clip: got 0"),
-        ({"precision": "float16"}, r"float16 needs a GPU: take train\.precision=bfloat16"),
-    ],
-)
-def test_settings_that_cannot_work_are_told(changes, told, steps, tmp_path):
-    with pytest.raises(ValueError, match=told):
-        train(settings(tmp_path, **changes), seeded(SWIN), stream(steps, 6), report=quiet)
 
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_can_work(path):
     if path.name not in ("datasets.yaml", "odinw.yaml") and path.parent.name != "tasks":
-        check_experiment(load_config(path), Group())
+        check_experiment(load_config(path))
 
 
 def test_bfloat16_and_checkpointing_learn(tmp_path):
@@ -339,24 +286,7 @@ def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
     assert modes == [False, False] and towers == [True, True]
 
 
-def test_a_language_model_at_rate_zero_is_frozen():
-    """Else its gradients would count in the norm that all are clipped by."""
-    for rate in (0.0, 1e-5):
-        model = seeded(SWIN)
-        loop.prepare(model, TrainConfig(bert_lr=rate), Group())
-        assert {parameter.requires_grad for parameter in model.language.parameters()} == {rate > 0}
-
-
-def test_partly_frozen_language_trains_the_rest():
-    config = replace(SWIN, language=replace(SWIN.language, frozen_layers=1))
-    model = seeded(config).train()
-    loop.keep_frozen_still(model)
-    layers = model.language.bert.encoder.layer
-    assert not layers[0].training and layers[1].training and not model.language.bert.embeddings.training
-
-
 def test_the_config_is_beside_the_run(steps, tmp_path):
     train(settings(tmp_path, steps=1, warmup=0), seeded(SWIN), stream(steps, 1), report=quiet)
     assert "steps: 1" in (tmp_path / "experiment.yaml").read_text()
-    text = torch.load(tmp_path / "last.pt", weights_only=True)["config"]
-    assert json.loads(text)["train"]["steps"] == 1
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["made_from"]["train"]["steps"] == 1

@@ -1,12 +1,13 @@
-"""What is stepped and how fast."""
-
-import math
+"""The optimizer's groups, its learning rates, and averages of weights."""
 
 import pytest
 import torch
 from small import TINY, seeded
 
-from glip.train.optim import build_optimizer, rate_factor, set_rates
+from glip.config import TrainConfig
+from glip.train.optim import EMA, build_optimizer, rate_factor, set_rates, wise_ft
+
+RATES = {"lr": 1e-4, "bert_lr": 1e-5, "text_lr": 3e-5, "weight_decay": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -20,26 +21,23 @@ def group_of(optimizer, parameter):
 
 
 def test_every_trained_parameter_has_one_group(model):
-    optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=3e-5, weight_decay=0.05)
-    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    grouped = [id(p) for group in build_optimizer(model, **RATES).param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
 def test_bert_has_its_own_rate_and_some_have_no_decay(model):
-    optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=3e-5, weight_decay=0.05)
+    optimizer = build_optimizer(model, **RATES)
     bert = model.language.bert
     assert group_of(optimizer, bert.encoder.layer[0].intermediate.dense.weight) == (1e-5, 0.05)
     assert group_of(optimizer, bert.encoder.layer[0].output.LayerNorm.weight) == (1e-5, 0.0)
     assert group_of(optimizer, bert.embeddings.word_embeddings.weight) == (1e-5, 0.0)
     assert group_of(optimizer, model.vision.patch.weight) == (1e-4, 0.05)
-    assert group_of(optimizer, model.vision.patch.bias) == (1e-4, 0.0)
-    assert group_of(optimizer, model.vision.stages[0].blocks[0].attn.bias_table) == (1e-4, 0.0)
-    assert group_of(optimizer, model.vision.patch_norm.weight) == (1e-4, 0.0)
-    assert group_of(optimizer, model.boxes.scales) == (1e-4, 0.0)
+    for plain in (model.vision.patch.bias, model.vision.stages[0].blocks[0].attn.bias_table, model.boxes.scales):
+        assert group_of(optimizer, plain) == (1e-4, 0.0)
 
 
 def test_what_writes_text_in_the_tower_has_its_own_rate(model):
-    optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=3e-5, weight_decay=0.05)
+    optimizer = build_optimizer(model, **RATES)
     stage = model.tower[0]
     assert group_of(optimizer, stage.text.layer.intermediate.dense.weight) == (3e-5, 0.05)
     assert group_of(optimizer, stage.text.layer.output.LayerNorm.weight) == (3e-5, 0.0)
@@ -54,33 +52,76 @@ def test_what_writes_text_in_the_tower_has_its_own_rate(model):
 def test_frozen_parameters_are_left_out():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
-    optimizer = build_optimizer(model, lr=1.0, bert_lr=1.0, text_lr=1.0, weight_decay=0.0)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+    assert sum(len(group["params"]) for group in build_optimizer(model, **RATES).param_groups) == 2
 
 
 @pytest.mark.parametrize(
-    ("step", "factor"),
-    [(0, 0.01), (49, 0.5), (99, 1.0), (100, 1.0), (669, 1.0), (670, 0.1), (889, 0.1), (890, 0.01), (999, 0.01)],
+    ("schedule", "warmup", "step", "factor"),
+    [
+        ("step", 100, 0, 0.01),
+        ("step", 100, 49, 0.5),
+        ("step", 100, 99, 1.0),
+        ("step", 100, 669, 1.0),
+        ("step", 100, 670, 0.1),
+        ("step", 100, 889, 0.1),
+        ("step", 100, 890, 0.01),
+        ("step", 0, 0, 1.0),
+        ("cosine", 100, 0, 0.01),
+        ("cosine", 100, 100, 1.0),
+        ("cosine", 100, 550, 0.5),
+        ("cosine", 100, 1000, 0.0),
+        ("cosine", 0, 0, 1.0),
+    ],
 )
-def test_step_schedule(step, factor):
-    given = rate_factor(step, steps=1000, warmup=100, schedule="step", drops=(0.67, 0.89))
-    assert given == pytest.approx(factor)
-
-
-@pytest.mark.parametrize(("step", "factor"), [(0, 0.01), (100, 1.0), (550, 0.5), (1000, 0.0)])
-def test_cosine_schedule(step, factor):
-    given = rate_factor(step, steps=1000, warmup=100, schedule="cosine", drops=())
+def test_schedules(schedule, warmup, step, factor):
+    given = rate_factor(step, 1000, TrainConfig(warmup=warmup, schedule=schedule))
     assert given == pytest.approx(factor, abs=1e-12)
 
 
-def test_schedules_without_warmup_and_shorter_than_it():
-    assert rate_factor(0, steps=10, warmup=0, schedule="step", drops=()) == 1.0
-    assert rate_factor(0, steps=10, warmup=0, schedule="cosine", drops=()) == 1.0
-    assert math.isfinite(rate_factor(5, steps=5, warmup=5, schedule="cosine", drops=()))
-
-
 def test_rates_are_set_from_the_base(model):
-    optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=3e-5, weight_decay=0.05)
+    optimizer = build_optimizer(model, **RATES)
     for factor in (0.5, 0.25):
         set_rates(optimizer, factor)
     assert {group["lr"] for group in optimizer.param_groups} == {2.5e-5, 7.5e-6, 2.5e-6}
+
+
+def filled(value: float) -> torch.nn.Module:
+    made = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.fill_(value)
+    return made
+
+
+def test_ema_warms_up_and_then_keeps_its_decay():
+    ema = EMA(filled(0.0), 0.8)
+    expected = 0.0
+    for number in range(60):
+        decay = min(0.8, (1 + number) / (10 + number))
+        value = float(number % 7)
+        expected = decay * expected + (1 - decay) * value
+        ema.update(filled(value))
+    assert ema.updates == 60 and ema.weights["0.weight"][0, 0].item() == pytest.approx(expected, rel=1e-5)
+    assert set(ema.weights) == {"0.weight", "0.bias", "1.weight", "1.bias"}, "statistics are the model's own"
+
+
+def test_what_does_not_move_stays_to_the_last_bit():
+    still = torch.nn.Linear(50, 50)
+    ema = EMA(still, 0.9998)
+    for _ in range(20):
+        ema.update(still)
+    assert torch.equal(ema.weights["weight"], still.weight)
+    both = dict(still.state_dict())
+    assert all(torch.equal(value, both[key]) for key, value in wise_ft(both, both, 0.3).items())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_wise_ft_keeps_a_share_of_the_start(share):
+    start, trained = filled(4.0).state_dict(), filled(8.0).state_dict()
+    trained["1.num_batches_tracked"] += 5
+    trained["1.running_mean"] += 1.0
+    mixed = wise_ft(start, trained, share)
+    assert torch.allclose(mixed["0.weight"], torch.full((2, 2), 8.0 - 4.0 * share))
+    assert torch.allclose(mixed["1.running_mean"], torch.full((2,), 1.0 - share))
+    assert mixed["1.num_batches_tracked"] == 5
+    assert trained["0.weight"][0, 0] == 8.0, "neither is changed"

@@ -18,8 +18,7 @@ from glip.config import TrainConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
 from glip.train.distributed import Group
-from glip.train.loop import prepare, train
-from glip.train.optim import build_optimizer
+from glip.train.loop import build_stepper, train
 from glip.train.step import Stepper
 from gpu.measure import Measurement, Row, Setup, milliseconds, peak_memory, precision, random_model
 
@@ -51,11 +50,15 @@ def make_stepper(name: str, kind: str, setup: Setup, *, checkpointing: bool = Fa
     gc.collect()
     model, _ = random_model(name, setup)
     group = Group(device=torch.device(setup.device))
-    settings = TrainConfig(checkpointing=checkpointing, parallel=parallel or "ddp")  # type: ignore[arg-type]
-    module = prepare(model, settings, group)
-    rates = {"lr": _RATE, "bert_lr": _RATE, "text_lr": _RATE, "weight_decay": 0.05}
-    optimizer = build_optimizer(model, **rates)
-    return Stepper(model, module, optimizer=optimizer, group=group, clip=1.0, precision=kind)
+    settings = TrainConfig(
+        lr=_RATE,
+        bert_lr=_RATE,
+        text_lr=_RATE,
+        precision=kind,  # type: ignore[arg-type]
+        checkpointing=checkpointing,
+        parallel=parallel or "ddp",  # type: ignore[arg-type]
+    )
+    return build_stepper(model, settings, group)
 
 
 def names_of(setup: Setup) -> int:
@@ -73,7 +76,7 @@ def make_step(name: str, size: int, setup: Setup) -> Step:
 def losses_of(stepper: Stepper, step: Step) -> tuple[list[float], int]:
     """The loss of a few steps on one batch, from the same random numbers each time, and how many were skipped."""
     torch.manual_seed(0)
-    outcomes = [stepper(step) for _ in range(_STEPS)]
+    outcomes = [stepper(step.batches) for _ in range(_STEPS)]
     return [outcome.losses["loss"] for outcome in outcomes], sum(not outcome.stepped for outcome in outcomes)
 
 
@@ -83,13 +86,13 @@ def step_rows(name: str, size: int, kind: str, checkpointing: bool, setup: Setup
     with precision("float32", setup.device), peak_memory(setup) as memory:
         stepper = make_stepper(name, kind, setup, checkpointing=checkpointing)
         losses, skipped = losses_of(stepper, step)
-        spent = milliseconds(lambda: stepper(step), setup, warmup=1)
+        spent = milliseconds(lambda: stepper(step.batches), setup, warmup=1)
     row: Row = {"batch": size, "precision": kind, "checkpointing": "yes" if checkpointing else "no"}
     row |= {"ms": spent, "images/s": size * 1e3 / spent, **memory, "loss": losses[0]}
     exact = _float32_losses.setdefault(size, losses[0]) if kind == "float32" else _float32_losses.get(size)
     gap = abs(losses[0] / exact - 1) if exact else None
     row |= {"loss compared with float32, relative": gap, f"steps skipped of {_STEPS}": skipped}
-    return [{**row, "passed": stepper(step).stepped and (gap is None or gap <= _LOSS_APART)}]
+    return [{**row, "passed": stepper(step.batches).stepped and (gap is None or gap <= _LOSS_APART)}]
 
 
 def resume_rows(setup: Setup) -> list[Row]:
@@ -137,7 +140,7 @@ def parallel_rows(name: str, setup: Setup) -> Iterator[Row]:
             stepper = make_stepper(name, "bfloat16", setup, parallel=parallel.replace("none", ""))
             losses, _ = losses_of(stepper, step)
             plain = plain or losses
-            spent = milliseconds(partial(stepper, step), setup, warmup=1)
+            spent = milliseconds(partial(stepper, step.batches), setup, warmup=1)
             del stepper
         gap = max(abs(one / other - 1) for one, other in zip(losses, plain, strict=True))
         row: Row = {"parallel": parallel, "batch": size, "ms": spent, "images/s": size * 1e3 / spent, **memory}

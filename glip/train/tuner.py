@@ -1,4 +1,4 @@
-"""What tuning a model for one task trains, by mode, and the forward pass with all that is frozen computed once.
+"""What tuning a model for one task trains, by mode, and the task's images; everything frozen is computed only once.
 
 Modes are the release's (``tuning_highlevel_override``): prompt is its language_prompt_v2, text its language_prompt_v1,
 linear its linear_prob. Its v3 and v4 ask for a linear probe beside these, but freeze the head after it: they are v1
@@ -24,7 +24,7 @@ from glip.model.adapt import with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, Outputs, Prompt, Sample, TextFeatures
-from glip.train.loop import keep_frozen_still
+from glip.train.step import frozen_to_eval
 
 Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
 
@@ -38,33 +38,48 @@ _RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "text": ("langu
 
 
 def trained_names(model: GLIP, mode: Mode) -> list[str]:
-    """The weights of the model that a mode trains; of mode prompt none, its offsets are no part of the model."""
+    """The weights of the model that a mode trains; none in mode prompt, whose offsets are no part of the model."""
     return [name for name, _ in model.named_parameters() if name.startswith(_TRAINED[mode])] if _TRAINED[mode] else []
 
 
-class Tuner:
-    """A model in tuning for one task. The detector's own model is left as it is: what trains is a copy.
+@dataclass(frozen=True)
+class TaskBatch(Batch):
+    """Images of one padded size with the task's prompt; where ``levels``, their pyramid, is cached, pixels are not."""
+
+    levels: Levels | None = None
+
+    def to(self, device: torch.device | str) -> "TaskBatch":
+        """The same batch on another device."""
+        targets, text = tuple(target.to(device) for target in self.targets), self.text.to(device)
+        if self.levels is None:
+            return TaskBatch(self.images.to(device), text, targets)
+        return TaskBatch(self.images, text, targets, tuple(level.to(device) for level in self.levels))
+
+
+class Tuner(nn.Module):
+    """A model in tuning for one task. The detector's own model stays as it is: what trains is a copy.
 
     Args:
-        detector: whose model is tuned.
+        detector: its model is tuned.
         names: the task's classes.
-        prompt: how they are asked for, a phrase for each.
+        prompt: a phrase for each class.
         mode: what trains.
-        frozen_stages: of the image encoder, from the bottom, in mode full; with the first goes the stem.
+        frozen_stages: of the image encoder, from the bottom, in mode full; the stem is frozen with the first.
 
     Raises:
-        ValueError: a prompt over the model's limit.
+        ConfigError: a prompt over the model's limit.
     """
 
     def __init__(
         self, detector: Detector, names: Sequence[str], prompt: Prompt, *, mode: Mode, frozen_stages: int = 0
     ) -> None:
+        super().__init__()
         self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
         needed, room = detector.processor.count_tokens(prompt.caption), detector.processor.max_tokens
         if needed > room:
             raise ConfigError(
                 f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
-                "names in one caption; tune on parts of them, a task each"
+                "names in one caption. Split them into several tasks"
             )
         own = dict(detector.model.named_parameters())
         copied = {name: own[name].detach().clone() for name in trained_names(detector.model, mode)}
@@ -83,31 +98,36 @@ class Tuner:
         self.set_modes()
 
     def set_modes(self) -> None:
-        """Each part in the mode in which the release trains it: what is frozen in eval mode, but a probe's tower."""
+        """Each part in the mode in which the release trains it: frozen parts in eval mode, but not a probe's tower."""
         self.model.eval()
         for part in _RANDOM[self.mode]:
             self.model.get_submodule(part).train()
         if self.mode == "full":
-            keep_frozen_still(self.model)
+            frozen_to_eval(self.model)
 
     @property
     def keeps_images(self) -> bool:
         """Whether the features of an image stay the same, so that they need to be computed only once."""
         return self.mode != "full"
 
-    def trained(self) -> dict[str, nn.Parameter]:
-        """What is stepped, by name."""
+    def learned(self) -> dict[str, Tensor]:
+        """All that changes, by name: what trains, and in mode full the running statistics."""
         if self.offsets is not None:
             return {"offsets": self.offsets}
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        return {
+            name: value
+            for name, value in self.model.state_dict(keep_vars=True).items()
+            if value.requires_grad or (self.mode == "full" and not isinstance(value, nn.Parameter))
+        }
 
-    def encode(self, batch: Batch) -> Levels:
-        """The pyramid of a batch's images; without gradients where they stay the same."""
+    def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Levels:
+        """The pyramid of images; without gradients where it stays the same."""
         with torch.set_grad_enabled(not self.keeps_images):
-            return self.model.encode_image(batch.images.pixels.to(self.detector.device))
+            return self.model.encode_image(pixels.to(self.detector.device))
 
-    def __call__(self, levels: Levels) -> Outputs:
-        """Ground the task's words in encoded images."""
+    def forward(self, batch: TaskBatch) -> Outputs:
+        """Ground the task's prompt in images."""
+        levels = self.encode(batch.images.pixels) if batch.levels is None else batch.levels
         text = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.features
         if self.offsets is not None:
             text = replace(text, hidden=text.hidden + self.offsets)
@@ -132,42 +152,34 @@ class Tuner:
         )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A training image as the network reads it, and its pyramid where that is kept."""
-
-    batch: Batch
-    levels: Levels | None
-
-
 class Images:
-    """The training images of a task; those whose features fit into ``kept`` are encoded once.
+    """The training images of a task; those whose features fit into the cache are encoded once.
 
     Args:
-        samples: boxes point at the task's names.
-        tuner: what encodes them.
-        vary: mirror and resize images anew every time; nothing of them is kept then.
-        kept: features of images of this model's own encoder, of earlier tunings too; those of this one are added.
+        samples: their boxes have the task's names.
+        tuner: encodes them.
+        augment: flip and resize images at random each time; their features are then not cached.
+        cache: features from this model's own encoder, also of earlier tunings; those of this one are added.
         skipped: counts boxes and images that cannot be used.
 
     Raises:
-        ValueError: no image can be used.
+        ConfigError: no image can be used.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], tuner: Tuner, *, vary: bool, kept: FeatureCache, skipped: SkipCounter
+        self, samples: Sequence[Sample], tuner: Tuner, *, augment: bool, cache: FeatureCache, skipped: SkipCounter
     ) -> None:
-        self._samples, self._tuner, self._vary = samples, tuner, vary
-        self._features, self._kept = kept, dict[int, Prepared]()
+        self._samples, self._tuner, self._augment = samples, tuner, augment
+        self._features, self._kept = cache, dict[int, TaskBatch]()
         self.usable: list[int] = []
         for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
-                prepared = self._prepare(index, np.random.default_rng(0), skipped)
+                batch = self._prepare(index, np.random.default_rng(0), skipped)
             except ImageError as error:
                 skipped.add("unreadable image", str(error))
                 continue
             self.usable.append(index)
-            self._keep(index, prepared)
+            self._keep(index, batch)
         if not self.usable:
             raise ConfigError(f"none of the {len(samples)} training images can be used: {skipped}")
 
@@ -175,65 +187,68 @@ class Images:
         return len(self.usable)
 
     @property
-    def kept(self) -> int:
-        """How many images' features are kept."""
+    def cached(self) -> int:
+        """How many images' features are cached."""
         return len(self._kept)
 
-    def get(self, index: int, rng: np.random.Generator) -> Prepared:
-        """One image; ``rng`` varies it where images are varied."""
+    def get(self, index: int, rng: np.random.Generator) -> TaskBatch:
+        """One image; ``rng`` augments it where images are augmented."""
         return self._kept.get(index) or self._prepare(index, rng, SkipCounter())
 
-    def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> Prepared:
+    def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> TaskBatch:
         sample, processor = self._samples[index], self._tuner.detector.processor
         size = processor.min_size
         how = Augmentation((size, size), processor.max_size)
-        if self._vary:
+        if self._augment:
             how = replace(how, short_side=(round(0.6 * size), size), flip=0.5)
         varied, lost = augment(replace(sample, image=open_any(sample.image)), how, rng)
         skipped.merge(lost)
         batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
-        return Prepared(batch, None)
+        return TaskBatch(batch.images, batch.text, batch.targets)
 
-    def _keep(self, index: int, prepared: Prepared) -> None:
-        images, key = prepared.batch.images, ("training", image_key(self._samples[index].image))
-        if self._vary or not self._tuner.keeps_images or (self._features.full and key not in self._features):
+    def _keep(self, index: int, batch: TaskBatch) -> None:
+        images, key = batch.images, ("training", image_key(self._samples[index].image))
+        if self._augment or not self._tuner.keeps_images or (self._features.full and key not in self._features):
             return
 
         def encode() -> EncodedImage:
-            return EncodedImage(self._tuner.encode(prepared.batch), images.resized, images.original)
+            return EncodedImage(self._tuner.encode(images.pixels), images.resized, images.original)
 
         encoded = self._features.get(key, encode, often=True)
         if key in self._features:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
-            batch = replace(prepared.batch, images=replace(images, pixels=bare))
-            self._kept[index] = Prepared(batch, encoded.levels)
+            self._kept[index] = replace(batch, images=replace(images, pixels=bare), levels=encoded.levels)
 
 
-def by_size(prepared: Sequence[Prepared]) -> Iterator[Prepared]:
-    """Images of one padded size together, since the fusion sees the padding; each group is one forward pass."""
-    groups: dict[tuple[int, ...], list[Prepared]] = {}
-    for item in prepared:
-        shape = tuple(item.batch.images.pixels.shape)
-        groups.setdefault((*shape, item.levels is not None), []).append(item)
+def by_size(batches: Sequence[TaskBatch], most: int = 0) -> Iterator[TaskBatch]:
+    """Join images of one padded size, since the fusion sees the padding; at most ``most`` at once, 0 for no limit."""
+    groups: dict[tuple[int, ...], list[TaskBatch]] = {}
+    for batch in batches:
+        shape = tuple(batch.images.pixels.shape)
+        groups.setdefault((*shape, batch.levels is not None), []).append(batch)
     for group in groups.values():
-        yield _joined(group)
+        for first in range(0, len(group), most or len(group)):
+            yield _joined(group[first : first + (most or len(group))])
 
 
-def _joined(group: Sequence[Prepared]) -> Prepared:
-    first = group[0]
-    if len(group) == 1:
+def _joined(group: Sequence[TaskBatch]) -> TaskBatch:
+    first, count = group[0], len(group)
+    if count == 1:
         return first
-    batches = [item.batch for item in group]
-    pixels = [batch.images.pixels for batch in batches]
-    whole = torch.cat(pixels) if first.levels is None else pixels[0].expand(len(group), *pixels[0].shape[1:])
+    pixels = [batch.images.pixels for batch in group]
     images = replace(
-        first.batch.images,
-        pixels=whole,
-        resized=tuple(size for batch in batches for size in batch.images.resized),
-        original=tuple(size for batch in batches for size in batch.images.original),
+        first.images,
+        pixels=torch.cat(pixels) if first.levels is None else pixels[0].expand(count, *pixels[0].shape[1:]),
+        resized=tuple(size for batch in group for size in batch.images.resized),
+        original=tuple(size for batch in group for size in batch.images.original),
     )
-    batch = Batch(images, first.batch.text, tuple(target for batch in batches for target in batch.targets))
-    if first.levels is None:
-        return Prepared(batch, None)
-    parts = [item.levels for item in group if item.levels is not None]
-    return Prepared(batch, tuple(torch.cat(level) for level in zip(*parts, strict=True)))
+    text = replace(  # all have the task's prompt
+        first.text,
+        input_ids=first.text.input_ids.expand(count, -1),
+        attention_mask=first.text.attention_mask.expand(count, -1),
+        phrase_tokens=first.text.phrase_tokens * count,
+        prompts=first.text.prompts * count,
+    )
+    parts = [batch.levels for batch in group if batch.levels is not None]
+    levels = tuple(torch.cat(level) for level in zip(*parts, strict=True)) if parts else None
+    return TaskBatch(images, text, tuple(target for batch in group for target in batch.targets), levels)

@@ -1,8 +1,12 @@
-"""Values that cannot work are refused as the config is read, naming the key, the value and what is allowed."""
+"""What a run makes of a config: values out of range are refused, models and datasets get names."""
+
+from pathlib import Path
 
 import pytest
 
+from glip.config import ModelConfig
 from glip.errors import ConfigError
+from glip.train.run import readable_names, starting_model
 from glip.train.start import load_config
 
 
@@ -34,3 +38,30 @@ def test_a_value_out_of_range(override, message):
     with pytest.raises(ConfigError) as caught:
         load_config("finetune/own", [override])
     assert message in str(caught.value)
+
+
+def test_a_fine_tuned_model_is_named_after_its_folder():
+    assert load_config("finetune/own", ["train.output=runs/raccoon"]).model.name == "raccoon"
+    assert load_config("finetune/own", ["train.output=runs/raccoon", "model.name=mine"]).model.name == "mine"
+    assert load_config("pretrain/nano").model.name == "glip-nano"
+
+
+def test_names_of_datasets():
+    names = ["coco_train2017", "/data/raccoon/train/annotations.json", "/data/mouse/train/annotations.json", "b/c.json"]
+    assert list(readable_names(names).values()) == [
+        "coco_train2017",
+        "raccoon/train/annotations",
+        "mouse/train/annotations",
+        f"{Path.cwd().name}/b/c",
+    ]
+    assert readable_names(["/data/raccoon/boxes.json"]) == {"/data/raccoon/boxes.json": "raccoon/boxes"}
+    assert readable_names([]) == {}
+
+
+def test_a_model_keeps_what_its_start_was_trained_on():
+    row = "data.train=[{name: /data/raccoon/boxes.json}]"
+    config = starting_model(load_config("finetune/own", [row]))[1]
+    assert config.trained_on[0] == "drawn world" and config.trained_on[-1] == "raccoon/boxes"
+    assert config.trained_on_data == ModelConfig().trained_on_data
+    stated = starting_model(load_config("finetune/own", [row, "model.trained_on=[mine]"]))[1]
+    assert stated.trained_on == ("mine",)
