@@ -154,7 +154,7 @@ def test_a_few_rounds_lower_the_loss(mode, tmp_path):
 def test_kept_features_change_nothing(tmp_path):
     kept = run_of(detector_of(), tmp_path / "kept")
     anew = run_of(detector_of(), tmp_path / "anew", cache_gb=0.0)
-    assert (kept.images.kept, anew.images.kept) == (4, 0)
+    assert (kept.images.cached, anew.images.cached) == (4, 0)
     first, second = kept(lambda line: None), anew(lambda line: None)
     assert torch.allclose(first.offsets, second.offsets, atol=1e-5)
 
@@ -163,7 +163,7 @@ def test_a_small_memory_keeps_some():
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     size = sum(level.numel() * 4 for level in images_of(tuner).get(0, np.random.default_rng(0)).levels)
     some = images_of(tuner, gb=2.5 * size / 1e9)
-    assert some.kept == 2 and len(some) == 4
+    assert some.cached == 2 and len(some) == 4
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(0, [1, 4]), (3, [1, 1, 3])])
