@@ -48,7 +48,8 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError) and "write" not in str(error):  # torch.save turns OSError into RuntimeError
+        # torch.save turns OSError into RuntimeError
+        if not isinstance(error, OSError) and not (isinstance(error, RuntimeError) and "write" in str(error)):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         raise OSError(

@@ -40,7 +40,7 @@ DOORS = {
     "timm": ("model/vision.py",),
     "transformers": ("model/language.py", "text/tokens.py"),
     "spacy": ("text/phrases.py",),
-    "pycocotools": ("data/readers/coco.py", "evaluate/coco.py"),
+    "pycocotools": ("evaluate/coco.py",),
     "lvis": ("evaluate/lvis.py",),
     "cv2": (),
     "yaml": ("experiment.py",),

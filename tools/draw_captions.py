@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.world import Drawings, World
-from glip.data.writers import whole_file, write_labels
+from glip.data.writers import write_labels
+from glip.files import atomic_write
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def draw_captions(folder: Path, world: World, first: int, count: int) -> None:
     """Save the images of seeds from ``first`` on, their captions, and the truth."""
     images, drawings, samples = folder / "images", Drawings(world), []
     images.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "captions.jsonl") as file:
+    with atomic_write(folder / "captions.jsonl") as file:
         for seed in tqdm(range(first, first + count), unit="image"):
             sample = drawings[seed]
             assert isinstance(sample.image, Image.Image) and sample.prompt is not None

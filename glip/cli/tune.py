@@ -111,7 +111,7 @@ def _how(args: argparse.Namespace, mode: Any, shots: str, seed: int) -> "TuneCon
 
 
 def _chosen(file: str) -> tuple[str, ...]:
-    from glip.data.readers.fields import read_json
+    from glip.data.records import read_lists
 
-    ids = read_json(Path(file), ("ids",), "list of images")["ids"]
+    ids = read_lists(Path(file), ("ids",), "list of images")["ids"]
     return tuple(map(str, ids))

@@ -116,13 +116,13 @@ def _fill(cell: _Cell, title: str, detector: "Detector", ledger: Ledger) -> tupl
 
 def _show(ledger: Ledger) -> None:
     """Write and print the table of each model of the ledger, which others may have written to, and the figure."""
-    from glip.data.writers import whole_file
+    from glip.files import atomic_write
 
     rows, out = ledger.rows(), ledger.path.parent
     if not rows:
         return
     lines = page_of(rows)
-    with whole_file(out / TABLE) as page:
+    with atomic_write(out / TABLE) as page:
         page.write("\n".join(lines) + "\n")
     print("\n".join(lines))
     drawn = draw_figure(rows, out / FIGURE)

@@ -342,7 +342,7 @@ def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str
 def _write_json(path: Path, tree: Any) -> None:
     import json
 
-    from glip.data.writers import whole_file
+    from glip.files import atomic_write
 
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         json.dump(tree, file, indent=1, ensure_ascii=False)

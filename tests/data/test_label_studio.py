@@ -12,8 +12,7 @@ from PIL import Image
 
 from glip.config import SetConfig
 from glip.data.catalog import find_set, read_set
-from glip.data.label_studio import LOCAL_FILES, interface_of, write_label_studio
-from glip.data.readers.label_studio import read_label_studio
+from glip.data.label_studio import LOCAL_FILES, interface_of, read_label_studio, write_label_studio
 from glip.data.sets import SampleSet
 from glip.structures import Phrase, Prompt, Sample, TarMember
 

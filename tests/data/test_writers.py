@@ -9,13 +9,11 @@ import torch
 from PIL import Image
 
 from glip.data import writers
-from glip.data.readers.captions import read_captions
-from glip.data.readers.coco import read_coco
-from glip.data.readers.labels import read_labels
-from glip.data.readers.lvis import read_lvis
-from glip.data.readers.mdetr import read_mdetr
-from glip.data.readers.odvg import read_odvg
-from glip.data.readers.silver import read_silver
+from glip.data.captions import read_captions
+from glip.data.coco import read_coco, read_lvis
+from glip.data.grounding import read_mdetr, read_silver
+from glip.data.labels import read_labels
+from glip.data.odvg import read_odvg
 from glip.data.sets import SampleSet
 from glip.data.writers import label_map_of, write_coco, write_labels, write_mdetr, write_odvg
 from glip.structures import Phrase, Prompt, Sample, TarMember

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from glip.data.sets import SkipCounter
-from glip.evaluate.annotations import read_coco_truth
 from glip.evaluate.coco import Score, score_results
-from glip.evaluate.ground_truth import GroundTruth
+from glip.evaluate.ground_truth import GroundTruth, read_coco_truth
 from glip.evaluate.results import UNKNOWN, concatenate, read_results, results_of
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.coco import read_coco
+from glip.data.coco import read_coco
 from glip.data.sets import SampleSet
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
 
 def category(number, name):
@@ -184,7 +184,7 @@ def test_nothing_to_look_for(tmp_path):
     ("text", "told"),
     [
         ('{"images": [', "not valid json"),
-        ("[]", "not COCO detection json: no list 'images'"),
+        ("[]", "not COCO json: no list 'images'"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),
     ],
@@ -196,9 +196,9 @@ def test_wrong_json(text, told, tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'.*set\.json' are not there: set data\.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"'.*set\.json' do not exist: set data\.root or GLIP_DATA"):
         read_coco(tmp_path / "set.json", [tmp_path])
-    with pytest.raises(FileNotFoundError, match=r"folder '.*images' is not there: set data\.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"folder '.*images' does not exist: set data\.root or GLIP_DATA"):
         read_coco(tmp_path / "set.json", [tmp_path / "images"])
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.lvis import read_lvis
+from glip.data.coco import read_lvis
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 CATEGORIES = [
     {"id": 1, "name": "bow_(weapon)"},
     {"id": 4, "name": "alarm_clock"},

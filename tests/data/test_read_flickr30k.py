@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from glip.data import phrasing
-from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.mdetr import read_mdetr
+from glip.data.flickr30k import read_flickr30k
+from glip.data.grounding import read_mdetr
 from glip.geometry.boxes import iou
 from glip.structures import Prompt
 
-GOLDEN = Path(__file__).resolve().parents[3] / ".." / "shared" / "golden" / "eval"
+GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
 
 
@@ -219,9 +219,9 @@ def test_split_lists_may_name_anything(folder):
 
 
 def test_missing_things(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="are not there"):
+    with pytest.raises(FileNotFoundError, match="do not exist"):
         read_flickr30k(folder, [folder], folder / "none.txt")
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         read_flickr30k(folder, [folder / "none"], "")
     with pytest.raises(FileNotFoundError, match="Annotations' is not there: give the folder of Flickr30K Entities"):
         read_flickr30k(folder / "Sentences", [folder], "")
