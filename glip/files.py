@@ -37,6 +37,8 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         OSError: it cannot be written; the message names the file and the free space.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder: give the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from glip.errors import ConfigError
 
@@ -179,7 +179,7 @@ def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Benchm
     read = read_set(config, args.root, to_score=True)
     if config.format != "world":
         annotations = data_root(args.root) / config.annotations
-        config = replace(config, annotations=str(annotations), format=read.format)
+        config = replace(config, annotations=str(annotations), format=cast(Any, read.format))
     return load_benchmark(dataset_name(name, args.root), config, read, args.protocol)
 
 

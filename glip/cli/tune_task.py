@@ -57,11 +57,11 @@ class TaskSets:
     @cached_property
     def mark(self) -> str:
         """Tells these sets from the same with other images, boxes or words."""
-        from glip.data.survey import mark_of
+        from glip.data.survey import data_fingerprint
 
         parts = (self.train, self.validate, self.test)
         words = sorted((name, prompt.text) for name, prompt in self.prompts.items())
-        return "; ".join([*map(mark_of, parts), *map(str, words)])
+        return "; ".join([*map(data_fingerprint, parts), *map(str, words)])
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def tune_task(
         TrainingError: losses stayed non-finite.
         Interrupted: a signal came; the same call goes on.
     """
-    from glip.data.survey import mark_of
+    from glip.data.survey import data_fingerprint
     from glip.evaluate.thresholds import best_thresholds
     from glip.model.adapt import save_adaptation
     from glip.train.tune import TuneRun, usual_settings
@@ -185,7 +185,8 @@ def tune_task(
     settings = usual_settings(how.mode, seed=how.seed, **how.settings)
     score_of = _Scorer(kept)
     read = reading_of(detector.config)
-    of = f"{detector.fingerprint} {read} {sets.name} {mark_of(train)} {mark_of(max_val_images)} {how.vary}"
+    marks = f"{data_fingerprint(train)} {data_fingerprint(max_val_images)}"
+    of = f"{detector.fingerprint} {read} {sets.name} {marks} {how.vary}"
     judged = partial(score_of, "validation", samples=max_val_images)
     run = TuneRun(tuner, images, settings, validate=lambda adapted: judged(adapted).ap, folder=folder, of=of)
     _write_json(folder / SPLIT, {"set": sets.name, "shots": how.shots, "per": how.per, "seed": how.seed, "ids": ids})

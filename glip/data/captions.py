@@ -60,10 +60,6 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
         annotations: the file or folder.
         images: image folders; not needed for tars.
         tree: the content of a json, if it was parsed before.
-
-    Raises:
-        FileNotFoundError: the file or a folder does not exist.
-        DataError: not a file of captions, or none in it that can be used.
     """
     path, skipped = Path(annotations), SkipCounter()
     files = caption_files(path)
@@ -77,14 +73,9 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
 
 
 def caption_files(path: Path) -> list[Path]:
-    """The files of a dataset of captions: itself, or in a folder all its tars, else all its files of other kinds.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        DataError: a folder without any.
-    """
+    """The files of a dataset of captions: itself, or in a folder all its tars, else all its files of other kinds."""
     if not path.exists():
-        raise FileNotFoundError(f"Captions {str(path)!r} do not exist: set data.root or GLIP_DATA to the data folder")
+        raise FileNotFoundError(f"Captions {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
     if path.is_file():
         return [path]
     inside = sorted(file for file in path.iterdir() if file.is_file())
@@ -226,14 +217,19 @@ def _lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
     """The lines of a file that are UTF-8, counted from 1, without empty ones."""
     with path.open("rb") as file:
         for number, raw in enumerate(_raw_lines(file), start=1):
+            line = ""
             with skipped.catch(f"{path.name}, line {number}"):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError:
-                    raise InvalidRecord("line that is not UTF-8") from None
-                require(len(raw) < _MAX_LINE or raw.endswith(b"\n"), f"line of over {_MAX_LINE >> 20} MB")
-                if line:
-                    yield number, line
+                line = _decode(raw, "utf-8-sig" if number == 1 else "utf-8")
+            if line:
+                yield number, line
+
+
+def _decode(raw: bytes, encoding: str) -> str:
+    require(len(raw) < _MAX_LINE or raw.endswith(b"\n"), f"line of over {_MAX_LINE >> 20} MB")
+    try:
+        return raw.decode(encoding).rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InvalidRecord("line that is not UTF-8") from None
 
 
 def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -258,9 +254,6 @@ def _read_tar(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
 
     Members that are links, devices, sparse, too large or cut off are counted, as are images without captions and
     captions without an image.
-
-    Raises:
-        DataError: not a tar, or a compressed one, whose members cannot be read in place.
     """
     for key, members in groupby(_members(path, skipped), key=lambda member: member.key):
         parts = {member.suffix: member.place for member in members}
@@ -302,12 +295,7 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[_Member]:
     total = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-                if member.size < 0:
-                    raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
-                with skipped.catch(f"{path.name}:{member.name}"):
-                    yield from _usable(path, member, total)
+            yield from _usable_members(path, archive, total, skipped)
             if _breaks_off(path, archive.offset, total):
                 skipped.add(_BROKEN, f"{path.name}, byte {archive.offset}")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
@@ -316,6 +304,15 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[_Member]:
                 f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
             ) from None
         skipped.add(_BROKEN, f"{path.name}: {error}")
+
+
+def _usable_members(path: Path, archive: tarfile.TarFile, total: int, skipped: SkipCounter) -> Iterator[_Member]:
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+        if member.size < 0:
+            raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
+        with skipped.catch(f"{path.name}:{member.name}"):
+            yield from _usable(path, member, total)
 
 
 def _usable(path: Path, member: tarfile.TarInfo, total: int) -> Iterator[_Member]:

@@ -49,12 +49,7 @@ class Categories:
 
 
 def parse_coco(path: Path, tree: Any = None) -> CocoFile:
-    """Parse a COCO or LVIS json; ``tree`` is its content where it was parsed before, and is emptied.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not COCO json.
-    """
+    """Parse a COCO or LVIS json; ``tree`` is its content where it was parsed before, and is emptied."""
     tree = read_lists(path, LISTS, "COCO", tree)
     skipped = SkipCounter()
     images = records_by_id(tree["images"], "image", skipped)
@@ -83,10 +78,6 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
         annotations: json with ``images``, ``annotations`` (bbox = x, y, width, height in pixels), ``categories``.
         images: image folders, searched in order.
         tree: the content of the json, if it was parsed before.
-
-    Raises:
-        FileNotFoundError: no such json or folder.
-        DataError: not COCO json, or two categories with one name or id.
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)
@@ -107,10 +98,6 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     Names are cleaned as the 2022 release prompts them, so a few categories share one ("bow"); they keep separate
     labels. Images are found by ``file_name``, else by the last two parts of ``coco_url`` ("val2017/1.jpg"), in
     COCO's folder or directly in ``train2017`` and ``val2017``.
-
-    Raises:
-        FileNotFoundError: no such json or folder.
-        DataError: not LVIS json.
     """
     by_name, by_url = Folders(images), Folders(images)  # each finds for itself how many leading parts to leave out
     file, skipped = parse_coco(Path(annotations), tree), SkipCounter()
@@ -130,9 +117,6 @@ def read_categories(records: Iterable[Any], path: Path, skipped: SkipCounter, *,
         path: their file, for errors.
         skipped: counts categories without a name.
         twins: whether two categories may have one name (LVIS has two kinds of "bow").
-
-    Raises:
-        DataError: a record without id and name, an id or (without ``twins``) a name used twice, or no name at all.
     """
     listed = list(records)
     for category in listed:
@@ -196,8 +180,9 @@ class _Columns:
         self.image.append(known if record is row else _NO_RECORD)
         index = self.category_index
         self.category.append(index.setdefault(category, len(index)) if is_id(category) else _NOWHERE)
-        good = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
-        self.boxes.extend(box if good else (np.nan,) * 4)
+        numbers = [number if is_number(number) else np.nan for number in as_list(box)]
+        malformed = len(numbers) != 4 or np.nan in numbers
+        self.boxes.extend((np.nan,) * 4 if malformed else numbers)
         self.areas.append(area if is_number(area) else np.nan)
         self.crowd.append(record.get("iscrowd") in (1, "1"))
         self.ignore.append(record.get("ignore") in (1, "1"))
@@ -211,7 +196,8 @@ def _samples(
     for index in np.flatnonzero(file.image < 0).tolist():
         reason = "malformed annotation" if file.image[index] == _NO_RECORD else "unknown image"
         skipped.add(reason, f"annotations[{index}]")
-    labels = np.array([categories.label.get(number, _NOWHERE) for number in [*file.category_ids, None]])[file.category]
+    known = [categories.label.get(number, _NOWHERE) for number in file.category_ids]
+    labels = np.array([*known, _NOWHERE])[file.category]  # where there is no id, the last element
     with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
         ends = file.boxes[:, :2] + file.boxes[:, 2:]
         corners = np.concatenate([file.boxes[:, :2], ends], axis=1).astype(np.float32)

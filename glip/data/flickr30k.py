@@ -51,16 +51,12 @@ def read_flickr30k(
         names: the list of a split's images, one id per line (test.txt); "" for all images.
         flat_boxes: keep boxes without area, and the phrases that have no others. Nothing can be learned from them,
             but the release's evaluator counts them.
-
-    Raises:
-        FileNotFoundError: no such folder or list.
-        DataError: nothing in it can be used.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
     missing = next((root / part for part in ("Annotations", "Sentences") if not (root / part).is_dir()), None)
     if missing is not None:
         raise FileNotFoundError(
-            f"Folder {str(missing)!r} does not exist: give the folder of Flickr30K Entities, which holds Annotations "
+            f"Folder {str(missing)!r} is not there: give the folder of Flickr30K Entities, which holds Annotations "
             "and Sentences"
         )
     listed = _read_split(Path(names), skipped) if str(names) else None

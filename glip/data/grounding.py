@@ -24,10 +24,6 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
             height, tokens_positive).
         images: image folders (mixed GoldG has two), searched in order.
         tree: the content of the json, if it was parsed before.
-
-    Raises:
-        FileNotFoundError: no such json or folder.
-        DataError: not such json, or nothing in it can be used.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "MDETR grounding", tree)
@@ -53,10 +49,6 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
             height], ...].
         images: image folders, searched in order.
         tree: the content of the json, if it was parsed before.
-
-    Raises:
-        FileNotFoundError: no such json or folder.
-        DataError: not such json, or nothing in it can be used.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     entries = records.read_lists(path, ("data",), "silver grounding", tree)["data"]

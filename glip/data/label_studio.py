@@ -53,9 +53,6 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolder
 
     Returns:
         What was skipped or changed, counted.
-
-    Raises:
-        DataError: no sample has phrases; an image in an archive, drawn, or outside the folders.
     """
     path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
     with atomic_write(path) as file:
@@ -81,11 +78,7 @@ def interface_of(path: str | Path) -> Path:
 
 
 def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
-    """A task for a sample.
-
-    Raises:
-        InvalidRecord: no phrases, or an image that cannot be read.
-    """
+    """A task for a sample."""
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     require(texts, "caption without phrases")
     row, file = label_row(sample, images), image_file(sample, "Label Studio")
@@ -165,10 +158,6 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
         annotations: the json, a list of tasks.
         images: image folders.
         tree: the content of the json, if it was parsed before.
-
-    Raises:
-        FileNotFoundError: the file or a folder does not exist.
-        DataError: not such a list, or no task of it can be used.
     """
     path, skipped = Path(annotations), SkipCounter()
     tasks = parse_json(path) if tree is None else tree
@@ -214,11 +203,7 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, 
 
 
 def _answers(task: Row) -> tuple[list[Row], bool]:
-    """The annotations of a task, else its predictions, and whether these are predictions.
-
-    Raises:
-        InvalidRecord: people skipped it, or there is neither.
-    """
+    """The annotations of a task, else its predictions, and whether these are predictions."""
     people, models = _maps(task.get("annotations", task.get("completions"))), _maps(task.get("predictions"))
     done = [answer for answer in people if answer.get("was_cancelled") is not True]
     require(done or not people, "task that people skipped")

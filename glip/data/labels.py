@@ -44,10 +44,6 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
     Args:
         annotations: the jsonl.
         images: folders of the images, or of the tars that hold them.
-
-    Raises:
-        FileNotFoundError: the file or a folder does not exist.
-        DataError: no line of it can be used.
     """
     path, skipped = Path(annotations), SkipCounter()
     records.check_exists(path)
@@ -154,11 +150,7 @@ def _read_box(row: Row, numbers: dict[int, int]) -> tuple[records.Box, tuple[int
 
 
 def read_names(given: Any) -> Names:
-    """The class names of a detection dataset.
-
-    Raises:
-        InvalidRecord: not a list of words.
-    """
+    """The class names of a detection dataset."""
     words = as_list(given)
     good = words and all(is_text(name) and is_visible(name) for name in words)
     require(good, "names that are no list of words")

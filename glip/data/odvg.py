@@ -51,10 +51,6 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
         images: image folders, searched in order.
         names: the label map, json {"0": "person", ...}; "" to gather the class names from the categories, in the
             order of the file.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        DataError: a label map of another shape or with one name twice, or no line that can be used.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     records.check_exists(path)
@@ -76,13 +72,17 @@ def _gather_labels(path: Path) -> _Labels:
     """The categories of all detection lines; broken lines are counted when they are read for their boxes."""
     found: dict[str, int] = {}
     spelled: dict[Id, int] = {}
-    for _, line in _lines(path):
-        with SkipCounter().catch(""):
-            for instance in _instances(records.parse_line(line)) if b'"detection"' in line else ():
-                category = as_map(instance).get("category")
-                if is_text(category) and category not in spelled and is_visible(clean_name(category)):
-                    spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
+    for category in filter(is_text, _stated_categories(path)):
+        if category not in spelled and is_visible(clean_name(category)):
+            spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
     return _Labels(tuple(found), (), spelled, "category")
+
+
+def _stated_categories(path: Path) -> Iterator[Any]:
+    for _, line in _lines(path):
+        if b'"detection"' in line:
+            with SkipCounter().catch(""):
+                yield from [as_map(instance).get("category") for instance in _instances(records.parse_line(line))]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -41,14 +41,10 @@ class Named:
 
 
 def check_exists(path: Path) -> None:
-    """Make sure that annotations exist.
-
-    Raises:
-        FileNotFoundError: they do not.
-    """
+    """Make sure that annotations exist."""
     if not path.exists():
         raise FileNotFoundError(
-            f"Annotations {str(path)!r} do not exist: set data.root or GLIP_DATA to the data folder"
+            f"Annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
         )
 
 
@@ -74,11 +70,7 @@ def _without_unused(record: Row) -> Row:
 
 
 def parse_line(line: str | bytes) -> Row:
-    """The record in a line of json.
-
-    Raises:
-        InvalidRecord: it is none.
-    """
+    """The record in a line of json."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # also of the encoding
@@ -163,11 +155,7 @@ def is_visible(text: str) -> bool:
 
 
 def read_box(value: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``.
-
-    Raises:
-        InvalidRecord: not four finite numbers, or no area in float32.
-    """
+    """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``."""
     require(isinstance(value, list | tuple) and len(value) == 4, "malformed box")
     numbers = all(type(number) in (int, float) and -FARTHEST < number < FARTHEST for number in value)
     require(numbers, "malformed box")
@@ -192,11 +180,7 @@ def _whole_number(value: Any) -> int:
 
 
 def read_image(folders: Folders, name: Any) -> Path:
-    """The file of an image's name.
-
-    Raises:
-        InvalidRecord: no name, or one that leads out of the folders, or longer than file systems allow.
-    """
+    """The file of an image's name."""
     require(isinstance(name, str) and name, "image without a file name")
     short = len(name) <= _LONGEST_NAME and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
     require(short, "image name that is too long")
@@ -204,22 +188,14 @@ def read_image(folders: Folders, name: Any) -> Path:
 
 
 def read_caption(value: Any) -> str:
-    """A caption that a prompt can be made of.
-
-    Raises:
-        InvalidRecord: no text in it, or none that UTF-8 can write.
-    """
+    """A caption that a prompt can be made of."""
     require(isinstance(value, str) and value.strip(), "image without a caption")
     require(is_text(value), "caption that is not UTF-8")
     return str(value)
 
 
 def read_spans(value: Any, caption: str) -> Spans:
-    """The spans [[start, end], ...] of one phrase, in reading order.
-
-    Raises:
-        InvalidRecord: none, malformed, outside the caption, or nothing visible between them.
-    """
+    """The spans [[start, end], ...] of one phrase, in reading order."""
     require(as_list(value), "box without a phrase")
     for span in value:
         pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(edge) is int for edge in span)
@@ -243,11 +219,7 @@ def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
 def grounding_sample(
     image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: tuple[int, int] | None
 ) -> Sample:
-    """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order.
-
-    Raises:
-        InvalidRecord: no box is left.
-    """
+    """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order."""
     require(named, "caption whose boxes are all left out")
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
@@ -271,11 +243,7 @@ def sample_set(
     ids: tuple[Id, ...] = (),
     annotations: CocoFile | None = None,
 ) -> SampleSet:
-    """Pack what a reader yields.
-
-    Raises:
-        DataError: not one sample.
-    """
+    """Pack what a reader yields."""
     packed = PackedSamples(samples)
     if not len(packed):
         why = f"skipped: {skipped}" if skipped else "it lists none"

@@ -187,7 +187,7 @@ class Folders:
         missing = next((folder for folder in self.folders if not folder.is_dir()), None)
         if missing is not None:
             raise FileNotFoundError(
-                f"Image folder {str(missing)!r} does not exist: set data.root or GLIP_DATA to the data folder, or give "
+                f"Image folder {str(missing)!r} is not there: set data.root or GLIP_DATA to the data folder, or give "
                 "the folder's full path"
             )
         self._skip: int | None = None

@@ -61,11 +61,7 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
 
 def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
-    """Write captions with their boxes as MDETR's form of COCO json; arguments and result as for ``write_coco``.
-
-    Raises:
-        DataError: samples with a list of names or without phrases; an image outside the folders.
-    """
+    """Write captions with their boxes as MDETR's form of COCO json; arguments and result as for ``write_coco``."""
     lost = SkipCounter()
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
@@ -93,9 +89,6 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
     """Write ODVG jsonl: a detection or grounding line per sample; arguments and result as for ``write_coco``.
 
     The label map is written beside it (``label_map_of``) when there are detection lines.
-
-    Raises:
-        DataError: captions without phrases, different vocabularies, a federated dataset; an image outside the folders.
     """
     path, lost = Path(path), SkipCounter()
     with atomic_write(path) as file:
@@ -119,9 +112,6 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
 
     Returns:
         An empty counter.
-
-    Raises:
-        DataError: an image outside the folders.
     """
     names: tuple[str, ...] = ()
     with atomic_write(path) as file:
@@ -135,11 +125,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
 
 
 def label_row(sample: Sample, images: ImageFolders) -> Row:
-    """One line of a label file, without the names of a detection dataset.
-
-    Raises:
-        DataError: an image outside the folders.
-    """
+    """One line of a label file, without the names of a detection dataset."""
     row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
     if isinstance(sample.image, TarMember):
         row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
@@ -284,11 +270,7 @@ def _size(sample: Sample, lost: SkipCounter) -> Row:
 
 
 def image_file(sample: Sample, format: str) -> Path:
-    """The file of a sample's image.
-
-    Raises:
-        DataError: it is in an archive, or was drawn.
-    """
+    """The file of a sample's image."""
     if isinstance(sample.image, TarMember):
         raise _refuse(sample, "is in an archive", format, "labels, or unpack it")
     if isinstance(sample.image, Image.Image):

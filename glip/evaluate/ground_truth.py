@@ -169,8 +169,8 @@ def _file_boxes(
     # an unknown image or category is -1, the last element of each table
     own_images = np.array([place[number] for number in file.images] + [-1])[np.maximum(file.image, -1)]
     own_labels = np.array([label.get(number, -1) for number in file.category_ids] + [-1])[file.category]
-    malformed = ~(file.boxes[:, 2:] >= 0).all(1)  # also of NaN
-    good = np.ones(len(malformed), dtype=bool)
+    malformed = np.asarray(~(file.boxes[:, 2:] >= 0).all(axis=1))  # also of NaN
+    good: np.ndarray = np.ones(len(own_images), dtype=bool)
     for wrong, reason in (
         (own_images < 0, "annotation of an unknown image"),
         (own_labels < 0, "annotation of an unknown category"),
@@ -178,7 +178,7 @@ def _file_boxes(
     ):
         for index in np.flatnonzero(good & wrong).tolist():
             skipped.add(reason, f"annotations[{index}]")
-        good &= ~wrong
+        good = good & ~wrong
     for index in np.flatnonzero(good & np.isnan(file.areas)).tolist():
         skipped.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
     if not good.any():

@@ -177,7 +177,7 @@ def test_errors_teach(tmp_path, name, text, message):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="captions .* do not exist: set data.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match="Captions .* are not there: set data.root or GLIP_DATA"):
         read_captions(tmp_path / "none.json", [])
     with pytest.raises(ValueError, match="no captions in this folder"):
         read_captions(tmp_path, [])

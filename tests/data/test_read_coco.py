@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_is_counted(bad, reason, tmp_path):
 
 def test_the_place_of_what_is_left_out_is_named(tmp_path):
     found = read(tmp_path, [box(number=4, id=17)])
-    assert found.skipped.places == {"unknown category": ["annotation 17 of image 7"]}
+    assert found.skipped.places == {"unknown category": ["annotations[0] of image 7"]}
 
 
 def test_images_without_a_name_are_counted(tmp_path):
@@ -196,9 +196,9 @@ def test_wrong_json(text, told, tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'.*set\.json' do not exist: set data\.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"'.*set\.json' are not there: set data\.root or GLIP_DATA"):
         read_coco(tmp_path / "set.json", [tmp_path])
-    with pytest.raises(FileNotFoundError, match=r"folder '.*images' does not exist: set data\.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"folder '.*images' is not there: set data\.root or GLIP_DATA"):
         read_coco(tmp_path / "set.json", [tmp_path / "images"])
 
 

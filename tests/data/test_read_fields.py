@@ -138,7 +138,7 @@ def test_a_phrase_that_cannot_be_seen_has_no_words(unseen):
 def test_outlines_are_not_kept(tmp_path):
     row = {"image_id": 1, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 1]], "caption": "x", "iscrowd": 0}
     image = {"id": 1, "file_name": "a.jpg", "coco_url": "u", "url": "v"}
-    tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "area": 9.5}]}
+    tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "isfake": 0}]}
     (tmp_path / "set.json").write_text(json.dumps(tree))
     assert parse_json(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
 

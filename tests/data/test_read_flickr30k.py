@@ -219,9 +219,9 @@ def test_split_lists_may_name_anything(folder):
 
 
 def test_missing_things(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_flickr30k(folder, [folder], folder / "none.txt")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="is not there"):
         read_flickr30k(folder, [folder / "none"], "")
     with pytest.raises(FileNotFoundError, match="Annotations' is not there: give the folder of Flickr30K Entities"):
         read_flickr30k(folder / "Sentences", [folder], "")

@@ -123,7 +123,7 @@ def test_lists_and_classes_of_a_prompt(tmp_path):
 
 
 def test_nothing_to_use(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not there"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_labels(tmp_path / "none.jsonl", [tmp_path])
     with pytest.raises(ValueError, match="1 x line that is not json"):
         read(tmp_path, b"{")

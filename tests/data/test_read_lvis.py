@@ -103,7 +103,7 @@ def test_plain_coco_is_no_lvis(tmp_path):
     with pytest.raises(ValueError, match="not valid json"):
         read_lvis(tmp_path / "lvis.json", [tmp_path])
     (tmp_path / "lvis.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match="not LVIS json: no list 'annotations'"):
+    with pytest.raises(ValueError, match="not COCO json: no list 'annotations'"):
         read_lvis(tmp_path / "lvis.json", [tmp_path])
     with pytest.raises(FileNotFoundError):
         read_lvis(tmp_path / "none.json", [tmp_path])

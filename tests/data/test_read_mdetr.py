@@ -110,11 +110,11 @@ def test_images_lie_in_several_folders(tmp_path):
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_mdetr(tmp_path / "none.json", [tmp_path])
     with pytest.raises(ValueError, match=r"no sample in it can be used \(skipped: 1 x image without a caption\)"):
         read(tmp_path, [{"id": 1, "file_name": "1.jpg"}], [box(1, (0, 5))])
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="is not there"):
         read_mdetr(tmp_path / "mixed.json", [tmp_path / "none"])
     for text, told in (('{"images": [], "anno', "not valid json"), ('{"images": []}', "no list 'annotations'")):
         (tmp_path / "mixed.json").write_text(text)

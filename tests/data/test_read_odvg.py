@@ -205,11 +205,11 @@ def test_wrong_files(tmp_path):
         read(tmp_path, "not", "json")
     with pytest.raises(ValueError, match="it lists none"):
         read(tmp_path, "", names=None)
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_odvg(tmp_path / "none.jsonl", [tmp_path], "")
-    with pytest.raises(FileNotFoundError, match="do not exist"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_odvg(tmp_path / "set.jsonl", [tmp_path], tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="is not there"):
         read_odvg(tmp_path / "set.jsonl", [tmp_path / "none"], "")
 
 

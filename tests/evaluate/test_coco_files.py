@@ -162,9 +162,9 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": []}, "no annotation in it can be scored with (it lists none): check it with glip data check"),
+        ({"annotations": []}, "no annotation in it can be scored (it lists none): check it with glip data check"),
         ({"annotations": None}, "not COCO json: no list 'annotations' (it needs images, annotations, categories)"),
-        ({"images": []}, "can be scored with (2 x annotation of an unknown image)"),
+        ({"images": []}, "can be scored (2 x annotation of an unknown image)"),
         ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category an id of its own"),
     ],
 )
