@@ -47,6 +47,8 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """The same for libraries that open files themselves: a path to write to, which replaces ``path`` at the end."""
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder: give the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:

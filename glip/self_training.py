@@ -12,12 +12,12 @@ from typing import Any
 
 from glip.config import DatasetConfig, SetConfig
 from glip.data.sets import SkipCounter
-from glip.data.writers import whole_file
 from glip.detector import Detector, choose_device
 from glip.errors import DataError
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment, to_dict
+from glip.files import atomic_write
 from glip.pseudo.engine import Say
 from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, run_labelling
@@ -118,7 +118,7 @@ class SelfTraining:
         for number in range(self.how.rounds + 1):
             if number >= len(rows):
                 rows.append(self._round(number, teacher) if number else {"round": 0, "figures": self._figures(teacher)})
-                with whole_file(path) as file:
+                with atomic_write(path) as file:
                     file.writelines(json.dumps(row) + "\n" for row in rows)
                 self._write_table(rows)
             teacher = str(self._part(number) / "student" / "model") if number else teacher
@@ -180,7 +180,7 @@ class SelfTraining:
         ]
         columns = list(dict.fromkeys(key for row in table for key in row))
         lines = markdown_table([{key: row.get(key, "") for key in columns} for row in table])
-        with whole_file(self.folder / TABLE) as file:
+        with atomic_write(self.folder / TABLE) as file:
             file.write("\n".join(lines) + "\n")
         self.say("\n".join(lines))
 

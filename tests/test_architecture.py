@@ -50,7 +50,7 @@ DOORS = {
     "transformers": ("model/language.py", "text/tokens.py"),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
-    "pycocotools": ("data/readers/coco.py", "evaluate/coco.py"),
+    "pycocotools": ("evaluate/coco.py",),
     "lvis": ("evaluate/lvis.py",),
     "cv2": (),
     "yaml": ("experiment.py",),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from glip.errors import ConfigError
 
@@ -171,14 +171,14 @@ def _parts(wordings: "Sequence[str | None]") -> "dict[str | None, str]":
 
 
 def _exam(name: str, args: argparse.Namespace, images: Sequence[str]) -> "Benchmark":
-    from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
+    from glip.data.catalog import data_root, dataset_name, find_set, read_set
     from glip.evaluate.benchmark import load_benchmark
 
     config = find_set(name, images=images, root=args.root)
     read = read_set(config, args.root, to_score=True)
     annotations = data_root(args.root) / config.annotations
-    config = replace(config, annotations=str(annotations), format=config.format or guess_format(annotations))
-    return load_benchmark(name if name in known_sets(args.root) else Path(name).stem, config, read, args.protocol)
+    config = replace(config, annotations=str(annotations), format=cast(Any, read.format))
+    return load_benchmark(dataset_name(name, args.root), config, read, args.protocol)
 
 
 def _tasks(name: str, args: argparse.Namespace) -> "list[Benchmark]":
@@ -198,9 +198,9 @@ def _tasks(name: str, args: argparse.Namespace) -> "list[Benchmark]":
 
 def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> None:
     """Mean and median over the tasks."""
-    from glip.data.writers import whole_file
     from glip.evaluate.odinw import TaskScore, summarize, tasks
     from glip.evaluate.report import markdown_table
+    from glip.files import atomic_write
 
     named = {task.name: task for task in tasks(ODINW[name])}
     scores = [
@@ -210,7 +210,7 @@ def _tell_odinw(name: str, reports: "Sequence[Report | None]", folder: Path) -> 
     ]
     table = summarize(scores, ODINW[name]).table
     lines = [f"# {table.title}", "", *markdown_table(table.rows)]
-    with whole_file(folder / f"{name}.md") as file:
+    with atomic_write(folder / f"{name}.md") as file:
         file.write("\n".join(lines) + "\n")
     print("\n".join(lines))
 

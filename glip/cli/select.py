@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Select; the written file is the last line."""
-    from glip.data.writers import whole_file
     from glip.experiment import read_overrides
+    from glip.files import atomic_write
     from glip.pseudo.select import SelectRules, select
     from glip.pseudo.store import read_manifest
     from glip.schema import parse
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         _examine(args)
     out = Path(args.out or Path(args.labels) / "selected.jsonl")
     found = select(args.labels, out, rules).as_dict()
-    with whole_file(out.with_suffix(".report.json")) as file:
+    with atomic_write(out.with_suffix(".report.json")) as file:
         json.dump({"rules": rules.__dict__, **found}, file, indent=1)
     for what in ("boxes", "pairs"):
         reasons = ", ".join(f"{count} {reason}" for reason, count in found[f"{what} dropped"].items() if count)

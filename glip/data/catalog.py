@@ -3,40 +3,32 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from glip.config import Format, SetConfig
-from glip.data.readers.captions import CAPTION_KEYS, read_captions
-from glip.data.readers.coco import read_coco
-from glip.data.readers.fields import parse_json
-from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.label_studio import SHORT_EXPORT, read_label_studio
-from glip.data.readers.labels import read_labels
-from glip.data.readers.lvis import read_lvis
-from glip.data.readers.mdetr import read_mdetr
-from glip.data.readers.odvg import read_odvg
-from glip.data.readers.silver import read_silver
+from glip.data.captions import CAPTION_KEYS, read_captions
+from glip.data.coco import read_coco, read_lvis
+from glip.data.flickr30k import read_flickr30k
+from glip.data.grounding import read_mdetr, read_silver
+from glip.data.label_studio import SHORT_EXPORT, read_label_studio
+from glip.data.labels import read_labels
+from glip.data.odvg import read_odvg
+from glip.data.records import as_map, check_exists, parse_json
 from glip.data.sets import SampleSet
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
-from glip.schema import parse
+from glip.schema import did_you_mean, parse
 
 TABLE = "datasets.yaml"
-_READERS: dict[Format, Callable[[Path, Sequence[Path]], SampleSet]] = {
+_JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
     "coco": read_coco,
     "lvis": read_lvis,
     "mdetr": read_mdetr,
     "silver": read_silver,
     "captions": read_captions,
-    "labels": read_labels,
     "label-studio": read_label_studio,
-}
-# these need a second file beside the annotations: the split's image ids, the names of the labels
-_NAMED_READERS: dict[Format, Callable[[Path, Sequence[Path], Path | str], SampleSet]] = {
-    "flickr30k": read_flickr30k,
-    "odvg": read_odvg,
 }
 
 
@@ -83,10 +75,9 @@ def find_set(
         return replace(entry, images=tuple(images) or entry.images, format=format or entry.format)
     path = Path(name) if Path(name).exists() else data_root(root) / name
     if not path.exists():
-        close = get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ConfigError(
-            f"set {name!r} is neither in {TABLE} nor a file{hint}: give a path, or a name that glip data list shows"
+            f"Dataset {name!r} is neither in {TABLE} nor a file{did_you_mean(name, list(known))}: give a path, or a "
+            "name that glip data list shows"
         )
     path = path.absolute()
     beside = [path.parent / "images", path.parent.parent / "images", path.parent]
@@ -98,6 +89,18 @@ def find_set(
         images=tuple(str(Path(folder).absolute()) for folder in folders),
         names=str(labels) if labels.is_file() else "",
     )
+
+
+def dataset_name(name: str, root: str | Path | None = None) -> str:
+    """What a dataset is called: its name in the table; for a file its folder and stem.
+
+    COCO files are all called alike, so ``raccoon/annotations/instances_test.json`` is "raccoon_test".
+    """
+    if name in known_sets(root):
+        return name
+    path = (Path(name) if Path(name).exists() else data_root(root) / name).absolute()
+    folder = path.parent.parent if path.parent.name == "annotations" else path.parent
+    return f"{folder.name}_{path.stem.removeprefix('instances_')}".strip("_")
 
 
 def folders_of(
@@ -114,52 +117,54 @@ def folders_of(
 
 
 def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: bool = False) -> SampleSet:
-    """The samples of a set.
+    """The samples of a dataset; its file is parsed once.
 
     Args:
         config: its format and files.
         root: what they are relative to.
-        to_score: keep what cannot be learned from but counts in the official evaluation (Flickr30K's flat boxes).
+        to_score: keep what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
 
     Raises:
         FileNotFoundError: its annotations or images are not under the root.
-        ValueError: its annotations are not of the stated format.
+        DataError: its annotations are not of the stated format, or cannot be used.
     """
     under = data_root(root)
-    annotations, images = under / config.annotations, [under / folder for folder in config.images]
-    format = config.format or guess_format(annotations)
-    if format == "flickr30k" and to_score:
-        return read_flickr30k(annotations, images, under / config.names if config.names else "", flat_boxes=True)
-    if format in _NAMED_READERS:
-        return _NAMED_READERS[format](annotations, images, under / config.names if config.names else "")
-    return _READERS[format](annotations, images)
+    path, images = under / config.annotations, [under / folder for folder in config.images]
+    names = under / config.names if config.names else ""
+    format, tree = (config.format, None) if config.format else recognize(path)
+    if format == "flickr30k":
+        found = read_flickr30k(path, images, names, flat_boxes=to_score)
+    elif format == "odvg":
+        found = read_odvg(path, images, names)
+    elif format == "labels":
+        found = read_labels(path, images)
+    else:
+        found = _JSON_READERS[format](path, images, tree)
+    return replace(found, format=format, annotations=found.annotations if to_score else None)
 
 
-def guess_format(path: Path) -> Format:
-    """The format of an annotation file, by its name and its first records.
+def recognize(path: Path) -> tuple[Format, Any]:
+    """The format of an annotation file, from its name and its first records, and its content if that is json.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: no known format.
+        FileNotFoundError: it does not exist.
+        DataError: no known format.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
-        )
+    check_exists(path)
     if path.is_dir():
-        return "flickr30k" if (path / "Sentences").is_dir() else "captions"
-    ending = path.suffix.lower()
-    if ending in (".tar", ".csv", ".tsv", ".txt"):
-        return "captions"
-    if ending == ".jsonl":
-        return _format_of_line(_first_line(path))
+        return ("flickr30k" if (path / "Sentences").is_dir() else "captions"), None
+    suffix = path.suffix.lower()
+    if suffix in (".tar", ".csv", ".tsv", ".txt"):
+        return "captions", None
+    if suffix == ".jsonl":
+        return _format_of_line(_first_line(path)), None
     try:
         tree = parse_json(path)
-    except ValueError:
+    except DataError:
         if (line := _first_line(path)).startswith("{") and line.rstrip().endswith("}"):
-            return _format_of_line(line)  # lines of json under the name .json, as some converters write them
+            return _format_of_line(line), None  # lines of json under the name .json, as some converters write them
         raise
-    return _format_of_tree(tree, path)
+    return _format_of_tree(tree, path), tree
 
 
 def _first_line(path: Path) -> str:
@@ -173,27 +178,25 @@ def _format_of_line(line: str) -> Format:
     return "labels" if '"boxes"' in line and '"phrases"' in line else "captions"
 
 
-def _format_of_tree(tree: object, path: Path) -> Format:
-    first = tree[0] if isinstance(tree, list) and tree and isinstance(tree[0], dict) else {}
+def _format_of_tree(tree: Any, path: Path) -> Format:
+    first = as_map(tree[0]) if isinstance(tree, list) and tree else {}
     if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
-    lists = tree if isinstance(tree, dict) else {}
-    keys = {
-        key: set(rows[0])
-        for key, rows in lists.items()
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
-    }
-    if "phrases" in keys.get("data", ()):
-        return "silver"
-    if "tokens_positive" in keys.get("annotations", ()):
-        return "mdetr"
-    if "caption" in keys.get("annotations", ()):
-        return "captions"
-    if "neg_category_ids" in keys.get("images", ()):
-        return "lvis"
-    if {"images", "annotations", "categories"} <= lists.keys():
+    lists = as_map(tree)
+    keys = {key: as_map(rows[0]).keys() for key, rows in lists.items() if isinstance(rows, list) and rows}
+    marks: tuple[tuple[str, str, Format], ...] = (
+        ("data", "phrases", "silver"),
+        ("annotations", "tokens_positive", "mdetr"),
+        ("annotations", "caption", "captions"),
+        ("images", "neg_category_ids", "lvis"),
+    )
+    found = next((format for part, key, format in marks if key in keys.get(part, ())), None)
+    if found is None and {"images", "annotations", "categories"} <= lists.keys():
         return "coco"
-    own = ", ".join(map(str, list(lists)[:5])) or "none"
-    raise DataError(f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md")
+    if found is None:
+        own = ", ".join(map(str, list(lists)[:5])) or "none"
+        message = "not COCO, LVIS, MDETR, Label Studio or captions json"
+        raise DataError(f"{path}: {message} (its keys: {own}): see docs/data.md")
+    return found

@@ -1,4 +1,4 @@
-"""What is in a set, and what is wrong with it: counts to plan with, problems with the places where they were seen."""
+"""What is in a dataset and what is wrong with it: counts, and problems with the places where they are."""
 
 import re
 from collections import Counter
@@ -6,37 +6,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 
 from glip.data.image import image_size, load_image
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import ImageError
-from glip.shapes import Bool, Float, Tensor
+from glip.shapes import Bool, Float
 from glip.structures import LETTER, Prompt, Sample, Span, TarMember
 from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
-_SLACK = 1.0  # by so many pixels a box may leave its image: annotation tools round
+_SLACK = 1.0  # pixels by which a box may leave its image: annotation tools round
 _MOST, _CLEAR = 0.5, 0.9  # shares of boxes: that are wrong, and that another reading explains
+_BATCH = 50_000  # boxes checked at once
 _NO_AREA = "box without area"  # as the readers count it
 _ON_LETTER = re.compile(LETTER)
 
 
 @dataclass
 class Counts:
-    """How much of everything a set has.
+    """How much of everything a dataset has.
 
     Args:
         images: different ones.
         samples: as many as there are images, or pairs of image and caption.
         without_boxes: samples.
         boxes: all, and how many of them mark a crowd.
-        areas: of boxes: small (under 32 x 32 pixels), medium, large (from 96 x 96), as COCO counts.
-        phrases: of captions.
-        per_name: boxes of each name of the vocabulary.
-        words: how many captions have so many words.
+        areas: boxes that are small (under 32 x 32 pixels), medium, large (from 96 x 96), as COCO counts.
+        phrases: in captions.
+        per_name: boxes of each class name.
+        words: number of captions by their number of words.
     """
 
     images: int = 0
@@ -52,11 +54,20 @@ class Counts:
 
 @dataclass(frozen=True)
 class Report:
-    """Counts, problems (to be mended), and remarks (that may well be meant so)."""
+    """Counts, problems (to be corrected), and remarks (that may be intended)."""
 
-    counts: Counts
-    problems: SkipCounter
-    remarks: SkipCounter
+    counts: Counts = field(default_factory=Counts)
+    problems: SkipCounter = field(default_factory=SkipCounter)
+    remarks: SkipCounter = field(default_factory=SkipCounter)
+
+
+@dataclass
+class _Seen:
+    """Images, samples and vocabularies seen so far, as hashes: ten million captions still fit into memory."""
+
+    images: dict[int, tuple[int, int] | None] = field(default_factory=dict)
+    samples: set[int] = field(default_factory=set)
+    vocabularies: set[int] = field(default_factory=set)
 
 
 def check(
@@ -66,42 +77,30 @@ def check(
     written: Mapping[str, str] = MappingProxyType({}),
     decode: bool = False,
 ) -> Report:
-    """Go through a set once.
+    """Go through a dataset once.
 
     Args:
-        samples: what a reader gave; what it left out is among the problems.
-        tokenizer: of the models to be, which may read two names alike.
-        written: by name, what is written instead of it.
-        decode: read every image whole, not only its header.
+        samples: from a reader; what it skipped is among the problems.
+        tokenizer: of the model to train, which may read two names alike.
+        written: by name, the text written instead of it.
+        decode: decode every image, not only its header.
     """
-    report = Report(Counts(), SkipCounter(), SkipCounter())
+    report, seen = Report(), _Seen()
     report.problems.merge(samples.skipped)
-    seen = _Seen()
-    readings = _Readings(lost=samples.skipped.counts.get(_NO_AREA, 0))
+    boxes = _Boxes(report, without_area=samples.skipped.counts.get(_NO_AREA, 0))
     for sample in samples.samples:
         _count(sample, report.counts)
         size = _check_image(sample, seen, report, decode)
         _check_words(sample, seen, report)
-        _check_boxes(sample, size, readings, report.problems)
-    verdict = readings.verdict()
-    if verdict:
-        report.problems.add(verdict)
-    for name, boxes in report.counts.per_name.items():
-        if boxes == 0:
+        boxes.add(sample, size)
+    boxes.finish()
+    for name, count in report.counts.per_name.items():
+        if count == 0:
             report.remarks.add("name without a box", name)
-    boxed = {name: written.get(name, name) for name, boxes in report.counts.per_name.items() if boxes}
+    boxed = {name: written.get(name, name) for name, count in report.counts.per_name.items() if count}
     for group in alike(tokenizer, boxed) if tokenizer else ():
         report.problems.add("names that a model reads alike", ", ".join(map(repr, group)))
     return report
-
-
-@dataclass
-class _Seen:
-    """What was met before, as hashes: a set of ten million captions still fits into memory."""
-
-    images: dict[int, tuple[int, int] | None] = field(default_factory=dict)
-    samples: set[int] = field(default_factory=set)
-    vocabularies: set[int] = field(default_factory=set)
 
 
 def _count(sample: Sample, counts: Counts) -> None:
@@ -109,11 +108,6 @@ def _count(sample: Sample, counts: Counts) -> None:
     counts.boxes += len(sample.boxes)
     counts.crowd += len(sample.crowd)
     counts.without_boxes += not len(sample.boxes)
-    widths, heights = (sample.boxes[:, 2:] - sample.boxes[:, :2]).clamp(min=0).unbind(1)
-    area = widths * heights
-    small, large = int((area < SMALL).sum()), int((area >= LARGE).sum())
-    for index, number in enumerate((small, len(area) - small - large, large)):
-        counts.areas[index] += number
     caption = sample.prompt.caption if sample.prompt else sample.caption
     if caption:
         counts.words[len(caption.split())] += 1
@@ -149,21 +143,18 @@ def _open(image: Path | TarMember, problems: SkipCounter, decode: bool) -> tuple
     try:
         return load_image(image).size if decode else image_size(image)
     except ImageError as error:
-        file = image.archive if isinstance(image, TarMember) else image
-        reason = "image that cannot be read" if file.exists() else "image that is not there"
-        problems.add(reason, str(error) if file.exists() else str(image))
+        there = (image.archive if isinstance(image, TarMember) else image).exists()
+        problems.add(
+            "image that cannot be read" if there else "image that is not there", str(error if there else image)
+        )
         return None
 
 
 def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place: str, problems: SkipCounter) -> None:
     if stated is None or size is None or stated == size:
         return
-    turned = stated == size[::-1]
-    reason = (
-        "stated width and height are swapped, or do not count the EXIF rotation"
-        if turned
-        else ("stated size differs from the image's")
-    )
+    swapped = "stated width and height are swapped, or do not count the EXIF rotation"
+    reason = swapped if stated == size[::-1] else "stated size differs from the image's"
     problems.add(reason, f"{place}: stated {stated[0]} x {stated[1]}, is {size[0]} x {size[1]}")
 
 
@@ -171,18 +162,15 @@ def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place
 
 
 def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
+    key = hash(sample.vocabulary)
     if sample.prompt:
         _check_phrases(sample, sample.prompt, report)
-        return
-    key = hash(sample.vocabulary)
-    if key in seen.vocabularies:
-        return
-    seen.vocabularies.add(key)
-    for name in sample.vocabulary:
-        report.counts.per_name.setdefault(name, 0)
-    for name, number in Counter(sample.vocabulary).items():
-        if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
-            report.remarks.add("name that is listed twice", name)
+    elif key not in seen.vocabularies:
+        seen.vocabularies.add(key)
+        for name, number in Counter(sample.vocabulary).items():
+            report.counts.per_name.setdefault(name, 0)
+            if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
+                report.remarks.add("name that is listed twice", name)
 
 
 def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
@@ -198,7 +186,7 @@ def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
 
 
 def _cuts(span: Span, caption: str) -> bool:
-    """Whether an end of the span lies inside a word; scripts without spaces between words are left alone."""
+    """Whether an end of the span is inside a word; scripts without spaces between words are left alone."""
     return any(
         0 < edge < len(caption) and _ON_LETTER.match(caption[edge - 1]) and _ON_LETTER.match(caption[edge])
         for edge in span
@@ -208,82 +196,92 @@ def _cuts(span: Span, caption: str) -> bool:
 # ---- boxes
 
 
-@dataclass
-class _Readings:
-    """How many boxes leave their image as they are read, and how many would fit if they were read otherwise."""
+class _Boxes:
+    """Checks boxes in batches, and how many would fit their image better if they were read otherwise."""
 
-    lost: int  # that the reader left out because they have no area
-    boxes: int = 0
-    sized: int = 0  # of them, in an image whose size is known
-    leaving: int = 0
-    tiny: int = 0
-    fits: Counter[str] = field(default_factory=Counter)
+    def __init__(self, report: Report, *, without_area: int) -> None:
+        self._report, self._without_area = report, without_area  # that the reader skipped
+        self._waiting: list[tuple[np.ndarray, str, tuple[float, float]]] = []
+        self._count = 0
+        self._sized = self._leaving = self._tiny = 0
+        self._fits: Counter[str] = Counter()
 
-    def add(self, boxes: Float[Tensor, "box 4"]) -> None:
-        """Count one image's boxes."""
-        self.boxes += len(boxes)
-        self.tiny += int((boxes <= 2).all(1).sum())
+    def add(self, sample: Sample, size: tuple[int, int] | None) -> None:
+        """Take in the boxes of an image, of (width, height) where known."""
+        if not len(sample.boxes):
+            return
+        rows, place = sample.boxes.numpy(), _named(sample)
+        again = len(rows) - len(set(zip(map(tuple, rows.tolist()), sample.box_phrases, strict=True)))
+        if again:
+            self._report.problems.add("box with the same words twice", place, again)
+        self._waiting.append((rows, place, size or (np.nan, np.nan)))
+        self._count += len(rows)
+        if self._count > _BATCH:
+            self._check()
 
-    def place(self, boxes: Float[Tensor, "box 4"], size: tuple[int, int], leaving: int) -> None:
-        """Count the readings of the boxes of an image whose size is known."""
-        left, top, right, bottom = boxes.unbind(1)
-        half_width, half_height = (right - left) / 2, (bottom - top) / 2
-        others = {
-            "x1, y1, x2, y2 read as x, y, width, height": (left, top, right - left, bottom - top),
-            "y, x read as x, y": (top, left, bottom, right),
-            "centre x, centre y, width, height read as x, y, width, height": (
-                left - half_width,
-                top - half_height,
-                right - half_width,
-                bottom - half_height,
-            ),
-        }
-        self.sized += len(boxes)
-        self.leaving += leaving
-        for reading, edges in others.items():
-            self.fits[reading] += int(_inside(torch.stack(edges, dim=1), size).sum())
+    def finish(self) -> None:
+        """Check the rest, and say what is wrong with most boxes, if anything."""
+        self._check()
+        boxes, verdict = self._report.counts.boxes, ""
+        if boxes and self._tiny > _MOST * boxes:
+            verdict = "lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
+        elif self._without_area > _MOST * (self._without_area + boxes):
+            verdict = "have no area: they look like x, y, width, height read as x1, y1, x2, y2"
+        elif self._leaving > _MOST * self._sized:
+            reading, fitting = self._fits.most_common(1)[0]
+            guess = f"like {reading}" if fitting >= _CLEAR * self._sized else "to be made for images of another size"
+            verdict = f"({self._leaving} of {self._sized}) leave their image: they look {guess}"
+        if verdict:
+            self._report.problems.add(f"most boxes {verdict}")
 
-    def verdict(self) -> str:
-        """What is wrong with most boxes, or nothing."""
-        if self.boxes and self.tiny > _MOST * self.boxes:
-            return "most boxes lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
-        if self.lost > _MOST * (self.lost + self.boxes):
-            return "most boxes have no area: they look like x, y, width, height read as x1, y1, x2, y2"
-        if self.leaving <= _MOST * self.sized:
-            return ""
-        reading, fitting = self.fits.most_common(1)[0]
-        guess = f"like {reading}" if fitting >= _CLEAR * self.sized else "to be made for images of another size"
-        return f"most boxes ({self.leaving} of {self.sized}) leave their image: they look {guess}"
-
-
-def _check_boxes(sample: Sample, size: tuple[int, int] | None, readings: _Readings, problems: SkipCounter) -> None:
-    boxes = sample.boxes
-    if not len(boxes):
-        return
-    readings.add(boxes)
-    place = _named(sample)
-    rows = list(zip(boxes.tolist(), sample.box_phrases, strict=True))
-    again = len(rows) - len({(tuple(box), phrases) for box, phrases in rows})
-    if again:
-        problems.add("box with the same words twice", place, again)
-    flat = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    if flat.any():
-        problems.add(_NO_AREA, place, int(flat.sum()))
-    if size is None:
-        return
-    leaving = ~flat & ~_inside(boxes, size)
-    readings.place(boxes, size, int(leaving.sum()))
-    beyond = leaving & ((boxes[:, :2] >= torch.tensor(size)).any(1) | (boxes[:, 2:] <= 0).any(1))
-    for mask, reason in ((beyond, "box outside its image"), (leaving & ~beyond, "box partly outside its image")):
-        if mask.any():
-            first = ", ".join(f"{value:g}" for value in boxes[mask][0].tolist())
-            problems.add(reason, f"{place} of {size[0]} x {size[1]}: {first}", int(mask.sum()))
+    def _check(self) -> None:
+        if not self._waiting:
+            return
+        parts, places, sizes = zip(*self._waiting, strict=True)
+        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        boxes, size = np.concatenate(parts), np.array(sizes, dtype=np.float32)[owner]
+        self._waiting, self._count = [], 0
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+        for index, number in enumerate(np.histogram(sides.prod(1), [0, SMALL, LARGE, np.inf])[0].tolist()):
+            self._report.counts.areas[index] += number
+        flat, sized = (sides <= 0).any(1), ~np.isnan(size[:, 0])
+        leaving = sized & ~flat & ~_inside(boxes, size)
+        beyond = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
+        self._tiny += int((boxes <= 2).all(1).sum())
+        self._sized += int(sized.sum())
+        self._leaving += int(leaving.sum())
+        for reading, edges in _other_readings(boxes).items():
+            self._fits[reading] += int(_inside(np.stack(edges, axis=1), size).sum())
+        for mask, reason in (
+            (flat, _NO_AREA),
+            (beyond, "box outside its image"),
+            (leaving & ~beyond, "box partly outside its image"),
+        ):
+            rows = np.flatnonzero(mask)
+            for image, first, times in zip(*np.unique(owner[rows], return_index=True, return_counts=True), strict=True):
+                place, (width, height) = places[image], sizes[image]
+                shown = ", ".join(f"{value:g}" for value in boxes[rows[first]].tolist())
+                place = place if mask is flat else f"{place} of {width} x {height}: {shown}"
+                self._report.problems.add(reason, place, int(times))
 
 
-def _inside(boxes: Float[Tensor, "box 4"], size: tuple[int, int]) -> Bool[Tensor, " box"]:
-    """Which boxes have an area and lie in an image of (width, height), but for a rounding."""
+def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, tuple[np.ndarray, ...]]:
+    """Edges of the boxes if they were written other than they are read."""
+    left, top, right, bottom = boxes.T
+    half_width, half_height = (right - left) / 2, (bottom - top) / 2
+    centred = left - half_width, top - half_height, right - half_width, bottom - half_height
+    return {
+        "x1, y1, x2, y2 read as x, y, width, height": (left, top, right - left, bottom - top),
+        "y, x read as x, y": (top, left, bottom, right),
+        "centre x, centre y, width, height read as x, y, width, height": centred,
+    }
+
+
+def _inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
+    """Which boxes have an area and lie in their images of (width, height), but for a rounding; none where NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    return ((low >= -_SLACK) & (high <= torch.tensor(size) + _SLACK) & (high > low)).all(1)
+    inside: Any = ((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1)
+    return np.asarray(inside)
 
 
 def _named(sample: Sample) -> str:

@@ -1,27 +1,37 @@
-"""Samples -> tasks of Label Studio, to be corrected by people; ``readers/label_studio.py`` reads them back.
+"""Label Studio: tasks for its import, to be corrected by people, and its export ("JSON") read back.
 
 A task shows the image, its caption, and one label for each phrase (or name). A teacher's boxes become predictions
-with scores, people's boxes become annotations. The whole sample but its boxes stands in ``data.glip`` as a line of a
-label file (spans and all), and label i of ``data.labels`` is phrase i of it, so that nothing is lost on the way.
+with scores, people's boxes become annotations. The sample without its boxes is stored in ``data.glip`` as a line of a
+label file (spans and all), and label i of ``data.labels`` is phrase i of it, so that nothing is lost. Tasks of other
+projects with rectangles are a detection dataset, whose names are all labels of the file. Coordinates are per cent of
+the image; a turned rectangle becomes the upright one around it.
 """
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from glip.data.image import image_size
-from glip.data.sets import SampleSet, SkipCounter
-from glip.data.writers import Folders, Row, label_row, whole_file
+from glip.data.labels import label_set, read_names, sample_of_row
+from glip.data.records import as_list, as_map, is_text, is_visible, parse_json, read_image, read_size
+from glip.data.sets import Folders, InvalidRecord, Row, SampleSet, SkipCounter, require
+from glip.data.writers import ImageFolders, image_file, label_row
 from glip.errors import DataError, ImageError
+from glip.files import atomic_write
 from glip.lettering import palette
 from glip.structures import Sample
 
+SHORT_EXPORT = "annotation_id"  # a key of JSON-MIN's tasks, which hold the image and one answer, without its type
 LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files of its own machine, as ?d=<path under its root>
-CROWD = "crowd"  # the remark at a box that marks a group
-
-_CONFIG = """<View>
+_CROWD = "crowd"  # the remark at a box that marks a group
+_RECTANGLE = "rectanglelabels"
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
+_FARTHEST = 1e6  # per cent, or degrees
+_INTERFACE = """<View>
   <Header value="$caption"/>
   <Image name="image" value="$image" zoom="true"/>
   <RectangleLabels name="phrase" toName="image" value="$labels" choice="{choice}" canRotate="false"/>
@@ -29,70 +39,64 @@ _CONFIG = """<View>
 """
 
 
-def write_label_studio(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
+# ---- writing
+
+
+def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write tasks for Label Studio's import, and the labelling interface beside them (``interface_of``).
 
     Args:
         samples: images with phrases or names.
         path: the json.
-        images: folders of the images. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder
-            above, and each is added to the project as a local storage.
+        images: image folders. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder above, and
+            each is added to the project as a local storage.
 
     Returns:
-        What was left out or changed, counted.
-
-    Raises:
-        ValueError: no sample has phrases; an image in an archive, drawn, or outside the folders.
+        What was skipped or changed, counted.
     """
     path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         for sample in samples.samples:
-            task = _task(sample, images, lost)
-            if task is None:
-                continue
-            file.write(("[\n" if not count else ",\n") + json.dumps(task))
-            count += 1
-            choice = "multiple" if any(len(phrases) > 1 for phrases in sample.box_phrases) else choice
+            with lost.catch(f"image {sample.image_id!r}"):
+                file.write(("[\n" if not count else ",\n") + json.dumps(_task(sample, images, lost)))
+                count += 1
+                choice = "multiple" if any(len(phrases) > 1 for phrases in sample.box_phrases) else choice
         if not count:
             raise DataError(
-                f"nothing to show in Label Studio ({lost or 'no sample'}): give images with names or phrases, such "
-                "as those that a teacher labelled"
+                f"Nothing to show in Label Studio ({lost or 'no sample'}): give images with names or phrases, such as "
+                "pseudo-labelled ones"
             )
         file.write("\n]\n")
-    with whole_file(interface_of(path)) as file:
-        file.write(_CONFIG.format(choice=choice))
+    with atomic_write(interface_of(path)) as file:
+        file.write(_INTERFACE.format(choice=choice))
     return lost
 
 
 def interface_of(path: str | Path) -> Path:
-    """Where the labelling interface of a file of tasks lies: ``tasks.json`` has ``tasks_interface.xml``."""
+    """The file of the labelling interface of tasks: ``tasks.json`` has ``tasks_interface.xml``."""
     return Path(path).with_name(f"{Path(path).stem}_interface.xml")
 
 
-def _task(sample: Sample, images: Folders, lost: SkipCounter) -> Row | None:
-    place = f"image {sample.image_id!r}"
+def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
+    """A task for a sample."""
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
-    if not texts:
-        lost.add("caption without phrases", place)
-        return None
-    row = label_row(sample, images)
-    if not isinstance(sample.image, Path):
-        raise DataError(f"{place} lies in an archive, which Label Studio cannot show: unpack it, or write --to labels")
+    require(texts, "caption without phrases")
+    row, file = label_row(sample, images), image_file(sample, "Label Studio")
     try:
-        width, height = sample.size or image_size(sample.image)
+        size = sample.size or image_size(file)
     except ImageError:
-        lost.add("image that cannot be read", place)
-        return None
+        raise InvalidRecord("image that cannot be read") from None
     labels = _distinct(texts)
-    results = _results(row.pop("boxes"), labels, (width, height), place, lost)
-    row |= {"width": width, "height": height} | ({"names": texts} if not sample.prompt else {})
+    results = list(_results(row.pop("boxes"), labels, size, f"image {sample.image_id!r}", lost))
+    row |= {"width": size[0], "height": size[1]} | ({"names": texts} if not sample.prompt else {})
+    # the path under Label Studio's root, which has to be above the folder of the images
+    root = file.absolute().parents[len(PurePosixPath(row["image"]).parts) - 1]
+    served = f"{root.name}/{row['image']}"
+    colours = ("#" + bytes(colour).hex() for colour in palette(labels))
     data = {
-        "image": f"{LOCAL_FILES}?d={quote(_served(sample.image, row['image']))}",
+        "image": f"{LOCAL_FILES}?d={quote(served)}",
         "caption": row.get("caption", ""),
-        "labels": [
-            {"value": label, "background": "#" + bytes(colour).hex()}
-            for label, colour in zip(labels, palette(labels), strict=True)
-        ],
+        "labels": [{"value": label, "background": colour} for label, colour in zip(labels, colours, strict=True)],
         "glip": row,
     }
     if not sample.scores:
@@ -102,7 +106,7 @@ def _task(sample: Sample, images: Folders, lost: SkipCounter) -> Row | None:
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
-    """Labels that can be told apart: the second "a man" of a caption becomes "a man #2"."""
+    """Labels that differ: the second "a man" of a caption becomes "a man #2"."""
     times: dict[str, int] = {}
     labels: dict[str, None] = {}
     for text in texts:
@@ -114,18 +118,11 @@ def _distinct(texts: Sequence[str]) -> list[str]:
     return list(labels)
 
 
-def _served(file: Path, name: str) -> str:
-    """The path under Label Studio's root, which may not be the folder of the images itself but has to be above it."""
-    folder = file.absolute().parents[len(PurePosixPath(name).parts) - 1]
-    return f"{folder.name}/{name}"
-
-
 def _results(
-    boxes: Sequence[dict[str, Any]], labels: Sequence[str], size: tuple[int, int], place: str, lost: SkipCounter
-) -> list[Row]:
+    boxes: Sequence[Row], labels: Sequence[str], size: tuple[int, int], place: str, lost: SkipCounter
+) -> Iterator[Row]:
     """The boxes in per cent of the image, within it: Label Studio refuses tasks with others."""
     width, height = size
-    results = []
     for number, item in enumerate(boxes):
         left, top, right, bottom = item["box"]
         cut = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
@@ -140,18 +137,150 @@ def _results(
             "width": (cut[2] - cut[0]) / width * 100,
             "height": (cut[3] - cut[1]) / height * 100,
             "rotation": 0,
-            "rectanglelabels": [labels[phrase] for phrase in item["phrases"]],
+            _RECTANGLE: [labels[phrase] for phrase in item["phrases"]],
         }
-        result: Row = {
-            "id": f"box{number}",
-            "type": "rectanglelabels",
-            "from_name": "phrase",
-            "to_name": "image",
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "value": value,
-        }
-        result |= {"score": item["score"]} if "score" in item else {}
-        results.append(result | ({"meta": {"text": [CROWD]}} if item.get("crowd") else {}))
-    return results
+        sides = {"original_width": width, "original_height": height, "image_rotation": 0}
+        result: Row = {"id": f"box{number}", "type": _RECTANGLE, "from_name": "phrase", "to_name": "image"}
+        result |= sides | {"value": value} | ({"score": item["score"]} if "score" in item else {})
+        yield result | ({"meta": {"text": [_CROWD]}} if item.get("crowd") else {})
+
+
+# ---- reading
+
+
+def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
+    """Read Label Studio's JSON export, or tasks made for its import.
+
+    The annotation used for a task is the one marked as ground truth, else the one last changed. Predictions are used
+    where there is no annotation at all, with their scores; tasks that people skipped are counted.
+
+    Args:
+        annotations: the json, a list of tasks.
+        images: image folders.
+        tree: the content of the json, if it was parsed before.
+    """
+    path, skipped = Path(annotations), SkipCounter()
+    tasks = parse_json(path) if tree is None else tree
+    if not isinstance(tasks, list) or any(SHORT_EXPORT in as_map(task) for task in tasks[:1]):
+        raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
+    return label_set(path, _read_tasks(tasks, Folders(images or [path.parent]), skipped), skipped)
+
+
+def _read_tasks(tasks: list[Any], folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+    names = tuple(dict.fromkeys(label for task in tasks for label in _foreign_labels(as_map(task))))
+    for number, task in enumerate(tasks):
+        place = f"tasks[{number}]"
+        with skipped.catch(place):
+            yield _read_task(as_map(task), names, folders, place, skipped)
+
+
+def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, skipped: SkipCounter) -> Sample:
+    data = as_map(task.get("data"))
+    answers, scored = _answers(task)
+    best = max(reversed(answers), key=lambda answer: (answer.get("ground_truth") is True, _changed(answer)))
+    if len(answers) > 1:
+        kind = "prediction" if scored else "annotation"
+        reason = f"{kind} of a task that has a later one or one marked as ground truth"
+        skipped.add(reason, place, len(answers) - 1)
+    results = _maps(best.get("result"))
+    if isinstance(data.get("glip"), dict):
+        row = dict(data["glip"])
+        texts = [str(option.get("value")) for option in _maps(data.get("labels"))]
+        names = read_names(row["names"]) if "names" in row else ()
+    else:
+        row, texts = {"image": _image_name(data), "id": task.get("id")}, list(names)
+    labels = {text: index for index, text in enumerate(texts)}
+    size = read_size(row) or _stated_size(results)
+    if size is None and results:
+        try:
+            size = image_size(read_image(folders, row.get("image")))
+        except ImageError:
+            raise InvalidRecord("boxes in per cent of an image that cannot be read") from None
+    row |= {"width": size[0], "height": size[1]} if size else {}
+    boxes = _read_boxes(results, labels, size or (0, 0), place, skipped)
+    row["boxes"] = [box | ({"score": score} if scored and score is not None else {}) for box, score in boxes]
+    return sample_of_row(row, names, folders, place, skipped)
+
+
+def _answers(task: Row) -> tuple[list[Row], bool]:
+    """The annotations of a task, else its predictions, and whether these are predictions."""
+    people, models = _maps(task.get("annotations", task.get("completions"))), _maps(task.get("predictions"))
+    done = [answer for answer in people if answer.get("was_cancelled") is not True]
+    require(done or not people, "task that people skipped")
+    require(done or models, "task without annotation and prediction")
+    return done or models, not done
+
+
+def _changed(answer: Row) -> str:
+    return str(answer.get("updated_at") or answer.get("created_at") or "")
+
+
+def _read_boxes(
+    results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], place: str, skipped: SkipCounter
+) -> Iterator[tuple[Row, Any]]:
+    """The rectangles as boxes of a label file, each with its score if it has one."""
+    for result in results:
+        if result.get("type") != _RECTANGLE:
+            skipped.add("mark that is no labelled rectangle", place)
+        elif result.get("image_rotation"):
+            skipped.add("box on an image that was turned in Label Studio", place)
+        else:
+            own = [labels[label] for label in _labels(result) if label in labels]
+            crowd = _CROWD in as_list(as_map(result.get("meta")).get("text"))
+            corners = _upright(as_map(result.get("value")), size)
+            yield {"box": corners, "phrases": own, "crowd": crowd}, result.get("score")
+
+
+def _upright(value: Row, size: tuple[int, int]) -> list[float]:
+    """The box in pixels, [] where it is none; x and y are the corner around which a rectangle is turned clockwise."""
+    x, y, width, height, turn = (_number(value.get(key)) for key in ("x", "y", "width", "height", "rotation"))
+    if any(map(math.isnan, (x, y, width, height))):
+        return []
+    left, top, across, down = (part * side / 100 for part, side in zip((x, y, width, height), size * 2, strict=True))
+    if not turn or math.isnan(turn):
+        return [left, top, left + across, top + down]
+    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    xs = [left + a * across * cos - b * down * sin for a in (0, 1) for b in (0, 1)]
+    ys = [top + a * across * sin + b * down * cos for a in (0, 1) for b in (0, 1)]
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def _number(value: Any) -> float:
+    return float(value) if type(value) in (int, float) and abs(value) < _FARTHEST else math.nan
+
+
+def _stated_size(results: Sequence[Row]) -> tuple[int, int] | None:
+    sizes = (read_size({"width": one.get("original_width"), "height": one.get("original_height")}) for one in results)
+    return next(filter(None, sizes), None)
+
+
+def _image_name(data: Row) -> str:
+    """The name of a task's image: of a local file, an upload, or a path in a bucket or on the web."""
+    values = [data.get("image"), *data.values()]
+    link = next((value for value in values if is_text(value) and PurePosixPath(value).suffix), "")
+    try:
+        parts = urlsplit(link)
+        served = parse_qs(parts.query).get("d", [""])[0] if parts.path.endswith(LOCAL_FILES) else ""
+    except ValueError:
+        raise InvalidRecord("image whose address is none") from None
+    name = served or unquote(parts.path)
+    if "/upload/" in name:
+        name = _UPLOADED.sub("", PurePosixPath(name).name)
+    return name.lstrip("/")
+
+
+def _foreign_labels(task: Row) -> Iterator[str]:
+    """The labels in a task that glip did not write."""
+    if not isinstance(as_map(task.get("data")).get("glip"), dict):
+        for answer in [*_maps(task.get("annotations", task.get("completions"))), *_maps(task.get("predictions"))]:
+            for result in _maps(answer.get("result")):
+                yield from _labels(result) if result.get("type") == _RECTANGLE else ()
+
+
+def _labels(result: Row) -> list[str]:
+    given = as_list(as_map(result.get("value")).get(_RECTANGLE))
+    return [label for label in given if is_text(label) and is_visible(label)]
+
+
+def _maps(value: Any) -> list[Row]:
+    return [item for item in as_list(value) if isinstance(item, dict)]

@@ -136,8 +136,15 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
         names = tuple(name for name in read.vocabulary if not says_one_of(name, config.held_out))
         read = replace(read, samples=HeldOut(read.samples, config.held_out), vocabulary=names)
     first, there = config.first or len(read.samples), _Listing(read.skipped)
-    chosen = (sample for _, sample in zip(range(first), read.samples, strict=False) if there.has(sample))
-    kept = PackedSamples(_weighed(sample, config) for sample in chosen)
+    chosen, changed = list[int](), False
+    for index, sample in zip(range(first), read.samples, strict=False):
+        if there.has(sample):
+            chosen.append(index)
+            changed = changed or _weighed(sample, config) is not sample
+    if isinstance(read.samples, PackedSamples) and not changed:
+        kept = read.samples.select(chosen)
+    else:
+        kept = PackedSamples(_weighed(read.samples[index], config) for index in chosen)
     if not len(kept):
         example = read.samples[0].image
         raise DataError(

@@ -1,37 +1,65 @@
-"""What every reader gives: a SampleSet, and what had to be left out of it, counted by reason."""
+"""What every reader gives: a SampleSet, and a count of what was skipped and why."""
 
+import copy
 import pickle
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 
 from glip.errors import DataError
+from glip.shapes import Bool, Float, Int
 from glip.structures import Sample
 
-_EXAMPLES = 5  # places named for each reason; the rest is only counted
+Id = int | str  # of an image or a category
+Row = dict[str, Any]
+_EXAMPLES = 5  # places kept for each reason; the rest is only counted
+
+
+class InvalidRecord(DataError):
+    """A record that cannot be used; the message is the reason under which it is counted."""
+
+
+def require(holds: object, reason: str) -> None:
+    """Go on only if something holds for a record; else it is skipped for this reason.
+
+    Raises:
+        InvalidRecord: it does not hold.
+    """
+    if not holds:
+        raise InvalidRecord(reason)
 
 
 class SkipCounter:
-    """Counts by reason, and the first few places where each was seen: nothing goes missing silently."""
+    """Counts what was skipped by reason, with the first few places of each."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.places: dict[str, list[str]] = {}
 
     def add(self, reason: str, place: str = "", times: int = 1) -> None:
-        """Count a reason, such as "box without area", at a place, such as "annotation 17 of image 3"."""
+        """Count a reason, such as "box without area", at a place, such as "annotations[17] of image 3"."""
         self.counts[reason] = self.counts.get(reason, 0) + times
         places = self.places.setdefault(reason, [])
         if place and len(places) < _EXAMPLES:
             places.append(place)
 
+    @contextmanager
+    def catch(self, place: str, times: int = 1) -> Iterator[None]:
+        """Count the InvalidRecord that the block raises, and go on after it."""
+        try:
+            yield
+        except InvalidRecord as reason:
+            self.add(str(reason), place, times)
+
     def merge(self, other: "SkipCounter") -> None:
-        """Take over the counts of another and places."""
+        """Add the counts and places of another counter."""
         for reason, count in other.counts.items():
             self.add(reason, times=count)
             places = self.places[reason]
@@ -45,16 +73,55 @@ class SkipCounter:
 
 
 @dataclass(frozen=True)
-class SampleSet:
-    """The samples of one set, its vocabulary (empty for captions), and what was left out.
+class CocoFile:
+    """A COCO or LVIS json, parsed once for training and for scoring. Annotations are columns in the file's order.
 
-    ``ids`` are the category ids of the file, beside the names of the vocabulary.
+    Args:
+        path: the json.
+        images: records by id, in the order of the file.
+        categories: all records, unchecked.
+        skipped: records of images that cannot be used.
+        image: index of each annotation's image in ``images``; -1: unknown, -2: the annotation is no record.
+        category: index of its category in ``category_ids``; -1: no id.
+        category_ids: ids of categories and annotations.
+        boxes: x, y, width, height; NaN where they are not four finite numbers.
+        areas: as stated; NaN where they are not.
+        crowd: ``iscrowd`` is set.
+        ignore: LVIS's ``ignore`` is set.
+    """
+
+    path: Path
+    images: Mapping[Id, Row]
+    categories: Sequence[Any]
+    skipped: SkipCounter
+    image: Int[np.ndarray, " box"]
+    category: Int[np.ndarray, " box"]
+    category_ids: Sequence[Id]
+    boxes: Float[np.ndarray, "box 4"]
+    areas: Float[np.ndarray, " box"]
+    crowd: Bool[np.ndarray, " box"]
+    ignore: Bool[np.ndarray, " box"]
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The samples of a dataset.
+
+    Args:
+        samples: packed annotations.
+        vocabulary: class names; empty for captions.
+        skipped: what cannot be used.
+        ids: category ids of the file, one for each class name.
+        format: how it is written.
+        annotations: the parsed COCO or LVIS file, where it was read for scoring.
     """
 
     samples: Sequence[Sample]
     vocabulary: tuple[str, ...] = ()
     skipped: SkipCounter = field(default_factory=SkipCounter)
-    ids: tuple[int | str, ...] = ()
+    ids: tuple[Id, ...] = ()
+    format: str = ""
+    annotations: CocoFile | None = None
 
 
 class PackedSamples(Sequence[Sample]):
@@ -62,7 +129,7 @@ class PackedSamples(Sequence[Sample]):
 
     Objects365 has 1.7 M images: as objects they fill several GB in every worker process. Shared memory proper is
     not used, because containers often have only 64 MB of it. The vocabulary, the same for all, is kept once. The
-    file goes when the object that made it goes.
+    file is deleted with the object that made it.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
@@ -75,18 +142,25 @@ class PackedSamples(Sequence[Sample]):
                 # Boxes as numpy: a pickled tensor of four numbers takes 400 bytes.
                 fields = sample.__dict__ | {"boxes": sample.boxes.numpy(), "vocabulary": number}
                 ends.append(ends[-1] + file.write(pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)))
-        self._ends, self._vocabularies = np.array(ends, dtype=np.int64), list(vocabularies)
+        places = np.array(ends, dtype=np.int64)
+        self._starts, self._ends, self._vocabularies = places[:-1], places[1:], list(vocabularies)
         self._bytes: np.ndarray | None = None
+        self._owner: PackedSamples | None = None
+
+    def select(self, indices: Sequence[int]) -> "PackedSamples":
+        """Some of the samples, by index, from the same file."""
+        part = copy.copy(self)
+        chosen = np.array(indices, dtype=np.int64)
+        part._owner, part._starts, part._ends = self, self._starts[chosen], self._ends[chosen]
+        return part
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._ends)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} of a set of {len(self)}")
+        start, end = self._starts[index], self._ends[index]
         if self._bytes is None:
             self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r")
-        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
         fields = pickle.loads(self._bytes[start:end].data)  # written above into a file that only this user can open
         boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self._vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
@@ -95,51 +169,45 @@ class PackedSamples(Sequence[Sample]):
         return (self[index] for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_bytes": None, "_finalizer": None}  # another process only reads
+        return {**self.__dict__, "_bytes": None, "_finalizer": None, "_owner": None}  # another process only reads
 
 
 class Folders:
-    """Where a set's images lie: names in annotations are looked for under one or more folders.
+    """Where the images of a dataset are: names in annotations are searched in one or more folders.
 
-    Some sets state a longer path than people have on disk ("images/v1/patch8/x.jpg" for "patch8/x.jpg"); how many
-    leading parts to leave out is found with the first name.
+    Some datasets state a longer path than people have on disk ("images/v1/patch8/x.jpg" for "patch8/x.jpg"); how
+    many leading parts to leave out is found with the first name.
     """
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
         listed = [folders] if isinstance(folders, str | Path) else folders
         self.folders = tuple(Path(folder) for folder in listed)
         if not self.folders:
-            raise DataError("no folder of images is given: give images=, the folders to look through in order")
-        for folder in self.folders:
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"image folder {str(folder)!r} is not there: set data.root or GLIP_DATA to the data folder, or "
-                    "give the folder's full path"
-                )
+            raise DataError("No image folder is given: give images=, the folders to search in order")
+        missing = next((folder for folder in self.folders if not folder.is_dir()), None)
+        if missing is not None:
+            raise FileNotFoundError(
+                f"Image folder {str(missing)!r} is not there: set data.root or GLIP_DATA to the data folder, or give "
+                "the folder's full path"
+            )
         self._skip: int | None = None
 
     def locate(self, name: str) -> Path:
-        """The file of a name; it may not be there.
+        """The file of a name; it may not exist.
 
         Raises:
-            ValueError: a name that leads out of the folders.
+            InvalidRecord: a name that leads out of the folders.
         """
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\0" in name or Path(name).is_absolute():
-            raise DataError(f"image name {name!r} leads out of its folder: give a path inside it")
+        inside = parts and parts[0] != "/" and ".." not in parts and "\0" not in name and not Path(name).is_absolute()
+        require(inside, "image name outside its folder")
         if self._skip is None:
-            self._skip = self._leading(parts)
+            self._skip = next((skip for skip in range(len(parts)) if self._exists(parts[skip:])), None)
         skip = min(self._skip or 0, len(parts) - 1)
         candidates = [folder.joinpath(*parts[skip:]) for folder in self.folders]
         if len(candidates) == 1:
             return candidates[0]
         return next((file for file in candidates if file.is_file()), candidates[0])
 
-    def _leading(self, parts: tuple[str, ...]) -> int | None:
-        """How many parts to leave out to find this file; None where it is not there at all, so that the next tells."""
-        found = (
-            skip
-            for skip in range(len(parts))
-            if any(folder.joinpath(*parts[skip:]).is_file() for folder in self.folders)
-        )
-        return next(found, None)
+    def _exists(self, parts: tuple[str, ...]) -> bool:
+        return any(folder.joinpath(*parts).is_file() for folder in self.folders)

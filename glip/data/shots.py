@@ -1,4 +1,4 @@
-"""A few images of a set to tune on: k images, or k boxes, of each class, as ODinW draws them."""
+"""Few-shot samples of a dataset: k images, or k boxes, of each class, as ODinW draws them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,31 +14,22 @@ PER: tuple[Per, ...] = get_args(Per)
 
 
 def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, seed: int, per: Per) -> list[int]:
-    """Which samples to tune on, so that every class has its shots.
+    """The indices of samples that give every class its shots, ``per`` image that shows it or per box.
 
     The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
     a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
 
-    Args:
-        samples: of a set whose images share one list of names.
-        names: that list.
-        shots: k.
-        seed: of the order.
-        per: whether k counts images that show a class, or its boxes.
-
     Raises:
-        ValueError: k below 1, or a class with fewer than k.
+        DataError: a class with fewer shots.
     """
-    if shots < 1:
-        raise DataError(f"shots: got {shots}: give 1 or more, or 'all'")
     shown = [count_classes(sample, per) for sample in samples]
-    there = sum(shown, Counter[int]())
-    short = [f"{name!r} {there[number]}" for number, name in enumerate(names) if there[number] < shots]
-    if short:
+    total = sum(shown, Counter[int]())
+    short = [f"{name!r} {total[number]}" for number, name in enumerate(names) if total[number] < shots]
+    if shots < 1 or short:
+        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
         unit = "images" if per == "image" else "boxes"
         raise DataError(
-            f"{shots} {unit} of each class cannot be drawn: there are of {', '.join(short[:5])}"
-            f"{', ...' if len(short) > 5 else ''}; take fewer shots, or 'all'"
+            f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
         )
     lacking = Counter({number: shots for number in range(len(names))})
     chosen = []

@@ -1,122 +1,97 @@
-"""A training set gone through once before a run: how much it has, what of it cannot be learned, and its mark."""
+"""A training set before a run: how much it has, what cannot be learned, and its fingerprint."""
 
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glip.data.loader import Source
 from glip.data.phrasing import word_key
 from glip.errors import DataError
+from glip.files import fingerprint
 from glip.processor import Processor
-from glip.structures import Sample
+from glip.structures import Sample, TarMember
 from glip.text.tokens import alike
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a set brings.
-
-    Args:
-        summary: counts and what is left out, as one line; nothing goes missing silently.
-        fingerprint: tells the set from any other, and from itself with other images, boxes or words.
-    """
+    """A dataset in one line, with what is skipped, and its fingerprint, which includes the texts of its prompts."""
 
     summary: str
     fingerprint: str
 
 
 def survey(source: Source, processor: Processor) -> Survey:
-    """Go through a set.
+    """Go through a dataset once.
 
     Raises:
-        ValueError: names with boxes that the model reads alike, though they are other words: it could only learn that
-            the same words are there and are not.
+        DataError: names with boxes that the model reads alike, though they are other words: it could only learn that
+            the same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
-    seen = _Seen(_Sum(repr(sorted(written.items()))), Counter(), {}, processor)
-    for sample in source.samples:
-        seen.add(sample, source.phrasing.max_tokens)
+    seen = _Seen(processor, source.phrasing.max_tokens)
+    mark = fingerprint(data_fingerprint(seen.count(source.samples)), sorted(written.items()))[:16]
     notes = [str(source.skipped)] if source.skipped else []
     if seen.crowded:
         notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
-    counts = f"{len(source.samples)} images, {sum(seen.boxes.values())} boxes"
-    told = f"{source.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
     boxed = {name: written.get(name, name) for name in seen.boxes if name}
     one = [", ".join(map(repr, group)) for group in _merged(source.name, boxed, processor)]
-    return Survey(told + (f"; taken for one name: {'; '.join(one)}" if one else ""), f"{counts}, {seen.sum}")
+    return Survey(
+        f"{source.name}: {len(source.samples)} images, {sum(seen.boxes.values())} boxes"
+        + (f"; skipped: {', '.join(notes)}" if notes else "")
+        + (f"; taken for one name: {'; '.join(one)}" if one else ""),
+        mark,
+    )
 
 
-def mark_of(samples: Iterable[Sample]) -> str:
-    """Tells samples from others, and from the same with other boxes or words; the folders of images do not count."""
-    total = _Sum()
+def data_fingerprint(samples: Iterable[Sample]) -> str:
+    """Tells a dataset from others, and from itself with other images, boxes or words; where it is stored is irrelevant.
+
+    Images count by their file names, annotations in full; each list of class names once.
+    """
+    digest, vocabularies = "", set[tuple[str, ...]]()
     for sample in samples:
-        total.add(sample)
-    return f"{total.number} samples, {total}"
-
-
-class _Sum:
-    """A checksum of samples, each list of names taken once."""
-
-    def __init__(self, words: str = "") -> None:
-        self.crc, self.number, self.vocabularies = _crc(words, 0), 0, set[tuple[str, ...]]()
-
-    def add(self, sample: Sample) -> None:
-        """Take in a sample."""
-        self.number += 1
-        if sample.vocabulary not in self.vocabularies:
-            self.vocabularies.add(sample.vocabulary)
-            self.crc = _crc(repr(sample.vocabulary), self.crc)
-        self.crc = zlib.crc32(sample.boxes.numpy().tobytes(), _crc(_words(sample), self.crc))
-
-    def __str__(self) -> str:
-        return f"{self.crc:08x}"
+        if sample.vocabulary not in vocabularies:
+            vocabularies.add(sample.vocabulary)
+            digest = fingerprint(digest, sample.vocabulary)
+        image = sample.image.name if isinstance(sample.image, Path | TarMember) else ""
+        prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
+        rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
+        digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
+    return digest[:16]
 
 
 @dataclass
 class _Seen:
-    """What was met so far: a checksum, boxes of each name ("" for phrases), tokens of each name, images too full."""
+    """Boxes of each name ("" for phrases), tokens of each name, and images with more names than a caption holds."""
 
-    sum: _Sum
-    boxes: Counter[str]
-    costs: dict[str, int]
     processor: Processor
+    max_tokens: int
+    boxes: Counter[str] = field(default_factory=Counter)
+    costs: dict[str, int] = field(default_factory=dict)
     crowded: int = 0
 
-    def add(self, sample: Sample, max_tokens: int) -> None:
-        """Count a sample."""
-        self.sum.add(sample)
-        numbers = [number for phrases in sample.box_phrases for number in phrases]
-        names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
-        for name in names - self.costs.keys():
-            self.costs[name] = self.processor.count_tokens(name) - 1
-        self.crowded += sum(self.costs[name] for name in names) > max_tokens - 2
-        for phrases in sample.box_phrases:
-            self.boxes[sample.vocabulary[phrases[0]] if sample.vocabulary and phrases else ""] += 1
-
-
-def _crc(words: str, crc: int) -> int:
-    return zlib.crc32(words.encode("utf-8", "surrogatepass"), crc)
-
-
-def _words(sample: Sample) -> str:
-    """All of a sample but its boxes, the folder of its image and its list of names."""
-    image = sample.image.name if isinstance(sample.image, Path) else ""
-    prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
-    rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
-    return repr((sample.image_id, image, prompt, rows))
+    def count(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Count samples while they pass."""
+        for sample in samples:
+            numbers = [number for phrases in sample.box_phrases for number in phrases]
+            names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
+            for name in names - self.costs.keys():
+                self.costs[name] = self.processor.count_tokens(name) - 1
+            self.crowded += sum(self.costs[name] for name in names) > self.max_tokens - 2
+            self.boxes.update(sample.vocabulary[p[0]] if sample.vocabulary and p else "" for p in sample.box_phrases)
+            yield sample
 
 
 def _merged(title: str, written: Mapping[str, str], processor: Processor) -> list[tuple[str, ...]]:
-    """Names, of which it is known what is written, that are the same words (Cat, cat) and so become one phrase."""
+    """Names whose texts are the same words (Cat, cat) and so become one phrase."""
     groups = alike(processor.tokenizer, written)
     for group in groups:
         if len({word_key(written[name]) for name in group}) > 1:
             two = " and ".join(map(repr, group[:2]))
             raise DataError(
-                f"set {title!r}: the model reads {two} alike, which are the same tokens (of words it does not know, or "
-                "of other spaces): write other words for them (prompts: of the set, docs/data.md), or give their boxes "
-                "one category"
+                f"Dataset {title!r}: the model reads {two} alike, as the same tokens (unknown words, or other spaces): "
+                "write other words for them (prompts: of the dataset, docs/data.md), or give their boxes one category"
             )
     return groups

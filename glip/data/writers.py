@@ -1,138 +1,120 @@
-"""Samples -> files: COCO (with LVIS's fields where a set is federated), MDETR json, ODVG jsonl, our own labels.
+"""Samples as files: COCO (with LVIS's fields where a dataset is federated), MDETR json, ODVG jsonl, our own labels.
 
-Files are written as a stream and whole or not at all. What a format cannot say is an error that names one that can,
-or is counted in the SkipCounter that each writer returns. Our labels (``readers/labels.py``) say everything.
+Files are written as a stream, whole or not at all. What a format cannot hold is an error that names one that can, or
+is counted in the SkipCounter that each writer returns. Our labels (``labels.py``) hold everything.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from glip.data.image import image_size
-from glip.data.sets import SampleSet, SkipCounter
+from glip.data.sets import Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError, ImageError
+from glip.files import atomic_write
 from glip.structures import Prompt, Sample, TarMember
 from glip.text.prompt import clean_name
 
-Row = dict[str, Any]
-Folders = Sequence[str | Path]
+ImageFolders = Sequence[str | Path]
 
 
-def write_coco(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
-    """Write a detection set as COCO json; a federated one (LVIS) gets LVIS's lists of absent and incomplete names.
+def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write a detection dataset as COCO json; a federated one (LVIS) gets LVIS's lists of absent and incomplete names.
 
     Args:
         samples: images with boxes, all of one vocabulary.
         path: the json.
-        images: folders of the images; names in the file are relative to them.
+        images: image folders; names in the file are relative to them.
 
     Returns:
-        What COCO cannot say, counted.
+        What COCO cannot hold, counted.
 
     Raises:
-        ValueError: samples with captions, or with different vocabularies; an image outside the folders.
+        DataError: samples with captions, or with different vocabularies; an image outside the folders.
     """
-    path, lost = Path(path), SkipCounter()
-    ids = samples.ids if len(samples.ids) == len(samples.vocabulary) else tuple(range(1, len(samples.vocabulary) + 1))
-    categories = [{"id": number, "name": name} for number, name in zip(ids, samples.vocabulary, strict=True)]
-    for name, times in Counter(clean_name(name).strip() for name in samples.vocabulary).items():  # as they are read
+    lost, names = SkipCounter(), samples.vocabulary
+    ids = samples.ids if len(samples.ids) == len(names) else tuple(range(1, len(names) + 1))
+    for name, times in Counter(clean_name(name).strip() for name in names).items():  # as they are read
         if times > 1:
             lost.add("name written twice, its twin cannot be told apart", name, times - 1)
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
-        taken: set[int | str] = set()
+        taken: set[Id] = set()
         for sample in samples.samples:
-            _check_detection(sample, samples.vocabulary, "COCO")
-            record = _record(sample, images, taken, lost)
+            _check_detection(sample, names, "COCO")
+            record = _image_record(sample, images, taken, lost)
             if sample.absent is not None:
                 record["neg_category_ids"] = [ids[index] for index in sample.absent]
             if sample.absent is not None or sample.incomplete:
                 record["not_exhaustive_category_ids"] = [ids[index] for index in sample.incomplete]
-            boxes = [
-                _coco_box(sample, index, record["id"]) | {"category_id": ids[phrase]}
-                for index, phrase in _pairs(sample, lost)
-            ]
-            yield record, boxes
+            pairs = _single_names(sample, lost)
+            yield record, [_coco_box(sample, index, record, category_id=ids[phrase]) for index, phrase in pairs]
 
-    _write_json(path, categories, rows())
+    _write_json(Path(path), [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)], rows())
     return lost
 
 
-def write_mdetr(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
-    """Write captions with their boxes as MDETR's form of COCO json; arguments and result as of ``write_coco``.
-
-    Raises:
-        ValueError: samples with a list of names or without phrases; an image outside the folders.
-    """
-    path, lost = Path(path), SkipCounter()
+def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write captions with their boxes as MDETR's form of COCO json; arguments and result as for ``write_coco``."""
+    lost = SkipCounter()
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
-        taken: set[int | str] = set()
+        taken: set[Id] = set()
         for sample in samples.samples:
-            prompt = _grounding(sample, "MDETR json", lost)
+            prompt = _boxed_prompt(sample, "MDETR json", lost)
             if prompt is None:
                 continue
-            record = _record(sample, images, taken, lost) | {
-                "caption": prompt.caption,
-                "tokens_positive_eval": [_lists(phrase.spans) for phrase in prompt.phrases],
-            }
-            boxes = []
-            for index, phrases in enumerate(sample.box_phrases):
-                spans = sorted({span for phrase in phrases for span in prompt.phrases[phrase].spans})
-                boxes.append(
-                    _coco_box(sample, index, record["id"]) | {"category_id": 1, "tokens_positive": _lists(spans)}
-                )
-            yield record, boxes
+            record = _image_record(sample, images, taken, lost)
+            record |= {"caption": prompt.caption, "tokens_positive_eval": [_lists(p.spans) for p in prompt.phrases]}
+            spans = [
+                _lists(sorted({span for phrase in phrases for span in prompt.phrases[phrase].spans}))
+                for phrases in sample.box_phrases
+            ]
+            yield (
+                record,
+                [_coco_box(sample, i, record, category_id=1, tokens_positive=own) for i, own in enumerate(spans)],
+            )
 
-    _write_json(path, [{"id": 1, "name": "object"}], rows())
+    _write_json(Path(path), [{"id": 1, "name": "object"}], rows())
     return lost
 
 
-def write_odvg(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
-    """Write ODVG jsonl: a detection or grounding line per sample; arguments and result as of ``write_coco``.
+def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write ODVG jsonl: a detection or grounding line per sample; arguments and result as for ``write_coco``.
 
-    The label map goes beside it (``label_map_of``) when there are detection lines.
-
-    Raises:
-        ValueError: captions without phrases, different vocabularies, a federated set; an image outside the folders.
+    The label map is written beside it (``label_map_of``) when there are detection lines.
     """
     path, lost = Path(path), SkipCounter()
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         for sample in samples.samples:
             row = _odvg_row(sample, samples.vocabulary, images, lost)
             if row is not None:
                 file.write(json.dumps(row) + "\n")
     if samples.vocabulary:
-        with whole_file(label_map_of(path)) as file:
+        with atomic_write(label_map_of(path)) as file:
             json.dump({str(label): name for label, name in enumerate(samples.vocabulary)}, file, indent=1)
     return lost
 
 
 def label_map_of(path: str | Path) -> Path:
-    """Where the label map of an ODVG file lies: ``train.jsonl`` has ``train_label_map.json``."""
+    """The label map of an ODVG file: ``train.jsonl`` has ``train_label_map.json``."""
     return Path(path).with_name(f"{Path(path).stem}_label_map.json")
 
 
-def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> SkipCounter:
-    """Write our own label file, which says everything that a Sample says; arguments as of ``write_coco``.
+def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write our own label file, which holds everything in a Sample; arguments as for ``write_coco``.
 
     Returns:
-        An empty tally.
-
-    Raises:
-        ValueError: an image outside the folders.
+        An empty counter.
     """
     names: tuple[str, ...] = ()
-    with whole_file(Path(path)) as file:
+    with atomic_write(path) as file:
         for sample in samples.samples:
             row = label_row(sample, images)
             if sample.vocabulary:
@@ -142,12 +124,8 @@ def write_labels(samples: SampleSet, path: str | Path, images: Folders) -> SkipC
     return SkipCounter()
 
 
-def label_row(sample: Sample, images: Folders) -> Row:
-    """One line of a label file, without the names of a detection set.
-
-    Raises:
-        ValueError: an image outside the folders.
-    """
+def label_row(sample: Sample, images: ImageFolders) -> Row:
+    """One line of a label file, without the names of a detection dataset."""
     row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
     if isinstance(sample.image, TarMember):
         row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
@@ -159,13 +137,13 @@ def label_row(sample: Sample, images: Folders) -> Row:
     row["phrases"] = [{"text": p.text, "spans": _lists(p.spans)} for p in (prompt.phrases if prompt else ())]
     if prompt is not None and prompt.is_list:
         row["list"] = True
-    if prompt is not None and prompt.classes != tuple(range(len(prompt.phrases))):
+    if prompt is not None and _has_classes(prompt):
         row["classes"] = list(prompt.classes)
     row["boxes"] = [
-        {"box": corners, "phrases": list(phrases)}
+        {"box": _decimals(corners), "phrases": list(phrases)}
         | ({"score": sample.scores[index]} if sample.scores else {})
         | ({"crowd": True} if index in sample.crowd else {})
-        for index, (corners, phrases) in enumerate(zip(_corners(sample), sample.box_phrases, strict=True))
+        for index, (corners, phrases) in enumerate(zip(sample.boxes.numpy(), sample.box_phrases, strict=True))
     ]
     if sample.absent is not None:
         row["absent"] = list(sample.absent)
@@ -174,104 +152,103 @@ def label_row(sample: Sample, images: Folders) -> Row:
     return row
 
 
-# ---- what a format can say
+# ---- what a format can hold
+
+
+def _refuse(sample: Sample, what: str, format: str, others: str) -> DataError:
+    return DataError(f"{_shown(sample)} {what}, which {format} cannot say: write --to {others}")
 
 
 def _check_detection(sample: Sample, vocabulary: tuple[str, ...], format: str) -> None:
     if not sample.vocabulary:
-        can = "mdetr, odvg or labels" if sample.prompt else "labels"
-        raise DataError(f"{_shown(sample)} has a caption, which {format} cannot say: write --to {can}")
+        raise _refuse(sample, "has a caption", format, "mdetr, odvg or labels" if sample.prompt else "labels")
     if sample.vocabulary != vocabulary:
-        raise DataError(
-            f"{_shown(sample)} has a list of names of its own, and {format} has one list for all images, where a "
-            "name without a box is absent: write --to labels"
-        )
+        what = "has a list of names of its own, not the list of all images"
+        raise _refuse(sample, what, f"{format} (where a name without a box is absent)", "labels")
 
 
-def _grounding(sample: Sample, format: str, lost: SkipCounter) -> Prompt | None:
-    """The prompt of a sample that has boxes; what such a file cannot say of it is counted."""
-    prompt = sample.prompt
+def _boxed_prompt(sample: Sample, format: str, lost: SkipCounter) -> Prompt | None:
+    """The prompt of a sample that has boxes; what such a file cannot hold is counted."""
+    prompt, place = sample.prompt, _shown(sample)
+    if prompt is None and sample.vocabulary:
+        raise _refuse(sample, "has a list of names", format, "coco, odvg or labels")
     if prompt is None:
-        can = "coco, odvg or labels" if sample.vocabulary else "labels"
-        what = "a list of names" if sample.vocabulary else "a caption without phrases"
-        raise DataError(f"{_shown(sample)} has {what}, which {format} cannot say: write --to {can}")
-    place = _shown(sample)
+        raise _refuse(sample, "has a caption without phrases", format, "labels")
     if not sample.box_phrases:
         lost.add("caption without a box", place)
         return None
     boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
     if len(boxed) < len(prompt.phrases):
         lost.add("phrase without a box", place, len(prompt.phrases) - len(boxed))
-    if prompt.is_list or prompt.classes != tuple(range(len(prompt.phrases))):
+    if prompt.is_list or _has_classes(prompt):
         lost.add("that a caption is a list of names, or its classes", place)
     if sample.scores:
         lost.add("score", place, len(sample.scores))
     return prompt
 
 
-def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: Folders, lost: SkipCounter) -> Row | None:
-    prompt = None
+def _has_classes(prompt: Prompt) -> bool:
+    return prompt.classes != tuple(range(len(prompt.phrases)))
+
+
+def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: ImageFolders, lost: SkipCounter) -> Row | None:
+    place, prompt = _shown(sample), None
     if sample.vocabulary:
         _check_detection(sample, vocabulary, "ODVG")
         if sample.absent is not None or sample.incomplete:
-            raise DataError(
-                f"{_shown(sample)} says which names are absent or incomplete, which ODVG cannot say: write --to coco "
-                "(LVIS's fields) or labels"
-            )
+            others = "coco (LVIS's fields) or labels"
+            raise _refuse(sample, "states which names are absent or incomplete", "ODVG", others)
     else:
-        prompt = _grounding(sample, "ODVG", lost)
+        prompt = _boxed_prompt(sample, "ODVG", lost)
         if prompt is None:
             return None
-    lost.add("id of an image (its line number takes its place)", _shown(sample))
-    row: Row = {"filename": _name(_file(sample, "ODVG"), images)} | _sides(sample, lost)
-    corners, boxes = _corners(sample), []
-    for index, phrase in _pairs(sample, lost):
+    lost.add("id of an image (its line number takes its place)", place)
+    row: Row = {"filename": _name(image_file(sample, "ODVG"), images)} | _size(sample, lost)
+    boxes = []
+    for index, phrase in _single_names(sample, lost):
+        corners = _decimals(sample.boxes[index].numpy())
         if index in sample.crowd:
-            lost.add("box of a crowd", _shown(sample))
+            lost.add("box of a crowd", place)
         elif prompt is None:
-            boxes.append({"bbox": corners[index], "label": phrase, "category": vocabulary[phrase]})
+            boxes.append({"bbox": corners, "label": phrase, "category": vocabulary[phrase]})
         else:
             own = prompt.phrases[phrase]
-            boxes.append({"bbox": corners[index], "phrase": own.text, "tokens_positive": _lists(own.spans)})
+            boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": _lists(own.spans)})
     if prompt is None:
         return row | {"detection": {"instances": boxes}}
     return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
 
 
-def _pairs(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]]:
+def _single_names(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]]:
     """Each box with each of its names, for formats in which a box has one."""
     if sample.scores and sample.vocabulary:
         lost.add("score", _shown(sample), len(sample.scores))
     for index, phrases in enumerate(sample.box_phrases):
         if len(phrases) > 1:
             lost.add("that several names are of one box (it is written once for each)", _shown(sample))
-        for phrase in phrases:
-            yield index, phrase
+        yield from ((index, phrase) for phrase in phrases)
 
 
 # ---- parts of rows
 
 
-def _record(sample: Sample, images: Folders, taken: set[int | str], lost: SkipCounter) -> Row:
+def _image_record(sample: Sample, images: ImageFolders, taken: set[Id], lost: SkipCounter) -> Row:
     """The entry of ``images``, its id unique."""
     number = sample.image_id
     if number in taken:
         lost.add("id of an image (another has it too)", _shown(sample))
         number = next(own for own in (f"{number}#{again}" for again in range(2, 1 << 31)) if own not in taken)
     taken.add(number)
-    return {"id": number, "file_name": _name(_file(sample, "this format"), images)} | _sides(sample, lost)
+    return {"id": number, "file_name": _name(image_file(sample, "this format"), images)} | _size(sample, lost)
 
 
-def _coco_box(sample: Sample, index: int, image_id: int | str) -> Row:
+def _coco_box(sample: Sample, index: int, record: Row, **more: object) -> Row:
     left, top, right, bottom = _decimals(sample.boxes[index].numpy())
     # nine digits: without the tails of binary fractions, and still exact when added up and rounded to float32
     width, height = round(right - left, 9), round(bottom - top, 9)
     crowd = int(index in sample.crowd)
-    return {"image_id": image_id, "bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
-
-
-def _corners(sample: Sample) -> list[list[float]]:
-    return [_decimals(row) for row in sample.boxes.numpy()]
+    box = {"image_id": record["id"], "bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
+    return box | more
 
 
 def _decimals(row: np.ndarray) -> list[float]:
@@ -283,27 +260,26 @@ def _lists(spans: Iterable[tuple[int, int]]) -> list[list[int]]:
     return [list(span) for span in spans]
 
 
-def _sides(sample: Sample, lost: SkipCounter) -> Row:
-    size = sample.size
-    if size is None:
-        try:
-            size = image_size(_file(sample, "this format"))
-        except ImageError:
-            lost.add("size of an image that cannot be read", _shown(sample))
-            return {}
-    return {"width": size[0], "height": size[1]}
+def _size(sample: Sample, lost: SkipCounter) -> Row:
+    try:
+        width, height = sample.size or image_size(image_file(sample, "this format"))
+    except ImageError:
+        lost.add("size of an image that cannot be read", _shown(sample))
+        return {}
+    return {"width": width, "height": height}
 
 
-def _file(sample: Sample, format: str) -> Path:
+def image_file(sample: Sample, format: str) -> Path:
+    """The file of a sample's image."""
     if isinstance(sample.image, TarMember):
-        raise DataError(f"{_shown(sample)} lies in an archive, which {format} cannot say: write --to labels")
+        raise _refuse(sample, "is in an archive", format, "labels, or unpack it")
     if isinstance(sample.image, Image.Image):
         raise DataError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
     return sample.image
 
 
-def _name(image: Path | TarMember | Image.Image, images: Folders) -> str:
-    """The name of an image's file (or archive) relative to the first folder that it lies in."""
+def _name(image: Path | TarMember | Image.Image, images: ImageFolders) -> str:
+    """The name of an image's file (or archive) relative to the first folder that holds it."""
     if isinstance(image, Image.Image):
         raise DataError("a drawn image has no file: save it and put its path in the sample")
     file = image.archive if isinstance(image, TarMember) else image
@@ -312,19 +288,16 @@ def _name(image: Path | TarMember | Image.Image, images: Folders) -> str:
             if path.is_relative_to(root):
                 return path.relative_to(root).as_posix()
     folders = ", ".join(repr(str(folder)) for folder in images) or "none given"
-    raise DataError(f"image {str(file)!r} does not lie in the image folders ({folders}): give its folder")
+    raise DataError(f"Image {str(file)!r} is not in the image folders ({folders}): give its folder")
 
 
 def _shown(sample: Sample) -> str:
     return f"image {sample.image_id!r}"
 
 
-# ---- files
-
-
 def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:
     """COCO's three lists; boxes wait in a second file until all images are written."""
-    with whole_file(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
+    with atomic_write(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
         count = 0
         for number, (record, boxes) in enumerate(rows):
@@ -336,21 +309,3 @@ def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, lis
         later.seek(0)
         shutil.copyfileobj(later, file)
         file.write("\n]}\n")
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes its name only when all of it is on the disk."""
-    if path.is_dir():
-        raise DataError(f"{str(path)!r} is a folder: give the file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(handle)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)

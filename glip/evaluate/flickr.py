@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from glip.data.readers.fields import parse_json
-from glip.data.readers.flickr30k import read_flickr30k
+from glip.data.flickr30k import read_flickr30k
+from glip.data.records import parse_json
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.evaluate.phrases import CaptionTruth, caption_truth

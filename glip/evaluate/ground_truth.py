@@ -1,20 +1,26 @@
-"""What there is to find in a set and what is known to be absent, in the form in which everything is scored.
+"""The boxes of a dataset and the names known to be absent, as arrays: made from a COCO or LVIS file, or from samples.
 
-Scoring and false positive rates both work on a GroundTruth and on Results, which name images and categories by their
-place in it, so that ids may be numbers or texts. ``annotations`` reads one from a file; here it is taken from samples.
+Scoring and false positive rates both work on a GroundTruth and on Results, which refer to images and categories by
+index, so that ids may be numbers or texts. From a file every category and box is kept, named or not, of any size, with
+the area that the file states (training skips some): all of it decides the official figures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glip.data.coco import ABSENT, INCOMPLETE, check_ids, count_unknown, id_order, is_federated, parse_coco
+from glip.data.records import as_list, is_id, records_by_id
+from glip.data.sets import CocoFile, Id, Row, SkipCounter
 from glip.errors import DataError
-from glip.evaluate.results import UNKNOWN, Results, concatenate, is_number, results_of
+from glip.evaluate.results import UNKNOWN, Results, concatenate, results_of
 from glip.shapes import Bool, Float, Int
 from glip.structures import Detections, Sample
 
+FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less than 100, more training images
 _EVERYWHERE = (-1e6, -1e6, 2e6, 2e6)
 
 
@@ -91,6 +97,111 @@ class LvisTruth(GroundTruth):
     incomplete: Bool[np.ndarray, "image category"]
 
 
+def read_coco_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> GroundTruth:
+    """The ground truth of a COCO-format json, given as a path or already parsed.
+
+    Images and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
+    those are known to be absent. Annotations that cannot be scored are counted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not COCO json, no annotation of a known image and category, or a category id listed twice.
+    """
+    file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
+    images, categories = _ordered(file, skipped)
+    boxes = _file_boxes(file, images, categories, file.crowd, skipped)
+    negatives = _listed(images, ABSENT, categories, SkipCounter()) if is_federated(file) else None
+    return GroundTruth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
+
+
+def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> LvisTruth:
+    """The ground truth of an LVIS json (v1, v0.5, minival), given as a path or already parsed.
+
+    Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists an image has
+    no category that is surely absent or incomplete. Both are counted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not LVIS json, no annotation to score, or a category id listed twice.
+    """
+    file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
+    images, categories = _ordered(file, skipped)
+    if not is_federated(file):
+        raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: score it with the protocol of COCO")
+    boxes = _file_boxes(file, images, categories, file.ignore, skipped)
+    stated = [str(record.get("frequency")) for record in categories.values()]
+    for number, frequency in zip(categories, stated, strict=True):
+        if frequency not in FREQUENCIES:
+            skipped.add("category without a frequency (r, c or f)", f"category {number}")
+    return LvisTruth(
+        tuple(images),
+        tuple(categories),
+        _names(categories),
+        boxes,
+        _listed(images, ABSENT, categories, skipped),
+        frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
+        incomplete=_listed(images, INCOMPLETE, categories, skipped),
+    )
+
+
+def _ordered(file: CocoFile, skipped: SkipCounter) -> tuple[dict[Id, Row], dict[Id, Row]]:
+    """Images and categories by id, ascending."""
+    skipped.merge(file.skipped)
+    check_ids((record for record in file.categories if isinstance(record, dict) and is_id(record.get("id"))), file.path)
+    categories = records_by_id(file.categories, "category", skipped)
+    images, classes = ({key: part[key] for key in sorted(part, key=id_order)} for part in (file.images, categories))
+    return images, classes
+
+
+def _names(categories: Mapping[Id, Row]) -> tuple[str, ...]:
+    return tuple(str(record.get("name", number)) for number, record in categories.items())
+
+
+def _file_boxes(
+    file: CocoFile,
+    images: Mapping[Id, Row],
+    categories: Mapping[Id, Row],
+    crowd: Bool[np.ndarray, " box"],
+    skipped: SkipCounter,
+) -> Boxes:
+    """The annotations that can be scored, in the file's order."""
+    place, label = ({number: index for index, number in enumerate(ids)} for ids in (images, categories))
+    # an unknown image or category is -1, the last element of each table
+    own_images = np.array([place[number] for number in file.images] + [-1])[np.maximum(file.image, -1)]
+    own_labels = np.array([label.get(number, -1) for number in file.category_ids] + [-1])[file.category]
+    malformed = np.asarray(~(file.boxes[:, 2:] >= 0).all(axis=1))  # also of NaN
+    good: np.ndarray = np.ones(len(own_images), dtype=bool)
+    for wrong, reason in (
+        (own_images < 0, "annotation of an unknown image"),
+        (own_labels < 0, "annotation of an unknown category"),
+        (malformed, "annotation with a malformed box"),
+    ):
+        for index in np.flatnonzero(good & wrong).tolist():
+            skipped.add(reason, f"annotations[{index}]")
+        good = good & ~wrong
+    for index in np.flatnonzero(good & np.isnan(file.areas)).tolist():
+        skipped.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
+    if not good.any():
+        why = str(skipped) or "it lists none"
+        raise DataError(f"{file.path}: no annotation in it can be scored ({why}): check it with glip data check")
+    boxes = file.boxes[good]
+    areas = np.where(np.isnan(file.areas[good]), boxes[:, 2] * boxes[:, 3], file.areas[good])
+    return Boxes(own_images[good], own_labels[good], boxes, areas, crowd[good])
+
+
+def _listed(
+    images: Mapping[Id, Row], key: str, categories: Mapping[Id, Row], skipped: SkipCounter
+) -> Bool[np.ndarray, "image category"]:
+    """Which categories a list of each image names."""
+    label = {number: index for index, number in enumerate(categories)}
+    marks = np.zeros((len(images), len(label)), dtype=bool)
+    for place, record in enumerate(images.values()):
+        known = [label[number] for number in as_list(record.get(key)) if is_id(number) and number in label]
+        count_unknown(record, key, len(known), skipped)
+        marks[place, known] = True
+    return marks
+
+
 def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     """What samples say of the names of their vocabularies; those with a caption say nothing, but keep their place.
 
@@ -107,7 +218,7 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     )
     labels = {listed: _labels(names, listed) for listed in vocabularies}
     negatives = np.zeros((len(samples), len(names)), dtype=bool)
-    columns = BoxColumns()
+    columns = _Columns()
     for place, sample in enumerate(samples):
         if sample.prompt is None:
             label = labels[sample.vocabulary]
@@ -163,7 +274,7 @@ def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
     return tuple(place[name] for name in listed)
 
 
-def _add_sample(columns: "BoxColumns", place: int, sample: Sample, label: Sequence[int]) -> None:
+def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence[int]) -> None:
     for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
         x1, y1, x2, y2 = box
         for number in numbers:
@@ -172,22 +283,18 @@ def _add_sample(columns: "BoxColumns", place: int, sample: Sample, label: Sequen
         columns.add(place, label[number], _EVERYWHERE, crowd=True)
 
 
-class BoxColumns:
-    """Boxes one after the other; without a stated area it is that of the box."""
+class _Columns:
+    """Boxes one after the other."""
 
     def __init__(self) -> None:
-        self._places: list[tuple[int, int]] = []
-        self._numbers: list[tuple[float, ...]] = []
-        self._crowd: list[bool] = []
+        self._rows: list[tuple[Any, ...]] = []
 
-    def add(self, image: int, category: int, box: Sequence[float], *, crowd: bool, area: Any = None) -> None:
-        """Take a box in; ``area`` is what an annotation states, whatever that is."""
-        self._places.append((image, category))
-        self._numbers.append((*box, area if is_number(area) else box[2] * box[3]))
-        self._crowd.append(crowd)
+    def add(self, image: int, category: int, box: Sequence[float], *, crowd: bool) -> None:
+        """Add a box."""
+        self._rows.append((image, category, *box, box[2] * box[3], crowd))
 
     def boxes(self) -> Boxes:
         """The columns."""
-        places = np.array(self._places, dtype=np.int64).reshape(-1, 2)
-        numbers = np.array(self._numbers, dtype=np.float64).reshape(-1, 5)
-        return Boxes(places[:, 0], places[:, 1], numbers[:, :4], numbers[:, 4], np.array(self._crowd, dtype=bool))
+        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 8)
+        places, crowd = rows[:, :2].astype(np.int64), rows[:, 7].astype(bool)
+        return Boxes(places[:, 0], places[:, 1], rows[:, 2:6], rows[:, 6], crowd)

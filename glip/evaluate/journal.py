@@ -15,9 +15,9 @@ from typing import IO
 import numpy as np
 import torch
 
-from glip.data.writers import whole_file
 from glip.errors import DataError
 from glip.evaluate.run import Answer
+from glip.files import atomic_write
 from glip.shapes import Float, Int
 from glip.structures import Detections, Prompt
 
@@ -119,7 +119,7 @@ class Journal:
 def _check_same(folder: Path, of: Mapping[str, str]) -> None:
     path = folder / _OF
     if not path.is_file():
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             json.dump(dict(of), file, indent=1)
         return
     try:

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from glip.evaluate.annotations import FREQUENCIES
-from glip.evaluate.ground_truth import LvisTruth
+from glip.evaluate.ground_truth import FREQUENCIES, LvisTruth
 from glip.evaluate.results import UNKNOWN, Results, Row, concatenate
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")

@@ -13,9 +13,8 @@ from typing import Any, Literal, get_args
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root
+from glip.data.coco import coco_set, parse_coco, read_categories
 from glip.data.phrasing import ClassPrompt, read_prompts
-from glip.data.readers.coco import LISTS, detection_samples, read_categories
-from glip.data.readers.fields import read_json, sample_set
 from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
 from glip.evaluate.report import Row, Table
@@ -112,8 +111,8 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     """
     config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
-    tree = read_json(path, LISTS, "COCO detection")
-    given = read_categories(tree["categories"], path, SkipCounter(), twins=True).ids
+    file = parse_coco(path)
+    given = read_categories(file.categories, path, SkipCounter(), twins=True).ids
     expected = range(1, len(task.names) + 1)
     if not set(given) <= set(expected):
         strange = [number for number in given if number not in expected]
@@ -123,8 +122,7 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
         )
     asked = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
     categories = read_categories(asked, path, skipped, twins=True)
-    samples = detection_samples(tree, Folders(folders), categories, skipped)
-    return sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)
+    return coco_set(file, categories, Folders(folders), skipped)
 
 
 def summarize(scores: Sequence[TaskScore], which: Which = 13) -> Summary:

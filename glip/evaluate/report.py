@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glip.data.writers import whole_file
+from glip.files import atomic_write
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 Row = Mapping[str, str | int | float]
@@ -50,7 +50,7 @@ class Report:
         """Write ``report.json`` and ``report.md``."""
         tree = json.dumps(asdict(self), indent=1, ensure_ascii=False)
         for name, text in (("report.json", tree), ("report.md", self.markdown())):
-            with whole_file(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 file.write(text)
 
     def markdown(self) -> str:

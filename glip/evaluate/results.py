@@ -4,7 +4,6 @@ Rows of strangers are checked one by one: what cannot be scored is counted, neve
 """
 
 import json
-import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from glip.data.readers.fields import is_id
+from glip.data.coco import is_number
+from glip.data.records import is_id
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.shapes import Float, Int
@@ -22,7 +22,6 @@ from glip.structures import Detections
 Row = dict[str, Any]
 UNKNOWN = -1
 _PIECE = 100_000  # rows that are objects at once
-_LARGEST = sys.float_info.max  # json has whole numbers of any length
 _FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
 
@@ -176,8 +175,3 @@ class _Columns:
 def is_box(value: Any) -> TypeGuard[list[float]]:
     """Whether a value of a json is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of a json is a finite number."""
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST

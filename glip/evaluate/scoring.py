@@ -10,22 +10,21 @@ import numpy as np
 import torch
 
 from glip.config import ModelConfig
-from glip.data.sets import SkipCounter
-from glip.data.writers import whole_file
+from glip.data.sets import CocoFile, SkipCounter
 from glip.errors import DataError
-from glip.evaluate.annotations import read_coco_truth, read_lvis_truth
 from glip.evaluate.benchmark import LVIS_KEPT, Benchmark, answered, count_passed_over
 from glip.evaluate.coco import STATS, Ranking, Score, score_results
 from glip.evaluate.false_positives import false_positives, operating_points
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.flickr import prediction_row, read_predictions
-from glip.evaluate.ground_truth import GroundTruth, LvisTruth, truth_of
+from glip.evaluate.ground_truth import GroundTruth, LvisTruth, read_coco_truth, read_lvis_truth, truth_of
 from glip.evaluate.journal import Journal
 from glip.evaluate.lvis import BestOfCategories, LvisScore, fixed_ap, standard_ap
 from glip.evaluate.phrases import PhraseRecall, caption_recall, caption_truth, ranked_boxes
 from glip.evaluate.report import Report, Row, Table
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
 from glip.evaluate.run import QueryOptions
+from glip.files import atomic_write
 from glip.structures import Detections, Sample
 
 RESULTS, GROUNDINGS = "results.json", "groundings.json"
@@ -109,7 +108,7 @@ def score_file(exam: Benchmark, file: Path, folder: Path, *, draw: bool = False)
             tally.add("image whose results end at 300: Fixed AP is of those only", "the file")
         parts = [_lvis(truth, results, fixed_ap(truth, results))]
     else:
-        coco = read_coco_truth(exam.annotations, tally) if exam.annotations else truth_of(exam.samples)
+        coco = read_coco_truth(_annotations(exam), tally) if exam.annotations else truth_of(exam.samples)
         parts = [_coco(coco, read_results(file, coco.images, coco.categories, tally))]
     report = _report(exam, file.name, parts, tally, seen=False)
     report.write(folder)
@@ -137,7 +136,7 @@ def _score_lists(
         labels = lru_cache(truth.labels_of)
         parts = [results_of(d, number, labels(sample.vocabulary)) for number, sample, d in found]
     else:
-        truth = read_coco_truth(exam.annotations, tally)
+        truth = read_coco_truth(_annotations(exam), tally)
         parts = list(_official(found, exam, truth, inclusive=inclusive))
     results = concatenate(parts)
     _write_rows(results, truth, folder / RESULTS)
@@ -222,14 +221,16 @@ def _lvis(truth: LvisTruth, results: Results, fixed: LvisScore) -> Scored:
     return Scored({**figures, **more.figures}, (Table("Per category", tuple(rows)), *more.tables))
 
 
-def _annotations(exam: Benchmark) -> Path:
-    assert exam.annotations is not None
-    return exam.annotations
+def _annotations(exam: Benchmark) -> Path | CocoFile:
+    """The annotation file as it was parsed when the samples were read, else its path."""
+    found = exam.read.annotations or exam.annotations
+    assert found is not None
+    return found
 
 
 def _write_rows(results: Results, truth: GroundTruth, path: Path) -> None:
     """Results in COCO's format, a row in a line."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("[")
         for number, row in enumerate(rows_of(results, truth.images, truth.categories)):
             file.write((",\n" if number else "\n") + json.dumps(row))
@@ -247,7 +248,7 @@ def _score_captions(exam: Benchmark, pairs: Sequence[tuple[Sample, Detections | 
         for (sample, found), truth in zip(pairs, truths, strict=True)
     ]
     rows = [prediction_row(truth, ranked) for truth, ranked in zip(truths, boxes, strict=True)]
-    with whole_file(folder / GROUNDINGS) as file:
+    with atomic_write(folder / GROUNDINGS) as file:
         json.dump(rows, file)
     protocol = "merged-boxes" if exam.protocol == "merged-boxes" else "any-box"
     return _recall(caption_recall(zip(truths, boxes, strict=True), protocol=protocol))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from glip.data.readers.labels import sample_of_row
+from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, SkipCounter
-from glip.data.writers import whole_file
+from glip.files import atomic_write
 from glip.pseudo.engine import Failed
 from glip.pseudo.label import SCORE_BINS, STAGES
 from glip.pseudo.store import Store, read_manifest, read_rows
@@ -63,7 +63,7 @@ def write_report(store: Store, shards: int, failed: Sequence[Failed]) -> dict[st
         OSError: it cannot be written.
     """
     report = {"shards in all": shards, **merged(store.reports()), "failed": {one.shard: one.reason for one in failed}}
-    with whole_file(store.folder / REPORT) as file:
+    with atomic_write(store.folder / REPORT) as file:
         json.dump(report, file, indent=1)
     return report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import SetConfig
-from glip.data.catalog import data_root, find_set, guess_format
+from glip.data.catalog import data_root, find_set, recognize
 from glip.errors import DataError
 from glip.model.weights import fingerprint, load_pretrained
 from glip.pseudo.engine import Engine, Failed, Say, label_all
@@ -51,7 +51,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     under = data_root(root)
     path = (under / entry.annotations).absolute()
-    format = entry.format or guess_format(path)
+    format = entry.format or recognize(path)[0]
     if format in ("coco", "lvis"):
         raise DataError(f"set {name!r} has class names, not captions: train on it as it is")
     folders = tuple(str((under / folder).absolute()) for folder in entry.images)

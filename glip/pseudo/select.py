@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glip.data.writers import whole_file
 from glip.errors import DataError
+from glip.files import atomic_write
 from glip.geometry.boxes import pair_iou
 from glip.pseudo.store import Row, read_rows
 
@@ -83,7 +83,7 @@ def select(folder: str | Path, out: str | Path, rules: SelectRules) -> Selection
         ValueError: nothing is kept; the numbers say why.
     """
     selection = Selection()
-    with whole_file(Path(out)) as file:
+    with atomic_write(Path(out)) as file:
         for row in selected(read_rows(folder), rules, selection):
             file.write(json.dumps(row) + "\n")
         if not selection.kept_pairs:

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from glip.config import SetConfig
+from glip.data.captions import caption_files
 from glip.data.catalog import read_set
-from glip.data.readers.captions import caption_files
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample, TarMember

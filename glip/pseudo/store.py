@@ -12,9 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from glip.data.writers import whole_file
 from glip.errors import ConfigError, DataError
-from glip.files import exclusive
+from glip.files import atomic_write, exclusive
 
 Row = dict[str, Any]
 Form = Literal["jsonl", "parquet"]
@@ -52,9 +51,9 @@ class Store:
         if self.form == "parquet":
             _write_parquet(self.path(shard), rows)
         else:
-            with whole_file(self.path(shard)) as file:
+            with atomic_write(self.path(shard)) as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
-        with whole_file(self._mark(shard)) as file:
+        with atomic_write(self._mark(shard)) as file:
             json.dump(report, file, indent=1)
 
     def reports(self) -> list[dict[str, Any]]:
@@ -87,7 +86,7 @@ class Store:
                     f"{json.dumps(wanted.get(key))[:120]}: give another --out, or remove it to label anew"
                 )
             return
-        with whole_file(self.folder / MANIFEST) as file:
+        with atomic_write(self.folder / MANIFEST) as file:
             json.dump(wanted, file, indent=1)
 
     @contextmanager

@@ -12,7 +12,7 @@ from glip.data.catalog import data_root, find_set, folders_of, read_set
 from glip.data.phrasing import ClassPrompt, caption_of, read_prompts
 from glip.data.sets import SkipCounter
 from glip.data.shots import draw_shots
-from glip.data.survey import mark_of
+from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
@@ -49,7 +49,7 @@ class TaskData:
     def fingerprint(self) -> str:
         """Differs when an image, a box or a prompt changes."""
         words = sorted((name, prompt.text) for name, prompt in self.prompts.items())
-        return "; ".join([*map(mark_of, (self.train, self.validate, self.test)), *map(str, words)])
+        return "; ".join([*map(data_fingerprint, (self.train, self.validate, self.test)), *map(str, words)])
 
 
 def read_task_data(
@@ -133,7 +133,9 @@ def tune_task(
     if group.main:
         write_json(folder / IMAGE_LIST, about)
     scorer = _Scorer(cache)
-    inputs = fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, mark_of(train), mark_of(validate))
+    inputs = fingerprint(
+        detector.fingerprint, preprocessing_of(detector), task.name, data_fingerprint(train), data_fingerprint(validate)
+    )
     run = TuneRun(
         tuner,
         images,

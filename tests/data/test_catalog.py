@@ -5,7 +5,7 @@ import json
 import pytest
 from small import write_coco
 
-from glip.data.catalog import data_root, find_set, guess_format, known_sets, read_set
+from glip.data.catalog import data_root, find_set, known_sets, read_set, recognize
 from glip.errors import ConfigError
 
 
@@ -88,33 +88,33 @@ def test_an_unknown_name_is_explained():
 )
 def test_formats_are_told_from_the_content(name, content, format, tmp_path):
     (tmp_path / name).write_text(json.dumps(content) + "\n")
-    assert guess_format(tmp_path / name) == format
+    assert recognize(tmp_path / name)[0] == format
 
 
 @pytest.mark.parametrize("text", ["[]", "[7]", "[{}]", "[" * 100_000, "{}", '{"images": []}', "not json", "7"])
 def test_other_json_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR, Label Studio or captions json"):
-        guess_format(tmp_path / "a.json")
+        recognize(tmp_path / "a.json")
 
 
 def test_lines_under_another_name(tmp_path):
     (tmp_path / "odvg.json").write_text('{"filename": "a", "detection": {}}\n{"filename": "b", "detection": {}}\n')
-    assert guess_format(tmp_path / "odvg.json") == "odvg"
+    assert recognize(tmp_path / "odvg.json")[0] == "odvg"
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="set data.root or GLIP_DATA"):
-        guess_format(tmp_path / "a.json")
+        recognize(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_a_byte_order_mark_hides_no_format(name, tmp_path):
     (tmp_path / "coco.json").write_bytes(b'\xef\xbb\xbf{"images": [], "annotations": [], "categories": []}')
-    assert guess_format(tmp_path / "coco.json") == "coco"
+    assert recognize(tmp_path / "coco.json")[0] == "coco"
     line = b'{"image": "a", "phrases": [], "boxes": []}\n'
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + line + line)
-    assert guess_format(tmp_path / name) == "labels"
+    assert recognize(tmp_path / name)[0] == "labels"
 
 
 def test_lists_and_tables_of_captions_are_read(tmp_path):

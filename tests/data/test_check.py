@@ -11,8 +11,8 @@ from PIL import Image
 from small import VOCABULARY
 
 from glip.data.check import Report, check
-from glip.data.readers.coco import read_coco
-from glip.data.readers.labels import read_labels
+from glip.data.coco import read_coco
+from glip.data.labels import read_labels
 from glip.data.sets import SampleSet, SkipCounter
 from glip.structures import Phrase, Prompt, Sample, TarMember
 from glip.text.tokens import Tokenizer

@@ -311,5 +311,5 @@ def test_the_stated_size_is_told_without_decoding(save, monkeypatch):
     path = save(marked(), "a.png")
     monkeypatch.setattr(PngImageFile, "load", lambda _: pytest.fail("decoded"))
     assert stated_size(path) == (6, 4)
-    with pytest.raises(ImageError, match="is not there"):
+    with pytest.raises(ImageError, match="does not exist"):
         stated_size(path.with_name("b.png"))

@@ -12,8 +12,7 @@ from PIL import Image
 
 from glip.config import SetConfig
 from glip.data.catalog import find_set, read_set
-from glip.data.label_studio import LOCAL_FILES, interface_of, write_label_studio
-from glip.data.readers.label_studio import read_label_studio
+from glip.data.label_studio import LOCAL_FILES, interface_of, read_label_studio, write_label_studio
 from glip.data.sets import SampleSet
 from glip.structures import Phrase, Prompt, Sample, TarMember
 
@@ -135,7 +134,7 @@ def test_what_is_left_out(tmp_path):
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
     assert lost.counts == {"caption without phrases": 1, "image that cannot be read": 1}
     all_same([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
-    with pytest.raises(ValueError, match=r"nothing to show in Label Studio \(1 x caption without phrases\): give"):
+    with pytest.raises(ValueError, match=r"Nothing to show in Label Studio \(1 x caption without phrases\): give"):
         write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
     assert not (tmp_path / "none.json").exists()
 
@@ -143,9 +142,9 @@ def test_what_is_left_out(tmp_path):
 def test_images_have_to_be_files(tmp_path):
     archived = grounding(tmp_path)
     archived = Sample(**(archived.__dict__ | {"image": TarMember(tmp_path / "0.tar", "a.jpg", 0, 9)}))
-    with pytest.raises(ValueError, match="lies in an archive, which Label Studio cannot show: unpack it"):
+    with pytest.raises(ValueError, match="is in an archive, which Label Studio cannot say"):
         written(tmp_path, archived)
-    with pytest.raises(ValueError, match="does not lie in the image folders"):
+    with pytest.raises(ValueError, match="is not in the image folders"):
         written(tmp_path, grounding(tmp_path.parent))
 
 

@@ -41,9 +41,9 @@ def test_groups_do_not_count():
 @pytest.mark.parametrize(
     ("shots", "per", "message"),
     [
-        (0, "image", "shots: got 0"),
-        (4, "image", "4 images of each class cannot be drawn: there are of 'cat' 3, 'dog' 3, 'owl' 3"),
-        (5, "box", "5 boxes of each class cannot be drawn: there are of 'cat' 4, 'dog' 4"),
+        (0, "image", "give 1 or more"),
+        (4, "image", "4 images of each class cannot be drawn .'cat' 3, 'dog' 3, 'owl' 3"),
+        (5, "box", "5 boxes of each class cannot be drawn .'cat' 4, 'dog' 4"),
     ],
 )
 def test_too_few(shots, per, message):
@@ -52,5 +52,5 @@ def test_too_few(shots, per, message):
 
 
 def test_a_class_without_a_box():
-    with pytest.raises(ValueError, match="of 'newt' 0;"):
+    with pytest.raises(ValueError, match="'newt' 0"):
         draw_shots(SET, (*NAMES, "newt"), 1, seed=0, per="image")

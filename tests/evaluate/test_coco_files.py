@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from glip.data.sets import SkipCounter
-from glip.evaluate.annotations import read_coco_truth
 from glip.evaluate.coco import Score, score_results
-from glip.evaluate.ground_truth import GroundTruth
+from glip.evaluate.ground_truth import GroundTruth, read_coco_truth
 from glip.evaluate.results import UNKNOWN, concatenate, read_results, results_of
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
@@ -163,9 +162,9 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": []}, "no annotation in it can be scored with (it lists none): check it with glip data check"),
+        ({"annotations": []}, "no annotation in it can be scored (it lists none): check it with glip data check"),
         ({"annotations": None}, "not COCO json: no list 'annotations' (it needs images, annotations, categories)"),
-        ({"images": []}, "can be scored with (2 x annotation of an unknown image)"),
+        ({"images": []}, "can be scored (2 x annotation of an unknown image)"),
         ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category an id of its own"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from glip.data.readers.mdetr import read_mdetr
+from glip.data.grounding import read_mdetr
 from glip.data.sets import SkipCounter
 from glip.evaluate.flickr import prediction_row, read_predictions, read_released
 from glip.evaluate.phrases import PROTOCOLS, caption_recall, caption_truth, phrase_hits, ranked_boxes

@@ -12,7 +12,7 @@ import torch
 
 from glip.data.sets import SkipCounter
 from glip.evaluate import lvis
-from glip.evaluate.annotations import read_lvis_truth
+from glip.evaluate.ground_truth import read_lvis_truth
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results
 from glip.geometry.boxes import scale

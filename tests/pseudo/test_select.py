@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.labels import read_labels
+from glip.data.labels import read_labels
 from glip.geometry.boxes import pair_iou
 from glip.pseudo.select import Selection, SelectRules, select, selected
 from glip.pseudo.store import Store

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from glip.data.readers.mdetr import read_mdetr
+from glip.data.grounding import read_mdetr
 
 CAPTION = "a cat and a dog chase another dog"  # spans: a cat 0-5, a dog 10-15, another dog 22-33
 
@@ -112,7 +112,7 @@ def test_images_lie_in_several_folders(tmp_path):
 def test_wrong_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="are not there"):
         read_mdetr(tmp_path / "none.json", [tmp_path])
-    with pytest.raises(ValueError, match=r"no sample in it can be used \(left out: 1 x image without a caption\)"):
+    with pytest.raises(ValueError, match=r"no sample in it can be used \(skipped: 1 x image without a caption\)"):
         read(tmp_path, [{"id": 1, "file_name": "1.jpg"}], [box(1, (0, 5))])
     with pytest.raises(FileNotFoundError, match="is not there"):
         read_mdetr(tmp_path / "mixed.json", [tmp_path / "none"])

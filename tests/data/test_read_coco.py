@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.coco import read_coco
+from glip.data.coco import read_coco
 from glip.data.sets import SampleSet
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 
 
 def category(number, name):
@@ -105,7 +105,7 @@ def test_what_cannot_be_learned_is_counted(bad, reason, tmp_path):
 
 def test_the_place_of_what_is_left_out_is_named(tmp_path):
     found = read(tmp_path, [box(number=4, id=17)])
-    assert found.skipped.places == {"unknown category": ["annotation 17 of image 7"]}
+    assert found.skipped.places == {"unknown category": ["annotations[0] of image 7"]}
 
 
 def test_images_without_a_name_are_counted(tmp_path):
@@ -184,7 +184,7 @@ def test_nothing_to_look_for(tmp_path):
     ("text", "told"),
     [
         ('{"images": [', "not valid json"),
-        ("[]", "not COCO detection json: no list 'images'"),
+        ("[]", "not COCO json: no list 'images'"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),
     ],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.silver import read_silver
+from glip.data.grounding import read_silver
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 CAPTION = "two cats near a dog"
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from glip.data import phrasing
-from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.mdetr import read_mdetr
+from glip.data.flickr30k import read_flickr30k
+from glip.data.grounding import read_mdetr
 from glip.geometry.boxes import iou
 from glip.structures import Prompt
 
-GOLDEN = Path(__file__).resolve().parents[3] / ".." / "shared" / "golden" / "eval"
+GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from glip.data.readers.lvis import read_lvis
+from glip.data.coco import read_lvis
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared"
 CATEGORIES = [
     {"id": 1, "name": "bow_(weapon)"},
     {"id": 4, "name": "alarm_clock"},
@@ -103,7 +103,7 @@ def test_plain_coco_is_no_lvis(tmp_path):
     with pytest.raises(ValueError, match="not valid json"):
         read_lvis(tmp_path / "lvis.json", [tmp_path])
     (tmp_path / "lvis.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match="not LVIS json: no list 'annotations'"):
+    with pytest.raises(ValueError, match="not COCO json: no list 'annotations'"):
         read_lvis(tmp_path / "lvis.json", [tmp_path])
     with pytest.raises(FileNotFoundError):
         read_lvis(tmp_path / "none.json", [tmp_path])

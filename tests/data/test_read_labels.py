@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from glip.data.readers.labels import read_labels
+from glip.data.labels import read_labels
 from glip.structures import Phrase, TarMember
 
 GOOD = {
@@ -63,9 +63,9 @@ def test_images_in_archives(tmp_path):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b"{", "line that is no json"),
-        (b"[" * 100_000, "line that is no json"),
-        (b"\xff", "line that is no json"),
+        (b"{", "line that is not json"),
+        (b"[" * 100_000, "line that is not json"),
+        (b"\xff", "line that is not json"),
         ([1], "line that is no record"),
         ({"image": "a.jpg"}, "line with neither a caption nor names"),
         (GOOD | {"caption": " "}, "image without a caption"),
@@ -123,9 +123,9 @@ def test_lists_and_classes_of_a_prompt(tmp_path):
 
 
 def test_nothing_to_use(tmp_path):
-    with pytest.raises(FileNotFoundError, match="not there"):
+    with pytest.raises(FileNotFoundError, match="are not there"):
         read_labels(tmp_path / "none.jsonl", [tmp_path])
-    with pytest.raises(ValueError, match="1 x line that is no json"):
+    with pytest.raises(ValueError, match="1 x line that is not json"):
         read(tmp_path, b"{")
 
 

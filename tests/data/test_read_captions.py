@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from glip.data import captions
+from glip.data.captions import read_captions
 from glip.data.image import load_image
-from glip.data.readers import captions, shards
-from glip.data.readers.captions import read_captions
 from glip.structures import TarMember
 
-SHARED = Path(__file__).resolve().parents[3] / ".." / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 
 def read(path: Path):
@@ -96,7 +96,8 @@ def test_what_is_no_record_is_counted(tmp_path):
     rows, counts = read(written(tmp_path / "a.jsonl", b"\r\n".join(lines)))
     assert rows == [("a.jpg", "a dog")]
     assert counts == {
-        "line that is no record": 3,
+        "line that is not json": 2,
+        "line that is no record": 1,
         "line that is not UTF-8": 1,
         "caption that is not UTF-8": 1,
         "caption that is empty or no text": 1,
@@ -162,10 +163,10 @@ def test_tsv_without_a_header(tmp_path, order):
         ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", r"2 x image named by a URL\): download them"),
         ("a.tsv", "a dog\ta cat\n", "names no columns: give a header with one of image, .* or a TSV"),
         ("a.csv", "a.jpg,a cat\n", "names no columns"),
-        ("a.jsonl", "", "no image with a caption can be read of it .it is empty"),
+        ("a.jsonl", "", "no image with a caption can be read from it .it is empty"),
         ("a.json", "{}", "not COCO captions"),
         ("a.json", "{", "not valid json"),
-        ("a.xml", "<a/>", r"captions with the ending '.xml': give \.tar"),
+        ("a.xml", "<a/>", r"captions with the suffix '.xml': give \.tar"),
         ("a.tar", "not a tar" * 200, r"not an uncompressed tar .*unpack \.tar\.gz"),
         ("a.tar", "", "not an uncompressed tar"),
     ],
@@ -176,7 +177,7 @@ def test_errors_teach(tmp_path, name, text, message):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="captions .* are not there: set data.root or GLIP_DATA"):
+    with pytest.raises(FileNotFoundError, match="Captions .* are not there: set data.root or GLIP_DATA"):
         read_captions(tmp_path / "none.json", [])
     with pytest.raises(ValueError, match="no captions in this folder"):
         read_captions(tmp_path, [])
@@ -227,7 +228,7 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
 
 
 def test_members_that_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_IMAGE", 1000)
+    monkeypatch.setattr(captions, "MAX_IMAGE", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
 
         def add(name: str, content: bytes = b"", **fields: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.readers.fields import InvalidRecord, by_image, parse_json, read_box, read_size, read_spans, sample_set
+from glip.data.records import InvalidRecord, by_image, parse_json, read_box, read_size, read_spans, sample_set
 from glip.data.sets import SkipCounter
 from glip.geometry.boxes import is_degenerate
 
@@ -122,7 +122,7 @@ def test_json_with_a_byte_order_mark(tmp_path):
 def test_an_empty_set_is_an_error_that_says_why(tmp_path):
     skipped = SkipCounter()
     skipped.add("unknown image", times=3)
-    with pytest.raises(ValueError, match="no sample in it can be used .left out: 3 x unknown image.: see docs/data"):
+    with pytest.raises(ValueError, match="no sample in it can be used .skipped: 3 x unknown image.: see docs/data"):
         sample_set(tmp_path / "set.json", [], skipped)
     with pytest.raises(ValueError, match="it lists none"):
         sample_set(tmp_path / "set.json", [], SkipCounter())
@@ -138,7 +138,7 @@ def test_a_phrase_that_cannot_be_seen_has_no_words(unseen):
 def test_outlines_are_not_kept(tmp_path):
     row = {"image_id": 1, "bbox": [1, 2, 3, 4], "tokens_positive": [[0, 1]], "caption": "x", "iscrowd": 0}
     image = {"id": 1, "file_name": "a.jpg", "coco_url": "u", "url": "v"}
-    tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "area": 9.5}]}
+    tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "isfake": 0}]}
     (tmp_path / "set.json").write_text(json.dumps(tree))
     assert parse_json(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
 

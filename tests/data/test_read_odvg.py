@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from glip.data.readers.odvg import read_odvg
+from glip.data.odvg import read_odvg
 
 NAMES = {"0": "person", "7": "tooth_brush", "3": "bat_(animal)"}
 CAPTION = "a cart, a car and another car"  # a cart 0-6, a car 8-13, another car 18-29
@@ -201,7 +201,7 @@ def test_wrong_label_maps(names, tmp_path):
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(ValueError, match=r"no sample in it can be used \(left out: 2 x line that is not json\)"):
+    with pytest.raises(ValueError, match=r"no sample in it can be used \(skipped: 2 x line that is not json\)"):
         read(tmp_path, "not", "json")
     with pytest.raises(ValueError, match="it lists none"):
         read(tmp_path, "", names=None)

@@ -1,0 +1,165 @@
+"""Our own label files: pseudo-labels, or any dataset without loss; jsonl, one line per image.
+
+A line with a caption has spans for its phrases and, for each box, the phrases that name it::
+
+    {"image": "a.jpg", "width": 640, "height": 480, "caption": "a dog and a cat",
+     "phrases": [{"text": "a dog", "spans": [[0, 5]]}],
+     "boxes": [{"box": [x1, y1, x2, y2], "phrases": [0], "score": 0.9}]}
+
+A line of a detection dataset has ``names`` in place of the caption, and "phrases" of its boxes index them. Names hold
+for that line and those after it, until others are given, so that a long list is written once; after a line that cannot
+be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``writers.py`` writes them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glip.data import records
+from glip.data.records import MAX_IMAGE, as_list, as_map, is_id, is_text, is_visible
+from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
+from glip.structures import Phrase, Prompt, Sample, TarMember
+
+Names = tuple[str, ...]
+_FAR = 1 << 62  # no archive has a byte there
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What names the boxes of a line: class names, or a caption, whose prompt is None when it has no usable phrase.
+
+    ``numbers`` is the index in the sample of each usable phrase of the line.
+    """
+
+    numbers: dict[int, int]
+    names: Names = ()
+    caption: str = ""
+    prompt: Prompt | None = None
+
+
+def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
+    """Read a label file. Where some boxes of a line have a score, those without one were drawn by people: they score 1.
+
+    Args:
+        annotations: the jsonl.
+        images: folders of the images, or of the tars that hold them.
+    """
+    path, skipped = Path(annotations), SkipCounter()
+    records.check_exists(path)
+    return label_set(path, _read(path, Folders(images or [path.parent]), skipped), skipped)
+
+
+def label_set(path: Path, samples: Iterator[Sample], skipped: SkipCounter) -> SampleSet:
+    """Samples with class names of their own; the dataset has a vocabulary where all share one."""
+    vocabularies: dict[Names, None] = {}
+
+    def noted() -> Iterator[Sample]:
+        for sample in samples:
+            vocabularies[sample.vocabulary] = None
+            yield sample
+
+    found = records.sample_set(path, noted(), skipped)
+    return SampleSet(found.samples, next(iter(vocabularies)) if len(vocabularies) == 1 else (), skipped)
+
+
+def _read(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+    names: Names = ()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            with skipped.catch(f"line {number}"):
+                before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
+                record = records.parse_line(line)
+                names = read_names(record["names"]) if "names" in record else before
+                yield sample_of_row(record, names, folders, f"line {number}", skipped)
+
+
+def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipped: SkipCounter) -> Sample:
+    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted.
+
+    Raises:
+        InvalidRecord: nothing of it can be used.
+    """
+    image = _read_image(record, folders)
+    words = _read_words(record, names, place, skipped)
+    rows = [as_map(row) for row in as_list(record.get("boxes"))]
+    boxes, scored = [], any("score" in row for row in rows)
+    for row in rows:
+        with skipped.catch(place):
+            boxes.append((*_read_box(row, words.numbers), row.get("crowd") is True))
+    corners, phrases, scores, crowd = zip(*boxes, strict=True) if boxes else ((), (), (), ())
+    return Sample(
+        image=image,
+        boxes=records.box_tensor(corners),
+        box_phrases=phrases,
+        vocabulary=words.names,
+        prompt=words.prompt,
+        caption="" if words.prompt else words.caption,
+        image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
+        size=records.read_size(record),
+        crowd=tuple(index for index, marked in enumerate(crowd) if marked),
+        absent=_indices(record["absent"], words.names) if isinstance(record.get("absent"), list) else None,
+        incomplete=_indices(record.get("incomplete"), words.names),
+        scores=scores if scored else (),
+    )
+
+
+def _read_image(record: Row, folders: Folders) -> Path | TarMember:
+    file = records.read_image(folders, record.get("image"))
+    if "member" not in record:
+        return file
+    member, start, length = record["member"], record.get("start"), record.get("length")
+    stated = is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_IMAGE + 1)
+    require(stated, "member of an archive without start and length")
+    return TarMember(file, str(member), int(start or 0), int(length or 0))
+
+
+def _read_words(record: Row, names: Names, place: str, skipped: SkipCounter) -> _Words:
+    if "caption" not in record:
+        require(names, "line with neither a caption nor names")
+        return _Words({index: index for index in range(len(names))}, names)
+    caption = records.read_caption(record["caption"])
+    phrases: list[Phrase] = []
+    numbers: dict[int, int] = {}
+    for index, item in enumerate(as_list(record.get("phrases"))):
+        with skipped.catch(place):
+            require(isinstance(item, dict), "malformed phrase")
+            spans = records.read_spans(item.get("spans"), caption)
+            shown = " ".join(caption[start:end] for start, end in spans)
+            numbers[index] = len(phrases)
+            phrases.append(Phrase(item["text"] if is_text(item.get("text")) else shown, spans))
+    if not phrases:
+        return _Words({}, caption=caption)
+    classes = as_list(record.get("classes"))
+    stated = all(index < len(classes) and type(classes[index]) is int for index in numbers)
+    own = tuple(classes[index] for index in numbers) if stated else ()
+    prompt = Prompt(caption, tuple(phrases), own, is_list=record.get("list") is True)
+    return _Words(numbers, caption=caption, prompt=prompt)
+
+
+def _read_box(row: Row, numbers: dict[int, int]) -> tuple[records.Box, tuple[int, ...], float]:
+    """Corners, phrases (without those that cannot be used) and score of a box."""
+    box, score = records.read_box(row.get("box"), corners=True), row.get("score", 1.0)
+    listed = as_list(row.get("phrases"))
+    phrases = tuple(numbers[index] for index in listed if type(index) is int and index in numbers)
+    require(phrases, "box of an unknown phrase")
+    require(type(score) in (int, float) and -_FAR < score < _FAR, "score that is no number")
+    return box, phrases, float(score)
+
+
+def read_names(given: Any) -> Names:
+    """The class names of a detection dataset."""
+    words = as_list(given)
+    good = words and all(is_text(name) and is_visible(name) for name in words)
+    require(good, "names that are no list of words")
+    return tuple(words)
+
+
+def _indices(given: Any, names: Names) -> tuple[int, ...]:
+    return tuple(index for index in as_list(given) if _is_index(index, len(names)))
+
+
+def _is_index(value: Any, end: int) -> bool:
+    return type(value) is int and 0 <= value < end

@@ -1,0 +1,251 @@
+"""Fields of annotation files checked one by one, and samples made from them.
+
+``require`` raises InvalidRecord where a record cannot be used; its message is the reason that readers count.
+"""
+
+import json
+import unicodedata
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from glip.data.sets import CocoFile, Folders, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
+from glip.errors import DataError
+from glip.structures import Prompt, Sample, Span
+
+Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
+Spans = tuple[Span, ...]
+
+FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
+MAX_IMAGE = 1 << 26  # bytes of an image inside an archive
+_LONGEST_NAME = 2000  # characters of an image's name with its folders
+_UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
+    ("segmentation", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A box and the phrases that name it, each as the spans of its words; crowd: it marks a group."""
+
+    box: Box
+    phrases: tuple[Spans, ...]
+    crowd: bool = False
+
+
+# ---- files
+
+
+def check_exists(path: Path) -> None:
+    """Make sure that annotations exist."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"Annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
+        )
+
+
+def parse_json(path: Path) -> Any:
+    """The content of a json file without the keys that no reader reads (outlines, licences).
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not json in UTF-8.
+    """
+    check_exists(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
+    except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
+        raise DataError(f"{path}: not valid json ({str(error)[:80]})") from None
+
+
+def _without_unused(record: Row) -> Row:
+    """Called as each object closes, so that the outlines of a whole dataset are never in memory at once."""
+    for key in _UNUSED & record.keys():
+        del record[key]
+    return record
+
+
+def parse_line(line: str | bytes) -> Row:
+    """The record in a line of json."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also of the encoding
+        raise InvalidRecord("line that is not json") from None
+    require(isinstance(record, dict), "line that is no record")
+    return dict(record)
+
+
+def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) -> Row:
+    """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not json, or a list is missing: not a file of that kind.
+    """
+    tree = parse_json(path) if tree is None else tree
+    found = as_map(tree)
+    missing = [key for key in lists if not isinstance(found.get(key), list)]
+    if missing:
+        raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+    return found
+
+
+def records_by_id(records: Iterable[Any], kind: str, skipped: SkipCounter) -> dict[Id, Row]:
+    """Records by their id, in their order; those without an id, or with one seen before, are counted."""
+    found: dict[Id, Row] = {}
+    for number, record in enumerate(records):
+        if not isinstance(record, dict) or not is_id(record.get("id")):
+            skipped.add(f"{kind} without an id", f"record {number}")
+        elif record["id"] in found:
+            skipped.add(f"{kind} id seen before", f"record {number}")
+        else:
+            found[record["id"]] = record
+    return found
+
+
+def by_image(tree: Row, skipped: SkipCounter) -> Iterator[tuple[Row, list[Row]]]:
+    """Each record of ``images`` with its records of ``annotations``, in the order of the file.
+
+    Both lists are emptied, and yielded records are not kept, so that memory falls as the samples grow.
+    """
+    records = records_by_id(tree["images"], "image", skipped)
+    rows: dict[Id, list[Row]] = {number: [] for number in records}
+    for number, row in enumerate(tree["annotations"]):
+        if not isinstance(row, dict):
+            skipped.add("malformed annotation", f"annotations[{number}]")
+        elif not is_id(row.get("image_id")) or row["image_id"] not in rows:
+            skipped.add("unknown image", f"annotations[{number}]")
+        else:
+            rows[row["image_id"]].append(row)
+    tree["images"].clear()
+    tree["annotations"].clear()
+    return ((records.pop(number), rows.pop(number)) for number in list(records))
+
+
+# ---- values
+
+
+def as_map(value: Any) -> Row:
+    """The value if it is a map, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def is_id(value: Any) -> TypeGuard[Id]:
+    """Whether a value can be the id of an image or a category."""
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that UTF-8 can write; json may hold halves of characters (surrogates)."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value))
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a visible character: no space, no control or format character (zero width)."""
+    return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
+
+
+def read_box(value: Any, *, corners: bool = False) -> Box:
+    """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``."""
+    require(isinstance(value, list | tuple) and len(value) == 4, "malformed box")
+    numbers = all(type(number) in (int, float) and -FARTHEST < number < FARTHEST for number in value)
+    require(numbers, "malformed box")
+    x, y, third, fourth = value
+    box = array("f", value if corners else (x, y, x + third, y + fourth))
+    require(box[2] > box[0] and box[3] > box[1], "box without area")
+    return box[0], box[1], box[2], box[3]
+
+
+def read_size(record: Row) -> tuple[int, int] | None:
+    """Width and height of an image, if they are stated; MDETR's files state them as text."""
+    width, height = _whole_number(record.get("width")), _whole_number(record.get("height"))
+    return (width, height) if width and height else None
+
+
+def _whole_number(value: Any) -> int:
+    """A positive whole number, else 0."""
+    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+        value = int(value)
+    good = type(value) in (int, float) and 0 < value < FARTHEST and value == int(value)
+    return int(value) if good else 0
+
+
+def read_image(folders: Folders, name: Any) -> Path:
+    """The file of an image's name."""
+    require(isinstance(name, str) and name, "image without a file name")
+    short = len(name) <= _LONGEST_NAME and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
+    require(short, "image name that is too long")
+    return folders.locate(name)
+
+
+def read_caption(value: Any) -> str:
+    """A caption that a prompt can be made of."""
+    require(isinstance(value, str) and value.strip(), "image without a caption")
+    require(is_text(value), "caption that is not UTF-8")
+    return str(value)
+
+
+def read_spans(value: Any, caption: str) -> Spans:
+    """The spans [[start, end], ...] of one phrase, in reading order."""
+    require(as_list(value), "box without a phrase")
+    for span in value:
+        pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(edge) is int for edge in span)
+        require(pair, "malformed span")
+        require(0 <= span[0] < span[1] <= len(caption), "span outside the caption")
+    spans = tuple(sorted({(start, end) for start, end in value}))
+    texts = [caption[start:end] for start, end in spans]
+    require(any(text.strip() for text in texts), "empty phrase")
+    require(any(map(is_visible, texts)), "phrase without words")
+    return spans
+
+
+# ---- samples
+
+
+def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
+    """Boxes as a Sample holds them."""
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def grounding_sample(
+    image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: tuple[int, int] | None
+) -> Sample:
+    """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order."""
+    require(named, "caption whose boxes are all left out")
+    phrases = sorted({spans for item in named for spans in item.phrases})
+    index = {spans: number for number, spans in enumerate(phrases)}
+    return Sample(
+        image=image,
+        boxes=box_tensor([item.box for item in named]),
+        box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
+        prompt=Prompt.from_caption(caption, phrases),
+        image_id=image_id,
+        size=size,
+        crowd=tuple(number for number, item in enumerate(named) if item.crowd),
+    )
+
+
+def sample_set(
+    path: Path,
+    samples: Iterable[Sample],
+    skipped: SkipCounter,
+    *,
+    vocabulary: tuple[str, ...] = (),
+    ids: tuple[Id, ...] = (),
+    annotations: CocoFile | None = None,
+) -> SampleSet:
+    """Pack what a reader yields."""
+    packed = PackedSamples(samples)
+    if not len(packed):
+        why = f"skipped: {skipped}" if skipped else "it lists none"
+        raise DataError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+    return SampleSet(packed, vocabulary, skipped, ids, annotations=annotations)
