@@ -15,6 +15,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
+Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
 Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "world"]
 
@@ -104,6 +105,7 @@ class ModelConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
+    trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
     license: str = option("", "license of the weights")
 
 
@@ -243,6 +245,9 @@ class TuneConfig(StepConfig):
 class EvaluateConfig:
     """How a model is evaluated."""
 
+    protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
+    prompts: tuple[str, ...] = option((), "YAML of texts for class names; none: plain names; repeat to compare")
+    task: str | None = option(None, "task.safetensors of glip tune: evaluate the model tuned for it")
     batch_size: Count = option(1, "images, or chunks of a long list of names, computed at once")
     max_names: CountOrZero | None = option(
         None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
@@ -250,6 +255,16 @@ class EvaluateConfig:
     max_detections: CountOrZero | None = option(
         None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
     )
+    images: tuple[str, ...] = option((), "image folder of annotation files; may be repeated")
+    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA)")
+    out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
+    draw: bool = option(False, "also draw precision-recall curves, score histograms and the worst images")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluateConfig":
+        if self.task and self.prompts:
+            raise ValueError(f"prompts: got {self.prompts[0]!r} with a task, which has texts of its own: give only one")
+        return self
 
 
 @checked

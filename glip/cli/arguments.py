@@ -57,10 +57,12 @@ def _add_option(group: Any, name: str, field: FieldInfo) -> None:
         how: Any = argparse.BooleanOptionalAction if field.default else "store_true"
         group.add_argument(flag, action=how, default=None, help=help + (" (default: yes)" if field.default else ""))
         return
-    if "default:" not in help and field.default is not None:
+    if "default:" not in help and field.default not in (None, ()):
         help += f" (default: {field.default})"
     choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else None
-    more: dict[str, Any] = {"choices": choices} if choices else {"type": kind, "metavar": _METAVARS[kind]}
+    more: dict[str, Any] = {"choices": choices} if choices else {"type": kind, "metavar": _METAVARS.get(kind, "TEXT")}
+    if typing.get_origin(kind) is tuple:  # may be repeated
+        more |= {"type": typing.get_args(kind)[0], "action": "append"}
     group.add_argument(flag, dest=name, default=None, help=help.replace("%", "%%"), **more)
 
 

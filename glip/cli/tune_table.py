@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from glip.cli.evaluate import ODINW
 from glip.cli.tune_ledger import LEDGER, Key, Ledger, Row
 from glip.cli.tune_page import FIGURE, TABLE, draw_figure, page_of
 from glip.errors import ConfigError
@@ -196,6 +195,7 @@ def read_tasks(args: argparse.Namespace) -> "Iterator[tuple[str, Any]]":
     """Each task's name and what reads its sets."""
     from functools import partial
 
+    from glip.evaluate.odinw import ODINW
     from glip.experiment import read_yaml
     from glip.schema import parse
 

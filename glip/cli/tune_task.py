@@ -168,7 +168,7 @@ def tune_task(
         Interrupted: a signal came; the same call goes on.
     """
     from glip.data.survey import mark_of
-    from glip.evaluate.thresholds import best_thresholds
+    from glip.evaluate.coco import best_thresholds
     from glip.model.adapt import save_adaptation
     from glip.train.tune import TuneRun, usual_settings
     from glip.train.tuning import Images, Tuner

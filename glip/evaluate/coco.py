@@ -20,7 +20,7 @@ from glip.structures import Detections, Sample
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of each detection and several of each match
-_RECALLS = np.linspace(0.0, 1.0, 101)
+RECALLS = np.linspace(0.0, 1.0, 101)
 _OFF = 0.25  # of its width that the middle of an interval may lie off its figure
 
 
@@ -124,6 +124,25 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
     return Score(_stats(precision, recall), tuple(table), len(truth.images), tuple(rankings))
 
 
+def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
+    """For each category the threshold of best F1 at IoU 0.5, half way to the next lower score.
+
+    ``default`` is the threshold of a category without a box or without a right detection.
+    """
+    return tuple(_best_threshold(ranking, default) for ranking in rankings)
+
+
+def _best_threshold(ranking: Ranking, default: float) -> float:
+    if not len(ranking.boxes) or not ranking.right.any():
+        return default
+    scores, shown = ranking.scores, np.arange(1, len(ranking.right) + 1)
+    f1 = 2 * np.cumsum(ranking.right) / (shown + len(ranking.boxes))
+    last = np.append(scores[1:] < scores[:-1], True)  # of detections with one score all are shown, or none
+    best = int(np.argmax(np.where(last, f1, -1.0)))
+    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
+    return (float(scores[best]) + below) / 2
+
+
 # ---- columns -> pycocotools -> figures
 
 
@@ -207,10 +226,11 @@ def _stats(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
     chosen += [precision[:, :, size, -1] for size in (1, 2, 3)]
     chosen += [recall[:, :, 0, cap] for cap in (0, 1, 2)]
     chosen += [recall[:, :, size, -1] for size in (1, 2, 3)]
-    return tuple(_mean_of_valid(values) for values in chosen)
+    return tuple(mean_of_valid(values) for values in chosen)
 
 
-def _mean_of_valid(values: np.ndarray) -> float:
+def mean_of_valid(values: np.ndarray) -> float:
+    """The mean of the figures that are not -1; -1 where there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0
 
@@ -224,5 +244,5 @@ def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
     right = np.cumsum(times * ranking.right)
     shown = np.cumsum(times)
     precision = np.maximum.accumulate((right / np.maximum(shown, 1))[::-1])[::-1]
-    reached = np.searchsorted(right / boxes, _RECALLS, side="left")
+    reached = np.searchsorted(right / boxes, RECALLS, side="left")
     return float(np.append(precision, 0.0)[np.minimum(reached, len(precision))].mean())
