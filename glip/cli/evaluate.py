@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from glip.train.distributed import process_group
 
     with process_group(choose_device(args.device), minutes=_DAYS) as group:
-        folder = evaluate(args.names, config, group, print)
+        share = (group.rank, group.size)
+        folder = evaluate(args.names, config, device=str(group.device), share=share, gather=group.gather)
         if group.main:
             print(f"reports and results are in {folder}", file=sys.stderr)
     return 0

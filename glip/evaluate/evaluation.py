@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Protocol
 
-import torch
 from tqdm import tqdm
 
 from glip.config import EvaluateConfig
@@ -30,41 +28,32 @@ HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0
 LVIS_NAMES, LVIS_DETECTIONS = 40, 300  # per chunk, as the 2022 release evaluates
 
 
-class Processes(Protocol):
-    """The processes of a run, as ``train/distributed.py`` gives them."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process; 0 scores and reports."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """How many processes there are."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process computes."""
-        ...
-
-    def gather(self, thing: str) -> list[str]:
-        """What each process has, by its number."""
-        ...
+Gather = Callable[[str], list[str]]  # what each process has, by its number
 
 
-def evaluate(names: Sequence[str], config: EvaluateConfig, group: Processes, show: Callable[[str], None]) -> Path:
+def evaluate(
+    names: Sequence[str],
+    config: EvaluateConfig,
+    show: Callable[[str], None] = print,
+    *,
+    device: str | None = None,
+    share: tuple[int, int] = (0, 1),
+    gather: Gather = lambda message: [message],
+) -> Path:
     """Evaluate a model on sets; returns the folder of the results.
 
     Args:
         names: a model, then sets: names, annotation files, odinw13 or odinw35; default: every known set that is there.
         config: the options.
-        group: the processes that share the work.
         show: is given reports and tables as Markdown, as they come, in the main process.
+        device: cpu, cuda, cuda:1; default: cuda if available.
+        share: number of this process, 0 for the main one, and how many there are.
+        gather: exchanges messages between the processes.
     """
-    with _all_or_none(group):
+    main = share[0] == 0
+    with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
-        detector = Detector.from_pretrained(names[0], task=config.task, device=str(group.device))
+        detector = Detector.from_pretrained(names[0], task=config.task, device=device)
         settings = {"model": detector.config.name, "weights": detector.fingerprint[:16]}
         if detector.adaptation:
             settings["task"] = digest_of(detector.adaptation)[:16]
@@ -73,16 +62,16 @@ def evaluate(names: Sequence[str], config: EvaluateConfig, group: Processes, sho
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
         found = []
         for benchmark in own:
-            with _all_or_none(group):
+            with _all_or_none(gather):
                 options = query_options(benchmark, config, prompts)
                 place = folder / part / benchmark.name
                 store = PredictionStore(
-                    place / "predictions", {**settings, **_settings(benchmark, detector, options)}, process=group.rank
+                    place / "predictions", {**settings, **_settings(benchmark, detector, options)}, process=share[0]
                 )
-            with _all_or_none(group):
-                collect(detector, benchmark.read.samples, store, options, share=(group.rank, group.size))
-            with _all_or_none(group):
-                if group.rank == 0:
+            with _all_or_none(gather):
+                collect(detector, benchmark.read.samples, store, options, share=share)
+            with _all_or_none(gather):
+                if main:
                     store.reload()
                     found.append(score(benchmark, store, detector.config, options, place, draw=config.draw))
                     show(found[-1].markdown())
@@ -93,7 +82,7 @@ def evaluate(names: Sequence[str], config: EvaluateConfig, group: Processes, sho
             with atomic_write(folder / part / f"{name}.md") as file:
                 file.write(page)
             show(page)
-    if group.rank == 0:
+    if main:
         _compare(reports, show)
     return folder
 
@@ -157,14 +146,14 @@ def prompt_folders(prompts: Sequence[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _all_or_none(group: Processes) -> Iterator[None]:
+def _all_or_none(gather: Gather) -> Iterator[None]:
     """An error in one process ends all of them, with its message."""
     error: Exception | None = None
     try:
         yield
     except (ValueError, OSError, ImportError) as caught:
         error = caught
-    messages = group.gather(str(error) if error else "")
+    messages = gather(str(error) if error else "")
     if error:
         raise error
     for number, message in enumerate(messages):

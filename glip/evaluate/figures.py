@@ -21,7 +21,7 @@ _OVERLAP = 0.5
 
 
 def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -> None:
-    """Precision over recall at IoU 0.5 of the most frequent categories, and the scores of right and wrong detections."""
+    """Precision over recall at IoU 0.5 of the most frequent categories, and scores of right and wrong detections."""
     with _axes(path, 12, 4.5, columns=2) as (curves, spread):
         order = sorted(range(len(names)), key=lambda index: -len(rankings[index].boxes))
         for index in [index for index in order if len(rankings[index].boxes)][:_CURVES]:

@@ -124,8 +124,7 @@ def _average(name: str, average: Callable[[Iterable[float]], float], reports: Se
 
 @cache
 def _all_tasks() -> tuple[Task, ...]:
-    table = parse(dict[str, dict[str, Any]], read_yaml(config_folder() / TABLE), at=TABLE)
-    return tuple(_task(name, entry) for name, entry in table.items())
+    return tuple(_task(name, entry) for name, entry in read_yaml(config_folder() / TABLE).items())
 
 
 def _task(name: str, entry: dict[str, Any]) -> Task:

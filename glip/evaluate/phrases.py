@@ -174,6 +174,11 @@ class _Predicted:
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
 
 
+@checked
+class _File:
+    predictions: tuple[_Predicted, ...]
+
+
 def prediction_row(truth: CaptionTruth, boxes: Sequence[Ranked]) -> dict[str, Any]:
     """The boxes of a caption (``ranked_boxes``) as a row of a file of predictions."""
     listed = [ranked.tolist() for ranked in boxes]
@@ -195,7 +200,8 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
     if len(by_key) < len(truths):
         raise DataError(f"{len(truths)} captions have {len(by_key)} ids between them: give each sentence its own id")
     found: dict[str, list[Ranked]] = {}
-    for row in parse(tuple[_Predicted, ...], read_json(path), at=str(path), error=DataError):
+    file = parse(_File, {"predictions": read_json(path)}, at=str(path), error=DataError)
+    for row in file.predictions:
         key = _key(row.image_id, row.sentence_id)
         if key in found:
             tally.add("second prediction for a sentence", key)
