@@ -7,7 +7,7 @@ The annotations decide what is computed: lists of names have average precision a
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -81,10 +81,10 @@ class Benchmark:
 
 def data_fingerprint(samples: Sequence[Sample]) -> str:
     """Tells a set's images (by file name) and annotations from others, wherever they are stored."""
-    parts = []
+    parts, names = [], lru_cache(maxsize=64)(fingerprint)
     for sample in samples:
         image = sample.image.name if isinstance(sample.image, Path) else getattr(sample.image, "name", "")
-        words = (sample.prompt.caption, sample.prompt.phrases) if sample.prompt else fingerprint(sample.vocabulary)
+        words = (sample.prompt.caption, sample.prompt.phrases) if sample.prompt else names(sample.vocabulary)
         parts.append(fingerprint(sample.image_id, image, words, sample.boxes.tolist(), sample.box_phrases))
     return fingerprint(*parts)[:16]
 

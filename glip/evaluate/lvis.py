@@ -10,13 +10,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from glip.evaluate.annotations import FREQUENCIES
-from glip.evaluate.coco import RECALLS, mean_of_valid
+from glip.evaluate.coco import RECALLS, annotation_rows, mean_of_valid, result_rows
 from glip.evaluate.ground_truth import Boxes, LvisTruth
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 from glip.geometry.boxes import iou
@@ -24,6 +24,7 @@ from glip.geometry.boxes import iou
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
 _ANY_AREA = (np.nextafter(0, 1), np.finfo(float).max)  # above zero and finite; the package drops the others
+Columns = TypeVar("Columns", Boxes, Results)
 SIZES = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # all, small, medium, large boxes in square pixels
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _AT_ONCE = 2_000  # pairs of image and category in one evaluation: the package keeps a record of each
@@ -188,13 +189,16 @@ def _match(boxes: Boxes, found: Results, images: int) -> _Matches:
     for start in range(0, len(concerned), _AT_ONCE):
         batch = concerned[start : start + _AT_ONCE]
         own, part = np.flatnonzero(np.isin(box_pairs, batch)), np.flatnonzero(np.isin(pairs, batch))
-        rows = _evaluate(
-            replace(boxes.select(own), images=box_pairs[own]), replace(found.select(part), images=pairs[part])
-        )
+        rows = _evaluate(_by_pair(boxes.select(own), box_pairs[own]), _by_pair(found.select(part), pairs[part]))
         by_size = [rows[first : first + len(batch)] for first in range(0, len(rows), len(batch))]
         right.append(np.array([np.concatenate([row["dt_matches"] > 0 for row in one], axis=1) for one in by_size]))
         idle.append(np.array([np.concatenate([row["dt_ignore"] for row in one], axis=1) for one in by_size]))
     return _Matches(near, np.concatenate(right, axis=2), np.concatenate(idle, axis=2))
+
+
+def _by_pair(columns: Columns, pairs: np.ndarray) -> Columns:
+    """Boxes or results with each pair of image and category as an image, all of one category."""
+    return replace(columns, images=pairs, categories=np.zeros_like(pairs))
 
 
 def _near_a_box(boxes: Boxes, found: Results, box_pairs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -216,23 +220,13 @@ def _evaluate(boxes: Boxes, found: Results) -> list[dict[str, Any]]:
 
     The package sees each pair of image and category as an image of one category.
     """
-    lvis = import_lvis()
-    pairs = np.unique(boxes.images).tolist()
-    images = [{"id": pair, "neg_category_ids": [], "not_exhaustive_category_ids": []} for pair in pairs]
-    columns = zip(boxes.images.tolist(), boxes.boxes.tolist(), boxes.areas.tolist(), boxes.crowd.tolist(), strict=True)
-    annotations = [
-        {"id": number, "image_id": pair, "category_id": 1, "bbox": box, "area": area, "ignore": int(crowd)}
-        for number, (pair, box, area, crowd) in enumerate(columns, start=1)
-    ]
-    rows = [
-        {"image_id": pair, "category_id": 1, "bbox": box, "score": score}
-        for pair, box, score in zip(found.images.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
-    ]
-    categories = [{"id": 1, "frequency": FREQUENCIES[0]}]
+    lvis, nothing = import_lvis(), {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    images = [{"id": pair, **nothing} for pair in np.unique(boxes.images).tolist()]
+    tree = {"images": images, "annotations": annotation_rows(boxes), "categories": [{"id": 0, "frequency": "r"}]}
     with tempfile.TemporaryDirectory() as folder:  # the package reads files only
-        files = [Path(folder, name) for name in ("annotations.json", "results.json")]
-        files[0].write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-        files[1].write_text(json.dumps(rows))
+        files = Path(folder, "annotations.json"), Path(folder, "results.json")
+        files[0].write_text(json.dumps(tree))
+        files[1].write_text(json.dumps(result_rows(found)))
         truth = lvis.LVIS(str(files[0]))
         evaluator = lvis.LVISEval(truth, lvis.LVISResults(truth, str(files[1]), max_dets=-1), "bbox")
     evaluator.params.area_rng, evaluator.params.iou_thrs = SIZES, _THRESHOLDS

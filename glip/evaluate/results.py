@@ -6,7 +6,7 @@ Rows of a file are checked one by one: what cannot be scored is skipped and coun
 import json
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -121,19 +121,16 @@ def read_results(
 
 def write_results(path: Path, results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
     """Write results in COCO's format, one row per line; those of unknown categories are left out."""
+    known, before = results.select(results.categories != UNKNOWN), "[\n"
     with atomic_write(path) as file:
-        file.write("[")
-        for number, row in enumerate(_rows(results.select(results.categories != UNKNOWN), images, categories)):
-            file.write((",\n" if number else "\n") + json.dumps(row))
-        file.write("\n]\n")
-
-
-def _rows(results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> Iterator[Row]:
-    for start in range(0, len(results), _PIECE):
-        part = results.select(np.arange(start, min(start + _PIECE, len(results))))
-        columns = (part.images, part.categories, part.boxes, part.scores)
-        for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
-            yield {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
+        for start in range(0, len(known), _PIECE):
+            part = known.select(np.arange(start, min(start + _PIECE, len(known))))
+            columns = (part.images, part.categories, part.boxes, part.scores)
+            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
+                row = {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
+                file.write(before + json.dumps(row))
+                before = ",\n"
+        file.write("\n]\n" if len(known) else "[]\n")
 
 
 class _Columns:
