@@ -15,7 +15,7 @@ from glip.errors import ConfigError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
 from glip.evaluate.odinw import ODINW, odinw_table
 from glip.evaluate.report import Report, Row, markdown_table, summary
-from glip.evaluate.run import QueryOptions, predictions
+from glip.evaluate.run import QueryOptions, predictions, same_vocabulary
 from glip.evaluate.scoring import score
 from glip.evaluate.store import PredictionStore
 from glip.experiment import read_yaml
@@ -26,8 +26,6 @@ from glip.structures import Sample
 OUT = "runs/evaluate"
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
 LVIS_NAMES, LVIS_DETECTIONS = 40, 300  # per chunk, as the 2022 release evaluates
-
-
 Gather = Callable[[str], list[str]]  # what each process has, by its number
 
 
@@ -65,16 +63,17 @@ def evaluate(
             with _all_or_none(gather):
                 options = query_options(benchmark, config, prompts)
                 place = folder / part / benchmark.name
-                store = PredictionStore(
-                    place / "predictions", {**settings, **_settings(benchmark, detector, options)}, process=share[0]
-                )
+                made_with = {**settings, **_settings(benchmark, detector, options)}
+                store = PredictionStore(place / "predictions", made_with, process=share[0])
+                task = detector.adaptation
+                if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and main:
+                    show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
             with _all_or_none(gather):
                 collect(detector, benchmark.read.samples, store, options, share=share)
             with _all_or_none(gather):
-                if main:
-                    store.reload()
-                    found.append(score(benchmark, store, detector.config, options, place, draw=config.draw))
-                    show(found[-1].markdown())
+                found += [score(benchmark, store, detector.config, options, place, draw=config.draw)] if main else []
+            if main:
+                show(found[-1].markdown())
         reports.setdefault(prompts, []).extend(found)
         if name in ODINW and found:
             table = odinw_table(found, ODINW[name])

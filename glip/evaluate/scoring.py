@@ -56,6 +56,7 @@ def score(
         DataError: predictions are missing, or there is nothing to score.
     """
     samples = benchmark.samples
+    store.reload()  # with what other processes have written
     missing = len(set(range(len(samples))) - store.done)
     if missing:
         raise DataError(
