@@ -220,7 +220,8 @@ def _evaluate(boxes: Boxes, found: Results) -> list[dict[str, Any]]:
 
     The package sees each pair of image and category as an image of one category.
     """
-    lvis, nothing = import_lvis(), {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    lvis = import_lvis()
+    nothing: dict[str, list[int]] = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
     images = [{"id": pair, **nothing} for pair in np.unique(boxes.images).tolist()]
     tree = {"images": images, "annotations": annotation_rows(boxes), "categories": [{"id": 0, "frequency": "r"}]}
     with tempfile.TemporaryDirectory() as folder:  # the package reads files only
