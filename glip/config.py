@@ -16,6 +16,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "bfloat16", "float16"]
+Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
 Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
 
@@ -265,6 +266,9 @@ class TuneConfig(StepConfig):
 class EvaluateConfig:
     """How a model is evaluated."""
 
+    protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
+    prompts: tuple[str, ...] = option((), "YAML of texts for class names; none: plain names; repeat to compare")
+    task: str | None = option(None, "task.safetensors of glip tune: evaluate the model tuned for it")
     batch_size: Count = option(1, "images, or chunks of a long list of names, computed at once")
     max_names: CountOrZero | None = option(
         None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
@@ -272,6 +276,16 @@ class EvaluateConfig:
     max_detections: CountOrZero | None = option(
         None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
     )
+    images: tuple[str, ...] = option((), "image folder of annotation files; may be repeated")
+    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA)")
+    out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
+    draw: bool = option(False, "also draw precision-recall curves, score histograms and the worst images")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluateConfig":
+        if self.task and self.prompts:
+            raise ValueError(f"prompts: got {self.prompts[0]!r} with a task, which has texts of its own: give only one")
+        return self
 
 
 @checked

@@ -16,7 +16,6 @@ from glip.errors import ConfigError
 from glip.schema import parse
 
 T = TypeVar("T")
-PROTOCOLS = ("coco", "lvis", "any-box", "merged-boxes")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
@@ -112,21 +111,9 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         help="a model, then datasets, annotation files, odinw13 or odinw35 (default: all validation and test sets that "
         "are present); with --predictions only a dataset",
     )
-    parser.add_argument("--protocol", choices=PROTOCOLS, help="official evaluation protocol (default: by the format)")
     parser.add_argument("--predictions", metavar="FILE", help="score a COCO results file, without a model")
-    parser.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: evaluate the tuned model")
-    parser.add_argument(
-        "--prompts",
-        action="append",
-        metavar="FILE",
-        help="YAML of the text written for each class name; 'none': plain names; repeat it to compare",
-    )
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/evaluate)")
-    parser.add_argument("--draw", action="store_true", help="also draw curves, score histograms and the worst images")
-    _add_images(parser)
-    _add_root(parser)
     _add_device(parser)
-    add_options(parser, EvaluateConfig)
+    add_options(parser, EvaluateConfig, "evaluation")
 
 
 def _label(parser: argparse.ArgumentParser) -> None:
@@ -304,10 +291,12 @@ def _add_option(group: Any, name: str, field: FieldInfo) -> None:
         how: Any = argparse.BooleanOptionalAction if field.default else "store_true"
         group.add_argument(flag, action=how, default=None, help=text + (" (default: yes)" if field.default else ""))
         return
-    if "default:" not in text and field.default is not None:
+    if "default:" not in text and field.default not in (None, ()):
         text += f" (default: {field.default})"
     choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else None
-    more: dict[str, Any] = {"choices": choices} if choices else {"type": kind, "metavar": _METAVARS[kind]}
+    more: dict[str, Any] = {"choices": choices} if choices else {"type": kind, "metavar": _METAVARS.get(kind, "TEXT")}
+    if typing.get_origin(kind) is tuple:
+        more |= {"type": typing.get_args(kind)[0], "action": "append"}  # may be repeated
     group.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **more)
 
 

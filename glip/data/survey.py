@@ -16,9 +16,13 @@ from glip.text.tokens import alike
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset in one line, with what is skipped, and its fingerprint, which includes the texts of its prompts."""
+    """A dataset in one line, with what is skipped.
+
+    ``data`` is the fingerprint of images and annotations, ``fingerprint`` also of the prompts' texts.
+    """
 
     summary: str
+    data: str
     fingerprint: str
 
 
@@ -31,7 +35,7 @@ def survey(source: Source, processor: Processor) -> Survey:
     """
     written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
     seen = _Seen(processor, source.phrasing.max_tokens)
-    mark = fingerprint(data_fingerprint(seen.count(source.samples)), sorted(written.items()))[:16]
+    data = data_fingerprint(seen.count(source.samples))[:16]
     notes = [str(source.skipped)] if source.skipped else []
     if seen.crowded:
         notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
@@ -41,7 +45,8 @@ def survey(source: Source, processor: Processor) -> Survey:
         f"{source.name}: {len(source.samples)} images, {sum(seen.boxes.values())} boxes"
         + (f"; skipped: {', '.join(notes)}" if notes else "")
         + (f"; taken for one name: {'; '.join(one)}" if one else ""),
-        mark,
+        data,
+        fingerprint(data, sorted(written.items()))[:16],
     )
 
 

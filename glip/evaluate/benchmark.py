@@ -1,50 +1,49 @@
-"""A model on a set: its answers are collected (resumable, by any number of processes), then scored by a protocol.
+"""Sets to evaluate on: what their names stand for, their samples, ground truth and protocol.
 
-What a set gives decides what is counted: lists of names have average precision against the annotation file itself
+The annotations decide what is computed: lists of names have average precision against the annotation file itself
 (COCO's and LVIS's) or against the samples (other formats), captions have the recall of their phrases.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import cast
 
-from tqdm import tqdm
-
-from glip.config import SetConfig
-from glip.data.catalog import data_root
+from glip.config import EvaluateConfig, Format, ModelConfig, Protocol, SetConfig
+from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
 from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, SkipCounter
-from glip.detector import Detector
-from glip.errors import DataError
-from glip.evaluate.journal import Journal
-from glip.evaluate.lvis import load_package
-from glip.evaluate.odinw import Task, read_task
-from glip.evaluate.run import QueryOptions, answers
-from glip.structures import Detections, Sample
+from glip.data.survey import data_fingerprint
+from glip.errors import ConfigError, DataError
+from glip.evaluate.ground_truth import GroundTruth, read_coco_truth, read_lvis_truth, truth_of
+from glip.evaluate.lvis import import_lvis
+from glip.evaluate.odinw import ODINW, Task, read_task, tasks
+from glip.evaluate.report import TrainedOn
+from glip.structures import Sample
 
-Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 _FAMILIES = {  # what a name stands for
     "goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco"),
     "drawn world": ("world_seen", "world_novel", "world_seen_captions", "world_novel_captions"),
 }
-LVIS_NAMES, LVIS_KEPT = 40, 300  # names in a chunk and detections of a chunk, as the 2022 release evaluates
+_SPLITS = ("_train", "_val", "_test", "_minival", "_train2017", "_val2017")
+_FOR_EVALUATION = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in names of sets not to train on
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set to be evaluated on.
+    """A set to evaluate on.
 
     Args:
-        name: of the set.
-        config: where its files lie, all paths complete.
+        name: of the set; a file is named after its folder and itself.
+        config: where its files are, all paths complete.
         read: its samples and category ids.
-        samples: the same samples, read once.
-        protocol: what is counted.
-        prompts: by class name, what is written instead of it.
-        same_as: sets under which a model may have been trained on it.
+        samples: the same samples, read once, drawn ones without their images.
+        protocol: which metrics are computed.
+        prompts: by class name, the text written instead of it.
+        same_as: other names under which a model may have been trained on it.
+        listed: whether it has its name from a table of sets, as the sets that models were trained on.
     """
 
     name: str
@@ -54,156 +53,151 @@ class Benchmark:
     protocol: Protocol
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
     same_as: tuple[str, ...] = ()
+    listed: bool = True
 
-    @property
-    def annotations(self) -> Path | None:
-        """The json that lists of names are scored against; None: against the samples."""
-        listed = self.config.format in ("coco", "lvis")
-        return Path(self.config.annotations) if listed else None
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells images and annotations from others, wherever they are stored."""
+        return data_fingerprint(self.samples)[:16]
 
-    @property
-    def digest(self) -> str:
-        """Tells whether it is the same words that are asked of the same images."""
-        digest = hashlib.sha256(repr(self.config).encode())
-        for sample in self.samples:
-            words = (sample.prompt.caption, sample.prompt.phrases) if sample.prompt else _digest(sample.vocabulary)
-            digest.update(repr((sample.image_id, str(sample.image), words)).encode("utf-8", "surrogatepass"))
-        return digest.hexdigest()[:16]
+    def ground_truth(self, skipped: SkipCounter) -> GroundTruth:
+        """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say."""
+        file = self.read.annotations or self.config.annotations
+        if self.protocol == "lvis":
+            return read_lvis_truth(file, skipped)
+        if self.config.format in ("coco", "lvis"):
+            return read_coco_truth(file, skipped)
+        return truth_of(self.samples)
 
-    def seen_in(self, trained_on: Sequence[str]) -> bool:
-        """Whether a model was trained on this set, or on another split of it, by the names of its training sets."""
-        return seen_in(trained_on, self.name, *self.same_as)
+    def trained_on(self, model: ModelConfig) -> TrainedOn:
+        """Whether a model was trained on this set, or on another split of it, as far as its config can say.
+
+        Names tell it of sets from a table, fingerprints of any set; the weights of the release know only names.
+        """
+        names = (self.name, *self.same_as) if self.listed else ()
+        if self.fingerprint in model.trained_on_data or seen_in(model.trained_on, *names):
+            return "yes"
+        return "no" if model.trained_on_data or (self.listed and model.trained_on) else "unknown"
 
 
 def seen_in(trained_on: Sequence[str], *names: str) -> bool:
-    """Whether a model trained on these sets has seen the set of any of the names, or another split of it."""
+    """Whether a model trained on these sets has seen the set with any of the names, or another split of it."""
     trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
     return bool({_without_split(name) for name in names} & {_without_split(name) for name in trained})
 
 
-@lru_cache(maxsize=64)
-def _digest(names: tuple[str, ...]) -> str:
-    return hashlib.sha256(repr(names).encode("utf-8", "surrogatepass")).hexdigest()
+def _without_split(name: str) -> str:
+    for split in _SPLITS:
+        name = name.removesuffix(split)
+    return name
 
 
-def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Benchmark:
-    """A set with the protocol of its format, or the given one.
-
-    Raises:
-        ValueError: a protocol that does not go with the set, or nothing that could be scored.
-        FileNotFoundError: an image file is not there.
-    """
-    if config.format == "captions":
-        raise DataError(f"set {name!r} has captions without boxes: there is nothing to score; take a set with boxes")
-    samples = tuple(read.samples)
-    captioned = {sample.prompt is not None for sample in samples}
-    usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
-    chosen = protocol or usual
-    if captioned == {chosen in ("coco", "lvis")}:
-        fitting = "any-box or merged-boxes" if captioned == {True} else "coco (or lvis, for LVIS's json)"
-        what = "captions" if captioned == {True} else "lists of names"
-        raise DataError(f"--protocol {chosen}: set {name!r} has {what}: take {fitting}")
-    if chosen == "lvis" and config.format != "lvis":
-        raise DataError(f"--protocol lvis: set {name!r} is no LVIS json: it has no neg_category_ids; take coco")
-    if chosen == "lvis":
-        load_package()  # where it cannot be loaded one should know before the model has run for a day
-    return _checked(Benchmark(name, config, read, samples, chosen))
+# ---- names -> benchmarks
 
 
-def examine_task(task: Task, root: str | Path | None) -> Benchmark:
-    """A task of ODinW with its caption prompts.
+def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
+    """The benchmark of each set, the tasks of odinw13 and odinw35; without names of all sets that are there.
 
     Raises:
-        FileNotFoundError: its files are not under the root.
-        ValueError: not the annotations that ODinW distributes, or nothing that could be scored.
+        ConfigError: an unknown set, or two of one name.
+        DataError: a set that cannot be evaluated.
+        FileNotFoundError: files of a set are missing.
     """
+    names = names or _sets_there(config.root)
+    folders = folders_of([name for name in names if name not in ODINW], config.images, config.root)
+    found = {
+        name: _load_tasks(name, config.root) if name in ODINW else [_load_set(name, config, folders[name])]
+        for name in names
+    }
+    listed = [benchmark.name for own in found.values() for benchmark in own]
+    twins = [name for name in listed if listed.count(name) > 1]
+    if twins:
+        raise ConfigError(f"Two sets are called {twins[0]!r}: evaluate them one by one, or name them in datasets.yaml")
+    return found
+
+
+def _sets_there(root: str | None) -> list[str]:
+    """Every known set with boxes for validation or tests whose files are under the root, and ODinW."""
+    found = [
+        name
+        for name, config in known_sets(root).items()
+        if config.format != "captions" and _FOR_EVALUATION.search(name) and not missing_part(config, root)
+    ]
+    if any(not missing_part(task.files(), root) for task in tasks(13)):
+        found.append("odinw13")
+    if not found:
+        raise ConfigError(
+            f"No known set for evaluation is under {str(data_root(root))!r}: give --root, GLIP_DATA, or the sets"
+        )
+    return found
+
+
+def _load_set(name: str, config: EvaluateConfig, images: Sequence[str]) -> Benchmark:
+    entry = find_set(name, images=images, root=config.root)
+    read = read_set(entry, config.root, to_score=True)
+    entry = replace(
+        entry, annotations=str(data_root(config.root) / entry.annotations), format=cast(Format, read.format)
+    )
+    made = load_benchmark(dataset_name(name, config.root), entry, read, config.protocol)
+    return replace(made, listed=name in known_sets(config.root))
+
+
+def _load_tasks(name: str, root: str | None) -> list[Benchmark]:
+    """The tasks of ODinW that are there; the others are named in the table."""
+    there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), root)]
+    if not there:
+        raise ConfigError(
+            f"{name}: none of its tasks is under {str(data_root(root))!r}: they are in odinw/ there, such as "
+            f"{tasks(ODINW[name])[0].files().annotations}; give --root or GLIP_DATA"
+        )
+    return [_load_task(task, root) for task in there]
+
+
+def _load_task(task: Task, root: str | None) -> Benchmark:
     config = task.files()
     config = replace(config, annotations=str(data_root(root) / config.annotations))
     read = read_task(task, root)
     return _checked(Benchmark(task.name, config, read, tuple(read.samples), "coco", task.prompts, task.same_as))
 
 
-def _checked(exam: Benchmark) -> Benchmark:
+def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Benchmark:
+    """A set with the protocol of its format, or the given one.
+
+    Raises:
+        DataError: a protocol that does not fit the set, or nothing that could be scored.
+        FileNotFoundError: an image file is missing.
+    """
+    if config.format == "captions":
+        raise DataError(f"Set {name!r} has captions without boxes, so there is nothing to score: give a set with boxes")
+    samples = tuple(read.samples)
+    captioned = {sample.prompt is not None for sample in samples}
+    usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
+    chosen = protocol or usual
+    what, fitting = ("captions", "any-box or merged-boxes") if captioned == {True} else ("lists of names", "coco")
+    if captioned == {chosen in ("coco", "lvis")} or (chosen == "lvis" and config.format != "lvis"):
+        raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {config.format}: take {fitting}")
+    if chosen == "lvis":
+        import_lvis()  # if it cannot be loaded, say so before the model has run for a day
+    return _checked(Benchmark(name, config, read, samples, chosen))
+
+
+def _checked(benchmark: Benchmark) -> Benchmark:
     """Refuse before the model runs what could not be scored after it.
 
     Figures over a part of a set would not be those of the set, so every image must be there.
     """
-    if not any(phrases and box not in s.crowd for s in exam.samples for box, phrases in enumerate(s.box_phrases)):
+    name, samples = benchmark.name, benchmark.samples
+    if not any(phrases and box not in s.crowd for s in samples for box, phrases in enumerate(s.box_phrases)):
         raise DataError(
-            f"set {exam.name!r}: none of its {len(exam.samples)} samples has a named box: there is nothing to score; "
-            "look at it with glip data check"
+            f"Set {name!r}: none of its {len(samples)} samples has a named box, so there is nothing to score: check it "
+            "with glip data check"
         )
-    files = [sample.image for sample in exam.samples if isinstance(sample.image, Path)]
-    gone = [str(file) for file in files if not file.is_file()]
-    if gone:
-        shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+    files = [sample.image for sample in samples if isinstance(sample.image, Path) and sample.image != Path()]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise FileNotFoundError(
-            f"set {exam.name!r}: {len(gone)} of its {len(files)} images are not there ({shown}): correct --images or "
-            "--root, or take them out of the annotations"
+            f"Set {name!r}: {len(missing)} of its {len(files)} images are missing ({shown}): correct --images or "
+            "--root, or remove them from the annotations"
         )
-    return exam
-
-
-def asking_for(protocol: Protocol, options: QueryOptions) -> QueryOptions:
-    """How the protocol has the model asked, where the caller leaves it open; 0 names in a chunk: as many as fit."""
-    if protocol != "lvis":
-        return replace(options, max_names=options.max_names or None)
-    names = LVIS_NAMES if options.max_names is None else options.max_names
-    kept = LVIS_KEPT if options.max_detections is None else options.max_detections
-    return replace(options, max_names=names or None, max_detections=0, chunk_detections=kept)
-
-
-def collect(
-    detector: Detector,
-    samples: Sequence[Sample],
-    journal: Journal,
-    options: QueryOptions,
-    *,
-    share: tuple[int, int] = (0, 1),
-) -> None:
-    """Ask for all samples that have no answer yet, and write each answer as it comes.
-
-    Args:
-        detector: the model.
-        samples: of the set.
-        journal: where answers go; those in it are not made again.
-        options: how.
-        share: number of this process, and how many there are; each takes a run of samples, so that captions of one
-            image stay together.
-
-    Raises:
-        ValueError: a vocabulary that the model cannot read.
-    """
-    pending = sorted(set(range(len(samples))) - journal.done)
-    number, processes = share
-    own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
-    quiet = True if number else None  # one process speaks, and only on a terminal
-    with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
-        for answer in answers(detector, samples, own, options):
-            journal.add(answer)
-            bar.update()
-
-
-def count_passed_over(journal: Journal, tally: SkipCounter) -> None:
-    """Count the samples that could not be asked about, by reason."""
-    for entry in journal.entries():
-        if entry.reason:
-            tally.add(entry.reason, entry.place)
-
-
-def answered(
-    journal: Journal, samples: Sequence[Sample], options: QueryOptions
-) -> Iterator[tuple[int, Sample, Detections]]:
-    """Samples with their numbers and answers, in order, read as they are needed; without those passed over."""
-    listed = lru_cache(maxsize=64)(options.listed)
-    for entry in journal.entries():
-        if not entry.reason:
-            sample = samples[entry.sample]
-            yield entry.sample, sample, entry.detections(sample.prompt or listed(sample.vocabulary))
-
-
-def _without_split(name: str) -> str:
-    """The name of a set without its split."""
-    for split in ("_train", "_val", "_test", "_minival", "_train2017", "_val2017"):
-        name = name.removesuffix(split)
-    return name
+    return benchmark

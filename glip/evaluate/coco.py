@@ -1,7 +1,7 @@
-"""Average precision as COCO counts it, by pycocotools itself.
+"""Average precision as COCO computes it, by pycocotools itself.
 
 A category is a name. Where every image has names of its own, as in the drawn world, a name counts in the images
-that were asked for it and nowhere else, as in LVIS: a false alarm for an absent name that was asked lowers its AP.
+whose vocabulary has it and nowhere else, as in LVIS: a false positive for an absent name there lowers its AP.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from glip.structures import Detections, Sample
 
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of each detection and several of each match
-_RECALLS = np.linspace(0.0, 1.0, 101)
+RECALLS = np.linspace(0.0, 1.0, 101)
 _OFF = 0.25  # of its width that the middle of an interval may lie off its figure
 
 
@@ -38,8 +38,8 @@ class CategoryScore:
 class Ranking:
     """One category at IoU 0.5: its detections best first, those to be ignored left out.
 
-    ``images``, ``right`` and ``scores`` say of each detection where it is, whether it is a box's first, and how
-    sure it is; ``boxes`` holds the image of every box. Images are places in ``Truth.images``.
+    ``images``, ``right`` and ``scores`` are for each detection its image, whether it is the first to match a box, and
+    its score; ``boxes`` holds the image of every box. Images are indices into ``GroundTruth.images``.
     """
 
     images: np.ndarray
@@ -83,40 +83,36 @@ class Score:
 
 
 def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
-    """AP of detections in samples that have a vocabulary, as ``detect_all`` gives them.
-
-    Raises:
-        ValueError: as ``to_arrays`` and ``score_results`` say.
-    """
+    """AP of detections in samples that have a vocabulary, as ``detect_all`` yields them."""
     return score_results(*to_arrays(pairs))
 
 
 def score_results(truth: GroundTruth, results: Results) -> Score:
-    """AP of results, each of which names its image and category by their place in the truth.
+    """AP of results, whose images and categories are indices into those of the ground truth.
 
-    The figures are those of pycocotools to the last digit, but for one thing: it takes an annotation with the id 0
-    for "no match", here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor is what the
-    truth's ``negatives`` leave open.
+    The figures are those of pycocotools to the last digit, except that it takes an annotation with the id 0 for "no
+    match"; here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor are those that
+    ``negatives`` leave open.
 
     Raises:
-        ValueError: no box to score with.
+        DataError: no box to score with.
     """
     if truth.boxes.crowd.all():
         shown = ", ".join(repr(name) for name in truth.names[:3]) + (", ..." if len(truth.names) > 3 else "")
         raise DataError(
-            f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there "
-            "is nothing to score; check the annotations with glip data check"
+            f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there is "
+            "nothing to score; check the annotations with glip data check"
         )
     scored = results.select(results.categories != UNKNOWN)
     if truth.negatives is not None:
         scored = scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
-    parts = [
-        _evaluate(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
-        for start in range(0, len(truth.categories), _AT_ONCE)
-    ]
-    precision = np.concatenate([part.precision for part in parts], axis=1)
-    recall = np.concatenate([part.recall for part in parts], axis=1)
-    rankings = [ranking for part in parts for ranking in part.rankings]
+    precisions, recalls, rankings = [], [], list[Ranking]()
+    for start in range(0, len(truth.categories), _AT_ONCE):
+        evaluator = _evaluate(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
+        precisions.append(evaluator.eval["precision"].mean(axis=1))  # over the recalls
+        recalls.append(evaluator.eval["recall"])
+        rankings += _rankings(evaluator)
+    precision, recall = np.concatenate(precisions, axis=1), np.concatenate(recalls, axis=1)
     table = [
         CategoryScore(name, len(ranking.boxes), float(precision[:, k, 0, -1].mean()), float(precision[0, k, 0, -1]))
         for k, (name, ranking) in enumerate(zip(truth.names, rankings, strict=True))
@@ -124,50 +120,60 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
     return Score(_stats(precision, recall), tuple(table), len(truth.images), tuple(rankings))
 
 
+def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
+    """For each category the threshold of best F1 at IoU 0.5, half way to the next lower score.
+
+    ``default`` is the threshold of a category without a box or without a right detection.
+    """
+    return tuple(_best_threshold(ranking, default) for ranking in rankings)
+
+
+def _best_threshold(ranking: Ranking, default: float) -> float:
+    if not len(ranking.boxes) or not ranking.right.any():
+        return default
+    scores, shown = ranking.scores, np.arange(1, len(ranking.right) + 1)
+    f1 = 2 * np.cumsum(ranking.right) / (shown + len(ranking.boxes))
+    last = np.append(scores[1:] < scores[:-1], True)  # of detections with one score all are shown, or none
+    best = int(np.argmax(np.where(last, f1, -1.0)))
+    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
+    return (float(scores[best]) + below) / 2
+
+
 # ---- columns -> pycocotools -> figures
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What is kept of an evaluation of some categories: (IoU, category, size, number of detections) arrays, -1: none.
-
-    ``precision`` is the mean over the recalls.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    rankings: list[Ranking]
-
-
-def _evaluate(boxes: Boxes, results: Results, categories: range) -> _Part:
+def _evaluate(boxes: Boxes, results: Results, categories: range) -> COCOeval:
     """Match and accumulate some categories, over the images that hold a box or a detection of one of them."""
     annotated = boxes.select((boxes.categories >= categories.start) & (boxes.categories < categories.stop))
     found = results.select((results.categories >= categories.start) & (results.categories < categories.stop))
     concerned = np.union1d(annotated.images, found.images).tolist()
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        rows = (_annotation_rows(annotated), _result_rows(found))
+        rows = (annotation_rows(annotated), result_rows(found))
         evaluator = COCOeval(*(_index(listed, concerned, categories) for listed in rows), "bbox")
         evaluator.params.catIds, evaluator.params.imgIds = list(categories), concerned
         evaluator.evaluate()
         evaluator.accumulate()
-    return _Part(evaluator.eval["precision"].mean(axis=1), evaluator.eval["recall"], _rankings(evaluator))
+    return evaluator
 
 
-def _annotation_rows(boxes: Boxes) -> list[Row]:
-    listed = zip(boxes.images.tolist(), boxes.categories.tolist(), boxes.boxes.tolist(), strict=True)
-    rest = zip(boxes.areas.tolist(), boxes.crowd.tolist(), strict=True)
+def annotation_rows(boxes: Boxes) -> list[Row]:
+    """Boxes as COCO's and LVIS's packages read them; ids from 1, since both take an id of 0 for "no match"."""
+    columns = (boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
-        {"id": i, "image_id": p, "category_id": c, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for i, ((p, c, box), (area, crowd)) in enumerate(zip(listed, rest, strict=True), start=1)
+        {"id": number, "ignore": row[-1], **dict(zip(keys, row, strict=True))}
+        for number, row in enumerate(listed, start=1)
     ]
 
 
-def _result_rows(results: Results) -> list[Row]:
-    listed = zip(results.images.tolist(), results.categories.tolist(), strict=True)
-    rest = zip(results.boxes.tolist(), results.scores.tolist(), strict=True)
+def result_rows(results: Results) -> list[Row]:
+    """Results in the same form."""
+    columns = (results.images, results.categories, results.boxes, results.scores)
+    listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {"id": i, "image_id": p, "category_id": c, "bbox": box, "score": score, "area": box[2] * box[3], "iscrowd": 0}
-        for i, ((p, c), (box, score)) in enumerate(zip(listed, rest, strict=True), start=1)
+        for i, (p, c, box, score) in enumerate(listed, start=1)
     ]
 
 
@@ -183,7 +189,7 @@ def _index(rows: list[Row], images: Sequence[int], categories: Sequence[int]) ->
 
 
 def _rankings(evaluator: COCOeval) -> list[Ranking]:
-    """What each category's matching at IoU 0.5, all sizes, says of every detection."""
+    """The detections of each category as they were matched at IoU 0.5, all sizes."""
     areas, images = len(evaluator.params.areaRng), len(evaluator.params.imgIds)
     rankings = []
     for k in range(len(evaluator.params.catIds)):
@@ -207,10 +213,11 @@ def _stats(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
     chosen += [precision[:, :, size, -1] for size in (1, 2, 3)]
     chosen += [recall[:, :, 0, cap] for cap in (0, 1, 2)]
     chosen += [recall[:, :, size, -1] for size in (1, 2, 3)]
-    return tuple(_mean_of_valid(values) for values in chosen)
+    return tuple(mean_of_valid(values) for values in chosen)
 
 
-def _mean_of_valid(values: np.ndarray) -> float:
+def mean_of_valid(values: np.ndarray) -> float:
+    """The mean of the figures that are not -1; -1 where there are none."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0
 
@@ -224,5 +231,5 @@ def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
     right = np.cumsum(times * ranking.right)
     shown = np.cumsum(times)
     precision = np.maximum.accumulate((right / np.maximum(shown, 1))[::-1])[::-1]
-    reached = np.searchsorted(right / boxes, _RECALLS, side="left")
+    reached = np.searchsorted(right / boxes, RECALLS, side="left")
     return float(np.append(precision, 0.0)[np.minimum(reached, len(precision))].mean())

@@ -1,14 +1,17 @@
-"""Images of an evaluation: precision over recall, scores of what is right and wrong, and where it fails worst."""
+"""Figures of an evaluation: precision over recall, scores of right and wrong detections, the worst images."""
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from glip.evaluate.coco import Ranking
+from glip.files import atomic_write
 from glip.geometry.boxes import iou
 from glip.structures import Detections, Sample
 from glip.visualize import contact_sheet, save_image
@@ -18,30 +21,24 @@ _OVERLAP = 0.5
 
 
 def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -> None:
-    """Precision over recall at IoU 0.5 of the commonest categories, and how scores of right and wrong ones spread."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(12, 4.5), layout="tight")
-    curves, spread = canvas.subplots(1, 2)
-    order = sorted(range(len(names)), key=lambda index: -len(rankings[index].boxes))
-    for index in [index for index in order if len(rankings[index].boxes)][:_CURVES]:
-        ranking = rankings[index]
-        right = np.cumsum(ranking.right)
-        precision = right / np.arange(1, len(right) + 1)
-        label = names[index].replace("$", r"\$")  # else matplotlib reads it as a formula
-        curves.plot(right / len(ranking.boxes), precision, label=f"{label} ({len(ranking.boxes)})")
-    curves.set(
-        title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.05)
-    )
-    if curves.lines:
-        curves.legend(fontsize="small")
-    right = np.concatenate([ranking.right for ranking in rankings])
-    scores = np.concatenate([ranking.scores for ranking in rankings])
-    spread.hist([scores[right], scores[~right]], bins=40, label=["right", "wrong"], histtype="step", log=True)
-    spread.set(title="scores of all detections", xlabel="score", ylabel="detections")
-    spread.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=100)
+    """Precision over recall at IoU 0.5 of the most frequent categories, and scores of right and wrong detections."""
+    with _axes(path, 12, 4.5, columns=2) as (curves, spread):
+        order = sorted(range(len(names)), key=lambda index: -len(rankings[index].boxes))
+        for index in [index for index in order if len(rankings[index].boxes)][:_CURVES]:
+            ranking = rankings[index]
+            right = np.cumsum(ranking.right)
+            precision = right / np.arange(1, len(right) + 1)
+            label = names[index].replace("$", r"\$")  # else matplotlib reads it as a formula
+            curves.plot(right / len(ranking.boxes), precision, label=f"{label} ({len(ranking.boxes)})")
+        curves.set(title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision")
+        curves.set(xlim=(0, 1), ylim=(0, 1.05))
+        if curves.lines:
+            curves.legend(fontsize="small")
+        right = np.concatenate([ranking.right for ranking in rankings])
+        scores = np.concatenate([ranking.scores for ranking in rankings])
+        spread.hist([scores[right], scores[~right]], bins=40, label=["right", "wrong"], histtype="step", log=True)
+        spread.set(title="scores of all detections", xlabel="score", ylabel="detections")
+        spread.legend()
 
 
 def draw_worst(
@@ -52,50 +49,48 @@ def draw_worst(
     *,
     count: int = 8,
 ) -> None:
-    """The images with most mistakes at a threshold: what was found with its scores, and right of it what there is.
+    """The images with most mistakes at a threshold: detections with scores, and right of them the ground truth.
 
-    A mistake is a box that nothing of its name overlaps by a half, or a detection that overlaps no box of its name.
+    A mistake is a box that no detection of its name overlaps by a half, or a detection that overlaps no box of its
+    name.
 
     Args:
-        found: number of a sample, the sample (its image is not looked at), what was found.
+        found: index of a sample, the sample (its image is not used), its detections.
         samples: of the set, with their images.
-        threshold: score from which a detection counts.
-        path: the image to write; none is where there is no mistake.
-        count: samples drawn at most.
+        threshold: lowest score of a detection that counts.
+        path: the image to write, unless there is no mistake.
+        count: maximum samples drawn.
     """
-    worst: list[tuple[int, int, Detections]] = []
-    for number, sample, detections in found:
-        shown = detections.above(threshold)
-        entry = (mistakes(sample, shown), -number, shown)
-        if entry[0]:
-            (heapq.heappush if len(worst) < count else heapq.heappushpop)(worst, entry)
-    cells: list[Sample] = []
-    for _, number, shown in sorted(worst, key=lambda entry: (-entry[0], -entry[1])):
-        cells += [found_sample(samples[-number], shown), samples[-number]]
+    above = ((index, sample, detections.above(threshold)) for index, sample, detections in found)
+    counted = ((-mistakes(sample, shown), index, shown) for index, sample, shown in above)
+    worst = heapq.nsmallest(count, (entry for entry in counted if entry[0]), key=lambda entry: entry[:2])
+    cells = [cell for _, index, shown in worst for cell in (found_sample(samples[index], shown), samples[index])]
     if cells:
         save_image(contact_sheet(cells), path)
 
 
 def mistakes(sample: Sample, found: Detections) -> int:
-    """Boxes that were missed and detections that are wrong; groups, and names that may have more, count for neither."""
+    """Number of missed boxes and wrong detections.
+
+    Groups cannot be missed; a detection of a name that may have more boxes, or that nobody looked for, is not wrong.
+    """
     labels = [set(numbers) for numbers in sample.box_phrases]
-    open_names = set(sample.incomplete)
     same = torch.tensor([[label in own for own in labels] for label in found.labels.tolist()], dtype=torch.bool)
     near = iou(found.boxes, sample.boxes, inclusive=False) >= _OVERLAP
     hits = same.reshape(near.shape) & near
-    known = set(range(len(sample.vocabulary))) if sample.absent is None else set().union(*labels, sample.absent)
-    wrong = [
-        not row.any() and label not in open_names and (sample.prompt is not None or label in known)
-        for row, label in zip(hits, found.labels.tolist(), strict=True)
-    ]
+    known = set(range(len(found.prompt.phrases)))
+    if sample.prompt is None:
+        known = set(range(len(sample.vocabulary))) if sample.absent is None else set().union(*labels, sample.absent)
+    known -= set(sample.incomplete)
+    wrong = [label in known and not row.any() for row, label in zip(hits, found.labels.tolist(), strict=True)]
     missed = [not hits[:, box].any() for box in range(len(labels)) if box not in sample.crowd and labels[box]]
-    return sum(wrong) + sum(missed)
+    return sum(map(bool, wrong)) + sum(map(bool, missed))
 
 
-def found_sample(asked: Sample, found: Detections) -> Sample:
-    """The same image and the words asked for, with the found boxes and their scores in the place of the true ones."""
+def found_sample(sample: Sample, found: Detections) -> Sample:
+    """The same image with its detections and their scores in place of the ground truth."""
     return replace(
-        asked,
+        sample,
         prompt=found.prompt,
         vocabulary=(),
         boxes=found.boxes,
@@ -106,17 +101,12 @@ def found_sample(asked: Sample, found: Detections) -> Sample:
 
 
 def draw_epochs(validation: Sequence[float], loss: Sequence[float], path: Path) -> None:
-    """A tuning round by round: the validation from before it on, and the loss."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(9, 3.5), layout="tight")
-    left, right = canvas.subplots(1, 2)
-    left.plot(range(len(validation)), validation, marker=".")
-    left.set(title="AP on validation", xlabel="round (0: before)", ylabel="AP", ylim=(0, 1))
-    right.plot(range(1, len(loss) + 1), loss, marker=".", color="tab:orange")
-    right.set(title="loss", xlabel="round", ylabel="mean of the steps")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=100)
+    """A tuning epoch by epoch: validation from before the first epoch on, and the loss."""
+    with _axes(path, 9, 3.5, columns=2) as (left, right):
+        left.plot(range(len(validation)), validation, marker=".")
+        left.set(title="AP on validation", xlabel="epoch (0: before)", ylabel="AP", ylim=(0, 1))
+        right.plot(range(1, len(loss) + 1), loss, marker=".", color="tab:orange")
+        right.set(title="loss", xlabel="epoch", ylabel="mean over the steps")
 
 
 def draw_by_shots(
@@ -136,28 +126,31 @@ def draw_by_shots(
         figure: what is shown.
         title: over what it is averaged.
     """
+    models, modes = (list(dict.fromkeys(key[part] for key in curves)) for part in (0, 1))
+    with _axes(path, 8.5, 4.5) as (axes,):
+        for place, ((model, mode), points) in enumerate(curves.items()):
+            means, spreads = zip(*points.values(), strict=True)
+            # Side by side around the place of their shots: markers of equal height stay readable.
+            x = [shots.index(name) + 0.03 * (place - (len(curves) - 1) / 2) for name in points]
+            style: dict[str, Any] = {
+                "marker": "os^vD"[models.index(model) % 5],
+                "linestyle": ("-", "--", ":", "-.")[models.index(model) % 4],
+                "color": f"C{modes.index(mode)}",
+                "label": f"{mode}, {model}" if len(models) > 1 else mode,
+            }
+            axes.errorbar(x, means, yerr=spreads, capsize=3, **style)
+        axes.set(xlabel="shots per class", ylabel=figure, ylim=(0, 1), xlim=(-0.5, len(shots) - 0.5))
+        axes.set_xticks(range(len(shots)), shots)
+        axes.set_title(title, fontsize="medium", wrap=True)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+@contextmanager
+def _axes(path: Path, width: float, height: float, *, columns: int = 1) -> Iterator[Any]:
+    """Axes side by side, written to ``path`` at the end; width and height are in inches."""
     from matplotlib.figure import Figure
 
-    models, modes = (list(dict.fromkeys(key[part] for key in curves)) for part in (0, 1))
-    canvas = Figure(figsize=(8.5, 4.5), layout="tight")
-    axes = canvas.subplots()
-    for place, ((model, mode), points) in enumerate(curves.items()):
-        means, spreads = zip(*points.values(), strict=True)
-        # Side by side around the place of their shots: marks of equal height stay readable.
-        x = [shots.index(name) + 0.03 * (place - (len(curves) - 1) / 2) for name in points]
-        axes.errorbar(
-            x,
-            means,
-            yerr=spreads,
-            marker="os^vD"[models.index(model) % 5],
-            linestyle=("-", "--", ":", "-.")[models.index(model) % 4],
-            color=f"C{modes.index(mode)}",
-            capsize=3,
-            label=f"{mode}, {model}" if len(models) > 1 else mode,
-        )
-    axes.set(xlabel="shots of each class", ylabel=figure, ylim=(0, 1), xlim=(-0.5, len(shots) - 0.5))
-    axes.set_xticks(range(len(shots)), shots)
-    axes.set_title(title, fontsize="medium", wrap=True)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=100)
+    canvas = Figure(figsize=(width, height), layout="tight")
+    yield canvas.subplots(1, columns, squeeze=False)[0]
+    with atomic_write(path, "wb") as file:
+        canvas.savefig(file, dpi=100, format=path.suffix[1:])

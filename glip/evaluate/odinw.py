@@ -1,33 +1,31 @@
 """ODinW: 13 or 35 detection tasks in the wild, from one table (``configs/odinw.yaml``) to the mean over the tasks.
 
-A task is a COCO-format set whose category names are replaced by those that the 2022 release asks for, with a caption
-prompt for some; the data are laid out as ODinW distributes them.
+A task is a COCO-format set whose category names are replaced by those of the 2022 release, with a caption prompt for
+some; the files lie as ODinW distributes them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root
 from glip.data.coco import coco_set, parse_coco, read_categories
 from glip.data.phrasing import ClassPrompt, read_prompts
 from glip.data.sets import Folders, SampleSet, SkipCounter
-from glip.errors import ConfigError, DataError
-from glip.evaluate.report import Row, Table
+from glip.errors import DataError
+from glip.evaluate.report import Report, Row, Table
 from glip.experiment import config_folder, read_yaml
 from glip.schema import checked, parse
 
 TABLE = "odinw.yaml"
 Split = Literal["train", "val", "test"]
 Which = Literal[13, 35]
+ODINW: dict[str, Which] = {"odinw13": 13, "odinw35": 35}
 _FILE = "annotations_without_background.json"
-
-
-ODINW: dict[str, Literal[13, 35]] = {"odinw13": 13, "odinw35": 35}
 
 
 @checked
@@ -35,12 +33,12 @@ class Task:
     """One task: an entry of ``configs/odinw.yaml`` by its name.
 
     Args:
-        name: as the release's configs are called.
+        name: as in the release's configs.
         folder: under the data root.
-        names: what is asked for, of the categories 1, 2, ...; one without letters is in the annotations, but nothing
-            can be asked for it.
+        names: what to detect for the categories 1, 2, ...; one without letters is in the annotations, but cannot be
+            detected.
         thirteen: whether it is one of the 13 of the paper.
-        flat: all splits lie in the folder itself, the file's name tells the split.
+        flat: all splits lie in the folder itself; the file's name says which split it is.
         train: folder of the training split.
         val: folder of the validation split; the release takes a part of the large ones.
         test: folder of the test split.
@@ -67,47 +65,17 @@ class Task:
         return SetConfig(format="coco", annotations=f"{folder}/{_FILE}", images=(folder,))
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """The figures of one task; ``trained_on``: it is no zero-shot figure."""
-
-    task: Task
-    images: int
-    ap: float
-    ap50: float
-    trained_on: bool = False
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and median over the tasks that were scored, by name, and the table of all tasks with those missing."""
-
-    figures: dict[str, float]
-    table: Table
-
-
 def tasks(which: Which = 13) -> tuple[Task, ...]:
-    """The 13 tasks of the paper, or all 35, in the order of the table.
-
-    Raises:
-        ConfigError: another number, or a table that cannot be read.
-    """
-    if which not in get_args(Which):
-        raise ConfigError(f"odinw{which}: ODinW has 13 or 35 tasks: take odinw13 or odinw35")
+    """The 13 tasks of the paper, or all 35, in the order of the table."""
     return tuple(task for task in _all_tasks() if task.thirteen or which == 35)
 
 
 def read_task(task: Task, root: str | Path | None = None, split: Split = "val") -> SampleSet:
-    """The samples of a task with the names that are asked for, two of which may be equal.
-
-    Args:
-        task: which.
-        root: the data root.
-        split: train, val or test.
+    """The samples of a task with the names of the release, two of which may be equal.
 
     Raises:
         FileNotFoundError: its annotations or images are not under the root.
-        ValueError: not COCO json, or not the categories of the task.
+        DataError: not COCO JSON, or not the categories of the task.
     """
     config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
@@ -120,59 +88,44 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
             f"{path}: category {strange[0]!r} is none of the {len(task.names)} of ODinW's {task.name} (1 to "
             f"{len(task.names)}): take the annotations that ODinW distributes, without the background class"
         )
-    asked = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
-    categories = read_categories(asked, path, skipped, twins=True)
+    named = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
+    categories = read_categories(named, path, skipped, twins=True)
     return coco_set(file, categories, Folders(folders), skipped)
 
 
-def summarize(scores: Sequence[TaskScore], which: Which = 13) -> Summary:
-    """Mean and median AP, and the table; tasks without a score are rows too, and named beside the mean.
-
-    Raises:
-        ValueError: no task was scored, one twice, or one that is not among the tasks.
-    """
-    found = {score.task.name: score for score in scores}
+def odinw_table(reports: Sequence[Report], which: Which = 13) -> Table:
+    """AP of each task, mean and median over those with a report; the others are rows too, and named in the title."""
+    by_name = {report.dataset: report for report in reports}
     listed = tasks(which)
-    strange = [name for name in found if name not in {task.name for task in listed}]
-    if not found or strange or len(found) < len(scores):
-        told = f"{strange[0]!r} is none of them" if strange else "one is there twice" if found else "none was scored"
-        raise DataError(f"odinw{which}: {told}: give one score for each of its tasks that is under the data root")
-    rows = [_row(task.name, found.get(task.name)) for task in listed]
-    over = f"{len(found)} of {which}" if len(found) < which else f"{which}"
-    figures: dict[str, float] = {}
-    for name, average in (("mean", mean), ("median", median)):
-        ap, ap50 = average(score.ap for score in scores), average(score.ap50 for score in scores)
-        figures |= {f"{name} AP": ap, f"{name} AP50": ap50}
-        rows.append({"task": f"{name} of {over}", "AP": ap, "AP50": ap50, "images": "", "trained on": ""})
-    unseen = [score for score in scores if not score.trained_on]
-    if 0 < len(unseen) < len(scores):
-        figures["mean AP of tasks not trained on"] = mean(score.ap for score in unseen)
-        own = {"AP": figures["mean AP of tasks not trained on"], "AP50": mean(score.ap50 for score in unseen)}
-        rows.append({"task": f"mean of {len(unseen)} not trained on", **own, "images": "", "trained on": "no"})
-    missing = [task.name for task in listed if task.name not in found]
+    rows = [_row(task.name, by_name.get(task.name)) for task in listed]
+    over = f"{len(reports)} of {which}" if len(reports) < which else f"{which}"
+    rows += [_average(f"{name} of {over}", average, reports) for name, average in (("mean", mean), ("median", median))]
+    unseen = [report for report in reports if report.trained_on == "no"]
+    if 0 < len(unseen) < len(reports):
+        rows.append({**_average(f"mean of {len(unseen)} not trained on", mean, unseen), "trained on": "no"})
+    missing = [task.name for task in listed if task.name not in by_name]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    return Summary(figures, Table(f"ODinW, {len(found)} of {which} tasks{note}", tuple(rows)))
+    return Table(f"ODinW, {len(reports)} of {which} tasks{note}", rows)
+
+
+def _row(name: str, report: Report | None) -> Row:
+    if report is None:
+        return {"task": name, "AP": "missing", "AP50": "missing", "images": "", "trained on": ""}
+    figures = {key: report.figures[key] for key in ("AP", "AP50")}
+    return {"task": name, **figures, "images": report.samples, "trained on": report.trained_on}
+
+
+def _average(name: str, average: Callable[[Iterable[float]], float], reports: Sequence[Report]) -> Row:
+    figures = {key: average([report.figures[key] for report in reports]) for key in ("AP", "AP50")}
+    return {"task": name, **figures, "images": "", "trained on": ""}
 
 
 @cache
 def _all_tasks() -> tuple[Task, ...]:
-    path = config_folder() / TABLE
-    tree = read_yaml(path)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a map of tasks, got {type(tree).__name__}")
-    return tuple(_task(str(name), entry, f"{TABLE}: {name}") for name, entry in tree.items())
+    return tuple(_task(name, entry) for name, entry in read_yaml(config_folder() / TABLE).items())
 
 
-def _task(name: str, entry: Any, at: str) -> Task:
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{at}: expected a map of keys, got {entry!r}")
+def _task(name: str, entry: dict[str, Any]) -> Task:
     plain = {key: value for key, value in entry.items() if key != "prompts"}
-    task = parse(Task, {"name": name, **plain}, at=at)
+    task = parse(Task, {"name": name, **plain}, at=f"{TABLE}: {name}")
     return replace(task, prompts=read_prompts(entry.get("prompts", {}), task.names))
-
-
-def _row(name: str, score: TaskScore | None) -> Row:
-    if score is None:
-        return {"task": name, "AP": "missing", "AP50": "missing", "images": "", "trained on": ""}
-    seen = "yes" if score.trained_on else "no"
-    return {"task": name, "AP": score.ap, "AP50": score.ap50, "images": score.images, "trained on": seen}

@@ -1,26 +1,35 @@
 """Phrase grounding: how often a caption's phrase finds its box among the first k (recall@k, Plummer et al. 2015).
 
 As the evaluator of Flickr30K Entities counts (MDETR's and the release's ``flickr_eval.py``): an overlap of exactly a
-half is a hit, and every phrase's boxes end with a box of nothing, which takes a rank and never hits.
+half is a hit, and every phrase's boxes end with an empty box, which takes a rank and never hits.
+
+Files of predictions are a JSON list of {image_id, sentence_id, boxes}; ``boxes[phrase][rank]`` is a box x1, y1, x2,
+y2, best first, for each phrase of the sentence that has a box.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from glip.data.sets import SkipCounter
 from glip.errors import DataError
+from glip.files import read_json
 from glip.geometry.boxes import iou
+from glip.schema import checked, parse
 from glip.shapes import Float, Tensor
 from glip.structures import Detections, Sample
 
-PROTOCOLS = ("any-box", "merged-boxes")
 RANKS = (1, 5, 10)
 _OVERLAP = 0.5
 _LIMITS = (*RANKS, None)  # None: all boxes, the upper bound
-_ID = re.compile(r"(.+):([0-9]{1,9})", re.DOTALL)  # of a caption: its image and its sentence
+_ID = re.compile(r"(.+):([0-9]{1,9})", re.DOTALL)  # a caption's id: its image and its sentence
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+Ranked = Float[Tensor, "_rank 4"]  # boxes of one phrase, best first
 
 
 @dataclass(frozen=True)
@@ -33,21 +42,26 @@ class PhraseTruth:
 
 @dataclass(frozen=True)
 class CaptionTruth:
-    """The phrases of one caption that are asked for, in the caption's order: those that have a box.
+    """The phrases of one caption that are scored, in the caption's order: those that have a box.
 
-    Captions count from 0 in their image; ``image`` is a number where the id is written as one.
+    Sentences count from 0 in their image; ``image`` is a number where the id is written as one.
     """
 
     image: int | str
     sentence: int
     phrases: tuple[PhraseTruth, ...]
 
+    @property
+    def key(self) -> str:
+        """Names the caption; the official evaluator compares ids as text, so that "3" is 3."""
+        return _key(self.image, self.sentence)
+
 
 @dataclass(frozen=True)
 class PhraseRecall:
     """Share of the phrases that were found: ``at[k]`` with the first k boxes, ``upper_bound`` with all of them.
 
-    ``kinds`` holds the same of the phrases of each kind, by name; a phrase of several kinds counts in each.
+    ``kinds`` holds the same for the phrases of each kind, by name; a phrase of several kinds counts in each.
     """
 
     phrases: int
@@ -57,18 +71,14 @@ class PhraseRecall:
 
 
 def phrase_recall(pairs: Iterable[tuple[Sample, Detections]], *, protocol: str = "any-box") -> PhraseRecall:
-    """Recall over all phrases of the samples that have a box; the others are not asked for.
-
-    Raises:
-        ValueError: as ``caption_truth``, ``ranked_boxes`` and ``caption_recall``.
-    """
+    """Recall over all phrases of the samples that have a box."""
     return caption_recall(
         ((caption_truth(sample), ranked_boxes(sample, found)) for sample, found in pairs), protocol=protocol
     )
 
 
 def caption_recall(
-    pairs: Iterable[tuple[CaptionTruth, Sequence[Float[Tensor, "_rank 4"]]]], *, protocol: str = "any-box"
+    pairs: Iterable[tuple[CaptionTruth, Sequence[Ranked]]], *, protocol: str = "any-box"
 ) -> PhraseRecall:
     """Recall of the boxes that were found for each phrase of each caption, best first.
 
@@ -77,25 +87,22 @@ def caption_recall(
         protocol: "any-box": a phrase is found by any one of its boxes. "merged-boxes": by the one box around them all.
 
     Raises:
-        ValueError: an unknown protocol, boxes of another number of phrases, or no phrase with a box.
+        DataError: no phrase with a box.
     """
-    if protocol not in PROTOCOLS:
-        raise DataError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}: give one of these")
-    everything, kinds = _Count(), dict[str, _Count]()
+    hits, by_kind = list[tuple[bool, ...]](), defaultdict[str, list[tuple[bool, ...]]](list)
     for truth, boxes in pairs:
-        if len(boxes) != len(truth.phrases):
-            raise DataError(
-                f"sentence {truth.sentence} of image {truth.image}: boxes of {len(boxes)} phrases, but it has "
-                f"{len(truth.phrases)} with a box: give boxes for each of these"
-            )
         for phrase, ranked in zip(truth.phrases, boxes, strict=True):
-            hits = phrase_hits(phrase, ranked, protocol=protocol)
-            everything.add(hits)
+            hits.append(phrase_hits(phrase, ranked, protocol=protocol))
             for kind in phrase.kinds:
-                kinds.setdefault(kind, _Count()).add(hits)
-    if not everything.phrases:
+                by_kind[kind].append(hits[-1])
+    if not hits:
         raise DataError("no phrase has a box: there is nothing to score; check the captions with glip data check")
-    return replace(everything.recall(), kinds={kind: kinds[kind].recall() for kind in sorted(kinds)})
+    return _recall(hits, {kind: _recall(by_kind[kind], {}) for kind in sorted(by_kind)})
+
+
+def _recall(hits: Sequence[tuple[bool, ...]], kinds: dict[str, PhraseRecall]) -> PhraseRecall:
+    *shares, upper_bound = (sum(column) / len(hits) for column in zip(*hits, strict=True))
+    return PhraseRecall(len(hits), dict(zip(RANKS, shares, strict=True)), upper_bound, kinds)
 
 
 def phrase_hits(truth: PhraseTruth, ranked: Float[Tensor, "rank 4"], *, protocol: str) -> tuple[bool, ...]:
@@ -107,71 +114,118 @@ def phrase_hits(truth: PhraseTruth, ranked: Float[Tensor, "rank 4"], *, protocol
     boxes = truth.boxes.double()
     if protocol == "merged-boxes":
         boxes = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])[None]
-    best = iou(ranked.double(), boxes, inclusive=False).amax(1)  # not a number wins
+    best = iou(ranked.double(), boxes, inclusive=False).amax(1)  # NaN wins
     return tuple(bool(best[:limit].amax() >= _OVERLAP) for limit in _LIMITS)
 
 
 def caption_truth(sample: Sample) -> CaptionTruth:
-    """What is asked for in a sample with a prompt; boxes of a crowd are no phrase's box.
+    """What is scored in a sample with a prompt; boxes of a crowd belong to no phrase.
 
-    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is of sentence 0.
+    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is sentence 0.
 
     Raises:
-        ValueError: a sample without prompt, or kinds that are not of its phrases.
+        DataError: a sample without prompt.
     """
     if sample.prompt is None:
         raise DataError(f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
-    if sample.kinds and len(sample.kinds) != len(sample.prompt.phrases):
-        raise DataError(
-            f"image {sample.image_id}: kinds of {len(sample.kinds)} phrases for {len(sample.prompt.phrases)}: give "
-            "kinds for each phrase, or none"
-        )
     parts = _ID.fullmatch(str(sample.image_id))
     image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
-    phrases = [
+    phrases = tuple(
         PhraseTruth(sample.boxes[boxes], sample.kinds[phrase] if sample.kinds else ())
-        for phrase, boxes in _asked(sample).items()
-    ]
+        for phrase, boxes in _scored_phrases(sample).items()
+    )
     is_number = _NUMBER.fullmatch(image) is not None  # as the official files write it
-    return CaptionTruth(int(image) if is_number else image, int(sentence), tuple(phrases))
+    return CaptionTruth(int(image) if is_number else image, int(sentence), phrases)
 
 
-def ranked_boxes(sample: Sample, found: Detections) -> tuple[Float[Tensor, "_rank 4"], ...]:
-    """For each phrase that ``caption_truth`` asks for the boxes found for it, best first, and the box of nothing.
+def ranked_boxes(sample: Sample, found: Detections) -> tuple[Ranked, ...]:
+    """For each phrase of ``caption_truth`` the boxes found for it, best first, and the empty box.
 
     Raises:
-        ValueError: detections of other phrases than the sample's.
+        DataError: detections of other phrases than the sample's.
     """
     if sample.prompt is None or found.prompt.texts != sample.prompt.texts:
         raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
-            "its caption: look for the sample's own prompt"
+            "its caption: detect with the sample's own prompt"
         )
     order = found.scores.argsort(descending=True, stable=True)
     boxes, labels = found.boxes[order], found.labels[order]
-    nothing = boxes.new_zeros(1, 4)
-    return tuple(torch.cat([boxes[labels == phrase], nothing]) for phrase in _asked(sample))
+    empty = boxes.new_zeros(1, 4)
+    return tuple(torch.cat([boxes[labels == phrase], empty]) for phrase in _scored_phrases(sample))
 
 
-def _asked(sample: Sample) -> dict[int, list[int]]:
+def _scored_phrases(sample: Sample) -> dict[int, list[int]]:
     """The phrases that have a box, in order, and the places of their boxes."""
-    owners: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = defaultdict(list)
     for box, phrases in enumerate(sample.box_phrases):
         for phrase in phrases if box not in sample.crowd else ():
-            owners.setdefault(phrase, []).append(box)
-    return dict(sorted(owners.items()))
+            found[phrase].append(box)
+    return dict(sorted(found.items()))
 
 
-class _Count:
-    """Phrases, and how many of them were found at each limit."""
+# ---- files of predictions
 
-    def __init__(self) -> None:
-        self.phrases, self.found = 0, [0] * len(_LIMITS)
 
-    def add(self, hits: Sequence[bool]) -> None:
-        self.phrases += 1
-        self.found = [count + hit for count, hit in zip(self.found, hits, strict=True)]
+@checked
+class _Predicted:
+    image_id: int | str
+    sentence_id: int | str
+    boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
 
-    def recall(self) -> PhraseRecall:
-        shares = [count / self.phrases for count in self.found]
-        return PhraseRecall(self.phrases, dict(zip(RANKS, shares, strict=False)), shares[-1])
+
+@checked
+class _File:
+    predictions: tuple[_Predicted, ...]
+
+
+def prediction_row(truth: CaptionTruth, boxes: Sequence[Ranked]) -> dict[str, Any]:
+    """The boxes of a caption (``ranked_boxes``) as a row of a file of predictions."""
+    listed = [ranked.tolist() for ranked in boxes]
+    return {"image_id": truth.image, "sentence_id": truth.sentence, "boxes": listed}
+
+
+def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: SkipCounter) -> list[list[Ranked]]:
+    """The boxes of each caption's phrases, in the order of the captions.
+
+    As in the official evaluator the first prediction for a sentence counts, and those for other sentences are ignored;
+    both are counted in ``tally``. Whatever is missing is an error: a recall without it is not the published one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not such a list; a sentence without prediction; one for another number of phrases; a phrase without
+            boxes, which is written as [[0, 0, 0, 0]]; two captions with one id.
+    """
+    by_key = {truth.key: truth for truth in truths}
+    if len(by_key) < len(truths):
+        raise DataError(f"{len(truths)} captions have {len(by_key)} ids between them: give each sentence its own id")
+    found: dict[str, list[Ranked]] = {}
+    file = parse(_File, {"predictions": read_json(path)}, at=str(path), error=DataError)
+    for row in file.predictions:
+        key = _key(row.image_id, row.sentence_id)
+        if key in found:
+            tally.add("second prediction for a sentence", key)
+        elif key not in by_key:
+            tally.add("prediction for an unknown sentence", key)
+        elif len(row.boxes) != len(by_key[key].phrases) or not all(row.boxes):
+            raise DataError(
+                f"{path}: {key} has boxes for {sum(map(bool, row.boxes))} phrases: give a list of boxes for each of "
+                f"its {len(by_key[key].phrases)} phrases that have a box, in the order of the text; where nothing was "
+                "found, [[0, 0, 0, 0]]"
+            )
+        else:
+            found[key] = [torch.tensor(ranked, dtype=torch.float64) for ranked in row.boxes]
+            negative = sum(int((boxes[:, 2:] < boxes[:, :2]).any(1).sum()) for boxes in found[key])
+            if negative:
+                tally.add("box of negative size", key, negative)
+    missing = [key for key in by_key if key not in found]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(by_key)} sentences have no prediction, such as {missing[0]}: give one for "
+            "every sentence that has a phrase with a box"
+        )
+    return [found[key] for key in by_key]
+
+
+def _key(image: Any, sentence: Any) -> str:
+    return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"

@@ -1,15 +1,16 @@
-"""What an evaluation says, as json for programs and as Markdown for people."""
+"""The report of an evaluation: JSON for programs, Markdown for people."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from glip.files import atomic_write
+from glip.data.sets import SkipCounter
+from glip.files import atomic_write, write_json
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 Row = Mapping[str, str | int | float]
+TrainedOn = Literal["yes", "no", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -17,46 +18,46 @@ class Table:
     """Rows that share their columns, under a title."""
 
     title: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
-    """The evaluation of one model on one set.
+    """The evaluation of one model on one set; scoring fills in figures and tables.
 
     Args:
-        model: its name.
+        model: name of the model, or of the file of predictions.
         dataset: name of the set.
-        protocol: what was counted, and how the model was asked.
-        samples: how many it has; those passed over are noted, and have found nothing.
-        trained_on: whether the model was trained on this set, as its config says.
-        figures: shares of 1 by name, ``NOTHING`` where there is nothing to average over; the first one is the headline.
-        tables: per category or kind.
+        protocol: which metrics were computed.
+        samples: how many samples the set has; skipped ones are noted, and count as having no detection.
+        trained_on: whether the model was trained on this set.
+        figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
+        tables: per category or kind of phrase.
         noted: what was not scored, or is odd, by reason.
-        places: for each reason where it was, at most a few.
+        places: for each reason the first few places.
     """
 
     model: str
     dataset: str
     protocol: str
     samples: int
-    trained_on: bool
-    figures: Mapping[str, float]
-    tables: tuple[Table, ...] = ()
+    trained_on: TrainedOn
+    figures: dict[str, float] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
     noted: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> None:
-        """Write ``report.json`` and ``report.md``."""
-        tree = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-        for name, text in (("report.json", tree), ("report.md", self.markdown())):
-            with atomic_write(folder / name) as file:
-                file.write(text)
+    def write(self, folder: Path, skipped: SkipCounter) -> None:
+        """Add what was skipped, and write ``report.json`` and ``report.md``."""
+        self.noted, self.places = skipped.counts, skipped.places
+        write_json(folder / "report.json", asdict(self))
+        with atomic_write(folder / "report.md") as file:
+            file.write(self.markdown())
 
     def markdown(self) -> str:
         """The report as a page."""
-        seen = "; it was trained on this set" if self.trained_on else ""
-        lines = [f"# {self.model} on {self.dataset}", "", f"{self.protocol}; {self.samples} samples{seen}.", ""]
+        lines = [f"# {self.model} on {self.dataset}", ""]
+        lines += [f"{self.protocol}; {self.samples} samples; trained on this set: {self.trained_on}.", ""]
         lines += markdown_table([{"figure": name, "value": value} for name, value in self.figures.items()])
         for reason, count in self.noted.items():
             places = "; ".join(self.places.get(reason, ()))
@@ -67,12 +68,11 @@ class Report:
 
 
 def summary(reports: Iterable[Report], figures: Sequence[str]) -> list[str]:
-    """One table of many sets: a row for each, with those of the figures that it has."""
+    """One table over many sets: a row for each, with those of the figures that it has."""
     rows = []
     for report in reports:
         shown = {name: report.figures.get(name, "") for name in figures}
-        seen = "yes" if report.trained_on else "no"
-        rows.append({"set": report.dataset, **shown, "samples": report.samples, "trained on": seen})
+        rows.append({"set": report.dataset, **shown, "samples": report.samples, "trained on": report.trained_on})
     return markdown_table(rows)
 
 

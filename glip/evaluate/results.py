@@ -1,11 +1,11 @@
-"""Results of a whole set: as columns in memory, and as COCO's json of rows on disk.
+"""Results of a set: as columns in memory, and in COCO's results format on disk.
 
-Rows of strangers are checked one by one: what cannot be scored is counted, never scored as something else.
+Rows of a file are checked one by one: what cannot be scored is skipped and counted, never scored as something else.
 """
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,13 +16,14 @@ from glip.data.coco import is_number
 from glip.data.records import is_id
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
+from glip.files import atomic_write
 from glip.shapes import Float, Int
 from glip.structures import Detections
 
 Row = dict[str, Any]
 UNKNOWN = -1
 _PIECE = 100_000  # rows that are objects at once
-_FORM = "give a json list of {image_id, category_id, bbox: [x, y, width, height], score}"
+_FORM = "give a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Results:
     """Detections of many images, in the order of their file (which decides between equal scores).
 
     Args:
-        images: the place of each detection's image in the list of the truth's images.
-        categories: likewise of its category; ``UNKNOWN`` for one that the truth does not have.
+        images: index of each detection's image among the images of the ground truth.
+        categories: likewise of its category; ``UNKNOWN`` for one that the ground truth does not have.
         boxes: x, y, width, height in pixels.
-        scores: any finite numbers, higher is surer.
+        scores: any finite numbers, higher is more certain.
     """
 
     images: Int[np.ndarray, " det"]
@@ -49,55 +50,13 @@ class Results:
         return Results(self.images[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
 
 
-def read_results(
-    path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: SkipCounter
-) -> Results:
-    """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
-
-    Rows of unknown images, with a box that is no box or a score that is no number are left out and counted. Rows of
-    unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they take up places of an image's 300.
-
-    Args:
-        path: the json.
-        images: ids of the truth's images.
-        categories: ids of its categories.
-        tally: where rows that are left out are counted.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a list of results, or not one row is of these images and categories.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"results {str(file)!r} are not there: give the json that an evaluation wrote")
-    columns = _Columns(images, categories)
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            # each row goes into the columns as it closes, so that millions of records are never in memory at once
-            listed = json.load(stream, object_hook=columns.take)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid json: {str(error)[:80]}: {_FORM}") from None
-    if not isinstance(listed, list):
-        raise DataError(f"{file}: not a results file, it is no list: {_FORM}")
-    for number, reason in enumerate(listed):
-        if reason != "":
-            tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
-    if all(label == UNKNOWN for label in columns.categories):
-        raise DataError(
-            f"{file}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
-            f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
-            f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
-        )
-    return columns.results()
-
-
 def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
     """The detections of one image as columns, in their order.
 
     Args:
         found: boxes in pixels of the original image.
-        image: its place in the list of the truth's images.
-        labels: for each phrase of the prompt the place of its category, ``UNKNOWN`` for one that the truth lacks.
+        image: its index among the images of the ground truth.
+        labels: for each phrase of the prompt the index of its category, or ``UNKNOWN``.
         inclusive: count the last pixel: width = x2 - x1 + 1, as the release does for COCO (and not for LVIS).
     """
     boxes = found.boxes.numpy(force=True).astype(np.float64)
@@ -112,46 +71,82 @@ def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusiv
 
 def concatenate(parts: Sequence[Results]) -> Results:
     """Results one after the other."""
-    empty = Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
-    listed = [empty, *parts]
-    return Results(
-        np.concatenate([part.images for part in listed]),
-        np.concatenate([part.categories for part in listed]),
-        np.concatenate([part.boxes for part in listed]),
-        np.concatenate([part.scores for part in listed]),
-    )
+    listed = [Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0)), *parts]
+    columns = ("images", "categories", "boxes", "scores")
+    return Results(*(np.concatenate([getattr(part, column) for part in listed]) for column in columns))
 
 
-def rows_of(results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> Iterator[Row]:
-    """The same results as rows of json; those of unknown categories are left out."""
-    for start in range(0, len(results), _PIECE):
-        part = results.select(np.arange(start, min(start + _PIECE, len(results))))
-        columns = (part.images, part.categories, part.boxes, part.scores)
-        for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
-            if category != UNKNOWN:
-                yield {
-                    "image_id": images[image],
-                    "category_id": categories[category],
-                    "bbox": box,
-                    "score": score,
-                }
+# ---- files
+
+
+def read_results(
+    path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: SkipCounter
+) -> Results:
+    """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
+
+    Rows of unknown images or without a usable box and score are skipped and counted. Rows of unknown categories are
+    counted and stay, as ``UNKNOWN``: in LVIS they count among an image's 300.
+
+    Args:
+        path: the file.
+        images: ids of the ground truth's images.
+        categories: ids of its categories.
+        tally: counts what is skipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not a list of results, or not one row is of these images and categories.
+    """
+    columns = _Columns(images, categories)
+    try:
+        with Path(path).open(encoding="utf-8-sig") as stream:
+            # each row goes into the columns as it closes, so that millions of records are never in memory at once
+            listed = json.load(stream, object_hook=columns.take)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({str(error)[:80]}): {_FORM}") from None
+    if not isinstance(listed, list):
+        raise DataError(f"{path}: not a results file, it is no list: {_FORM}")
+    for number, reason in enumerate(listed):
+        if reason != "":
+            tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
+    if all(label == UNKNOWN for label in columns.categories):
+        raise DataError(
+            f"{path}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
+            f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
+            f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
+        )
+    return columns.results()
+
+
+def write_results(path: Path, results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
+    """Write results in COCO's format, one row per line; those of unknown categories are left out."""
+    known, before = results.select(results.categories != UNKNOWN), "[\n"
+    with atomic_write(path) as file:
+        for start in range(0, len(known), _PIECE):
+            part = known.select(np.arange(start, min(start + _PIECE, len(known))))
+            columns = (part.images, part.categories, part.boxes, part.scores)
+            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
+                row = {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
+                file.write(before + json.dumps(row))
+                before = ",\n"
+        file.write("\n]\n" if len(known) else "[]\n")
 
 
 class _Columns:
     """What has been read, 56 bytes for each detection."""
 
     def __init__(self, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
-        self._place = {number: index for index, number in enumerate(images)}
+        self._image = {number: index for index, number in enumerate(images)}
         self._label = {number: index for index, number in enumerate(categories)}
         self.images, self.categories = array("q"), array("q")
         self.boxes, self.scores = array("d"), array("d")
 
     def take(self, row: Row) -> str | Row:
-        """Take a row in; why it is left out or what is odd about it, else nothing. What is no row is given back."""
+        """Take a row in; returns why it is skipped or odd, "" if it is neither, or itself if it is no result."""
         if "image_id" not in row and "score" not in row:
             return row
         image, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
-        if not is_id(image) or image not in self._place:
+        if not is_id(image) or image not in self._image:
             return "result of an unknown image"
         if not is_box(box):
             return "result with a malformed box"
@@ -160,7 +155,7 @@ class _Columns:
         if not is_number(score):
             return "result with a score that is no number"
         label = self._label.get(category, UNKNOWN) if is_id(category) else UNKNOWN
-        self.images.append(self._place[image])
+        self.images.append(self._image[image])
         self.categories.append(label)
         self.boxes.extend(box)
         self.scores.append(score)
@@ -173,5 +168,5 @@ class _Columns:
 
 
 def is_box(value: Any) -> TypeGuard[list[float]]:
-    """Whether a value of a json is a list of four finite numbers."""
+    """Whether a JSON value is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))

@@ -1,11 +1,11 @@
-"""The detector over a set of samples: each image asked for its own words, whatever can be found kept for scoring.
+"""The detector over a set of samples: each image with its own prompt, every detection kept for scoring.
 
 An image is encoded once for all its captions and for all chunks of a vocabulary, a vocabulary once for all images.
-Only images of one padded size share a batch, since the fusion sees the padding: figures do not depend on batches.
+Only images of one padded size share a batch, since the fusion sees the padding: results do not depend on batches.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -19,22 +19,22 @@ from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
 from glip.errors import DataError, ImageError
 from glip.structures import Detections, Prompt, Sample
 
-_KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn images have one each
-_CAPTIONS = 8  # captions of an image encoded at once at most: each holds a copy of its pyramid
-_AHEAD = 8  # batches of images that are looked through for images of one size
-Member = tuple[int, int, Sample]  # row of the batch, number of the sample, the sample
+_KEPT_TEXTS = 4  # encoded vocabularies kept: a set has one, drawn images have one each
+_CAPTIONS = 8  # most captions of an image computed at once: each holds a copy of its pyramid
+_AHEAD = 8  # batches of images that are searched for images of one size
+Query = tuple[int, int, Sample]  # row of the batch, index of the sample, the sample
 
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """How a model is asked.
+    """How the detector is called.
 
     Args:
         batch_size: images, or chunks of a long list of names, computed at once.
-        max_names: names in a chunk of a long list at most; None: as many as fit.
-        max_detections: of an image at most, 0 for no cap; None: the model's default.
-        chunk_detections: of a chunk of a long list at most, 0 for no cap.
-        prompts: by class name, what is written instead of it.
+        max_names: maximum names per chunk of a long list; None: as many as fit.
+        max_detections: maximum per image, 0 for no limit; None: the model's default.
+        chunk_detections: maximum per chunk of a long list, 0 for no limit.
+        prompts: by class name, the text written instead of it.
     """
 
     batch_size: int = 1
@@ -43,20 +43,16 @@ class QueryOptions:
     chunk_detections: int = 0
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
 
-    def listed(self, names: Sequence[str]) -> Prompt:
-        """The prompt of a vocabulary; label ``i`` is name ``i``.
-
-        Raises:
-            ValueError: an empty name.
-        """
+    def prompt_of(self, names: Sequence[str]) -> Prompt:
+        """The prompt of a vocabulary; label ``i`` is name ``i``."""
         if not any(name in self.prompts for name in names):
             return Prompt.from_names(names)
         return caption_of([self.prompts.get(name) or ClassPrompt("", name, "") for name in names])
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was found in sample ``index``, or why it was passed over."""
+class Prediction:
+    """What was found in sample ``index``; or None, with the reason why it was skipped and where."""
 
     index: int
     sample: Sample
@@ -73,97 +69,83 @@ def detect_all(
     tally: SkipCounter | None = None,
     kept: FeatureCache | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Every sample with what the detector finds of its prompt, or of all names of its vocabulary, threshold 0.
+    """Every sample with the detections of its prompt, or of all names of its vocabulary, at threshold 0.
 
     Args:
         detector: the model, its processor and its defaults.
-        samples: what to look at; label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the
-            vocabulary.
-        options: how many at once, how many names in a chunk, how many detections.
-        tally: counts images passed over: unreadable, without words, or with a caption that the model cannot read.
-        kept: encodings of earlier calls with the same image encoder; those of this call are added.
+        samples: label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the vocabulary.
+        options: batch size and limits.
+        tally: counts skipped images: unreadable, without words, or with a caption that the model cannot read.
+        kept: image features of earlier calls with the same image encoder; those of this call are added.
 
     Raises:
-        ValueError: a vocabulary with an empty name, or one that the model cannot read.
+        GlipError: a vocabulary with an empty name, or one that the model cannot read.
     """
-    for answer in answers(detector, samples, range(len(samples)), options, kept):
-        if answer.found is not None:
-            yield answer.sample, answer.found
+    for prediction in predictions(detector, samples, range(len(samples)), options, kept):
+        if prediction.found is not None:
+            yield prediction.sample, prediction.found
         elif tally is not None:
-            tally.add(answer.reason, answer.place)
+            tally.add(prediction.reason, prediction.place)
 
 
-def answers(
+def predictions(
     detector: Detector,
     samples: Sequence[Sample],
     chosen: Iterable[int],
     options: QueryOptions,
-    kept: FeatureCache | None = None,
-) -> Iterator[Answer]:
-    """An answer for each chosen sample, in their order; arguments as for ``detect_all``.
-
-    Raises:
-        ValueError: a vocabulary with an empty name, or one that the model cannot read.
-    """
+    cache: FeatureCache | None = None,
+) -> Iterator[Prediction]:
+    """A prediction for each chosen sample, in their order; arguments and errors as for ``detect_all``."""
 
     @lru_cache(maxsize=_KEPT_TEXTS)
-    def encoded(names: tuple[str, ...]) -> EncodedText:
+    def encode_names(names: tuple[str, ...]) -> EncodedText:
         if detector.adaptation and same_vocabulary(detector.adaptation.names, names):
             return detector.encode_text()
-        return detector.encode_text(options.listed(names), max_names=options.max_names)
+        return detector.encode_text(options.prompt_of(names), max_names=options.max_names)
 
-    room = 1 if options.batch_size == 1 else _AHEAD * options.batch_size
-    for window in _windows(samples, chosen, room):
-        done: dict[int, Answer] = {}
-        usable: list[tuple[int, Sample]] = []
-        opened: dict[Hashable, Image.Image] = {}
+    for window in _windows(samples, chosen, 1 if options.batch_size == 1 else _AHEAD * options.batch_size):
+        done: dict[int, Prediction] = {}
+        images: dict[Hashable, Image.Image] = {}
+        usable: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
         for index, sample in window:
-            try:
-                _look_at(detector, sample, opened)
-                usable.append((index, sample))
-            except ImageError as error:
-                done[index] = Answer(index, sample, None, "unreadable image", str(error))
-            except _Unaskable as reason:
-                place = f"sample {index}, image {sample.image_id}{reason.detail}"
-                done[index] = Answer(index, sample, None, str(reason), place)
-        done |= {answer.index: answer for answer in _ground(detector, usable, opened, options, encoded, kept)}
+            reason, detail = _load(detector, sample, images)
+            if reason:
+                place = f"sample {index}, image {sample.image_id}{detail}"
+                done[index] = Prediction(index, sample, None, reason, place)
+            else:
+                usable[image_key(sample.image)].append((index, sample))
+        keys = list(usable)
+        for group in detector.group_by_size([images[key] for key in keys], options.batch_size):
+            batch = [keys[number] for number in group]
+            features = _encode(detector, {key: images[key] for key in batch}, cache)
+            for queries in _by_words([usable[key] for key in batch], max(options.batch_size, _CAPTIONS)):
+                names = () if queries[0][2].prompt else queries[0][2].vocabulary
+                prompts = [sample.prompt for _, _, sample in queries if sample.prompt]
+                results = detector.ground(
+                    features.select([row for row, _, _ in queries]),
+                    encode_names(names) if names else detector.encode_text(prompts),
+                    threshold=0.0,
+                    max_detections=options.max_detections,
+                    chunk_detections=options.chunk_detections,
+                    batch_size=options.batch_size,
+                )
+                found = zip(queries, results, strict=True)
+                done |= {index: Prediction(index, sample, each) for (_, index, sample), each in found}
         yield from (done[index] for index, _ in window)
 
 
-def same_vocabulary(own: Sequence[str], asked: Sequence[str]) -> bool:
-    """Whether a task's names are those asked for; other words are asked of an adapted model as of any.
+def same_vocabulary(own: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a task's names are those of a set; other names are detected by an adapted model as by any.
 
     Raises:
-        ValueError: the same names in another order, whose labels would be mixed up.
+        DataError: the same names in another order, whose labels would be mixed up.
     """
-    if tuple(own) != tuple(asked) and set(own) == set(asked):
+    if tuple(own) != tuple(names) and set(own) == set(names):
         raise DataError(
-            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set has them as {', '.join(asked)[:80]!r}: "
+            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set has them as {', '.join(names)[:80]!r}: "
             "list them in the same order"
         )
-    return tuple(own) == tuple(asked)
-
-
-class _Unaskable(DataError):
-    """A sample whose words cannot be asked for; the message is the reason."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.detail = detail
-
-
-def _look_at(detector: Detector, sample: Sample, opened: dict[Hashable, Image.Image]) -> None:
-    """Check a sample's words, and open its image if no other sample has."""
-    if sample.prompt is None and not sample.vocabulary:
-        raise _Unaskable("image without words to look for")
-    if sample.prompt is not None:
-        try:
-            detector.processor.text([sample.prompt])
-        except ValueError as error:
-            raise _Unaskable("caption that the model cannot read", f": {error}") from None
-    key = image_key(sample.image)
-    if key not in opened:
-        opened[key] = open_any(sample.image)
+    return tuple(own) == tuple(names)
 
 
 def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Iterator[list[tuple[int, Sample]]]:
@@ -182,49 +164,35 @@ def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Ite
         yield window
 
 
-def _ground(
-    detector: Detector,
-    usable: Sequence[tuple[int, Sample]],
-    images: Mapping[Hashable, Image.Image],
-    options: QueryOptions,
-    encoded: Callable[[tuple[str, ...]], EncodedText],
-    kept: FeatureCache | None,
-) -> Iterator[Answer]:
-    """Each image encoded once, those of one size together; then all that is asked of them."""
-    asked: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
-    for index, sample in usable:
-        asked[image_key(sample.image)].append((index, sample))
-    keys = list(asked)
-    for group in detector.group_by_size([images[key] for key in keys], options.batch_size):
-        image = _encoded(detector, [keys[number] for number in group], images, kept)
-        by_words: dict[tuple[str, ...], list[Member]] = defaultdict(list)
-        for row, number in enumerate(group):
-            for index, sample in asked[keys[number]]:
-                by_words[() if sample.prompt else sample.vocabulary].append((row, index, sample))
-        pieces = [(names, piece) for names, members in by_words.items() for piece in _pieces(members, options)]
-        for names, piece in pieces:
-            prompts = [sample.prompt for _, _, sample in piece if sample.prompt]
-            results = detector.ground(
-                image.select([row for row, _, _ in piece]),
-                encoded(names) if names else detector.encode_text(prompts),
-                threshold=0.0,
-                max_detections=options.max_detections,
-                chunk_detections=options.chunk_detections,
-                batch_size=options.batch_size,
-            )
-            for (_, index, sample), found in zip(piece, results, strict=True):
-                yield Answer(index, sample, found)
+def _load(detector: Detector, sample: Sample, images: dict[Hashable, Image.Image]) -> tuple[str, str]:
+    """Open a sample's image, unless it is open; why the sample must be skipped and details, or two empty texts."""
+    if sample.prompt is None and not sample.vocabulary:
+        return "image without words to look for", ""
+    if sample.prompt is not None:
+        try:
+            detector.processor.text([sample.prompt])
+        except ValueError as error:
+            return "caption that the model cannot read", f": {error}"
+    key = image_key(sample.image)
+    try:
+        images[key] = images.get(key) or open_any(sample.image)
+    except ImageError as error:
+        return "unreadable image", f": {error}"
+    return "", ""
 
 
-def _encoded(
-    detector: Detector, keys: Sequence[Hashable], images: Mapping[Hashable, Image.Image], kept: FeatureCache | None
-) -> EncodedImage:
-    def encode() -> EncodedImage:
-        return detector.encode_image([images[key] for key in keys])
-
-    return encode() if kept is None else kept.get(tuple(keys), encode).to(detector.device)
+def _encode(detector: Detector, images: Mapping[Hashable, Image.Image], cache: FeatureCache | None) -> EncodedImage:
+    """Features of images of one padded size."""
+    if cache is None:
+        return detector.encode_image(list(images.values()))
+    return cache.get(tuple(images), lambda: detector.encode_image(list(images.values()))).to(detector.device)
 
 
-def _pieces(members: Sequence[Member], options: QueryOptions) -> Iterator[Sequence[Member]]:
-    size = max(options.batch_size, _CAPTIONS)
-    return (members[start : start + size] for start in range(0, len(members), size))
+def _by_words(batch: Sequence[Sequence[tuple[int, Sample]]], size: int) -> Iterator[list[Query]]:
+    """The samples of each image of a batch, grouped by vocabulary; those with a caption are one group."""
+    groups: dict[tuple[str, ...], list[Query]] = defaultdict(list)
+    for row, samples in enumerate(batch):
+        for index, sample in samples:
+            groups[() if sample.prompt else sample.vocabulary].append((row, index, sample))
+    for group in groups.values():
+        yield from (group[start : start + size] for start in range(0, len(group), size))

@@ -1,4 +1,4 @@
-"""Validation during training: the ordinary evaluation, on some images of each set, of a model still in training."""
+"""Validation during training: the ordinary evaluation of a model in training, on some images of each set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,28 +7,26 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from glip.data.image import open_any
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.evaluate.coco import average_precision
+from glip.evaluate.figures import found_sample
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.structures import Detections, Prompt, Sample
-from glip.visualize import draw
-
-_GAP = 8  # pixels between predictions and targets
+from glip.structures import Detections, Sample
+from glip.visualize import contact_sheet
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What a validation found.
+    """The outcome of a validation.
 
     Args:
         figures: by "SET/FIGURE", such as "bccd_val/AP50".
         best: what the best checkpoint is chosen by: the mean of every set's AP50 and recall@1.
         images: predictions (left) beside targets (right), by "SET/NUMBER".
-        skipped: images that were passed over, by reason.
+        skipped: counts skipped images by reason.
     """
 
     figures: dict[str, float]
@@ -42,12 +40,11 @@ class Validator:
 
     Args:
         sets: samples by the name of their set: detection samples have AP, captioned ones recall.
-        images: of each set at most so many, evenly spaced over it; 0 for all.
+        images: maximum images per set, evenly spaced over it; 0: all.
         shown: images drawn of each set.
 
     Raises:
-        ValueError: no set, or one without a box or without an image file among the chosen images: it could only
-            ever score nothing.
+        DataError: no set, or one that could not be scored: without a box or an image file among the chosen images.
     """
 
     def __init__(
@@ -61,29 +58,31 @@ class Validator:
             raise DataError("data.validate lists no set: name at least one, or set train.validate_every to 0")
         self.shown = shown
         self.sets = {name: Chosen(samples, images or len(samples)) for name, samples in sets.items()}
-        for name, chosen in self.sets.items():
-            if not any(_has_target(chosen[index]) for index in range(len(chosen))):
+        for name, samples in self.sets.items():
+            if not any(map(_has_target, samples)):
                 raise DataError(
-                    f"validation set {name!r}: none of its {len(chosen)} images that would be looked at has a named "
-                    "box: look at it with glip data check, or take it from data.validate"
+                    f"Validation set {name!r}: none of its {len(samples)} chosen images has a named box: check it with "
+                    "glip data check, or remove it from data.validate"
                 )
-            _refuse_missing(name, chosen)
+            if not any(not isinstance(sample.image, Path) or sample.image.is_file() for sample in samples):
+                raise DataError(
+                    f"Validation set {name!r}: none of its {len(samples)} chosen images exists, such as "
+                    f"{str(samples[0].image)!r}: correct images of the set or data.root, or drop it from data.validate"
+                )
 
     def __call__(self, detector: Detector) -> Validated:
         """Evaluate; no random number is drawn from torch."""
         figures: dict[str, float] = {}
-        deciding: list[float] = []
         images: dict[str, Image.Image] = {}
-        tally = SkipCounter()
+        skipped = SkipCounter()
         for name, samples in self.sets.items():
-            passed = SkipCounter()
-            pairs = list(detect_all(detector, samples, tally=passed))
-            scored, decides = set_figures(name, pairs, passed)
-            tally.merge(passed)
-            figures |= {f"{name}/{figure}": value for figure, value in scored.items()}
-            deciding += [scored[figure] for figure in decides]
-            images |= {f"{name}/{i}": side_by_side(*pair) for i, pair in enumerate(pairs[: self.shown])}
-        return Validated(figures, sum(deciding) / len(deciding), images, tally)
+            own = SkipCounter()
+            pairs = list(detect_all(detector, samples, tally=own))
+            figures |= {f"{name}/{figure}": value for figure, value in _figures(name, pairs, own).items()}
+            images |= {f"{name}/{i}": _beside_targets(*pair) for i, pair in enumerate(pairs[: self.shown])}
+            skipped.merge(own)
+        deciding = [value for name, value in figures.items() if name.endswith(("/AP50", "/recall@1"))]
+        return Validated(figures, sum(deciding) / len(deciding), images, skipped)
 
 
 class Chosen(Sequence[Sample]):
@@ -101,19 +100,8 @@ class Chosen(Sequence[Sample]):
         return self._samples[index * len(self._samples) // self._count]
 
 
-def set_figures(
-    name: str, pairs: Sequence[tuple[Sample, Detections]], passed: SkipCounter
-) -> tuple[dict[str, float], list[str]]:
-    """AP and AP50 of the samples with a vocabulary, recall@k of those with a caption; and which figures decide.
-
-    Args:
-        name: of the set, for errors.
-        pairs: samples and what was found in them.
-        passed: the samples passed over, for errors.
-
-    Raises:
-        ValueError: neither has a box to score with.
-    """
+def _figures(name: str, pairs: Sequence[tuple[Sample, Detections]], skipped: SkipCounter) -> dict[str, float]:
+    """AP and AP50 of the samples with a vocabulary, recall@k of those with a caption."""
     listed = [pair for pair in pairs if pair[0].prompt is None]
     captioned = [pair for pair in pairs if pair[0].prompt is not None]
     figures: dict[str, float] = {}
@@ -123,53 +111,19 @@ def set_figures(
     if any(_has_target(sample) for sample, _ in captioned):
         figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
     if not figures:
+        first = next((place for places in skipped.places.values() for place in places), "")
         raise DataError(
-            f"validation set {name!r}: nothing to score: of {len(pairs)} images looked at none has a named box, and "
-            f"passed over were {_told(passed) or 'none'}: look at the set with glip data check"
+            f"Validation set {name!r}: nothing to score: none of {len(pairs)} images has a named box; skipped: "
+            f"{skipped or 'none'}{f' ({first})' if first else ''}: check the set with glip data check"
         )
-    return figures, [name for name in ("AP50", "recall@1") if name in figures]
+    return figures
 
 
-def side_by_side(sample: Sample, found: Detections) -> Image.Image:
-    """Predictions beside targets: the best detections, as many as the image has boxes, whatever they score."""
-    image = open_any(sample.image)
-    prompt = sample.prompt or Prompt.from_names(sample.vocabulary)
-    pairs = [(box, phrase) for box, phrases in enumerate(sample.box_phrases) for phrase in phrases]
-    target = Detections(
-        sample.boxes[[box for box, _ in pairs]].reshape(-1, 4),
-        torch.ones(len(pairs)),
-        torch.tensor([phrase for _, phrase in pairs], dtype=torch.long),
-        prompt,
-        (image.height, image.width),
-    )
-    best = found.select(torch.arange(min(len(found), max(len(pairs), 1))))
-    left, right = draw(image, best), draw(image, target, scores=False)
-    sheet = Image.new("RGB", (left.width + _GAP + right.width, max(left.height, right.height)), (255, 255, 255))
-    sheet.paste(left)
-    sheet.paste(right, (left.width + _GAP, 0))
-    return sheet
-
-
-def _told(passed: SkipCounter) -> str:
-    """Each reason with its count and, where one is known, the first place."""
-    told = []
-    for reason, count in passed.counts.items():
-        places = passed.places[reason]
-        told.append(f"{count} x {reason}{f' ({places[0]})' if places else ''}")
-    return ", ".join(told)
-
-
-def _refuse_missing(name: str, samples: Sequence[Sample]) -> None:
-    """Raise ValueError if every image is a file and none is there; some may be missing, they are counted later."""
-    first = samples[0].image
-    for index in range(len(samples)):
-        image = samples[index].image
-        if not isinstance(image, Path) or image.is_file():
-            return
-    raise DataError(
-        f"validation set {name!r}: none of its {len(samples)} images that would be looked at is there, such as "
-        f"{str(first)!r}: correct images of the set or data.root, or take it from data.validate"
-    )
+def _beside_targets(sample: Sample, found: Detections) -> Image.Image:
+    """Predictions beside targets: the best detections, as many as the image has boxes, whatever their scores."""
+    count = sum(map(len, sample.box_phrases))
+    best = found.select(torch.arange(min(len(found), max(count, 1))))
+    return contact_sheet([found_sample(sample, best), sample])
 
 
 def _has_target(sample: Sample) -> bool:

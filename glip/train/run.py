@@ -65,7 +65,7 @@ def _run(experiment: Experiment, group: Group, validator: Validate | None, repor
     for found in surveys.values():
         report(found.summary)
     contents = {name: found.fingerprint for name, found in surveys.items()}
-    config = replace(config, trained_on_data=_union(config.trained_on_data, contents.values()))
+    config = replace(config, trained_on_data=_union(config.trained_on_data, (found.data for found in surveys.values())))
     mixture = MixtureDataset(
         sources,
         processor,

@@ -1,15 +1,16 @@
-"""What is counted on which set, and whether a model was trained on it."""
+"""Which protocol a set has, what it is called, and whether a model was trained on it."""
 
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 from scored import captioned, sample
+from small import write_coco
 
-from glip.config import SetConfig
+from glip.config import EvaluateConfig, ModelConfig, SetConfig
 from glip.data.sets import SampleSet
-from glip.evaluate.benchmark import Benchmark, asking_for, load_benchmark
-from glip.evaluate.run import QueryOptions
+from glip.evaluate.benchmark import Benchmark, load_benchmark, load_benchmarks, seen_in
+from glip.evaluate.evaluation import prompt_folders, query_options
 
 BOX = (1.0, 1.0, 9.0, 9.0)
 CAT = sample(["cat"], [(BOX, 0)])
@@ -23,17 +24,17 @@ SAID = SampleSet([captioned("a cat", ["cat"], [(BOX, 0)])])
 )
 def test_the_usual_protocol(format, read, protocol):
     config = SetConfig(format=format, annotations="a.json")
-    exam = load_benchmark("mine", config, read, None)
-    assert exam.protocol == protocol and (exam.annotations is None) == (format not in ("coco", "lvis"))
+    assert load_benchmark("mine", config, read, None).protocol == protocol
 
 
 @pytest.mark.parametrize(
     ("format", "read", "protocol", "message"),
     [
-        ("coco", LISTED, "merged-boxes", "has lists of names: take coco"),
-        ("flickr30k", SAID, "coco", "has captions: take any-box or merged-boxes"),
-        ("coco", LISTED, "lvis", "no neg_category_ids; take coco"),
-        ("captions", SAID, None, "captions without boxes: there is nothing to score"),
+        ("coco", LISTED, "merged-boxes", "lists of names in coco: take coco"),
+        ("flickr30k", SAID, "coco", "captions in flickr30k: take any-box or merged-boxes"),
+        ("coco", LISTED, "lvis", "lists of names in coco: take coco"),
+        ("captions", SAID, None, "captions without boxes"),
+        ("world", LISTED, None, "has no length"),
     ],
 )
 def test_a_protocol_that_does_not_fit(format, read, protocol, message):
@@ -56,18 +57,63 @@ def test_a_protocol_that_does_not_fit(format, read, protocol, message):
         ("lvis_minival", "lvis", ("lvis_train",), True),
     ],
 )
-def test_whether_a_model_was_trained_on_it(name, format, trained_on, seen):
+def test_whether_a_model_was_trained_on_it_by_name(name, format, trained_on, seen):
     same_as = ("rabbits",) if name == "CottontailRabbits" else ()
-    exam = Benchmark(name, SetConfig(format=format), LISTED, (), "coco", same_as=same_as)
-    assert exam.seen_in(trained_on) is seen
+    made = Benchmark(name, SetConfig(format=format), LISTED, (), "coco", same_as=same_as)
+    assert made.trained_on(ModelConfig(trained_on=trained_on)) == ("yes" if seen else "no")
+    assert seen_in(trained_on, made.config, name, *same_as) is seen
+    assert made.trained_on(ModelConfig()) == "unknown"
 
 
-def test_how_lvis_asks():
-    options = asking_for("lvis", QueryOptions())
+def test_whether_a_model_was_trained_on_a_file(tmp_path):
+    """Only fingerprints of the data can tell; they do not depend on the folder. The release's weights have none."""
+    files = [write_coco(tmp_path / folder) for folder in ("here", "there")]
+    first, moved = (load_benchmarks([str(file)], EvaluateConfig())[str(file)][0] for file in files)
+    assert first.name == "here-instances" and moved.fingerprint == first.fingerprint
+    for trained_on_data, told in (((first.fingerprint,), "yes"), (("another",), "no"), ((), "unknown")):
+        model = ModelConfig(trained_on=("instances", "objects365"), trained_on_data=trained_on_data)
+        assert moved.trained_on(model) == told
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("bccd/annotations/instances_test.json", "bccd-instances_test"),
+        ("bccd/test/_annotations.coco.json", "bccd-test-_annotations.coco"),
+        ("bccd/boxes.json", "bccd-boxes"),
+    ],
+)
+def test_a_file_is_named_with_its_folder(place, name, tmp_path):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True)
+    write_coco(tmp_path / "set").rename(file)
+    [[made]] = load_benchmarks([str(file)], EvaluateConfig(images=(str(tmp_path / "set" / "images"),))).values()
+    assert made.name == name
+
+
+def test_how_the_model_is_called():
+    listed = load_benchmark("mine", SetConfig(format="coco"), LISTED, None)
+    lvis = load_benchmark("mine", SetConfig(format="lvis", annotations="a.json"), LISTED, None)
+    options = query_options(lvis, EvaluateConfig())
     assert (options.max_names, options.max_detections, options.chunk_detections) == (40, 0, 300)
-    packed = asking_for("lvis", QueryOptions(max_names=0, max_detections=100))
+    packed = query_options(lvis, EvaluateConfig(max_names=0, max_detections=100))
     assert (packed.max_names, packed.chunk_detections) == (None, 100), "0: as many names as fit"
-    assert asking_for("coco", QueryOptions(max_names=7)) == QueryOptions(max_names=7)
+    options = query_options(listed, EvaluateConfig(max_names=7, batch_size=2))
+    assert (options.max_names, options.max_detections, options.batch_size) == (7, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "folders"),
+    [
+        ([], [""]),
+        (["words.yaml"], [""]),
+        (["none", "words.yaml"], ["prompts-none", "prompts-words"]),
+        (["a/words.yaml", "b/words.yaml"], ["prompts-words", "prompts-words-2"]),
+        (["words-2.yaml", "words.yaml", "a/words.yaml"], ["prompts-words-2", "prompts-words", "prompts-words-3"]),
+    ],
+)
+def test_folders_of_prompts(files, folders):
+    assert list(prompt_folders(files).values()) == folders
 
 
 def test_missing_images_are_named(tmp_path):
@@ -75,7 +121,7 @@ def test_missing_images_are_named(tmp_path):
     Image.new("RGB", (4, 4)).save(there)
     good, config = replace(CAT, image=there), SetConfig(format="coco")
     load_benchmark("mine", config, SampleSet([good, CAT], ("cat",)), None)
-    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 images are not there .*b\.png"):
+    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 images are missing .*b\.png"):
         load_benchmark("mine", config, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
 
 
@@ -100,5 +146,7 @@ def test_other_words_or_images_are_another_set():
     config = SetConfig(format="coco")
     first = load_benchmark("mine", config, LISTED, None)
     for other in (replace(CAT, vocabulary=("dog",)), replace(CAT, image_id=9)):
-        assert load_benchmark("mine", config, SampleSet([other], other.vocabulary), None).digest != first.digest
-    assert load_benchmark("mine", config, SampleSet([CAT], ("cat",)), None).digest == first.digest
+        assert (
+            load_benchmark("mine", config, SampleSet([other], other.vocabulary), None).fingerprint != first.fingerprint
+        )
+    assert load_benchmark("mine", config, SampleSet([CAT], ("cat",)), None).fingerprint == first.fingerprint

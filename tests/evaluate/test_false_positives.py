@@ -7,7 +7,7 @@ import pytest
 from scored import captioned, detections, sample
 
 from glip.evaluate.coco import score_results
-from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of, operating_points
+from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of
 from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 
@@ -98,58 +98,43 @@ def test_absent_in_files():
 def test_threshold(best, rate, score, kept):
     """Next above the score of the first pair that must have no false alarm; order does not matter."""
     found = alarms(*best)
-    threshold = found.at_rate(rate).threshold
-    assert threshold == np.nextafter(score, 1) and alarms(*best[::-1]).at_rate(rate).threshold == threshold
+    threshold = found.threshold_at(rate)
+    assert threshold == np.nextafter(score, 1) and alarms(*best[::-1]).threshold_at(rate) == threshold
     assert found.rate(threshold) == kept / 4 <= rate < found.rate(score)
 
 
 def test_threshold_where_alarms_are_rarer_than_allowed():
     """No detection has to go: the threshold is the lowest score there is."""
     found = replace(alarms(0.9, NONE, NONE, NONE), lowest=0.125)
-    assert (found.at_rate(0.25).threshold, found.at_rate(0.25).rate) == (0.125, 0.25)
-    assert alarms(NONE, NONE).at_rate(0.0).threshold == 0.0
-    for rate in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="give a share of the pairs from 0 up to 1"):
-            alarms(0.5).at_rate(rate)
+    assert (found.threshold_at(0.25), found.rate(0.125)) == (0.125, 0.25)
+    assert alarms(NONE, NONE).threshold_at(0.0) == 0.0
 
 
 def test_a_share_is_reached_exactly():
     """5 of 100 pairs is 0.05, whatever the last digit of the division."""
     for count in (20, 40, 60, 100, 300, 700):
         found = alarms(*np.linspace(0.1, 0.9, count).tolist())
-        assert found.at_rate(0.05).rate == count // 20 / count
-        assert (np.sort(found.best) >= found.at_rate(0.05).threshold).sum() == count // 20
+        assert found.rate(found.threshold_at(0.05)) == count // 20 / count
 
 
-def ap_of(kept):
-    return score_results(truth(), kept).stats[:2]
-
-
-def test_ap_at_an_operating_point():
-    """Five absent pairs, two false alarms at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6."""
-    rows = results((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5))
-    found = false_positives(truth(), rows)
-    assert found is not None
-    every, some, none = operating_points(rows, found, ap_of, (0.4, 0.2, 0.0))
-    assert (every.threshold, every.kept, every.rate) == (0.5, 4, 0.4)
-    assert every.ap == score_results(truth(), rows).ap == pytest.approx((51 + 50 * 2 / 3) / 101)
-    assert every.ap50 == pytest.approx(every.ap)
-    assert some.threshold == np.nextafter(0.5, 1) and (some.kept, some.rate) == (3, 0.2)
-    assert none.threshold == np.nextafter(0.75, 1) and (none.kept, none.rate) == (1, 0.0)
-    assert [none.ap, none.ap50] == pytest.approx([51 / 101] * 2)
-
-
-def test_ap_where_all_scores_are_equal_or_nothing_was_found():
-    equal = results((0, 0, 0.5), (2, 0, 0.5))
-    found = false_positives(truth(), equal)
-    assert found is not None
-    point, free = operating_points(equal, found, ap_of, (0.1, 0.2))
-    assert (point.kept, point.ap, point.ap50, point.rate) == (0, 0.0, 0.0, 0.0)
-    assert (free.kept, free.threshold, free.rate) == (2, 0.5, 0.2)
-    bare = false_positives(truth(), concatenate([]))
-    assert bare is not None
-    [point] = operating_points(concatenate([]), bare, ap_of, (0.05,))
-    assert (point.threshold, point.kept, point.rate, point.ap) == (0.0, 0, 0.0, 0.0)
+@pytest.mark.parametrize(
+    ("rows", "rate", "threshold", "kept", "ap"),
+    [
+        # five absent pairs, two false positives at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6
+        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.4, 0.5, 4, (51 + 50 * 2 / 3) / 101),
+        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.2, np.nextafter(0.5, 1), 3, (51 + 50 * 2 / 3) / 101),
+        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.0, np.nextafter(0.75, 1), 1, 51 / 101),
+        (((0, 0, 0.5), (2, 0, 0.5)), 0.1, np.nextafter(0.5, 1), 0, 0.0),  # equal scores all go
+        (((0, 0, 0.5), (2, 0, 0.5)), 0.2, 0.5, 2, None),
+    ],
+)
+def test_ap_at_an_operating_point(rows, rate, threshold, kept, ap):
+    found = false_positives(truth(), results(*rows))
+    assert found is not None and found.threshold_at(rate) == threshold and found.rate(threshold) <= rate
+    shown = results(*rows).select(results(*rows).scores >= threshold)
+    assert len(shown) == kept
+    if ap is not None:
+        assert score_results(truth(), shown).stats[:2] == pytest.approx((ap, ap))
 
 
 def test_samples_and_files_are_one():
@@ -157,6 +142,3 @@ def test_samples_and_files_are_one():
     pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
     found, same = false_positives_of(pairs), false_positives(*to_arrays(pairs))
     assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
-    known, rows = to_arrays(pairs)
-    [point] = operating_points(rows, found, lambda kept: score_results(known, kept).stats[:2], (0.5,))
-    assert (point.kept, point.ap50) == (3, pytest.approx(1.0))

@@ -6,15 +6,7 @@ import pytest
 import torch
 from scored import captioned, detections, sample
 
-from glip.evaluate.phrases import (
-    CaptionTruth,
-    PhraseTruth,
-    caption_recall,
-    caption_truth,
-    phrase_hits,
-    phrase_recall,
-    ranked_boxes,
-)
+from glip.evaluate.phrases import PhraseTruth, caption_truth, phrase_hits, phrase_recall, ranked_boxes
 
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 AROUND, NOTHING = (10.0, 10.0, 90.0, 90.0), (0.0, 0.0, 0.0, 0.0)
@@ -40,8 +32,6 @@ def test_merged_boxes_ask_for_the_box_around_all():
     found = detections(one, [(A, 0.9, 0), (B, 0.8, 1), (AROUND, 0.7, 1)])
     assert phrase_recall([(one, found)]).at[1] == 1.0
     assert phrase_recall([(one, found)], protocol="merged-boxes").at == {1: 0.5, 5: 1.0, 10: 1.0}
-    with pytest.raises(ValueError, match="protocol 'merged' is not one of any-box, merged-boxes: give one of these"):
-        phrase_recall([(one, found)], protocol="merged")
 
 
 def test_a_phrase_counts_in_each_of_its_kinds():
@@ -54,9 +44,6 @@ def test_a_phrase_counts_in_each_of_its_kinds():
         "other": (1, 0.0),
         "vehicles": (2, 1.0),
     }
-    wrong = replace(one, kinds=(("animals",),))
-    with pytest.raises(ValueError, match="kinds of 1 phrases for 3: give kinds for each phrase, or none"):
-        caption_truth(wrong)
 
 
 def test_a_box_counts_for_its_own_phrase_only():
@@ -122,6 +109,3 @@ def test_nothing_to_score_is_an_error():
     group = replace(captioned("cats", ["cats"], [(A, 0)]), crowd=(0,))
     with pytest.raises(ValueError, match="no phrase has a box"):
         phrase_recall([(group, detections(group, []))])
-    truth = CaptionTruth(7, 1, (PhraseTruth(torch.tensor([A])),))
-    with pytest.raises(ValueError, match="sentence 1 of image 7: boxes of 0 phrases, but it has 1 with a box"):
-        caption_recall([(truth, ())])

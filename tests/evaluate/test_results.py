@@ -8,7 +8,7 @@ import pytest
 from scored import detections, sample
 
 from glip.data.sets import SkipCounter
-from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, rows_of
+from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
 
 IMAGES, CATEGORIES = (7, "b.png"), (3, "cat")
 GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}
@@ -30,9 +30,14 @@ def test_rows_become_columns_and_rows_again(tmp_path):
     results = read(tmp_path, rows, tally)
     assert not tally and len(results) == 3
     assert results.images.tolist() == [1, 0, 0] and results.categories.tolist() == [1, 0, 0]
-    assert list(rows_of(results, IMAGES, CATEGORIES)) == rows
-    assert list(rows_of(results.select(results.scores > 0), IMAGES, CATEGORIES)) == rows[:2]
-    assert list(rows_of(results.select(np.array([2, 0])), IMAGES, CATEGORIES)) == [rows[2], rows[0]]
+    assert written(tmp_path, results) == rows
+    assert written(tmp_path, results.select(results.scores > 0)) == rows[:2]
+    assert written(tmp_path, results.select(np.array([2, 0]))) == [rows[2], rows[0]]
+
+
+def written(folder: Path, results: Results) -> list[dict[str, object]]:
+    write_results(folder / "again.json", results, IMAGES, CATEGORIES)
+    return json.loads((folder / "again.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,7 @@ def test_unknown_categories_are_counted_and_stay(tmp_path):
     results = read(tmp_path, [{**GOOD, "category_id": 99}, {**GOOD, "category_id": [3]}, GOOD], tally)
     assert results.categories.tolist() == [UNKNOWN, UNKNOWN, 0]
     assert tally.counts == {"result of an unknown category": 2}
-    assert len(list(rows_of(results, IMAGES, CATEGORIES))) == 1
+    assert len(written(tmp_path, results)) == 1
 
 
 def test_more_than_a_row_needs_is_passed_over(tmp_path):
@@ -78,9 +83,9 @@ def test_more_than_a_row_needs_is_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("[{", "not valid json"),
-        ("[" * 100_000, "not valid json"),
-        ({"annotations": []}, "not a results file, it is no list: give a json list of"),
+        ("[{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ({"annotations": []}, "not a results file, it is no list: give a JSON list of"),
         ([], "not one of its results can be scored (it is empty)"),
         ([{**GOOD, "image_id": 8}] * 2, "not one of its results can be scored (2 x result of an unknown image)"),
         (
@@ -96,7 +101,7 @@ def test_no_results_of_this_set(tmp_path, rows, message):
 
 
 def test_results_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="are not there: give the json that an evaluation wrote"):
+    with pytest.raises(FileNotFoundError, match="none.json"):
         read_results(tmp_path / "none.json", IMAGES, CATEGORIES, SkipCounter())
 
 

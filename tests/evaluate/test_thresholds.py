@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.evaluate.coco import Ranking
-from glip.evaluate.thresholds import best_thresholds
+from glip.evaluate.coco import Ranking, best_thresholds
 
 
 def ranking(right, scores, boxes):

@@ -79,13 +79,13 @@ def test_a_set_with_nothing_to_score_is_refused_at_once():
     with pytest.raises(ValueError, match="lists no set"):
         Validator({})
     bare = [replace(one, boxes=torch.empty(0, 4), box_phrases=()) for one in drawn()]
-    with pytest.raises(ValueError, match="'bare': none of its 4 images"):
+    with pytest.raises(ValueError, match="'bare': none of its 4 chosen images"):
         Validator({"bare": bare})
 
 
 def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_path):
     lost = [replace(one, image=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
-    with pytest.raises(ValueError, match=r"set 'lost': none of its 4 images .* is there, such as '.*0\.png'") as told:
+    with pytest.raises(ValueError, match=r"set 'lost': none of its 4 chosen images exists, such as '.*0\.png'") as told:
         Validator({"lost": lost})
     assert "\n" not in str(told.value)
     found = Validator({"some": [*lost[:2], *drawn()[2:]]})(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))

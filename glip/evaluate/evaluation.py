@@ -1,0 +1,197 @@
+"""The evaluation of a model on benchmarks: predictions are collected (resumable, by several processes), then scored."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from glip.config import EvaluateConfig
+from glip.data.catalog import data_root
+from glip.data.phrasing import read_prompts
+from glip.detector import Detector
+from glip.errors import ConfigError
+from glip.evaluate.benchmark import Benchmark, load_benchmarks
+from glip.evaluate.odinw import ODINW, odinw_table
+from glip.evaluate.report import Report, Row, markdown_table, summary
+from glip.evaluate.run import QueryOptions, predictions, same_vocabulary
+from glip.evaluate.scoring import score
+from glip.evaluate.store import PredictionStore
+from glip.experiment import read_yaml
+from glip.files import atomic_write
+from glip.model.adapt import digest_of
+from glip.structures import Sample
+
+OUT = "runs/evaluate"
+HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
+LVIS_NAMES, LVIS_DETECTIONS = 40, 300  # per chunk, as the 2022 release evaluates
+Gather = Callable[[str], list[str]]  # what each process has, by its number
+
+
+def evaluate(
+    names: Sequence[str],
+    config: EvaluateConfig,
+    show: Callable[[str], None] = print,
+    *,
+    device: str | None = None,
+    share: tuple[int, int] = (0, 1),
+    gather: Gather = lambda message: [message],
+) -> Path:
+    """Evaluate a model on sets; returns the folder of the results.
+
+    Args:
+        names: a model, then sets: names, annotation files, odinw13 or odinw35; default: every known set that is there.
+        config: the options.
+        show: is given reports and tables as Markdown, as they come, in the main process.
+        device: cpu, cuda, cuda:1; default: cuda if available.
+        share: number of this process, 0 for the main one, and how many there are.
+        gather: exchanges messages between the processes.
+    """
+    main = share[0] == 0
+    with _all_or_none(gather):
+        benchmarks = load_benchmarks(names[1:], config)
+        detector = Detector.from_pretrained(names[0], task=config.task, device=device)
+        settings = {"model": detector.config.name, "weights": detector.fingerprint[:16]}
+        if detector.adaptation:
+            settings["task"] = digest_of(detector.adaptation)[:16]
+    folder = Path(config.out or OUT) / _label(names[0], settings)
+    reports: dict[str, list[Report]] = {}
+    for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
+        found = []
+        for benchmark in own:
+            with _all_or_none(gather):
+                options = query_options(benchmark, config, prompts)
+                place = folder / part / benchmark.name
+                made_with = {**settings, **_settings(benchmark, detector, options)}
+                store = PredictionStore(place / "predictions", made_with, process=share[0])
+                task = detector.adaptation
+                if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and main:
+                    show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+            with _all_or_none(gather):
+                collect(detector, benchmark.read.samples, store, options, share=share)
+            with _all_or_none(gather):
+                found += [score(benchmark, store, detector.config, options, place, draw=config.draw)] if main else []
+            if main:
+                show(found[-1].markdown())
+        reports.setdefault(prompts, []).extend(found)
+        if name in ODINW and found:
+            table = odinw_table(found, ODINW[name])
+            page = "\n".join([f"# {table.title}", "", *markdown_table(table.rows)]) + "\n"
+            with atomic_write(folder / part / f"{name}.md") as file:
+                file.write(page)
+            show(page)
+    if main:
+        _compare(reports, show)
+    return folder
+
+
+def collect(
+    detector: Detector,
+    samples: Sequence[Sample],
+    store: PredictionStore,
+    options: QueryOptions,
+    *,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Predict all samples that are not in the store yet.
+
+    ``share`` is the number of this process and how many there are; each takes a run of samples, so that captions of one
+    image stay together.
+    """
+    pending = sorted(set(range(len(samples))) - store.done)
+    number, processes = share
+    own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
+    quiet = True if number else None  # one process shows its progress, and only on a terminal
+    with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
+        try:
+            for prediction in predictions(detector, samples, own, options):
+                store.add(prediction)
+                bar.update()
+        finally:
+            store.flush()
+
+
+def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "") -> QueryOptions:
+    """How the model is called: as the config says, else as the protocol does.
+
+    Args:
+        benchmark: the set.
+        config: the options; 0 names per chunk: as many as fit.
+        prompts: YAML of texts for class names, "none" for plain names, "" for those of the set.
+    """
+    texts = dict(benchmark.prompts)
+    file = prompts or (benchmark.config.prompts and str(data_root(config.root) / benchmark.config.prompts))
+    if file:
+        texts = {} if file == "none" else read_prompts(read_yaml(Path(file)), benchmark.read.vocabulary)
+    if benchmark.protocol != "lvis":
+        return QueryOptions(config.batch_size, config.max_names or None, config.max_detections, prompts=texts)
+    names = LVIS_NAMES if config.max_names is None else config.max_names
+    limit = LVIS_DETECTIONS if config.max_detections is None else config.max_detections
+    return QueryOptions(config.batch_size, names or None, 0, limit, texts)
+
+
+def prompt_folders(prompts: Sequence[str]) -> dict[str, str]:
+    """The folder of each file of prompts inside that of the model; "" for a single one, or none."""
+    if len(prompts) < 2:
+        return dict.fromkeys(prompts or [""], "")
+    found: dict[str, str] = {}
+    stems = {file: f"prompts-{Path(file).stem}" for file in prompts}
+    for file, stem in stems.items():
+        numbered = (f"{stem}-{number}" for number in range(2, len(stems) + 2))
+        taken = {*found.values(), *(other for other in stems.values() if other != stem)}
+        found[file] = next(name for name in (stem, *numbered) if name not in taken)
+    return found
+
+
+@contextmanager
+def _all_or_none(gather: Gather) -> Iterator[None]:
+    """An error in one process ends all of them, with its message."""
+    error: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as caught:
+        error = caught
+    messages = gather(str(error) if error else "")
+    if error:
+        raise error
+    for number, message in enumerate(messages):
+        if message:
+            raise ConfigError(f"Process {number} failed: {message}")
+
+
+def _label(model: str, settings: Mapping[str, str]) -> str:
+    """Names the folder of a model; two trainings of one config differ in their weights."""
+    label = f"{settings['model']}-{settings['weights'][:6]}" if Path(model).exists() else settings["model"]
+    return label + (f"-task-{settings['task'][:6]}" if "task" in settings else "")
+
+
+def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -> dict[str, str]:
+    """What predictions depend on besides the weights."""
+    config = detector.config
+    return {
+        "inference": repr((config.inference, config.image, config.max_tokens)),
+        "set": benchmark.name,
+        "images and annotations": benchmark.fingerprint,
+        "names per chunk": str(options.max_names),
+        "detections": f"{options.max_detections}, {options.chunk_detections} per chunk",
+        "prompts": str(dict(options.prompts)),
+    }
+
+
+def _compare(reports: Mapping[str, Sequence[Report]], show: Callable[[str], None]) -> None:
+    """A table over all sets, and what each file of prompts gains over the first one, set by set."""
+    listed = [report for own in reports.values() for report in own]
+    if len(listed) > 1:
+        shown = [name for name in HEADLINES if any(name in report.figures for report in listed)]
+        show("\n".join(summary(listed, shown)))
+    first, *others = reports.values()
+    rows: list[Row] = []
+    for place, before in enumerate(first if others else ()):
+        name = next(name for name in HEADLINES if name in before.figures)
+        for prompts, own in reports.items():
+            value = own[place].figures[name]
+            gain = "" if own is first else f"{value - before.figures[name]:+.3f}"
+            rows.append({"set": before.dataset, "prompts": prompts, "figure": name, "value": value, "gain": gain})
+    if rows:
+        show("\n".join(markdown_table(rows)))
