@@ -84,8 +84,9 @@ def train(
     run = Run(experiment, model, group=group, contents=contents, validate=validate, report=report)
     with GracefulStop() as signals:
         run.validate_if_due()  # a run that was stopped before it could
-        numbers = range(run.progress.step, config.steps)
-        for number, step in zip(numbers, steps(run.progress.step), strict=True):
+        loader = steps(run.progress.step)
+        for number in range(run.progress.step, config.steps):
+            step = next(loader)
             factor = rate_factor(number, config.steps, config)
             set_rates(run.stepper.optimizer, factor)
             outcome = run.stepper(step.batches, stop=signals.number > 0)
