@@ -1,12 +1,10 @@
-"""Several captions of one image in one prompt, so that the head, which runs anew for every prompt, runs less often.
+"""Several captions of one image in one prompt, so that the head, which runs once per prompt, runs less often.
 
-As in training, where captions of other images are packed beside the true one (GLIP's appendix on pre-training).
+Training packs captions of other images beside the right one in the same way (GLIP's appendix on pre-training).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from glip.processor import Processor
 from glip.structures import SEPARATOR, Detections, Phrase, Prompt
@@ -14,54 +12,48 @@ from glip.structures import SEPARATOR, Detections, Phrase, Prompt
 
 @dataclass(frozen=True)
 class Pack:
-    """The prompts of some captions, and one that holds all their phrases in their order."""
+    """The prompts of some captions, and one prompt with all their phrases in order."""
 
     prompts: tuple[Prompt, ...]
     prompt: Prompt
 
-    def taken_apart(self, found: Detections, limit: int) -> list[Detections]:
-        """The detections of each caption, best first, ``limit`` of each at most."""
+    def split(self, found: Detections, limit: int) -> list[Detections]:
+        """The detections of each caption, best first, at most ``limit`` each."""
         parts, first = [], 0
         for prompt in self.prompts:
-            after = first + len(prompt.phrases)
-            own = torch.nonzero((found.labels >= first) & (found.labels < after)).flatten()[:limit]
-            parts.append(Detections(found.boxes[own], found.scores[own], found.labels[own] - first, prompt, found.size))
-            first = after
+            end = first + len(prompt.phrases)
+            own = found.select(((found.labels >= first) & (found.labels < end)).nonzero().flatten()[:limit])
+            parts.append(Detections(own.boxes, own.scores, own.labels - first, prompt, found.size))
+            first = end
         return parts
 
 
-def packed(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[Pack]:
-    """Prompts in packs of ``together`` at most, in order; a pack ends where the next caption would not fit."""
+def make_packs(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[Pack]:
+    """Prompts in packs of at most ``together``, in order; a pack ends where the next caption does not fit."""
     waiting: list[Prompt] = []
     for prompt in prompts:
         full = len(waiting) == together
-        if waiting and (full or processor.count_tokens(_joined([*waiting, prompt])) > processor.max_tokens):
-            yield pack_of(waiting)
+        if waiting and (full or processor.count_tokens(_join([*waiting, prompt])) > processor.max_tokens):
+            yield make_pack(waiting)
             waiting = []
         waiting.append(prompt)
     if waiting:
-        yield pack_of(waiting)
+        yield make_pack(waiting)
 
 
-def pack_of(prompts: Sequence[Prompt]) -> Pack:
-    """The pack of these prompts; a single one is asked as it is."""
+def make_pack(prompts: Sequence[Prompt]) -> Pack:
+    """The pack of these prompts; a single one stays as it is."""
     if len(prompts) == 1:
         return Pack((prompts[0],), prompts[0])
     phrases: list[Phrase] = []
     start = 0
     for prompt in prompts:
-        phrases += [
-            Phrase(phrase.text, tuple((begin + start, end + start) for begin, end in phrase.spans))
-            for phrase in prompt.phrases
-        ]
-        start += len(_ended(prompt.caption)) + len(SEPARATOR)
-    return Pack(tuple(prompts), Prompt(_joined(prompts), tuple(phrases)))
+        for phrase in prompt.phrases:
+            phrases.append(Phrase(phrase.text, tuple((begin + start, end + start) for begin, end in phrase.spans)))
+        start += len(_join([prompt])) + len(SEPARATOR)
+    return Pack(tuple(prompts), Prompt(_join(prompts), tuple(phrases)))
 
 
-def _joined(prompts: Sequence[Prompt]) -> str:
-    return SEPARATOR.join(_ended(prompt.caption) for prompt in prompts)
-
-
-def _ended(caption: str) -> str:
-    """A caption without the dot that the separator brings; spans never reach into it."""
-    return caption.rstrip().removesuffix(".")
+def _join(prompts: Sequence[Prompt]) -> str:
+    """The captions as one; the separator brings the final dot, and spans never include it."""
+    return SEPARATOR.join(prompt.caption.rstrip().removesuffix(".") for prompt in prompts)
