@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,8 +55,7 @@ def select_boxes(row: Row, config: SelectConfig, selection: Selection) -> list[R
             dropped[problem] += 1
         else:
             boxes.append(box)
-    boxes = _suppress(boxes, config.nms, dropped, "overlaps a better box of its phrase")
-    boxes = _suppress(boxes, config.nms_across, dropped, "overlaps a better box of another phrase", across=True)
+    boxes = _suppress(boxes, config, dropped)
     boxes = _limit_per_phrase(boxes, config.max_per_phrase, dropped)
     selection.pairs += 1
     selection.boxes += len(row["boxes"])
@@ -83,22 +83,30 @@ def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
     return ""
 
 
-def _suppress(
-    boxes: list[Row], threshold: float, dropped: Counter[str], reason: str, *, across: bool = False
-) -> list[Row]:
-    """Boxes, best first, without those that overlap a better one, of their phrase or ``across`` all phrases."""
-    if threshold >= 1 or len(boxes) < 2:
+def _suppress(boxes: list[Row], config: SelectConfig, dropped: Counter[str]) -> list[Row]:
+    """Boxes, best first, without those that overlap a better one of their phrase, then of any phrase."""
+    if min(config.nms, config.nms_across) >= 1 or len(boxes) < 2:
         return boxes
     corners = torch.tensor([box["box"] for box in boxes], dtype=torch.float64)
     overlaps = iou(corners, corners, inclusive=False).tolist()
-    kept: list[int] = []
-    for index, box in enumerate(boxes):
-        rivals = (other for other in kept if across or boxes[other]["phrases"] == box["phrases"])
-        if any(overlaps[index][other] > threshold for other in rivals):
-            dropped[reason] += 1
-        else:
-            kept.append(index)
+    kept = list(range(len(boxes)))
+    if config.nms < 1:
+        kept = _greedy(kept, lambda a, b: overlaps[a][b] > config.nms and boxes[a]["phrases"] == boxes[b]["phrases"])
+        dropped["overlaps a better box of its phrase"] += len(boxes) - len(kept)
+    if config.nms_across < 1:
+        apart = _greedy(kept, lambda a, b: overlaps[a][b] > config.nms_across)
+        dropped["overlaps a better box of another phrase"] += len(kept) - len(apart)
+        kept = apart
     return [boxes[index] for index in kept]
+
+
+def _greedy(indices: list[int], rivals: Callable[[int, int], bool]) -> list[int]:
+    """The indices, best first, without those that are rivals of one before them."""
+    kept: list[int] = []
+    for index in indices:
+        if not any(rivals(index, better) for better in kept):
+            kept.append(index)
+    return kept
 
 
 def _limit_per_phrase(boxes: list[Row], limit: int, dropped: Counter[str]) -> list[Row]:

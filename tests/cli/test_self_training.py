@@ -12,7 +12,7 @@ import pytest
 import yaml
 from small import NAMES, scenes
 
-EASY = [
+EASY = ["--threshold", "0", "--device", "cpu", "--threads", "1", "--min-bytes=0", "--min-side=32", "--same-image=-1"]
     "--threshold",
     "0",
     "--device",
