@@ -13,19 +13,6 @@ import yaml
 from small import NAMES, scenes
 
 EASY = ["--threshold", "0", "--device", "cpu", "--threads", "1", "--min-bytes=0", "--min-side=32", "--same-image=-1"]
-    "--threshold",
-    "0",
-    "--device",
-    "cpu",
-    "--threads",
-    "1",
-    "--min-bytes",
-    "0",
-    "--min-side",
-    "32",
-    "--same-image",
-    "-1",
-]
 KEEP = ["--min-score", "0", "--min-best-score", "0", "--max-per-phrase", "1"]
 
 
