@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from glip.model.glip import GLIP
     from glip.model.weights import list_pretrained
     from glip.processor import Processor
-    from glip.structures import Detections, Prompt
+    from glip.structures import Detections
+    from glip.text.prompt import Prompt
     from glip.train.start import load_config
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOMES = {
     "GLIP": "glip.model.glip",
     "ModelConfig": "glip.config",
     "Processor": "glip.processor",
-    "Prompt": "glip.structures",
+    "Prompt": "glip.text.prompt",
     "list_pretrained": "glip.model.weights",
     "load_config": "glip.train.start",
 }

@@ -6,17 +6,20 @@ frozen model serves every task. On disk: ``model/adapt.py``; used by ``Detector.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-from glip.errors import GlipError
+from glip.config import Mode, Share
+from glip.errors import CheckpointError
+from glip.schema import parse
 from glip.shapes import Float, Tensor
-from glip.structures import Prompt
+from glip.text.prompt import Prompt
 
-Mode = Literal["prompt", "linear", "full", "text"]
+__all__ = ["ENCODER", "MODES", "Adaptation", "Mode"]
+
 MODES: tuple[Mode, ...] = get_args(Mode)
-ENCODER = ("vision.", "pyramid.")  # what the weights of a model's image encoder begin with
+ENCODER = ("vision.", "pyramid.")  # prefixes of the weights of a model's image encoder
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Adaptation:
         mode: what was tuned: "prompt" (offsets to the prompt's token features), "linear" (the heads' projections),
             "text" (the language model) or "full" (everything).
         model: name of the model it belongs to.
-        fingerprint: of that model's weights; on others it means nothing.
+        fingerprint: fingerprint of that model's weights; it fits no others.
         names: the task's classes; label ``i`` of a detection is ``names[i]``.
-        prompt: what is asked; phrase ``i`` stands for ``names[i]``.
+        prompt: the caption; phrase ``i`` stands for ``names[i]``.
         offsets: mode "prompt": added to the features of each token of the caption, [CLS] and [SEP] included.
         weights: the other modes: the weights that changed, by their name in the model.
-        thresholds: lowest score shown, for each name; () for the model's own.
+        thresholds: lowest score returned, for each name; () for the model's own.
         figures: what was measured, such as "AP50 on chess_val".
-        about: how it was made: set, shots, seed.
+        about: how it was made: dataset, shots, seed.
     """
 
     mode: Mode
@@ -49,17 +52,13 @@ class Adaptation:
     about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise GlipError(f"mode {self.mode!r} is not known: give one of {', '.join(MODES)}")
-        if len(self.names) != len(self.prompt.phrases):
-            raise GlipError(f"{len(self.names)} names for {len(self.prompt.phrases)} phrases: give a name for each")
-        if len(self.thresholds) not in (0, len(self.names)):
-            raise GlipError(f"{len(self.thresholds)} thresholds for {len(self.names)} names: give one for each")
-        for name, threshold in zip(self.names, self.thresholds, strict=False):
-            if not 0 <= threshold <= 1:
-                raise GlipError(f"threshold {threshold} of {name!r} is outside [0, 1]: scores are probabilities")
+        parse(Mode, self.mode, at="mode", error=CheckpointError)
+        parse(tuple[Share, ...], self.thresholds, at="thresholds", error=CheckpointError)
+        count, phrases, thresholds = len(self.names), len(self.prompt.phrases), len(self.thresholds)
+        if phrases != count or thresholds not in (0, count):
+            raise CheckpointError(f"task of {count} names, {phrases} phrases, {thresholds} thresholds: tune again")
         if (self.mode == "prompt") != (self.offsets is not None):
-            raise GlipError(f"mode {self.mode!r}: offsets belong to mode prompt, and only there")
+            raise CheckpointError(f"task of mode {self.mode!r}: offsets belong to mode prompt, and only there")
 
     def to(self, device: torch.device | str) -> "Adaptation":
         """The same with its tensors on another device."""

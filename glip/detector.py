@@ -5,32 +5,45 @@ and ``ground`` are the steps of a call.
 """
 
 import copy
-import dataclasses
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
 
 from glip.adaptation import Adaptation
-from glip.config import ModelConfig
+from glip.config import Count, InferenceConfig, ModelConfig, Share
 from glip.data.image import ImageInput, open_any
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError
 from glip.model.adapt import load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint, load_pretrained, save_pretrained
-from glip.postprocess import Decoding, merge_chunks, postprocess
-from glip.processor import SIZE_DIVISOR, Processor, resized_size
+from glip.postprocess import merge_chunks, postprocess
+from glip.processor import Processor, padded_size
+from glip.schema import parse
 from glip.shapes import Float, Tensor
-from glip.structures import Detections, ImageBatch, Outputs, Prompt, TextFeatures
-from glip.text.prompt import split_prompt
+from glip.structures import Detections, Size, TextBatch, TextFeatures
+from glip.text.prompt import Prompt, split_prompt
 from glip.text.tokens import Tokenizer
 
 Words = str | Sequence[str] | Prompt
+_TEXT_ROWS = 32  # captions that the language model reads at once
+_LOOK_AHEAD = 4  # an image waits for others of its padded size while this many batches are read
+
+
+class DetectOptions(TypedDict, total=False):
+    """The keyword arguments of a call and of ``stream``."""
+
+    threshold: float | Sequence[float] | None
+    nms: float | None
+    max_detections: int | None
+    max_names: int | None
+    batch_size: int
+    token_scores: bool
 
 
 class Detector:
@@ -45,8 +58,9 @@ class Detector:
         self.device = choose_device(device)
         self.model = self._base = model.to(self.device).eval()
         self.config = config
+        self.processor = Processor(config, tokenizer)
         self.adaptation: Adaptation | None = None
-        self.processor = build_processor(config, tokenizer)
+        self._tuned_text: EncodedText | None = None
 
     @classmethod
     def from_pretrained(
@@ -58,13 +72,13 @@ class Detector:
     ) -> "Detector":
         """Load a model by name ("glip-nano" is bundled, "glip-t", "glip-l", ... are the 2022 release) or from a path.
 
-        With ``task``, what ``glip tune`` made for it, the detector is adapted to that task (see ``adapted``).
+        With ``task``, a file that ``glip tune`` wrote, the detector is adapted to that task (see ``adapted``).
 
         Raises:
-            CheckpointError: unknown, not there, broken, or of another model.
-            ValueError: a device that is not there.
+            CheckpointError: unknown, missing, broken, or of another model.
+            GlipError: an unknown device.
         """
-        choose_device(device)
+        choose_device(device)  # before the weights are loaded
         loaded = load_pretrained(name_or_path)
         detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device)
         return detector if task is None else detector.adapted(task)
@@ -73,11 +87,11 @@ class Detector:
         """A second detector with what was learned for a task; called without a prompt it finds the task's names.
 
         All weights but those that the task changed are shared: many tasks take the memory of one model and switching
-        is calling another of these detectors. What is asked in other words than the task's is answered by the model as
-        it is, bit for bit, after prompt tuning.
+        is calling another of these detectors. After prompt tuning, other prompts than the task's are answered by the
+        model as it is, bit for bit.
 
         Raises:
-            CheckpointError: not there, broken, or tuned on other weights than these.
+            CheckpointError: missing, broken, or tuned on other weights than these.
         """
         adaptation = task if isinstance(task, Adaptation) else load_adaptation(task)
         if adaptation.fingerprint != self.fingerprint:
@@ -88,12 +102,12 @@ class Detector:
         twin = copy.copy(self)
         twin.adaptation = adaptation
         twin.model = with_weights(self._base, adaptation.weights) if adaptation.weights else self._base
-        twin.__dict__.pop("_own_text", None)
+        twin._tuned_text = None
         return twin
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells the weights of the model from those of others; adaptations do not count."""
+        """Identifies the weights of the model, without adaptations."""
         return fingerprint(self._base.state_dict())
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -102,42 +116,20 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self,
-        images: ImageInput,
-        prompt: Words | None = None,
-        *,
-        threshold: float | Sequence[float] | None = None,
-        nms: float | None = None,
-        max_detections: int | None = None,
-        max_names: int | None = None,
-        batch_size: int = 4,
-        token_scores: bool = False,
+        self, images: ImageInput, prompt: Words | None = None, **options: Unpack[DetectOptions]
     ) -> Detections: ...
     @overload
     def __call__(
         self,
         images: Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
-        *,
-        threshold: float | Sequence[float] | None = None,
-        nms: float | None = None,
-        max_detections: int | None = None,
-        max_names: int | None = None,
-        batch_size: int = 4,
-        token_scores: bool = False,
+        **options: Unpack[DetectOptions],
     ) -> list[Detections]: ...
-
     def __call__(
         self,
         images: ImageInput | Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
-        *,
-        threshold: float | Sequence[float] | None = None,
-        nms: float | None = None,
-        max_detections: int | None = None,
-        max_names: int | None = None,
-        batch_size: int = 4,
-        token_scores: bool = False,
+        **options: Unpack[DetectOptions],
     ) -> Detections | list[Detections]:
         """Find what the prompt names.
 
@@ -145,91 +137,137 @@ class Detector:
             images: a path, a PIL image, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
                 uint8 or 0..1), or a list of them.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
-                Prompts (or of lists of names), one for each. Of an adapted detector by default its task's words.
-            threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
-            nms: overlap above which the lower-scored of two boxes of a class goes; 1 keeps all.
-            max_detections: boxes of an image at most, 0 for no cap.
-            max_names: names in a chunk of a long list at most; default: as many as fit.
-            batch_size: images (or chunks) computed at once; results do not depend on it.
-            token_scores: also give each box's alignment with every token of its caption.
+                Prompts (or of lists of names), one for each. Default: the names of the adapted detector's task.
+            **options: ``threshold``, ``nms``, ``max_detections``, ``max_names``, ``batch_size`` and ``token_scores``,
+                as for ``stream``.
 
         Returns:
             Detections for one image, a list of them for a list.
 
         Raises:
             ImageError: an image that cannot be read.
-            ValueError: a bad prompt, a caption over the limit, a threshold outside [0, 1].
+            GlipError: a bad prompt, a caption over the limit, an option out of range.
         """
-        _check_batch_size(batch_size)
-        single = not isinstance(images, list | tuple)
-        opened = [open_any(image) for image in ([images] if single else images)]  # type: ignore[arg-type, list-item, union-attr]
-        prompts = None if prompt is None else as_prompts(prompt, len(opened))
-        text = self.encode_text(prompts, max_names=max_names)
-        found: dict[int, Detections] = {}
-        for group in self.group_by_size(opened, batch_size):
-            encoded = self.encode_image([opened[index] for index in group])
-            own = text if len(text.prompts) == 1 else text.of_prompts(group)
-            results = self.ground(
-                encoded,
-                own,
-                threshold=threshold,
-                nms=nms,
-                max_detections=max_detections,
-                batch_size=batch_size,
-                token_scores=token_scores,
-            )
-            found.update(zip(group, results, strict=True))
-        return found[0] if single else [found[index] for index in range(len(opened))]
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, prompt, **options))
+        [found] = self.stream([images], prompt, **options)  # type: ignore[list-item]
+        return found
+
+    def stream(
+        self,
+        images: Iterable[ImageInput],
+        prompt: Words | Sequence[Words] | None = None,
+        *,
+        threshold: float | Sequence[float] | None = None,
+        nms: float | None = None,
+        max_detections: int | None = None,
+        max_names: int | None = None,
+        batch_size: int = 4,
+        token_scores: bool = False,
+    ) -> Iterator[Detections]:
+        """Find what the prompt names in any number of images; yields one result per image, in their order.
+
+        Images are loaded and encoded batch by batch, so memory stays bounded. Batches hold images of one padded size,
+        so that no result depends on the other images; an image waits for others of its size while at most four
+        batches are read.
+
+        Args:
+            images: images as for a call, also from a generator.
+            prompt: one for all images, or a list of Prompts, one for each.
+            threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
+            nms: IoU above which the lower-scored of two boxes of a class is removed; 1 keeps all.
+            max_detections: maximum detections per image, 0 for no limit.
+            max_names: maximum names in a chunk of a long list; default: as many as fit.
+            batch_size: images (or chunks) computed at once.
+            token_scores: also give each box's alignment with every token of its caption.
+
+        Raises:
+            GlipError: a bad prompt, a caption over the limit, an option out of range.
+        """
+        parse(Count, batch_size, at="batch_size", error=GlipError)
+        self._inference(nms, max_detections)
+        prompts = [] if prompt is None else _as_prompts(prompt)
+        if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
+            raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
+        shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
+        waiting: dict[int, Image.Image] = {}
+
+        def opened() -> Iterator[Image.Image]:
+            for index, image in enumerate(images):
+                waiting[index] = open_any(image)
+                yield waiting[index]
+
+        def detections() -> Iterator[Detections]:
+            found: dict[int, Detections] = {}
+            done = 0
+            for group in self.group_by_size(opened(), batch_size):
+                text = shared or self.encode_text([prompts[index] for index in group], max_names=max_names)
+                results = self.ground(
+                    self.encode_image([waiting.pop(index) for index in group]),
+                    text,
+                    threshold=threshold,
+                    nms=nms,
+                    max_detections=max_detections,
+                    batch_size=batch_size,
+                    token_scores=token_scores,
+                )
+                found.update(zip(group, results, strict=True))
+                while done in found:
+                    yield found.pop(done)
+                    done += 1
+
+        return detections()
 
     @torch.no_grad()
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
-        listed = list(images) if isinstance(images, list | tuple) else [images]
-        batch = self.processor.images([open_any(image) for image in listed])  # type: ignore[arg-type]
-        levels = self.model.encode_image(batch.pixels.to(self.device))
-        return EncodedImage(levels, batch.resized, batch.original)
+        opened = [open_any(image) for image in (images if isinstance(images, list | tuple) else [images])]  # type: ignore[arg-type, list-item]
+        pixels, resized = self.processor.images(opened)
+        levels = self.model.encode_image(pixels.to(self.device))
+        return EncodedImage(levels, resized, tuple((image.height, image.width) for image in opened))
 
     @torch.no_grad()
     def encode_text(
-        self, prompts: Words | Sequence[Prompt] | None = None, *, max_names: int | None = None
+        self, prompts: Words | Sequence[Words] | None = None, *, max_names: int | None = None
     ) -> EncodedText:
         """Encode one prompt for all images, or a list of Prompts, one for each; long lists of names in chunks.
 
         Without a prompt an adapted detector gives its task's words, with what was learned for them.
 
         Raises:
-            ValueError: no prompt, an empty one, an empty phrase, a caption over the limit, a phrase without a token.
+            GlipError: no prompt, an empty one, an empty phrase, a caption over the limit, a phrase without a token.
         """
         if prompts is None:
-            return self._own_text
-        listed = as_prompts(prompts, None)
-        rows = [
-            (owner, chunk)
-            for owner, prompt in enumerate(listed)
-            for chunk in split_prompt(
-                prompt, self.processor.count_tokens, max_tokens=self.processor.max_tokens, max_names=max_names
-            )
-        ]
-        batch = self.processor.text([chunk.prompt for _, chunk in rows]).to(self.device)
-        owners, label_offsets = tuple(owner for owner, _ in rows), tuple(chunk.first for _, chunk in rows)
-        return EncodedText(tuple(listed), owners, label_offsets, batch, self.model.encode_text(batch))
+            if self.adaptation is None:
+                raise GlipError("no prompt: say what to look for, or load a task of glip tune, which has its own names")
+            self._tuned_text = self._tuned_text or self._encode_task(self.adaptation)
+            return self._tuned_text
+        listed, rows, chunks = _as_prompts(prompts), list[Prompt](), []
+        count_tokens, max_tokens = self.processor.count_tokens, self.processor.max_tokens
+        for prompt in listed:
+            parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)
+            chunks.append(tuple((first, len(rows) + number) for number, (first, _) in enumerate(parts)))
+            rows += [part for _, part in parts]
+        batch = self.processor.text(rows).to(self.device)
+        return EncodedText(tuple(listed), tuple(chunks), batch, self._features(batch))
 
-    @cached_property
-    def _own_text(self) -> EncodedText:
-        adaptation = self.adaptation
-        if adaptation is None:
-            raise GlipError("no prompt: say what to look for, or load a task of glip tune, which knows its names")
-        text = dataclasses.replace(self.encode_text(adaptation.prompt), tuned=True)
-        if adaptation.offsets is None:
-            return text
-        hidden = text.features.hidden
-        if adaptation.offsets.shape != hidden.shape[1:]:
+    def _features(self, batch: TextBatch) -> TextFeatures:
+        pieces = zip(batch.input_ids.split(_TEXT_ROWS), batch.attention_mask.split(_TEXT_ROWS), strict=True)
+        hidden = [
+            self.model.encode_text(replace(batch, input_ids=ids, attention_mask=mask)).hidden for ids, mask in pieces
+        ]
+        return TextFeatures(torch.cat(hidden), batch.attention_mask)
+
+    def _encode_task(self, adaptation: Adaptation) -> EncodedText:
+        text = self.encode_text(adaptation.prompt)
+        hidden, offsets = text.features.hidden, adaptation.offsets
+        if offsets is not None and offsets.shape != hidden.shape[1:]:
             raise CheckpointError(
-                f"offsets of shape {tuple(adaptation.offsets.shape)} for a caption of {tuple(hidden.shape[1:])}: the "
-                "task is broken or of another model"
+                f"offsets of shape {tuple(offsets.shape)} for a caption of {tuple(hidden.shape[1:])}: the task is "
+                "broken or of another model"
             )
-        tuned = TextFeatures(hidden + adaptation.offsets.to(hidden.device), text.features.attention_mask)
-        return dataclasses.replace(text, features=tuned)
+        hidden = hidden if offsets is None else hidden + offsets.to(hidden.device)
+        return replace(text, features=replace(text.features, hidden=hidden), tuned=True)
 
     @torch.no_grad()
     def ground(
@@ -246,117 +284,92 @@ class Detector:
     ) -> list[Detections]:
         """Ground encoded prompts in encoded images: one prompt in all of them, or one in each.
 
-        As the call does; ``chunk_detections`` also caps each chunk of a long list, 0 for no cap (LVIS's protocol).
+        Options are those of ``stream``; ``chunk_detections`` is the maximum per chunk of a long list, 0 for no limit
+        (LVIS's protocol).
 
         Raises:
-            ValueError: as many prompts as images are needed, or one; a threshold outside [0, 1].
+            GlipError: neither one prompt nor one for each image; an option out of range.
         """
         count = len(image.original)
-        _check_batch_size(batch_size)
         if len(text.prompts) not in (1, count):
             raise GlipError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
-        prompts = [text.prompts[0 if len(text.prompts) == 1 else index] for index in range(count)]
-        if threshold is None and text.tuned and self.adaptation and self.adaptation.thresholds:
-            threshold = self.adaptation.thresholds
-        thresholds = [self._thresholds(threshold, len(prompt.phrases)) for prompt in prompts]
-        owners = range(count) if len(text.prompts) == count else [0] * count
-        pairs = [(i, row) for i, own in enumerate(owners) for row, owner in enumerate(text.owners) if owner == own]
-        if token_scores and len(pairs) > count:
+        owners = list(range(count)) if len(text.prompts) == count else [0] * count
+        if threshold is None and text.tuned and self.adaptation:
+            threshold = self.adaptation.thresholds or None
+        limits = [self._thresholds(threshold, len(text.prompts[owner].phrases)) for owner in owners]
+        config = self._inference(nms, max_detections)
+        passes = [(index, first, row) for index, owner in enumerate(owners) for first, row in text.chunks[owner]]
+        if token_scores and len(passes) > count:
             raise GlipError("token_scores need a prompt in one piece: this list of names was split into chunks")
-        decoding = self._decoding(nms, max_detections)
-        limit = chunk_detections or (0 if len(pairs) > count else decoding.max_detections)
-        chunked = dataclasses.replace(decoding, max_detections=limit)
-        parts: dict[int, list[tuple[int, Detections]]] = defaultdict(list)
-        for start in range(0, len(pairs), batch_size):
-            piece = pairs[start : start + batch_size]
-            for (index, row), found in zip(piece, self._pass(image, text, piece, chunked, token_scores), strict=True):
-                parts[index].append((text.label_offsets[row], found))
-        merged = [
-            merge_chunks([part for _, part in parts[i]], [first for first, _ in parts[i]], prompts[i], decoding)
-            for i in range(count)
-        ]
+        limit = chunk_detections or (0 if len(passes) > count else config.max_detections)
+        per_pass = replace(config, max_detections=limit)
+        parts: list[list[Detections]] = [[] for _ in range(count)]
+        for start in range(0, len(passes), batch_size):
+            piece = passes[start : start + batch_size]
+            rows = [(index, row) for index, _, row in piece]
+            results = self._predict(image, text, rows, per_pass, token_scores)
+            for (index, first, _), found in zip(piece, results, strict=True):
+                parts[index].append(replace(found, labels=found.labels + first, prompt=text.prompts[owners[index]]))
+        merged = [merge_chunks(own, config) for own in parts]
         return [
-            found.select(found.scores >= limits.to(found.scores.device)[found.labels]).to("cpu")
-            for found, limits in zip(merged, thresholds, strict=True)
+            found.select(found.scores >= own.to(found.scores.device)[found.labels]).to("cpu")
+            for found, own in zip(merged, limits, strict=True)
         ]
 
-    def _pass(
+    def _predict(
         self,
         image: EncodedImage,
         text: EncodedText,
         pairs: Sequence[tuple[int, int]],
-        decoding: Decoding,
+        config: InferenceConfig,
         token_scores: bool,
     ) -> list[Detections]:
-        """One pass of the head over (image, text row) pairs."""
-        images, rows = [index for index, _ in pairs], [row for _, row in pairs]
-        batch, features = text.rows(rows)
-        outputs: Outputs = self.model.fuse_and_predict([level[images] for level in image.levels], features)
-        sizes = ImageBatch(
-            image.levels[0].new_zeros(len(pairs), 3, 0, 0),
-            tuple(image.resized[index] for index in images),
-            tuple(image.original[index] for index in images),
-        )
-        found = postprocess(outputs, sizes, batch, decoding, token_scores=token_scores)
+        """One pass of the head over pairs of image and text row."""
+        images, (batch, features) = image.select([index for index, _ in pairs]), text.rows([row for _, row in pairs])
+        outputs = self.model.fuse_and_predict(images.levels, features)
+        found = postprocess(outputs, batch, images.resized, images.original, config, token_scores=token_scores)
         if not token_scores:
             return found
         captions = zip(batch.input_ids, batch.attention_mask, strict=True)
         words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
-        return [dataclasses.replace(part, tokens=word) for part, word in zip(found, words, strict=True)]
+        return [replace(part, tokens=own) for part, own in zip(found, words, strict=True)]
 
-    def group_by_size(self, images: Sequence[Image.Image], batch_size: int) -> list[list[int]]:
-        """Batches of images of one padded size, so that no result depends on what an image is batched with."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[int]]:
+        """Batches of images (indices) of one padded size, so that no result depends on the other images of a batch.
+
+        Images are read as they are needed: a batch that is not full goes when its first image has waited for four
+        batches of others.
+        """
+        groups: dict[Size, list[int]] = {}
         for index, image in enumerate(images):
-            size = resized_size(image.height, image.width, self.processor.min_size, self.processor.max_size)
-            groups[tuple(-(-side // SIZE_DIVISOR) for side in size)].append(index)  # type: ignore[index]
-        return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+            size = padded_size([self.processor.resized_size(image)])
+            groups.setdefault(size, []).append(index)
+            if len(groups[size]) == batch_size:
+                yield groups.pop(size)
+            oldest = next(iter(groups), None)  # the order of a dict is that of insertion
+            if oldest and index - groups[oldest][0] >= _LOOK_AHEAD * batch_size:
+                yield groups.pop(oldest)
+        yield from groups.values()
 
     def _thresholds(self, threshold: float | Sequence[float] | None, count: int) -> Float[Tensor, " phrase"]:
-        if threshold is None:
-            threshold = self.config.inference.threshold
+        threshold = self.config.inference.threshold if threshold is None else threshold
         values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
         if len(values) != count:
             raise GlipError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
-        for value in values:
-            if not 0 <= value <= 1:
-                raise GlipError(f"threshold {value} is outside [0, 1]: scores are probabilities, such as 0.5")
-        return torch.tensor(values)
+        return torch.tensor(parse(tuple[Share, ...], values, at="threshold", error=GlipError))
 
-    def _decoding(self, nms: float | None, max_detections: int | None) -> Decoding:
-        defaults = self.config.inference
-        if nms is not None and not 0 <= nms <= 1:
-            raise GlipError(f"nms {nms} is outside [0, 1]: it is an overlap, 1 keeps all boxes")
-        if max_detections is not None and max_detections < 0:
-            raise GlipError(f"max_detections {max_detections} is negative: give a number of boxes, or 0 for no cap")
-        return Decoding(
-            candidate_threshold=defaults.candidate_threshold,
-            candidates_per_level=defaults.candidates_per_level,
-            nms=defaults.nms if nms is None else nms,
-            max_detections=defaults.max_detections if max_detections is None else max_detections,
-            aggregate=defaults.aggregate,
-        )
-
-
-def build_processor(config: ModelConfig, tokenizer: Tokenizer) -> Processor:
-    """The processor a model's config asks for."""
-    image = config.image
-    return Processor(
-        tokenizer,
-        min_size=image.min_size,
-        max_size=image.max_size,
-        channels=image.channels,
-        mean=image.mean,
-        std=image.std,
-        max_tokens=config.max_tokens,
-    )
+    def _inference(self, nms: float | None, max_detections: int | None) -> InferenceConfig:
+        """The model's inference options with those of a call."""
+        given = {"nms": nms, "max_detections": max_detections}
+        changed = {name: value for name, value in given.items() if value is not None}
+        return parse(InferenceConfig, asdict(self.config.inference) | changed, error=GlipError)
 
 
 def choose_device(name: str | None) -> torch.device:
     """The device of a name, or CUDA where there is one.
 
     Raises:
-        ValueError: a device that is not there.
+        GlipError: a device that does not exist here.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -364,29 +377,17 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise GlipError(f"device {name!r} is not there: give one of {', '.join(there)}") from None
+        available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise GlipError(f"Unknown device {name!r}. Available: {', '.join(available)}.") from None
     return device
 
 
-def as_prompts(words: Words | Sequence[Words], images: int | None) -> list[Prompt]:
-    """One prompt for all images, or one for each; a plain list of strings is one list of names.
-
-    Raises:
-        ValueError: an empty prompt, or a number of prompts that is not the number of images.
-    """
+def _as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
     if isinstance(words, Prompt):
         return [words]
     if isinstance(words, str):
         return [Prompt.parse(words)]
-    items = list(words)
-    if all(isinstance(item, str) for item in items):
-        return [Prompt.from_names(items)]  # type: ignore[arg-type]
-    if images is not None and len(items) != images:
-        raise GlipError(f"got {len(items)} prompts for {images} images: give one, or one for each")
-    return [as_prompts(item, None)[0] for item in items]
-
-
-def _check_batch_size(size: int) -> None:
-    if size < 1:
-        raise GlipError(f"batch_size {size} is less than 1: give the images computed at once, such as 4")
+    if all(isinstance(item, str) for item in words):
+        return [Prompt.from_names(list(words))]  # type: ignore[arg-type]
+    return [_as_prompts(item)[0] for item in words]

@@ -1,4 +1,4 @@
-"""Images and prompts that are encoded: each once, to be grounded in one another many times."""
+"""Encoded images and prompts: each is encoded once and can be grounded in the other many times."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from glip.shapes import Float, Tensor
-from glip.structures import Prompt, TextBatch, TextFeatures
+from glip.structures import Size, TextBatch, TextFeatures
+from glip.text.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class EncodedImage:
     """The pyramid of one or more images of one padded size, and their (height, width) before and after the resize."""
 
     levels: tuple[Float[Tensor, "batch chan _height _width"], ...]
-    resized: tuple[tuple[int, int], ...]
-    original: tuple[tuple[int, int], ...]
+    resized: tuple[Size, ...]
+    original: tuple[Size, ...]
 
     def select(self, chosen: Sequence[int]) -> "EncodedImage":
         """Some of the images, by index; one may come more than once, for several prompts."""
@@ -25,17 +26,43 @@ class EncodedImage:
         return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
 
     def to(self, device: str | torch.device) -> "EncodedImage":
-        """The same on a device."""
+        """The same images on another device."""
         return replace(self, levels=tuple(level.to(device) for level in self.levels))
 
 
+@dataclass(frozen=True)
+class EncodedText:
+    """Token features of one or more prompts; a long list of names has several rows, its chunks.
+
+    ``chunks[i]`` lists the rows of prompt ``i``, each after the label that its first phrase has in the prompt.
+    ``tuned`` text is an adaptation's own prompt with what was learned for it; the adaptation's thresholds apply.
+    """
+
+    prompts: tuple[Prompt, ...]
+    chunks: tuple[tuple[tuple[int, int], ...], ...]
+    batch: TextBatch
+    features: TextFeatures
+    tuned: bool = False
+
+    def rows(self, chosen: Sequence[int]) -> tuple[TextBatch, TextFeatures]:
+        """Some rows, cut to the longest of them."""
+        index = list(chosen)
+        mask = self.batch.attention_mask[index]
+        mask = mask[:, : int(mask.sum(1).max())]
+        width = mask.shape[1]
+        tokens = tuple(self.batch.phrase_tokens[row][:, :width] for row in index)
+        prompts = tuple(self.batch.prompts[row] for row in index)
+        batch = TextBatch(self.batch.input_ids[index][:, :width], mask, tokens, prompts)
+        return batch, TextFeatures(self.features.hidden[index][:, :width], mask)
+
+
 class FeatureCache:
-    """Encoded images for those who look at them again and again, while the image encoder stays as it is.
+    """Encoded images that are used again and again while the image encoder stays as it is.
 
     Args:
-        gigabytes: main memory for them at most; what does not fit is encoded anew each time.
+        gigabytes: main memory for them at most; an image that does not fit is encoded each time.
 
-    ``full`` says that one that is asked for often did not fit by now.
+    ``full`` says that an image that is used often did not fit.
     """
 
     def __init__(self, gigabytes: float) -> None:
@@ -51,9 +78,9 @@ class FeatureCache:
         return len(self._kept)
 
     def get(self, key: Hashable, encode: Callable[[], EncodedImage], *, often: bool = False) -> EncodedImage:
-        """What is kept under a key, in main memory; or, where it does not fit, what ``encode`` gives, on its device.
+        """The images cached under a key, in main memory; or, where they do not fit, what ``encode`` returns.
 
-        Those that are asked for ``often``, such as in every step, take the room of others.
+        Images that are used ``often``, such as in every step, take the room of others.
         """
         if key in self._kept:
             return self._kept[key]
@@ -72,16 +99,16 @@ class FeatureCache:
 
 
 def _bytes_of(image: EncodedImage) -> int:
-    return sum(level.numel() * level.element_size() for level in image.levels)
+    return sum(level.nbytes for level in image.levels)
 
 
 def image_key(image: Hashable | Image.Image) -> Hashable:
-    """What tells an image from others: its place in the files, or for a loaded one that it is this very one."""
+    """A key that tells an image from others: its place in the files, or for a loaded one its identity."""
     return _Loaded(image) if isinstance(image, Image.Image) else image
 
 
 class _Loaded:
-    """A loaded image as a key: equal to itself alone, and held, so that its id becomes no other's."""
+    """A loaded image as a key: equal to itself alone, and held, so that no other image gets its id."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
@@ -91,49 +118,3 @@ class _Loaded:
 
     def __hash__(self) -> int:
         return id(self.image)
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """Token features of one or more prompts. A long list of names has several rows, its chunks.
-
-    ``owners[row]`` is the prompt that a row belongs to, ``label_offsets[row]`` the label of its first phrase there.
-    ``tuned`` text is a task's own, with what was learned for it: its thresholds hold by default.
-    """
-
-    prompts: tuple[Prompt, ...]
-    owners: tuple[int, ...]
-    label_offsets: tuple[int, ...]
-    batch: TextBatch
-    features: TextFeatures
-    tuned: bool = False
-
-    def of_prompts(self, chosen: Sequence[int]) -> "EncodedText":
-        """The rows of some prompts, which become prompts 0, 1, ..."""
-        rows = [(new, row) for new, old in enumerate(chosen) for row, owner in enumerate(self.owners) if owner == old]
-        index = [row for _, row in rows]
-        features = TextFeatures(self.features.hidden[index], self.features.attention_mask[index])
-        return EncodedText(
-            tuple(self.prompts[old] for old in chosen),
-            tuple(new for new, _ in rows),
-            tuple(self.label_offsets[row] for row in index),
-            _pick(self.batch, index, self.batch.input_ids.shape[1]),
-            features,
-            self.tuned,
-        )
-
-    def rows(self, chosen: Sequence[int]) -> tuple[TextBatch, TextFeatures]:
-        """Some rows, cut to the longest of them."""
-        width = int(self.batch.attention_mask[list(chosen)].sum(1).max())
-        batch = _pick(self.batch, chosen, width)
-        return batch, TextFeatures(self.features.hidden[list(chosen)][:, :width], batch.attention_mask)
-
-
-def _pick(batch: TextBatch, rows: Sequence[int], width: int) -> TextBatch:
-    index = list(rows)
-    return TextBatch(
-        batch.input_ids[index][:, :width],
-        batch.attention_mask[index][:, :width],
-        tuple(batch.phrase_tokens[row][:, :width] for row in index),
-        tuple(batch.prompts[row] for row in index),
-    )

@@ -5,56 +5,39 @@ threshold *before* centerness, are ranked with it, decoded, clipped, suppressed 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
+from glip.config import InferenceConfig
 from glip.geometry.anchors import decode
 from glip.geometry.boxes import clip, scale, suppress
 from glip.shapes import Float, Int, Tensor
-from glip.structures import NEGATIVE, Detections, ImageBatch, Outputs, Prompt, TextBatch
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How outputs become detections; defaults lie in the checkpoint's config.
-
-    ``nms`` is the overlap above which the lower-scored of two boxes of a class goes; 1 keeps all. ``max_detections``
-    0 means no cap. ``aggregate`` "mean", "max" or "power" turns token scores into a phrase score.
-    """
-
-    candidate_threshold: float = 0.05
-    candidates_per_level: int = 1000
-    nms: float = 0.6
-    max_detections: int = 100
-    aggregate: str = "mean"
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Boxes of one image before suppression, in resized pixels; ``places`` are their locations."""
-
-    boxes: Float[Tensor, "cand 4"]
-    scores: Float[Tensor, " cand"]
-    labels: Int[Tensor, " cand"]
-    places: Int[Tensor, " cand"]
+from glip.structures import Detections, Outputs, Size, TextBatch
+from glip.text.prompt import NEGATIVE
 
 
 def postprocess(
-    outputs: Outputs, images: ImageBatch, text: TextBatch, decoding: Decoding, *, token_scores: bool = False
+    outputs: Outputs,
+    text: TextBatch,
+    resized: Sequence[Size],
+    original: Sequence[Size],
+    config: InferenceConfig,
+    *,
+    token_scores: bool = False,
 ) -> list[Detections]:
     """Detections of every image of a batch, in original pixels, best first."""
     found = []
-    for index, prompt in enumerate(text.prompts):
-        candidates = find_candidates(outputs, index, text.phrase_tokens[index], images.resized[index], decoding)
-        kept = cap(suppress_candidates(candidates, prompt, decoding), decoding.max_detections)
-        scores = None
+    for index, (size, original_size) in enumerate(zip(resized, original, strict=True)):
+        candidates, locations = find_candidates(outputs, index, text, size, config)
         if token_scores:
             length = int(text.attention_mask[index].sum())
-            scores = outputs.token_logits[index, kept.places, :length].float().sigmoid()
-        boxes = scale(kept.boxes, images.resized[index], images.original[index])
-        found.append(Detections(boxes, kept.scores, kept.labels, prompt, images.original[index], scores))
+            candidates = replace(candidates, token_scores=outputs.token_logits[index, locations, :length].float())
+        kept = cap(suppress_classes(candidates, config.nms), config.max_detections)
+        scores = None if kept.token_scores is None else kept.token_scores.sigmoid()
+        boxes = scale(kept.boxes, size, original_size)
+        found.append(replace(kept, boxes=boxes, size=original_size, token_scores=scores))
     return found
 
 
@@ -76,22 +59,21 @@ def phrase_scores(
 
 
 def find_candidates(
-    outputs: Outputs,
-    index: int,
-    phrase_tokens: Float[Tensor, "phrase tok"],
-    size: tuple[int, int],
-    decoding: Decoding,
-) -> Candidates:
-    """(location, phrase) pairs over the threshold, at most ``candidates_per_level`` of each level, sorted by score."""
-    scores = phrase_scores(outputs.token_logits[index], phrase_tokens, decoding.aggregate)
+    outputs: Outputs, index: int, text: TextBatch, size: Size, config: InferenceConfig
+) -> tuple[Detections, Int[Tensor, " det"]]:
+    """(location, phrase) pairs over the threshold, best first, at most ``candidates_per_level`` of each level.
+
+    Boxes are in resized pixels, not suppressed yet; the second result is the location of each.
+    """
+    scores = phrase_scores(outputs.token_logits[index], text.phrase_tokens[index], config.aggregate)
     centerness = outputs.centerness[index].float().sigmoid()
     start, places, labels, ranks = 0, [], [], []
     for height, width in outputs.level_sizes:
         level = scores[start : start + height * width]
-        place, label = (level > decoding.candidate_threshold).nonzero(as_tuple=True)
+        place, label = (level > config.candidate_threshold).nonzero(as_tuple=True)
         rank = level[place, label] * centerness[start + place]
-        if len(rank) > decoding.candidates_per_level:
-            rank, best = rank.topk(decoding.candidates_per_level)
+        if len(rank) > config.candidates_per_level:
+            rank, best = rank.topk(config.candidates_per_level)
             place, label = place[best], label[best]
         places.append(place + start)
         labels.append(label)
@@ -100,55 +82,38 @@ def find_candidates(
     rank, order = torch.cat(ranks).sort(descending=True, stable=True)
     place, label = torch.cat(places)[order], torch.cat(labels)[order]
     boxes = decode(outputs.box_deltas[index, place].float(), outputs.anchors[place])
-    return Candidates(clip(boxes, size), rank.sqrt(), label, place)
+    return Detections(clip(boxes, size), rank.sqrt(), label, text.prompts[index], size), place
 
 
-def suppress_candidates(candidates: Candidates, prompt: Prompt, decoding: Decoding) -> Candidates:
+def suppress_classes(found: Detections, nms: float) -> Detections:
     """Per-class suppression; negative phrases took part in the caption and are left out here."""
-    classes = torch.tensor(prompt.classes, device=candidates.labels.device)[candidates.labels]
+    classes = found.classes
     wanted = (classes != NEGATIVE).nonzero(as_tuple=True)[0]
-    if decoding.nms < 1:
-        kept = suppress(candidates.boxes[wanted], candidates.scores[wanted], classes[wanted], decoding.nms)
-        wanted = wanted[kept]
-    return _select(candidates, wanted)
+    if nms < 1:
+        wanted = wanted[suppress(found.boxes[wanted], found.scores[wanted], classes[wanted], nms)]
+    return found.select(wanted)
 
 
-def cap(candidates: Candidates, limit: int) -> Candidates:
-    """The best ``limit`` candidates; those that tie with the last one stay, as in the release. 0 keeps all."""
-    if not limit or len(candidates.scores) <= limit:
-        return candidates
-    last = candidates.scores.topk(limit).values[-1]
-    return _select(candidates, (candidates.scores >= last).nonzero(as_tuple=True)[0])
+def cap(found: Detections, limit: int) -> Detections:
+    """The best ``limit`` detections; those that tie with the last one stay, as in the release. 0 keeps all."""
+    if not limit or len(found) <= limit:
+        return found
+    return found.select(found.scores >= found.scores.topk(limit).values[-1])
 
 
-def merge_chunks(
-    parts: Sequence[Detections], label_offsets: Sequence[int], prompt: Prompt, decoding: Decoding
-) -> Detections:
+def merge_chunks(parts: Sequence[Detections], config: InferenceConfig) -> Detections:
     """Detections of the chunks of one long list of names as one, best first, capped once.
 
     Args:
-        parts: of each chunk, suppressed per class but not capped.
-        label_offsets: the label of each chunk's first name in the whole list.
-        prompt: the whole list.
-        decoding: suppression is repeated only where the caller's mapping puts one class into several chunks.
+        parts: suppressed per class; labels and prompt are those of the whole list.
+        config: suppression is repeated only where the caller's mapping puts one class into several chunks.
     """
-    if len(parts) == 1:
-        places = torch.arange(len(parts[0]), device=parts[0].scores.device)
-        only = Candidates(parts[0].boxes, parts[0].scores, parts[0].labels, places)
-        return parts[0].select(cap(only, decoding.max_detections).places)
-    boxes = torch.cat([part.boxes for part in parts])
-    scores, order = torch.cat([part.scores for part in parts]).sort(descending=True, stable=True)
-    labels = torch.cat([part.labels + first for part, first in zip(parts, label_offsets, strict=True)])[order]
-    merged = Candidates(boxes[order], scores, labels, order)
-    seen = [
-        {prompt.classes[label] for label in (part.labels + first).tolist()}
-        for part, first in zip(parts, label_offsets, strict=True)
-    ]
-    if sum(map(len, seen)) > len(set().union(*seen)):
-        merged = suppress_candidates(merged, prompt, decoding)
-    kept = cap(merged, decoding.max_detections)
-    return Detections(kept.boxes, kept.scores, kept.labels, prompt, parts[0].size)
-
-
-def _select(candidates: Candidates, keep: Tensor) -> Candidates:
-    return Candidates(candidates.boxes[keep], candidates.scores[keep], candidates.labels[keep], candidates.places[keep])
+    merged = parts[0]
+    if len(parts) > 1:
+        scores, order = torch.cat([part.scores for part in parts]).sort(descending=True, stable=True)
+        boxes, labels = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("boxes", "labels"))
+        merged = Detections(boxes, scores, labels, merged.prompt, merged.size)
+        classes = [set(part.classes.tolist()) for part in parts]
+        if sum(map(len, classes)) > len(set().union(*classes)):
+            merged = suppress_classes(merged, config.nms)
+    return cap(merged, config.max_detections)

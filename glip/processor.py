@@ -7,63 +7,48 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from glip.config import ModelConfig
 from glip.shapes import Float, Tensor
-from glip.structures import Batch, ImageBatch, Prompt, Sample, Target, TextBatch
+from glip.structures import Batch, ImageBatch, Prompt, Sample, Size, Target, TextBatch
 from glip.text.tokens import Tokenizer, encode_prompts, positive_map
 
 SIZE_DIVISOR = 32  # padded sides are multiples of it (DATALOADER.SIZE_DIVISIBILITY)
 
 
 class Processor:
-    """Resizes, normalizes, pads and tokenizes.
+    """Resizes, normalizes, pads and tokenizes, as a model's config says."""
 
-    Args:
-        tokenizer: the model's tokenizer.
-        min_size: short side of the resized image, pixels.
-        max_size: the long side is at most this.
-        channels: "bgr" or "rgb", the channel order the model was trained with.
-        mean: per channel, in that order, on 0..255 values.
-        std: likewise.
-        max_tokens: longest caption the model reads, [CLS] and [SEP] included.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        min_size: int,
-        max_size: int,
-        channels: str,
-        mean: Sequence[float],
-        std: Sequence[float],
-        max_tokens: int,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.min_size, self.max_size = min_size, max_size
-        self.channels = channels
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
-        self.max_tokens = max_tokens
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        image = config.image
+        self.tokenizer, self.max_tokens = tokenizer, config.max_tokens
+        self.min_size, self.max_size = image.min_size, image.max_size
+        self.channels = image.channels
+        self.mean, self.std = torch.tensor(image.mean), torch.tensor(image.std)
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Batch:
         """A batch for inference: images resized to the model's size, one prompt for each."""
-        return Batch(self.images(images), self.text(prompts))
-
-    def images(self, images: Sequence[Image.Image]) -> ImageBatch:
-        """Resize, normalize and pad RGB images."""
-        resized = []
-        for image in images:
-            height, width = resized_size(image.height, image.width, self.min_size, self.max_size)
-            same = (width, height) == image.size
-            resized.append(image if same else image.resize((width, height), Image.Resampling.BILINEAR))
+        pixels, resized = self.images(images)
         original = tuple((image.height, image.width) for image in images)
-        sizes = tuple((image.height, image.width) for image in resized)
-        return ImageBatch(self._pad([self._normalize(image) for image in resized]), sizes, original)
+        return Batch(ImageBatch(pixels, resized, original), self.text(prompts))
+
+    def images(self, images: Sequence[Image.Image]) -> tuple[Float[Tensor, "batch 3 height width"], tuple[Size, ...]]:
+        """Resize, normalize and pad RGB images; also gives their sizes without the padding."""
+        sizes = tuple(self.resized_size(image) for image in images)
+        resized = [
+            image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+            for image, (height, width) in zip(images, sizes, strict=True)
+        ]
+        return self._pixels(resized), sizes
+
+    def resized_size(self, image: Image.Image) -> Size:
+        """The size of an image after the resize, before the padding."""
+        return resized_size(image.height, image.width, self.min_size, self.max_size)
 
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
         """Tokenize prompts.
 
         Raises:
-            ValueError: a caption over the limit, or a phrase that yields no token.
+            GlipError: a caption over the limit, or a phrase that yields no token.
         """
         return encode_prompts(self.tokenizer, prompts, max_tokens=self.max_tokens)
 
@@ -79,7 +64,7 @@ class Processor:
             images.append(sample.image)
             prompts.append(sample.prompt)
         sizes = tuple((image.height, image.width) for image in images)
-        batch = ImageBatch(self._pad([self._normalize(image) for image in images]), sizes, sizes)
+        batch = ImageBatch(self._pixels(images), sizes, sizes)
         text = self.text(prompts)
         targets = tuple(
             Target(
@@ -92,17 +77,23 @@ class Processor:
         )
         return Batch(batch, text, targets)
 
-    def _normalize(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-        if self.channels == "bgr":
-            values = values.flip(0)
-        return (values - self.mean[:, None, None]) / self.std[:, None, None]
-
-    def _pad(self, images: Sequence[Tensor]) -> Float[Tensor, "batch 3 height width"]:
-        height, width = (max(p.shape[axis] for p in images) for axis in (1, 2))
-        height, width = height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR
-        padded = [F.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in images]
+    def _pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+        """Normalize images and pad them right and bottom to one size."""
+        height, width = padded_size([(image.height, image.width) for image in images])
+        padded = []
+        for image in images:
+            values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+            if self.channels == "bgr":
+                values = values.flip(0)
+            values = (values - self.mean[:, None, None]) / self.std[:, None, None]
+            padded.append(F.pad(values, (0, width - image.width, 0, height - image.height)))
         return torch.stack(padded)
+
+
+def padded_size(sizes: Sequence[Size]) -> Size:
+    """The size that images of these sizes are padded to when they share a batch."""
+    height, width = (max(sides) for sides in zip(*sizes, strict=True))
+    return height + -height % SIZE_DIVISOR, width + -width % SIZE_DIVISOR
 
 
 def resized_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:

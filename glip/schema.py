@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -32,7 +32,11 @@ def checked(cls: type[T]) -> type[T]:
     return typing.cast(type[T], made)
 
 
-def parse(kind: type[T], value: Any, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+@overload
+def parse(kind: type[T], value: Any, *, at: str = "", error: type[GlipError] = ConfigError) -> T: ...
+@overload
+def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = ConfigError) -> Any: ...
+def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """Build a value of type ``kind``, usually a dataclass, from plain maps, lists and scalars.
 
     Args:
@@ -45,8 +49,7 @@ def parse(kind: type[T], value: Any, *, at: str = "", error: type[GlipError] = C
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
     try:
-        parsed: T = _adapter(typing.cast(Any, kind)).validate_json(json.dumps(value, default=str), strict=True)
-        return parsed
+        return _adapter(kind).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as caught:
         raise error(_sentence(kind, caught.errors()[0], at)) from None
 

@@ -212,16 +212,9 @@ def _load(form: str, prompt_offsets: bool) -> Loaded:
 
 def make_processor(case: Case, config: ModelConfig) -> Processor:
     """The processor a user gets, at the run's image size."""
-    image = config.image
-    return Processor(
-        Tokenizer(ASSETS / BUNDLED),
-        min_size=case.meta["resize"][0],
-        max_size=case.meta["resize"][1],
-        channels=image.channels,
-        mean=image.mean,
-        std=image.std,
-        max_tokens=config.max_tokens,
-    )
+    min_size, max_size = (int(side) for side in case.meta["resize"])
+    sized = replace(config, image=replace(config.image, min_size=min_size, max_size=max_size))
+    return Processor(sized, Tokenizer(ASSETS / BUNDLED))
 
 
 def make_batch(case: Case, config: ModelConfig) -> Batch:

@@ -11,7 +11,7 @@ import torch
 from golden_recorder import Run, TrainingRun
 from torch import Tensor
 
-from glip.postprocess import Candidates
+from glip.structures import Detections
 
 # Quantity -> tolerance for tiny and A, for B and C, for L.
 TOLERANCES = {
@@ -49,10 +49,11 @@ def unmatched(wanted: Found, offered: Found) -> int:
     return int((~(near & alike & same).any(1)).sum())
 
 
-def golden_candidates(run: Run, index: int) -> Candidates:
+def golden_candidates(run: Run, index: int) -> Detections:
     """The release's candidates of one image before suppression."""
     boxes, scores, labels = (run.case.tensor(f"pre_{index}_{what}") for what in ("boxes", "scores", "labels"))
-    return Candidates(boxes, scores, labels - 1, torch.arange(len(scores)))
+    prompt, size = run.batch.text.prompts[index], run.batch.images.resized[index]
+    return Detections(boxes, scores, labels - 1, prompt, size)
 
 
 def detections_apart(run: Run, index: int) -> tuple[int, int, int]:

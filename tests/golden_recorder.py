@@ -9,11 +9,12 @@ import torch
 from golden_cases import Case, Loaded, loaded_model, make_batch, make_prompts
 from torch import Tensor, nn
 
+from glip.config import InferenceConfig
 from glip.geometry.assign import assign
 from glip.loss import Criterion, Losses
 from glip.model.glip import GLIP, TowerStage
 from glip.model.release import our_name
-from glip.postprocess import Decoding, postprocess
+from glip.postprocess import postprocess
 from glip.structures import Batch, Detections, Outputs, Target
 from glip.text.tokens import positive_map
 
@@ -52,7 +53,8 @@ def run_case(case: Case, device: str = "cpu") -> Run:
         outputs = model(batch)
     recorder.close()
     recorder.outputs(outputs)
-    detections = postprocess(outputs, batch.images, batch.text, Decoding())
+    images = batch.images
+    detections = postprocess(outputs, batch.text, images.resized, images.original, InferenceConfig())
     return Run(case, loaded, batch, outputs, detections, recorder.arrays)
 
 

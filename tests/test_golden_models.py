@@ -28,10 +28,11 @@ from golden_compare import (
 from golden_recorder import Run, TrainingRun, run_case, run_training_case
 from torch import Tensor
 
+from glip.config import InferenceConfig
 from glip.geometry.anchors import decode, encode
 from glip.geometry.boxes import scale
 from glip.loss import centerness_targets
-from glip.postprocess import Decoding, cap, find_candidates, suppress_candidates
+from glip.postprocess import cap, find_candidates, suppress_classes
 
 DIGESTS = {
     "glip_t_a": "2b33f386e7dc3e81",
@@ -107,11 +108,11 @@ def test_stage(run: Run, quantity: str, note: Any) -> None:
 def test_candidates(run: Run, note: Any) -> None:
     """Before suppression: the same set, but for those at the threshold or at the cut."""
     for index, size in enumerate(run.batch.images.resized):
-        ours = find_candidates(run.outputs, index, run.batch.text.phrase_tokens[index], size, Decoding())
+        ours, places = find_candidates(run.outputs, index, run.batch.text, size, InferenceConfig())
         golden = golden_candidates(run, index)
         levels = run.case.tensor(f"pre_{index}_levels")
         lengths = torch.tensor([height * width for height, width in run.outputs.level_sizes])
-        our_levels = torch.bucketize(ours.places, lengths.cumsum(0), right=True) + 3
+        our_levels = torch.bucketize(places, lengths.cumsum(0), right=True) + 3
         first = Found(ours.boxes, ours.scores, ours.labels * 8 + our_levels)
         second = Found(golden.boxes, golden.scores, golden.labels * 8 + levels)
         lost, gained = unmatched(second, first), unmatched(first, second)
@@ -123,8 +124,8 @@ def test_candidates(run: Run, note: Any) -> None:
 def test_suppression_of_the_release_candidates_is_exact(run: Run) -> None:
     """The release's candidates through our suppression and cap are the release's detections, bit by bit."""
     for index, size in enumerate(run.batch.images.resized):
-        prompt = run.batch.text.prompts[index]
-        kept = cap(suppress_candidates(golden_candidates(run, index), prompt, Decoding()), Decoding().max_detections)
+        config = InferenceConfig()
+        kept = cap(suppress_classes(golden_candidates(run, index), config.nms), config.max_detections)
         ours = table(kept.boxes, kept.scores, kept.labels)
         boxes = run.case.tensor(f"det_{index}_boxes_net")
         scores, labels = (run.case.tensor(f"det_{index}_{what}") for what in ("scores", "labels"))

@@ -23,7 +23,7 @@ from glip.model.release import from_foreign, infer_config, our_name
 from glip.processor import resized_size
 from glip.structures import Prompt
 from glip.text.prompt import clean_name
-from glip.text.tokens import Tokenizer, phrase_tokens
+from glip.text.tokens import Tokenizer, phrase_tokens, span_tokens
 
 ARRAYS = np.load(GOLDEN / "units.npz")
 RECORDS = json.loads((GOLDEN / "units.json").read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ def test_prompt_of_class_names(record: dict[str, Any], tokenizer: Tokenizer) -> 
 @pytest.mark.parametrize("record", RECORDS["spans"], ids=lambda record: record["caption"][:20])
 def test_tokens_of_spans(record: dict[str, Any], tokenizer: Tokenizer) -> None:
     tokens = tokenizer(record["caption"])
-    ours = [[token for span in spans for token in tokens.of_span(tuple(span))] for spans in record["char_spans"]]
+    ours = [[token for span in spans for token in span_tokens(tokens, tuple(span))] for spans in record["char_spans"]]
     assert ours == by_label(record["tokens"])
 
 

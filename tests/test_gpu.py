@@ -20,7 +20,7 @@ from torch import Tensor
 
 from glip.adaptation import Adaptation
 from glip.cli.main import main
-from glip.config import LabelConfig, ModelConfig
+from glip.config import InferenceConfig, LabelConfig, ModelConfig
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
@@ -30,7 +30,7 @@ from glip.loss import Criterion
 from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _drop
 from glip.model.weights import fingerprint
-from glip.postprocess import Decoding, postprocess
+from glip.postprocess import postprocess
 from glip.pseudo.label import Labeller
 from glip.pseudo.shards import find_captions, find_shards
 from glip.pseudo.store import read_rows
@@ -154,9 +154,9 @@ def test_decoding_on_the_device(pair, images, device):
         centerness=outputs.centerness.to(device),
         anchors=outputs.anchors.to(device),
     )
-    decoding = Decoding(candidate_threshold=0.0)
-    [one] = postprocess(outputs, batch.images, batch.text, decoding)
-    [other] = postprocess(moved, batch.images.to(device), batch.text.to(device), decoding)
+    config, sizes = InferenceConfig(candidate_threshold=0.0), (batch.images.resized, batch.images.original)
+    [one] = postprocess(outputs, batch.text, *sizes, config)
+    [other] = postprocess(moved, batch.text.to(device), *sizes, config)
     assert_near(one, other.to("cpu"), scores=1e-5)
 
 

@@ -11,9 +11,10 @@ from small import NAMES, TINY, VOCABULARY, scenes, seeded
 from glip.config import TrainConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
-from glip.detector import Detector, build_processor
+from glip.detector import Detector
 from glip.experiment import Experiment
 from glip.geometry.boxes import iou
+from glip.processor import Processor
 from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.loop import train
@@ -63,7 +64,7 @@ def average_precision(found: list[Detections], samples: list[Sample]) -> float:
 def test_four_images_are_learned_by_heart(tmp_path):
     learned = samples()
     tokenizer = Tokenizer(VOCABULARY)
-    batch = build_processor(CONFIG, tokenizer).training(learned)
+    batch = Processor(CONFIG, tokenizer).training(learned)
 
     def steps(start: int) -> Iterator[Step]:
         return (Step((batch,), SkipCounter(), (), len(learned)) for _ in range(start, STEPS))

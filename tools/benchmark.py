@@ -107,14 +107,14 @@ def serve(orders: Connection, build: Callable[..., Any], names: int, args: argpa
 
 def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """GLIP-T (C) on what its own processor makes of an image and of the first names of COCO."""
-    from glip.detector import build_processor
     from glip.model.glip import build
     from glip.model.weights import ASSETS
+    from glip.processor import Processor
     from glip.text.tokens import Tokenizer
 
     config = glip.load_config("glip_t_c").model
     model = build(config).eval().to(args.device)
-    processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))  # its vocabulary is BERT's
+    processor = Processor(config, Tokenizer(ASSETS / "glip-nano"))  # its vocabulary is BERT's
     processor.min_size, processor.max_size = min(args.size), max(args.size)
     image = noise(args.size)
     batch = processor([image], [glip.Prompt.from_names(COCO_NAMES[:names])]).to(args.device)
@@ -157,7 +157,8 @@ def grounding_dino(
 
 def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, float, float]]:
     """Seconds and floating point operations of each stage; indented stages are part of the one above."""
-    from glip.postprocess import Decoding, postprocess
+    from glip.config import InferenceConfig
+    from glip.postprocess import postprocess
 
     def now() -> float:
         if device != "cpu":
@@ -167,7 +168,8 @@ def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, 
     parts = stage_modules(model)
     seconds, flops = meter(model, batch, parts, now), stage_flops(model, batch, parts)
     outputs = model(batch)
-    last = clock(device, lambda: postprocess(outputs, batch.images, batch.text, Decoding(candidate_threshold=0.0)))
+    sizes, config = (batch.images.resized, batch.images.original), InferenceConfig(candidate_threshold=0.0)
+    last = clock(device, lambda: postprocess(outputs, batch.text, *sizes, config))
     return [(part, seconds[part], flops[part]) for part in parts] + [("postprocess", last, 0.0)]
 
 

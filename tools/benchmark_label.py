@@ -96,8 +96,9 @@ def choose(folder: Path, boxes: int) -> None:
     for shard in range(max(1, boxes // (per_row * per_shard))):
         rows = [stored_row(rng, per_row) for _ in range(per_shard)]
         write_shard(folder, f"{shard:05d}", "jsonl", rows, {})
-    limits = {"min_box_side": 4.0, "max_box_area": 0.95, "max_per_phrase": 5}
-    config = SelectConfig(min_score=0.3, min_best_score=0.5, nms=0.6, nms_across=0.9, **limits)
+    config = SelectConfig(
+        min_score=0.3, min_best_score=0.5, min_box_side=4, max_box_area=0.95, nms=0.6, nms_across=0.9, max_per_phrase=5
+    )
     began = time.perf_counter()
     found = select(folder, folder / "selected.jsonl", config)
     print(

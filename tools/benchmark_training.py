@@ -26,10 +26,10 @@ import glip
 from glip.data.loader import MixtureDataset, Source
 from glip.data.phrasing import Phrasing
 from glip.data.transforms import Augmentation
-from glip.detector import build_processor
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.weights import ASSETS
+from glip.processor import Processor
 from glip.structures import Batch, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.optim import build_optimizer
@@ -96,7 +96,7 @@ def training_batch(config: glip.ModelConfig, size: Sequence[int], *, count: int 
     boxes, labels = random_boxes(size)
     labels = tuple((label % names,) for (label,) in labels)
     sample = Sample(noise(size), boxes, labels, prompt=glip.Prompt.from_names(COCO_NAMES[:names]))
-    processor = build_processor(config, Tokenizer(ASSETS / "glip-nano"))
+    processor = Processor(config, Tokenizer(ASSETS / "glip-nano"))
     return processor.training([sample] * count)
 
 
@@ -130,7 +130,7 @@ def loader_speed(folder: Path | None) -> float:
         files = sorted((folder or draw_jpegs(Path(made))).glob("*.jp*g"))
         samples = [Sample(file, *random_boxes([480, 480]), vocabulary=COCO_NAMES) for file in files]
         source = Source("jpegs", 1.0, samples, Augmentation((480, 480), 1333, flip=0.5), Phrasing(85, 256, 0.5))
-        processor = build_processor(CONFIG, Tokenizer(ASSETS / "glip-nano"))
+        processor = Processor(CONFIG, Tokenizer(ASSETS / "glip-nano"))
         dataset = MixtureDataset([source], processor, batch_size=4, steps=51, seed=0)
         dataset[0]  # warm-up
         start = time.perf_counter()

@@ -56,7 +56,7 @@ def main() -> None:
     one = statistics.median(passes)
     print(f"{len(names)} names, {args.size}, {args.threads} threads: a full pass of Grounding DINO-T {one:.2f} s")
     for chunk, times in ours.items():
-        seconds, rows = statistics.median(times), len(detector.encode_text(names, max_names=chunk).owners)
+        seconds, rows = statistics.median(times), len(detector.encode_text(names, max_names=chunk).chunks[0])
         how = f"{rows} chunks of {chunk or 'as many names as fit'}"
         print(f"{how}: {seconds:.1f} s, ratio to {PASSES} passes {seconds / PASSES / one:.3f} (bar {BARS[chunk]})")
     if args.check:

@@ -17,12 +17,13 @@ from glip.data.writers import label_row
 from glip.detector import Detector
 from glip.errors import GlipError
 from glip.pseudo.filters import Inspected, ShardFilter, inspect_image
-from glip.pseudo.packs import make_packs
+from glip.pseudo.packs import make_packs, split_detections
 from glip.pseudo.report import STAGES, count_labels
 from glip.pseudo.shards import CaptionedImage, Shard, read_shard
 from glip.pseudo.store import Row, write_shard
-from glip.structures import Detections, Prompt, Sample, Span
-from glip.text.phrases import PhraseFinder
+from glip.structures import Detections, Sample
+from glip.text.phrases import PhraseFinder, Span
+from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
 _READERS = 2  # threads that open images while the teacher looks at others
@@ -154,13 +155,13 @@ class Labeller:
                 piece = packs[start : start + config.batch_size]
                 answers = detector.ground(
                     encoded.select([place for place, _ in piece]),
-                    detector.encode_text([pack.prompt for _, pack in piece]),
+                    detector.encode_text([join_prompts(pack) for _, pack in piece]),
                     threshold=config.threshold,
                     max_detections=config.max_detections * config.together,
                     batch_size=config.batch_size,
                 )
                 for (place, pack), answer in zip(piece, answers, strict=True):
-                    found[group[place]] += pack.split(answer, config.max_detections)
+                    found[group[place]] += split_detections(answer, pack, config.max_detections)
         return [found[index] for index in range(len(queries))]
 
 

@@ -1,7 +1,7 @@
-"""Captions -> the noun phrases in them, as characters: what a free sentence asks a grounding model for.
+"""Captions -> their noun phrases, as characters: what a free sentence asks a grounding model to find.
 
-The bundled pipeline is a tagger of our own (its card: glip/assets/phrases/README.md), nothing is downloaded; any parsed
-spaCy pipeline can stand in for it. spaCy is imported when the first finder is made.
+The bundled pipeline is a small tagger (its card: glip/assets/phrases/README.md), nothing is downloaded; any spaCy
+pipeline with a parser can replace it. spaCy is imported when the first finder is made.
 """
 
 import re
@@ -10,22 +10,23 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from glip.errors import GlipError
-from glip.structures import Span
 
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
     from spacy.tokens import Span as Chunk
 
+Span = tuple[int, int]  # characters or words [start, end)
+
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "phrases"
-TAGGER = "phrases"  # the component that a pipeline of tools/train_phrases.py has; others are asked for noun_chunks
+TAGGER = "phrases"  # the component that pipelines of tools/train_phrases.py have; others give their noun_chunks
 BATCH = 32  # captions; so few stay in the processor's cache
-NEW_WORDS = 200_000  # after so many the pipeline is loaded anew, so that memory stays bounded
+NEW_WORDS = 200_000  # after so many the pipeline is loaded again, so that memory stays bounded
 PIECE = 1000  # characters that are read at once; a longer caption is cut at the end of a sentence, or at a space
 EXPRESSION = 12  # words of a referring expression at most; a longer one stays a phrase
 
@@ -36,7 +37,7 @@ WORDS = {
     "across between among beneath underneath atop upon onto into from front top wearing holding carrying",
 }
 DETERMINERS, TIES = (frozenset(words.split()) for words in WORDS.values())
-# Tags that pages have in their texts, by name: CC12M's "<PERSON>" and "<3" are none.
+# HTML tags by name: CC12M's "<PERSON>" and "<3" are none.
 TAGS = (
     "a|abbr|audio|b|big|blockquote|body|br|button|center|code|div|em|embed|font|form|h[1-6]|head|hr|html|i|iframe|img|"
     "input|li|link|meta|object|ol|p|pre|q|s|script|small|source|span|strong|style|sub|sup|table|tbody|td|th|tr|tt|u|ul|"
@@ -48,9 +49,18 @@ MARKUP = re.compile(
 )
 ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\ufeff]")
 ROUGH = re.compile(rf"[<&]|\s\s|[^\S ]|^\s|\s$|{ODD.pattern}")
-PLACES = "BIESO"  # of a word in a phrase: first, inside, last, the only one; or outside
-FOLLOWERS = {"B": "IE", "I": "IE", "E": "BSO", "S": "BSO", "O": "BSO"}
+
+PLACES = "BIESO"  # of a word in a phrase: beginning, inside, end, single; or outside
 NEVER = -1e9
+
+
+def _only(places: str) -> np.ndarray:
+    """What is added to the score of each place, so that only these are taken."""
+    return np.array([0.0 if place in places else NEVER for place in PLACES])
+
+
+START, END = _only("BSO"), _only("ESO")  # places of the first and the last word
+NEXT = np.stack([_only("IE" if place in "BI" else "BSO") for place in PLACES])  # [place, place of the next word]
 
 
 @dataclass(frozen=True)
@@ -60,21 +70,17 @@ class Plain:
     text: str
     places: Sequence[int]
 
-    def span(self, start: int, end: int) -> Span:
-        """The same characters in the caption as given."""
-        return self.places[start], self.places[end - 1] + 1
-
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found in a caption: its words in lower case, where they are, and phrases as word ranges [first, last).
+    """What was found in a caption: its words in lower case, where they are, and phrases as word ranges.
 
     ``reaches[i]`` is the word where the referring expression of phrase i ends; empty where nothing was parsed.
     """
 
     words: tuple[str, ...]
     spans: tuple[Span, ...]
-    phrases: tuple[tuple[int, int], ...]
+    phrases: tuple[Span, ...]
     reaches: tuple[int, ...]
 
     def characters(self, first: int, last: int) -> Span:
@@ -87,22 +93,22 @@ class PhraseFinder:
 
     A phrase is a noun or a name with what stands before it and belongs to it, without a break: determiners, adjectives,
     nouns, numbers and possessives; and with the rest of a name after it. `chunks` gives them all, `many` and a call
-    only what an image can show, each without its determiner: phrases of one word less the leading ones ("his hat" ->
-    "hat"), and none whose head is in the list of what is no thing ("view", "a group of"). A phrase that occurs twice
-    is found twice, each with its own characters; phrases never overlap.
+    only what an image can show, each without its determiner ("his hat" -> "hat"), and none whose head is in the list
+    of words that are no thing ("view", "a group of"). A phrase that occurs twice is found twice, each with its own
+    characters; phrases never overlap.
 
     Args:
-        pipeline: None for the bundled one, else a parsed spaCy pipeline, whose ``noun_chunks`` are taken (those of
-            pronouns left out): its name (``en_core_web_sm``) or folder. Also a folder of tools/train_phrases.py.
-        drop: what is no thing, instead of glip/assets/phrases/not_things.txt, in the same words: ``view`` drops each
-            phrase that ends so, ``group of`` only where "of" follows, ``=top`` only where it is the whole phrase.
-        referring: widen each phrase to its referring expression ("a man in a red shirt"). A parsed pipeline gives the
-            words below the head, without what is coordinated, and without relative clauses where these make it too
-            long. The bundled one joins what prepositions of place, "of", "with", "wearing", "holding" or "carrying"
+        pipeline: None for the bundled one; else a spaCy pipeline with a parser, by name (``en_core_web_sm``) or folder,
+            whose ``noun_chunks`` are taken without pronouns. Also a folder of tools/train_phrases.py.
+        drop: words that are no thing, instead of glip/assets/phrases/not_things.txt, in the same form: ``view`` drops
+            each phrase that ends so, ``group of`` only where "of" follows, ``=top`` only where it is the whole phrase.
+        referring: widen each phrase to its referring expression ("a man in a red shirt"). With a parser these are the
+            words below the head, without coordinated ones, and without relative clauses where these make it too long.
+            The bundled pipeline joins what prepositions of place, "of", "with", "wearing", "holding" or "carrying"
             tie to the phrase before. At most 12 words; an expression within another one is left out.
 
     Raises:
-        ValueError: a pipeline that is not installed, or that finds no noun phrases.
+        GlipError: a pipeline that is not installed, or that finds no noun phrases.
     """
 
     def __init__(
@@ -110,7 +116,9 @@ class PhraseFinder:
     ) -> None:
         if isinstance(drop, str):
             raise GlipError(f"drop: got the string {drop!r}: pass a list of words, such as ['view', 'group of']")
-        self.drop = frozenset(_listed(BUNDLED / "not_things.txt") if drop is None else (w.lower() for w in drop))
+        if drop is None:
+            drop = [line.split("#")[0].strip() for line in (BUNDLED / "not_things.txt").open(encoding="utf-8")]
+        self.drop = frozenset(word.lower() for word in drop)
         self.referring = referring
         self.pipeline = BUNDLED if pipeline is None else pipeline
         self._open()
@@ -130,7 +138,7 @@ class PhraseFinder:
 
     def _open(self) -> None:
         nlp = _load(self.pipeline)
-        self._read = _Tagger(nlp) if TAGGER in nlp.pipe_names else _Parser(nlp, self.pipeline)
+        self._read = _tagger(nlp) if TAGGER in nlp.pipe_names else _parser(nlp, self.pipeline)
         self._vocabulary, self._known = nlp.vocab, len(nlp.vocab)
 
     def _readings(self, captions: Iterable[str]) -> Iterator[Reading]:
@@ -140,35 +148,30 @@ class PhraseFinder:
         while batch := list(islice(waiting, BATCH)):
             read = [plain(caption) for caption in batch]
             pieces = [_pieces(one.text) for one in read]
-            docs = iter(self._read(list(chain.from_iterable(pieces))))
-            yield from (_join(one, list(islice(docs, len(parts)))) for one, parts in zip(read, pieces, strict=True))
+            found = iter(self._read(list(chain.from_iterable(pieces))))
+            yield from (_join(one, islice(found, len(parts))) for one, parts in zip(read, pieces, strict=True))
             if len(self._vocabulary) - self._known > NEW_WORDS:  # spaCy keeps every word that it ever saw
                 self._open()
 
     def _things(self, reading: Reading) -> Iterator[Span]:
-        reaches = [last for _, last in reading.phrases]
+        words, reaches = reading.words, [last for _, last in reading.phrases]
         if self.referring:
-            reaches = [*reading.reaches] or _linked(reading.words, reading.phrases)
+            reaches = [*reading.reaches] or _linked(words, reading.phrases)
         done = 0
         for (start, last), reach in zip(reading.phrases, reaches, strict=True):
-            first = _undetermined(reading.words, start, last)
-            absent = reading.words[start] == "no"
-            if absent or first == last or first < done or self._is_no_thing(reading.words, first, last):
-                continue
-            done = reach
-            yield reading.characters(first, done)
+            first = start
+            while first < last and (words[first] in DETERMINERS or not any(map(str.isalnum, words[first]))):
+                first += 1
+            if first < last and first >= done and words[start] != "no" and self._is_thing(words, first, last):
+                done = reach
+                yield reading.characters(first, reach)
 
-    def _is_no_thing(self, words: Sequence[str], first: int, last: int) -> bool:
+    def _is_thing(self, words: Sequence[str], first: int, last: int) -> bool:
         head = words[last - 1]
-        if not any(letter.isalpha() for word in words[first:last] for letter in word):
-            return True
-        of = last < len(words) and words[last] == "of" and f"{head} of" in self.drop
-        return head in self.drop or of or (last - first == 1 and f"={head}" in self.drop)
-
-
-def noun_phrases(caption: str) -> tuple[Span, ...]:
-    """The things that a caption names, by the bundled finder: characters [start, end) of it, in reading order."""
-    return _bundled()(caption)
+        has_letters = any(letter.isalpha() for word in words[first:last] for letter in word)
+        is_measure = last < len(words) and words[last] == "of" and f"{head} of" in self.drop
+        is_bare = last - first == 1 and f"={head}" in self.drop
+        return has_letters and not (head in self.drop or is_measure or is_bare)
 
 
 @cache
@@ -176,9 +179,20 @@ def _bundled() -> PhraseFinder:
     return PhraseFinder()
 
 
-def _listed(path: Path) -> Iterator[str]:
-    lines = (line.split("#")[0].strip().lower() for line in path.read_text(encoding="utf-8").splitlines())
-    return (line for line in lines if line)
+def noun_phrases(caption: str) -> tuple[Span, ...]:
+    """The things that a caption names, by the bundled finder: characters [start, end) of it, in reading order."""
+    return _bundled()(caption)
+
+
+# ---- pipelines
+
+
+class _Found(NamedTuple):
+    """What was found in a piece of a caption: phrases as word ranges, and where their expressions end, if parsed."""
+
+    doc: "Doc"
+    phrases: list[Span]
+    reaches: list[int]
 
 
 def _load(pipeline: str | Path) -> "Language":
@@ -195,59 +209,48 @@ def _load(pipeline: str | Path) -> "Language":
         ) from error
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What was found in a piece of a caption: phrases as word ranges, and where their expressions end, if parsed."""
+def _tagger(nlp: "Language") -> Callable[[list[str]], list[_Found]]:
+    """The bundled way: the likeliest sequence of places by the tagger's scores."""
+    tagger = nlp.get_pipe(TAGGER)
+    predict: Callable[[list[Doc]], list[np.ndarray]] = tagger.model.predict  # type: ignore[attr-defined]
+    labels: Sequence[str] = tagger.labels  # type: ignore[attr-defined]
+    place_of_label = np.array([[label[0] == place for place in PLACES] for label in labels], np.float32)
 
-    doc: "Doc"
-    phrases: list[tuple[int, int]]
-    reaches: tuple[int, ...] = ()
-
-
-class _Tagger:
-    """The bundled way: the likeliest sequence of places, as the tagger's scores say."""
-
-    def __init__(self, nlp: "Language") -> None:
-        self.make = nlp.make_doc
-        tagger = nlp.get_pipe(TAGGER)
-        self.predict: Callable[[list[Doc]], list[np.ndarray]] = tagger.model.predict  # type: ignore[attr-defined]
-        labels: Sequence[str] = tagger.labels  # type: ignore[attr-defined]
-        self.place = np.array([[label[0] == place for place in PLACES] for label in labels], np.float32)
-
-    def __call__(self, texts: list[str]) -> list[_Found]:
-        docs = [self.make(text) for text in texts]
+    def read(texts: list[str]) -> list[_Found]:
+        docs = [nlp.make_doc(text) for text in texts]
         if not any(len(doc) for doc in docs):
-            return [_Found(doc, []) for doc in docs]
-        scores = np.concatenate(self.predict(docs))
-        chances = np.exp(scores - scores.max(1, keepdims=True)) @ self.place
+            return [_Found(doc, [], []) for doc in docs]
+        scores = np.concatenate(predict(docs))
+        chances = np.exp(scores - scores.max(1, keepdims=True)) @ place_of_label
         chances = np.log(chances / chances.sum(1, keepdims=True) + 1e-9)
-        found = _decode(chances, [len(doc) for doc in docs])
-        return [_Found(doc, phrases) for doc, phrases in zip(docs, found, strict=True)]
+        phrases = _decode(chances, [len(doc) for doc in docs])
+        return [_Found(doc, own, []) for doc, own in zip(docs, phrases, strict=True)]
+
+    return read
 
 
-class _Parser:
-    """Any parsed pipeline: its noun chunks."""
+def _parser(nlp: "Language", name: str | Path) -> Callable[[list[str]], list[_Found]]:
+    """The noun chunks of any pipeline with a parser."""
+    try:
+        list(nlp("A cat lies on the mat.").noun_chunks)
+    except (ValueError, NotImplementedError) as error:
+        raise GlipError(
+            f"spaCy pipeline {str(name)!r} finds no noun phrases, it has {nlp.pipe_names or 'no component'}: give "
+            "one with a parser, such as en_core_web_sm, or None for the bundled one"
+        ) from error
 
-    def __init__(self, nlp: "Language", name: str | Path) -> None:
-        self.nlp = nlp
-        try:
-            list(nlp("A cat lies on the mat.").noun_chunks)
-        except (ValueError, NotImplementedError) as error:
-            raise GlipError(
-                f"spaCy pipeline {str(name)!r} finds no noun phrases, it has {nlp.pipe_names or 'no component'}: give "
-                "one with a parser, such as en_core_web_sm, or None for the bundled one"
-            ) from error
+    def read(texts: list[str]) -> list[_Found]:
+        found = []
+        for doc in nlp.pipe(texts):
+            chunks = [chunk for chunk in doc.noun_chunks if chunk.root.pos_ != "PRON"]
+            found.append(_Found(doc, [(chunk.start, chunk.end) for chunk in chunks], list(map(_reach, chunks))))
+        return found
 
-    def __call__(self, texts: list[str]) -> list[_Found]:
-        return [self._found(doc) for doc in self.nlp.pipe(texts)]
-
-    def _found(self, doc: "Doc") -> _Found:
-        chunks = [chunk for chunk in doc.noun_chunks if chunk.root.pos_ != "PRON"]
-        return _Found(doc, [(chunk.start, chunk.end) for chunk in chunks], tuple(_below(chunk) for chunk in chunks))
+    return read
 
 
-def _below(chunk: "Chunk") -> int:
-    """Where the referring expression of a parsed noun chunk ends: its subtree, as far as nothing is left out of it."""
+def _reach(chunk: "Chunk") -> int:
+    """Where the referring expression of a parsed noun chunk ends: its subtree, up to the first part left out."""
     for without in (("conj", "cc", "punct"), ("conj", "cc", "punct", "relcl", "acl:relcl")):
         end = chunk.end
         for child in chunk.root.rights:
@@ -259,7 +262,7 @@ def _below(chunk: "Chunk") -> int:
     return chunk.end
 
 
-def _linked(words: Sequence[str], phrases: Sequence[tuple[int, int]]) -> list[int]:
+def _linked(words: Sequence[str], phrases: Sequence[Span]) -> list[int]:
     """Where the referring expression of each phrase ends: words of TIES tie the next phrase to it, and so on."""
     reaches = [last for _, last in phrases]
     for index in range(len(phrases) - 2, -1, -1):
@@ -271,41 +274,39 @@ def _linked(words: Sequence[str], phrases: Sequence[tuple[int, int]]) -> list[in
     return reaches
 
 
-def _decode(chances: np.ndarray, lengths: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """The likeliest lawful places of each sequence (Viterbi, over all at once), as word ranges of its phrases.
+def _decode(chances: np.ndarray, lengths: Sequence[int]) -> list[list[Span]]:
+    """The likeliest sequence of places of each text that NEXT allows (Viterbi, all texts at once), as phrases.
 
     Args:
-        chances: log-probabilities of the places, [word, place], all sequences in a row.
-        lengths: how many words each has.
+        chances: log-probabilities [word, place], the words of all texts in a row.
+        lengths: the number of words of each text.
     """
-    allowed = np.array([[0.0 if b in FOLLOWERS[a] else NEVER for b in PLACES] for a in PLACES], np.float32)
     counts = np.array(lengths)
     inside = np.arange(counts.max()) < counts[:, None]
-    grid = np.zeros((*inside.shape, len(PLACES)), np.float32)
-    grid[..., :-1] = NEVER  # behind the end all is outside, so that no phrase runs over it
+    grid = np.where(np.array(list(PLACES)) == "O", 0.0, NEVER) * np.ones((*inside.shape, 1))  # after the end: outside
     grid[inside] = chances
-    score = grid[:, 0] + [0.0, NEVER, NEVER, 0.0, 0.0]
-    steps: list[np.ndarray] = []
+    score, before = grid[:, 0] + START, list[np.ndarray]()
     for column in range(1, grid.shape[1]):
-        ways = score[:, :, None] + allowed
-        steps.append(ways.argmax(1))
-        score = ways.max(1) + grid[:, column]
-    path = np.zeros(inside.shape, int)
-    path[:, -1] = (score + [NEVER, NEVER, 0.0, 0.0, 0.0]).argmax(1)
-    for column in range(grid.shape[1] - 1, 0, -1):
-        path[:, column - 1] = steps[column - 1][np.arange(len(path)), path[:, column]]
-    rows, firsts = np.nonzero(np.isin(path, [0, 3]) & inside)
-    lasts = np.nonzero(np.isin(path, [2, 3]) & inside)[1] + 1
-    found: list[list[tuple[int, int]]] = [[] for _ in lengths]
+        steps = score[:, :, None] + NEXT
+        before.append(steps.argmax(1))  # the best place of the word before, for each place
+        score = steps.max(1) + grid[:, column]
+    path = [(score + END).argmax(1)]
+    for step in reversed(before):
+        path.append(step[np.arange(len(counts)), path[-1]])
+    places = np.array(list(PLACES))[np.stack(path[::-1], 1)]
+    rows, firsts = np.nonzero(np.isin(places, ["B", "S"]) & inside)
+    lasts = np.nonzero(np.isin(places, ["E", "S"]) & inside)[1] + 1
+    found: list[list[Span]] = [[] for _ in lengths]
     for row, first, last in zip(rows.tolist(), firsts.tolist(), lasts.tolist(), strict=True):
         found[row].append((first, last))
     return found
 
 
+# ---- captions in pieces
+
+
 def plain(caption: str) -> Plain:
-    """Markup, control characters and halves of letters become spaces, and spaces single ones."""
-    if not isinstance(caption, str):
-        raise GlipError(f"caption {caption!r} is no text: pass a string")
+    """Replace markup, control characters and halves of letters by spaces, and spaces by single ones."""
     if not ROUGH.search(caption):
         return Plain(caption, range(len(caption)))
     text = ODD.sub(" ", MARKUP.sub(lambda match: " " * len(match[0]), caption))
@@ -315,10 +316,7 @@ def plain(caption: str) -> Plain:
 
 
 def _pieces(text: str) -> list[str]:
-    """A text cut so that no piece is longer than PIECE, and no sentence, else no word is cut where that can be helped.
-
-    The pieces together are the text.
-    """
+    """Cut a text into pieces of at most PIECE characters: at the end of a sentence, else at a space, else anywhere."""
     pieces: list[str] = []
     start = 0
     while len(text) - start > PIECE:
@@ -329,11 +327,11 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _join(read: Plain, parts: list[_Found]) -> Reading:
+def _join(read: Plain, parts: Iterable[_Found]) -> Reading:
     """The pieces of a caption, together again."""
     words: list[str] = []
     spans: list[Span] = []
-    phrases: list[tuple[int, int]] = []
+    phrases: list[Span] = []
     reaches: list[int] = []
     start = 0
     for part in parts:
@@ -342,13 +340,6 @@ def _join(read: Plain, parts: list[_Found]) -> Reading:
         reaches += [reach + first for reach in part.reaches]
         for place, length in part.doc.to_array(["IDX", "LENGTH"]).tolist():
             words.append(text[place : place + length].lower())
-            spans.append(read.span(start + place, start + place + length))
+            spans.append((read.places[start + place], read.places[start + place + length - 1] + 1))
         start += len(text)
     return Reading(tuple(words), tuple(spans), tuple(phrases), tuple(reaches))
-
-
-def _undetermined(words: Sequence[str], first: int, last: int) -> int:
-    """Where a phrase begins without its determiners and possessive pronouns (last, if nothing else is in it)."""
-    while first < last and (words[first] in DETERMINERS or not any(letter.isalnum() for letter in words[first])):
-        first += 1
-    return first

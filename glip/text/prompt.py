@@ -1,19 +1,152 @@
-"""Names -> prompts: cleaning dataset names, and splitting long vocabularies into chunks the model can read."""
+"""Prompts: what to look for, as a caption and the characters in it that name each thing.
+
+The only home of joining names with their spans, of shifting spans, and of counting whether names fit a caption.
+"""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from glip.errors import GlipError
-from glip.structures import Prompt
+from glip.text.phrases import Span, noun_phrases
+
+NEGATIVE = -1  # the class of a phrase that takes part in the prompt but is never returned
+SEPARATOR = ". "  # between names, as in the 2022 release (DATASETS.SEPARATION_TOKENS)
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+# What may not continue a word on either side: not the letters of scripts that write words without spaces.
+LETTER = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+
+CountTokens = Callable[[str], int]  # tokens of a text, [CLS] and [SEP] included
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A part of a long list of names; ``first`` is the label its first name has in the whole list."""
+class Phrase:
+    """A thing named in a caption: its text and the character ranges [start, end) that name it."""
 
-    prompt: Prompt
-    first: int
+    text: str
+    spans: tuple[Span, ...]
+
+    def shifted(self, characters: int) -> "Phrase":
+        """The same phrase in a caption that begins ``characters`` earlier."""
+        return Phrase(self.text, tuple((start + characters, end + characters) for start, end in self.spans))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and the phrases in it that are to be found.
+
+    ``classes[i]`` is the class of phrase ``i``: its own index unless the caller maps several names to one class, or
+    ``NEGATIVE`` for a phrase that only competes. Phrases know their characters by construction; nothing is ever
+    found again by searching a string, so "car" cannot be mistaken for the start of "cart".
+    """
+
+    caption: str
+    phrases: tuple[Phrase, ...]
+    classes: tuple[int, ...] = ()
+    is_list: bool = False  # made of independent names, so it may be split into chunks
+
+    def __post_init__(self) -> None:
+        count, length = len(self.phrases), len(self.caption)
+        if not self.classes:
+            object.__setattr__(self, "classes", tuple(range(count)))
+        if not count:
+            raise GlipError(
+                f"prompt {self.caption[:60]!r} names nothing: write what to look for, such as 'a red bus. a cyclist'"
+            )
+        if len(self.classes) != count:
+            raise GlipError(f"classes: got {len(self.classes)} for {count} phrases: give one class per phrase")
+        if not self.caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in self.caption):
+            raise GlipError(f"prompt {self.caption!r} holds characters that are not UTF-8: write it in UTF-8")
+        for phrase in self.phrases:
+            if not phrase.spans or not all(0 <= start < end <= length for start, end in phrase.spans):
+                raise GlipError(
+                    f"phrase {phrase.text!r} has the spans {list(phrase.spans)}: give at least one [start, end) within "
+                    f"the {length} characters of the caption"
+                )
+
+    @classmethod
+    def from_names(
+        cls, names: Sequence[str], *, negatives: Sequence[str] = (), classes: Sequence[int] | None = None
+    ) -> "Prompt":
+        """Join names to a caption: ``["person", "stop sign"]`` -> "person. stop sign".
+
+        Args:
+            names: what to find; label ``i`` of a detection is ``names[i]``. Duplicates stay separate labels.
+            negatives: names that take part and may win a region, but are not returned.
+            classes: maps names to classes (for instance synonyms to one class); suppression is per class.
+
+        Raises:
+            GlipError: no name, or an empty one.
+        """
+        if isinstance(names, str):
+            raise GlipError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
+        for index, name in enumerate([*names, *negatives]):
+            if not name.strip():
+                raise GlipError(f"name {index} of the prompt is empty: remove it or write what to look for")
+        joined = join_names(("", name, "") for name in [*names, *negatives])
+        own = tuple(range(len(names)) if classes is None else classes)
+        return replace(joined, classes=own + (NEGATIVE,) * len(negatives), is_list=True)
+
+    @classmethod
+    def parse(cls, text: str) -> "Prompt":
+        """Split "a red bus. a cyclist." at ". " and " . " and a trailing dot into names.
+
+        A dot inside a word is kept ("7.5 cm"); a name that itself has a dot and a space ("St. Bernard") must be
+        passed in a list.
+
+        Raises:
+            GlipError: no name is in the text.
+        """
+        names = (part.strip() for part in re.split(r"\.+(?:\s+|$)", text))
+        return cls.from_names([name for name in names if name])
+
+    @classmethod
+    def from_caption(cls, caption: str, phrases: str | Sequence[str | Sequence[Any]] | None = None) -> "Prompt":
+        """A free sentence and the things in it: each a text that occurs in it, a span, or several spans.
+
+        A text stands for its next whole-word occurrence after the phrase given before it (else its first one), so
+        phrases listed in reading order find their own words, also when a word occurs twice. Without ``phrases`` the
+        noun phrases of the caption are taken.
+
+        Raises:
+            GlipError: a text that is not in the caption, a span outside it, or no phrase.
+        """
+        if phrases is None:
+            phrases = noun_phrases(caption)
+        found, position = list[Phrase](), 0
+        for item in [phrases] if isinstance(phrases, str) else phrases:
+            spans = (_locate(caption, item, position),) if isinstance(item, str) else _spans(item)
+            position = spans[-1][1] if isinstance(item, str) else position
+            found.append(Phrase(" ".join(caption[start:end] for start, end in spans), spans))
+        return cls(caption, tuple(found))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text of each phrase, in the caller's order."""
+        return tuple(phrase.text for phrase in self.phrases)
+
+
+def join_names(names: Iterable[tuple[str, str, str]]) -> Prompt:
+    """Names with the text around each (before, name, after) as one caption; only the names are phrases."""
+    caption, phrases = "", list[Phrase]()
+    for before, name, after in names:
+        caption += (SEPARATOR if phrases else "") + before
+        phrases.append(Phrase(name, ((len(caption), len(caption) + len(name)),)))
+        caption += name + after
+    return Prompt(caption, tuple(phrases))
+
+
+def join_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """One prompt with the phrases of all, in their order; a separator takes the place of a caption's last dot."""
+    if len(prompts) == 1:
+        return prompts[0]
+    caption, phrases = "", list[Phrase]()
+    for prompt in prompts:
+        caption += SEPARATOR if phrases else ""
+        phrases += [phrase.shifted(len(caption)) for phrase in prompt.phrases]
+        caption += prompt.caption.rstrip().removesuffix(".")  # no span reaches into the dot
+    return Prompt(caption, tuple(phrases))
 
 
 def clean_name(name: str) -> str:
@@ -24,49 +157,74 @@ def clean_name(name: str) -> str:
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
+class TokenBudget:
+    """The tokens that are left in a caption of texts joined by separators.
+
+    Word pieces never cross white space or punctuation, so a caption has the tokens of its texts, one for each dot
+    between them, [CLS] and [SEP].
+    """
+
+    def __init__(self, count_tokens: CountTokens, max_tokens: int) -> None:
+        self._count_tokens = count_tokens
+        self.left = max_tokens - SPECIAL_TOKENS + 1  # each text brings a separator, which the last one does not need
+
+    def take(self, text: str) -> bool:
+        """Reserve the tokens of one more text; False, and nothing is reserved, if it does not fit."""
+        cost = self._count_tokens(text) - SPECIAL_TOKENS + 1
+        fits = cost <= self.left
+        self.left -= cost if fits else 0
+        return fits
+
+
 def split_prompt(
-    prompt: Prompt,
-    count_tokens: Callable[[str], int],
-    *,
-    max_tokens: int,
-    max_names: int | None = None,
-) -> list[Chunk]:
-    """Split a list of names into chunks that fit the model, by real token count; a prompt that fits stays whole.
+    prompt: Prompt, count_tokens: CountTokens, *, max_tokens: int, max_names: int | None = None
+) -> list[tuple[int, Prompt]]:
+    """Split a list of names into chunks that the model can read, each with the index of its first name in the list.
 
     Args:
-        prompt: names to find; a caption is returned as it is (it cannot be cut without changing its meaning).
-        count_tokens: tokens of a caption, [CLS] and [SEP] included.
+        prompt: the names; a caption is not split, which would change its meaning.
+        count_tokens: counts the tokens of a caption, [CLS] and [SEP] included.
         max_tokens: what the model reads.
-        max_names: at most so many names in a chunk (40 in the paper's LVIS protocol).
+        max_names: maximum names per chunk (40 in the paper's LVIS protocol); None or 0: as many as fit.
 
     Raises:
-        ValueError: a single name that needs more tokens than the model reads.
+        GlipError: a single name that needs more tokens than the model reads.
     """
-    if max_names is not None and max_names < 1:
-        raise GlipError(f"max_names {max_names} is less than 1: give the names of a chunk at most, such as 40")
-    fits = count_tokens(prompt.caption) <= max_tokens and len(prompt.phrases) <= (max_names or len(prompt.phrases))
+    max_names = max_names or len(prompt.phrases)
+    fits = len(prompt.phrases) <= max_names and count_tokens(prompt.caption) <= max_tokens
     if fits or not prompt.is_list:
-        return [Chunk(prompt, 0)]
-    # Word pieces never cross white space or punctuation, so the cost of a list is the sum of its names' costs, plus
-    # one token for each separating dot, plus [CLS] and [SEP].
-    costs = [count_tokens(text) - 2 for text in prompt.texts]
-    groups: list[list[int]] = [[]]
-    used = 2
-    for index, cost in enumerate(costs):
-        if cost + 2 > max_tokens:
-            raise GlipError(
-                f"name {prompt.texts[index][:40]!r} needs {cost + 2} tokens, the model reads {max_tokens}: shorten it"
-            )
-        extra = cost + 1 if groups[-1] else cost
-        if groups[-1] and (used + extra > max_tokens or len(groups[-1]) == max_names):
-            groups.append([])
-            used, extra = 2, cost
-        groups[-1].append(index)
-        used += extra
-    return [Chunk(_part(prompt, group), group[0]) for group in groups]
+        return [(0, prompt)]
+    starts, budget = [0], TokenBudget(count_tokens, max_tokens)
+    for index, name in enumerate(prompt.texts):
+        if index - starts[-1] < max_names and budget.take(name):
+            continue
+        starts.append(index)
+        budget = TokenBudget(count_tokens, max_tokens)
+        if not budget.take(name):
+            needed = count_tokens(name)
+            raise GlipError(f"name {name[:40]!r} needs {needed} tokens, the model reads {max_tokens}: shorten it")
+    ends = [*starts[1:], len(prompt.texts)]
+    texts, classes = prompt.texts, prompt.classes
+    return [
+        (start, Prompt.from_names(texts[start:end], classes=classes[start:end]))
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
-def _part(prompt: Prompt, indices: Sequence[int]) -> Prompt:
-    part = Prompt.from_names([prompt.texts[index] for index in indices])
-    classes = tuple(prompt.classes[index] for index in indices)
-    return Prompt(part.caption, part.phrases, classes, is_list=True)
+def _locate(caption: str, text: str, start: int) -> Span:
+    """Where a text occurs as whole words: after ``start`` if it does, else first."""
+    text = text.strip()
+    before = rf"(?<!{LETTER})" if re.match(LETTER, text) else ""
+    after = rf"(?!{LETTER})" if re.match(LETTER, text[-1:]) else ""
+    pattern = re.compile(before + re.escape(text) + after, re.IGNORECASE)
+    match = pattern.search(caption, start) or pattern.search(caption)
+    if match is None:
+        raise GlipError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
+    return match.span()
+
+
+def _spans(item: Sequence[Any]) -> tuple[Span, ...]:
+    listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
+    if not all(len(span) == 2 for span in listed):
+        raise GlipError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
+    return tuple((int(start), int(end)) for start, end in listed)

@@ -6,42 +6,20 @@ the search stays within the span, so a span of dropped characters never stands f
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Encoding
 from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
 from glip.errors import GlipError
 from glip.shapes import Bool, Float, Tensor
-from glip.structures import Prompt, Span, TextBatch
+from glip.structures import TextBatch
+from glip.text.phrases import Span
+from glip.text.prompt import Prompt
 
 _REACH = 3  # how many characters are tried at either end of a span
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One tokenized caption, [CLS] and [SEP] included; ``offsets`` are character ranges, empty for special tokens."""
-
-    ids: tuple[int, ...]
-    offsets: tuple[Span, ...]
-
-    def of_character(self, position: int) -> int | None:
-        """The token that covers a character, or None for white space and anything outside."""
-        for index, (start, end) in enumerate(self.offsets):
-            if start <= position < end:
-                return index
-        return None
-
-    def of_span(self, span: Span) -> range:
-        """The tokens that name a character range; empty when no character of its ends belongs to a token."""
-        start, end = span
-        firsts = (self.of_character(place) for place in range(start, min(start + _REACH, end)))
-        lasts = (self.of_character(place) for place in range(end - 1, max(end - 1 - _REACH, start - 1), -1))
-        first = next((token for token in firsts if token is not None), None)
-        last = next((token for token in lasts if token is not None), None)
-        return range(0) if first is None or last is None else range(first, last + 1)
 
 
 class Tokenizer:
@@ -62,10 +40,10 @@ class Tokenizer:
         self._bert = BertTokenizerFast.from_pretrained(self.folder, local_files_only=True, do_lower_case=True)
         transformers_logging.set_verbosity(verbosity)
 
-    def __call__(self, caption: str) -> Tokens:
-        """Tokenize one caption, never truncated."""
-        encoded = self._bert(caption, return_offsets_mapping=True, verbose=False)
-        return Tokens(tuple(encoded["input_ids"]), tuple((int(s), int(e)) for s, e in encoded["offset_mapping"]))
+    def __call__(self, caption: str) -> Encoding:
+        """Tokenize one caption, never truncated: ``ids`` and ``offsets``, [CLS] and [SEP] included."""
+        encoding: Encoding = self._bert(caption, verbose=False).encodings[0]
+        return encoding
 
     def words(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The word pieces of token ids, to be read by people."""
@@ -73,20 +51,30 @@ class Tokenizer:
 
 
 def alike(tokenizer: Tokenizer, written: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of names for which the same tokens are written, such as Cat and cat: no model can tell them apart."""
+    """Groups of names whose texts have the same tokens, such as Cat and cat: no model can tell them apart."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, text in written.items():
-        groups.setdefault(tokenizer(text).ids, []).append(name)
+        groups.setdefault(tuple(tokenizer(text).ids), []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def phrase_tokens(tokens: Tokens, prompt: Prompt) -> list[list[int]]:
+def span_tokens(tokens: Encoding, span: Span) -> range:
+    """The tokens that name a character range; empty when no character of its ends belongs to a token."""
+    start, end = span
+    firsts = (tokens.char_to_token(place) for place in range(start, min(start + _REACH, end)))
+    lasts = (tokens.char_to_token(place) for place in range(end - 1, max(end - 1 - _REACH, start - 1), -1))
+    first = next((token for token in firsts if token is not None), None)
+    last = next((token for token in lasts if token is not None), None)
+    return range(0) if first is None or last is None else range(first, last + 1)
+
+
+def phrase_tokens(tokens: Encoding, prompt: Prompt) -> list[list[int]]:
     """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release.
 
     Raises:
-        ValueError: a phrase that yields no token.
+        GlipError: a phrase that yields no token.
     """
-    found = [[token for span in phrase.spans for token in tokens.of_span(span)] for phrase in prompt.phrases]
+    found = [[token for span in phrase.spans for token in span_tokens(tokens, span)] for phrase in prompt.phrases]
     for phrase, indices in zip(prompt.phrases, found, strict=True):
         if not indices:
             raise GlipError(
@@ -102,7 +90,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_token
     The release pads to 256 always; padded positions never influence valid ones, so the results are the same.
 
     Raises:
-        ValueError: a caption over ``max_tokens``, or a phrase without tokens.
+        GlipError: a caption over ``max_tokens``, or a phrase without tokens.
     """
     encoded = [tokenizer(prompt.caption) for prompt in prompts]
     for tokens, prompt in zip(encoded, prompts, strict=True):

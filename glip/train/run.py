@@ -10,11 +10,11 @@ from glip.config import ModelConfig
 from glip.data.loader import MixtureDataset, Step, load_steps
 from glip.data.mixture import build_sources
 from glip.data.survey import survey
-from glip.detector import build_processor
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
+from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group
 from glip.train.log import Validation
@@ -65,7 +65,7 @@ def _run(
     experiment = replace(experiment, model=config)
     check_folder(experiment)
     tokenizer = Tokenizer(vocabulary)
-    processor = build_processor(config, tokenizer)
+    processor = Processor(config, tokenizer)
     sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
     surveys = {source.name: survey(source, processor) for source in sources}
     for found in surveys.values():

@@ -18,8 +18,8 @@ from glip.data.mixture import build_sources
 from glip.data.phrasing import Phrasing
 from glip.data.sets import PackedSamples
 from glip.data.transforms import Augmentation
-from glip.detector import build_processor
 from glip.errors import ImageError
+from glip.processor import Processor
 from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 
@@ -29,7 +29,7 @@ WORLD = DatasetConfig(name="world", weight=1.0)
 
 @pytest.fixture(scope="module")
 def processor():
-    return build_processor(RELEASED, Tokenizer(VOCABULARY))
+    return Processor(RELEASED, Tokenizer(VOCABULARY))
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from glip.data.phrasing import Phrasing, read_prompts
 from glip.data.sets import PackedSamples
 from glip.data.survey import mark_of, survey
 from glip.data.transforms import Augmentation
-from glip.detector import build_processor
+from glip.processor import Processor
 from glip.structures import Sample
 from glip.text.tokens import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return build_processor(TINY, Tokenizer(VOCABULARY))
+    return Processor(TINY, Tokenizer(VOCABULARY))
 
 
 def samples(names=NAMES):

@@ -112,8 +112,8 @@ def test_offsets_and_thresholds_belong_to_the_tuned_text_alone(detector):
     tuned = detector.adapted(task)
     assert len(tuned(IMAGE)) == 0 and identical(tuned(IMAGE, task.prompt), detector(IMAGE, PROMPT))
     text = tuned.encode_text()
-    assert text.tuned and text.of_prompts([0]).tuned and not tuned.encode_text(task.prompt).tuned
-    assert len(tuned.ground(tuned.encode_image([IMAGE, IMAGE]), text.of_prompts([0, 0]))[1]) == 0
+    assert text.tuned and not tuned.encode_text(task.prompt).tuned
+    assert len(tuned.ground(tuned.encode_image([IMAGE, IMAGE]), text)[1]) == 0
 
 
 def test_without_a_prompt_or_a_task(detector):
@@ -175,10 +175,10 @@ def test_files_that_are_no_task(name, message, detector, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mode": "v3"}, "mode 'v3' is not known"),
-        ({"names": ("a",)}, "1 names for 4 phrases"),
-        ({"thresholds": (0.5,)}, "1 thresholds for 4 names"),
-        ({"thresholds": (0.5, 0.5, 0.5, 2.0)}, "is outside"),
+        ({"mode": "v3"}, "mode: got 'v3'"),
+        ({"names": ("a",)}, "1 names, 4 phrases"),
+        ({"thresholds": (0.5,)}, "1 thresholds"),
+        ({"thresholds": (0.5, 0.5, 0.5, 2.0)}, r"thresholds\[3\]: got 2.0"),
         ({"offsets": None}, "offsets belong to mode prompt"),
     ],
 )

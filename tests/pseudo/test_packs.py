@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from glip.pseudo.packs import make_pack, make_packs
-from glip.structures import Detections, Prompt
+from glip.pseudo.packs import make_packs, split_detections
+from glip.structures import Detections
+from glip.text.prompt import Prompt, join_prompts
 
 PROMPTS = [
     Prompt.from_caption("a dog and a cat.", ["dog", "cat"]),
@@ -24,11 +25,11 @@ class WordCounter:
 
 
 def test_spans_name_the_same_words():
-    prompt = make_pack(PROMPTS).prompt
+    prompt = join_prompts(PROMPTS)
     assert prompt.caption == "a dog and a cat. the cat sleeps. two birds over a house"
     named = [prompt.caption[start:end] for phrase in prompt.phrases for start, end in phrase.spans]
     assert named == ["dog", "cat", "cat", "two birds", "house"] == list(prompt.texts)
-    assert make_pack(PROMPTS[:1]).prompt is PROMPTS[0]
+    assert join_prompts(PROMPTS[:1]) is PROMPTS[0]
 
 
 @pytest.mark.unchecked
@@ -37,15 +38,14 @@ def test_spans_name_the_same_words():
 )
 def test_packs_end_where_nothing_fits(together, max_tokens, sizes):
     packs = list(make_packs(PROMPTS, WordCounter(max_tokens), together))
-    assert [len(pack.prompts) for pack in packs] == sizes
-    assert [prompt for pack in packs for prompt in pack.prompts] == PROMPTS
+    assert [len(pack) for pack in packs] == sizes
+    assert [prompt for pack in packs for prompt in pack] == PROMPTS
 
 
 def test_detections_go_back_to_their_caption():
-    pack = make_pack(PROMPTS)
     labels = torch.tensor([2, 0, 4, 1, 3, 0])
-    found = Detections(torch.rand(6, 4), torch.linspace(0.9, 0.4, 6), labels, pack.prompt, (9, 9))
-    first, second, third = pack.split(found, 2)
+    found = Detections(torch.rand(6, 4), torch.linspace(0.9, 0.4, 6), labels, join_prompts(PROMPTS), (9, 9))
+    first, second, third = split_detections(found, PROMPTS, 2)
     assert first.labels.tolist() == [0, 1] and first.prompt is PROMPTS[0]  # its third detection is over the limit
     assert second.labels.tolist() == [0] and third.labels.tolist() == [1, 0]
     assert torch.equal(third.scores, found.scores[[2, 4]]) and torch.equal(third.boxes, found.boxes[[2, 4]])

@@ -34,8 +34,8 @@ def pieces(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[str, ...]]:
 def test_special_tokens_and_offsets(tokenizer):
     tokens = tokenizer("a red bus")
     assert tokenizer.words(tokens.ids) == ("[CLS]", "a", "red", "bus", "[SEP]")
-    assert tokens.offsets == ((0, 0), (0, 1), (2, 5), (6, 9), (0, 0))
-    assert [tokens.of_character(place) for place in range(10)] == [1, None, 2, 2, 2, None, 3, 3, 3, None]
+    assert tokens.offsets == [(0, 0), (0, 1), (2, 5), (6, 9), (0, 0)]
+    assert [tokens.char_to_token(place) for place in range(10)] == [1, None, 2, 2, 2, None, 3, 3, 3, None]
 
 
 def test_car_and_cart_are_not_confused(tokenizer):

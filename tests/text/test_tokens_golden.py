@@ -20,7 +20,7 @@ from glip.text.tokens import encode_prompts, phrase_tokens
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "positive_map"
 MAX_TOKENS = 256  # also the columns of the release's positive map, which cuts off what lies beyond
-OUTSIDE, SILENT = "lies outside the caption", "yields no token"
+OUTSIDE, SILENT = "give at least one [start, end) within", "yields no token"
 REFUSED = {  # (caption, entry): what the release maps to nothing, or to a place nobody named, is an error here
     ("span_past_the_end", 0): OUTSIDE,  # the release looks up to three characters back: "dog" of [0, 4)
     ("span_past_the_end", 1): OUTSIDE,
@@ -28,7 +28,7 @@ REFUSED = {  # (caption, entry): what the release maps to nothing, or to a place
     ("blanks_at_the_edges", 1): SILENT,
     ("blanks_at_the_edges", 3): SILENT,
     ("control_characters", 3): SILENT,
-    ("empty_entry", 0): "has no span",
+    ("empty_entry", 0): OUTSIDE,
     ("empty_caption", 0): OUTSIDE,
     ("degenerate_spans", 0): OUTSIDE,  # the release: the word that an empty span lies in
     ("degenerate_spans", 1): OUTSIDE,
@@ -135,15 +135,13 @@ def our_prompt(record):
 def maps_of(chunks, record, tokenizer):
     """Of each prompt the caption, how many tokens it has, and the tokens of the classes that are returned, by label."""
     labels, maps = labels_of(record), []
-    for chunk in chunks:
-        tokens = tokenizer(chunk.prompt.caption)
-        rows = phrase_tokens(tokens, chunk.prompt)
+    for first, prompt in chunks:
+        tokens = tokenizer(prompt.caption)
+        rows = phrase_tokens(tokens, prompt)
         wanted = {
-            str(labels[chunk.first + index]): rows[index]
-            for index, number in enumerate(chunk.prompt.classes)
-            if number != NEGATIVE
+            str(labels[first + index]): rows[index] for index, number in enumerate(prompt.classes) if number != NEGATIVE
         }
-        maps.append({"caption": chunk.prompt.caption, "num_tokens": len(tokens.ids), "label_to_token": wanted})
+        maps.append({"caption": prompt.caption, "num_tokens": len(tokens.ids), "label_to_token": wanted})
     return maps
 
 
@@ -176,7 +174,7 @@ def test_golden_queries(name, tokenizer):
         our_prompt(record), lambda text: len(tokenizer(text).ids), max_tokens=MAX_TOKENS, max_names=most
     )
     assert maps_of(chunks, record, tokenizer) == record["queries"]
-    encode_prompts(tokenizer, [chunk.prompt for chunk in chunks], max_tokens=MAX_TOKENS)
+    encode_prompts(tokenizer, [part for _, part in chunks], max_tokens=MAX_TOKENS)
 
 
 @pytest.mark.parametrize("name", ["coco80_space", "names_to_clean", "empty_name"])

@@ -11,9 +11,9 @@ from small import RELEASED, VOCABULARY, scenes
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
 from glip.data.sets import SkipCounter
-from glip.detector import build_processor
 from glip.experiment import Experiment
 from glip.model.glip import GLIP
+from glip.processor import Processor
 from glip.structures import Batch, Prompt, Sample
 from glip.text.tokens import Tokenizer
 
@@ -40,7 +40,7 @@ def settings(output: Path, **changes: object) -> Experiment:
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:
     """The four drawn images in batches of ``size``, captions padded to one length only within a batch."""
-    processor = build_processor(SWIN, Tokenizer(VOCABULARY))
+    processor = Processor(SWIN, Tokenizer(VOCABULARY))
     samples = []
     for image, things in scenes():
         names = [f"{thing.colour} {thing.kind}" for thing in things]

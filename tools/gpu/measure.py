@@ -15,9 +15,9 @@ from PIL import Image
 
 import glip
 from glip.config import ModelConfig
-from glip.detector import build_processor
 from glip.model.glip import GLIP, build
 from glip.model.weights import ASSETS
+from glip.processor import Processor
 from glip.structures import Batch
 from glip.text.tokens import Tokenizer
 
@@ -169,7 +169,7 @@ def noise_image(setup: Setup) -> Image.Image:
 
 def detection_batch(config: ModelConfig, setup: Setup, *, names: int, size: int) -> Batch:
     """``size`` noise images, each with the first names of COCO as its prompt, on the device."""
-    processor = build_processor(config, Tokenizer(VOCABULARY))
+    processor = Processor(config, Tokenizer(VOCABULARY))
     processor.min_size, processor.max_size = min(setup.image_size), max(setup.image_size)
     prompt = glip.Prompt.from_names(COCO_NAMES[:names])
     return processor([noise_image(setup)] * size, [prompt] * size).to(setup.device)

@@ -10,9 +10,9 @@ from benchmark import COCO_NAMES, grounding_dino, stage_flops, stage_modules
 from torch import nn
 
 import glip
-from glip.config import ModelConfig
+from glip.config import InferenceConfig, ModelConfig
 from glip.model.glip import GLIP
-from glip.postprocess import Decoding, postprocess
+from glip.postprocess import postprocess
 from glip.processor import SIZE_DIVISOR
 from glip.text.tokens import Tokenizer
 from gpu.measure import (
@@ -184,8 +184,8 @@ def stage_rows(name: str, kind: str, setup: Setup) -> list[Row]:
         flops, moved = stage_flops(model, batch, parts), stage_bytes(model, batch, parts, kind)
         rate, bandwidth = product_rate(kind, setup), copy_rate(setup)
         outputs = model(batch)
-        decoding = Decoding(candidate_threshold=0.0)
-        last = milliseconds(lambda: postprocess(outputs, batch.images, batch.text, decoding), setup)
+        sizes, decoding = (batch.images.resized, batch.images.original), InferenceConfig(candidate_threshold=0.0)
+        last = milliseconds(lambda: postprocess(outputs, batch.text, *sizes, decoding), setup)
     rows: list[Row] = []
     for part in parts:
         floor = max(flops[part] / rate, moved[part] / bandwidth) * 1e3
@@ -298,7 +298,7 @@ def vocabulary_rows(name: str, kind: str, setup: Setup) -> list[Row]:
         image_ms = milliseconds(lambda: detector.encode_image([image]), setup, warmup=1)
         size = setup.batch_sizes[-1]
         ground_ms = milliseconds(lambda: detector.ground(encoded, text, batch_size=size), setup, warmup=1)
-    row: Row = {"precision": kind, "names": len(names), "prompts": len(text.owners), "prompts at once": size}
+    row: Row = {"precision": kind, "names": len(names), "prompts": len(text.chunks[0]), "prompts at once": size}
     row |= {"names once, ms": text_ms, "image, ms": image_ms, "grounding, ms": ground_ms}
     return [{**row, "images/s": 1e3 / (image_ms + ground_ms), **memory}]
 
