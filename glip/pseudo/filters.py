@@ -31,14 +31,7 @@ _REMEMBERED = 1 << 17  # image hashes of a shard; older ones are forgotten
 
 
 def caption_problem(text: str, config: LabelConfig, count_tokens: Callable[[str], int], max_tokens: int) -> str:
-    """Why a caption is skipped; "" if it is kept.
-
-    Args:
-        text: the caption.
-        config: the rules.
-        count_tokens: counts the tokens of a caption, special ones included; called last.
-        max_tokens: tokens that the teacher reads.
-    """
+    """Why a caption is skipped, "" if it is kept; the teacher reads ``max_tokens``, which are counted last."""
     if not text.strip():
         return "empty caption"
     if not config.keep_control_characters and _CONTROL.search(text):

@@ -51,13 +51,13 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
         GlipError: not a captioned dataset.
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
-    if entry.format == "world":
-        raise DataError(f"Dataset {name!r} has no image files. Draw some with tools/draw_captions.py.")
     under = data_root(root)
     path = (under / entry.annotations).absolute()
     format = entry.format or guess_format(path)
-    if format in ("coco", "lvis"):
-        raise DataError(f"Dataset {name!r} has class names, not captions. Train on it directly.")
+    if format in ("coco", "lvis", "world"):
+        raise DataError(
+            f"Dataset {name!r} of format {format} has no captions of image files. Give a captioned dataset."
+        )
     folders = tuple(str((under / folder).absolute()) for folder in entry.images)
     return replace(entry, annotations=str(path), images=folders, format=format)
 

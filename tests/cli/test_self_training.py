@@ -12,7 +12,7 @@ import pytest
 import yaml
 from small import NAMES, scenes
 
-EASY = ["--threshold", "0", "--device", "cpu", "--threads", "1", "--min-bytes=0", "--min-side=32", "--same-image=-1"]
+EASY = ["--threshold=0", "--device=cpu", "--threads=1", "--min-bytes=0", "--min-side=32", "--same-image=-1"]
 KEEP = ["--min-score", "0", "--min-best-score", "0", "--max-per-phrase", "1"]
 
 
@@ -38,14 +38,8 @@ def test_from_captions_to_a_dataset_that_trains(command_line, captions, tiny_fol
     assert json.loads((tmp_path / "labels" / "selected.summary.json").read_text())["kept_pairs"] == 4
     assert command_line(*label)[0] == 0, "labelling again has nothing to do"
     data = out.strip().splitlines()[-1].split("glip train CONFIG ")[1].split()  # as it is printed
-    settings = [
-        "train.steps=1",
-        "train.warmup=0",
-        "train.batch_size=2",
-        "train.output=student",
-        "data.short_side=[64,64]",
-    ]
-    code, out, _ = command_line("train", "tiny", *data, *settings, "--device", "cpu")
+    settings = ["train.steps=1", "train.warmup=0", "train.batch_size=2", "data.short_side=[64,64]"]
+    code, out, _ = command_line("train", "tiny", *data, *settings, "train.output=student", "--device=cpu")
     assert code == 0 and "4 images, " in out
     convert = ("data", "convert", "labels/selected.jsonl", "labels.json", "--to", "mdetr")
     code, out, _ = command_line(*convert, *data[2:])

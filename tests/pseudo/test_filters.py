@@ -174,21 +174,18 @@ def test_what_is_no_image(tmp_path, name):
 # ---- near-duplicates
 
 
-def test_other_encodings_sizes_and_brightness_hash_alike():
-    for seed in range(8):
-        image = drawn(seed)
-        variants = [encoded(image, quality, scale) for quality in (30, 90) for scale in (0.5, 1, 1.7)]
-        variants.append(image.point(lambda value: value // 2 + 60))
-        assert max((image_hash(one) ^ image_hash(image)).bit_count() for one in variants) <= RULES.same_image
-        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        assert (image_hash(mirrored) ^ image_hash(image)).bit_count() > RULES.same_image
-    assert image_hash(Image.new("RGB", (99, 70), "red")) == image_hash(Image.new("L", (64, 64), 77))
-
-
-def test_different_images_hash_differently():
+def test_hashes_tell_images_apart_but_not_their_encodings():
     codes = [image_hash(drawn(seed)) for seed in range(20)]
     apart = [(one ^ other).bit_count() for index, one in enumerate(codes) for other in codes[:index]]
     assert min(apart) > RULES.same_image
+    for seed, code in enumerate(codes[:8]):
+        image = drawn(seed)
+        variants = [encoded(image, quality, scale) for quality in (30, 90) for scale in (0.5, 1, 1.7)]
+        variants.append(image.point(lambda value: value // 2 + 60))
+        assert max((image_hash(one) ^ code).bit_count() for one in variants) <= RULES.same_image
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert (image_hash(mirrored) ^ code).bit_count() > RULES.same_image
+    assert image_hash(Image.new("RGB", (99, 70), "red")) == image_hash(Image.new("L", (64, 64), 77))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
