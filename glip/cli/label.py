@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the teacher: a model name or folder")
     add_captions(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder; each shard becomes one file")
-    add_options(parser, LabelConfig)
+    add_options(parser, LabelConfig, "labelling")
 
 
 def add_captions(parser: argparse.ArgumentParser) -> None:

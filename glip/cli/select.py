@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("labels", help="a folder written by glip label")
     parser.add_argument("--out", metavar="FILE", help="the label file to write (default: LABELS/selected.jsonl)")
-    add_options(parser, SelectConfig)
+    add_options(parser, SelectConfig, "filters")
     truth = parser.add_argument_group("precision and recall of all labels, before filtering")
     truth.add_argument("--ground-truth", metavar="SET", help="dataset with ground-truth boxes for these captions")
     truth.add_argument("--images", action="append", default=[], metavar="DIR", help="image folder of --ground-truth")

@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", action="append", default=[], metavar="SET", help="dataset to evaluate on; may be repeated"
     )
-    for kind in (SelfTrainConfig, SelectConfig, LabelConfig):
-        add_options(parser, kind)
+    add_options(parser, SelfTrainConfig, "rounds")
+    add_options(parser, SelectConfig, "filters of pseudo-labels")
+    add_options(parser, LabelConfig, "labelling")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
         "phrases": sum(len(row["phrases"]) for row in rows),
         "boxes": sum(scores),
         "scores": scores,
-        "boxes per phrase": dict(sorted(per_phrase.items(), key=lambda item: int(item[0]))),
+        "boxes per phrase": dict(per_phrase),
     }
 
 

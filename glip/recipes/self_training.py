@@ -83,19 +83,19 @@ def self_train(
     check_experiment(plan.experiment, Group())  # before hours of labelling
     with exclusive(folder):
         options = to_dict(replace(plan.options, rounds=1))  # more rounds may be added later
-        student, chosen = to_dict(plan.experiment), to_dict(plan.select)
-        captions = plan.captions.annotations
-        begin_run(folder, {"teacher": plan.teacher, "captions": captions, **options, **chosen, "student": student})
+        sources = {"teacher": plan.teacher, "captions": plan.captions.annotations}
+        begin_run(folder, {**sources, **options, **to_dict(plan.select), "student": to_dict(plan.experiment)})
         ledger, teacher = Path(folder) / LEDGER, plan.teacher
         rows: list[Row] = list(read_jsonl(ledger)) if ledger.is_file() else []
         for number in range(plan.options.rounds + 1):
+            student = student_folder(folder, number)
+            model = str(student / "model") if number else teacher
             if number >= len(rows):
-                row = _run_round(plan, student_folder(folder, number), number, teacher, device, say) if number else {}
-                model = student_folder(folder, number) / "model" if number else teacher
+                row = _run_round(plan, student, number, teacher, device, say) if number else {}
                 rows.append({"round": number, **row, "figures": _evaluate(model, sets, device, say)})
                 write_jsonl(ledger, rows)
                 _write_table(Path(folder) / TABLE, rows, say)
-            teacher = str(student_folder(folder, number) / "model") if number else teacher
+            teacher = model
     return rows
 
 
@@ -133,9 +133,7 @@ def _student(plan: SelfTraining, selected: Path, images: tuple[str, ...], output
     return replace(plan.experiment, data=replace(data, train=(*data.train, pseudo)), train=settings)
 
 
-def _evaluate(
-    model: str | Path, sets: Mapping[str, Sequence[Sample]], device: str | None, say: Say
-) -> dict[str, float]:
+def _evaluate(model: str, sets: Mapping[str, Sequence[Sample]], device: str | None, say: Say) -> dict[str, float]:
     """The figures of a model on every image of each dataset."""
     if not sets:
         return {}
