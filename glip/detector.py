@@ -5,11 +5,11 @@ and ``ground`` are the steps of a call.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
@@ -190,33 +190,33 @@ class Detector:
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
         shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
+
+        def text_of(group: Sequence[int]) -> EncodedText:
+            return shared or self.encode_text([prompts[index] for index in group], max_names=max_names)
+
+        limits = {"threshold": threshold, "nms": nms, "max_detections": max_detections}
+        return self._in_order(images, text_of, batch_size, token_scores=token_scores, **limits)
+
+    def _in_order(
+        self, images: Iterable[ImageInput], text_of: Callable[[Sequence[int]], EncodedText], size: int, **options: Any
+    ) -> Iterator[Detections]:
+        """Detections of images in their order; batches are computed as they fill up."""
         waiting: dict[int, Image.Image] = {}
+        found: dict[int, Detections] = {}
+        done = 0
 
         def opened() -> Iterator[Image.Image]:
             for index, image in enumerate(images):
                 waiting[index] = open_any(image)
                 yield waiting[index]
 
-        def detections() -> Iterator[Detections]:
-            found: dict[int, Detections] = {}
-            done = 0
-            for group in self.group_by_size(opened(), batch_size):
-                text = shared or self.encode_text([prompts[index] for index in group], max_names=max_names)
-                results = self.ground(
-                    self.encode_image([waiting.pop(index) for index in group]),
-                    text,
-                    threshold=threshold,
-                    nms=nms,
-                    max_detections=max_detections,
-                    batch_size=batch_size,
-                    token_scores=token_scores,
-                )
-                found.update(zip(group, results, strict=True))
-                while done in found:
-                    yield found.pop(done)
-                    done += 1
-
-        return detections()
+        for group in self.group_by_size(opened(), size):
+            encoded = self.encode_image([waiting.pop(index) for index in group])
+            results = self.ground(encoded, text_of(group), batch_size=size, **options)
+            found.update(zip(group, results, strict=True))
+            while done in found:
+                yield found.pop(done)
+                done += 1
 
     @torch.no_grad()
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 
 from PIL import Image, ImageDraw, ImageFont
 
-from glip.structures import SEPARATOR, Prompt
+from glip.text.prompt import SEPARATOR, Prompt
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
@@ -96,26 +97,16 @@ def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[Run]:
 def wrapped(runs: Sequence[Run], size: int, width: int, rows: int) -> list[list[Run]]:
     """Runs broken into lines of a width, at spaces, or where a word alone is wider; what is too much ends in dots."""
     lines: list[list[Run]] = [[]]
-    used = 0.0
-    for gap, word in _words(runs):
-        part = [*gap, *word]
-        if used + _added(lines[-1], part, size) > width:
-            lines.append([])
-            used, part = 0.0, word
-        whole = _added(lines[-1], part, size) <= width
-        pieces = [part] if whole else [[Run(letter, run.colour)] for run in part for letter in run.text]
-        for piece in pieces[: rows * width]:  # more letters surely have no room
-            if used + _added(lines[-1], piece, size) > width:
-                lines.append([])
-                used = 0.0
-            used += _added(lines[-1], piece, size)
-            lines[-1] += piece
-        if len(lines) > rows + 1:
+    for gap, piece in _pieces(runs, size, width):
+        longer = [*lines[-1], *gap, *piece] if lines[-1] else piece
+        if lines[-1] and _width(longer, size) > width:
+            lines.append(piece)
+        else:
+            lines[-1] = longer
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], Run("...", None)]]
             break
-    lines = [line for line in lines if line]  # none is left before a first word that was too long
-    if len(lines) > rows:
-        lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], Run("...", None)]]
-    return [_joined(line) for line in lines]
+    return [_joined(line) for line in lines if line]
 
 
 def line_height(size: int) -> int:
@@ -129,7 +120,7 @@ def write(canvas: Image.Image, lines: Sequence[Sequence[Run]], corner: tuple[int
     for line in lines:
         x = float(corner[0])
         for run in line:
-            end = x + _length(run, size)
+            end = x + _width([run], size)
             if run.colour:
                 field = (x, y - size // 8, end, y + size + size * 3 // 16)
                 pen.rounded_rectangle(field, size // 4, fill=run.colour)
@@ -162,38 +153,30 @@ def _pad(run: Run, size: int) -> int:
     return size // 4 if run.colour else 0
 
 
-def _length(run: Run, size: int) -> float:
-    return letters(size).getlength(run.text) + 2 * _pad(run, size)
+def _width(line: Sequence[Run], size: int) -> float:
+    """Of a line as it is written: letters, and the room at the sides of coloured fields."""
+    return sum(letters(size).getlength(run.text) + 2 * _pad(run, size) for run in _joined(line))
 
 
-def _added(line: Sequence[Run], runs: Sequence[Run], size: int) -> float:
-    """How much wider a line gets by some runs; a field that goes on has its room at the sides already."""
-    colours = [line[-1].colour if line else None, *(run.colour for run in runs)]
-    starts = (run for run, before in zip(runs, colours, strict=False) if run.colour != before)
-    return sum(letters(size).getlength(run.text) for run in runs) + sum(2 * _pad(run, size) for run in starts)
+def _pieces(runs: Sequence[Run], size: int, width: int) -> Iterator[tuple[list[Run], list[Run]]]:
+    """Words, each after its white space; a word may be of several runs, such as a phrase and its comma.
 
-
-def _words(runs: Sequence[Run]) -> Iterator[tuple[list[Run], list[Run]]]:
-    """The white space before each word, and the word, which may be of several runs, such as a phrase and its comma."""
-    gap, word = list[Run](), list[Run]()
-    for run in runs:
-        for text in re.findall(r"\S+|\s+", plain(run.text)):
-            if not text.isspace():
-                word.append(Run(text, run.colour))
-                continue
-            if word:
-                yield gap, word
-                gap, word = [], []
-            gap.append(Run(text, run.colour))
-    if word:
-        yield gap, word
+    A word that is wider than a line comes letter by letter.
+    """
+    parts = [Run(text, run.colour) for run in runs for text in re.findall(r"\S+|\s+", plain(run.text))]
+    gap = list[Run]()
+    for is_gap, group in groupby(parts, key=lambda part: part.text.isspace()):
+        word = list(group)
+        if is_gap:
+            gap = word
+            continue
+        whole = _width(word, size) <= width
+        for piece in [word] if whole else [[Run(letter, part.colour)] for part in word for letter in part.text]:
+            yield gap, piece
+            gap = []
 
 
 def _joined(line: Sequence[Run]) -> list[Run]:
     """Neighbours of one colour as one run, so that a phrase is one coloured field."""
-    joined: list[Run] = []
-    for run in line:
-        if joined and joined[-1].colour == run.colour:
-            run = Run(joined.pop().text + run.text, run.colour)
-        joined.append(run)
-    return joined
+    groups = groupby(line, key=lambda run: run.colour)
+    return [Run("".join(run.text for run in group), colour) for colour, group in groups]

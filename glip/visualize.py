@@ -1,7 +1,5 @@
 """Detections drawn into their image, and samples on one sheet: one stable colour for each phrase, any size."""
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from PIL import Image, ImageDraw
 from glip import lettering
 from glip.data.image import open_any
 from glip.errors import GlipError, ImageError
+from glip.files import atomic_write
 from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
 from glip.structures import Detections, Sample
 
@@ -38,19 +37,18 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> 
     side = min(canvas.size)
     line, size = max(2, side // 200), max(11, side // 34)
     font = letters(size)
-    ordered = list(detections)[::-1]  # the best on top
-    boxes = [tuple(value * factor for value in found.box) for found in ordered]
     sentence = lettering.is_sentence(detections.prompt)
     palette = _found_colours(detections) if sentence else {}
-    colours = [palette.get(found.label) or phrase_colour(found.phrase) for found in ordered]
-    for box, colour in zip(boxes, colours, strict=True):
+    drawn = [
+        (found, [value * factor for value in found.box], palette.get(found.label) or phrase_colour(found.phrase))
+        for found in detections
+    ]
+    for _, box, colour in reversed(drawn):  # the best on top
         pen.rectangle(_sorted(box), outline=colour, width=line)
     taken: list[Rectangle] = []
-    for found, box, colour in reversed(list(zip(ordered, boxes, colours, strict=True))):
+    for found, box, colour in drawn:
         text = label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
-        place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
-        taken.append(place)
-        _tag(pen, text, place, colour, font)
+        _tag(canvas, text, box, colour, font, taken)
     return _captioned(canvas, marked(detections.prompt, palette), size * 5 // 4) if sentence else canvas
 
 
@@ -81,20 +79,13 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     """Write an image whole or not at all; the format follows the name's ending.
 
     Raises:
-        ValueError: an ending that is no image format.
+        GlipError: an ending that is no image format.
     """
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise GlipError(f"image {str(path)!r}: unknown ending {path.suffix!r}: use .jpg or .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=f".partial{path.suffix}")
-    os.close(handle)
-    try:
-        image.save(partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    form = Image.registered_extensions().get(Path(path).suffix.lower())
+    if form is None:
+        raise GlipError(f"image {str(path)!r}: unknown ending {Path(path).suffix!r}: use .jpg or .png")
+    with atomic_write(path, "wb") as file:
+        image.save(file, format=form)
 
 
 def _found_colours(detections: Detections) -> dict[int, Colour]:
@@ -115,7 +106,13 @@ def _captioned(image: Image.Image, words: Sequence[Run], size: int) -> Image.Ima
     return canvas
 
 
-def _tag(pen: ImageDraw.ImageDraw, text: str, place: Rectangle, colour: Colour, font: Font) -> None:
+def _tag(
+    canvas: Image.Image, text: str, box: Sequence[float], colour: Colour, font: Font, taken: list[Rectangle]
+) -> None:
+    """Write the label of a box where no other label is, and add its place to those taken."""
+    pen = ImageDraw.Draw(canvas)
+    place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
+    taken.append(place)
     pen.rectangle(place, fill=colour)
     pen.text((place[0] + 3, place[1] + 1), text, fill=lettering.ink(colour), font=font)
 
@@ -188,10 +185,7 @@ def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
         if index not in sample.crowd:
             pen.rectangle(boxes[index], outline=colour, width=2)
         if sample.scores:
-            text = f"{sample.scores[index]:.2f}"
-            place = _place(pen.textbbox((0, 0), text, font=font), boxes[index], image.size, taken)
-            taken.append(place)
-            _tag(pen, text, place, colour, font)
+            _tag(image, f"{sample.scores[index]:.2f}", boxes[index], colour, font, taken)
 
 
 def _palette(sample: Sample) -> dict[int, Colour]:

@@ -1,5 +1,7 @@
 """Drawings are readable at any size, the same in every run, and written whole or not at all."""
 
+from typing import IO
+
 import numpy as np
 import pytest
 import torch
@@ -120,9 +122,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     save_image(Image.new("RGB", (9, 7), (255, 0, 0)), path)
     before = path.read_bytes()
 
-    def full(self: Image.Image, to: str, **_: object) -> None:
-        with open(to, "wb") as file:
-            file.write(b"half a pict")
+    def full(self: Image.Image, file: IO[bytes], **_: object) -> None:
+        file.write(b"half a pict")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)

@@ -15,7 +15,8 @@ import numpy as np
 
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
-from glip.structures import SEPARATOR, Phrase, Prompt, Sample
+from glip.structures import SEPARATOR, Prompt, Sample
+from glip.text.prompt import join_names
 
 CountTokens = Callable[[str], int]  # of a caption, [CLS] and [SEP] included
 
@@ -107,14 +108,8 @@ def caption_of(prompts: Sequence[ClassPrompt]) -> Prompt:
     Raises:
         ValueError: no class.
     """
-    caption = ""
-    phrases: list[Phrase] = []
-    for prompt in prompts:
-        caption += (SEPARATOR if phrases else "") + prompt.prefix
-        phrases.append(Phrase(prompt.name, ((len(caption), len(caption) + len(prompt.name)),)))
-        caption += prompt.name + prompt.suffix
     plain = all(prompt.text == prompt.name for prompt in prompts)
-    return Prompt(caption, tuple(phrases), is_list=plain)
+    return replace(join_names((one.prefix, one.name, one.suffix) for one in prompts), is_list=plain)
 
 
 def read_prompts(tree: Any, vocabulary: Sequence[str] | None = None) -> dict[str, ClassPrompt]:
@@ -320,11 +315,7 @@ def _pack(
             joined += " " if joined.rstrip().endswith(_SENTENCE_ENDS) else SEPARATOR
         start = len(joined) if number == 0 else start
         joined += texts[number]
-    phrases = tuple(
-        replace(phrase, spans=tuple((first + start, end + start) for first, end in phrase.spans))
-        for phrase in own.phrases
-    )
-    return Prompt(joined, phrases, own.classes)
+    return Prompt(joined, tuple(phrase.shifted(start) for phrase in own.phrases), own.classes)
 
 
 def _negative_captions(others: Sequence[Prompt], rng: np.random.Generator) -> list[str]:

@@ -1,8 +1,10 @@
-"""Boxes as xyxy tensors: areas, overlap, clipping, scaling, suppression.
+"""Boxes as xyxy tensors: areas, IoU, clipping, scaling, suppression, greedy matching.
 
 The release counts pixels inclusively (a box from 3 to 5 is 3 wide) in NMS, assignment and the coder, and does not in
 GIoU; ``inclusive`` says which convention a function follows.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torchvision.ops import generalized_box_iou_loss, nms
@@ -24,6 +26,28 @@ def iou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive:
     sides = (high - low + extra).clamp(min=0)
     shared = sides[..., 0] * sides[..., 1]
     return shared / (area(first, inclusive=inclusive)[:, None] + area(second, inclusive=inclusive)[None] - shared)
+
+
+def pair_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes as plain numbers: for few boxes tensors cost more than they save."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return shared / (sum(areas) - shared)
+
+
+def greedy_hits(found: Sequence[Sequence[float]], truth: Sequence[Sequence[float]], threshold: float) -> list[bool]:
+    """For each found box, best first, whether it overlaps a ground-truth box that no better one has taken."""
+    free, hits = list(truth), list[bool]()
+    for box in found:
+        nearest = max(free, key=lambda true: pair_iou(box, true), default=None)
+        hits.append(nearest is not None and pair_iou(box, nearest) >= threshold)
+        if nearest is not None and hits[-1]:
+            free.remove(nearest)
+    return hits
 
 
 def giou_loss(predicted: Float[Tensor, "box 4"], target: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from glip.data.held_out import says_one_of
 from glip.errors import DataError
-from glip.geometry.boxes import iou
+from glip.geometry.boxes import greedy_hits
 from glip.pseudo.report import save_figure
 from glip.pseudo.store import Row
 from glip.structures import Prompt, Sample, TarMember
@@ -67,8 +66,8 @@ def score_labels(
             continue
         boxes_of = _boxes_by_phrase(row, sample.prompt)
         for number, phrase in enumerate(sample.prompt.phrases):
-            true = sample.boxes[[number in named for named in sample.box_phrases]]
-            if not len(true):
+            true = [box.tolist() for box, own in zip(sample.boxes, sample.box_phrases, strict=True) if number in own]
+            if not true:
                 continue
             is_held_out = held_out_words and says_one_of(phrase.text, held_out_words)
             kind = quality.setdefault(HELD_OUT if is_held_out else SEEN, PhraseQuality())
@@ -105,19 +104,11 @@ def _shared_characters(first: Sequence[Sequence[int]], second: Sequence[Sequence
     return sum(max(0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 
-def _judge(boxes: Sequence[Row], true: torch.Tensor) -> list[tuple[float, bool]]:
+def _judge(boxes: Sequence[Row], true: Sequence[Sequence[float]]) -> list[tuple[float, bool]]:
     """(score, right) of each box, best first; a true box counts once."""
-    boxes = sorted(boxes, key=lambda box: -box["score"])
-    corners = torch.tensor([box["box"] for box in boxes], dtype=torch.float64).reshape(-1, 4)
-    overlaps = iou(corners, true.double(), inclusive=False).numpy()
-    judged = []
-    for box, row in zip(boxes, overlaps, strict=True):
-        best = int(row.argmax())
-        right = bool(row[best] >= _IOU)
-        if right:
-            overlaps[:, best] = 0
-        judged.append((box["score"], right))
-    return judged
+    ranked = sorted(boxes, key=lambda box: -box["score"])
+    hits = greedy_hits([box["box"] for box in ranked], true, _IOU)
+    return [(box["score"], hit) for box, hit in zip(ranked, hits, strict=True)]
 
 
 def quality_table(quality: dict[str, PhraseQuality]) -> str:

@@ -2,16 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from glip.config import SelectConfig
 from glip.errors import DataError
 from glip.files import atomic_write
-from glip.geometry.boxes import iou
+from glip.geometry.boxes import pair_iou
 from glip.pseudo.store import Row, read_rows
 
 
@@ -55,7 +52,8 @@ def select_boxes(row: Row, config: SelectConfig, selection: Selection) -> list[R
             dropped[problem] += 1
         else:
             boxes.append(box)
-    boxes = _suppress(boxes, config, dropped)
+    boxes = _suppress(boxes, config.nms, dropped, across=False)
+    boxes = _suppress(boxes, config.nms_across, dropped, across=True)
     boxes = _limit_per_phrase(boxes, config.max_per_phrase, dropped)
     selection.pairs += 1
     selection.boxes += len(row["boxes"])
@@ -83,29 +81,17 @@ def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
     return ""
 
 
-def _suppress(boxes: list[Row], config: SelectConfig, dropped: Counter[str]) -> list[Row]:
-    """Boxes, best first, without those that overlap a better one of their phrase, then of any phrase."""
-    if min(config.nms, config.nms_across) >= 1 or len(boxes) < 2:
+def _suppress(boxes: list[Row], threshold: float, dropped: Counter[str], *, across: bool) -> list[Row]:
+    """Boxes, best first, without those that overlap a better one of their phrase, or ``across`` all phrases."""
+    if threshold >= 1:
         return boxes
-    corners = torch.tensor([box["box"] for box in boxes], dtype=torch.float64)
-    overlaps = iou(corners, corners, inclusive=False).tolist()
-    kept = list(range(len(boxes)))
-    if config.nms < 1:
-        kept = _greedy(kept, lambda a, b: overlaps[a][b] > config.nms and boxes[a]["phrases"] == boxes[b]["phrases"])
-        dropped["overlaps a better box of its phrase"] += len(boxes) - len(kept)
-    if config.nms_across < 1:
-        apart = _greedy(kept, lambda a, b: overlaps[a][b] > config.nms_across)
-        dropped["overlaps a better box of another phrase"] += len(kept) - len(apart)
-        kept = apart
-    return [boxes[index] for index in kept]
-
-
-def _greedy(indices: list[int], rivals: Callable[[int, int], bool]) -> list[int]:
-    """The indices, best first, without those that are rivals of one before them."""
-    kept: list[int] = []
-    for index in indices:
-        if not any(rivals(index, better) for better in kept):
-            kept.append(index)
+    kept: list[Row] = []
+    for box in boxes:
+        rivals = (better for better in kept if across or better["phrases"] == box["phrases"])
+        if any(pair_iou(better["box"], box["box"]) > threshold for better in rivals):
+            dropped[f"overlaps a better box of {'another' if across else 'its'} phrase"] += 1
+        else:
+            kept.append(box)
     return kept
 
 

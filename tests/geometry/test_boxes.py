@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glip.geometry.boxes import _greedy_by_class, suppress
+from glip.geometry.boxes import _greedy_by_class, greedy_hits, iou, pair_iou, suppress
 
 
 @pytest.mark.parametrize("classes", [1, 7, 1203])
@@ -16,3 +16,21 @@ def test_one_call_for_all_classes_keeps_the_same(classes: int) -> None:
     apart = set(kept.tolist()) ^ set(suppress(boxes, scores, labels, 0.6).tolist())
     assert len(apart) <= 2, "but for an overlap that rounds to the other side of the threshold"
     assert classes > 1000 or len(kept) < 3000
+
+
+def test_plain_numbers_have_the_same_iou() -> None:
+    boxes = torch.rand(20, 4).double() + torch.tensor([0.0, 0.0, 0.9, 0.9])
+    expected = iou(boxes, boxes, inclusive=False)
+    ours = [[pair_iou(first, second) for second in boxes.tolist()] for first in boxes.tolist()]
+    torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), expected)
+
+
+def test_a_ground_truth_box_is_found_once() -> None:
+    truth = [(0, 0, 10, 10), (20, 0, 30, 10)]
+    assert greedy_hits([(0, 0, 10, 9), (0, 0, 10, 10), (21, 0, 30, 10), (50, 50, 60, 60)], truth, 0.5) == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert greedy_hits([(0, 0, 1, 1)], [], 0.5) == [False]

@@ -29,7 +29,7 @@ def row(*boxes: tuple[list[float], int, float]) -> dict[str, object]:
 def kept(one: dict[str, object], **options: float) -> tuple[list[float], Counter[str]]:
     counts, everything = Selection(), {"min_score": 0.0, "min_best_score": 0.0, "min_box_side": 0.0}
     boxes = select_boxes(one, SelectConfig(**{**everything, **options}), counts)
-    return [box["score"] for box in boxes], +counts.dropped_boxes
+    return [box["score"] for box in boxes], counts.dropped_boxes
 
 
 def test_scores():
