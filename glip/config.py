@@ -316,9 +316,9 @@ class LabelConfig:
     same_image: int = option(
         4, "skip near-duplicate images: bits of 64 in which perceptual hashes differ; -1: off", ge=-1, le=16
     )
-    html: bool = option(False, "keep captions with HTML")
-    control_characters: bool = option(False, "keep captions with control characters")
-    no_letters: bool = option(False, "keep captions without letters, such as only emoji")
+    keep_html: bool = option(False, "keep captions with HTML")
+    keep_control_characters: bool = option(False, "keep captions with control characters")
+    keep_without_letters: bool = option(False, "keep captions without letters, such as only emoji")
     latin_only: bool = option(False, "skip captions with letters of other scripts")
 
     @model_validator(mode="after")

@@ -68,8 +68,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file is written first; always the same name, so that what a kill leaves is overwritten."""
-    return path.with_name(f".{path.name}.partial")
+    """Where a file is written first; the name stays the same, so that what a kill leaves is overwritten.
+
+    Each process of torchrun has a name of its own.
+    """
+    return path.with_name(f".{path.name}{os.environ.get('RANK', '')}.partial")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -166,6 +169,8 @@ def read_manifest(folder: str | Path, *, name: str = MANIFEST) -> dict[str, Any]
         FileNotFoundError: it has no manifest.
         DataError: a manifest that cannot be read.
     """
+    if not (Path(folder) / name).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no results of glip (no {name})")
     tree = read_json(Path(folder) / name)
     if not isinstance(tree, dict):
         raise DataError(f"{Path(folder) / name}: not a manifest: give another folder, or delete it")

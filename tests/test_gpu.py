@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glip.adaptation import Adaptation
 from glip.cli.main import main
-from glip.config import InferenceConfig, ModelConfig, StepConfig, TuneConfig
+from glip.config import InferenceConfig, LabelConfig, ModelConfig, StepConfig, TuneConfig
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
@@ -30,10 +30,8 @@ from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _drop
 from glip.model.weights import fingerprint
 from glip.postprocess import postprocess
-from glip.pseudo.filters import PairRules
-from glip.pseudo.label import LabelConfig, Labeller
-from glip.pseudo.run import find_captions
-from glip.pseudo.shards import find_shards
+from glip.pseudo.label import Labeller
+from glip.pseudo.shards import find_captions, find_shards
 from glip.pseudo.store import read_rows
 from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
@@ -327,11 +325,10 @@ def test_labels_are_those_of_the_cpu(pair, images, tmp_path, device):
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = find_captions(str(tmp_path / "captions.jsonl"), [str(tmp_path / "images")], None)
     [shard] = find_shards(entry, 100)
-    rules = PairRules(min_bytes=0, min_side=0, same_image=-1, repeated_captions=0)
+    config = LabelConfig(threshold=0.0, max_detections=5, min_bytes=0, min_side=0, same_image=-1, max_repeats=0)
     stored = []
     for where in ("cpu", device):
-        how = LabelConfig(model=str(tmp_path / "model"), threshold=0.0, max_detections=5, device=where, pairs=rules)
-        report = Labeller(how, tmp_path / where)(shard)
+        report = Labeller(tmp_path / "model", config, tmp_path / where, where)(shard)
         assert report["kept"] == len(images)
         stored.append(list(read_rows(tmp_path / where)))
     for mine, theirs in zip(*stored, strict=True):

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from glip.pseudo.filters import PairRules
-from glip.pseudo.label import LabelConfig, Labeller
-from glip.pseudo.run import find_captions
-from glip.pseudo.select import SelectRules, select
-from glip.pseudo.shards import find_shards
-from glip.pseudo.store import Store
+from glip.config import LabelConfig, SelectConfig
+from glip.pseudo.label import Labeller
+from glip.pseudo.select import select
+from glip.pseudo.shards import find_captions, find_shards
+from glip.pseudo.store import write_shard
 
 CAPTIONS = (
     "a man in a red shirt rides a brown horse",
@@ -50,11 +49,9 @@ def main() -> None:
 
 def label(folder: Path, args: argparse.Namespace) -> None:
     """Label the same images with one and with five captions."""
-    how = LabelConfig(
-        model=args.model, threads=args.threads, together=args.together, pairs=PairRules(repeated_captions=0)
-    )
+    config = LabelConfig(threads=args.threads, together=args.together, max_repeats=0)
     torch.set_num_threads(args.threads)
-    best = label_times(folder, how, args.images, args.rounds)
+    best = label_times(folder, args.model, config, args.images, args.rounds)
     for count, spent in best.items():
         wall = spent["wall"]
         stages = ", ".join(f"{stage} {seconds / wall:.1%}" for stage, seconds in spent.items() if stage != "wall")
@@ -62,10 +59,12 @@ def label(folder: Path, args: argparse.Namespace) -> None:
     print(f"five captions cost {best[5]['wall'] / best[1]['wall']:.2f} times one (bar 2.5)")
 
 
-def label_times(folder: Path, how: LabelConfig, images: int, rounds: int) -> dict[int, dict[str, float]]:
+def label_times(
+    folder: Path, model: str, config: LabelConfig, images: int, rounds: int, device: str | None = None
+) -> dict[int, dict[str, float]]:
     """Seconds of each stage and in all ("wall") of the fastest round, by captions of an image: one and five."""
     write_images(folder / "images", images)
-    labeller = Labeller(how, folder / "out")
+    labeller = Labeller(model, config, folder / "out", device)
     best: dict[int, dict[str, float]] = {}
     for number in range(rounds):
         for count in (1, 5):
@@ -91,15 +90,17 @@ def write_images(folder: Path, count: int) -> None:
 
 def choose(folder: Path, boxes: int) -> None:
     """Select from a million boxes with every rule on."""
-    rng, store = np.random.default_rng(0), Store(folder)
+    rng = np.random.default_rng(0)
     folder.mkdir()
     per_row, per_shard = 20, 10_000
     for shard in range(max(1, boxes // (per_row * per_shard))):
         rows = [stored_row(rng, per_row) for _ in range(per_shard)]
-        store.write(f"{shard:05d}", rows, {})
-    rules = SelectRules(box=0.3, image=0.5, min_side=4, max_area=0.95, nms=0.6, nms_across=0.9, per_phrase=5)
+        write_shard(folder, f"{shard:05d}", "jsonl", rows, {})
+    config = SelectConfig(
+        min_score=0.3, min_best_score=0.5, min_box_side=4, max_box_area=0.95, nms=0.6, nms_across=0.9, max_per_phrase=5
+    )
     began = time.perf_counter()
-    found = select(folder, folder / "selected.jsonl", rules)
+    found = select(folder, folder / "selected.jsonl", config)
     print(
         f"selection: {found.boxes:,} boxes in {time.perf_counter() - began:.1f} s, {found.kept_boxes:,} kept (bar 20 s)"
     )

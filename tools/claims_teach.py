@@ -22,15 +22,13 @@ from draw_world import write_world
 from drawn_world.scenes import World, draw_sample
 
 import glip
-from glip.config import DatasetConfig, SetConfig
+from glip.config import DatasetConfig, LabelConfig, SelectConfig, SetConfig
 from glip.data.held_out import says_one_of
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.pseudo.filters import PairRules
-from glip.pseudo.label import LabelConfig
-from glip.pseudo.run import Workers, run_labelling
-from glip.pseudo.select import SelectRules, select
+from glip.pseudo.run import run_labelling
+from glip.pseudo.select import select
 from glip.structures import Sample
 from glip.train.run import run as train
 
@@ -109,11 +107,11 @@ def labelled(work: Path, teacher: Path, threshold: float) -> DatasetConfig:
         write_world(pool, World("train", 1.0, SIDES, most=MOST), POOL, first=FIRST, both=False)
     images = str((pool / "images").absolute())
     entry = SetConfig(format="captions", annotations=str((pool / "captions.jsonl").absolute()), images=(images,))
-    rules = PairRules(min_bytes=0, same_image=-1, repeated_captions=0)
+    config = LabelConfig(min_bytes=0, same_image=-1, max_repeats=0, threads=1)
     folder = teacher.parent / "labels"
-    run_labelling(entry, LabelConfig(model=str(teacher), pairs=rules, device="cpu"), folder, Workers(), print)
+    run_labelling(entry, teacher, config, folder, device="cpu")
     out = folder / f"selected-{threshold:g}.jsonl"
-    select(folder, out, SelectRules(box=threshold, image=threshold, per_phrase=PER_PHRASE))
+    select(folder, out, SelectConfig(min_score=threshold, min_best_score=threshold, max_per_phrase=PER_PHRASE))
     return DatasetConfig(name="pseudo-labels", format="labels", annotations=str(out.absolute()), images=(images,))
 
 

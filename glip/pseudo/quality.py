@@ -1,8 +1,7 @@
-"""How right pseudo-labels are where true boxes exist: precision and recall of phrases' boxes over the threshold."""
+"""How right pseudo-labels are where ground truth exists: precision and recall over the score threshold."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,149 +10,134 @@ from PIL import Image
 from glip.data.held_out import says_one_of
 from glip.errors import DataError
 from glip.geometry.boxes import greedy_hits
+from glip.pseudo.report import save_figure
 from glip.pseudo.store import Row
-from glip.structures import Sample, TarMember
+from glip.structures import Prompt, Sample, TarMember
 
-SEEN, UNSEEN = "seen words", "unseen words"
+SEEN, HELD_OUT = "seen words", "held-out words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))
-_OVERLAP = 0.5
-_FEW = 10  # boxes, of fewer precision says nothing
-_Key = tuple[str, str]
+_IOU = 0.5
+_FEW = 10  # precision over fewer boxes says nothing, and is not drawn
 
 
-@dataclass(frozen=True)
-class Quality:
-    """Of each kind of phrase: the boxes that were found for it, and how many there are.
+@dataclass
+class PhraseQuality:
+    """The boxes found for one kind of phrases with ground truth.
 
     Args:
-        scores: by kind, of the boxes of phrases whose true boxes are known.
-        right: whether each is one of them (IoU 0.5 at least, every true box once, the best-scored first).
-        boxes: by kind, the number of true boxes.
-        phrases: by kind, the number of phrases with true boxes.
-        unasked: true phrases that no label's phrase overlaps: the phrase finder missed them.
+        found: (score, right) of each box; right: IoU 0.5 with a box of the ground truth, which counts once.
+        boxes: number of ground-truth boxes.
+        phrases: number of phrases.
+        missed: phrases that no label's phrase overlaps: the phrase finder missed them.
     """
 
-    scores: Mapping[str, np.ndarray]
-    right: Mapping[str, np.ndarray]
-    boxes: Mapping[str, int]
-    phrases: Mapping[str, int]
-    unasked: int
+    found: list[tuple[float, bool]] = field(default_factory=list)
+    boxes: int = 0
+    phrases: int = 0
+    missed: int = 0
 
-    def at(self, kind: str, threshold: float) -> tuple[float, float]:
-        """(precision, recall) of the boxes from a threshold on; precision is 1 where there are none."""
-        chosen = self.right[kind][self.scores[kind] >= threshold]
-        right = int(chosen.sum())
-        return (right / len(chosen) if len(chosen) else 1.0), right / max(self.boxes[kind], 1)
+    def at(self, threshold: float) -> tuple[float, float]:
+        """(precision, recall) of the boxes that score at least a threshold; precision is 1 without boxes."""
+        chosen = [right for score, right in self.found if score >= threshold]
+        return (sum(chosen) / len(chosen) if chosen else 1.0), sum(chosen) / max(self.boxes, 1)
 
 
-def score_labels(rows: Iterable[Row], truth: Sequence[Sample], unseen: Sequence[str]) -> Quality:
-    """Compare labels with true boxes of the same captions.
+def score_labels(
+    rows: Iterable[Row], ground_truth: Sequence[Sample], held_out_words: Sequence[str]
+) -> dict[str, PhraseQuality]:
+    """Compare labels with the ground truth of the same captions, by kind of phrase.
 
-    A label's phrase is judged by the true phrase that it shares most characters with; what it says of phrases without
-    true boxes is not judged, since nobody has looked for them.
+    A label's phrase is compared with the true phrase that shares most characters with it. Phrases without ground-truth
+    boxes are not judged, because nobody has looked for them.
 
     Args:
-        rows: of a folder of labels.
-        truth: samples with the same captions, whose phrases have boxes.
-        unseen: words that the teacher never heard; phrases with one are a kind of their own.
+        rows: the labels.
+        ground_truth: samples with the same captions, whose phrases have boxes.
+        held_out_words: words absent from the teacher's training data; phrases with one are a kind of their own.
 
     Raises:
-        ValueError: no label has a caption and image of the truth.
+        DataError: no label has an image and caption of the ground truth.
     """
-    samples = {_key_of(sample): sample for sample in truth if sample.prompt is not None}
-    found = defaultdict[str, list[tuple[float, bool]]](list)
-    counts, phrases = defaultdict[str, int](int), defaultdict[str, int](int)
-    unasked = judged = 0
+    samples = {_key(sample): sample for sample in ground_truth if sample.prompt is not None}
+    quality: dict[str, PhraseQuality] = {}
     for row in rows:
         sample = samples.get((Path(row.get("member") or row["image"]).name, row["caption"]))
-        if sample is None:
+        if sample is None or sample.prompt is None:
             continue
-        judged += 1
-        assert sample.prompt is not None
-        own = _boxes_of(row, sample)
+        boxes_of = _boxes_by_phrase(row, sample.prompt)
         for number, phrase in enumerate(sample.prompt.phrases):
-            true = [
-                box.tolist() for box, named in zip(sample.boxes, sample.box_phrases, strict=True) if number in named
-            ]
+            true = [box.tolist() for box, own in zip(sample.boxes, sample.box_phrases, strict=True) if number in own]
             if not true:
                 continue
-            kind = UNSEEN if unseen and says_one_of(phrase.text, unseen) else SEEN
-            counts[kind] += len(true)
-            phrases[kind] += 1
-            unasked += number not in own
-            found[kind] += _judged(own.get(number, ()), true)
-    if not judged:
+            is_held_out = held_out_words and says_one_of(phrase.text, held_out_words)
+            kind = quality.setdefault(HELD_OUT if is_held_out else SEEN, PhraseQuality())
+            kind.boxes += len(true)
+            kind.phrases += 1
+            kind.missed += number not in boxes_of
+            kind.found += _judge(boxes_of.get(number, []), true)
+    if not quality:
         raise DataError(
-            f"none of the labels has an image and caption of the {len(samples)} with true boxes: give the set whose "
-            "captions were labelled"
+            f"No label has an image and caption of the {len(samples)} with ground truth. Give the dataset whose "
+            "captions were labelled."
         )
-    kinds = list(counts)
-    return Quality(
-        {kind: np.array([score for score, _ in found[kind]]) for kind in kinds},
-        {kind: np.array([right for _, right in found[kind]], dtype=bool) for kind in kinds},
-        counts,
-        phrases,
-        unasked,
-    )
+    return quality
 
 
-def _key_of(sample: Sample) -> _Key:
+def _key(sample: Sample) -> tuple[str, str]:
     assert sample.prompt is not None and not isinstance(sample.image, Image.Image)
-    name = sample.image.name if isinstance(sample.image, TarMember) else str(sample.image)
+    name = sample.image.name if isinstance(sample.image, TarMember) else sample.image
     return Path(name).name, sample.prompt.caption
 
 
-def _boxes_of(row: Row, sample: Sample) -> dict[int, list[Row]]:
-    """By true phrase the boxes of the label's phrases that mean it."""
-    assert sample.prompt is not None
-    own: dict[int, list[Row]] = {}
+def _boxes_by_phrase(row: Row, prompt: Prompt) -> dict[int, list[Row]]:
+    """The boxes of a label by the true phrase that their own phrase means."""
+    boxes: dict[int, list[Row]] = {}
     for number, phrase in enumerate(row["phrases"]):
-        shared = [_shared(phrase["spans"], true.spans) for true in sample.prompt.phrases]
+        shared = [_shared_characters(phrase["spans"], true.spans) for true in prompt.phrases]
         best = int(np.argmax(shared))
         if shared[best]:
-            own.setdefault(best, []).extend(box for box in row["boxes"] if number in box["phrases"])
-    return own
+            boxes.setdefault(best, []).extend(box for box in row["boxes"] if number in box["phrases"])
+    return boxes
 
 
-def _shared(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> int:
+def _shared_characters(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> int:
     return sum(max(0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 
-def _judged(boxes: Sequence[Row], true: Sequence[Sequence[float]]) -> list[tuple[float, bool]]:
+def _judge(boxes: Sequence[Row], true: Sequence[Sequence[float]]) -> list[tuple[float, bool]]:
     """(score, right) of each box, best first; a true box counts once."""
     ranked = sorted(boxes, key=lambda box: -box["score"])
-    hits = greedy_hits([box["box"] for box in ranked], true, _OVERLAP)
+    hits = greedy_hits([box["box"] for box in ranked], true, _IOU)
     return [(box["score"], hit) for box, hit in zip(ranked, hits, strict=True)]
 
 
-def quality_table(quality: Quality) -> str:
+def quality_table(quality: dict[str, PhraseQuality]) -> str:
     """Precision and recall of each kind over the threshold, as Markdown."""
-    kinds = sorted(quality.boxes)
-    header = " | ".join(f"{kind}: precision | recall" for kind in kinds)
+    kinds = sorted(quality.items())
+    header = " | ".join(f"{kind}: precision | recall" for kind, _ in kinds)
     lines = [f"| threshold | {header} |", "|" + "---|" * (1 + 2 * len(kinds))]
     for threshold in THRESHOLDS:
-        cells = " | ".join(" | ".join(f"{value:.3f}" for value in quality.at(kind, threshold)) for kind in kinds)
+        cells = " | ".join(f"{value:.3f}" for _, one in kinds for value in one.at(threshold))
         lines.append(f"| {threshold:.2f} | {cells} |")
-    said = ", ".join(f"{quality.phrases[kind]} phrases ({quality.boxes[kind]} boxes) of {kind}" for kind in kinds)
-    return "\n".join([*lines, "", f"{said}; {quality.unasked} of them were not asked for"])
+    totals = ", ".join(f"{one.phrases} phrases ({one.boxes} boxes) with {kind}" for kind, one in kinds)
+    missed = sum(one.missed for _, one in kinds)
+    return "\n".join([*lines, "", f"{totals}; the phrase finder missed {missed} of them"])
 
 
-def draw_quality(quality: Quality, path: Path) -> None:
-    """Draw precision and recall over the threshold, and against one another."""
+def draw_quality(quality: dict[str, PhraseQuality], path: Path) -> None:
+    """Draw precision and recall over the threshold, and precision over recall."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(12, 4.5), layout="tight")
     over, against = canvas.subplots(1, 2)
-    for kind in sorted(quality.boxes):
-        shown = [one for one in THRESHOLDS if (quality.scores[kind] >= one).sum() >= _FEW]
-        pairs = [quality.at(kind, threshold) for threshold in shown]
-        [line] = over.plot(shown, [precision for precision, _ in pairs], label=f"{kind}: precision")
-        over.plot(shown, [recall for _, recall in pairs], "--", color=line.get_color(), label=f"{kind}: recall")
-        against.plot([recall for _, recall in pairs], [precision for precision, _ in pairs], "o-", label=kind)
+    for kind, one in sorted(quality.items()):
+        shown = [threshold for threshold in THRESHOLDS if sum(score >= threshold for score, _ in one.found) >= _FEW]
+        precision, recall = [[one.at(threshold)[part] for threshold in shown] for part in (0, 1)]
+        [line] = over.plot(shown, precision, label=f"{kind}: precision")
+        over.plot(shown, recall, "--", color=line.get_color(), label=f"{kind}: recall")
+        against.plot(recall, precision, "o-", label=kind)
     over.set(xlabel="threshold", ylim=(0, 1.02), title="pseudo-labels at IoU 0.5")
     against.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="precision over recall")
     for panel in (over, against):
         panel.legend(fontsize="small")
-    partial = path.with_name(f".{path.name}")
-    canvas.savefig(partial, dpi=100, format="png")
-    partial.replace(path)
+    save_figure(canvas, path)

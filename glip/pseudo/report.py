@@ -1,6 +1,5 @@
-"""What a labelling did: one report over all shards, as json and as a page of plots with sample images."""
+"""What was labelled and what was skipped: numbers for each shard, and for the run as JSON and as a page of plots."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,103 +10,107 @@ from PIL import Image
 
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, SkipCounter
-from glip.files import atomic_write
-from glip.pseudo.engine import Failed
-from glip.pseudo.label import SCORE_BINS, STAGES
-from glip.pseudo.store import Store, read_manifest, read_rows
+from glip.files import atomic_write, read_manifest, write_json
+from glip.pseudo.store import Row, read_reports, read_rows
 from glip.structures import Sample
 from glip.visualize import contact_sheet
 
 REPORT, PAGE = "report.json", "report.png"
-_SHOWN, _SURE = 8, 0.5  # sample images, and the score from which their boxes are drawn
-_EXAMPLES = 5
+STAGES = ("read", "parse", "decode", "detect", "write")
+_BINS = 20  # of scores in 0..1
+_SHOWN, _CONFIDENT = 8, 0.5  # sample images, and the lowest score of the boxes drawn in them
+_EXAMPLES = 5  # places listed for each reason
 
 
-def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The reports of shards as one; ``images/s`` is of one worker's wall time."""
-    dropped, skipped, per_phrase, seconds = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    places: dict[str, list[str]] = {}
-    for report in reports:
-        dropped.update(report["dropped"])
-        skipped.update(report["left out by the reader"])
-        per_phrase.update(report["boxes per phrase"])
-        seconds.update(report["seconds"])
-        for reason, named in report["places"].items():
-            places[reason] = [*places.get(reason, []), *named][:_EXAMPLES]
-    total = {key: sum(report[key] for report in reports) for key in ("pairs", "kept", "images", "phrases", "boxes")}
-    wall = sum(report["wall"] for report in reports)
-    scores = np.sum([report["scores"] for report in reports], axis=0).tolist() if reports else [0] * SCORE_BINS
+def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
+    """The numbers of one shard's labels; ``scores`` counts boxes in equal bins of 0..1."""
+    scores, per_phrase = [0] * _BINS, Counter[str]()
+    for row in rows:
+        for box in row["boxes"]:
+            scores[min(int(box["score"] * _BINS), _BINS - 1)] += 1
+        found = Counter(phrase for box in row["boxes"] for phrase in box["phrases"])
+        per_phrase.update(str(min(found[phrase], 10)) for phrase in range(len(row["phrases"])))
     return {
-        "shards": len(reports),
-        **total,
-        "dropped": dict(dropped.most_common()),
-        "places": places,
-        "left out by the reader": dict(skipped.most_common()),
+        "kept": len(rows),
+        "images": len({(row["image"], row.get("member")) for row in rows}),
+        "phrases": sum(len(row["phrases"]) for row in rows),
+        "boxes": sum(scores),
         "scores": scores,
-        "boxes per phrase": dict(sorted(per_phrase.items(), key=lambda item: int(item[0]))),
-        "seconds": {stage: round(seconds[stage], 1) for stage in STAGES},
-        "wall": round(wall, 1),
-        "images/s": round(total["images"] / wall, 2) if wall else 0.0,
+        "boxes per phrase": dict(per_phrase),
     }
 
 
-def write_report(store: Store, shards: int, failed: Sequence[Failed]) -> dict[str, Any]:
-    """Write the report over the shards that are done; gives it.
+def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reports of all shards as one; ``images/s`` is the rate of one worker."""
+    total: dict[str, Any] = {"shards": len(reports)}
+    for key in ("pairs", "kept", "images", "phrases", "boxes", "wall"):
+        total[key] = round(sum(report[key] for report in reports), 1)
+    for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):
+        counts = Counter[str]()
+        for report in reports:
+            counts.update(report[key])
+        total[key] = {name: round(count, 1) for name, count in counts.most_common()}
+    total["seconds"] = {stage: total["seconds"].get(stage, 0.0) for stage in STAGES}
+    total["boxes per phrase"] = dict(sorted(total["boxes per phrase"].items(), key=lambda item: int(item[0])))
+    total["scores"] = np.sum([[0] * _BINS, *(report["scores"] for report in reports)], axis=0).tolist()
+    total["images/s"] = round(total["images"] / total["wall"], 2) if total["wall"] else 0.0
+    places: dict[str, list[str]] = {}
+    for report in reports:
+        for reason, named in report["places"].items():
+            places[reason] = [*places.get(reason, []), *named][:_EXAMPLES]
+    return {**total, "places": places}
+
+
+def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:
+    """Write and return the report of all finished shards.
 
     Args:
-        store: where they lie.
-        shards: that there are in all.
-        failed: shards whose input cannot be read.
-
-    Raises:
-        OSError: it cannot be written.
+        folder: the folder of labels.
+        shards: how many shards there are in all.
+        failed: shards whose input cannot be read, and why.
     """
-    report = {"shards in all": shards, **merged(store.reports()), "failed": {one.shard: one.reason for one in failed}}
-    with atomic_write(store.folder / REPORT) as file:
-        json.dump(report, file, indent=1)
+    report = {"shards in all": shards, **merge_reports(read_reports(folder)), "failed": failed}
+    write_json(folder / REPORT, report)
     return report
 
 
-def draw_report(store: Store, report: dict[str, Any]) -> Path:
-    """Draw the page: scores, boxes per phrase, what was dropped, where the time went, and some images."""
+def draw_report(folder: Path, report: dict[str, Any]) -> None:
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and some images with their labels."""
     from matplotlib.figure import Figure
 
     page = Figure(figsize=(14, 13), layout="constrained")
     above, below = page.subfigures(2, 1, height_ratios=(1, 1.4))  # type: ignore[misc]
-    (scores, phrases), (dropped, time) = above.subplots(2, 2)
-    edges = np.arange(SCORE_BINS) / SCORE_BINS
-    scores.bar(edges, report["scores"], width=1 / SCORE_BINS, align="edge")
+    (scores, phrases), (skipped, seconds) = above.subplots(2, 2)
+    scores.bar(np.arange(_BINS) / _BINS, report["scores"], width=1 / _BINS, align="edge")
     scores.set(title=f"scores of {report['boxes']:,} boxes", xlabel="score", xlim=(0, 1))
     counts = report["boxes per phrase"]
     phrases.bar([f"{key}+" if key == "10" else key for key in counts], list(counts.values()))
-    phrases.set(title=f"boxes of each of {report['phrases']:,} phrases", xlabel="boxes")
-    reasons = {**report["dropped"], **report["left out by the reader"]}
-    dropped.barh(list(reasons)[::-1], list(reasons.values())[::-1])
-    if not reasons:
-        dropped.text(0.5, 0.5, "nothing", ha="center", transform=dropped.transAxes)
-        dropped.set_axis_off()
-    dropped.set(title=f"not labelled of {report['pairs']:,} pairs ({report['kept']:,} are)")
-    time.barh(list(report["seconds"])[::-1], list(report["seconds"].values())[::-1])
-    time.set(title=f"seconds by stage ({report['images/s']:.1f} images/s of a worker)")
+    phrases.set(title=f"boxes per phrase, {report['phrases']:,} phrases", xlabel="boxes")
+    reasons = {**report["skipped"], **report["skipped by the reader"]} or {"nothing": 0}
+    skipped.barh(list(reasons)[::-1], list(reasons.values())[::-1])
+    skipped.set(title=f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled")
+    seconds.barh(list(report["seconds"])[::-1], list(report["seconds"].values())[::-1])
+    seconds.set(title=f"seconds by stage ({report['images/s']:.1f} images/s per worker)")
     panel = below.subplots()
     panel.axis("off")
-    sheet = _samples(store)
-    if sheet is not None:
+    if sheet := _draw_samples(folder):
         panel.imshow(np.asarray(sheet))
-        panel.set(title=f"the first images, with boxes from score {_SURE} on")
-    path = store.folder / PAGE
-    partial = path.with_name(f".{PAGE}")
-    page.savefig(partial, dpi=90, format="png")
-    partial.replace(path)
-    return path
+        panel.set(title=f"the first images, boxes that score {_CONFIDENT} or more")
+    save_figure(page, folder / PAGE)
 
 
-def _samples(store: Store) -> Image.Image | None:
-    """A contact sheet of images of which something was found, or None."""
-    folders, samples = Folders(read_manifest(store.folder)["images"]), list[Sample]()
-    for row in read_rows(store.folder):
-        sure = [box for box in row["boxes"] if box["score"] >= _SURE]
-        samples += [sample_of_row({**row, "boxes": sure}, (), folders, "", SkipCounter())] if sure else []
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, dpi=90, format="png")
+
+
+def _draw_samples(folder: Path) -> Image.Image | None:
+    """A contact sheet of the first images with confident boxes, or None."""
+    folders, samples = Folders(read_manifest(folder)["images"]), list[Sample]()
+    for row in read_rows(folder):
+        boxes = [box for box in row["boxes"] if box["score"] >= _CONFIDENT]
+        samples += [sample_of_row({**row, "boxes": boxes}, (), folders, "", SkipCounter())] if boxes else []
         if len(samples) == _SHOWN:
             break
     return contact_sheet(samples) if samples else None

@@ -1,88 +1,160 @@
-"""A whole labelling: the set, its shards, the engine, the report; what ``glip label`` and a round of teaching do."""
+"""Label a captioned dataset: in this process, in the processes of torchrun, or in Ray actors on a cluster.
 
+Every engine gives each shard to one worker (``label.Labeller``), and every worker labels a shard in the same way, so
+the files do not depend on the engine.
+"""
+
+import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from glip.config import SetConfig
-from glip.data.catalog import data_root, find_set, recognize
-from glip.errors import DataError
+import torch
+
+from glip.config import LabelConfig, SetConfig
+from glip.errors import ConfigError, GlipError
+from glip.files import begin_run, exclusive
 from glip.model.weights import fingerprint, load_pretrained
-from glip.pseudo.engine import Engine, Failed, Say, label_all
-from glip.pseudo.label import LabelConfig
+from glip.pseudo.label import Labeller
 from glip.pseudo.report import draw_report, write_report
-from glip.pseudo.shards import find_shards
-from glip.pseudo.store import Store
+from glip.pseudo.shards import Shard, find_shards
+from glip.pseudo.store import is_done
 
-_NOT_IN_LABELS = ("device", "threads", "batch_size", "model")  # the same run may go on with others
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """What labels: an engine, its actors (of Ray), and the images of a shard that is cut from a single file."""
-
-    engine: Engine = "local"
-    workers: int = 1
-    per_shard: int = 1000
+Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
+MakeLabeller = Callable[[], Labeller]
+_NOT_IN_LABELS = ("batch_size", "engine", "workers", "threads")  # a run may be resumed with other values
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A finished labelling: its report, and the shards that failed."""
-
-    report: dict[str, Any]
-    failed: tuple[Failed, ...]
-
-
-def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
-    """Where a set of captions lies, with full paths.
+def run_labelling(
+    entry: SetConfig,
+    model: str | Path,
+    config: LabelConfig,
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Label a dataset into a folder and write the report, also when interrupted; the same call resumes.
 
     Args:
-        name: a set's name, a file or a folder.
-        images: folders of its images, where it is a file.
-        root: the data root.
+        entry: a captioned dataset (``shards.find_captions``).
+        model: the teacher: a name or a folder.
+        config: the options.
+        folder: output folder; every worker must see it.
+        device: where the teacher runs; None: CUDA where available.
+        say: called with a line for each finished shard.
+
+    Returns:
+        The report; ``failed`` names the shards whose input cannot be read. The same call tries them again.
 
     Raises:
-        ConfigError: neither a known set nor a path.
-        ValueError: a set without captions, or without files.
+        GlipError: the teacher cannot be loaded, or the folder holds other labels or is in use.
+        OSError: a file cannot be written.
     """
-    entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
-    under = data_root(root)
-    path = (under / entry.annotations).absolute()
-    format = entry.format or recognize(path)[0]
-    if format in ("coco", "lvis"):
-        raise DataError(f"set {name!r} has class names, not captions: train on it as it is")
-    folders = tuple(str((under / folder).absolute()) for folder in entry.images)
-    return replace(entry, annotations=str(path), images=folders, format=format)
-
-
-def run_labelling(entry: SetConfig, how: LabelConfig, folder: str | Path, workers: Workers, say: Say) -> Labelled:
-    """Label a set into a folder and write the report, also when interrupted; the same call goes on.
-
-    Raises:
-        CheckpointError: a teacher that cannot be loaded.
-        ValueError: another run writes there, or it holds other labels; nothing of the set can be read.
-        OSError: the disk is full, or may not be written.
-    """
-    store, failed = Store(folder, how.form), list[Failed]()
-    main = os.environ.get("RANK", "0") == "0" or workers.engine != "torchrun"
-    with store.locked(enabled=main):
-        store.begin(_settings(entry, how, workers.per_shard))
-        shards = find_shards(entry, workers.per_shard)
+    if config.form == "parquet" and find_spec("pyarrow") is None:
+        raise ConfigError("form: parquet needs pyarrow: pip install 'glip[parquet]', or choose jsonl")
+    folder, failed = Path(folder).absolute(), dict[str, str]()
+    options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
+    weights = fingerprint(load_pretrained(model).model.state_dict())[:16]
+    rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
+    with exclusive(folder) if rank == 0 else nullcontext():
+        begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})
+        shards = find_shards(entry, config.per_shard)
+        own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
+        waiting = [shard for shard in own if not is_done(folder, shard.name)]
+        outcomes = _outcomes(waiting, partial(Labeller, model, config, folder, device), config, on_gpu=device != "cpu")
+        began = time.monotonic()
         try:
-            failed = label_all(shards, how, folder, engine=workers.engine, workers=workers.workers, say=say)
-        finally:  # an interrupted run tells what it has done
-            report = write_report(store, len(shards), failed)
-            if main:
-                draw_report(store, report)
-    return Labelled(report, tuple(failed))
+            for number, outcome in enumerate(outcomes, start=1):
+                left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
+                done = len(own) - len(waiting) + number
+                say(f"{_describe(outcome)}; {done} of {len(own)} shards, {left} left")
+                failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
+        finally:  # an interrupted run also reports what it has done
+            report = write_report(folder, len(shards), failed)
+            draw_report(folder, report)
+    return report
 
 
-def _settings(entry: SetConfig, how: LabelConfig, per_shard: int) -> dict[str, Any]:
-    """What the labels depend on."""
-    made = {key: value for key, value in asdict(how).items() if key not in _NOT_IN_LABELS}
-    weights = fingerprint(load_pretrained(how.model).model.state_dict())[:16]
-    images = list(entry.images)
-    return {"teacher": weights, **made, "captions": entry.annotations, "images": images, "per shard": per_shard}
+def _outcomes(
+    shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig, *, on_gpu: bool
+) -> Iterator[Outcome]:
+    """Label shards one after the other, or in Ray actors; an outcome for each as it is finished."""
+    if not shards:
+        return iter(())
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if config.engine == "torchrun" else config.workers
+    threads = config.threads or max(1, (os.cpu_count() or 1) // workers)
+    if config.engine == "ray":
+        return _label_with_ray(shards, make_labeller, threads, config.workers, on_gpu=on_gpu)
+    return _label_here(shards, make_labeller, threads)
+
+
+def _describe(outcome: Outcome) -> str:
+    if "failed" in outcome:
+        return f"{outcome['shard']} failed: {outcome['failed']}"
+    rate = outcome["images"] / max(outcome["wall"], 1e-9)
+    return (
+        f"{outcome['shard']}: {outcome['kept']} of {outcome['pairs']} pairs, {outcome['boxes']} boxes in "
+        f"{outcome['images']} images, {rate:.1f} images/s"
+    )
+
+
+def _label(labeller: Labeller, shard: Shard) -> Outcome:
+    """A shard's report, or why its input cannot be read; a full disk ends the run."""
+    try:
+        return labeller(shard)
+    except (GlipError, FileNotFoundError) as error:
+        return {"shard": shard.name, "failed": " ".join(str(error).split())}
+
+
+def _label_here(shards: Sequence[Shard], make_labeller: MakeLabeller, threads: int) -> Iterator[Outcome]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        labeller = make_labeller()
+        for shard in shards:
+            yield _label(labeller, shard)
+    finally:  # what this process does later, such as training a student, has its threads again
+        torch.set_num_threads(before)
+
+
+class _Actor:
+    """A worker as Ray Data calls it: rows in, rows out."""
+
+    def __init__(self, shards: Sequence[Shard], make_labeller: MakeLabeller, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.shards, self.labeller = shards, make_labeller()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        return {"outcome": [json.dumps(_label(self.labeller, self.shards[int(number)])) for number in batch["id"]]}
+
+
+def _label_with_ray(
+    shards: Sequence[Shard], make_labeller: MakeLabeller, threads: int, workers: int, *, on_gpu: bool
+) -> Iterator[Outcome]:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ConfigError("engine: ray is not installed: pip install 'glip[ray]', or choose another engine") from None
+    if not ray.is_initialized():
+        # on a single machine more logical CPUs than actors, or Ray Data has none left for reading
+        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers + 2, include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    outcomes = ray.data.range(len(shards), override_num_blocks=len(shards)).map_batches(
+        _Actor,
+        fn_constructor_args=(list(shards), make_labeller, threads),
+        batch_size=1,
+        concurrency=workers,
+        num_cpus=1,
+        num_gpus=1 if on_gpu and ray.cluster_resources().get("GPU", 0) > 0 else 0,
+    )
+    for row in outcomes.iter_rows():
+        yield json.loads(row["outcome"])

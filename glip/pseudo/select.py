@@ -1,162 +1,108 @@
-"""Which of a teacher's boxes to believe: thresholds and clean-up over stored scores, a matter of seconds.
-
-What comes out is an ordinary label file, so a student is trained on it like on anything else.
-"""
+"""Filter pseudo-labels by score, size and overlap; the result is an ordinary label file to train on."""
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from glip.config import SelectConfig
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.geometry.boxes import pair_iou
 from glip.pseudo.store import Row, read_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectRules:
-    """Which boxes are kept, in this order.
-
-    Args:
-        box: lowest score of a box; GLIP 0.5, OWL-ST 0.1, GRIT 0.65.
-        min_side: least side of a box in pixels.
-        max_area: greatest share of the image that a box covers; 1: off.
-        nms: overlap (IoU) over which the lower-scored of two boxes of one phrase goes; 1: off, as in GLIP.
-        nms_across: the same among all phrases of a caption; 1: off. GRIT: 0.5.
-        per_phrase: boxes of a phrase at most, the best; 0: no limit.
-        image: score that the best box of a caption must reach, else the pair goes; OWL-ST 0.3.
-
-    Raises:
-        ValueError: a value that makes no sense.
-    """
-
-    box: float = 0.5
-    min_side: float = 1.0
-    max_area: float = 1.0
-    nms: float = 1.0
-    nms_across: float = 1.0
-    per_phrase: int = 0
-    image: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("box", "max_area", "nms", "nms_across", "image"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name}: got {getattr(self, name)}: give a number in 0..1")
-        for name in ("min_side", "per_phrase"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise DataError(f"{name}: got {getattr(self, name)}: give a number from 0 on")
-
-
 @dataclass
 class Selection:
-    """What a selection kept, and what it dropped by reason; ``scores`` are of the kept boxes."""
+    """What was kept, and how many boxes and pairs were dropped for each reason."""
 
     pairs: int = 0
     boxes: int = 0
     kept_pairs: int = 0
     kept_boxes: int = 0
-    phrases: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    pairs_dropped: Counter[str] = field(default_factory=Counter)
-    scores: list[float] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For json, without the list of scores."""
-        return {
-            "pairs": self.pairs,
-            "boxes": self.boxes,
-            "kept pairs": self.kept_pairs,
-            "kept boxes": self.kept_boxes,
-            "phrases with boxes": self.phrases,
-            "boxes dropped": dict(self.dropped),
-            "pairs dropped": dict(self.pairs_dropped),
-        }
+    phrases_with_boxes: int = 0
+    dropped_boxes: Counter[str] = field(default_factory=Counter)
+    dropped_pairs: Counter[str] = field(default_factory=Counter)
 
 
-def select(folder: str | Path, out: str | Path, rules: SelectRules) -> Selection:
-    """Write what is kept of a folder of labels as one label file, whole or not at all.
+def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
+    """Write what is kept of a folder of labels as one label file.
 
     Raises:
-        ValueError: nothing is kept; the numbers say why.
+        DataError: nothing is kept, or labels cannot be read.
     """
     selection = Selection()
-    with atomic_write(Path(out)) as file:
-        for row in selected(read_rows(folder), rules, selection):
-            file.write(json.dumps(row) + "\n")
+    with atomic_write(out) as file:
+        for row in read_rows(Path(folder)):
+            if kept := select_boxes(row, config, selection):
+                file.write(json.dumps({**row, "boxes": kept}) + "\n")
         if not selection.kept_pairs:
             raise DataError(
-                f"{str(folder)!r}: none of {selection.boxes} boxes of {selection.pairs} pairs is kept "
-                f"({dict(selection.dropped) or 'it has none'}): lower --box and --image"
+                f"No box is kept of {selection.boxes} boxes in {selection.pairs} pairs of {str(folder)!r} "
+                f"({dict(selection.dropped_boxes)}). Try a lower --min-score and --min-best-score."
             )
     return selection
 
 
-def selected(rows: Iterable[Row], rules: SelectRules, selection: Selection) -> Iterator[Row]:
-    """The rows that are kept, with the boxes that are kept; ``selection`` counts."""
-    for row in rows:
-        boxes = row["boxes"]
-        selection.pairs += 1
-        selection.boxes += len(boxes)
-        kept = _kept(row, rules, selection.dropped)
-        if not boxes or not kept:
-            selection.pairs_dropped["nothing found" if not boxes else "no box kept"] += 1
-            continue
-        if max(box["score"] for box in kept) < rules.image:
-            selection.pairs_dropped["best score below image"] += 1
-            selection.dropped["of a pair that goes"] += len(kept)
-            continue
-        selection.kept_pairs += 1
-        selection.kept_boxes += len(kept)
-        selection.phrases += len({phrase for box in kept for phrase in box["phrases"]})
-        selection.scores += [box["score"] for box in kept]
-        yield {**row, "boxes": kept}
-
-
-def _kept(row: Row, rules: SelectRules, dropped: Counter[str]) -> list[Row]:
-    area = row["width"] * row["height"]
-    sure = [box for box in row["boxes"] if box["score"] >= rules.box]
-    dropped["score below box"] += len(row["boxes"]) - len(sure)
-    fitting = []
-    for box in sure:
-        x1, y1, x2, y2 = box["box"]
-        if min(x2 - x1, y2 - y1) < rules.min_side:
-            dropped["too small"] += 1
-        elif rules.max_area < 1 and (x2 - x1) * (y2 - y1) > rules.max_area * area:
-            dropped["almost the whole image"] += 1
+def select_boxes(row: Row, config: SelectConfig, selection: Selection) -> list[Row]:
+    """The boxes of a pair that are kept, best first; none where the pair is dropped. ``selection`` counts."""
+    dropped, boxes = selection.dropped_boxes, list[Row]()
+    for box in sorted(row["boxes"], key=lambda box: -box["score"]):
+        if problem := _problem(box, row["width"] * row["height"], config):
+            dropped[problem] += 1
         else:
-            fitting.append(box)
-    fitting.sort(key=lambda box: -box["score"])
-    own = _apart(fitting, rules.nms, dropped, "over another of its phrase", across=False)
-    all_apart = _apart(own, rules.nms_across, dropped, "over one of another phrase", across=True)
-    return _few(all_apart, rules.per_phrase, dropped)
+            boxes.append(box)
+    boxes = _suppress(boxes, config.nms, dropped, across=False)
+    boxes = _suppress(boxes, config.nms_across, dropped, across=True)
+    boxes = _limit_per_phrase(boxes, config.max_per_phrase, dropped)
+    selection.pairs += 1
+    selection.boxes += len(row["boxes"])
+    if not boxes:
+        selection.dropped_pairs["no box kept" if row["boxes"] else "nothing found"] += 1
+        return []
+    if boxes[0]["score"] < config.min_best_score:
+        selection.dropped_pairs["best score below min_best_score"] += 1
+        dropped["in a dropped pair"] += len(boxes)
+        return []
+    selection.kept_pairs += 1
+    selection.kept_boxes += len(boxes)
+    selection.phrases_with_boxes += len({phrase for box in boxes for phrase in box["phrases"]})
+    return boxes
 
 
-def _apart(boxes: list[Row], limit: float, dropped: Counter[str], reason: str, *, across: bool) -> list[Row]:
-    """Boxes, best first, without those that overlap a better one."""
-    if limit >= 1 or len(boxes) < 2:
+def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
+    if box["score"] < config.min_score:
+        return "score below min_score"
+    x1, y1, x2, y2 = box["box"]
+    if min(x2 - x1, y2 - y1) < config.min_box_side:
+        return "side below min_box_side"
+    if config.max_box_area < 1 and (x2 - x1) * (y2 - y1) > config.max_box_area * image_area:
+        return "area above max_box_area"
+    return ""
+
+
+def _suppress(boxes: list[Row], threshold: float, dropped: Counter[str], *, across: bool) -> list[Row]:
+    """Boxes, best first, without those that overlap a better one of their phrase, or ``across`` all phrases."""
+    if threshold >= 1:
         return boxes
     kept: list[Row] = []
     for box in boxes:
-        rivals = (other for other in kept if across or other["phrases"] == box["phrases"])
-        if any(pair_iou(other["box"], box["box"]) > limit for other in rivals):
-            dropped[reason] += 1
+        rivals = (better for better in kept if across or better["phrases"] == box["phrases"])
+        if any(pair_iou(better["box"], box["box"]) > threshold for better in rivals):
+            dropped[f"overlaps a better box of {'another' if across else 'its'} phrase"] += 1
         else:
             kept.append(box)
     return kept
 
 
-def _few(boxes: list[Row], limit: int, dropped: Counter[str]) -> list[Row]:
+def _limit_per_phrase(boxes: list[Row], limit: int, dropped: Counter[str]) -> list[Row]:
     if not limit:
         return boxes
-    taken, kept = defaultdict[int, int](int), []
+    taken, kept = Counter[int](), []
     for box in boxes:
         if all(taken[phrase] >= limit for phrase in box["phrases"]):
-            dropped["beyond the best of its phrase"] += 1
+            dropped["beyond max_per_phrase"] += 1
             continue
-        for phrase in box["phrases"]:
-            taken[phrase] += 1
+        taken.update(box["phrases"])
         kept.append(box)
     return kept

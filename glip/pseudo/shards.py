@@ -1,19 +1,20 @@
-"""The captions to label, cut into shards: what one worker labels at a time, and labels again if it dies over it.
+"""The captions to label, cut into shards: what one worker labels at a time, and repeats if it is killed.
 
-A folder of files is cut at its files (tars as img2dataset writes them: one shard each), a single file after so many
-images. Whoever labels many millions gives many files, so that no worker reads more than its own.
+A folder is cut at its files (tars as img2dataset writes them: one shard each), a single file after a number of images.
+For many millions of captions give many files, so that no worker reads more than its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
 
 from glip.config import SetConfig
-from glip.data.captions import caption_files
-from glip.data.catalog import read_set
+from glip.data.catalog import data_root, find_set, read_set, recognize
+from glip.data.readers.captions import caption_files
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample, TarMember
@@ -21,7 +22,7 @@ from glip.structures import Sample, TarMember
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples [start, stop) of a set; ``stop`` None: to its end. ``name`` is that of its output file."""
+    """The samples [start, stop) of a set; ``stop`` None: to its end. ``name`` is the stem of its output file."""
 
     name: str
     entry: SetConfig
@@ -30,87 +31,83 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """An image with all the captions that follow one another for it."""
+class CaptionedImage:
+    """An image with all captions that follow one another for it."""
 
     image: Path | TarMember
     image_id: int | str
     captions: tuple[str, ...]
 
 
-def find_shards(entry: SetConfig, images: int) -> list[Shard]:
-    """The shards of a set of captions, in the order of its files.
+def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
+    """A captioned dataset with full paths.
 
     Args:
-        entry: where it lies; full paths.
-        images: of a shard cut from a single file.
+        name: a dataset's name, a file or a folder.
+        images: folders of its images, for a file.
+        root: the data root.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, or is no set of captions.
+        GlipError: not a captioned dataset.
     """
+    entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
+    under = data_root(root)
+    path = (under / entry.annotations).absolute()
+    format = entry.format or recognize(path)[0]
+    if format in ("coco", "lvis"):
+        raise DataError(
+            f"Dataset {name!r} of format {format} has no captions of image files. Give a captioned dataset."
+        )
+    folders = tuple(str((under / folder).absolute()) for folder in entry.images)
+    return replace(entry, annotations=str(path), images=folders, format=format)
+
+
+def find_shards(entry: SetConfig, images: int) -> list[Shard]:
+    """The shards of a captioned dataset, in the order of its files; a single file is cut after so many images."""
     path = Path(entry.annotations)
     files = caption_files(path)
     if path.is_dir() or path.suffix.lower() == ".tar":
-        _refuse_twins(files)
-        return [Shard(file.stem, _of_file(entry, file)) for file in files]
-    starts, previous, count = [0], None, 0
+        shards = [Shard(file.stem, _entry_of_file(entry, file)) for file in files]
+        names = [shard.name for shard in shards]
+        if twin := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"Two files are named {twin!r}, so their labels would share a file. Rename one of them.")
+        return shards
     samples = _read(entry).samples
-    for index, sample in enumerate(samples):
-        if sample.image != previous and count == images:
-            starts.append(index)
-            count = 0
-        count += sample.image != previous
-        previous = sample.image
-    ends = [*starts[1:], len(samples)]
-    return [
-        Shard(f"{path.stem}-{number:05d}", entry, start, stop)
-        for number, (start, stop) in enumerate(zip(starts, ends, strict=True))
-    ]
+    starts, position = [], 0
+    for number, (_, group) in enumerate(groupby(samples, key=lambda sample: sample.image)):
+        if number % images == 0:
+            starts.append(position)
+        position += sum(1 for _ in group)
+    bounds = zip(starts, [*starts[1:], len(samples)], strict=True)
+    return [Shard(f"{path.stem}-{number:05d}", entry, *bound) for number, bound in enumerate(bounds)]
 
 
-def read_shard_images(shard: Shard) -> tuple[list[Captioned], SkipCounter]:
-    """The images of a shard with their captions, and what the reader left out of its file.
+def read_shard(shard: Shard) -> tuple[list[CaptionedImage], SkipCounter]:
+    """The images of a shard with their captions, and what the reader skipped in its file.
 
     Raises:
-        FileNotFoundError, ValueError: it is not there, or not one caption of it can be read.
+        OSError, DataError: the file is missing, or no caption in it can be read.
     """
     read = _read(shard.entry)
-    whole = shard.start == 0  # what was left out of a file is counted with its first shard
-    return list(_joined(_between(read.samples, shard.start, shard.stop))), read.skipped if whole else SkipCounter()
+    stop = len(read.samples) if shard.stop is None else shard.stop
+    samples = (read.samples[index] for index in range(shard.start, stop))
+    images = [_captioned(list(group)) for _, group in groupby(samples, key=lambda sample: sample.image)]
+    return images, read.skipped if shard.start == 0 else SkipCounter()  # counted once per file
 
 
 @lru_cache(maxsize=1)
 def _read(entry: SetConfig) -> SampleSet:
-    """A set; the last one is kept, because a file cut into many shards is read once for all of them."""
+    """A dataset; the last one is cached, because a file cut into many shards is read once for all of them."""
     return read_set(entry)
 
 
-def _between(samples: Sequence[Sample], start: int, stop: int | None) -> Iterator[Sample]:
-    return (samples[index] for index in range(start, len(samples) if stop is None else stop))
+def _captioned(samples: Sequence[Sample]) -> CaptionedImage:
+    first = samples[0]
+    assert not isinstance(first.image, Image.Image), "captioned datasets are files"
+    captions = tuple(one.caption or (one.prompt.caption if one.prompt else "") for one in samples)
+    return CaptionedImage(first.image, first.image_id, captions)
 
 
-def _joined(samples: Iterator[Sample]) -> Iterator[Captioned]:
-    current: Captioned | None = None
-    for sample in samples:
-        assert not isinstance(sample.image, Image.Image), "sets of captions are files"
-        caption = sample.caption or (sample.prompt.caption if sample.prompt else "")
-        if current is not None and current.image == sample.image:
-            current = replace(current, captions=(*current.captions, caption))
-            continue
-        if current is not None:
-            yield current
-        current = Captioned(sample.image, sample.image_id, (caption,))
-    if current is not None:
-        yield current
-
-
-def _of_file(entry: SetConfig, file: Path) -> SetConfig:
-    inside = file.suffix.lower() == ".tar"  # its images are in it
-    return replace(entry, annotations=str(file), images=(str(file.parent),) if inside else entry.images)
-
-
-def _refuse_twins(files: Sequence[Path]) -> None:
-    stems = [file.stem for file in files]
-    again = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if again is not None:
-        raise DataError(f"two files are called {again!r}: their labels would go to one file; rename one of them")
+def _entry_of_file(entry: SetConfig, file: Path) -> SetConfig:
+    is_tar = file.suffix.lower() == ".tar"  # its images are inside
+    return replace(entry, annotations=str(file), images=(str(file.parent),) if is_tar else entry.images)

@@ -1,158 +1,70 @@
-"""Where labels lie: a folder with a manifest, and for each shard a file of labels and a report that says it is done.
+"""A folder of pseudo-labels: for each shard a file of labels, and a report that says the shard is finished.
 
 ``NAME.jsonl`` is an ordinary label file (``glip/data/readers/labels.py``) whose boxes have raw scores down to a low
-threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is written after it.
+threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is written after it. A manifest says which
+teacher and options made the labels.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
-from glip.errors import ConfigError, DataError
-from glip.files import atomic_write, exclusive
+from glip.files import atomic_write, read_json, read_jsonl, write_json
 
 Row = dict[str, Any]
-Form = Literal["jsonl", "parquet"]
-
-MANIFEST = "manifest.json"
-_DONE = ".report.json"
-_PLAIN = ("image", "member", "start", "length", "width", "height", "caption")
+_REPORT = ".report.json"
 
 
-class Store:
-    """The folder of one labelling.
-
-    Args:
-        folder: made if missing.
-        form: of the files of labels.
-    """
-
-    def __init__(self, folder: str | Path, form: Form = "jsonl") -> None:
-        self.folder, self.form = Path(folder), form
-
-    def path(self, shard: str) -> Path:
-        """The file of a shard's labels."""
-        return self.folder / f"{shard}.{self.form}"
-
-    def is_done(self, shard: str) -> bool:
-        """Whether a shard has been labelled to its end."""
-        return self._mark(shard).is_file() and self.path(shard).is_file()
-
-    def write(self, shard: str, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
-        """Write a shard's labels, then its report, each whole or not at all.
-
-        Raises:
-            OSError: the disk is full, or may not be written.
-        """
-        if self.form == "parquet":
-            _write_parquet(self.path(shard), rows)
-        else:
-            with atomic_write(self.path(shard)) as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-        with atomic_write(self._mark(shard)) as file:
-            json.dump(report, file, indent=1)
-
-    def reports(self) -> list[dict[str, Any]]:
-        """The reports of all shards that are done, by name."""
-        return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob(f"*{_DONE}"))]
-
-    def _mark(self, shard: str) -> Path:
-        return self.folder / f"{shard}{_DONE}"
-
-    # ---- what the labels are of
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Note what the labels are made of and with; a folder that holds labels made otherwise is refused.
-
-        Raises:
-            ValueError: naming what differs.
-            ImportError: parquet without pyarrow.
-        """
-        if self.form == "parquet" and find_spec("pyarrow") is None:
-            raise ConfigError("form parquet: pyarrow is not installed: pip install 'glip[parquet]', or take jsonl")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        wanted = json.loads(json.dumps(settings))
-        if (self.folder / MANIFEST).is_file():
-            there = read_manifest(self.folder)
-            differing = [key for key in {**there, **wanted} if there.get(key) != wanted.get(key)]
-            if differing:
-                key = differing[0]
-                raise DataError(
-                    f"{str(self.folder)!r} holds labels made with {key} {json.dumps(there.get(key))[:120]}, not "
-                    f"{json.dumps(wanted.get(key))[:120]}: give another --out, or remove it to label anew"
-                )
-            return
-        with atomic_write(self.folder / MANIFEST) as file:
-            json.dump(wanted, file, indent=1)
-
-    @contextmanager
-    def locked(self, *, enabled: bool = True) -> Iterator[None]:
-        """Keep other runs from writing here; the lock ends with the process. Of processes of one run one takes it.
-
-        Raises:
-            ValueError: another run writes here.
-        """
-        with exclusive(self.folder) if enabled else nullcontext():
-            yield
+def is_done(folder: Path, shard: str) -> bool:
+    """Whether a shard is labelled completely."""
+    return (folder / f"{shard}{_REPORT}").is_file()
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What the labels of a folder are made of and with.
+def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
+    """Write a shard's labels as "jsonl" or "parquet", then its report.
 
     Raises:
-        FileNotFoundError: it holds no labels.
-        ValueError: a manifest that cannot be read.
+        OSError: a file cannot be written.
     """
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no labels (no {MANIFEST}): give what glip label has written")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise DataError(f"{path}: not json of a manifest: label anew into another folder")
-    return tree
+    path = folder / f"{shard}.{form}"
+    if form == "parquet":
+        with atomic_write(path, "wb", durable=True) as file:
+            _write_parquet(file, rows)
+    else:
+        with atomic_write(path, durable=True) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_json(folder / f"{shard}{_REPORT}", report)
 
 
-def read_rows(folder: str | Path) -> Iterator[Row]:
-    """The rows of all finished shards of a folder, shard by shard by name."""
-    for mark in sorted(Path(folder).glob(f"*{_DONE}")):
-        name = mark.name.removesuffix(_DONE)
-        lines, columns = (Path(folder) / f"{name}.{form}" for form in ("jsonl", "parquet"))
-        yield from _read_parquet(columns) if columns.is_file() else _read_jsonl(lines)
+def read_reports(folder: Path) -> list[dict[str, Any]]:
+    """The reports of all finished shards, by name."""
+    return [read_json(path) for path in sorted(folder.glob(f"*{_REPORT}"))]
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise DataError(f"{path}, line {number}: not json: remove its .report.json and label anew") from None
+def read_rows(folder: Path) -> Iterator[Row]:
+    """The labels of all finished shards, by name.
+
+    Raises:
+        DataError: a line that is not JSON.
+    """
+    for report in sorted(folder.glob(f"*{_REPORT}")):
+        lines, columns = (report.with_name(report.name.removesuffix(_REPORT) + end) for end in (".jsonl", ".parquet"))
+        yield from _read_parquet(columns) if columns.is_file() else read_jsonl(lines)
 
 
-def _write_parquet(path: Path, rows: Sequence[Row]) -> None:
+def _write_parquet(file: IO[bytes], rows: Sequence[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
-    numbers, text = pa.list_(pa.float64()), pa.string()
-    phrase = pa.struct([("text", text), ("spans", pa.list_(pa.list_(pa.int64())))])
-    box = pa.struct([("box", numbers), ("phrases", pa.list_(pa.int64())), ("score", pa.float64())])
-    kinds = {"image": text, "member": text, "caption": text}
-    plain = [(key, kinds.get(key, pa.int64())) for key in _PLAIN]
-    schema = pa.schema([*plain, ("id", text), ("phrases", pa.list_(phrase)), ("boxes", pa.list_(box))])
-    table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=schema)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        pyarrow.parquet.write_table(table, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    integer, number, text = pa.int64(), pa.float64(), pa.string()
+    phrase = pa.struct({"text": text, "spans": pa.list_(pa.list_(integer))})
+    box = pa.struct({"box": pa.list_(number), "phrases": pa.list_(integer), "score": number})
+    columns = {"image": text, "member": text, "start": integer, "length": integer, "width": integer, "height": integer}
+    columns |= {"caption": text, "id": text, "phrases": pa.list_(phrase), "boxes": pa.list_(box)}
+    # ids are numbers or text, and a column has one type: they are stored as JSON
+    table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=pa.schema(columns))
+    pyarrow.parquet.write_table(table, file)
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

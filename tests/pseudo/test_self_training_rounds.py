@@ -1,23 +1,22 @@
-"""Rounds of teaching, in miniature: steps are joined, rows that exist are skipped, labels are read as they are."""
+"""Rounds of self-training in miniature: each step feeds the next, and finished rounds are not repeated."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
-from glip.config import DatasetConfig
+from glip.config import DatasetConfig, LabelConfig, SelectConfig, SelfTrainConfig
 from glip.data.mixture import read_training_set
-from glip.pseudo.filters import PairRules
-from glip.pseudo.label import LabelConfig
-from glip.pseudo.run import Workers, find_captions
-from glip.pseudo.select import SelectRules
-from glip.self_training import PSEUDO, SelfTrainConfig, SelfTraining
+from glip.errors import DataError
+from glip.pseudo.shards import find_captions
+from glip.recipes.self_training import PSEUDO, SelfTraining, self_train
 from glip.train.start import load_config
 
 
 @pytest.fixture
-def experiment(tmp_path, drawn_root):
+def plan(pool, drawn_root, tiny_folder, tmp_path) -> SelfTraining:
     tree = {
         "extends": "tiny",
         "data": {
@@ -30,57 +29,40 @@ def experiment(tmp_path, drawn_root):
         "train": {"steps": 2, "batch_size": 2, "warmup": 1, "output": str(tmp_path / "unused")},
     }
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(tree))
-    return load_config(tmp_path / "student.yaml")
-
-
-def teaching(experiment, pool, model, folder, said, rounds=1, **more) -> SelfTraining:
-    label = LabelConfig(model=str(model), threshold=0.0, pairs=PairRules(min_bytes=0, same_image=-1), device="cpu")
-    rules = SelectRules(box=0.0, image=0.0, per_phrase=2)
-    truth = read_training_set(
-        DatasetConfig(name="t", annotations=str(pool / "grounding.json"), images=(str(pool / "images"),)),
-        experiment.data,
-    )
     return SelfTraining(
-        experiment,
-        find_captions(str(pool / "captions.jsonl"), (), None),
-        label,
-        SelfTrainConfig(rounds=rounds, rules=rules, **more),
-        folder,
-        sets={"pool": truth.samples},
-        workers=Workers(),
-        say=said.append,
+        load_config(tmp_path / "student.yaml"),
+        find_captions(str(pool / "captions.jsonl"), [], None),
+        str(tiny_folder),
+        LabelConfig(threshold=0.0, min_bytes=0, same_image=-1, threads=1),
+        SelectConfig(min_score=0.0, min_best_score=0.0, max_per_phrase=2),
+        SelfTrainConfig(),
     )
+
+
+def labels(pool, path, **options: object) -> DatasetConfig:
+    images = (str(pool / "images"),)
+    return DatasetConfig(name=PSEUDO, format="labels", annotations=str(path), images=images, **options)
 
 
 @pytest.mark.slow
-def test_two_rounds_and_then_nothing_is_left_to_do(experiment, pool, tiny_folder, tmp_path):
-    said: list[str] = []
-    rows = teaching(experiment, pool, tiny_folder, tmp_path / "out", said)()
+def test_two_rounds_and_then_nothing_is_left_to_do(plan, pool, tmp_path):
+    out, said = tmp_path / "out", list[str]()
+    sets = {"pool": read_training_set(labels(pool, pool / "truth.jsonl"), plan.experiment.data).samples}
+    rows = self_train(plan, out, sets=sets, device="cpu", say=said.append)
     assert [row["round"] for row in rows] == [0, 1] and rows[1]["labels"]["boxes"] > 0
     assert "pool/recall@1" in rows[0]["figures"]
-    rows = teaching(experiment, pool, tiny_folder, tmp_path / "out", said, rounds=2)()
-    assert [row["round"] for row in rows] == [0, 1, 2]
-    second = json.loads((tmp_path / "out" / "round-2" / "labels" / "manifest.json").read_text())
-    first = json.loads((tmp_path / "out" / "round-1" / "labels" / "manifest.json").read_text())
-    assert second["teacher"] != first["teacher"]  # the student of the first labels
+    longer = replace(plan, options=SelfTrainConfig(rounds=2))
+    rows = self_train(longer, out, sets=sets, device="cpu", say=said.append)
+    assert [row["round"] for row in rows] == [0, 1, 2] and "student 2" in (out / "table.md").read_text()
+    manifests = [json.loads((out / f"round-{number}/labels/manifest.json").read_text()) for number in (1, 2)]
+    assert manifests[0]["teacher"] != manifests[1]["teacher"], "the first student labels in the second round"
     said.clear()
-    assert teaching(experiment, pool, tiny_folder, tmp_path / "out", said, rounds=2)() == rows and not said
-    assert "student 2" in (tmp_path / "out" / "table.md").read_text()
+    assert self_train(longer, out, sets=sets, device="cpu", say=said.append) == rows and not said
+    with pytest.raises(DataError, match=r"share 0.5, not 0.25"):
+        self_train(replace(plan, options=SelfTrainConfig(share=0.25)), out, sets=sets, device="cpu")
 
 
-def test_another_teaching_is_refused(experiment, pool, tiny_folder, tmp_path):
-    teaching(experiment, pool, tiny_folder, tmp_path / "out", [])
-    with pytest.raises(ValueError, match="holds labels made with share 0.5, not 0.25"):
-        teaching(experiment, pool, tiny_folder, tmp_path / "out", [], share=0.25)
-
-
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"share": 0.0}, {"share": 1.0}])
-def test_senseless_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
-        SelfTrainConfig(**wrong)
-
-
-def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
+def test_scores_and_boxes_count_on_request(pool, tmp_path, plan):
     row = {
         "image": "00000700.jpg",
         "id": 1,
@@ -91,18 +73,8 @@ def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
         "boxes": [{"box": [1.0, 1.0, 30.0, 30.0], "phrases": [0], "score": 0.7}],
     }
     (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
-
-    def sample(**options: bool):
-        entry = DatasetConfig(
-            name=PSEUDO,
-            format="labels",
-            annotations=str(tmp_path / "labels.jsonl"),
-            images=(str(pool / "images"),),
-            **options,
-        )
-        return read_training_set(entry, experiment.data).samples[0]
-
-    assert sample().scores == () and sample().box_loss
-    assert sample(soft=True).scores == (0.7,) and sample(soft=True).box_loss
-    assert sample(box_loss=False).scores == () and not sample(box_loss=False).box_loss
-    torch.testing.assert_close(sample().boxes, torch.tensor([[1.0, 1.0, 30.0, 30.0]]))
+    for soft, box_loss in ((False, True), (True, True), (False, False)):
+        entry = labels(pool, tmp_path / "labels.jsonl", soft=soft, box_loss=box_loss)
+        sample = read_training_set(entry, plan.experiment.data).samples[0]
+        assert sample.scores == ((0.7,) if soft else ()) and sample.box_loss == box_loss
+        torch.testing.assert_close(sample.boxes, torch.tensor([[1.0, 1.0, 30.0, 30.0]]))

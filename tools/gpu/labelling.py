@@ -11,10 +11,9 @@ from unittest.mock import patch
 import torch
 from benchmark_label import CAPTIONS, label_times
 
+from glip.config import LabelConfig
 from glip.model.weights import save_pretrained
 from glip.pseudo import label
-from glip.pseudo.filters import PairRules
-from glip.pseudo.label import LabelConfig
 from gpu.measure import VOCABULARY, Measurement, Row, Setup, precision, random_model
 
 _TABLE = "Labelling images of 640 x 480, JPEG, one process"
@@ -45,16 +44,10 @@ def label_rows(model: str, kind: str, setup: Setup) -> list[Row]:
     """One and five captions an image."""
     with tempfile.TemporaryDirectory() as scratch:
         teacher = model if model == "glip-nano" else str(stored_teacher(model, Path(scratch), setup))
-        how = LabelConfig(
-            model=teacher,
-            batch_size=setup.batch_sizes[-1],
-            device=setup.device,
-            threads=torch.get_num_threads(),
-            pairs=PairRules(repeated_captions=0),
-        )
+        config = LabelConfig(batch_size=setup.batch_sizes[-1], threads=torch.get_num_threads(), max_repeats=0)
         images = 4 if setup.tiny else 64
         with precision(kind, setup.device), phrases_given():
-            best = label_times(Path(scratch), how, images, 1 if setup.tiny else _ROUNDS)
+            best = label_times(Path(scratch), teacher, config, images, 1 if setup.tiny else _ROUNDS, setup.device)
     rows: list[Row] = []
     for count, spent in best.items():
         wall = spent.pop("wall")
