@@ -98,9 +98,9 @@ def _list(root: str | None) -> int:
 def _check(args: argparse.Namespace, config: SetConfig, samples: "SampleSet") -> int:
     from glip.data.catalog import data_root
     from glip.data.check import check
-    from glip.data.phrasing import read_prompts
     from glip.experiment import read_yaml
     from glip.model.weights import ASSETS, BUNDLED
+    from glip.text.class_prompts import read_prompts
     from glip.text.tokens import Tokenizer
 
     chosen = _Chosen(samples.samples, _count(args, config, len(samples.samples)), "check")

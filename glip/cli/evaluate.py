@@ -263,10 +263,10 @@ def _evaluate(
 
 def _asking(exam: "Benchmark", args: argparse.Namespace, words: str | None) -> "QueryOptions":
     from glip.data.catalog import data_root
-    from glip.data.phrasing import read_prompts
     from glip.evaluate.benchmark import asking_for
     from glip.evaluate.run import QueryOptions
     from glip.experiment import read_yaml
+    from glip.text.class_prompts import read_prompts
 
     file = words or (exam.config.prompts and data_root(args.root) / exam.config.prompts)
     prompts = dict(exam.prompts)

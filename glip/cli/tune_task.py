@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glip.adaptation import Adaptation, Mode
-from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SkipCounter
 from glip.errors import ConfigError
 from glip.structures import Prompt, Sample
+from glip.text.class_prompts import ClassPrompt
 
 if TYPE_CHECKING:
     from glip.config import ModelConfig
@@ -112,8 +112,8 @@ def read_sets(
         ValueError: sets of captions, with names of their own for each image, or with different names.
     """
     from glip.data.catalog import data_root, find_set, folders_of
-    from glip.data.phrasing import read_prompts
     from glip.experiment import read_yaml
+    from glip.text.class_prompts import read_prompts
 
     skipped = SkipCounter()
     folders = folders_of([name for name in (train, validate, test) if name], images, root)
@@ -252,9 +252,9 @@ def reading_of(config: "ModelConfig") -> str:
 
 def prompt_of(sets: TaskSets) -> Prompt:
     """The caption of a task: all its names in their order, some as their prompts say."""
-    from glip.data.phrasing import caption_of
+    from glip.text.class_prompts import prompt_from_classes
 
-    return caption_of([sets.prompts.get(name) or ClassPrompt("", name, "") for name in sets.names])
+    return prompt_from_classes(sets.names, sets.prompts)
 
 
 def _untuned(found: Adaptation) -> Adaptation:

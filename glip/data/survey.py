@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from glip.data.caption import word_key
 from glip.data.loader import Source
-from glip.data.phrasing import word_key
 from glip.data.sets import PackedSamples
 from glip.errors import DataError
 from glip.processor import Processor
@@ -36,18 +36,18 @@ def survey(source: Source, processor: Processor) -> Survey:
             the same words are there and are not.
     """
     if not isinstance(source.samples, PackedSamples):
-        return Survey(f"{source.name}: drawn as needed", "drawn as needed")
-    written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
+        return Survey(f"{source.config.name}: drawn as needed", "drawn as needed")
+    written = {name: prompt.text for name, prompt in source.prompts.items()}
     seen = _Seen(_Sum(repr(sorted(written.items()))), Counter(), {}, processor)
     for sample in source.samples:
-        seen.add(sample, source.phrasing.max_tokens)
+        seen.add(sample)
     notes = [str(source.skipped)] if source.skipped else []
     if seen.crowded:
         notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
     counts = f"{len(source.samples)} images, {sum(seen.boxes.values())} boxes"
-    told = f"{source.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
+    told = f"{source.config.name}: {counts}" + (f"; left out: {', '.join(notes)}" if notes else "")
     boxed = {name: written.get(name, name) for name in seen.boxes if name}
-    one = [", ".join(map(repr, group)) for group in _merged(source.name, boxed, processor)]
+    one = [", ".join(map(repr, group)) for group in _merged(source.config.name, boxed, processor)]
     return Survey(told + (f"; taken for one name: {'; '.join(one)}" if one else ""), f"{counts}, {seen.sum}")
 
 
@@ -87,14 +87,14 @@ class _Seen:
     processor: Processor
     crowded: int = 0
 
-    def add(self, sample: Sample, max_tokens: int) -> None:
+    def add(self, sample: Sample) -> None:
         """Count a sample."""
         self.sum.add(sample)
         numbers = [number for phrases in sample.box_phrases for number in phrases]
         names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
         for name in names - self.costs.keys():
             self.costs[name] = self.processor.count_tokens(name) - 1
-        self.crowded += sum(self.costs[name] for name in names) > max_tokens - 2
+        self.crowded += sum(self.costs[name] for name in names) > self.processor.max_tokens - 2
         for phrases in sample.box_phrases:
             self.boxes[sample.vocabulary[phrases[0]] if sample.vocabulary and phrases else ""] += 1
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root
-from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
 from glip.errors import DataError
@@ -25,6 +24,7 @@ from glip.evaluate.lvis import load_package
 from glip.evaluate.odinw import Task, read_task
 from glip.evaluate.run import QueryOptions, answers
 from glip.structures import Detections, Sample
+from glip.text.class_prompts import ClassPrompt
 
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 _FAMILIES = {"goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco")}  # what a name stands for

@@ -13,7 +13,6 @@ from typing import Any, Literal, get_args
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root
-from glip.data.phrasing import ClassPrompt, read_prompts
 from glip.data.readers.coco import LISTS, detection_samples, read_categories
 from glip.data.readers.fields import read_json, sample_set
 from glip.data.sets import Folders, SampleSet, SkipCounter
@@ -21,6 +20,7 @@ from glip.errors import ConfigError, DataError
 from glip.evaluate.report import Row, Table
 from glip.experiment import config_folder, read_yaml
 from glip.schema import checked, parse
+from glip.text.class_prompts import ClassPrompt, read_prompts
 
 TABLE = "odinw.yaml"
 Split = Literal["train", "val", "test"]

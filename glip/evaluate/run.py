@@ -12,12 +12,12 @@ from functools import lru_cache
 from PIL import Image
 
 from glip.data.image import open_any
-from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
 from glip.errors import DataError, ImageError
 from glip.structures import Detections, Prompt, Sample
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 
 _KEPT_TEXTS = 4  # vocabularies whose encoding is kept: a set has one, drawn images have one each
 _CAPTIONS = 8  # captions of an image encoded at once at most: each holds a copy of its pyramid
@@ -49,9 +49,7 @@ class QueryOptions:
         Raises:
             ValueError: an empty name.
         """
-        if not any(name in self.prompts for name in names):
-            return Prompt.from_names(names)
-        return caption_of([self.prompts.get(name) or ClassPrompt("", name, "") for name in names])
+        return prompt_from_classes(names, self.prompts)
 
 
 @dataclass(frozen=True)

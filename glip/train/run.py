@@ -66,23 +66,14 @@ def _run(
     check_folder(experiment)
     tokenizer = Tokenizer(vocabulary)
     processor = build_processor(config, tokenizer)
-    sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
-    surveys = {source.name: survey(source, processor) for source in sources}
+    sources = build_sources(data)
+    surveys = {source.config.name: survey(source, processor) for source in sources}
     for found in surveys.values():
         report(found.summary)
-    mixture = MixtureDataset(
-        sources,
-        processor,
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        seed=settings.seed,
-        rank=group.rank,
-        processes=group.size,
-        micro_batch=settings.micro_batch,
-    )
+    mixture = MixtureDataset(sources, processor, data, settings, rank=group.rank, processes=group.size)
 
     def steps(start: int) -> Iterator[Step]:
-        return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
+        return load_steps(mixture, start=start)
 
     validate = validator(config, tokenizer, report) if validator and settings.validate_every else None
     contents = {name: found.fingerprint for name, found in surveys.items()}

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.data.phrasing import caption_of
 from glip.errors import ConfigError
 from glip.evaluate.odinw import Task, TaskScore, read_task, summarize, tasks
 from glip.evaluate.report import markdown_table
+from glip.text.class_prompts import prompt_from_classes
 
 LIST = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 BOX = [2, 2, 6, 6]
@@ -43,7 +43,7 @@ def test_golden_names_and_prompts_of_the_release():
 
 def test_a_caption_prompt_is_read():
     pothole = next(task for task in tasks() if task.name == "pothole")
-    prompt = caption_of([pothole.prompts[name] for name in pothole.names])
+    prompt = prompt_from_classes(pothole.names, pothole.prompts)
     assert prompt.caption == "there are some holes on the road" and prompt.texts == ("holes",)
 
 

@@ -77,31 +77,3 @@ def test_another_teaching_is_refused(experiment, pool, tiny_folder, tmp_path):
 def test_senseless_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
         SelfTrainConfig(**wrong)
-
-
-def test_scores_and_boxes_count_as_asked(pool, tmp_path, experiment):
-    row = {
-        "image": "00000700.jpg",
-        "id": 1,
-        "width": 100,
-        "height": 100,
-        "caption": "a dog",
-        "phrases": [{"text": "dog", "spans": [[2, 5]]}],
-        "boxes": [{"box": [1.0, 1.0, 30.0, 30.0], "phrases": [0], "score": 0.7}],
-    }
-    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
-
-    def sample(**options: bool):
-        entry = DatasetConfig(
-            name=PSEUDO,
-            format="labels",
-            annotations=str(tmp_path / "labels.jsonl"),
-            images=(str(pool / "images"),),
-            **options,
-        )
-        return read_training_set(entry, experiment.data).samples[0]
-
-    assert sample().scores == () and sample().box_loss
-    assert sample(soft=True).scores == (0.7,) and sample(soft=True).box_loss
-    assert sample(box_loss=False).scores == () and not sample(box_loss=False).box_loss
-    torch.testing.assert_close(sample().boxes, torch.tensor([[1.0, 1.0, 30.0, 30.0]]))
