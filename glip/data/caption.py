@@ -31,21 +31,19 @@ class CaptionError(DataError):
     """No caption can be written for a sample: it is skipped and counted."""
 
 
-def build_caption(
+def caption_from_names(
     sample: Sample,
     data: DataConfig,
     processor: Processor,
     rng: np.random.Generator,
-    *,
     prompts: Mapping[str, ClassPrompt],
     foreign: Sequence[str],
-    others: Sequence[Prompt],
 ) -> tuple[Sample, SkipCounter]:
-    """The sample with the prompt it is learned with, and the boxes it lost, by reason.
+    """A detection sample with a caption of its own and absent names, and the boxes it lost, by reason.
 
-    A detection sample without boxes gets absent names only. In a federated dataset (``absent`` is not None) only names
-    verified as absent are negatives, never foreign ones; ``incomplete`` names are not written at all. The captions
-    added to a grounding sample have no phrases: nothing is to be found for their words.
+    Names with boxes come first in line for the token limit. A sample without boxes gets absent names only. In a
+    federated dataset (``absent`` is not None) only names verified as absent are negatives, never foreign ones;
+    ``incomplete`` names are not written at all.
 
     Args:
         sample: an augmented sample.
@@ -54,48 +52,10 @@ def build_caption(
         rng: all randomness.
         prompts: by class name, the text written for it.
         foreign: names of other datasets, which may be borrowed as negatives.
-        others: prompts of other images, for a grounding sample.
 
     Raises:
-        CaptionError: no name fits or is known to be present or absent, or the sample's own caption cannot be read.
+        CaptionError: no name fits, or none is known to be present or absent.
     """
-    if sample.prompt is None:
-        return _from_names(sample, data, processor, rng, prompts, foreign)
-    return replace(sample, prompt=_among_others(sample.prompt, processor, rng, others)), SkipCounter()
-
-
-def foreign_names(own: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
-    """Names of other datasets that share no word with any name of this one.
-
-    Whether they are truly absent from its images is for those to judge who set ``data.borrow``.
-    """
-    words = {word for name in own for word in _WORD.findall(name.lower())}
-    chosen: dict[str, str] = {}
-    for name in others:
-        if not words & set(_WORD.findall(name.lower())):
-            chosen.setdefault(word_key(name), name)
-    return tuple(chosen.values())
-
-
-@lru_cache(maxsize=2**16)
-def word_key(text: str) -> str:
-    """Texts with the same key are the same words to BERT's uncased tokenizer, so they must be one phrase."""
-    letters = unicodedata.normalize("NFD", text.lower())
-    return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Mn").split())
-
-
-# ---- captions from class names
-
-
-def _from_names(
-    sample: Sample,
-    data: DataConfig,
-    processor: Processor,
-    rng: np.random.Generator,
-    prompts: Mapping[str, ClassPrompt],
-    foreign: Sequence[str],
-) -> tuple[Sample, SkipCounter]:
-    """Choose positive and negative names, write those that fit, and point the boxes at their phrases."""
     keys = [word_key(prompts[name].text if name in prompts else name) for name in sample.vocabulary]
     names = dict(zip(keys, sample.vocabulary, strict=True))
     unsure = {keys[index] for index in sample.incomplete}
@@ -173,11 +133,14 @@ def _point_boxes(
     return replace(pointed, vocabulary=(), absent=None, incomplete=()), skipped
 
 
-# ---- captions that people wrote
+def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, rng: np.random.Generator) -> Prompt:
+    """A caption among captions of other images, as many as are drawn and fit, in random order.
 
+    The other captions have no phrases: nothing is to be found for their words.
 
-def _among_others(own: Prompt, processor: Processor, rng: np.random.Generator, others: Sequence[Prompt]) -> Prompt:
-    """The caption and as many of the other captions as are drawn and fit, in random order."""
+    Raises:
+        CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
+    """
     unread = next((phrase.text for phrase in own.phrases if _cost(processor, phrase.text) <= 0), None)
     if unread is not None:
         raise CaptionError(f"caption {own.caption[:40]!r}: the tokenizer reads no word of the phrase {unread!r}")
@@ -214,6 +177,26 @@ def _sample_captions(others: Sequence[Prompt], rng: np.random.Generator) -> list
         return []
     number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
     return [other.caption.strip() for other in _shuffled(others, rng)[:number]]
+
+
+def foreign_names(own: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Names of other datasets that share no word with any name of this one.
+
+    Whether they are truly absent from its images is for those to judge who set ``data.borrow``.
+    """
+    words = {word for name in own for word in _WORD.findall(name.lower())}
+    chosen: dict[str, str] = {}
+    for name in others:
+        if not words & set(_WORD.findall(name.lower())):
+            chosen.setdefault(word_key(name), name)
+    return tuple(chosen.values())
+
+
+@lru_cache(maxsize=2**16)
+def word_key(text: str) -> str:
+    """Texts with the same key are the same words to BERT's uncased tokenizer, so they must be one phrase."""
+    letters = unicodedata.normalize("NFD", text.lower())
+    return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Mn").split())
 
 
 @lru_cache(maxsize=2**16)  # a name is tokenized once, not in every caption

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from glip.config import DataConfig, DatasetConfig, TrainConfig
-from glip.data.caption import CaptionError, build_caption
+from glip.data.caption import CaptionError, caption_from_names, pack_captions
 from glip.data.image import load_image
 from glip.data.sets import PackedSamples, SkipCounter
 from glip.data.transforms import augment
@@ -79,13 +79,12 @@ class Draw:
 
 def draws(sources: Sequence[Source], step: int, *, batch_size: int, seed: int) -> list[Draw]:
     """The samples of a step. Datasets share each batch as evenly as whole images allow."""
-    order, earlier = _cycle(tuple(source.config.weight for source in sources))
+    cycle = _cycle(tuple(source.config.weight for source in sources))
     drawn = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         cycles, place = divmod(position, _CYCLE)
-        source = int(order[place])
-        number = int(cycles * earlier[-1, source] + earlier[place, source])
-        drawn.append(_draw(sources[source], number, seed))
+        source = cycle[place]
+        drawn.append(_draw(sources[source], cycles * cycle.count(source) + cycle[:place].count(source), seed))
     return drawn
 
 
@@ -111,19 +110,14 @@ def _epoch_order(seed: int, key: int, epoch: int, length: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _cycle(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The source of each of ``_CYCLE`` images, always the one furthest behind its share; how often each came before.
-
-    The second has a row for each place, and one for the end.
-    """
-    shares = np.array(weights) / np.sum(weights)
-    given = np.zeros((_CYCLE + 1, len(shares)), dtype=np.int64)
-    order = np.empty(_CYCLE, dtype=np.int64)
+def _cycle(weights: tuple[float, ...]) -> tuple[int, ...]:
+    """The source of each of ``_CYCLE`` images in turn: always the one that is furthest behind its share."""
+    shares, given = np.array(weights) / np.sum(weights), np.zeros(len(weights))
+    order = []
     for place in range(_CYCLE):
-        order[place] = np.argmax(shares * (place + 1) - given[place])
-        given[place + 1] = given[place]
-        given[place + 1, order[place]] += 1
-    return order, given
+        order.append(int(np.argmax(shares * (place + 1) - given)))
+        given[order[-1]] += 1
+    return tuple(order)
 
 
 @lru_cache(maxsize=1)  # its steps are needed one after another
@@ -214,13 +208,12 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {problem}")
 
     def _prepare(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, SkipCounter]:
-        """Load, augment and caption a sample."""
+        """Load, augment and caption a sample; the boxes it lost, by reason."""
         config, data = source.config, self.data
         others = _other_prompts(source.samples, sample, data.pack_captions, random)
         scores = sample.scores if config.soft else ()
-        sample = replace(sample, image=_loaded(sample), scores=scores, box_loss=config.box_loss)
         sample, skipped = augment(
-            sample,
+            replace(sample, image=_loaded(sample), scores=scores, box_loss=config.box_loss),
             random,
             short_side=config.short_side,
             max_size=self.processor.max_size,
@@ -228,9 +221,9 @@ class MixtureDataset(Dataset["Step | GlipError"]):
             crop=data.crop,
             colour=data.colour,
         )
-        sample, lost = build_caption(
-            sample, data, self.processor, random, prompts=source.prompts, foreign=source.foreign, others=others
-        )
+        if sample.prompt:
+            return replace(sample, prompt=pack_captions(sample.prompt, others, self.processor, random)), skipped
+        sample, lost = caption_from_names(sample, data, self.processor, random, source.prompts, source.foreign)
         skipped.merge(lost)
         return sample, skipped
 

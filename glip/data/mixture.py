@@ -31,10 +31,6 @@ def build_sources(data: DataConfig) -> list[Source]:
         FileNotFoundError, GlipError: a dataset that is not there, cannot be read, or has nothing to learn from.
     """
     rows = with_replay(data)
-    total = sum(row.weight for row in rows)
-    rare = next((row.name for row in rows if 0 < row.weight < total / 1000), None)
-    if rare is not None:
-        raise ConfigError(f"dataset {rare!r}: its weight is less than a thousandth of all: raise it or remove the set")
     sets = [read_training_set(row, data) for row in rows]
     sources = []
     for row, read in zip(rows, sets, strict=True):
@@ -102,10 +98,10 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     elif len(there) < len(samples):
         samples = PackedSamples(samples[index] for index in there)
     if not any(len(sample.boxes) for sample in samples):
-        reason = f"{read.skipped or 'its annotations list none'}; run glip data check"
+        reason = f"({read.skipped or 'it lists none'}): its ids match none of its categories; run glip data check"
         if samples[0].caption:
-            reason = "captions must be pseudo-labelled first (docs/data.md)"
-        raise DataError(f"dataset {config.name!r}: no box of a known class in {len(samples)} images: {reason}")
+            reason = "since it has captions only: pseudo-label them first (docs/data.md)"
+        raise DataError(f"dataset {config.name!r}: no box of a known class in {len(samples)} images {reason}")
     return replace(read, samples=samples)
 
 

@@ -19,10 +19,6 @@ class ClassPrompt:
     prefix: str = ""
     suffix: str = ""
 
-    def __post_init__(self) -> None:
-        if not self.name.strip():
-            raise ValueError(f"name: got {self.name!r}: give the words that name the class")
-
     @property
     def text(self) -> str:
         """All that is written."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small import TINY, VOCABULARY
 
 from glip.config import DataConfig
-from glip.data.caption import CaptionError, build_caption, foreign_names
+from glip.data.caption import CaptionError, caption_from_names, foreign_names, pack_captions
 from glip.detector import build_processor
 from glip.structures import Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, read_prompts
@@ -45,10 +45,8 @@ def sample_of(vocabulary, shown, **more) -> Sample:
     return Sample(Path("none.png"), boxes, tuple((index,) for index in shown), vocabulary=tuple(vocabulary), **more)
 
 
-def built(sample, data=ALL, seed=0, max_tokens=256, prompts=None, foreign=(), others=()):
-    rng = np.random.default_rng(seed)
-    how = {"prompts": prompts or {}, "foreign": foreign, "others": others}
-    return build_caption(sample, data, processor(max_tokens), rng, **how)
+def built(sample, data=ALL, seed=0, max_tokens=256, prompts=None, foreign=()):
+    return caption_from_names(sample, data, processor(max_tokens), np.random.default_rng(seed), prompts or {}, foreign)
 
 
 def captioned(*args, **more) -> Sample:
@@ -226,63 +224,60 @@ def test_class_prompts_are_written_around_the_name():
 
 # ---- captions of other images beside a sample's own
 
-OWN = "A cat and a dog watch the cat"
+PHRASES = ("A cat", "a dog", "the cat")
+OWN = Prompt.from_caption("A cat and a dog watch the cat", list(PHRASES))
 CAPTIONS = ["a man on a horse", "Two dogs play.", "the cat, asleep", "Is it a bus?", "a dog ", "an old tree!"]
 OTHERS = [Prompt.from_caption(text, [text.strip()]) for text in CAPTIONS]
 
 
-def grounding(caption=OWN, phrases=("A cat", "a dog", "the cat")) -> Sample:
-    return replace(sample_of([], [0, 1, 2]), prompt=Prompt.from_caption(caption, list(phrases)))
+def packed(own=OWN, others=(), seed=0, max_tokens=256) -> Prompt:
+    return pack_captions(own, others, processor(max_tokens), np.random.default_rng(seed))
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from([OWN, "A cat. Then a dog, then the cat. ", "A cat! a dog; the cat?"]),
+    st.sampled_from([OWN.caption, "A cat. Then a dog, then the cat. ", "A cat! a dog; the cat?"]),
     st.lists(st.sampled_from(OTHERS), max_size=8),
     st.integers(16, 60),
     st.integers(0, 999),
 )
 def test_what_packed_captions_hold(caption, others, max_tokens, seed):
-    sample, more = grounding(caption), {"seed": seed, "max_tokens": max_tokens, "others": others}
-    made = captioned(sample, **more)
-    assert made.prompt.texts == sample.prompt.texts and made.box_phrases == sample.box_phrases
-    assert torch.equal(made.boxes, sample.boxes)
+    own = Prompt.from_caption(caption, list(PHRASES))
+    made = packed(own, others, seed, max_tokens)
+    assert made.texts == own.texts and not made.is_list
     shifts = set()
-    for before, after in zip(sample.prompt.phrases, made.prompt.phrases, strict=True):
-        assert [made.prompt.caption[s:e] for s, e in after.spans] == [caption[s:e] for s, e in before.spans]
+    for before, after in zip(own.phrases, made.phrases, strict=True):
+        assert [made.caption[s:e] for s, e in after.spans] == [caption[s:e] for s, e in before.spans]
         shifts |= {new[0] - old[0] for old, new in zip(before.spans, after.spans, strict=True)}
     (shift,) = shifts
-    assert made.prompt.caption[shift : shift + len(caption)] == caption, "the own caption is in it, unchanged"
-    assert count_tokens(made.prompt.caption) <= max_tokens and not made.prompt.is_list
-    assert all(made.prompt.caption.count(text.strip()) <= 1 for text in CAPTIONS if text != "a dog ")
-    assert captioned(sample, **more).prompt == made.prompt
+    assert made.caption[shift : shift + len(caption)] == caption, "the own caption is in it, unchanged"
+    assert count_tokens(made.caption) <= max_tokens
+    assert all(made.caption.count(text.strip()) <= 1 for text in CAPTIONS if text != "a dog ")
+    assert packed(own, others, seed, max_tokens) == made
 
 
 def test_captions_are_packed_as_often_as_in_the_paper():
-    packed = []
-    for seed in range(400):
-        text = captioned(grounding(), seed=seed, others=OTHERS[:4]).prompt.caption
-        packed.append(sum(caption in text for caption in CAPTIONS[:4]))
-    shares = np.bincount(packed, minlength=5) / len(packed)
+    texts = [packed(others=OTHERS[:4], seed=seed).caption for seed in range(400)]
+    shares = np.bincount([sum(caption in text for caption in CAPTIONS[:4]) for text in texts], minlength=5) / 400
     # all four 0.3 + 0.3 / 4, one to three 0.3 / 4 each, none 0.4; four binomial deviations of 400 draws are 0.1
     assert np.allclose(shares, [0.4, 0.075, 0.075, 0.075, 0.375], atol=0.1)
-    assert captioned(grounding()).prompt == grounding().prompt, "off"
+    assert packed() == OWN, "off"
 
 
 def test_packed_captions_are_joined_as_sentences():
-    made = {captioned(grounding(), seed=seed, others=OTHERS[:2]).prompt.caption for seed in range(200)}
-    assert f"{OWN}. Two dogs play. a man on a horse" in made and f"a man on a horse. {OWN}" in made
-    assert f"Two dogs play. {OWN}" in made and OWN in made
+    made = {packed(others=OTHERS[:2], seed=seed).caption for seed in range(200)}
+    own = OWN.caption
+    assert f"{own}. Two dogs play. a man on a horse" in made and f"a man on a horse. {own}" in made
+    assert f"Two dogs play. {own}" in made and own in made
 
 
 def test_the_same_caption_is_no_negative():
     same = Prompt.from_caption("a cat AND a dog watch the cat", ["a dog"])
-    assert {captioned(grounding(), seed=seed, others=[same]).prompt.caption for seed in range(20)} == {OWN}
+    assert {packed(others=[same], seed=seed).caption for seed in range(20)} == {OWN.caption}
 
 
 def test_captions_that_the_model_cannot_read():
-    with pytest.raises(CaptionError, match=f"{OWN!r} needs 10 tokens, the model reads 9"):
-        captioned(grounding(), max_tokens=9)
-    silent = replace(grounding(), prompt=Prompt.from_caption("a star \u200b", [(2, 6), (7, 8), (0, 1)]))
+    with pytest.raises(CaptionError, match="needs 10 tokens, the model reads 9"):
+        packed(max_tokens=9)
     with pytest.raises(CaptionError, match="reads no word"):
-        captioned(silent)
+        packed(Prompt.from_caption("a star \u200b", [(2, 6), (7, 8)]))

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 import yaml
 
 from glip.config import DatasetConfig
@@ -12,7 +11,7 @@ from glip.pseudo.filters import PairRules
 from glip.pseudo.label import LabelConfig
 from glip.pseudo.run import Workers, find_captions
 from glip.pseudo.select import SelectRules
-from glip.self_training import PSEUDO, SelfTrainConfig, SelfTraining
+from glip.self_training import SelfTrainConfig, SelfTraining
 from glip.train.start import load_config
 
 

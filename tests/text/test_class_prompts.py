@@ -49,7 +49,6 @@ def test_names_without_context_are_a_list_that_may_be_split():
         (["cat"], r"class prompts: got \['cat'\]"),
         ({"cat": "a cat"}, r"'cat': 'a cat' needs one pair of \[brackets\]"),
         ({"cat": "[a] [cat]"}, r"needs one pair of \[brackets\]"),
-        ({"cat": "a [ ]"}, "'cat'.name: got ' '"),
         ({"cat": {"praefix": "a"}}, "'cat'.praefix: no such key .did you mean 'prefix'"),
         ({"cat": {"prefix": 7}}, "'cat'.prefix: got 7"),
         ({"cat": 5}, "class prompt of 'cat': got 5"),

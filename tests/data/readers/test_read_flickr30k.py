@@ -10,8 +10,7 @@ import pytest
 import torch
 from small import TINY, VOCABULARY
 
-from glip.config import DataConfig
-from glip.data.caption import build_caption
+from glip.data.caption import pack_captions
 from glip.data.readers.flickr30k import read_flickr30k
 from glip.data.readers.mdetr import read_mdetr
 from glip.detector import build_processor
@@ -126,13 +125,11 @@ def test_kinds_stay_in_step_with_the_phrases(folder):
     assert sample.keep([1]).kinds == sample.kinds
     others = [Prompt.from_caption(f"a dog number {number}", ["a dog"]) for number in range(3)]
     processor = build_processor(TINY, Tokenizer(VOCABULARY))
-    packed = [
-        build_caption(sample, DataConfig(), processor, rng, prompts={}, foreign=(), others=others)[0]
-        for rng in map(np.random.default_rng, range(20))
-    ]
-    assert len({told.prompt.caption for told in packed}) > 1
-    for told in packed:
-        assert dict(zip(told.prompt.texts, told.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
+    rngs = map(np.random.default_rng, range(20))
+    packed = [pack_captions(sample.prompt, others, processor, rng) for rng in rngs]
+    assert len({prompt.caption for prompt in packed}) > 1
+    for prompt in packed:
+        assert dict(zip(prompt.texts, sample.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
 
 
 @pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])
