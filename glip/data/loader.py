@@ -277,7 +277,8 @@ def _loaded(sample: Sample) -> Image.Image:
     image = load_image(sample.image)
     if sample.size and sample.size != image.size:
         stated, found = (f"{width} x {height}" for width, height in (sample.size, image.size))
-        raise ImageError(f"image {str(sample.image)!r} is annotated as {stated} pixels and has {found}: replace it")
+        name = str(sample.image)
+        raise ImageError(f"image {name!r} is annotated as {stated} pixels and has {found}: run glip data check")
     return image
 
 

@@ -134,23 +134,14 @@ def parts_of(prompt: Prompt) -> list[str]:
     return [prompt.caption[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-def test_order_gives_nothing_away():
-    sample = sample_of(DIFFERENT, [0])
+def test_order_and_number_of_absent_names_give_nothing_away():
+    sample, empty, few = sample_of(DIFFERENT, [0]), sample_of(DIFFERENT, []), replace(SOME, max_negatives=3)
     assert {texts(sample, seed=seed).index("cat") for seed in range(60)} == set(range(len(DIFFERENT)))
-
-
-def test_absent_names_come_in_random_number():
-    sample, few = sample_of(DIFFERENT, [0]), replace(SOME, max_negatives=3)
     assert {len(texts(sample, SOME, seed)) for seed in range(80)} == set(range(1, len(DIFFERENT) + 1))
     assert {len(texts(sample, few, seed)) for seed in range(40)} == {1, 2, 3, 4}
     assert {len(texts(sample, replace(few, full_vocabulary=1.0), seed)) for seed in range(9)} == {4}
-
-
-def test_images_without_boxes_are_asked_for_absent_names():
-    empty = sample_of(DIFFERENT, [])
-    assert {len(texts(empty, SOME, seed)) for seed in range(80)} == set(range(1, 10))
-    assert len(texts(empty, replace(SOME, max_negatives=0))) == 1
-    assert captioned(empty).boxes.shape == (0, 4)
+    assert {len(texts(empty, SOME, seed)) for seed in range(80)} == set(range(1, len(DIFFERENT) + 1))
+    assert len(texts(empty, replace(SOME, max_negatives=0))) == 1, "an image without boxes is asked for one at least"
 
 
 def test_a_name_that_does_not_fit_makes_way_for_those_that_do():
@@ -178,16 +169,13 @@ def test_names_that_cannot_be_written():
         captioned(sample_of(["anaesthesiologist"], [0]), max_tokens=4)
 
 
-def test_names_of_the_same_words_are_one_phrase():
+def test_boxes_point_at_the_names_that_are_written():
     made = captioned(sample_of(["cat", "dog", "Cat "], [0, 2, 1]))
     assert sorted(same_words(text).strip() for text in made.prompt.texts) == ["cat", "dog"]
-    assert made.box_phrases[0] == made.box_phrases[1] != made.box_phrases[2]
-
-
-def test_a_box_of_two_names_points_at_those_that_are_written():
+    assert made.box_phrases[0] == made.box_phrases[1] != made.box_phrases[2], "the same words are one phrase"
     sample = replace(sample_of(["cat", "animal", "dog"], [0], incomplete=(1,)), box_phrases=((0, 1),))
     made, lost = built(sample)
-    assert [made.prompt.texts[n] for n in made.box_phrases[0]] == ["cat"] and not lost
+    assert [made.prompt.texts[n] for n in made.box_phrases[0]] == ["cat"] and not lost, "one of its two names"
 
 
 def test_borrowed_names_share_no_word():

@@ -102,12 +102,6 @@ def test_ids_that_match_nothing_are_an_error(root):
         build_sources(data(root))
 
 
-def test_an_empty_set(root):
-    change(root, images=[], annotations=[])
-    with pytest.raises(DataError, match="no sample in it can be used"):
-        build_sources(data(root))
-
-
 def test_captions_without_boxes_are_not_trained_on(root):
     change(root, annotations=[{"image_id": 0, "id": 1, "caption": "a red circle"}])
     captions = DatasetConfig(name="c", format="captions", annotations="instances.json", images=("images",))
