@@ -181,6 +181,16 @@ class DataConfig:
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataConfig":
+        names = [row.name for row in self.train]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"train: lists dataset {twice!r} twice: give each its own name")
+        total = sum(row.weight for row in self.train)
+        rare = next((row.name for row in self.train if 0 < row.weight < total / 1000), None)
+        if rare is not None:
+            raise ValueError(f"train: the weight of dataset {rare!r} is less than a thousandth of all: raise it")
+        if names and not total:
+            raise ValueError("train: every weight is 0: give at least one dataset a positive weight")
         if 0 < self.crop < 32:
             raise ValueError(f"crop: got {self.crop}: give 32 or more pixels, or 0 for whole images")
         if self.replay and not self.replay_from:

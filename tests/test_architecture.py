@@ -67,7 +67,9 @@ DOORS = {
     "matplotlib": ("evaluate/figures.py", "pseudo/report.py", "pseudo/quality.py"),
 }
 READS_CONFIG = {
+    "data/caption.py",
     "data/catalog.py",
+    "data/loader.py",
     "data/mixture.py",
     "model/glip.py",
     "model/release.py",

@@ -23,9 +23,8 @@ from benchmark import COCO_NAMES, clock, meter, noise
 from PIL import Image
 
 import glip
+from glip.config import DataConfig, DatasetConfig, TrainConfig
 from glip.data.loader import MixtureDataset, Source
-from glip.data.phrasing import Phrasing
-from glip.data.transforms import Augmentation
 from glip.loss import Criterion
 from glip.model.glip import build
 from glip.model.weights import ASSETS
@@ -129,9 +128,9 @@ def loader_speed(folder: Path | None) -> float:
     with tempfile.TemporaryDirectory() as made:
         files = sorted((folder or draw_jpegs(Path(made))).glob("*.jp*g"))
         samples = [Sample(file, *random_boxes([480, 480]), vocabulary=COCO_NAMES) for file in files]
-        source = Source("jpegs", 1.0, samples, Augmentation((480, 480), 1333, flip=0.5), Phrasing(85, 256, 0.5))
+        source = Source(DatasetConfig(name="jpegs", short_side=(480,)), samples)
         processor = Processor(CONFIG, Tokenizer(ASSETS / "glip-nano"))
-        dataset = MixtureDataset([source], processor, batch_size=4, steps=51, seed=0)
+        dataset = MixtureDataset([source], processor, DataConfig(), TrainConfig(steps=51, warmup=0))
         dataset[0]  # warm-up
         start = time.perf_counter()
         for step in range(1, len(dataset)):

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 import glip
+from glip.data.caption import foreign_names
 from glip.data.catalog import find_set, known_sets, read_set
-from glip.data.phrasing import foreign_names
 from glip.data.sets import SkipCounter
 from glip.evaluate.benchmark import seen_in
 from glip.evaluate.coco import average_precision

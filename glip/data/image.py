@@ -1,4 +1,4 @@
-"""Opening images: whatever people have, as upright RGB."""
+"""Open images: a file, a member of a tar, a PIL image, an array or a tensor becomes upright RGB."""
 
 import io
 import warnings
@@ -9,20 +9,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from glip.errors import DataError, ImageError
+from glip.errors import ImageError
 from glip.shapes import Tensor
 from glip.structures import TarMember
 
 ImageInput = str | Path | TarMember | Image.Image | np.ndarray | Tensor
-_ROTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
-_OVERSHOOT = 0.1  # by so much a resized image of floats may leave 0..1
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
+_OVERSHOOT = 0.1  # resampling a float image may leave 0..1 by this much
 
 
 def load_image(path: str | Path | TarMember) -> Image.Image:
-    """Read an image as upright RGB: EXIF rotation applied, grey, palette, alpha, 16-bit and CMYK converted.
-
-    Args:
-        path: a file, or bytes of an archive.
+    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
 
     Raises:
         ImageError: missing, not an image, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
@@ -39,11 +36,11 @@ def image_size(path: str | Path | TarMember) -> tuple[int, int]:
     """
     with _opened(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(_ROTATION) in _ON_ITS_SIDE else (width, height)
+        return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
 
 
 def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
-    """The two sides of an image as its header states them, not turned upright; nothing is ever decoded.
+    """(width, height) as the header states them, before EXIF rotation; nothing is decoded.
 
     Raises:
         ImageError: as ``load_image``, as far as the header shows it.
@@ -54,69 +51,64 @@ def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
-    """The image as Pillow has it while it is being read; whatever goes wrong becomes a ImageError."""
+    """The image while Pillow reads it; whatever goes wrong becomes an ImageError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
             with Image.open(_bytes_of(path) if isinstance(path, TarMember) else path) as image:
                 yield image
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"image {str(path)!r} is not there: check the path") from None
-    except IsADirectoryError:
-        raise ImageError(f"image {str(path)!r} is a folder: give a file, or the folder to glip detect") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"image {str(path)!r} is not an image that Pillow can read: convert it to PNG") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"image {str(path)!r} is too large ({error}): scale it down") from None
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders let through whatever broken bytes cause: TypeError, struct.error...
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"image {str(path)!r} cannot be read ({reason}): get a whole copy of it") from None
+    except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
+        raise ImageError(f"image {str(path)!r} {_problem(error)}") from None
 
 
-def _bytes_of(image: TarMember) -> io.BytesIO:
-    with image.archive.open("rb") as file:
-        file.seek(image.start)
-        content = file.read(image.length)
-    if len(content) < image.length:
-        raise OSError(f"the archive ends after {len(content)} of its {image.length} bytes")
-    return io.BytesIO(content)
+def _bytes_of(member: TarMember) -> io.BytesIO:
+    with member.archive.open("rb") as file:
+        file.seek(member.start)
+        return io.BytesIO(file.read(member.length))
+
+
+def _problem(error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "is not there: check the path"
+        case IsADirectoryError():
+            return "is a folder: give a file, or the folder to glip detect"
+        case UnidentifiedImageError():
+            return "is not an image that Pillow can read: convert it to PNG"
+        case Image.DecompressionBombError():
+            return f"is too large ({error}): scale it down"
+    return f"cannot be read ({str(error) or type(error).__name__}): get a complete copy of it"
 
 
 def open_any(image: ImageInput) -> Image.Image:
-    """An image of any accepted kind as RGB: a path, bytes of an archive, a PIL image, an array or a tensor.
+    """An image of any accepted kind as RGB.
+
+    Arrays are (height, width) or (height, width, 1, 3 or 4) of uint8; tensors are (height, width) or (1, 3 or 4,
+    height, width), uint8 or floats in 0..1.
 
     Raises:
-        ImageError: a file that cannot be read, or an image without pixels.
-        ValueError: an array or tensor of another shape, type or range.
+        ImageError: a file that cannot be read, or an array or tensor of another shape, type or range.
     """
     if isinstance(image, str | Path | TarMember):
         return load_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = _as_array(image) if isinstance(image, Tensor) else image
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or array.dtype != np.uint8:
-        raise DataError(
-            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
-            "of uint8; or a tensor (3, height, width)"
-        )
-    if 0 in array.shape:
-        raise DataError(f"array of shape {array.shape}: it needs at least one pixel")
-    return to_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
+    if isinstance(image, Tensor):
+        image = _to_array(image)
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
+    return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of any Pillow image; transparency is laid on white.
+    """Upright RGB of any Pillow image; transparent pixels become white.
 
     Raises:
         ImageError: an image without pixels.
     """
-    if image.width == 0 or image.height == 0:
+    if 0 in image.size:
         raise ImageError(f"image of {image.width} x {image.height} pixels: it needs at least one pixel")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
@@ -129,7 +121,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_wide(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey: Pillow would clip them to white, so they are scaled to 8 bits."""
+    """16-bit, 32-bit and float grey, scaled to 8 bits: Pillow would clip them to white."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
     highest = float(values.max())
     top = next((limit for limit in (1.0, 255.0, 65535.0) if highest <= limit), highest)
@@ -137,12 +129,22 @@ def _from_wide(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _as_array(tensor: Tensor) -> np.ndarray:
+def _to_array(tensor: Tensor) -> np.ndarray:
     values = tensor.detach().cpu()
-    if values.is_floating_point():
-        low, high = (float(values.min()), float(values.max())) if values.numel() else (0.0, 0.0)
-        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):
-            raise DataError(f"tensor of floats from {low:.3g} to {high:.3g}: floats must lie in 0..1, or give uint8")
+    if values.is_floating_point() and values.numel():
+        low, high = float(values.min()), float(values.max())
+        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # also refuses NaN
+            raise ImageError(f"tensor of floats from {low:.3g} to {high:.3g}: give floats in 0..1, or uint8")
         values = (values.float() * 255).round().clamp(0, 255).byte()
     array: np.ndarray = (values.permute(1, 2, 0) if values.ndim == 3 else values).numpy()
     return array
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ImageError(
+            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
+            "of uint8; or a tensor (3, height, width)"
+        )
+    return Image.fromarray(array.squeeze(2) if array.ndim == 3 and channels == 1 else array)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from glip.data.caption import word_key
 from glip.data.loader import Source
-from glip.data.phrasing import word_key
 from glip.errors import DataError
 from glip.files import fingerprint
 from glip.processor import Processor
@@ -33,16 +33,16 @@ def survey(source: Source, processor: Processor) -> Survey:
         DataError: names with boxes that the model reads alike, though they are other words: it could only learn that
             the same words are present and absent.
     """
-    written = {name: prompt.text for name, prompt in source.phrasing.prompts.items()}
-    seen = _Seen(processor, source.phrasing.max_tokens)
+    written = {name: prompt.text for name, prompt in source.prompts.items()}
+    seen = _Seen(processor, processor.max_tokens)
     data = data_fingerprint(seen.count(source.samples))[:16]
     notes = [str(source.skipped)] if source.skipped else []
     if seen.crowded:
         notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
     boxed = {name: written.get(name, name) for name in seen.boxes if name}
-    one = [", ".join(map(repr, group)) for group in _merged(source.name, boxed, processor)]
+    one = [", ".join(map(repr, group)) for group in _merged(source.config.name, boxed, processor)]
     return Survey(
-        f"{source.name}: {len(source.samples)} images, {sum(seen.boxes.values())} boxes"
+        f"{source.config.name}: {len(source.samples)} images, {sum(seen.boxes.values())} boxes"
         + (f"; skipped: {', '.join(notes)}" if notes else "")
         + (f"; taken for one name: {'; '.join(one)}" if one else ""),
         data,

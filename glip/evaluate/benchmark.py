@@ -13,7 +13,6 @@ from typing import cast
 
 from glip.config import EvaluateConfig, Format, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
-from glip.data.phrasing import ClassPrompt
 from glip.data.sets import SampleSet, SkipCounter
 from glip.data.survey import data_fingerprint
 from glip.errors import ConfigError, DataError
@@ -22,6 +21,7 @@ from glip.evaluate.lvis import import_lvis
 from glip.evaluate.odinw import ODINW, Task, read_task, tasks
 from glip.evaluate.report import TrainedOn
 from glip.structures import Sample
+from glip.text.class_prompts import ClassPrompt
 
 _FAMILIES = {  # what a name stands for
     "goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco"),

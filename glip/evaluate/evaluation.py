@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from glip.config import EvaluateConfig
 from glip.data.catalog import data_root
-from glip.data.phrasing import read_prompts
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
@@ -22,6 +21,7 @@ from glip.experiment import read_yaml
 from glip.files import atomic_write
 from glip.model.adapt import digest_of
 from glip.structures import Sample
+from glip.text.class_prompts import read_prompts
 
 OUT = "runs/evaluate"
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")

@@ -14,12 +14,12 @@ from typing import Any, Literal
 from glip.config import SetConfig
 from glip.data.catalog import data_root
 from glip.data.coco import coco_set, parse_coco, read_categories
-from glip.data.phrasing import ClassPrompt, read_prompts
 from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.evaluate.report import Report, Row, Table
 from glip.experiment import config_folder, read_yaml
 from glip.schema import checked, parse
+from glip.text.class_prompts import ClassPrompt, read_prompts
 
 TABLE = "odinw.yaml"
 Split = Literal["train", "val", "test"]

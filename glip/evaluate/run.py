@@ -12,12 +12,12 @@ from functools import lru_cache
 from PIL import Image
 
 from glip.data.image import open_any
-from glip.data.phrasing import ClassPrompt, caption_of
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
 from glip.errors import DataError, ImageError
 from glip.structures import Detections, Prompt, Sample
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 
 _KEPT_TEXTS = 4  # encoded vocabularies kept: a set has one, drawn images have one each
 _CAPTIONS = 8  # most captions of an image computed at once: each holds a copy of its pyramid
@@ -45,9 +45,7 @@ class QueryOptions:
 
     def prompt_of(self, names: Sequence[str]) -> Prompt:
         """The prompt of a vocabulary; label ``i`` is name ``i``."""
-        if not any(name in self.prompts for name in names):
-            return Prompt.from_names(names)
-        return caption_of([self.prompts.get(name) or ClassPrompt("", name, "") for name in names])
+        return prompt_from_classes(names, self.prompts)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from glip.data import writers
 from glip.data.catalog import data_root, known_sets, missing_part, read_set
 from glip.data.check import Counts, Report, check
 from glip.data.label_studio import interface_of, write_label_studio
-from glip.data.phrasing import read_prompts
 from glip.data.sets import SampleSet, SkipCounter
 from glip.experiment import read_yaml
 from glip.model.weights import ASSETS, BUNDLED
 from glip.structures import Sample
+from glip.text.class_prompts import read_prompts
 from glip.text.tokens import Tokenizer
 from glip.visualize import contact_sheet, save_image
 

@@ -9,7 +9,6 @@ from typing import Any
 from glip.adaptation import Adaptation
 from glip.config import TuneConfig
 from glip.data.catalog import data_root, find_set, folders_of, read_set
-from glip.data.phrasing import ClassPrompt, caption_of, read_prompts
 from glip.data.sets import SkipCounter
 from glip.data.shots import draw_shots
 from glip.data.survey import data_fingerprint
@@ -25,6 +24,7 @@ from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
 from glip.model.adapt import save_adaptation
 from glip.structures import Sample
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
 from glip.train.distributed import ONE, Group, main_only
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
@@ -123,7 +123,7 @@ def tune_task(
     skipped.merge(task.skipped)
     for title, samples in (("validation", validate), ("test", task.test)):
         _report_missing(title, samples, report)
-    prompt = caption_of([task.prompts.get(name) or ClassPrompt("", name, "") for name in task.names])
+    prompt = prompt_from_classes(task.names, task.prompts)
     tuner = Tuner(detector, task.names, prompt, mode=config.mode, frozen_stages=FROZEN_STAGES)
     images = Images(train, tuner, augment=config.augment, cache=cache, skipped=skipped)
     for line in _data_lines(task, train, validate, images, skipped):

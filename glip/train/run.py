@@ -60,25 +60,17 @@ def _run(experiment: Experiment, group: Group, validator: Validate | None, repor
     model, config, vocabulary = starting_model(experiment)
     tokenizer = Tokenizer(vocabulary)
     processor = Processor(config, tokenizer)
-    sources = build_sources(data, max_tokens=config.max_tokens, max_size=config.image.max_size)
-    surveys = {source.name: survey(source, processor) for source in sources}
+    sources = build_sources(data)
+    surveys = {source.config.name: survey(source, processor) for source in sources}
     for found in surveys.values():
         report(found.summary)
     contents = {name: found.fingerprint for name, found in surveys.items()}
-    config = replace(config, trained_on_data=_union(config.trained_on_data, (found.data for found in surveys.values())))
-    mixture = MixtureDataset(
-        sources,
-        processor,
-        batch_size=settings.batch_size,
-        steps=settings.steps,
-        seed=settings.seed,
-        rank=group.rank,
-        processes=group.size,
-        micro_batch=settings.micro_batch,
-    )
+    trained_on = (found.data for found in surveys.values())
+    config = replace(config, trained_on_data=_union(config.trained_on_data, trained_on))
+    mixture = MixtureDataset(sources, processor, data, settings, rank=group.rank, processes=group.size)
 
     def steps(start: int) -> Iterator[Step]:
-        return load_steps(mixture, start=start, workers=data.workers, max_broken=data.max_broken)
+        return load_steps(mixture, start=start)
 
     def validate(model: GLIP) -> Validation:
         assert validator is not None

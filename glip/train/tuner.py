@@ -16,7 +16,7 @@ from tqdm import tqdm
 from glip.adaptation import Adaptation, Mode
 from glip.data.image import open_any
 from glip.data.sets import SkipCounter
-from glip.data.transforms import Augmentation, augment
+from glip.data.transforms import augment
 from glip.detector import Detector
 from glip.encoded import EncodedImage, FeatureCache, image_key
 from glip.errors import ConfigError, ImageError
@@ -198,10 +198,13 @@ class Images:
     def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> TaskBatch:
         sample, processor = self._samples[index], self._tuner.detector.processor
         size = processor.min_size
-        how = Augmentation((size, size), processor.max_size)
-        if self._augment:
-            how = replace(how, short_side=(round(0.6 * size), size), flip=0.5)
-        varied, lost = augment(replace(sample, image=open_any(sample.image)), how, rng)
+        varied, lost = augment(
+            replace(sample, image=open_any(sample.image)),
+            rng,
+            short_side=(round(0.6 * size), size) if self._augment else (size,),
+            max_size=processor.max_size,
+            flip=0.5 if self._augment else 0.0,
+        )
         skipped.merge(lost)
         batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
         return TaskBatch(batch.images, batch.text, batch.targets)

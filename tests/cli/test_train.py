@@ -198,7 +198,7 @@ def test_boxes_that_match_no_class_are_an_error(place, capsys):
         row["id"] += 500
     file.write_text(json.dumps(tree))
     assert glip("train", "small.yaml", "train.output=run", "data.root=data") == 2
-    assert "match none of its categories; run glip data check" in capsys.readouterr().err
+    assert "no box of a known class in 4 images" in capsys.readouterr().err
 
 
 def test_what_is_stated_has_its_way_though_it_is_the_default(place):

@@ -7,7 +7,8 @@ from small import NAMES, write_coco
 
 from glip.config import DataConfig, DatasetConfig
 from glip.data.mixture import build_sources, read_training_set, resolve, with_replay
-from glip.errors import ConfigError
+from glip.data.sets import PackedSamples
+from glip.errors import ConfigError, DataError
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
 
@@ -22,10 +23,6 @@ def data(root, *sets: DatasetConfig, **changes) -> DataConfig:
     return DataConfig(root=str(root), train=sets or (DRAWN,), **changes)
 
 
-def sources(config: DataConfig):
-    return build_sources(config, max_tokens=256, max_size=128)
-
-
 def change(root, **lists) -> None:
     tree = json.loads((root / "instances.json").read_text())
     (root / "instances.json").write_text(json.dumps({**tree, **lists}))
@@ -33,49 +30,44 @@ def change(root, **lists) -> None:
 
 def test_a_set_is_a_name_a_path_or_written_out(root):
     (root / "datasets.yaml").write_text("mine: {format: coco, annotations: instances.json, images: [images]}")
-    rows = (DRAWN, DatasetConfig(name="mine"), DatasetConfig(name="instances.json"))
-    made = sources(data(root, *rows))
-    assert [source.name for source in made] == ["drawn", "mine", "instances.json"]
-    assert [len(source.samples) for source in made] == [4, 4, 4]
+    rows = (DRAWN, DatasetConfig(name="mine"), DatasetConfig(name="instances.json", first=2))
+    made = build_sources(data(root, *rows, short_side=(50, 60)))
+    assert [source.config.name for source in made] == ["drawn", "mine", "instances.json"]
+    assert [len(source.samples) for source in made] == [4, 4, 2]
+    assert made[0].config.short_side == (50, 60)
+    with pytest.raises(ConfigError, match=r"set 'wrold' is neither in datasets.yaml nor a file \(did you mean 'world'"):
+        build_sources(data(root, DatasetConfig(name="wrold")))
 
 
-def test_an_unknown_set_is_explained(root):
-    with pytest.raises(ConfigError, match=r"set 'sbu_lables' is neither in .* nor a file \(did you mean 'sbu_labels'"):
-        sources(data(root, DatasetConfig(name="sbu_lables")))
+def test_a_set_is_packed_once(root, monkeypatch):
+    packed = []
+    pack = PackedSamples.__init__
+    monkeypatch.setattr(PackedSamples, "__init__", lambda self, samples: packed.append(self) or pack(self, samples))
+    build_sources(data(root))
+    assert len(packed) == 1
 
 
-def test_prompts_of_the_table_are_kept(root):
+def test_prompts_of_the_table(root):
     table = "mine: {format: coco, annotations: instances.json, images: [images], prompts: p.yaml}"
     (root / "datasets.yaml").write_text(table)
-    (root / "p.yaml").write_text('"red circle": "a [red circle] on the ground"')
-    config = data(root, DatasetConfig(name="mine"))
-    assert resolve(config.train[0], config).prompts == "p.yaml"
-    assert set(sources(config)[0].phrasing.prompts) == {"red circle"}
+    for side, flip in (("old", 0.5), ("left", 0.0)):
+        (root / "p.yaml").write_text(f'"red circle": "the {side} [circle]"')
+        (source,) = build_sources(data(root, DatasetConfig(name="mine")))
+        assert source.prompts["red circle"].text == f"the {side} circle"
+        assert source.config.flip == flip, "a flipped image is wrong for words that name a side"
 
 
-def test_prompts_that_name_a_side_forbid_flips(root):
-    (root / "p.yaml").write_text('"red circle": "the left [circle]"')
-    prompted = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), prompts="p.yaml", flip=0.5)
-    assert sources(data(root, prompted))[0].augmentation.flip == 0.0
-    assert sources(data(root))[0].augmentation.flip == 0.5
-
-
-def test_foreign_names_and_left_out_reach_the_sources(root):
+def test_foreign_names_and_what_is_skipped(root):
     tree = json.loads((root / "instances.json").read_text())
     change(root, annotations=[*tree["annotations"], {"image_id": 0, "category_id": 999, "bbox": [0, 0, 5, 5]}])
     tree["categories"] = [{"id": 10, "name": "red bus"}, {"id": 20, "name": "zebra"}]
     (root / "other.json").write_text(json.dumps(tree))
     (root / "images" / "3.png").unlink()
     other = DatasetConfig(name="other", annotations="other.json", images=("images",))
-    first, second = sources(data(root, DRAWN, other))
-    assert first.phrasing.foreign == ("zebra",) and set(second.phrasing.foreign) == set(NAMES) - {"red circle"}
+    first, second = build_sources(data(root, DRAWN, other))
+    assert first.foreign == ("zebra",) and set(second.foreign) == set(NAMES) - {"red circle"}
     assert sum(first.skipped.counts.values()) == 2 and len(first.samples) == 3
     assert any("3.png" in place for places in first.skipped.places.values() for place in places)
-
-
-def test_the_first_samples_only(root):
-    (source,) = sources(data(root, DatasetConfig(name="instances.json", first=2)))
-    assert len(source.samples) == 2
 
 
 def test_replay_takes_its_share(root):
@@ -84,46 +76,37 @@ def test_replay_takes_its_share(root):
     rows = with_replay(data(root, replay=0.25, replay_from=str(root / "old.yaml")))
     assert [(row.name, row.weight) for row in rows] == [("drawn", 0.75), ("other", 0.25)], "a set of both is one's own"
     assert rows[1].short_side == (50, 60), "remembered as it was learned"
+    (root / "old.yaml").write_text("data: {train: [{name: drawn}]}")
+    with pytest.raises(ConfigError, match="all its datasets are in data.train already"):
+        with_replay(data(root, replay=0.5, replay_from=str(root / "old.yaml")))
 
 
-@pytest.mark.parametrize(("share", "config"), [(1.5, "pretrain/nano"), (0.3, "")])
-def test_replay_of_nothing(share, config, root):
-    with pytest.raises(ConfigError, match="data.replay: .*give a share"):
-        with_replay(data(root, replay=share, replay_from=config))
-
-
-def test_a_set_listed_twice(root):
-    with pytest.raises(ValueError, match="'drawn' twice"):
-        sources(data(root, DRAWN, DRAWN))
-
-
-def test_no_image_there(root):
-    for file in (root / "images").iterdir():
-        file.unlink()
-    with pytest.raises(ValueError, match=r"none of its 4 images is there, such as '.*0\.png'"):
-        sources(data(root))
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        ("aa", (1.0, 1.0), "'a' twice"),
+        ("ab", (0.0, 0.0), "every weight is 0"),
+        ("ab", (-1.0, 2.0), "greater"),
+        ("ab", (1.7e6, 500.0), "'b' is less than a thousandth"),
+    ],
+)
+def test_mixtures_that_cannot_be(names, weights, message, root):
+    with pytest.raises(ValueError, match=message):
+        data(root, *(DatasetConfig(name=name, weight=weight) for name, weight in zip(names, weights, strict=True)))
 
 
 def test_ids_that_match_nothing_are_an_error(root):
     tree = json.loads((root / "instances.json").read_text())
     change(root, categories=[{**row, "id": 1000 + row["id"]} for row in tree["categories"]])
-    with pytest.raises(ValueError, match="not one box of a known class in 4 images .*match none of its categories"):
-        sources(data(root))
-
-
-def test_an_empty_set(root):
-    change(root, images=[], annotations=[])
-    with pytest.raises(ValueError, match="no sample in it can be used"):
-        sources(data(root))
+    with pytest.raises(DataError, match="no box of a known class in 4 images .9 x unknown category"):
+        build_sources(data(root))
 
 
 def test_captions_without_boxes_are_not_trained_on(root):
-    rows = {"annotations": [{"image_id": 0, "id": 1, "caption": "a red circle"}]}
-    change(root, **rows)
-    with pytest.raises(ValueError, match="captions without boxes: label them first"):
-        read_training_set(
-            DatasetConfig(name="c", format="captions", annotations="instances.json", images=("images",)), data(root)
-        )
+    change(root, annotations=[{"image_id": 0, "id": 1, "caption": "a red circle"}])
+    captions = DatasetConfig(name="c", format="captions", annotations="instances.json", images=("images",))
+    with pytest.raises(DataError, match="pseudo-label them first"):
+        read_training_set(captions, data(root))
 
 
 def test_fields_given_beside_a_name_win(root):
@@ -135,12 +118,10 @@ def test_many_missing_images_stop(root):
     tree = json.loads((root / "instances.json").read_text())
     lost = [{**tree["images"][0], "id": 100 + number, "file_name": f"lost{number}.png"} for number in range(20)]
     change(root, images=[*tree["images"], *lost])
-    with pytest.raises(ValueError, match=r"20 of 24 images are not there, such as '.*lost0.png'.*data.max_broken"):
-        sources(data(root))
-    assert len(sources(data(root, max_broken=0.9))[0].samples) == 4
-
-
-def test_replay_of_what_is_trained_anyway(root):
-    (root / "old.yaml").write_text("data: {train: [{name: drawn}]}")
-    with pytest.raises(ConfigError, match="all its sets are in data.train already"):
-        with_replay(data(root, replay=0.5, replay_from=str(root / "old.yaml")))
+    with pytest.raises(DataError, match=r"20 of 24 images are not there, such as '.*lost0.png'.*data.max_broken"):
+        build_sources(data(root))
+    assert len(build_sources(data(root, max_broken=0.9))[0].samples) == 4
+    for file in (root / "images").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=r"24 of 24 images are not there, such as '.*0\.png'"):
+        build_sources(data(root, max_broken=1.0))

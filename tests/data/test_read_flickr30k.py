@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from glip.data.readers.flickr30k import read_flickr30k
+from glip.data.readers.mdetr import read_mdetr
+from small import TINY, VOCABULARY
 
-from glip.data import phrasing
-from glip.data.flickr30k import read_flickr30k
-from glip.data.grounding import read_mdetr
+from glip.data.caption import pack_captions
+from glip.detector import build_processor
 from glip.geometry.boxes import iou
 from glip.structures import Prompt
+from glip.text.tokens import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
@@ -121,17 +124,12 @@ def test_kinds_stay_in_step_with_the_phrases(folder):
     sample = read(folder).samples[0]
     assert sample.keep([1]).kinds == sample.kinds
     others = [Prompt.from_caption(f"a dog number {number}", ["a dog"]) for number in range(3)]
-    packing = phrasing.Phrasing(max_negatives=0, max_tokens=50, full_vocabulary=0.0, pack_captions=3)
-    packed = [
-        phrasing.build_caption(sample, packing, words, rng, others)[0] for rng in map(np.random.default_rng, range(20))
-    ]
-    assert len({told.prompt.caption for told in packed}) > 1
-    for told in packed:
-        assert dict(zip(told.prompt.texts, told.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
-
-
-def words(text):
-    return len(text.split()) + 2
+    processor = build_processor(TINY, Tokenizer(VOCABULARY))
+    rngs = map(np.random.default_rng, range(20))
+    packed = [pack_captions(sample.prompt, others, processor, rng) for rng in rngs]
+    assert len({prompt.caption for prompt in packed}) > 1
+    for prompt in packed:
+        assert dict(zip(prompt.texts, sample.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
 
 
 @pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])

@@ -7,13 +7,13 @@ import pytest
 import torch
 from small import NAMES, TINY, VOCABULARY, scenes
 
+from glip.config import DatasetConfig
 from glip.data.loader import Source
-from glip.data.phrasing import Phrasing, read_prompts
 from glip.data.sets import PackedSamples
 from glip.data.survey import data_fingerprint, survey
-from glip.data.transforms import Augmentation
 from glip.processor import Processor
 from glip.structures import Sample
+from glip.text.class_prompts import read_prompts
 from glip.text.tokens import Tokenizer
 
 
@@ -30,13 +30,12 @@ def samples(names=NAMES):
 
 
 def source(made, **changes):
-    phrasing = Phrasing(**{"max_negatives": 5, "max_tokens": 256, "full_vocabulary": 1.0, **changes})
-    return Source("mine", 1.0, PackedSamples(made), Augmentation((64, 64), 64), phrasing)
+    return Source(DatasetConfig(name="mine"), PackedSamples(made), **changes)
 
 
 def test_counts_and_what_does_not_fit(processor):
     assert survey(source(samples()), processor).summary == "mine: 4 images, 9 boxes"
-    told = survey(source(samples(), max_tokens=6), processor).summary
+    told = survey(source(samples()), Processor(replace(TINY, max_tokens=6), Tokenizer(VOCABULARY))).summary
     assert "skipped: boxes of 4 x image with more names than a caption holds" in told, "each shows two names or more"
 
 

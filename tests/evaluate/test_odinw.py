@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.data.phrasing import caption_of
 from glip.evaluate.odinw import Task, odinw_table, read_task, tasks
 from glip.evaluate.report import Report, markdown_table
+from glip.text.class_prompts import prompt_from_classes
 
 LIST = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 BOX = [2, 2, 6, 6]
@@ -40,7 +40,7 @@ def test_golden_names_and_prompts_of_the_release():
 
 def test_a_caption_prompt_is_read():
     pothole = next(task for task in tasks() if task.name == "pothole")
-    prompt = caption_of([pothole.prompts[name] for name in pothole.names])
+    prompt = prompt_from_classes(pothole.names, pothole.prompts)
     assert prompt.caption == "there are some holes on the road" and prompt.texts == ("holes",)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from glip.data.phrasing import ClassPrompt, caption_of
 from glip.postprocess import phrase_scores
 from glip.structures import NEGATIVE, SEPARATOR, Phrase, Prompt
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 from glip.text.prompt import clean_name, split_prompt
 from glip.text.tokens import encode_prompts, phrase_tokens
 
@@ -126,9 +126,8 @@ def labels_of(record):
 
 def our_prompt(record):
     if record["caption_prompt"]:
-        return caption_of(
-            [ClassPrompt(part["prefix"], part["name"], part["suffix"]) for part in record["caption_prompt"]]
-        )
+        prompts = {str(number): ClassPrompt(**part) for number, part in enumerate(record["caption_prompt"])}
+        return prompt_from_classes(list(prompts), prompts)
     return Prompt.from_names(names_of(record), negatives=record["suppress_query"] or ())
 
 

@@ -1,0 +1,208 @@
+"""The caption that a training sample is learned with (paper section 3.1; the release's ``od_to_grounding.py``).
+
+A detection sample: the names of its boxes and absent names, shuffled, within the model's token limit. A grounding
+sample: its own caption among captions of other images.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TypeVar
+
+import numpy as np
+
+from glip.config import DataConfig
+from glip.data.sets import SkipCounter
+from glip.errors import DataError
+from glip.processor import Processor
+from glip.structures import SEPARATOR, Prompt, Sample
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
+
+T = TypeVar("T")
+_WORD = re.compile(r"\w+")
+_SPECIAL = 2  # [CLS] and [SEP]
+_SENTENCE_ENDS = (".", "!", "?", "\u2026")
+_ALL_OTHERS, _SOME_OTHERS = 0.3, 0.3  # how often all, and some, captions of other images are added
+
+
+class CaptionError(DataError):
+    """No caption can be written for a sample: it is skipped and counted."""
+
+
+def caption_from_names(
+    sample: Sample,
+    data: DataConfig,
+    processor: Processor,
+    rng: np.random.Generator,
+    prompts: Mapping[str, ClassPrompt],
+    foreign: Sequence[str],
+) -> tuple[Sample, SkipCounter]:
+    """A detection sample with a caption of its own and absent names, and the boxes it lost, by reason.
+
+    Names with boxes come first in line for the token limit. A sample without boxes gets absent names only. In a
+    federated dataset (``absent`` is not None) only names verified as absent are negatives, never foreign ones;
+    ``incomplete`` names are not written at all.
+
+    Args:
+        sample: an augmented sample.
+        data: how many negatives, and how often.
+        processor: counts tokens and knows the model's limit.
+        rng: all randomness.
+        prompts: by class name, the text written for it.
+        foreign: names of other datasets, which may be borrowed as negatives.
+
+    Raises:
+        CaptionError: no name fits, or none is known to be present or absent.
+    """
+    keys = [word_key(prompts[name].text if name in prompts else name) for name in sample.vocabulary]
+    names = dict(zip(keys, sample.vocabulary, strict=True))
+    unsure = {keys[index] for index in sample.incomplete}
+    shown = dict.fromkeys(keys[index] for own in sample.box_phrases for index in own)
+    candidates = keys if sample.absent is None else [keys[index] for index in sample.absent]
+    absent = [names[key] for key in dict.fromkeys(candidates) if key not in shown and key not in unsure]
+    positives = [names[key] for key in shown if key not in unsure]
+    negatives = _sample_negatives(absent, data, rng, least=0 if positives else 1)
+    if sample.absent is None and rng.random() < data.borrow:
+        negatives += _borrow(foreign, data.max_negatives - len(negatives), rng)
+    fitting = _fitting([*_shuffled(positives, rng), *negatives], prompts, processor)
+    if not fitting:
+        tried = ", ".join(repr(name[:40]) for name in (positives + negatives)[:3])
+        reason = f"{tried} do not fit into {processor.max_tokens} tokens" if tried else "no class is known to be absent"
+        raise CaptionError(f"image {sample.image_id}: no caption can be written: {reason}")
+    written = _shuffled(list(fitting), rng)
+    prompt = prompt_from_classes([fitting[key] for key in written], prompts)
+    return _point_boxes(sample, prompt, keys, written)
+
+
+def _sample_negatives(absent: Sequence[str], data: DataConfig, rng: np.random.Generator, *, least: int) -> list[str]:
+    """All absent names up to the limit, or a random number of them."""
+    most = min(len(absent), max(data.max_negatives, least))
+    take_all = rng.random() < data.full_vocabulary
+    number = most if take_all or most <= least else int(rng.integers(least, most + 1))
+    return _shuffled(absent, rng)[:number]
+
+
+def _borrow(foreign: Sequence[str], room: int, rng: np.random.Generator) -> list[str]:
+    """A random number of foreign names, at most ``room``."""
+    most = min(len(foreign), room)
+    number = int(rng.integers(1, most + 1)) if most > 0 else 0
+    return _shuffled(foreign, rng)[:number]
+
+
+def _fitting(names: Sequence[str], prompts: Mapping[str, ClassPrompt], processor: Processor) -> dict[str, str]:
+    """By word key, each name that still fits when its turn comes and that the tokenizer can read."""
+    room = processor.max_tokens - _SPECIAL + 1  # each takes its tokens and a separator; the last has none after it
+    fitting: dict[str, str] = {}
+    for name in names:
+        text, phrase = (prompts[name].text, prompts[name].name) if name in prompts else (name, name)
+        cost = _cost(processor, text) + 1  # word pieces never cross white space or punctuation, so costs add up
+        if cost <= room and _cost(processor, phrase) > 0:
+            room -= cost
+            fitting[word_key(text)] = name
+    return fitting
+
+
+def _point_boxes(
+    sample: Sample, prompt: Prompt, keys: Sequence[str], written: Sequence[str]
+) -> tuple[Sample, SkipCounter]:
+    """The sample with its boxes pointing at the phrases of ``prompt``; boxes without a phrase are dropped.
+
+    Args:
+        sample: boxes point at its vocabulary.
+        prompt: one phrase for each written name.
+        keys: word key of each name of the vocabulary.
+        written: word key of each phrase.
+    """
+    place = {key: number for number, key in enumerate(written)}
+    unsure = {keys[index] for index in sample.incomplete}
+    skipped, kept, box_phrases = SkipCounter(), list[int](), list[tuple[int, ...]]()
+    for box, own in enumerate(sample.box_phrases):
+        phrases = dict.fromkeys(place[keys[index]] for index in own if keys[index] in place)
+        if phrases:
+            kept.append(box)
+            box_phrases.append(tuple(phrases))
+            continue
+        never_written = all(keys[index] in unsure for index in own)
+        skipped.add(
+            "box of a class not exhaustively annotated" if never_written else "box whose name did not fit the caption",
+            f"{', '.join(repr(sample.vocabulary[index]) for index in own)} in image {sample.image_id}",
+        )
+    pointed = replace(sample.keep(kept), prompt=prompt, box_phrases=tuple(box_phrases))
+    return replace(pointed, vocabulary=(), absent=None, incomplete=()), skipped
+
+
+def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, rng: np.random.Generator) -> Prompt:
+    """A caption among captions of other images, as many as are drawn and fit, in random order.
+
+    The other captions have no phrases: nothing is to be found for their words.
+
+    Raises:
+        CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
+    """
+    unread = next((phrase.text for phrase in own.phrases if _cost(processor, phrase.text) <= 0), None)
+    if unread is not None:
+        raise CaptionError(f"caption {own.caption[:40]!r}: the tokenizer reads no word of the phrase {unread!r}")
+    length = processor.count_tokens(own.caption)
+    if length > processor.max_tokens:
+        raise CaptionError(
+            f"caption {own.caption[:40]!r} needs {length} tokens, the model reads {processor.max_tokens}: shorten it"
+        )
+    room, captions = processor.max_tokens - length, {word_key(own.caption): own.caption}
+    for text in _sample_captions(others, rng):
+        cost = processor.count_tokens(text) - _SPECIAL + 1  # with a separating dot
+        if 1 < cost <= room and word_key(text) not in captions:
+            room -= cost
+            captions[word_key(text)] = text
+    if len(captions) == 1:
+        return own
+    joined, start = "", 0
+    for text in _shuffled(list(captions.values()), rng):
+        if joined:
+            joined += " " if joined.rstrip().endswith(_SENTENCE_ENDS) else SEPARATOR
+        start = len(joined) if text is own.caption else start
+        joined += text
+    phrases = tuple(
+        replace(phrase, spans=tuple((first + start, end + start) for first, end in phrase.spans))
+        for phrase in own.phrases
+    )
+    return Prompt(joined, phrases, own.classes)
+
+
+def _sample_captions(others: Sequence[Prompt], rng: np.random.Generator) -> list[str]:
+    """All, some or none of the other captions, shuffled (the paper's appendix on its captions)."""
+    draw = rng.random()
+    if not others or draw >= _ALL_OTHERS + _SOME_OTHERS:
+        return []
+    number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
+    return [other.caption.strip() for other in _shuffled(others, rng)[:number]]
+
+
+def foreign_names(own: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
+    """Names of other datasets that share no word with any name of this one.
+
+    Whether they are truly absent from its images is for those to judge who set ``data.borrow``.
+    """
+    words = {word for name in own for word in _WORD.findall(name.lower())}
+    chosen: dict[str, str] = {}
+    for name in others:
+        if not words & set(_WORD.findall(name.lower())):
+            chosen.setdefault(word_key(name), name)
+    return tuple(chosen.values())
+
+
+@lru_cache(maxsize=2**16)
+def word_key(text: str) -> str:
+    """Texts with the same key are the same words to BERT's uncased tokenizer, so they must be one phrase."""
+    letters = unicodedata.normalize("NFD", text.lower())
+    return " ".join("".join(letter for letter in letters if unicodedata.category(letter) != "Mn").split())
+
+
+@lru_cache(maxsize=2**16)  # a name is tokenized once, not in every caption
+def _cost(processor: Processor, text: str) -> int:
+    return processor.count_tokens(text) - _SPECIAL
+
+
+def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
+    return [items[index] for index in rng.permutation(len(items))]

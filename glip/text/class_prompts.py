@@ -1,0 +1,75 @@
+"""The text written for a class: its name, or words around it as in ODinW's caption prompts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from glip.errors import DataError
+from glip.schema import checked, did_you_mean, parse
+from glip.structures import SEPARATOR, Phrase, Prompt
+
+_BRACKETS = re.compile(r"(?P<prefix>[^\[\]]*)\[(?P<name>[^\[\]]*)\](?P<suffix>[^\[\]]*)")
+
+
+@checked
+class ClassPrompt:
+    """What is written for a class: ``name`` is the phrase to find, the rest is context around it."""
+
+    name: str
+    prefix: str = ""
+    suffix: str = ""
+
+    @property
+    def text(self) -> str:
+        """All that is written."""
+        return self.prefix + self.name + self.suffix
+
+
+def read_prompts(tree: Any, names: Sequence[str] | None = None) -> dict[str, ClassPrompt]:
+    """Class prompts from the plain values of a YAML or JSON file.
+
+    Args:
+        tree: maps a class name to its text with the words that name it in brackets ("there are some [holes] on the
+            road"), or to a map of name (default: the class name), prefix and suffix.
+        names: the class names of the dataset; any other is an error.
+
+    Raises:
+        DataError: naming the class, its value and what is allowed.
+    """
+    if not isinstance(tree, Mapping):
+        raise DataError(f"class prompts: got {tree!r:.80}: give a map such as pothole: 'some [holes] on the road'")
+    prompts = {}
+    for name, value in ((str(key), value) for key, value in tree.items()):
+        if names is not None and name not in names:
+            hint, known = did_you_mean(name, names), ", ".join(map(repr, names[:10]))
+            raise DataError(f"class prompts: no class {name!r} in the dataset{hint}: it has {known}")
+        if isinstance(value, str):
+            parts = _BRACKETS.fullmatch(value)
+            if parts is None:
+                raise DataError(
+                    f"class prompt of {name!r}: {value!r} needs one pair of [brackets] around the words that name the "
+                    "class, such as 'there are some [holes] on the road'"
+                )
+            value = parts.groupdict()
+        fields = {"name": name, **value} if isinstance(value, dict) else value
+        prompts[name] = parse(ClassPrompt, fields, at=f"class prompt of {name!r}", error=DataError)
+    return prompts
+
+
+def prompt_from_classes(names: Sequence[str], prompts: Mapping[str, ClassPrompt]) -> Prompt:
+    """Join classes to a caption as the release does; label ``i`` is class ``i``, its phrase the name without context.
+
+    Raises:
+        GlipError: no name, or an empty one.
+    """
+    if not any(name in prompts for name in names):
+        return Prompt.from_names(names)
+    caption = ""
+    phrases: list[Phrase] = []
+    for name in names:
+        written = prompts.get(name) or ClassPrompt(name=name)
+        caption += (SEPARATOR if phrases else "") + written.prefix
+        phrases.append(Phrase(written.name, ((len(caption), len(caption) + len(written.name)),)))
+        caption += written.name + written.suffix
+    in_context = any(name in prompts and prompts[name].text != prompts[name].name for name in names)
+    return Prompt(caption, tuple(phrases), is_list=not in_context)
