@@ -133,8 +133,8 @@ def _functions_with(codes: set[CodeType]) -> Iterator[Any]:
         for owner in owners:
             if getattr(owner, "__module__", owner.__name__) == module.__name__ or owner is module:
                 for one in vars(owner).values():
-                    function = inspect.unwrap(getattr(one, "__func__", getattr(one, "fget", one)) or one)
-                    if getattr(function, "__code__", None) in codes:
+                    function = inspect.unwrap(getattr(one, "fget", getattr(one, "func", getattr(one, "__func__", one))))
+                    if inspect.isfunction(function) and function.__code__ in codes:
                         yield function
 
 
