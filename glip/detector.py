@@ -14,12 +14,11 @@ from typing import Any, TypedDict, Unpack, overload
 import torch
 from PIL import Image
 
-from glip.adaptation import Adaptation
 from glip.config import Count, InferenceConfig, ModelConfig, Share
 from glip.data.image import ImageInput, open_any
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError
-from glip.model.adapt import load_adaptation, with_weights
+from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint, load_pretrained, save_pretrained
 from glip.postprocess import merge_chunks, postprocess

@@ -23,7 +23,6 @@ GROUND = (
     "text/prompt.py",
     "structures.py",
     "config.py",
-    "adaptation.py",
     "experiment.py",
 )
 FLOORS = {

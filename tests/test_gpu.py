@@ -17,7 +17,6 @@ from PIL import Image
 from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
 from torch import Tensor
 
-from glip.adaptation import Adaptation
 from glip.cli.main import main
 from glip.config import InferenceConfig, LabelConfig, ModelConfig, StepConfig, TuneConfig
 from glip.data.sets import SkipCounter
@@ -26,6 +25,7 @@ from glip.encoded import FeatureCache
 from glip.evaluate.run import QueryOptions, detect_all
 from glip.geometry.boxes import suppress
 from glip.loss import Criterion
+from glip.model.adapt import Adaptation
 from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _drop
 from glip.model.weights import fingerprint

@@ -22,12 +22,11 @@ from benchmark_training import SIDES, alone, random_boxes
 from PIL import Image
 
 import glip
-from glip.adaptation import Adaptation, Mode
-from glip.config import TuneConfig
+from glip.config import Mode, TuneConfig
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
-from glip.model.adapt import save_adaptation
+from glip.model.adapt import Adaptation, save_adaptation
 from glip.model.glip import build
 from glip.model.weights import ASSETS
 from glip.structures import Sample

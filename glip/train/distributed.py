@@ -7,7 +7,7 @@ anything.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,6 +149,13 @@ def shard_like(value: Tensor, other: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors, sharded or not, with whole ones of the same names."""
+    for name, tensor in tensors.items():
+        local_shard(tensor).copy_(local_shard(shard_like(values[name], tensor)))
 
 
 def _shard(model: GLIP, group: Group) -> nn.Module:

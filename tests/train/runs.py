@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from small import NAMES, RELEASED, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
@@ -33,10 +34,19 @@ STILL = replace(  # nothing random in it: the same step gives the same numbers h
 )
 
 
+@dataclass(frozen=True)
+class Found:
+    """The result of a validation."""
+
+    best: float
+    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
+    images: dict[str, Image.Image] = field(default_factory=dict)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
+
+
 def settings(output: Path, **changes: object) -> Experiment:
     quick = {"steps": 6, "batch_size": 1, "lr": 1e-3, "warmup": 2, "save_every": 2, "log_every": 2, **changes}
-    start = "the model given" if "wise_ft" in changes else None
-    return Experiment(train=TrainConfig(output=str(output), start=start, **quick))
+    return Experiment(train=TrainConfig(output=str(output), **quick))
 
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:

@@ -2,18 +2,30 @@
 
 import os
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
-from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
+from runs import (
+    RESNET,
+    STILL,
+    SWIN,
+    Found,
+    batches_of,
+    equal,
+    metrics,
+    poisoned,
+    quiet,
+    same,
+    settings,
+    step_of,
+    stream,
+)
 from small import seeded
 
 from glip.config import DatasetConfig
 from glip.data.loader import Step
-from glip.data.sets import SkipCounter
-from glip.errors import ConfigError, TrainingError
+from glip.errors import DataError, TrainingError
 from glip.experiment import config_folder
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
@@ -25,14 +37,6 @@ from glip.train.start import load_config
 @pytest.fixture(scope="module")
 def steps() -> list[Step]:
     return [step_of(batch) for batch in batches_of(1)[:3]]
-
-
-@dataclass(frozen=True)
-class Found:
-    best: float
-    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
-    images: dict[str, Image.Image] = field(default_factory=dict)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
@@ -205,7 +209,7 @@ def test_the_best_of_another_validation_is_forgotten(now, steps, tmp_path):
 def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
     experiment = settings(tmp_path, steps=2, warmup=1, wise_ft=0.5)
     train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
-    with pytest.raises(ConfigError, match=r"holds a run with starting weights"):
+    with pytest.raises(DataError, match=r"holds results made with starting weights"):
         train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
     again = train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
     assert not again.training
@@ -214,7 +218,7 @@ def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
 def test_other_data_is_refused(steps, tmp_path):
     experiment = settings(tmp_path, steps=2, warmup=1)
     train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 1a2b"}, report=quiet)
-    with pytest.raises(ConfigError, match=r"training sets.drawn 4 images, 1a2b, not 4 images, 3c4d"):
+    with pytest.raises(DataError, match=r"training sets.drawn \"4 images, 1a2b\", not \"4 images, 3c4d\""):
         train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 3c4d"}, report=quiet)
 
 

@@ -24,10 +24,10 @@ from glip.signals import Interrupted
 from glip.structures import Prompt
 from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
-from glip.train.tune import STATE, TuneRun
+from glip.train.checkpoint import LAST
+from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner, by_size, trained_names
 
-VARY = "augment"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1", "prompt": "language_prompt_v2"}
 CONFIG = replace(
@@ -38,6 +38,9 @@ CONFIG = replace(
     image=replace(TINY.image, min_size=120, max_size=160),
 )
 PROMPT = Prompt.from_names(NAMES)
+
+
+SOME = 2.5 * 4 * CONFIG.head.channels * 341 / 1e9  # GB for the features of two images and a half
 
 
 def detector_of(config=CONFIG):
@@ -111,32 +114,20 @@ def test_the_detector_keeps_its_weights_and_the_task_has_what_changed(mode, tmp_
         )
 
 
-@pytest.mark.parametrize("mode", RELEASE)
-def test_frozen_parts_run_in_eval_mode(mode):
-    tuner = Tuner(detector_of(), NAMES, PROMPT, mode=mode)
-    tuner.model.train()
-    tuner.set_modes()
-    parts = {name: getattr(tuner.model, name).training for name in ("vision", "pyramid", "language", "tower", "boxes")}
-    head = mode in ("linear", "full")
-    full = mode == "full"
-    assert parts == {
-        "vision": full,
-        "pyramid": full,
-        "language": mode in ("text", "full"),
-        "tower": head,
-        "boxes": head,
-    }
-    assert any(module.training for module in tuner.model.tower.modules()) == head
-
-
-def test_full_tuning_freezes_the_bottom_stages():
+@pytest.mark.parametrize(
+    ("mode", "training"),
+    [("prompt", []), ("linear", ["tower", "boxes"]), ("text", ["language"])]
+    + [("full", ["vision", "pyramid", "language", "tower", "boxes"])],
+)
+def test_frozen_parts_run_in_eval_mode(mode, training):
     detector = detector_of()
-    tuner = Tuner(detector, NAMES, PROMPT, mode="full", frozen_stages=1)
-    still = {name for name, value in tuner.model.named_parameters() if not value.requires_grad}
-    assert still and still == {name for name in still if name.startswith("vision.")}
-    assert not any(
-        module.training for part in tuner.model.vision.parts()[:2] for own in part for module in own.modules()
-    )
+    tuner = Tuner(detector, NAMES, PROMPT, mode=mode, frozen_stages=1)
+    parts = ("vision", "pyramid", "language", "tower", "boxes")
+    assert [part for part in parts if tuner.model.get_submodule(part).training] == training
+    frozen = [value for part in tuner.model.vision.parts()[:2] for own in part for value in own.modules()]
+    assert not any(module.training for module in frozen)
+    still = {name.split(".")[0] for name, value in tuner.model.named_parameters() if not value.requires_grad}
+    assert (still == {"vision"}) == (mode == "full")
     assert all(value.requires_grad for value in detector.model.parameters()), "flags of the detector's own weights"
 
 
@@ -159,21 +150,20 @@ def test_kept_features_change_nothing(tmp_path):
     assert torch.allclose(first.offsets, second.offsets, atol=1e-5)
 
 
-def test_a_small_memory_keeps_some():
-    tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
-    size = sum(level.numel() * 4 for level in images_of(tuner).get(0, np.random.default_rng(0)).levels)
-    some = images_of(tuner, gb=2.5 * size / 1e9)
-    assert some.cached == 2 and len(some) == 4
-
-
-@pytest.mark.parametrize(("most", "sizes"), [(0, [1, 4]), (3, [1, 1, 3])])
-def test_images_of_one_size_share_a_pass(most, sizes):
+@pytest.mark.parametrize(
+    ("most", "gb", "cached", "sizes"), [(0, 1.0, 5, [1, 4]), (3, 1.0, 5, [1, 1, 3]), (0, SOME, 2, [1, 2, 2])]
+)
+def test_images_of_one_size_share_a_pass(most, gb, cached, sizes):
+    """In a small memory only some have cached features; these have passes of their own."""
     tuner = Tuner(detector_of(), NAMES, PROMPT, mode="prompt")
     wide = replace(task_samples()[0], image=task_samples()[0].image.resize((256, 120)), image_id=9)
-    images = images_of(tuner, [*task_samples(), wide])
+    images = images_of(tuner, [*task_samples(), wide], gb=gb)
+    assert images.cached == cached and len(images) == 5
     groups = list(by_size([images.get(index, np.random.default_rng(0)) for index in range(5)], most))
     assert sorted(len(group.targets) for group in groups) == sizes
-    assert all(len(group.targets) == len(group.levels[0]) == len(group.text.attention_mask) for group in groups)
+    for group in groups:
+        levels = group.images.pixels if group.levels is None else group.levels[0]
+        assert len(group.targets) == len(levels) == len(group.text.attention_mask) == len(group.images.resized)
 
 
 @pytest.mark.parametrize("mode", ["prompt", "full"])
@@ -256,9 +246,9 @@ def test_rounds_go_on_where_the_last_ended(tmp_path):
 def test_another_tuning_in_the_folder_is_refused(tmp_path):
     run_of(detector_of(), tmp_path, epochs=1)(lambda line: None)
     run_of(detector_of(), tmp_path, epochs=2, micro_batch=1)
-    with pytest.raises(ValueError, match=r"holds a run with lr 0\.05, not 0\.01"):
+    with pytest.raises(ValueError, match=r"holds results made with lr 0\.05, not 0\.01"):
         run_of(detector_of(), tmp_path, epochs=1, lr=0.01)
-    (tmp_path / STATE).write_bytes(b"PK broken")
+    (tmp_path / LAST).write_bytes(b"PK broken")
     with pytest.raises(ValueError, match="cannot be read"):
         run_of(detector_of(), tmp_path, epochs=1)
 
