@@ -109,14 +109,13 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
         DataError: another line that is not JSON.
     """
     with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n"):
-                    return
+        number, line = 0, b""
+        try:
+            for number, line in enumerate(file, start=1):
+                yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if line.endswith(b"\n"):
                 raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
-            yield row
 
 
 def append_jsonl(path: str | Path, row: Any) -> None:

@@ -70,6 +70,7 @@ READS_CONFIG = {
     "data/catalog.py",
     "data/loader.py",
     "data/mixture.py",
+    "model/adapt.py",
     "model/glip.py",
     "model/release.py",
     "model/weights.py",
