@@ -111,7 +111,8 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
     with Path(path).open("rb") as file:
         number, line = 0, b""
         try:
-            for number, line in enumerate(file, start=1):
+            for line in file:
+                number += 1
                 yield json.loads(line)
         except (ValueError, RecursionError) as error:
             if line.endswith(b"\n"):

@@ -1,9 +1,11 @@
 """Small runs: a tiny model, batches of drawn images of one size, and steps made of them."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -80,16 +82,22 @@ def step_of(*batches: Batch, skipped: str = "", broken: tuple[str, ...] = ()) ->
     return Step(batches, tally, broken, sum(len(batch.targets) for batch in batches) + len(broken))
 
 
-def stream(made: list[Step], steps: int, stop: int | None = None) -> Callable[[int], Iterator[Step]]:
-    """Steps in turn; killed before step ``stop``."""
+def stream(made: list[Step], steps: int, stop: int | None = None, number: int = 0) -> Callable[[int], Iterator[Step]]:
+    """Steps in turn; before step ``stop`` they are killed, or the signal ``number`` comes."""
 
     def since(start: int) -> Iterator[Step]:
         for step in range(start, steps):
-            if step == stop:
+            if step == stop and not number:
                 raise KeyboardInterrupt
+            if step == stop:
+                os.kill(os.getpid(), number)
             yield made[step % len(made)]
 
     return since
+
+
+def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+    return torch.load(folder / name, weights_only=True)
 
 
 def poisoned(step: Step) -> Step:
