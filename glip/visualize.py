@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from glip import lettering
-from glip.data.image import open_any
+from glip.data.image import sample_image
 from glip.errors import GlipError, ImageError
 from glip.files import atomic_write
 from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
@@ -157,7 +157,7 @@ def _cell(sample: Sample) -> Image.Image:
 def _image(sample: Sample) -> Image.Image:
     """The sample's image at the size of a cell, with its boxes, the large ones below the small ones."""
     try:
-        image = open_any(sample.image)
+        image = sample_image(sample)
     except ImageError as error:
         grey = Image.new("RGB", (_CELL, _CELL * 3 // 4), (220, 220, 220))
         said = wrapped([Run(str(error), None)], _TEXT - 2, _CELL - 16, _ROWS)

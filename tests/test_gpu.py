@@ -125,7 +125,7 @@ def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device)
 def test_a_tuned_prompt_is_found_with_its_offsets(pair, images):
     here, there = pair
     prompt = Prompt.from_names(NAMES)
-    hidden = here.encode_text(prompt).features.hidden[0]
+    hidden = here.encode_text(prompt).hidden[0]
     offsets = 3 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     found = []
     for detector in pair:

@@ -86,7 +86,7 @@ def switch(name: str) -> tuple[float, float, int]:
     """Milliseconds until a detector with a first and a second task from files is there; bytes of a file."""
     detector = detector_of(name)
     prompt = glip.Prompt.from_names(COCO_NAMES)
-    hidden = detector.encode_text(prompt).features.hidden[0]
+    hidden = detector.encode_text(prompt).hidden[0]
     known = Adaptation("prompt", name, detector.fingerprint, tuple(COCO_NAMES), prompt, torch.randn_like(hidden))
     vars(detector).pop("fingerprint")  # a first task asks for it anew
     with tempfile.TemporaryDirectory() as folder:

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glip.config import ModelConfig
 from glip.errors import CheckpointError
@@ -38,6 +40,7 @@ RELEASED = {
 }
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
+_DRAWS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default, torch.ops.aten.erfinv_.default)
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
@@ -67,15 +70,25 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     else:
         config, state = _read_foreign(path, str(name_or_path))
         tokenizer = ASSETS / BUNDLED
+    return Pretrained(build_with(config, state, path).eval(), config, tokenizer)
+
+
+def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
+    """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors.
+
+    Raises:
+        CheckpointError: weights that do not fit the config.
+    """
     try:
         with torch.device("meta"):
             sizes = build(config).state_dict()
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
     check_fit(sizes, state, repr(str(path)))
-    model = build(config)
+    with _WithoutDraws():
+        model = build(config)
     model.load_state_dict(state)
-    return Pretrained(model.eval(), config, tokenizer)
+    return model
 
 
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
@@ -139,6 +152,13 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     weights = from_timm(read_state(file) if file.is_file() else timm_weights(str(source)))
     norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
     fit(model.vision, {**weights, **norms}, path)
+
+
+class _WithoutDraws(TorchDispatchMode):
+    """Random initial weights stay undefined memory, for a model that is filled at once."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _DRAWS else func(*args, **kwargs or {})
 
 
 # ---- tensors by name

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
-from glip.structures import Outputs, TextFeatures
+from glip.structures import Outputs
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MINUTES = 30.0  # after which a process stops waiting for the others
@@ -177,9 +177,8 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
 
 
 def _show_tensors() -> None:
-    """Let FSDP find the tensors inside the dataclasses that stages take and return: it attaches hooks to them."""
+    """Let FSDP find the tensors inside the model's outputs: it attaches hooks to them."""
     from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
-    for kind in (Outputs, TextFeatures):
-        if kind not in SUPPORTED_NODES:
-            register_dataclass(kind)
+    if Outputs not in SUPPORTED_NODES:
+        register_dataclass(Outputs)

@@ -14,7 +14,15 @@ from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
-from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
+from glip.model.weights import (
+    ASSETS,
+    BUNDLED,
+    build_with,
+    load_pretrained,
+    save_pretrained,
+    start_language,
+    start_vision,
+)
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group
@@ -92,13 +100,12 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
         CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
     """
     config, start, inherited = experiment.model, experiment.train.start, ModelConfig()
-    model, vocabulary = build(config), ASSETS / BUNDLED
     if start:
         loaded = load_pretrained(start)
         inherited, vocabulary = loaded.config, loaded.tokenizer
-        fit(model, loaded.model.state_dict(), Path(start))
+        model = build_with(config, loaded.model.state_dict(), Path(start))
     else:
-        _load_pretrained_parts(model, config)
+        model, vocabulary = _pretrained_parts(config), ASSETS / BUNDLED
     if config.trained_on in ((), inherited.trained_on):  # else the config states what the model is trained on
         names = readable_names([row.name for row in experiment.data.train]).values()
         config = replace(config, trained_on=_union(inherited.trained_on, list(names)))
@@ -121,11 +128,13 @@ def _union(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*first, *second)))
 
 
-def _load_pretrained_parts(model: GLIP, config: ModelConfig) -> None:
-    """Load the parts whose pretrained weights the config names; the others stay random."""
+def _pretrained_parts(config: ModelConfig) -> GLIP:
+    """A model with random weights but for the parts whose pretrained weights the config names."""
+    model = build(config)
     if config.vision.pretrained:
         start_vision(model, config.vision.pretrained)
     if config.language.pretrained:
         start_language(model, config.language.pretrained)
     if config.language.bits == 8:
         model.language.round_weights()
+    return model

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from glip.config import Mode
-from glip.data.image import open_any
+from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.data.transforms import augment
 from glip.detector import Detector
@@ -23,7 +23,7 @@ from glip.errors import ConfigError, ImageError
 from glip.model.adapt import Adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
-from glip.structures import Batch, ImageBatch, Outputs, Prompt, Sample, TextBatch, TextFeatures
+from glip.structures import Batch, ImageBatch, Outputs, Prompt, Sample, TextBatch
 from glip.train.step import frozen_to_eval
 
 Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
@@ -85,8 +85,8 @@ class Tuner(nn.Module):
         self.model = with_weights(detector.model, {name: own[name].clone() for name in changing})
         self.text = detector.processor.text([prompt]).to(detector.device)
         with torch.no_grad():
-            self.features = detector.model.encode_text(self.text)
-        self.offsets = nn.Parameter(torch.zeros_like(self.features.hidden[0])) if mode == "prompt" else None
+            self.hidden = detector.model.encode_text(self.text)
+        self.offsets = nn.Parameter(torch.zeros_like(self.hidden[0])) if mode == "prompt" else None
         for name in trained:
             self.model.get_parameter(name).requires_grad_(True)
         if mode == "full":
@@ -124,11 +124,12 @@ class Tuner(nn.Module):
     def forward(self, batch: TaskBatch) -> Outputs:
         """Ground the task's prompt in images."""
         levels = self.encode(batch.images.pixels) if batch.levels is None else batch.levels
-        text = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.features
-        hidden = text.hidden if self.offsets is None else text.hidden + self.offsets
+        hidden = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.hidden
+        if self.offsets is not None:
+            hidden = hidden + self.offsets
         count = len(levels[0])
-        features = TextFeatures(hidden.expand(count, -1, -1), text.attention_mask.expand(count, -1))
-        return self.model.fuse_and_predict(levels, features)
+        mask = self.text.attention_mask.expand(count, -1)
+        return self.model.fuse_and_predict(levels, hidden.expand(count, -1, -1), mask)
 
     def adaptation(self, **more: object) -> Adaptation:
         """What has been learned so far, sharing its tensors; ``more`` are further fields."""
@@ -194,7 +195,7 @@ class Images:
         sample, processor = self._samples[index], self._tuner.detector.processor
         size = processor.min_size
         varied, lost = augment(
-            replace(sample, image=open_any(sample.image)),
+            replace(sample, image=sample_image(sample)),
             rng,
             short_side=(round(0.6 * size), size) if self._augment else (size,),
             max_size=processor.max_size,

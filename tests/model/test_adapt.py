@@ -31,7 +31,7 @@ def detector():
 
 
 def prompt_task(detector, **more):
-    hidden = detector.encode_text(PROMPT).features.hidden[0]
+    hidden = detector.encode_text(PROMPT).hidden[0]
     offsets = 3 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     return Adaptation("prompt", "tiny", detector.fingerprint, NAMES, PROMPT, offsets, **more)
 

@@ -93,11 +93,11 @@ def test_golden_gradient_of_the_offsets():
     case = load_case("tiny_prompt_train")
     loaded = loaded_model(case.form, prompt_offsets=True)
     batch = make_batch(case, loaded.config)
-    features = loaded.model.encode_text(batch.text)
+    hidden = loaded.model.encode_text(batch.text)
     stored, loaded.model.prompt_offsets = loaded.model.prompt_offsets, None
-    offsets = torch.nn.Parameter(stored.detach()[: features.hidden.shape[1]].clone())
+    offsets = torch.nn.Parameter(stored.detach()[: hidden.shape[1]].clone())
     outputs = loaded.model.fuse_and_predict(
-        loaded.model.encode_image(batch.images.pixels), replace(features, hidden=features.hidden.detach() + offsets)
+        loaded.model.encode_image(batch.images.pixels), hidden.detach() + offsets, batch.text.attention_mask
     )
     Criterion()(outputs, make_targets(case, batch), batch.text.attention_mask).total.backward()
     loaded.model.prompt_offsets = stored
