@@ -1,12 +1,12 @@
 """A small GLIP learns four drawn images by heart: losses, targets, gradients and decoding are one whole."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small import NAMES, TINY, VOCABULARY, scenes, seeded
+from runs import TASK, still
+from small import NAMES, VOCABULARY, scenes, seeded
 
 from glip.config import TrainConfig
 from glip.data.loader import Step
@@ -20,13 +20,7 @@ from glip.text.tokens import Tokenizer
 from glip.train.loop import train
 
 STEPS = 300
-CONFIG = replace(
-    TINY,
-    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
-    language=replace(TINY.language, layers=1, dropout=0.0),
-    head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.0, drop_block=0.0),
-    image=replace(TINY.image, min_size=120, max_size=160),
-)
+CONFIG = still(TASK)
 
 
 def samples() -> list[Sample]:

@@ -13,7 +13,7 @@ from small import write_coco
 
 from glip.cli.main import main
 from glip.config import ModelConfig
-from glip.experiment import to_dict, to_yaml
+from glip.experiment import to_dict
 from glip.train.start import load_config
 
 CONFIG = """
@@ -51,14 +51,6 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def change(place: Path, edit) -> None:
-    """Edit the annotation file."""
-    file = place / "data" / "instances.json"
-    tree = json.loads(file.read_text())
-    edit(tree)
-    file.write_text(json.dumps(tree))
-
-
 def test_train_resume_detect(place, capsys, monkeypatch):
     monkeypatch.setenv("GLIP_DATA", str(place / "data"))
     command = ["train", "--device", "cpu", "small.yaml", "train.output=run"]
@@ -81,28 +73,17 @@ def test_train_resume_detect(place, capsys, monkeypatch):
     assert record["phrases"] == ["red circle", "blue star"] and record["width"] == 128
 
 
-def test_skipped_boxes_are_reported(place, capsys):
-    row = {"image_id": 0, "category_id": 10, "bbox": [1, 2, 3]}
-    change(place, lambda tree: tree["annotations"].extend([row, row]))
-    assert train("run", "train.steps=1") == 0
-    assert "4 images, 9 boxes; skipped: 2 x" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
         (["data.root=nowhere"], "'nowhere/instances.json'"),
         (["data.train=[]"], "data.train lists no set"),
-        (["train.stepz=3"], "train.stepz: no such key (did you mean 'steps'?)"),
-        (["train.steps=many"], "train.steps: got 'many'"),
-        (["train.steps"], "key.path=value"),
         (["train.start=glip-x"], "model 'glip-x' is not known"),
         (["--validate", "no_such_set"], "--validate without train.validate_every"),
         (["--images", "images"], "--images without --data or --validate"),
         (["data.replay_from=pretrain/nano"], "'pretrain/nano' needs replay"),
         (["train.wise_ft=0.5"], "train.wise_ft: got 0.5 without train.start"),
         (["model.vision.kind=resnet", "model.vision.pretrained=x"], "'x' cannot be read into a resnet"),
-        (["model.language.heads=5"], "heads"),
         (["train.output=file/run", "data.root=nowhere"], "'file"),  # settings come before any dataset is read
         (["train.output=broken", "data.root=nowhere"], "last.pt' cannot be read"),
         (["--validate", "typo", "train.validate_every=1"], "'typo'"),
@@ -116,11 +97,6 @@ def test_errors_are_one_line(overrides, part, place, capsys):
     assert train("run", *overrides) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("glip train: ") and part in said and "\n" not in said
-
-
-def test_unknown_config(place, capsys):
-    assert glip("train", "pretrain/nanno") == 2
-    assert "did you mean 'pretrain/nano'?" in capsys.readouterr().err
 
 
 def test_interrupt_says_how_to_go_on(place, capsys, monkeypatch):
@@ -196,16 +172,13 @@ def test_a_start_gives_what_the_config_does_not_state(place, capsys):
     assert "weights 'first/model' are not of this model" in capsys.readouterr().err
 
 
-def test_boxes_that_match_no_class_are_an_error(place, capsys):
-    change(place, lambda tree: [row.update(id=row["id"] + 500) for row in tree["categories"]])
-    assert train("run") == 2
-    assert "no box of a known class in 4 images" in capsys.readouterr().err
-
-
 def test_other_annotations_in_the_same_folder_are_refused(place, capsys):
     assert train("run", "train.steps=2") == train("run", "train.steps=2") == 0
     assert "this run has finished its 2 steps" in capsys.readouterr().out
-    change(place, lambda tree: tree["annotations"][0]["bbox"].__setitem__(0, 1.0))
+    file = place / "data" / "instances.json"
+    tree = json.loads(file.read_text())
+    tree["annotations"][0]["bbox"][0] += 1
+    file.write_text(json.dumps(tree))
     assert train("run", "train.steps=4") == 2
     assert "'run' holds results made with training sets.drawn" in capsys.readouterr().err
 
@@ -217,9 +190,3 @@ def test_a_moved_project_goes_on(place, monkeypatch):
     shutil.copytree(place, place / "moved", ignore=lambda folder, names: ["moved"])
     monkeypatch.chdir(place / "moved")
     assert glip(*command, "train.output=run", "train.steps=2") == 0
-
-
-def test_resolved_experiment_can_be_run_again(place):
-    experiment = load_config("small.yaml")
-    (place / "again.yaml").write_text(to_yaml(experiment))
-    assert load_config("again.yaml") == experiment

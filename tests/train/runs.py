@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from small import NAMES, RELEASED, VOCABULARY, scenes
+from small import NAMES, RELEASED, TINY, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
@@ -28,12 +28,26 @@ SWIN: ModelConfig = replace(
     head=replace(RELEASED.head, blocks=1, channels=32),
 )
 RESNET = replace(SWIN, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.1))
-STILL = replace(  # nothing random in it: the same step gives the same numbers however it is divided
-    SWIN,
-    vision=replace(SWIN.vision, drop_path=0.0),
-    language=replace(SWIN.language, dropout=0.0),
-    head=replace(SWIN.head, fusion_dropout=0.0, drop_block=0.0),
+TASK = replace(  # sizes for tuning and for learning by heart
+    TINY,
+    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.1),
+    language=replace(TINY.language, layers=1, dropout=0.1),
+    head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.1, drop_block=0.3),
+    image=replace(TINY.image, min_size=120, max_size=160),
 )
+
+
+def still(config: ModelConfig) -> ModelConfig:
+    """Nothing random in it: the same step gives the same numbers however it is divided."""
+    return replace(
+        config,
+        vision=replace(config.vision, drop_path=0.0),
+        language=replace(config.language, dropout=0.0),
+        head=replace(config.head, fusion_dropout=0.0, drop_block=0.0),
+    )
+
+
+STILL = still(SWIN)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from golden_cases import config_of, load_case, loaded_model, make_batch
 from golden_recorder import make_targets
-from runs import quiet, same, task_samples
-from small import NAMES, TINY, VOCABULARY, seeded, without_fusion
+from runs import TASK, quiet, same, still, task_samples
+from small import NAMES, VOCABULARY, seeded, without_fusion
 
 from glip.config import TuneConfig
 from glip.data.sets import SkipCounter
@@ -29,30 +29,13 @@ from glip.train.tuner import Images, Tuner, by_size, trained_names
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1", "prompt": "language_prompt_v2"}
-CONFIG = replace(
-    TINY,
-    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.1),
-    language=replace(TINY.language, layers=2, dropout=0.1),
-    head=replace(TINY.head, blocks=2, fusion_width=128, fusion_dropout=0.1, drop_block=0.3),
-    image=replace(TINY.image, min_size=120, max_size=160),
-)
 PROMPT = Prompt.from_names(NAMES)
 
 
-SOME = 2.5 * 4 * CONFIG.head.channels * 341 / 1e9  # GB for the features of two images and a half
+SOME = 2.5 * 4 * TASK.head.channels * 341 / 1e9  # GB for the features of two images and a half
 
 
-def still(config):
-    """A config in which nothing is random."""
-    return replace(
-        config,
-        vision=replace(config.vision, drop_path=0.0),
-        language=replace(config.language, dropout=0.0),
-        head=replace(config.head, fusion_dropout=0.0, drop_block=0.0),
-    )
-
-
-def detector_of(config=CONFIG):
+def detector_of(config=TASK):
     return Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu")
 
 
@@ -66,7 +49,7 @@ def images_of(tuner, made=None, *, gb=1.0, augment=False, skipped=None) -> Image
     return Images(made, tuner, augment=augment, cache=FeatureCache(gb), skipped=skipped)
 
 
-def run_of(folder, *, config=CONFIG, mode="prompt", epochs=3, figures=range(1000), cache_gb=1.0, **changed):
+def run_of(folder, *, config=TASK, mode="prompt", epochs=3, figures=range(1000), cache_gb=1.0, **changed):
     """A tuning whose validations give the figures."""
     tuner, rest = Tuner(detector_of(config), NAMES, PROMPT, mode=mode), iter(figures)
     options = TuneConfig(mode=mode, epochs=epochs, **{"images_per_epoch": 4, "batch_size": 2, **changed})
@@ -173,7 +156,7 @@ def test_images_of_one_size_share_a_pass(most, gb, cached, sizes):
 @pytest.mark.parametrize("mode", ["prompt", "full"])
 def test_micro_batches_and_checkpointing_change_nothing(mode, tmp_path):
     whole, divided = (
-        run_of(tmp_path / name, config=still(CONFIG), mode=mode, epochs=1, lr=1e-4, batch_size=4, **options)
+        run_of(tmp_path / name, config=still(TASK), mode=mode, epochs=1, lr=1e-4, batch_size=4, **options)
         for name, options in {"whole": {}, "divided": {"micro_batch": 1, "checkpointing": True}}.items()
     )
     batches = [whole.images.get(index, np.random.default_rng(0)) for index in range(4)]
@@ -268,7 +251,7 @@ def test_too_many_names():
 
 
 def test_without_fusion_offsets_reach_the_head_alone(tmp_path):
-    assert run_of(tmp_path, config=without_fusion(CONFIG), epochs=2)(quiet).offsets.any()
+    assert run_of(tmp_path, config=without_fusion(TASK), epochs=2)(quiet).offsets.any()
 
 
 @pytest.mark.parametrize(
