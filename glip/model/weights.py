@@ -155,10 +155,10 @@ def start_vision(model: GLIP, source: str | Path) -> None:
 
 
 class _WithoutDraws(TorchDispatchMode):
-    """Random initial weights stay undefined memory, for a model that is filled at once."""
+    """Random initial weights are zeros, for a model that is filled at once: torch draws until all are in bounds."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in _DRAWS else func(*args, **kwargs or {})
+        return args[0].zero_() if func in _DRAWS else func(*args, **kwargs or {})
 
 
 # ---- tensors by name
