@@ -199,9 +199,7 @@ class Detector:
 
         return _in_order(detected())
 
-    def group_by_size(
-        self, images: Iterable[Image.Image], batch_size: int
-    ) -> Iterator[list[tuple[int, Image.Image]]]:
+    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[tuple[int, Image.Image]]]:
         """Batches of images of one padded size, each with its number, so that no result depends on the others.
 
         Images are read as they are needed: a batch that is not full goes when its first image has waited for four
