@@ -17,7 +17,7 @@ from safetensors import safe_open
 from glip.config import Mode, Share
 from glip.errors import CheckpointError
 from glip.model.glip import GLIP
-from glip.model.weights import check_fit, fingerprint, read_state, save_tensors
+from glip.model.weights import check_fit, fingerprint, read_tensors, save_tensors
 from glip.schema import checked, parse_json
 from glip.shapes import Float, Tensor
 from glip.structures import Phrase, Prompt
@@ -96,7 +96,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
         CheckpointError: missing, broken, or another kind of file.
     """
     file = Path(path)
-    tensors = read_state(file)
+    tensors = read_tensors(file)
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
     if metadata.get("format") != FORMAT:
