@@ -183,7 +183,7 @@ def one_pass(title: str, names: int, size: tuple[int, int], device: str, threads
 def detection_stages(names: int, size: tuple[int, int], device: str) -> list[Row]:
     """The stages of the same pass of GLIP-T (C)."""
     run: Any = contender("GLIP-T (C)", names, size, device)
-    return stage_rows(run.func, *run.args, "float32", device, 1)
+    return stage_rows(run.func, run.args[0], "float32", device, 1)
 
 
 # ---- training

@@ -84,7 +84,7 @@ def save_set(
         tree["images"].append({"id": number, "file_name": file, "width": size[0], "height": size[1]})
         for thing in (thing for thing in things if (thing.colour, thing.kind) in looks):
             x1, y1, x2, y2 = thing.box
-            row = {"image_id": number, "category_id": 1 + looks.index((thing.colour, thing.kind))}
+            row: dict[str, object] = {"image_id": number, "category_id": 1 + looks.index((thing.colour, thing.kind))}
             row |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
             tree["annotations"].append({"id": len(tree["annotations"]) + 1, **row})
     tree["categories"] = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]

@@ -314,7 +314,7 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
 
 def product_rate(kind: str, device: str, repeats: int) -> float:
     """FLOP/s of a large matrix product in a precision."""
-    side = 1024 if device == "cpu" else 8192
+    side = 512 if device == "cpu" else 8192
     a, b = (torch.randn(side, side, device=device).to(HALF.get(kind, torch.float32)) for _ in range(2))
     return 2 * side**3 / (milliseconds(lambda: a @ b, device, repeats) / 1e3)
 
