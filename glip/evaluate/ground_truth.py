@@ -8,12 +8,11 @@ the area that the file states (training skips some): all of it decides the offic
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from glip.data.coco import ABSENT, INCOMPLETE, check_ids, count_unknown, id_order, is_federated, parse_coco
-from glip.data.records import as_list, is_id, records_by_id
+from glip.data.coco import ABSENT, INCOMPLETE, check_ids, id_order, is_federated, listed_labels, parse_coco
+from glip.data.records import is_id, records_by_id
 from glip.data.sets import CocoFile, Id, Row, SkipCounter
 from glip.errors import DataError
 from glip.evaluate.results import UNKNOWN, Results, concatenate, results_of
@@ -196,9 +195,7 @@ def _listed(
     label = {number: index for index, number in enumerate(categories)}
     marks = np.zeros((len(images), len(label)), dtype=bool)
     for place, record in enumerate(images.values()):
-        known = [label[number] for number in as_list(record.get(key)) if is_id(number) and number in label]
-        count_unknown(record, key, len(known), skipped)
-        marks[place, known] = True
+        marks[place, listed_labels(record, key, label, skipped)] = True
     return marks
 
 
@@ -218,13 +215,21 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     )
     labels = {listed: _labels(names, listed) for listed in vocabularies}
     negatives = np.zeros((len(samples), len(names)), dtype=bool)
-    columns = _Columns()
+    rows: list[tuple[float, ...]] = []  # image, category, x, y, width, height, crowd
     for place, sample in enumerate(samples):
-        if sample.prompt is None:
-            label = labels[sample.vocabulary]
-            negatives[place, [label[name] for name in absent_names(sample)]] = True
-            _add_sample(columns, place, sample, label)
-    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
+        if sample.prompt is not None:
+            continue
+        label = labels[sample.vocabulary]
+        negatives[place, [label[name] for name in absent_names(sample)]] = True
+        for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
+            x1, y1, x2, y2 = box
+            rows += [(place, label[one], x1, y1, x2 - x1, y2 - y1, index in sample.crowd) for one in numbers]
+        # one crowd everywhere: whatever matches no box is ignored
+        rows += [(place, label[one], *_EVERYWHERE, True) for one in sample.incomplete]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    places = table[:, :2].astype(np.int64)
+    boxes = Boxes(places[:, 0], places[:, 1], table[:, 2:6], table[:, 4] * table[:, 5], table[:, 6].astype(bool))
+    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, boxes, negatives)
 
 
 def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
@@ -272,29 +277,3 @@ def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
         return tuple(range(len(names)))
     place = {name: index for index, name in enumerate(names)}
     return tuple(place[name] for name in listed)
-
-
-def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence[int]) -> None:
-    for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
-        x1, y1, x2, y2 = box
-        for number in numbers:
-            columns.add(place, label[number], (x1, y1, x2 - x1, y2 - y1), crowd=index in sample.crowd)
-    for number in sample.incomplete:  # one crowd everywhere: whatever matches no box is ignored
-        columns.add(place, label[number], _EVERYWHERE, crowd=True)
-
-
-class _Columns:
-    """Boxes one after the other."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[Any, ...]] = []
-
-    def add(self, image: int, category: int, box: Sequence[float], *, crowd: bool) -> None:
-        """Add a box."""
-        self._rows.append((image, category, *box, box[2] * box[3], crowd))
-
-    def boxes(self) -> Boxes:
-        """The columns."""
-        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 8)
-        places, crowd = rows[:, :2].astype(np.int64), rows[:, 7].astype(bool)
-        return Boxes(places[:, 0], places[:, 1], rows[:, 2:6], rows[:, 6], crowd)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from glip.config import SetConfig
 from glip.data.catalog import find_set, read_set
 from glip.data.label_studio import LOCAL_FILES, interface_of, read_label_studio, write_label_studio
 from glip.data.sets import SampleSet
@@ -78,14 +77,6 @@ def test_all_of_a_sample_comes_back(tmp_path):
     all_same(samples, list(found.samples))
 
 
-def test_the_ordinary_command_reads_it(tmp_path):
-    written(tmp_path, detection(tmp_path), detection(tmp_path, "c.jpg"))
-    config = find_set(str(tmp_path / "tasks.json"), images=[str(tmp_path)])
-    found = read_set(config)
-    assert config.format is None and found.vocabulary == NAMES and len(found.samples) == 2
-    assert read_set(SetConfig(format="label-studio", annotations=config.annotations, images=(str(tmp_path),))).samples
-
-
 def test_what_label_studio_gets(tmp_path):
     people, teacher = written(tmp_path, grounding(tmp_path, "sub/a b.jpg"), grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
     assert [option["value"] for option in people["data"]["labels"]] == ["a man", "a man #2", "two"]
@@ -108,11 +99,6 @@ def test_what_label_studio_gets(tmp_path):
     assert {view.find("Image").get("value"), view.find("Header").get("value"), control.get("value")} == {
         f"${key}" for key in people["data"] if key != "glip"
     }
-
-
-def test_boxes_of_several_names_may_have_several_labels(tmp_path):
-    written(tmp_path, grounding(tmp_path, box_phrases=((0, 1), (1,), (2,))))
-    assert 'choice="multiple"' in interface_of(tmp_path / "tasks.json").read_text()
 
 
 # ---- what cannot be shown
@@ -274,15 +260,6 @@ def test_labels_that_a_task_does_not_have(tmp_path):
     task["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["zebra"]
     found = read(tmp_path, [task])
     assert len(found.samples[0].boxes) == 2 and found.skipped.counts == {"box of an unknown phrase": 1}
-
-
-def test_names_cannot_lead_out_of_the_folder(tmp_path):
-    size = {"original_width": 100, "original_height": 50}
-    tasks = [
-        foreign(rectangle("dog", 1, 1, 5, 5, **size), image=f"/data/local-files/?d={name}")
-        for name in ("a.jpg", "../a.jpg")
-    ]
-    assert read(tmp_path, tasks).skipped.counts == {"image name outside its folder": 1}
 
 
 def test_other_files_are_refused(tmp_path):

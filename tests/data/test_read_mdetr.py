@@ -1,7 +1,6 @@
 """MDETR's grounding json: spans become phrases, whatever names nothing is counted."""
 
 import json
-import math
 
 import pytest
 
@@ -56,15 +55,8 @@ def test_listed_phrases_share_a_box(tmp_path):
     ("bad", "reason"),
     [
         (box(1), "box without a phrase"),
-        ({"image_id": 1, "bbox": [1, 2, 3, 4]}, "box without a phrase"),
         (box(1, (30, 34)), "span outside the caption"),
-        (box(1, (0, 5), (5, 5)), "span outside the caption"),
-        (box(1, (5, 6)), "empty phrase"),
-        (box(1, ("0", 5)), "malformed span"),
-        (box(1, (0, 5, 6)), "malformed span"),
         (box(1, (0, 5), bbox=(1, 2, 0, 4)), "box without area"),
-        (box(1, (0, 5), bbox=(1, 2, math.nan, 4)), "malformed box"),
-        (box(1, (0, 5), bbox=(1, 2, 1e300, 4)), "malformed box"),
         (box(3, (0, 5)), "unknown image"),
         ("box", "malformed annotation"),
     ],
@@ -79,13 +71,9 @@ def test_boxes_that_teach_nothing_are_counted(bad, reason, tmp_path):
     ("bad", "counts"),
     [
         (image(2, ""), {"image without a caption": 1}),
-        (image(2, "  \n"), {"image without a caption": 1}),
-        (image(2, None), {"image without a caption": 1}),
-        (image(2, ["a cat"]), {"image without a caption": 1}),
         (image(2, "a cat \ud800 and more"), {"caption that is not UTF-8": 1}),
         (image(2, "a"), {"span outside the caption": 1, "caption whose boxes are all left out": 1}),
         (image(2, file_name="../../etc/passwd"), {"image name outside its folder": 1}),
-        (image(2, file_name=5), {"image without a file name": 1}),
         (image([2]), {"image without an id": 1, "unknown image": 1}),
     ],
 )
@@ -98,25 +86,3 @@ def test_captions_that_teach_nothing_are_counted(bad, counts, tmp_path):
 def test_a_caption_without_a_box(tmp_path):
     found = read(tmp_path, [image(1), image(2)], [box(1, (0, 5))])
     assert found.skipped.places == {"caption without a box": ["image 2"]}
-
-
-def test_images_lie_in_several_folders(tmp_path):
-    for folder, name in (("coco", "1.jpg"), ("vg", "2.jpg")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).touch()
-    images, rows = [image(1), image(2)], [box(1, (0, 5)), box(2, (0, 5))]
-    found = read(tmp_path, images, rows, [tmp_path / "coco", tmp_path / "vg"])
-    assert [sample.image for sample in found.samples] == [tmp_path / "coco" / "1.jpg", tmp_path / "vg" / "2.jpg"]
-
-
-def test_wrong_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="are not there"):
-        read_mdetr(tmp_path / "none.json", [tmp_path])
-    with pytest.raises(ValueError, match=r"no sample in it can be used \(skipped: 1 x image without a caption\)"):
-        read(tmp_path, [{"id": 1, "file_name": "1.jpg"}], [box(1, (0, 5))])
-    with pytest.raises(FileNotFoundError, match="is not there"):
-        read_mdetr(tmp_path / "mixed.json", [tmp_path / "none"])
-    for text, told in (('{"images": [], "anno', "not valid json"), ('{"images": []}', "no list 'annotations'")):
-        (tmp_path / "mixed.json").write_text(text)
-        with pytest.raises(ValueError, match=told):
-            read_mdetr(tmp_path / "mixed.json", [tmp_path])

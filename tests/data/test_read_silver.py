@@ -1,7 +1,6 @@
 """Captions with phrases and boxes of coco_mini."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -44,13 +43,10 @@ def test_phrases_and_boxes(tmp_path):
     ("bad", "reason"),
     [
         (phrase(boxes=()), "phrase without a box"),
-        (phrase(boxes=()) | {"boxes": 5}, "phrase without a box"),
         ("two cats", "phrase without a box"),
         (phrase(10, 99), "span outside the caption"),
-        (phrase(8, 9), "empty phrase"),
         (phrase(tokens_positive=None), "box without a phrase"),
         (phrase(boxes=[(1, 2, 0, 3)]), "box without area"),
-        (phrase(boxes=[(1, 2, math.nan, 3)]), "malformed box"),
     ],
 )
 def test_phrases_that_teach_nothing_are_counted(bad, reason, tmp_path):
@@ -60,42 +56,20 @@ def test_phrases_that_teach_nothing_are_counted(bad, reason, tmp_path):
     assert found.samples[0].prompt.texts == ("two cats",) and len(found.samples[0].boxes) == 1
 
 
-def test_all_boxes_of_a_phrase_that_names_nothing_are_counted(tmp_path):
-    found = read(tmp_path, entry(phrase(), phrase(10, 99, boxes=[(0, 0, 2, 2), (1, 1, 5, 5)])))
-    assert found.skipped.counts == {"span outside the caption": 2}
-
-
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
         ([], "entry without an image_id"),
         (entry(phrase(), image_id=None), "entry without an image_id"),
         (entry(phrase(), caption=" "), "image without a caption"),
-        (entry(phrase(), caption=7), "image without a caption"),
-        (entry(phrase(), caption="two cats \udc00"), "caption that is not UTF-8"),
         (entry(phrase(), file_name="../9.jpg"), "image name outside its folder"),
-        (entry(phrase(), file_name=""), "image without a file name"),
         (entry(), "caption without a box"),
-        (entry(phrase(), phrases={}), "caption without a box"),
     ],
 )
 def test_entries_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, entry(phrase()), bad)
     assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["data[1]"]}
     assert len(found.samples) == 1
-
-
-def test_wrong_files(tmp_path):
-    with pytest.raises(ValueError, match="caption whose boxes are all left out"):
-        read(tmp_path, entry(phrase(8, 9)))
-    with pytest.raises(FileNotFoundError):
-        read_silver(tmp_path / "none.json", [tmp_path])
-    with pytest.raises(FileNotFoundError):
-        read_silver(tmp_path / "silver.json", [tmp_path / "none"])
-    for text, told in (('{"data": [{', "not valid json"), ("[]", "not silver grounding json: no list 'data'")):
-        (tmp_path / "silver.json").write_text(text)
-        with pytest.raises(ValueError, match=told):
-            read_silver(tmp_path / "silver.json", [tmp_path])
 
 
 def test_real_sets():

@@ -100,10 +100,21 @@ def test_the_first_folder_that_has_it(tmp_path):
     assert folders.locate("none.jpg").parent.name == "a"
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "a\0b"])
 def test_names_that_lead_out_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="outside its folder"):
         Folders([tmp_path]).locate(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg", "", None, 5])
+def test_names_that_no_file_has(name, tmp_path):
+    with pytest.raises(ValueError, match="too long|without a file name"):
+        Folders([tmp_path]).locate(name)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "\ud800.jpg"])
+def test_names_that_are_not_utf8_are_files_too(name, tmp_path):
+    assert Folders([tmp_path]).locate(name).name == name
 
 
 def test_no_folder(tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from glip.data import writers
 from glip.data.captions import read_captions
 from glip.data.coco import read_coco, read_lvis
 from glip.data.grounding import read_mdetr, read_silver
@@ -244,29 +243,6 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, write):
     with pytest.raises(OSError, match="No space left"):
         write(SampleSet([detection(tmp_path, "other.jpg")], NAMES), tmp_path / "out", [tmp_path])
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-
-
-def test_folders_are_refused(tmp_path):
-    samples = SampleSet([detection(tmp_path)], NAMES)
-    write_coco(samples, tmp_path / "out.json", [tmp_path])
-    with pytest.raises(ValueError, match="is a folder: give the file to write"):
-        write_coco(samples, tmp_path, [tmp_path])
-
-
-def test_samples_are_taken_one_at_a_time(tmp_path, monkeypatch):
-    """No writer holds the samples: each is written before the next one is asked for."""
-    asked, written = [], []
-
-    class Watched(list):
-        def __iter__(self):
-            for number in range(50):
-                asked.append(number)
-                yield detection(tmp_path, f"{number}.jpg")
-
-    corners = writers._decimals
-    monkeypatch.setattr(writers, "_decimals", lambda row: written.append(len(asked)) or corners(row))
-    write_coco(SampleSet(Watched(), NAMES), tmp_path / "out.json", [tmp_path])
-    assert written == [number for number in range(1, 51) for _ in range(2)]
 
 
 def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):
