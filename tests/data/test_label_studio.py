@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
+from small import same_samples
 
 from glip.data.catalog import find_set, read_set
 from glip.data.label_studio import LOCAL_FILES, interface_of, read_label_studio, write_label_studio
@@ -50,13 +51,6 @@ def foreign(*rows: dict, image: str = "/data/upload/3/0123abcd-a.jpg", **fields:
     return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(rows)}]} | fields
 
 
-def all_same(first: list[Sample], second: list[Sample]) -> None:
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.boxes, other.boxes)
-        for key, value in one.__dict__.items():
-            assert key == "boxes" or value == other.__dict__[key], key
-
-
 # ---- round trips
 
 
@@ -74,7 +68,7 @@ def test_all_of_a_sample_comes_back(tmp_path):
     assert not lost, str(lost)
     found = read_label_studio(tmp_path / "tasks.json", [tmp_path])
     assert not found.skipped, str(found.skipped)
-    all_same(samples, list(found.samples))
+    same_samples(samples, list(found.samples))
 
 
 def test_what_label_studio_gets(tmp_path):
@@ -119,7 +113,7 @@ def test_what_is_left_out(tmp_path):
     samples = [plain, grounding(tmp_path, "gone.jpg", size=None), grounding(tmp_path, size=None)]
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
     assert lost.counts == {"caption without phrases": 1, "image that cannot be read": 1}
-    all_same([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
+    same_samples([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
     with pytest.raises(ValueError, match=r"Nothing to show in Label Studio \(1 x caption without phrases\): give"):
         write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
     assert not (tmp_path / "none.json").exists()

@@ -59,14 +59,6 @@ def test_sentences_and_chains(folder):
     assert (first.image_id, second.image_id) == ("7:0", "7:2"), "empty lines take no number"
 
 
-def test_windows_text(folder):
-    write(folder, "8", annotation(MAN), b"\xef\xbb\xbf" + SENTENCES.replace("\n", "\r\n").encode())
-    assert [(s.image_id, s.prompt.texts) for s in read(folder, "8").samples] == [
-        ("8:0", ("A man",)),
-        ("8:2", ("The man",)),
-    ]
-
-
 def test_shared_boxes_flags_and_repeated_chains(folder):
     xml = annotation(
         thing("1", "2", box=(1, 2, 30, 40)),
@@ -106,26 +98,13 @@ def test_wrong_boxes(box, reason, folder):
 
 @pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])
 def test_boxes_without_area_stay_where_they_are_asked_for(box, folder):
-    write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x/y a hat]\n[/EN#2/x a hat]")
+    sentences = b"\xef\xbb\xbf[/EN#1/x A man] in [/EN#2/x/y a hat]\r\n[/EN#2/x a hat]"
+    write(folder, "8", annotation(thing("2", box=box), MAN), sentences)
     found = read_flickr30k(folder, [folder], "", flat_boxes=True)
     first, second = (sample for sample in found.samples if str(sample.image_id).startswith("8"))
     assert first.boxes.tolist() == [list(box), [1, 2, 30, 40]] and first.box_phrases == ((1,), (0,))
     assert first.kinds == (("x",), ("x", "y")) and second.boxes.tolist() == [list(box)]
     assert "box without area" not in found.skipped.counts
-
-
-@pytest.mark.parametrize(
-    ("sentence", "kinds"),
-    [
-        ("[/EN#1 A man]", ()),
-        ("[/EN#1/ A man]", ()),
-        ("[/EN#1/people/people A man]", ("people", "people")),
-        ("[/EN#1/animals/vehicles/other A man]", ("animals", "vehicles", "other")),
-    ],
-)
-def test_kinds_are_those_written(sentence, kinds, folder):
-    write(folder, "8", annotation(MAN), sentence)
-    assert read(folder, "8").samples[0].kinds == (kinds,)
 
 
 @pytest.mark.parametrize(
