@@ -19,12 +19,16 @@ from glip.data.records import (
     MAX_IMAGE,
     as_map,
     by_image,
+    check_exists,
     is_text,
     parse_json,
     parse_line,
+    read_lines,
+    read_lists,
     read_size,
+    sample_set,
 )
-from glip.data.sets import Folders, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
+from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError
 from glip.structures import Sample, TarMember
 
@@ -32,12 +36,11 @@ IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "
 CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-_MAX_LINE = 1 << 24  # bytes of a line
 _MAX_FIELD = 1 << 20  # characters of a CSV field, where Python's own limit is 131072
 _MAX_TEXT = 1 << 20  # bytes of a text in an archive
 _IMAGES, _TEXTS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}, {"txt", "json"}
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
-_BY_URL = "image named by a URL"
+_BY_URL = "image named by a URL (download it, for instance with img2dataset)"
 _BROKEN = "archive that is broken from some place on"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -63,17 +66,13 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     files = caption_files(path)
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
-    samples = PackedSamples(sample for file in files for sample in _read_file(file, folders, skipped, tree))
-    if not len(samples):
-        advice = "download them, for instance with img2dataset" if _BY_URL in skipped.counts else "see docs/data.md"
-        raise DataError(f"{path}: no image with a caption can be read from it ({skipped or 'it is empty'}): {advice}")
-    return SampleSet(samples, skipped=skipped)
+    samples = (sample for file in files for sample in _read_file(file, folders, skipped, tree))
+    return sample_set(path, samples, skipped)
 
 
 def caption_files(path: Path) -> list[Path]:
     """The files of a dataset of captions: itself, or in a folder all its tars, else all its files of other kinds."""
-    if not path.exists():
-        raise FileNotFoundError(f"Captions {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
+    check_exists(path)
     if path.is_file():
         return [path]
     inside = sorted(file for file in path.iterdir() if file.is_file())
@@ -96,9 +95,7 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
     tree = parse_json(path) if tree is None else tree
     if isinstance(tree, list):
         return _record_samples(enumerate(tree), f"{path.name}, record", folders, skipped)
-    if not all(isinstance(as_map(tree).get(key), list) for key in ("images", "annotations")):
-        raise DataError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
-    return _coco_samples(tree, folders, skipped)
+    return _coco_samples(read_lists(path, ("images", "annotations"), "COCO captions", tree), folders, skipped)
 
 
 def _coco_samples(tree: Row, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
@@ -142,21 +139,16 @@ def _caption_samples(
 # ---- lines of text
 
 
-def _lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are UTF-8, counted from 1, without empty ones; one that never ends comes in parts."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                skipped.add("line that is not UTF-8", f"{path.name}, line {number}")
-                continue
-            if line:
-                yield number, line
+def _text_lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(path):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            skipped.add("line that is not UTF-8", f"{path.name}, line {number}")
 
 
 def _jsonl_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
-    for number, line in _lines(path, skipped):
+    for number, line in _text_lines(path, skipped):
         with skipped.catch(f"{path.name}, line {number}"):
             yield number, parse_line(line)
 
@@ -196,13 +188,13 @@ def _column_names(path: Path, row: list[str]) -> tuple[list[str], bool]:
 
 def _tab_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
     """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
-    for number, line in _lines(path, skipped):
+    for number, line in _text_lines(path, skipped):
         quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
         yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
 
 
 def _csv_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(f"{line}\n" for _, line in _lines(path, skipped))
+    reader = csv.reader(f"{line}\n" for _, line in _text_lines(path, skipped))
     while True:
         limit = csv.field_size_limit(_MAX_FIELD)  # of the whole process, so it is set back between rows
         try:
@@ -236,11 +228,10 @@ def _tar_samples(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
     for key, members in groupby(_members(path, skipped), key=lambda member: member.key):
         parts = {member.suffix: member.place for member in members}
         with skipped.catch(f"{path.name}:{key}"):
-            image = next((place for suffix, place in parts.items() if suffix in _IMAGES), None)
-            if image is None:
-                raise InvalidRecord("caption without an image")
+            images = [place for suffix, place in parts.items() if suffix in _IMAGES]
+            require(images, "caption without an image")
             captions, size = _read_texts(parts, skipped)
-            yield from _caption_samples(image, captions, image.name, size, skipped)
+            yield from _caption_samples(images[0], captions, images[0].name, size, skipped)
 
 
 def _read_texts(parts: dict[str, TarMember], skipped: SkipCounter) -> tuple[list[Any], tuple[int, int] | None]:

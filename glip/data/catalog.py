@@ -142,15 +142,14 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     path, images = under / config.annotations, [under / folder for folder in config.images]
     names = under / config.names if config.names else ""
     format, tree = (config.format, None) if config.format else recognize(path)
-    match format:
-        case "flickr30k":
-            found = read_flickr30k(path, images, names, flat_boxes=to_score)
-        case "odvg":
-            found = read_odvg(path, images, names)
-        case "labels":
-            found = read_labels(path, images)
-        case _:
-            found = _JSON_READERS[format](path, images, tree)
+    if format == "flickr30k":
+        found = read_flickr30k(path, images, names, flat_boxes=to_score)
+    elif format == "odvg":
+        found = read_odvg(path, images, names)
+    elif format == "labels":
+        found = read_labels(path, images)
+    else:
+        found = _JSON_READERS[format](path, images, tree)
     return replace(found, format=format, annotations=found.annotations if to_score else None)
 
 

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 from glip.data import records
 from glip.data.records import Box, Named, Spans
 from glip.data.sets import Folders, InvalidRecord, SampleSet, SkipCounter, require
-from glip.errors import DataError
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
@@ -48,12 +47,8 @@ def read_flickr30k(
             but the release's evaluator counts them.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
-    missing = next((root / part for part in ("Annotations", "Sentences") if not (root / part).is_dir()), None)
-    if missing is not None:
-        raise FileNotFoundError(
-            f"Folder {str(missing)!r} is not there: give the folder of Flickr30K Entities, which holds Annotations "
-            "and Sentences"
-        )
+    records.check_exists(root / "Annotations")
+    records.check_exists(root / "Sentences")
     listed = _read_split(Path(names), skipped) if str(names) else None
     every = sorted(file.stem for file in (root / "Annotations").glob("*.xml")) if listed is None else listed
 
@@ -66,18 +61,14 @@ def read_flickr30k(
 
 
 def _read_split(path: Path, skipped: SkipCounter) -> list[str]:
-    records.check_exists(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text: give a list of image ids, one per line") from None
     found: dict[str, None] = {}
-    for number, name in enumerate(map(str.strip, lines), start=1):
-        if name and not _IMAGE.fullmatch(name):
+    for number, line in records.read_lines(path):
+        name = line.decode("utf-8-sig", "replace").strip()
+        if not _IMAGE.fullmatch(name):
             skipped.add("image name outside its folder", f"line {number} of {path.name}")
         elif name in found:
             skipped.add("image listed twice", name)
-        elif name:
+        else:
             found[name] = None
     return list(found)
 
@@ -91,20 +82,20 @@ def _image_samples(
     boxes = _boxes_of(scene, f"image {name}", skipped, flat_boxes=flat_boxes)
     sentences = filter(None, _read_text(root / "Sentences" / f"{name}.txt").split("\n"))
     for number, sentence in enumerate(sentences):
-        image_id = f"{name}:{number}"
-        with skipped.catch(f"sentence {image_id}"):
-            caption, named, kinds = _read_sentence(sentence, boxes, f"sentence {image_id}", skipped)
-            sample = records.grounding_sample(image, caption, named, image_id=image_id, size=size)
+        place = f"sentence {name}:{number}"
+        with skipped.catch(place):
+            words, mentions = _parse_sentence(sentence, place, skipped)
+            caption = records.read_caption(words)
+            named, kinds = _named_boxes(mentions, caption, boxes, place, skipped)
+            sample = records.grounding_sample(image, caption, named, image_id=f"{name}:{number}", size=size)
             assert sample.prompt is not None
             yield replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
 
-def _read_sentence(
-    sentence: str, boxes: dict[Box, Chains], place: str, skipped: SkipCounter
-) -> tuple[str, list[Named], dict[Spans, tuple[str, ...]]]:
-    """The caption of a sentence, the boxes that its phrases name, and the kinds of each phrase."""
-    words, mentions = _parse_sentence(sentence, place, skipped)
-    caption = records.read_caption(words)
+def _named_boxes(
+    mentions: Sequence[_Mention], caption: str, boxes: dict[Box, Chains], place: str, skipped: SkipCounter
+) -> tuple[list[Named], dict[Spans, tuple[str, ...]]]:
+    """The boxes that a sentence's mentions name, and the kinds of each of its phrases."""
     spans: dict[str, list[Spans]] = {}
     kinds: dict[Spans, tuple[str, ...]] = {}
     shown = {chain for chains in boxes.values() for chain in chains}
@@ -120,7 +111,7 @@ def _read_sentence(
     ]
     named = [item for item in every if item.phrases]
     require(named, "caption without a box")
-    return caption, named, kinds
+    return named, kinds
 
 
 def _parse_sentence(sentence: str, place: str, skipped: SkipCounter) -> tuple[str, list[_Mention]]:

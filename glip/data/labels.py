@@ -32,21 +32,17 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         images: folders of the images, or of the tars that hold them.
     """
     path, skipped = Path(annotations), SkipCounter()
-    records.check_exists(path)
-    return records.sample_set(path, _read_lines(path, Folders(images or [path.parent]), skipped), skipped)
+    return records.sample_set(path, _line_samples(path, Folders(images or [path.parent]), skipped), skipped)
 
 
-def _read_lines(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+def _line_samples(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
     names: Names = ()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            with skipped.catch(f"line {number}"):
-                before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
-                record = records.parse_line(line)
-                names = read_names(record["names"]) if "names" in record else before
-                yield sample_of_row(record, names, folders, f"line {number}", skipped)
+    for number, line in records.read_lines(path):
+        with skipped.catch(f"line {number}"):
+            before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
+            record = records.parse_line(line)
+            names = read_names(record["names"]) if "names" in record else before
+            yield sample_of_row(record, names, folders, f"line {number}", skipped)
 
 
 def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipped: SkipCounter) -> Sample:
@@ -64,10 +60,7 @@ def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipp
         require(names, "line with neither a caption nor names")
         numbers = {index: index for index in range(len(names))}
     rows = [as_map(row) for row in as_list(record.get("boxes"))]
-    boxes = []
-    for row in rows:
-        with skipped.catch(place):
-            boxes.append(_read_box(row, numbers))
+    boxes = list(skipped.each(rows, lambda row: _read_box(row, numbers), f"{place}, box"))
     return Sample(
         image=image,
         boxes=records.box_tensor([item.box for item in boxes]),
@@ -88,10 +81,9 @@ def _locate_image(record: Row, folders: Folders) -> Path | TarMember:
     file = folders.locate(record.get("image"))
     if "member" not in record:
         return file
-    member, start, length = record["member"], record.get("start"), record.get("length")
-    stated = is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_IMAGE + 1)
-    require(stated, "member of an archive without start and length")
-    return TarMember(file, member, start, length)
+    place = _is_index(record.get("start"), _FAR) and _is_index(record.get("length"), MAX_IMAGE + 1)
+    require(place and is_text(record["member"]), "member of an archive without start and length")
+    return TarMember(file, record["member"], record["start"], record["length"])
 
 
 def _read_prompt(record: Row, caption: str, place: str, skipped: SkipCounter) -> tuple[Prompt | None, dict[int, int]]:

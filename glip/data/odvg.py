@@ -38,11 +38,10 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
             order of the file.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
-    records.check_exists(path)
     categories = _read_label_map(Path(names), skipped) if str(names) else _gather_categories(path)
 
     def samples() -> Iterator[Sample]:
-        for number, line in _lines(path):
+        for number, line in records.read_lines(path):
             with skipped.catch(f"line {number}"):
                 record = records.parse_line(line)
                 if "detection" in record:
@@ -65,18 +64,13 @@ def _gather_categories(path: Path) -> Categories:
     """The categories of all detection lines, without ids; broken lines are counted when they are read for boxes."""
     found: dict[str, int] = {}
     spelled: dict[Id, int] = {}
-    for _, line in _lines(path):
+    for _, line in records.read_lines(path):
         with SkipCounter().catch(""):
             stated = map(as_map, _instances(records.parse_line(line))) if b'"detection"' in line else ()
             for category in filter(is_text, (instance.get("category") for instance in stated)):
                 if category not in spelled and is_visible(clean_name(category)):
                     spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
     return Categories(tuple(found), (), spelled)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
 
 
 def _instances(record: Row) -> list[Any]:

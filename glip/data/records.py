@@ -14,6 +14,7 @@ import torch
 
 from glip.data.sets import CocoFile, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError
+from glip.files import read_json
 from glip.structures import Prompt, Sample, Span
 
 Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
@@ -21,6 +22,7 @@ Spans = tuple[Span, ...]
 
 FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
 MAX_IMAGE = 1 << 26  # bytes of an image inside an archive
+MAX_LINE = 1 << 26  # bytes of a line
 _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
     ("segmentation", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
 )
@@ -38,7 +40,7 @@ class Named(NamedTuple):
 
 
 def check_exists(path: Path) -> None:
-    """Make sure that annotations exist."""
+    """Make sure that a file or folder of annotations exists."""
     if not path.exists():
         raise FileNotFoundError(
             f"Annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
@@ -53,10 +55,7 @@ def parse_json(path: Path) -> Any:
         DataError: not json in UTF-8.
     """
     check_exists(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
-    except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
-        raise DataError(f"{path}: not valid json ({str(error)[:80]})") from None
+    return read_json(path, object_hook=_without_unused)
 
 
 def _without_unused(record: Row) -> Row:
@@ -64,6 +63,14 @@ def _without_unused(record: Row) -> Row:
     for key in _UNUSED & record.keys():
         del record[key]
     return record
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file but for blank ones, counted from 1; one that never ends comes in parts."""
+    check_exists(path)
+    with path.open("rb") as file:
+        lines = enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
+        yield from ((number, line) for number, line in lines if line.strip())
 
 
 def parse_line(line: str | bytes) -> Row:
@@ -165,7 +172,7 @@ def read_size(record: Row) -> tuple[int, int] | None:
     """Width and height of an image, if they are stated; MDETR's files state them as text."""
     sides = []
     for value in (record.get("width"), record.get("height")):
-        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
+        number: Any = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
         if type(number) not in (int, float) or not 0 < number < FARTHEST or number != int(number):
             return None
         sides.append(int(number))

@@ -126,9 +126,11 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
 
 def label_row(sample: Sample, images: ImageFolders) -> Row:
     """One line of a label file, without the names of a detection dataset."""
-    row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
-    if isinstance(sample.image, TarMember):
-        row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
+    image = sample.image
+    file = image.archive if isinstance(image, TarMember) else image_file(sample, "a label file")
+    row: Row = {"image": _name(file, images), "id": sample.image_id}
+    if isinstance(image, TarMember):
+        row |= {"member": image.name, "start": image.start, "length": image.length}
     if sample.size:
         row |= {"width": sample.size[0], "height": sample.size[1]}
     prompt = sample.prompt
@@ -278,11 +280,8 @@ def image_file(sample: Sample, format: str) -> Path:
     return sample.image
 
 
-def _name(image: Path | TarMember | Image.Image, images: ImageFolders) -> str:
-    """The name of an image's file (or archive) relative to the first folder that holds it."""
-    if isinstance(image, Image.Image):
-        raise DataError("a drawn image has no file: save it and put its path in the sample")
-    file = image.archive if isinstance(image, TarMember) else image
+def _name(file: Path, images: ImageFolders) -> str:
+    """The name of a file relative to the first folder that holds it."""
     for folder in images:
         for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
             if path.is_relative_to(root):

@@ -5,8 +5,8 @@ index, so that ids may be numbers or texts. From a file every category and box i
 the area that the file states (training skips some): all of it decides the official figures.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +107,10 @@ def read_coco_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> Grou
         DataError: not COCO json, no annotation of a known image and category, or a category id listed twice.
     """
     file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    images, categories = _ordered(file, skipped)
-    boxes = _file_boxes(file, images, categories, file.crowd, skipped)
-    negatives = _listed(images, ABSENT, categories, SkipCounter()) if is_federated(file) else None
-    return GroundTruth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
+    truth, _ = _read_truth(file, file.crowd, skipped)
+    if not is_federated(file):
+        return truth
+    return replace(truth, negatives=_listed(file, truth, ABSENT, SkipCounter()))
 
 
 def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> LvisTruth:
@@ -124,42 +124,40 @@ def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> Lvis
         DataError: not LVIS json, no annotation to score, or a category id listed twice.
     """
     file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    images, categories = _ordered(file, skipped)
     if not is_federated(file):
         raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: score it with the protocol of COCO")
-    boxes = _file_boxes(file, images, categories, file.ignore, skipped)
-    stated = [str(record.get("frequency")) for record in categories.values()]
-    for number, frequency in zip(categories, stated, strict=True):
+    truth, records = _read_truth(file, file.ignore, skipped)
+    stated = [str(records[number].get("frequency")) for number in truth.categories]
+    for number, frequency in zip(truth.categories, stated, strict=True):
         if frequency not in FREQUENCIES:
             skipped.add("category without a frequency (r, c or f)", f"category {number}")
     return LvisTruth(
-        tuple(images),
-        tuple(categories),
-        _names(categories),
-        boxes,
-        _listed(images, ABSENT, categories, skipped),
+        truth.images,
+        truth.categories,
+        truth.names,
+        truth.boxes,
+        _listed(file, truth, ABSENT, skipped),
         frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
-        incomplete=_listed(images, INCOMPLETE, categories, skipped),
+        incomplete=_listed(file, truth, INCOMPLETE, skipped),
     )
 
 
-def _ordered(file: CocoFile, skipped: SkipCounter) -> tuple[dict[Id, Row], dict[Id, Row]]:
-    """Images and categories by id, ascending."""
+def _read_truth(
+    file: CocoFile, crowd: Bool[np.ndarray, " box"], skipped: SkipCounter
+) -> tuple[GroundTruth, dict[Id, Row]]:
+    """Images, categories and boxes, the first two by ascending id; and the records of the categories."""
     skipped.merge(file.skipped)
     check_ids((record for record in file.categories if isinstance(record, dict) and is_id(record.get("id"))), file.path)
-    categories = records_by_id(file.categories, "category", skipped)
-    images, classes = ({key: part[key] for key in sorted(part, key=id_order)} for part in (file.images, categories))
-    return images, classes
-
-
-def _names(categories: Mapping[Id, Row]) -> tuple[str, ...]:
-    return tuple(str(record.get("name", number)) for number, record in categories.items())
+    records = records_by_id(file.categories, "category", skipped)
+    images, categories = (tuple(sorted(ids, key=id_order)) for ids in (file.images, records))
+    names = tuple(str(records[number].get("name", number)) for number in categories)
+    return GroundTruth(images, categories, names, _file_boxes(file, images, categories, crowd, skipped)), records
 
 
 def _file_boxes(
     file: CocoFile,
-    images: Mapping[Id, Row],
-    categories: Mapping[Id, Row],
+    images: Sequence[Id],
+    categories: Sequence[Id],
     crowd: Bool[np.ndarray, " box"],
     skipped: SkipCounter,
 ) -> Boxes:
@@ -188,14 +186,12 @@ def _file_boxes(
     return Boxes(own_images[good], own_labels[good], boxes, areas, crowd[good])
 
 
-def _listed(
-    images: Mapping[Id, Row], key: str, categories: Mapping[Id, Row], skipped: SkipCounter
-) -> Bool[np.ndarray, "image category"]:
+def _listed(file: CocoFile, truth: GroundTruth, key: str, skipped: SkipCounter) -> Bool[np.ndarray, "image category"]:
     """Which categories a list of each image names."""
-    label = {number: index for index, number in enumerate(categories)}
-    marks = np.zeros((len(images), len(label)), dtype=bool)
-    for place, record in enumerate(images.values()):
-        marks[place, listed_labels(record, key, label, skipped)] = True
+    label = {number: index for index, number in enumerate(truth.categories)}
+    marks = np.zeros((len(truth.images), len(label)), dtype=bool)
+    for place, number in enumerate(truth.images):
+        marks[place, listed_labels(file.images[number], key, label, skipped)] = True
     return marks
 
 

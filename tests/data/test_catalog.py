@@ -85,7 +85,7 @@ def test_formats_are_told_from_the_content(name, content, format, tmp_path):
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"images": []}', "7"])
 def test_other_json_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=r"not valid json|not COCO, LVIS, MDETR, Label Studio or captions json"):
+    with pytest.raises(ValueError, match=r"not valid JSON|not COCO, LVIS, MDETR, Label Studio or captions json"):
         recognize(tmp_path / "a.json")
 
 

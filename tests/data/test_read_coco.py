@@ -134,7 +134,7 @@ def test_nothing_to_look_for(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"images": [', "not valid json"),
+        ('{"images": [', "not valid JSON"),
         ("[]", "not COCO json: no list 'images'"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),

@@ -26,12 +26,6 @@ def test_box_without_area_is_what_geometry_calls_degenerate(values):
         assert list(read_box(values)) == expected[0].tolist()
 
 
-def test_width_lost_in_float32_is_no_area():
-    with pytest.raises(InvalidRecord, match="box without area"):
-        read_box([1e8, 0, 1, 1])
-    assert read_box([5, 6, 7, 9], corners=True) == (5, 6, 7, 9)
-
-
 @pytest.mark.parametrize("value", [None, {}, [], [1, 2, 3], "1234", [1, 2, 3, True], [[1], 2, 3, 4], [0, 0, 2e9, 1]])
 def test_malformed_box(value):
     with pytest.raises(InvalidRecord, match="malformed box"):
@@ -100,7 +94,7 @@ def test_images_of_one_id_are_not_mixed():
 )
 def test_no_json(content, tmp_path):
     (tmp_path / "set.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"set\.json: not valid json"):
+    with pytest.raises(ValueError, match=r"set\.json: not valid JSON"):
         parse_json(tmp_path / "set.json")
 
 

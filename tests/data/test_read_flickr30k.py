@@ -2,15 +2,11 @@
 
 import csv
 import json
-from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-import torch
 
 from glip.data.flickr30k import read_flickr30k
-from glip.data.grounding import read_mdetr
-from glip.geometry.boxes import iou
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SENTENCES = "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n\nNothing here\n[/EN#1/people/other The man] waves"
@@ -164,42 +160,10 @@ def test_missing_things(folder, tmp_path):
         read_flickr30k(folder, [folder], folder / "none.txt")
     with pytest.raises(FileNotFoundError, match="is not there"):
         read_flickr30k(folder, [folder / "none"], "")
-    with pytest.raises(FileNotFoundError, match="Annotations' is not there: give the folder of Flickr30K Entities"):
+    with pytest.raises(FileNotFoundError, match="Annotations' are not there"):
         read_flickr30k(folder / "Sentences", [folder], "")
     with pytest.raises(ValueError, match="no sample in it can be used .*2 x no xml file of the image"):
         read(folder, "8", "9")
-    (folder / "test.txt").write_bytes(b"\xff\xff")
-    with pytest.raises(ValueError, match="not UTF-8 text"):
-        read_flickr30k(folder, [folder], folder / "test.txt")
-
-
-def boxes_of_phrases(found):
-    table = {}
-    for sample in found.samples:
-        boxes = defaultdict(list)
-        for box, phrases in zip(sample.boxes, sample.box_phrases, strict=True):
-            for index in phrases:
-                boxes[sample.prompt.phrases[index]].append(box)
-        table[sample.image.name, sample.prompt.caption] = {key: torch.stack(value) for key, value in boxes.items()}
-    return table
-
-
-def test_both_forms_of_the_same_annotations_agree(tmp_path):
-    folder = GOLDEN / "flickr30k"
-    if not folder.is_dir():
-        pytest.skip(f"no shared data: {folder}")
-    ours = boxes_of_phrases(read_flickr30k(folder / "annotations", [tmp_path], folder / "annotations" / "test.txt"))
-    theirs = boxes_of_phrases(read_mdetr(folder / "mdetr_json" / "final_flickr_separateGT_test.json", [tmp_path]))
-    assert len(ours) == 475 and list(ours) == list(theirs)
-    united = Counter()
-    for sentence, phrases in ours.items():
-        assert phrases.keys() == theirs[sentence].keys(), sentence
-        for phrase, boxes in phrases.items():
-            overlap = iou(boxes, theirs[sentence][phrase], inclusive=False)
-            # MDETR's converter makes one of boxes that overlap by 0.95; all others are the same
-            assert overlap.amax(0).min() >= 0.95 and overlap.amax(1).min() >= 0.95, (sentence, phrase)
-            united[bool(overlap.amax(0).min() < 1 or overlap.amax(1).min() < 1)] += 1
-    assert united[False] > 50 * united[True] > 0
 
 
 def test_phrases_are_those_the_evaluator_counts(tmp_path):

@@ -1,7 +1,6 @@
 """What is written is read back the same; what a format cannot say is an error that names one that can, or counted."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -218,21 +217,6 @@ def test_sizes_come_from_the_image_when_they_are_not_stated(tmp_path):
 
 
 # ---- whole or not at all
-
-
-@pytest.mark.parametrize("write", [write_coco, write_odvg, write_labels])
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, write):
-    samples = SampleSet([detection(tmp_path)], NAMES)
-    write(samples, tmp_path / "out", [tmp_path])
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        write(SampleSet([detection(tmp_path, "other.jpg")], NAMES), tmp_path / "out", [tmp_path])
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):
