@@ -65,12 +65,16 @@ def _gather_categories(path: Path) -> Categories:
     found: dict[str, int] = {}
     spelled: dict[Id, int] = {}
     for _, line in records.read_lines(path):
-        with SkipCounter().catch(""):
-            stated = map(as_map, _instances(records.parse_line(line))) if b'"detection"' in line else ()
-            for category in filter(is_text, (instance.get("category") for instance in stated)):
-                if category not in spelled and is_visible(clean_name(category)):
-                    spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
+        for name in filter(is_text, _stated_categories(line)):
+            if name not in spelled and is_visible(clean_name(name)):
+                spelled[name] = found.setdefault(clean_name(name).strip(), len(found))
     return Categories(tuple(found), (), spelled)
+
+
+def _stated_categories(line: bytes) -> Iterator[Any]:
+    if b'"detection"' in line:
+        with SkipCounter().catch(""):
+            yield from [as_map(instance).get("category") for instance in _instances(records.parse_line(line))]
 
 
 def _instances(record: Row) -> list[Any]:
@@ -122,16 +126,17 @@ def _grounding(record: Row, number: int, folders: Folders, skipped: SkipCounter)
         with skipped.catch(place):
             require(isinstance(region, dict), "malformed region")
             spans, words = _read_phrase(region, caption)
-            boxes = as_list(region.get("bbox"))  # one, or a list of them
-            require(boxes, "malformed box")
-            found = []
-            for box in boxes if isinstance(boxes[0], list) else [boxes]:
-                with skipped.catch(place):
-                    found.append(records.read_box(box, corners=True))
-            regions.append(_Region(spans, words, tuple(found)))
+            regions.append(_Region(spans, words, _read_boxes(region.get("bbox"), place, skipped)))
     located = zip(regions, _locate(regions, caption), strict=True)
     named = [Named(box, (spans,)) for region, spans in located for box in region.boxes]
     return records.grounding_sample(image, caption, named, image_id=number, size=records.read_size(record))
+
+
+def _read_boxes(stated: Any, place: str, skipped: SkipCounter) -> tuple[Box, ...]:
+    """The usable boxes of a region, which states one or a list of them."""
+    require(as_list(stated), "malformed box")
+    boxes = stated if isinstance(stated[0], list) else [stated]
+    return tuple(skipped.each(boxes, lambda box: records.read_box(box, corners=True), f"{place}, box"))
 
 
 def _read_phrase(region: Row, caption: str) -> tuple[Spans, tuple[str, ...]]:

@@ -135,7 +135,7 @@ def test_categories_that_name_nothing(category, tmp_path):
 )
 def test_regions_that_teach_nothing_are_counted(bad, reason, tmp_path):
     found = read(tmp_path, grounding(bad, region()), names=None)
-    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["line 1, region 0"]}
+    assert found.skipped.counts == {reason: 1} and found.skipped.places[reason][0].startswith("line 1, region 0")
     assert found.samples[0].prompt.texts == ("a car",) and len(found.samples[0].boxes) == 1
 
 
