@@ -23,13 +23,13 @@ from drawn_world.scenes import World, draw_sample
 
 import glip
 from glip.config import DatasetConfig, LabelConfig, SelectConfig, SetConfig
-from glip.data.held_out import says_one_of
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.pseudo.run import run_labelling
 from glip.pseudo.select import select
 from glip.structures import Sample
+from glip.text.prompt import says_one_of
 from glip.train.run import run as train
 
 ROOT = Path(__file__).resolve().parent.parent

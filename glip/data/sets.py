@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -122,6 +122,12 @@ class SampleSet:
     ids: tuple[Id, ...] = ()
     format: str = ""
     annotations: CocoFile | None = None
+
+    def select(self, indices: Sequence[int]) -> "SampleSet":
+        """The dataset with some of its samples, by index."""
+        samples = self.samples
+        packed = isinstance(samples, PackedSamples)
+        return replace(self, samples=samples.select(indices) if packed else [samples[index] for index in indices])
 
 
 class PackedSamples(Sequence[Sample]):

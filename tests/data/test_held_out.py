@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from glip.data.held_out import hold_out, says_one_of
 from glip.data.world import Drawings, World
 from small import NAMES, write_coco
 
 from glip.config import DataConfig, DatasetConfig
-from glip.data.held_out import hold_out, says_one_of
 from glip.data.mixture import build_sources
 from glip.errors import DataError
 from glip.structures import Prompt, Sample
