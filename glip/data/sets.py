@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from glip.errors import DataError
 from glip.shapes import Bool, Float, Int
@@ -64,6 +65,12 @@ class SkipCounter:
             self.add(reason, times=count)
             places = self.places[reason]
             places += other.places[reason][: _EXAMPLES - len(places)]
+
+    def lines(self) -> Iterator[str]:
+        """Each reason with its count, and its places below it."""
+        for reason, count in self.counts.items():
+            yield f"  {count:>6} x {reason}"
+            yield from (f"           {' '.join(place.split())}" for place in self.places[reason])
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -123,11 +130,15 @@ class SampleSet:
     format: str = ""
     annotations: CocoFile | None = None
 
+    def walk(self, title: str) -> Iterator[Sample]:
+        """All samples; a slow walk shows its progress on a terminal."""
+        return iter(tqdm(self.samples, desc=title, unit="sample", disable=None, delay=1))
+
     def select(self, indices: Sequence[int]) -> "SampleSet":
         """The dataset with some of its samples, by index."""
-        samples = self.samples
-        packed = isinstance(samples, PackedSamples)
-        return replace(self, samples=samples.select(indices) if packed else [samples[index] for index in indices])
+        if isinstance(self.samples, PackedSamples):
+            return replace(self, samples=self.samples.select(indices))
+        return replace(self, samples=[self.samples[index] for index in indices])
 
 
 class PackedSamples(Sequence[Sample]):

@@ -46,7 +46,7 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             _check_detection(sample, names, "COCO")
             record = _image_record(sample, images, taken, lost)
             if sample.absent is not None:
@@ -66,7 +66,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> S
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             prompt = _boxed_prompt(sample, "MDETR json", lost)
             if prompt is None:
                 continue
@@ -92,7 +92,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
     """
     path, lost = Path(path), SkipCounter()
     with atomic_write(path) as file:
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             row = _odvg_row(sample, samples.vocabulary, images, lost)
             if row is not None:
                 file.write(json.dumps(row) + "\n")
@@ -115,7 +115,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
     """
     names: tuple[str, ...] = ()
     with atomic_write(path) as file:
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             row = label_row(sample, images)
             if sample.vocabulary:
                 row |= {"names": list(sample.vocabulary)} if sample.vocabulary != names else {}
