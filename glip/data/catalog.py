@@ -20,6 +20,7 @@ from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
 from glip.schema import did_you_mean, parse
+from glip.text.class_prompts import ClassPrompt, read_prompts
 
 TABLE = "datasets.yaml"
 _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
@@ -151,6 +152,18 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     else:
         found = _JSON_READERS[format](path, images, tree)
     return replace(found, format=format, annotations=found.annotations if to_score else None)
+
+
+def class_prompts(
+    config: SetConfig, root: str | Path | None, names: Sequence[str], *, file: str = ""
+) -> dict[str, ClassPrompt]:
+    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none.
+
+    Raises:
+        GlipError: a file that cannot be read, or that names a class not in ``names``.
+    """
+    path = file or (config.prompts and data_root(root) / config.prompts)
+    return read_prompts(read_yaml(Path(path)), names) if path else {}
 
 
 def recognize(path: Path) -> tuple[Format, Any]:

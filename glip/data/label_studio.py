@@ -56,7 +56,7 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolder
     """
     path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
     with atomic_write(path) as file:
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             with lost.catch(f"image {sample.image_id!r}"):
                 file.write(("[\n" if not count else ",\n") + json.dumps(_task(sample, images, lost)))
                 count += 1

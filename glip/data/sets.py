@@ -6,12 +6,13 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from glip.errors import DataError
 from glip.shapes import Bool, Float, Int
@@ -73,6 +74,12 @@ class SkipCounter:
             places = self.places[reason]
             places += other.places[reason][: _EXAMPLES - len(places)]
 
+    def lines(self) -> Iterator[str]:
+        """Each reason with its count, and its places below it."""
+        for reason, count in self.counts.items():
+            yield f"  {count:>6} x {reason}"
+            yield from (f"           {' '.join(place.split())}" for place in self.places[reason])
+
     def __bool__(self) -> bool:
         return bool(self.counts)
 
@@ -130,6 +137,16 @@ class SampleSet:
     ids: tuple[Id, ...] = ()
     format: str = ""
     annotations: CocoFile | None = None
+
+    def walk(self, title: str) -> Iterator[Sample]:
+        """All samples; a slow walk shows its progress on a terminal."""
+        return iter(tqdm(self.samples, desc=title, unit="sample", disable=None, delay=1))
+
+    def select(self, indices: Sequence[int]) -> "SampleSet":
+        """The dataset with some of its samples, by index."""
+        if isinstance(self.samples, PackedSamples):
+            return replace(self, samples=self.samples.select(indices))
+        return replace(self, samples=[self.samples[index] for index in indices])
 
 
 class PackedSamples(Sequence[Sample]):

@@ -46,7 +46,7 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             _check_detection(sample, names, "COCO")
             record = _image_record(sample, images, taken, lost)
             if sample.absent is not None:
@@ -68,7 +68,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> S
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             prompt = _boxed_prompt(sample, "MDETR json", lost)
             if prompt is None:
                 continue
@@ -93,7 +93,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
     The label map is written beside it (``label_map_of``) when there are detection lines.
     """
     lost = SkipCounter()
-    rows = (_odvg_row(sample, samples.vocabulary, images, lost) for sample in samples.samples)
+    rows = (_odvg_row(sample, samples.vocabulary, images, lost) for sample in samples.walk("convert"))
     _write_lines(path, filter(None, rows))
     if samples.vocabulary:
         with atomic_write(label_map_of(path)) as file:
@@ -115,7 +115,7 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
 
     def rows() -> Iterator[Row]:
         names: tuple[str, ...] = ()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             changed = sample.vocabulary and sample.vocabulary != names
             yield label_row(sample, images) | ({"names": list(sample.vocabulary)} if changed else {})
             names = sample.vocabulary or names
