@@ -42,7 +42,7 @@ def main() -> None:
         start, busy = time.perf_counter(), time.process_time()
         figures = score(truth, results)
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        counted = sum(row.detections for row in figures.categories)
+        counted = sum(row["detections"] for row in figures.categories)
         print(
             f"{name:<12} {seconds:7.1f} s ({busy:.1f} s of a core), peak {peak():.2f} GB, AP {figures.ap:.4f}, "
             f"{counted} results count"
