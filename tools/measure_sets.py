@@ -22,7 +22,7 @@ from glip.evaluate.coco import average_precision
 from glip.evaluate.false_positives import FalsePositives, false_positives_of
 from glip.evaluate.phrases import PhraseRecall, phrase_recall
 from glip.evaluate.run import detect_all
-from glip.evaluate.validate import Chosen
+from glip.evaluate.validate import evenly_spaced
 from glip.structures import Detections, Sample
 
 SMALL = ("bccd", "chess_pieces", "playing_cards", "raccoon", "rabbits", "pothole")
@@ -50,7 +50,7 @@ def main() -> None:
     recalls: dict[str, PhraseRecall] = {}
     for name in args.sets:
         full = name if name in known_sets(args.data) else f"{name}_{args.split}"
-        samples = Chosen(read_set(find_set(full), args.data).samples, args.images)
+        samples = evenly_spaced(read_set(find_set(full), args.data).samples, args.images)
         pairs = found(detector, samples, full, tally)
         if any(sample.prompt is not None for sample, _ in pairs):
             recalls[full] = phrase_recall(pairs)

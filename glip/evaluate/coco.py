@@ -234,5 +234,5 @@ def interpolated_ap(right: np.ndarray, shown: np.ndarray, boxes: float) -> float
 
 def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
     """AP of one category where image i counts ``weights[i]`` times; NaN where no box is left."""
-    boxes, times = weights[ranking.boxes].sum(), weights[ranking.images]
+    boxes, times = float(weights[ranking.boxes].sum()), weights[ranking.images]
     return interpolated_ap(np.cumsum(times * ranking.right), np.cumsum(times), boxes) if boxes else float("nan")

@@ -10,7 +10,7 @@ y2, best first, for each phrase of the sentence that has a box.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,6 @@ class CaptionTruth:
     sentence: int
     phrases: tuple[PhraseTruth, ...]
 
-    @property
-    def key(self) -> str:
-        """Names the caption; the official evaluator compares ids as text, so that "3" is 3."""
-        return _key(self.image, self.sentence)
-
 
 @dataclass(frozen=True)
 class PhraseRecall:
@@ -68,6 +63,11 @@ class PhraseRecall:
     at: dict[int, float]
     upper_bound: float
     kinds: dict[str, "PhraseRecall"] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All shares by name."""
+        return {**{f"R@{rank}": share for rank, share in self.at.items()}, "upper bound": self.upper_bound}
 
 
 def phrase_recall(pairs: Iterable[tuple[Sample, Detections]], *, protocol: str = "any-box") -> PhraseRecall:
@@ -97,12 +97,12 @@ def caption_recall(
                 by_kind[kind].append(hits[-1])
     if not hits:
         raise DataError("no phrase has a box: there is nothing to score; check the captions with glip data check")
-    return _recall(hits, {kind: _recall(by_kind[kind], {}) for kind in sorted(by_kind)})
+    return replace(_recall(hits), kinds={kind: _recall(by_kind[kind]) for kind in sorted(by_kind)})
 
 
-def _recall(hits: Sequence[tuple[bool, ...]], kinds: dict[str, PhraseRecall]) -> PhraseRecall:
+def _recall(hits: Sequence[tuple[bool, ...]]) -> PhraseRecall:
     *shares, upper_bound = (sum(column) / len(hits) for column in zip(*hits, strict=True))
-    return PhraseRecall(len(hits), dict(zip(RANKS, shares, strict=True)), upper_bound, kinds)
+    return PhraseRecall(len(hits), dict(zip(RANKS, shares, strict=True)), upper_bound)
 
 
 def phrase_hits(truth: PhraseTruth, ranked: Float[Tensor, "rank 4"], *, protocol: str) -> tuple[bool, ...]:
@@ -174,11 +174,6 @@ class _Predicted:
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
 
 
-@checked
-class _File:
-    predictions: tuple[_Predicted, ...]
-
-
 def prediction_row(truth: CaptionTruth, boxes: Sequence[Ranked]) -> dict[str, Any]:
     """The boxes of a caption (``ranked_boxes``) as a row of a file of predictions."""
     listed = [ranked.tolist() for ranked in boxes]
@@ -196,12 +191,11 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
         DataError: not such a list; a sentence without prediction; one for another number of phrases; a phrase without
             boxes, which is written as [[0, 0, 0, 0]]; two captions with one id.
     """
-    by_key = {truth.key: truth for truth in truths}
+    by_key = {_key(truth.image, truth.sentence): truth for truth in truths}
     if len(by_key) < len(truths):
         raise DataError(f"{len(truths)} captions have {len(by_key)} ids between them: give each sentence its own id")
     found: dict[str, list[Ranked]] = {}
-    file = parse(_File, {"predictions": read_json(path)}, at=str(path), error=DataError)
-    for row in file.predictions:
+    for row in parse(tuple[_Predicted, ...], read_json(path), at=str(path), error=DataError):
         key = _key(row.image_id, row.sentence_id)
         if key in found:
             tally.add("second prediction for a sentence", key)
@@ -228,4 +222,5 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
 
 
 def _key(image: Any, sentence: Any) -> str:
+    """Names a caption; the official evaluator compares ids as text, so that "3" is 3."""
     return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"

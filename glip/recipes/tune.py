@@ -15,11 +15,10 @@ from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
-from glip.evaluate.coco import Score, average_precision
+from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
-from glip.evaluate.thresholds import best_thresholds
-from glip.evaluate.validate import Chosen
+from glip.evaluate.validate import evenly_spaced
 from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
 from glip.model.adapt import save_adaptation
@@ -186,7 +185,7 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
                 f"task {task.name!r}: no image with a labelled box is left to {what} on: give more images, fewer shots "
                 "or --validate SET"
             )
-    return train, list(Chosen(rest, config.max_val_images))
+    return train, list(evenly_spaced(rest, config.max_val_images))
 
 
 class _Scorer:

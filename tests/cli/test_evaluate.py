@@ -254,7 +254,7 @@ def test_an_unreadable_image_is_counted_and_its_boxes_missed(glip_, tiny_folder,
     code, out, _ = glip_(tiny_folder, things, "--out", "bad")
     assert code == 0 and "Noted: 1 x unreadable image" in out
     good, bad = (report_of(written(tmp_path / folder, "things-boxes")) for folder in ("good", "bad"))
-    boxes = [sum(row["boxes"] for row in report["tables"][0]["rows"]) for report in (good, bad)]
+    boxes = [sum(row["boxes"] for row in report["tables"]["Per category"]) for report in (good, bad)]
     assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]
 
 
@@ -282,7 +282,7 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
         json.loads((written(tmp_path / "runs" / "evaluate", name) / "report.json").read_text())
         for name in names_of(out)
     ]
-    assert len(rows) == 2 and all(row["tables"][0]["rows"][0]["boxes"] == 1 for row in rows)
+    assert len(rows) == 2 and all(row["tables"]["Per category"][0]["boxes"] == 1 for row in rows)
     code, _, err = glip_(tiny_folder, "odinw35", "--root", tmp_path / "nowhere")
     assert code == 2 and "none of its tasks is under" in err and err.count("\n") == 1
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from glip.data.readers.flickr30k import read_flickr30k
-from glip.data.readers.mdetr import read_mdetr
-
+from glip.data.flickr30k import read_flickr30k
+from glip.data.grounding import read_mdetr
 from glip.data.sets import SkipCounter
 from glip.evaluate.phrases import (
     caption_recall,
