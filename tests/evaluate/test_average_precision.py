@@ -41,7 +41,10 @@ def test_names_count_where_they_were_asked():
     asked = sample(["dog", "cat"], [(B, 0)])
     mistaken = detections(asked, [(B, 0.9, 0), (A, 0.8, 1)])  # a cat is said to be where none is, and louder
     both = average_precision([(first, found), (asked, mistaken)])
-    assert {row["name"]: row["AP50"] for row in both.categories} == {"cat": pytest.approx(0.5), "dog": pytest.approx(1.0)}
+    assert {row["name"]: row["AP50"] for row in both.categories} == {
+        "cat": pytest.approx(0.5),
+        "dog": pytest.approx(1.0),
+    }
 
 
 def test_many_names_give_the_figures_of_one_evaluation():

@@ -68,26 +68,10 @@ def test_whether_a_model_was_trained_on_a_file(tmp_path):
     """Only fingerprints of the data can tell; they do not depend on the folder. The release's weights have none."""
     files = [write_coco(tmp_path / folder) for folder in ("here", "there")]
     first, moved = (load_benchmarks([str(file)], EvaluateConfig())[str(file)][0] for file in files)
-    assert first.name == "here-instances" and moved.fingerprint == first.fingerprint
+    assert first.name == "here_instances" and moved.fingerprint == first.fingerprint
     for trained_on_data, told in (((first.fingerprint,), "yes"), (("another",), "no"), ((), "unknown")):
         model = ModelConfig(trained_on=("instances", "objects365"), trained_on_data=trained_on_data)
         assert moved.trained_on(model) == told
-
-
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("bccd/annotations/instances_test.json", "bccd-instances_test"),
-        ("bccd/test/_annotations.coco.json", "bccd-test-_annotations.coco"),
-        ("bccd/boxes.json", "bccd-boxes"),
-    ],
-)
-def test_a_file_is_named_with_its_folder(place, name, tmp_path):
-    file = tmp_path / place
-    file.parent.mkdir(parents=True)
-    write_coco(tmp_path / "set").rename(file)
-    [[made]] = load_benchmarks([str(file)], EvaluateConfig(images=(str(tmp_path / "set" / "images"),))).values()
-    assert made.name == name
 
 
 def test_how_the_model_is_called():

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from glip.data.flickr30k import read_flickr30k
 from glip.data.grounding import read_mdetr
 from glip.data.sets import SkipCounter
