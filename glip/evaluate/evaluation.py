@@ -51,21 +51,18 @@ def evaluate(
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
         detector = Detector.from_pretrained(names[0], task=config.task, device=device)
-        made_with = {"model": detector.config.name, "weights": detector.fingerprint[:16]}
-        made_with |= {"task": digest_of(detector.adaptation)[:16]} if detector.adaptation else {}
-    folder = Path(config.out or OUT) / _label(names[0], made_with)
+    folder = Path(config.out or OUT) / _label(names[0], detector)
     reports: dict[str, list[Report]] = {}
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
-        found = []
+        found: list[Report] = []
         for benchmark in own:
             with _all_or_none(gather):
                 options = query_options(benchmark, config, prompts)
                 place = folder / part / benchmark.name
-                settings = {**made_with, **_settings(benchmark, detector, options)}
-                store = PredictionStore(place / "predictions", settings, process=share[0])
-                task = detector.adaptation
-                if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and main:
-                    show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+                store = PredictionStore(
+                    place / "predictions", _settings(benchmark, detector, options), process=share[0]
+                )
+                _check_task(detector, benchmark, show if main else None)
             with _all_or_none(gather):
                 collect(detector, benchmark, store, options, share=share)
             with _all_or_none(gather):
@@ -73,7 +70,7 @@ def evaluate(
             if main:
                 show(found[-1].markdown())
         reports.setdefault(prompts, []).extend(found)
-        if name in ODINW and main:
+        if name in ODINW and found:
             page = odinw_page(found, ODINW[name])
             with atomic_write(folder / part / f"{name}.md") as file:
                 file.write(page)
@@ -158,16 +155,26 @@ def _all_or_none(gather: Gather) -> Iterator[None]:
             raise ConfigError(f"Process {number} failed: {message}")
 
 
-def _label(model: str, made_with: Mapping[str, str]) -> str:
+def _check_task(detector: Detector, benchmark: Benchmark, show: Callable[[str], None] | None) -> None:
+    """Say that a set has other names than the task that the model was tuned for; refuse the same in another order."""
+    task = detector.adaptation
+    if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and show:
+        show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+
+
+def _label(model: str, detector: Detector) -> str:
     """Names the folder of a model; two trainings of one config differ in their weights."""
-    label = f"{made_with['model']}-{made_with['weights'][:6]}" if Path(model).exists() else made_with["model"]
-    return label + (f"-task-{made_with['task'][:6]}" if "task" in made_with else "")
+    label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
+    return label + (f"-task-{digest_of(detector.adaptation)[:6]}" if detector.adaptation else "")
 
 
 def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -> dict[str, str]:
-    """What predictions depend on besides the weights."""
+    """What predictions depend on."""
     config = detector.config
     return {
+        "model": config.name,
+        "weights": detector.fingerprint[:16],
+        "task": digest_of(detector.adaptation)[:16] if detector.adaptation else "",
         "inference": repr((config.inference, config.image, config.max_tokens)),
         "set": benchmark.name,
         "images and annotations": benchmark.fingerprint,

@@ -62,8 +62,8 @@ class Validator:
             if lost or not has_boxes(samples):
                 what = f"exists, such as {str(samples[0].image)!r}" if lost and samples else "has a named box"
                 raise DataError(
-                    f"Validation set {name!r}: none of its {len(samples)} chosen images {what}: check it with glip data "
-                    "check, correct data.root, or remove it from data.validate"
+                    f"Validation set {name!r}: none of its {len(samples)} chosen images {what}: check it with "
+                    "glip data check, correct data.root, or remove it from data.validate"
                 )
 
     def __call__(self, detector: Detector) -> Validated:

@@ -30,7 +30,7 @@ def test_trained_on_a_file(tmp_path, tiny_folder, capsys, monkeypatch):
         "train.warmup=0",
     ]
     with pytest.raises(SystemExit, match="0"):
-        main(["train", "bare.yaml", "--data", str(file), *options, "--device", "cpu"])
+        main(["train", "bare.yaml", "--data", str(file), *options, f"train.start={tiny_folder}", "--device", "cpu"])
     model = Path("run", "model")
     capsys.readouterr()
     assert told(capsys, model, file) == "yes"
