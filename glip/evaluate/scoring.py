@@ -19,10 +19,10 @@ from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.phrases import (
     PhraseRecall,
     caption_recall,
-    caption_truth,
     prediction_row,
     ranked_boxes,
     read_predictions,
+    scored_phrases,
 )
 from glip.evaluate.report import Report, Row
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
@@ -107,9 +107,9 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     skipped.merge(benchmark.read.skipped)
     report = Report(file.name, benchmark.name, benchmark.protocol, len(benchmark.read.samples), "unknown")
     if benchmark.protocol in ("any-box", "merged-boxes"):
-        truths = [caption_truth(sample) for sample in benchmark.read.samples if sample.prompt]
-        boxes = read_predictions(file, truths, skipped)
-        _add_recall(report, caption_recall(zip(truths, boxes, strict=True), protocol=benchmark.protocol))
+        captions = [sample for sample in benchmark.read.samples if sample.prompt]
+        boxes = read_predictions(file, captions, skipped)
+        _add_recall(report, caption_recall(zip(captions, boxes, strict=True), protocol=benchmark.protocol))
     else:
         truth = benchmark.ground_truth(skipped)
         results = read_results(file, truth.images, truth.categories, skipped)
@@ -207,10 +207,9 @@ def _score_captions(report: Report, predictions: Predictions, path: Path) -> Non
     """Skipped captions count as having no detection: leaving them out would raise the recall."""
     pairs = []
     for sample, one in predictions:
-        truth = caption_truth(sample)
-        nothing = [torch.zeros(1, 4)] * len(truth.phrases)
-        pairs.append((truth, nothing if one.found is None else ranked_boxes(sample, one.found)))
-    write_json(path, [prediction_row(truth, ranked) for truth, ranked in pairs])
+        nothing = [torch.zeros(1, 4)] * len(scored_phrases(sample))
+        pairs.append((sample, nothing if one.found is None else ranked_boxes(sample, one.found)))
+    write_json(path, [prediction_row(sample, ranked) for sample, ranked in pairs])
     protocol = "merged-boxes" if report.protocol == "merged-boxes" else "any-box"
     _add_recall(report, caption_recall(pairs, protocol=protocol))
 
