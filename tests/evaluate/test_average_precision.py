@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from scored import detections, sample
 
-from glip.evaluate.coco import average_precision, score_results
-from glip.evaluate.ground_truth import to_arrays
-from glip.evaluate.results import UNKNOWN, Results
+from glip.evaluate.coco import average_precision
 
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 
@@ -65,14 +62,6 @@ def test_words_asked_beside_the_names_of_the_set_are_not_scored():
     assert score.ap50 == pytest.approx(1.0) and [row["name"] for row in score.categories] == ["cat"]
 
 
-def test_unknown_categories_are_not_scored():
-    one = sample(["cat"], [(A, 0)])
-    truth, found = to_arrays([(one, detections(one, [(A, 0.5, 0)]))])
-    stray = Results(np.array([0]), np.array([UNKNOWN]), np.array([[10.0, 10, 40, 40]]), np.array([0.9]))
-    both = Results(*(np.concatenate(pair) for pair in zip(vars(stray).values(), vars(found).values(), strict=True)))
-    assert score_results(truth, both).ap50 == pytest.approx(1.0)
-
-
 def test_what_each_detection_was():
     one = sample(["cat", "dog"], [(A, 0), (B, 0), (FAR, 1)])
     score = average_precision([(one, detections(one, [(A, 0.9, 0), (A, 0.8, 0), (FAR, 0.25, 1)]))])
@@ -111,12 +100,6 @@ def test_nothing_to_score_is_an_error_never_zero():
     one, other = sample(["cat"], [(A, 0)]), sample(["dog"], [(A, 0)])
     with pytest.raises(ValueError, match=r"detections are of \('dog',\).*no class matches"):
         average_precision([(one, detections(other, [(A, 0.9, 0)]))])
-
-
-def test_no_detection_at_all_is_zero():
-    one = sample(["cat"], [(A, 0)])
-    score = average_precision([(one, detections(one, []))])
-    assert score.ap50 == 0.0 and score.interval(rounds=20) == (0.0, 0.0)
 
 
 def test_interval():

@@ -123,13 +123,3 @@ def test_a_set_with_both_kinds_takes_either_protocol():
         "coco",
         "any-box",
     ]
-
-
-def test_other_words_or_images_are_another_set():
-    config = SetConfig(format="coco")
-    first = load_benchmark("mine", config, LISTED, None)
-    for other in (replace(CAT, vocabulary=("dog",)), replace(CAT, image_id=9)):
-        assert (
-            load_benchmark("mine", config, SampleSet([other], other.vocabulary), None).fingerprint != first.fingerprint
-        )
-    assert load_benchmark("mine", config, SampleSet([CAT], ("cat",)), None).fingerprint == first.fingerprint

@@ -273,13 +273,6 @@ FIRST, SECOND = 0, 1
 FOUND = (FIRST, CAT, BOX, 0.5)
 
 
-def test_images_and_categories_are_ordered_by_id(read):
-    truth = read(small_tree())
-    assert (truth.images, truth.categories) == ((4, 9), (1, 2, 3))
-    assert (truth.names, truth.frequencies) == (("cat", "dog", "bird"), ("f", "c", "r"))
-    assert truth.negatives.tolist() == [[False, True, False], [True, False, False]]
-
-
 def test_an_annotation_with_the_id_0_is_found(read):
     assert standard_ap(read(small_tree()), results(FOUND)).figures["AP"] == pytest.approx(1.0)
 
@@ -403,16 +396,6 @@ def test_counted_not_scored(read):
     assert score.figures["AP"] == score.figures["APf"] == pytest.approx(1.0)
 
 
-def test_without_frequencies_the_other_figures_stand(read):
-    tree, tally = small_tree(), SkipCounter()
-    for record in tree["categories"]:
-        del record["frequency"]
-    score = standard_ap(read(tree, tally), results(FOUND))
-    assert tally.counts == {"category without a frequency (r, c or f)": 3}
-    assert score.ap == pytest.approx(1.0)
-    assert {name: score.figures[name] for name in ("APr", "APc", "APf")} == {"APr": -1, "APc": -1, "APf": -1}
-
-
 def without_lists(tree):
     for record in tree["images"]:
         del record["neg_category_ids"]
@@ -438,13 +421,3 @@ def test_unusable_files(kind, read):
     with pytest.raises(ValueError, match=message) as caught:
         read(tree)
     assert "\n" not in str(caught.value) and "annotations.json" in str(caught.value)
-
-
-def test_no_json(tmp_path):
-    path = tmp_path / "annotations.json"
-    with pytest.raises(FileNotFoundError, match="annotations.json"):
-        read_lvis_truth(path, SkipCounter())
-    for content in ("{", "[1, 2]"):
-        path.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="json"):
-            read_lvis_truth(path, SkipCounter())
