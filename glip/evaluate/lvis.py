@@ -95,7 +95,7 @@ def _rank(groups: np.ndarray) -> np.ndarray:
 def _score(truth: LvisTruth, results: Results, max_dets: int) -> Score:
     """The figures of results that are already limited; only those count whose category was looked for in the image."""
     boxes = truth.boxes.select(_has_area(truth.boxes.areas))
-    looked_for = truth.negatives | False
+    looked_for = np.array(truth.negatives)
     looked_for[boxes.images, boxes.categories] = True
     found = results.select((results.categories != UNKNOWN) & _has_area(results.boxes[:, 2] * results.boxes[:, 3]))
     found = found.select(looked_for[found.images, found.categories])

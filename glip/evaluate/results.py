@@ -5,7 +5,7 @@ Rows of a file are checked one by one: what cannot be scored is skipped and coun
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,8 @@ def read_results(
         """
         if "image_id" not in row and "score" not in row:
             return row
-        image, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+        values: Iterator[Any] = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+        image, category, box, score = values
         reason = _unusable(box, score) if is_id(image) and image in place else "result of an unknown image"
         if reason:
             return reason
@@ -133,8 +134,8 @@ def read_results(
             f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
             f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
         )
-    indices = (np.array(column, dtype=np.int64) for column in (where, labels))
-    return Results(*indices, np.array(boxes).reshape(-1, 4), np.array(scores))
+    indices = [np.array(column, dtype=np.int64) for column in (where, labels)]
+    return Results(indices[0], indices[1], np.array(boxes).reshape(-1, 4), np.array(scores))
 
 
 def _unusable(box: Any, score: Any) -> str:
