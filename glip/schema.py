@@ -51,9 +51,9 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
     return _parsed(kind, json.dumps(value, default=str), at, error)
 
 
-def parse_json(kind: type[T], text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """The same from the text of a JSON file."""
-    return typing.cast(T, _parsed(kind, text, at, error))
+    return _parsed(kind, text, at, error)
 
 
 def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> Any:

@@ -459,7 +459,7 @@ def scoring(args: argparse.Namespace) -> None:
         start, busy = time.perf_counter(), time.process_time()
         figures = score(truth, results)
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        counted = sum(row.detections for row in figures.categories)
+        counted = sum(row["detections"] for row in figures.categories)
         cost = f"{seconds:7.1f} s ({busy:.1f} s of a core), peak {peak_gb():.2f} GB"
         print(f"{name:<12} {cost}, AP {figures.ap:.4f}, {counted} results count")
 

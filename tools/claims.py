@@ -211,7 +211,7 @@ def measure_held_out(detector: glip.Detector) -> dict[str, float]:
     ]
     recall = phrase_recall(detect_all(detector, captions)).kinds
     for one in ("unseen", "seen"):
-        figures[f"{one} AP50"] = round(mean(c.ap50 for c in categories if c.boxes and kind(c.name) == one), 4)
+        figures[f"{one} AP50"] = round(mean(c["AP50"] for c in categories if c["boxes"] and kind(c["name"]) == one), 4)
         figures[f"{one} recall@1"] = round(recall[one].at[1], 4)
     return figures
 

@@ -22,7 +22,7 @@ from glip.evaluate.coco import average_precision
 from glip.evaluate.false_positives import FalsePositives, false_positives_of
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.evaluate.validate import Chosen
+from glip.evaluate.validate import evenly_spaced
 from glip.structures import Sample
 
 SMALL = ("bccd", "chess_pieces", "playing_cards", "raccoon", "rabbits", "pothole")
@@ -45,7 +45,7 @@ def main() -> None:
     boxes, captions = list[Row](), list[Row]()
     for name in args.sets:
         full = name if name in known_sets(args.data) else f"{name}_{args.split}"
-        samples = Chosen(read_set(find_set(full), args.data).samples, args.images)
+        samples = evenly_spaced(read_set(find_set(full), args.data).samples, args.images)
         pairs = list(detect_all(detector, samples, tally=tally))
         seen = {"seen in training": seen_as(full, detector)}
         if any(sample.prompt is not None for sample, _ in pairs):

@@ -17,7 +17,7 @@ from glip.errors import DataError
 from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
-from glip.evaluate.validate import Chosen
+from glip.evaluate.validate import evenly_spaced
 from glip.files import fingerprint, write_json
 from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
@@ -181,7 +181,7 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
                 f"task {task.name!r}: no image with a labelled box is left to {what} on: give more images, fewer shots "
                 "or --validate SET"
             )
-    return train, list(Chosen(rest, config.max_val_images))
+    return train, list(evenly_spaced(rest, config.max_val_images))
 
 
 class _Scorer:
