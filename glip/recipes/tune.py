@@ -15,10 +15,9 @@ from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
-from glip.evaluate.coco import Score, average_precision
+from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
-from glip.evaluate.thresholds import best_thresholds
 from glip.evaluate.validate import Chosen
 from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json

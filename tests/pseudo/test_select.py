@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 import pytest
-from glip.data.readers.labels import read_labels
+from glip.data.labels import read_labels
 
 from glip.config import SelectConfig
 from glip.errors import DataError
