@@ -6,7 +6,7 @@ A caption is kept as it is or skipped, never changed, so that spans stay valid.
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import imagehash
-import numpy as np
 from PIL import Image
 
 from glip.config import LabelConfig
@@ -26,7 +25,6 @@ from glip.text.phrases import MARKUP
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_BITS_SET = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 _REMEMBERED = 1 << 17  # image hashes of a shard; older ones are forgotten
 
 
@@ -83,8 +81,9 @@ class Inspected:
     detail: str = ""
 
 
-def inspect_image(image: Path | TarMember, config: LabelConfig) -> Inspected:
+def inspect_image(image: Path | TarMember | Image.Image, config: LabelConfig) -> Inspected:
     """Check an image's size and header, and decode it if both are in order; threads may call this in any order."""
+    assert not isinstance(image, Image.Image), "captioned datasets are files"
     try:
         size = stated_size(image)
         file_bytes = image.length if isinstance(image, TarMember) else image.stat().st_size
@@ -111,16 +110,12 @@ class ShardFilter:
         self.skipped = SkipCounter()
         self._config, self._count_tokens, self._max_tokens = config, count_tokens, max_tokens
         self._times = Counter[bytes]()
-        self._hashes = np.empty(0, dtype=np.uint64)
+        self._hashes = deque[int](maxlen=_REMEMBERED)
 
     def keep_caption(self, text: str, place: str) -> bool:
         """Whether a caption is kept; ``place`` (such as the image's file) is listed if not."""
         problem = caption_problem(text, self._config, self._count_tokens, self._max_tokens)
         return self._keep(problem or self._repeated(text), place)
-
-    def keep_phrases(self, number: int, place: str) -> bool:
-        """Whether a caption with this many noun phrases is kept."""
-        return self._keep("caption with too few noun phrases" if number < self._config.min_phrases else "", place)
 
     def keep_image(self, inspected: Inspected, place: str, pairs: int = 1) -> bool:
         """Whether an image is kept; call it once per image. All its pairs are skipped with it."""
@@ -139,10 +134,9 @@ class ShardFilter:
 
     def _is_duplicate(self, hash: int) -> bool:
         """Whether an image was there before; if not, its hash is remembered."""
-        bits = _BITS_SET[(self._hashes ^ np.uint64(hash)).view(np.uint16)].reshape(-1, 4).sum(1)
-        if (bits <= self._config.same_image).any():
+        if any((hash ^ other).bit_count() <= self._config.same_image for other in self._hashes):
             return True
-        self._hashes = np.append(self._hashes[-_REMEMBERED:], np.uint64(hash))
+        self._hashes.append(hash)
         return False
 
     def _keep(self, reason: str, place: str, pairs: int = 1) -> bool:
