@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from glip.config import LabelConfig
+from glip.data.sets import InvalidRecord, SkipCounter, require
 from glip.data.writers import label_row
 from glip.detector import Detector
 from glip.errors import GlipError
-from glip.pseudo.filters import Inspected, ShardFilter, inspect_image
+from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.packs import make_packs, split_detections
 from glip.pseudo.report import STAGES, count_labels
 from glip.pseudo.shards import Shard, read_shard
@@ -78,14 +79,13 @@ class Labeller:
             return {"shard": shard.name, "failed": " ".join(str(error).split())}
 
     def _label(self, shard: Shard) -> dict[str, Any]:
-        clock, processor = _Clock(), self.detector.processor
+        clock, skipped = _Clock(), SkipCounter()
         with clock.time("read"):
-            images, skipped = read_shard(shard)
-        filter = ShardFilter(self.config, processor.count_tokens, processor.max_tokens)
+            images, unread = read_shard(shard)
         with clock.time("parse"):
-            queries = self._make_queries(images, filter)
+            queries = self._make_queries(images, skipped)
         rows: list[Row] = []
-        for window in self._open(queries, filter, clock):
+        for window in self._open(queries, skipped, clock):
             with clock.time("detect"):
                 found = self._detect(window)
             with clock.time("write"):
@@ -95,59 +95,61 @@ class Labeller:
             "shard": shard.name,
             "pairs": sum(map(len, images)),
             **count_labels(rows),
-            "skipped": filter.skipped.counts,
-            "places": filter.skipped.places,
-            "skipped by the reader": skipped.counts,
+            "skipped": skipped.counts,
+            "places": skipped.places,
+            "skipped by the reader": unread.counts,
             "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
             "wall": round(time.monotonic() - clock.began, 3),
         }
         write_shard(self.folder, shard.name, self.config.form, rows, report)
         return report
 
-    def _make_queries(self, images: Sequence[Sequence[Sample]], filter: ShardFilter) -> list[_Query]:
+    def _make_queries(self, images: Sequence[Sequence[Sample]], skipped: SkipCounter) -> list[_Query]:
         """The captions worth labelling as prompts; an image without any is not opened."""
-        kept = [
-            [caption for caption in map(_caption_of, samples) if filter.keep_caption(caption, str(samples[0].image))]
-            for samples in images
-        ]
-        spans = iter(self.finder.many([caption for own in kept for caption in own]))
-        queries = []
-        for (first, *_), captions in zip(images, kept, strict=True):
-            prompts = [self._make_prompt(caption, next(spans), str(first.image), filter) for caption in captions]
-            if usable := [prompt for prompt in prompts if prompt is not None]:
-                queries.append(_Query(first, usable))
-        return queries
+        usable, seen, processor = list[tuple[int, str]](), Repetitions(self.config), self.detector.processor
+        for index, samples in enumerate(images):
+            for caption in map(_caption_of, samples):
+                with skipped.catch(str(samples[0].image)):
+                    check_caption(caption, self.config, processor.count_tokens, processor.max_tokens)
+                    seen.check_caption(caption)
+                    usable.append((index, caption))
+        prompts: dict[int, list[Prompt]] = defaultdict(list)
+        found = self.finder.many([caption for _, caption in usable])
+        for (index, caption), spans in zip(usable, found, strict=True):
+            with skipped.catch(str(images[index][0].image)):
+                require(len(spans) >= self.config.min_phrases, "caption with too few noun phrases")
+                prompts[index].append(self._make_prompt(caption, spans))
+        return [_Query(images[index][0], own) for index, own in prompts.items() if own]
 
-    def _make_prompt(self, caption: str, spans: Sequence[Span], place: str, filter: ShardFilter) -> Prompt | None:
-        if len(spans) < self.config.min_phrases:
-            filter.skipped.add("caption with too few noun phrases", place)
-            return None
+    def _make_prompt(self, caption: str, spans: Sequence[Span]) -> Prompt:
         prompt = Prompt.from_caption(caption, list(spans))
         try:
             self.detector.processor.text([prompt])
         except GlipError:  # a phrase of characters that are not in the vocabulary
-            filter.skipped.add("caption that the teacher cannot read", place)
-            return None
+            raise InvalidRecord("caption that the teacher cannot read") from None
         return prompt
 
-    def _open(self, queries: Sequence[_Query], filter: ShardFilter, clock: _Clock) -> Iterator[list[_Query]]:
+    def _open(self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock) -> Iterator[list[_Query]]:
         """The images that are kept, one window at a time; the next one is opened while this one is labelled."""
+        seen = Repetitions(self.config)
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
         with ThreadPoolExecutor(_READERS) as readers:
 
-            def start(window: Sequence[_Query]) -> list[Future[Inspected]]:
-                return [readers.submit(inspect_image, query.sample.image, self.config) for query in window]
+            def start(window: Sequence[_Query]) -> list[Future[tuple[Image.Image, int]]]:
+                return [readers.submit(open_checked, query.sample.image, self.config) for query in window]
 
             opening = start(windows[0]) if windows else []
             for window, following in zip(windows, [*windows[1:], []], strict=True):
                 with clock.time("decode"):
-                    inspected = [future.result() for future in opening]
-                opening = start(following)
-                yield [
-                    replace(query, decoded=found.image)
-                    for query, found in zip(window, inspected, strict=True)
-                    if filter.keep_image(found, str(query.sample.image), len(query.prompts))
-                ]
+                    wait(opening)
+                opened, opening = opening, start(following)
+                kept = []
+                for query, future in zip(window, opened, strict=True):
+                    with skipped.catch(str(query.sample.image), times=len(query.prompts)):
+                        image, hash = future.result()
+                        seen.check_image(hash)
+                        kept.append(replace(query, decoded=image))
+                yield kept
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""

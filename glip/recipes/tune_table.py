@@ -128,25 +128,34 @@ def _fill_cell(
         with exclusive(folder):
             if not is_done():
                 print(title)
-                began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
-                row = TableRow(
-                    model=detector.config.name,
-                    weights=weights,
-                    task=name,
-                    mode=config.mode,
-                    shots=shots,
-                    seed=config.seed,
-                    images=int(found.about["images"]),
-                    settings=_settings(detector, config),
-                    data=data,
-                    figures={title: round(value, 4) for title, value in found.figures.items()},
-                    minutes=round((time.monotonic() - began) / 60, 2),
-                )
-                with exclusive(ledger.parent, wait=True):
-                    append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
+                _append(ledger, _tuned_row(detector, config, task, features, folder))
             remove_state(folder)  # after full tuning four times the size of the model
     except LockedError:
         print(f"{title}: another process is tuning it")
+
+
+def _tuned_row(
+    detector: Detector, config: TuneConfig, task: TaskData, features: FeatureCache, folder: Path
+) -> TableRow:
+    began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
+    return TableRow(
+        model=detector.config.name,
+        weights=detector.fingerprint[:16],
+        task=task.name,
+        mode=config.mode,
+        shots=str(config.shots or "all"),
+        seed=config.seed,
+        images=int(found.about["images"]),
+        settings=_settings(detector, config),
+        data=task.fingerprint(),
+        figures={title: round(value, 4) for title, value in found.figures.items()},
+        minutes=round((time.monotonic() - began) / 60, 2),
+    )
+
+
+def _append(ledger: Path, row: TableRow) -> None:
+    with exclusive(ledger.parent, wait=True):
+        append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
 
 
 def _settings(detector: Detector, config: TuneConfig) -> dict[str, Any]:
