@@ -27,6 +27,7 @@ from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
+_Opened = Future[tuple[Image.Image, int]]  # an image and its hash
 _READERS = 2  # threads that open images while the teacher labels others
 
 
@@ -135,7 +136,7 @@ class Labeller:
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
         with ThreadPoolExecutor(_READERS) as readers:
 
-            def start(window: Sequence[_Query]) -> list[Future[tuple[Image.Image, int]]]:
+            def start(window: Sequence[_Query]) -> list[_Opened]:
                 return [readers.submit(open_checked, query.sample.image, self.config) for query in window]
 
             opening = start(windows[0]) if windows else []
@@ -143,13 +144,7 @@ class Labeller:
                 with clock.time("decode"):
                     wait(opening)
                 opened, opening = opening, start(following)
-                kept = []
-                for query, future in zip(window, opened, strict=True):
-                    with skipped.catch(str(query.sample.image), times=len(query.prompts)):
-                        image, hash = future.result()
-                        seen.check_image(hash)
-                        kept.append(replace(query, decoded=image))
-                yield kept
+                yield list(_kept(window, opened, seen, skipped))
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""
@@ -175,6 +170,17 @@ class Labeller:
                 for (place, pack), answer in zip(piece, answers, strict=True):
                     found[group[place]] += split_detections(answer, pack, config.max_detections)
         return [found[index] for index in range(len(queries))]
+
+
+def _kept(
+    window: Sequence[_Query], opened: Sequence[_Opened], seen: Repetitions, skipped: SkipCounter
+) -> Iterator[_Query]:
+    """The queries whose images could be opened and did not occur before; all prompts of an image go with it."""
+    for query, future in zip(window, opened, strict=True):
+        with skipped.catch(str(query.sample.image), times=len(query.prompts)):
+            image, hash = future.result()
+            seen.check_image(hash)
+            yield replace(query, decoded=image)
 
 
 def _caption_of(sample: Sample) -> str:
