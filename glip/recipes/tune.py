@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glip.adaptation import Adaptation
 from glip.config import TaskConfig, TuneConfig
 from glip.data.catalog import data_root, find_set, folders_of, read_set
 from glip.data.sets import SampleSet, SkipCounter
@@ -22,7 +21,7 @@ from glip.evaluate.run import detect_all
 from glip.evaluate.validate import Chosen
 from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
-from glip.model.adapt import save_adaptation
+from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
 from glip.train.distributed import ONE, Group, main_only

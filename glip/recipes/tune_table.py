@@ -22,7 +22,7 @@ from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.recipes.tune_report import TableRow, draw_figure, table_lines
 from glip.schema import parse
-from glip.train.tune import remove_state
+from glip.train.checkpoint import LAST
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 _FREE = ("mode", "shots", "seed", "image_list", "cache_gb", "micro_batch", "checkpointing", "compile")
@@ -129,7 +129,7 @@ def _fill_cell(
             if not is_done():
                 print(title)
                 _append(ledger, _tuned_row(detector, config, task, features, folder))
-            remove_state(folder)  # after full tuning four times the size of the model
+            (folder / LAST).unlink(missing_ok=True)  # after full tuning four times the size of the model
     except LockedError:
         print(f"{title}: another process is tuning it")
 
