@@ -47,7 +47,7 @@ def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
     assert json.loads(out)["phrases"] == list(NAMES)
     code, out, err = command_line("evaluate", model, shapes, "--task", file, "--out", "e")
     assert code == 0, err
-    (report,) = (tmp_path / "e").glob("*-task-*/instances/report.json")
+    (report,) = (tmp_path / "e").glob("*-task-*/shapes_instances/report.json")
     assert json.loads(report.read_text())["figures"]["AP50"] == pytest.approx(task.figures["test AP50"], abs=2e-4)
     code, _, err = command_line("detect", image, "--model", "glip-nano", "--task", file)
     assert code == 2 and "other weights" in err and err.count("\n") == 1
@@ -144,7 +144,7 @@ def test_prompts_are_compared(command_line, model, shapes, tmp_path):
     flags = ("--prompts", "none", "--prompts", "words.yaml", "--out", "e")
     code, out, err = command_line("evaluate", model, shapes, *flags)
     assert code == 0, err
-    lines = [line for line in out.splitlines() if line.startswith("| instances |")]
+    lines = [line for line in out.splitlines() if line.startswith("| shapes_instances |")]
     assert any("| words.yaml | AP |" in line and ("+" in line or "-" in line) for line in lines)
     (folder,) = (tmp_path / "e").iterdir()
     assert {part.name for part in folder.iterdir()} == {"prompts-none", "prompts-words"}
