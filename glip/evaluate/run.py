@@ -12,6 +12,7 @@ from itertools import groupby
 
 from PIL import Image
 
+from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key

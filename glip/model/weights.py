@@ -205,7 +205,7 @@ def read_tensors(path: Path) -> State:
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
     tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
-    if not tensors or not tree:
+    if not tensors:
         raise CheckpointError(f"{str(path)!r} holds no state dict (tensors by name): give a checkpoint of a model")
     return dict(tree)
 
