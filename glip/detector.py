@@ -144,9 +144,10 @@ class Detector:
         Raises:
             GlipError: an unreadable image, a bad prompt, a caption over the limit, an option out of range.
         """
-        listed = list(images) if isinstance(images, list | tuple) else [images]
-        found = list(self.stream(listed, prompt, **options))
-        return found if isinstance(images, list | tuple) else found[0]
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, prompt, **options))
+        [found] = self.stream([images], prompt, **options)  # type: ignore[list-item]
+        return found
 
     def stream(
         self,

@@ -1,16 +1,14 @@
 """Noun phrases: the rule, the bundled finder against the truth, cleaning, parsed pipelines, and odd captions."""
 
 import ast
-import importlib.util
 import json
 import pickle
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import spacy
 import srsly
+import train_phrases
 from hypothesis import given
 from hypothesis import strategies as st
 from small import ROOT
@@ -22,17 +20,6 @@ from glip.text.phrases import BUNDLED, PhraseFinder, noun_phrases
 
 UD = ROOT / ".." / "shared" / "data" / "text" / "ud_english_ewt"
 BY_HAND = Path(__file__).with_name("captions_by_hand.jsonl")
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-treebank = tool("treebank")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +44,9 @@ def gold(tree: str) -> list[str]:
     rows = [word.split("/") for word in tree.split()]
     words, start = [], 0
     for text, upos, head, relation in rows:
-        words.append(treebank.Word(start, start + len(text), upos, "", int(head) - 1, relation))
+        words.append(train_phrases.Word(start, start + len(text), upos, "", int(head) - 1, relation))
         start += len(text) + 1
-    return [" ".join(row[0] for row in rows[a:b]) for a, b in treebank.gold_spans(words)]
+    return [" ".join(row[0] for row in rows[a:b]) for a, b in train_phrases.gold_spans(words)]
 
 
 def test_rule_takes_the_left_dependants_of_a_noun():
@@ -102,14 +89,14 @@ def test_captions_by_hand(finder):
     records = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     truth = [[tuple(span) for span in record["spans"]] for record in records]
     assert len(records) == 200
-    assert treebank.f1(finder.chunks(record["caption"] for record in records), truth) >= 0.92
+    assert train_phrases.f1(finder.chunks(record["caption"] for record in records), truth) >= 0.92
 
 
 @pytest.mark.skipif(not UD.exists(), reason="the UD English treebank is not beside the project (../shared/data)")
 def test_treebank(finder):
-    sentences = list(treebank.read_conllu(UD / "en_ewt-ud-test.conllu"))
+    sentences = list(train_phrases.read_conllu(UD / "en_ewt-ud-test.conllu"))
     assert len(sentences) == 2077
-    assert treebank.f1(finder.chunks(s.text for s in sentences), [s.spans for s in sentences]) >= 0.85
+    assert train_phrases.f1(finder.chunks(s.text for s in sentences), [s.spans for s in sentences]) >= 0.85
 
 
 def test_training_and_test_captions_differ():
