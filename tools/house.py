@@ -29,7 +29,6 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "adaptation": 80,
     "cli": 750,
     "config": 370,
     "data": 3_980,
@@ -38,11 +37,11 @@ BUDGETS = {  # lines of each room
     "errors": 30,
     "evaluate": 2_740,
     "experiment": 160,
-    "files": 210,
+    "files": 240,
     "geometry": 230,
     "lettering": 190,
     "loss": 160,
-    "model": 1_510,
+    "model": 1_550,
     "postprocess": 120,
     "processor": 110,
     "pseudo": 1_090,
@@ -52,7 +51,7 @@ BUDGETS = {  # lines of each room
     "signals": 50,
     "structures": 250,
     "text": 780,
-    "train": 1_790,
+    "train": 1_700,
     "visualize": 210,
 }
 TOTAL, RAISES, TYPES = 16_540, 15.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
