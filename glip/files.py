@@ -106,15 +106,19 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
     Raises:
         DataError: another line that is not JSON.
     """
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
-            yield row
+    for number, line in enumerate(_raw_lines(Path(path)), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not line.endswith(b"\n"):
+                return
+            raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
+        yield row
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from file
 
 
 def append_jsonl(path: str | Path, row: Any) -> None:

@@ -206,8 +206,6 @@ def _written(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
         return [TextRun("no boxes", None)]
     runs = []
     for index, count in times.most_common():
-        runs += [
-            TextRun(sample.vocabulary[index], palette[index]),
-            TextRun(f" x{count}   " if count > 1 else "   ", None),
-        ]
+        often = f" x{count}   " if count > 1 else "   "
+        runs += [TextRun(sample.vocabulary[index], palette[index]), TextRun(often, None)]
     return runs

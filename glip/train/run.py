@@ -14,15 +14,7 @@ from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
-from glip.model.weights import (
-    ASSETS,
-    BUNDLED,
-    build_with,
-    load_pretrained,
-    save_pretrained,
-    start_language,
-    start_vision,
-)
+from glip.model.weights import ASSETS, BUNDLED, filled, load_pretrained, save_pretrained, start_language, start_vision
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group
@@ -109,7 +101,7 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     if experiment.train.start:
         loaded = load_pretrained(experiment.train.start)
         inherited, vocabulary = loaded.config, loaded.tokenizer
-        model = build_with(config, loaded.model.state_dict(), Path(experiment.train.start))
+        model = filled(config, loaded.model.state_dict(), Path(experiment.train.start))
     else:
         model, vocabulary = _pretrained_parts(config), ASSETS / BUNDLED
     if config.trained_on in ((), inherited.trained_on):  # else the config states what the model is trained on
