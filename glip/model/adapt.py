@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from glip.structures import Phrase, Prompt
 FORMAT = "glip task 1"
 _OFFSETS = "offsets"
 _WEIGHT = "weight."  # before the names of weights that changed
+_SHARED = ("mode", "model", "fingerprint", "names", "thresholds", "figures", "about")  # fields as in an Adaptation
 
 
 @checked
@@ -61,16 +63,10 @@ def load_adaptation(path: str | Path) -> Adaptation:
     try:
         phrases = [Phrase(text, spans) for text, spans in zip(task.texts, task.spans, strict=True)]
         return Adaptation(
-            mode=task.mode,
-            model=task.model,
-            fingerprint=task.fingerprint,
-            names=task.names,
+            **{name: getattr(task, name) for name in _SHARED},
             prompt=Prompt(task.caption, tuple(phrases)),
             offsets=offsets,
             weights={name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)},
-            thresholds=task.thresholds,
-            figures=task.figures,
-            about=task.about,
         )
     except ValueError as error:
         raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
@@ -98,18 +94,9 @@ def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:
 
 
 def _metadata(adaptation: Adaptation) -> str:
-    """The text of a ``_Task``."""
+    """The text of a ``_Task``, in the order of its fields."""
     prompt = adaptation.prompt
-    task = {
-        "mode": adaptation.mode,
-        "model": adaptation.model,
-        "fingerprint": adaptation.fingerprint,
-        "names": adaptation.names,
-        "caption": prompt.caption,
-        "spans": [phrase.spans for phrase in prompt.phrases],
-        "texts": prompt.texts,
-        "thresholds": adaptation.thresholds,
-        "figures": dict(adaptation.figures),
-        "about": dict(adaptation.about),
-    }
-    return json.dumps(task)
+    spans = [phrase.spans for phrase in prompt.phrases]
+    task = {name: getattr(adaptation, name) for name in _SHARED}
+    task |= {"caption": prompt.caption, "spans": spans, "texts": prompt.texts}
+    return json.dumps({field.name: task[field.name] for field in fields(_Task)}, default=dict)

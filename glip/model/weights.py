@@ -74,11 +74,7 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
 
 
 def filled(config: ModelConfig, state: State, path: Path) -> GLIP:
-    """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors.
-
-    Raises:
-        CheckpointError: weights that do not fit the config.
-    """
+    """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
         with torch.device("meta"):
             sizes = build(config).state_dict()
