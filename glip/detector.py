@@ -231,9 +231,6 @@ class Detector:
         """Encode one prompt for all images, or a list of Prompts, one for each; long lists of names in chunks.
 
         Without a prompt an adapted detector gives its task's words, with what was learned for them.
-
-        Raises:
-            GlipError: no prompt, an empty one, an empty phrase, a caption over the limit, a phrase without a token.
         """
         if prompts is None:
             if self.adaptation is None:
@@ -279,9 +276,6 @@ class Detector:
 
         Options are those of ``stream``; ``chunk_detections`` is the maximum per chunk of a long list, 0 for no limit
         (LVIS's protocol).
-
-        Raises:
-            GlipError: neither one prompt nor one for each image; an option out of range.
         """
         count = len(image.original)
         if len(text.prompts) not in (1, count):
@@ -346,11 +340,7 @@ class Detector:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of a name, or CUDA where there is one.
-
-    Raises:
-        GlipError: a device that does not exist here.
-    """
+    """The device of a name, or CUDA where there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

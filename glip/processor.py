@@ -45,11 +45,7 @@ class Processor:
         return resized_size(image.height, image.width, self.min_size, self.max_size)
 
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
-        """Tokenize prompts.
-
-        Raises:
-            GlipError: a caption over the limit, or a phrase that yields no token.
-        """
+        """Tokenize prompts; a caption over the limit or a phrase that yields no token is a GlipError."""
         return encode_prompts(self.tokenizer, prompts, max_tokens=self.max_tokens)
 
     def count_tokens(self, caption: str) -> int:

@@ -59,9 +59,6 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
 
     That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
     cannot be read is a grey field that says why.
-
-    Raises:
-        ValueError: no sample.
     """
     if not samples:
         raise GlipError("a contact sheet of no samples: give at least one")
@@ -78,11 +75,7 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write an image whole or not at all; the format follows the name's ending.
-
-    Raises:
-        GlipError: an ending that is no image format.
-    """
+    """Write an image whole or not at all; the format follows the name's ending."""
     form = Image.registered_extensions().get(Path(path).suffix.lower())
     if form is None:
         raise GlipError(f"image {str(path)!r}: unknown ending {Path(path).suffix!r}: use .jpg or .png")
@@ -206,8 +199,6 @@ def _written(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
         return [TextRun("no boxes", None)]
     runs = []
     for index, count in times.most_common():
-        runs += [
-            TextRun(sample.vocabulary[index], palette[index]),
-            TextRun(f" x{count}   " if count > 1 else "   ", None),
-        ]
+        often = f" x{count}   " if count > 1 else "   "
+        runs += [TextRun(sample.vocabulary[index], palette[index]), TextRun(often, None)]
     return runs

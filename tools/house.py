@@ -32,7 +32,7 @@ BUDGETS = {  # lines of each room
     "cli": 750,
     "config": 370,
     "data": 3_980,
-    "detector": 390,
+    "detector": 380,
     "encoded": 120,
     "errors": 30,
     "evaluate": 2_740,
@@ -54,7 +54,7 @@ BUDGETS = {  # lines of each room
     "train": 1_700,
     "visualize": 210,
 }
-TOTAL, RAISES, TYPES = 16_540, 15.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 16_500, 15.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -146,7 +146,7 @@ def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:
 
 
 def _metadata(adaptation: Adaptation) -> str:
-    """The text of a ``_Task``."""
+    """The text of a ``_Task``, in the order of its fields."""
     prompt = adaptation.prompt
     words = {"caption": prompt.caption, "spans": [phrase.spans for phrase in prompt.phrases], "texts": prompt.texts}
     values = vars(adaptation) | words
