@@ -48,6 +48,8 @@ class VisionConfig:
         for key in ("widths", "depths", "heads"):
             if len(getattr(self, key)) != 4:
                 raise ValueError(f"{key}: got {list(getattr(self, key))}: give four numbers, one for each stage")
+        if self.pretrained and self.kind != "swin":
+            raise ValueError(f"pretrained: {self.pretrained!r} cannot be read into a {self.kind}: set it to null")
         for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
             _check_divides("heads", heads, "the stage's width", width)
         return self
@@ -244,8 +246,6 @@ class TrainConfig(StepConfig):
     def _consistent(self) -> "TrainConfig":
         if self.warmup >= self.steps:
             raise ValueError(f"warmup: got {self.warmup} of {self.steps} steps: give fewer than steps, such as a tenth")
-        if self.wise_ft and self.start is None:
-            raise ValueError(f"wise_ft: got {self.wise_ft:g} without start, whose weights it averages: give start too")
         return self
 
 

@@ -1,7 +1,7 @@
 """The nouns of glip: what travels between files is one of these frozen records, never a bare dict.
 
 In the order data flows: Phrase and Prompt (words, from text/prompt.py), Sample (one annotated image), Batch and Target
-(what the network reads), TextFeatures and Outputs (what it computes), Detections (what a person receives).
+(what the network reads), Outputs (what it computes), Detections (what a person receives).
 Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; sizes are (height, width) unless said.
 """
 
@@ -34,7 +34,6 @@ __all__ = [
     "TarMember",
     "Target",
     "TextBatch",
-    "TextFeatures",
 ]
 
 Size = tuple[int, int]
@@ -170,14 +169,6 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return Batch(self.images.to(device), self.text.to(device), tuple(t.to(device) for t in self.targets))
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Token features of the text encoder, before fusion."""
-
-    hidden: Float[Tensor, "batch tok chan"]
-    attention_mask: Bool[Tensor, "batch tok"]
 
 
 @dataclass(frozen=True)

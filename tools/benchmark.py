@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from glip.adaptation import Adaptation, Mode
 from measuring import (
     COCO_NAMES,
     VOCABULARY,
@@ -45,7 +46,6 @@ from measuring import (
 from PIL import Image
 
 import glip
-from glip.adaptation import Adaptation, Mode
 from glip.config import DataConfig, DatasetConfig, LabelConfig, SelectConfig, TrainConfig, TuneConfig
 from glip.data.loader import MixtureDataset, Source
 from glip.data.sets import SkipCounter
@@ -294,7 +294,7 @@ def switch_task(name: str) -> tuple[float, float, int]:
     """Milliseconds to load a first and a second task from a file into a detector; bytes of the file."""
     detector = random_detector(name, SIZE)
     prompt = glip.Prompt.from_names(COCO_NAMES)
-    hidden = detector.encode_text(prompt).features.hidden[0]
+    hidden = detector.encode_text(prompt).hidden[0]
     task = Adaptation("prompt", name, detector.fingerprint, COCO_NAMES, prompt, torch.randn_like(hidden))
     vars(detector).pop("fingerprint")  # a first task computes it
     with tempfile.TemporaryDirectory() as folder:

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from glip.evaluate.ground_truth import FREQUENCIES
 from glip.evaluate.coco import RECALLS, annotation_rows, mean_of_valid, result_rows
-from glip.evaluate.ground_truth import Boxes, LvisTruth
+from glip.evaluate.ground_truth import FREQUENCIES, Boxes, LvisTruth
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 from glip.geometry.boxes import iou
 

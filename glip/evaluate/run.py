@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from PIL import Image
 
-from glip.data.image import open_any
+from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
@@ -114,7 +114,7 @@ def predictions(
                 usable[image_key(sample.image)].append((index, sample))
         keys = list(usable)
         for group in detector.group_by_size([images[key] for key in keys], options.batch_size):
-            batch = [keys[number] for number in group]
+            batch = [keys[number] for number, _ in group]
             features = _encode(detector, {key: images[key] for key in batch}, cache)
             for queries in _by_words([usable[key] for key in batch], max(options.batch_size, _CAPTIONS)):
                 names = () if queries[0][2].prompt else queries[0][2].vocabulary
@@ -173,7 +173,7 @@ def _load(detector: Detector, sample: Sample, images: dict[Hashable, Image.Image
             return "caption that the model cannot read", f": {error}"
     key = image_key(sample.image)
     try:
-        images[key] = images.get(key) or open_any(sample.image)
+        images[key] = images.get(key) or sample_image(sample)
     except ImageError as error:
         return "unreadable image", f": {error}"
     return "", ""

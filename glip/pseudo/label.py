@@ -144,8 +144,9 @@ class Labeller:
         found: dict[int, list[Detections]] = defaultdict(list)
         config, detector = self.config, self.detector
         images = [one.decoded for one in queries if one.decoded is not None]
-        for group in detector.group_by_size(images, config.batch_size):
-            encoded = detector.encode_image([images[index] for index in group])
+        for batch in detector.group_by_size(images, config.batch_size):
+            group = [index for index, _ in batch]
+            encoded = detector.encode_image([image for _, image in batch])
             packs = [
                 (place, pack)
                 for place, index in enumerate(group)

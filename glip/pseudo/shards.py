@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from glip.config import SetConfig
-from glip.data.catalog import data_root, find_set, read_set, recognize
 from glip.data.captions import caption_files
+from glip.data.catalog import data_root, find_set, read_set, recognize
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample, TarMember

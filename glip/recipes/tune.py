@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glip.adaptation import Adaptation
 from glip.config import TuneConfig
 from glip.data.catalog import data_root, find_set, folders_of, read_set
 from glip.data.sets import SkipCounter
@@ -15,14 +14,13 @@ from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
-from glip.evaluate.coco import Score, average_precision
+from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
-from glip.evaluate.thresholds import best_thresholds
 from glip.evaluate.validate import Chosen
 from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
-from glip.model.adapt import save_adaptation
+from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
 from glip.train.distributed import ONE, Group, main_only

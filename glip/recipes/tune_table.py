@@ -23,7 +23,7 @@ from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, tune_task
 from glip.recipes.tune_report import TableRow, draw_figure, table_lines
 from glip.schema import checked, parse
-from glip.train.tune import remove_state
+from glip.train.checkpoint import LAST
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 Reader = Callable[[], TaskData]
@@ -84,7 +84,7 @@ def _fill_row(
     folder = path.parent / f"{detector.config.name}-{weights[:6]}" / run_name(name, config)
     _check_data(path, name, read)
     if any(row.key == key for row in read_ledger(path)):
-        remove_state(folder)
+        (folder / LAST).unlink(missing_ok=True)
         return
     print(title)
     try:
@@ -107,7 +107,7 @@ def _fill_row(
                 )
                 with exclusive(path.parent, wait=True):
                     append_jsonl(path, dataclasses.asdict(row))
-            remove_state(folder)  # after full tuning four times the size of the model
+            (folder / LAST).unlink(missing_ok=True)  # after full tuning four times the size of the model
     except LockedError:
         print("another process is tuning it")
 

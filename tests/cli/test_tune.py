@@ -7,8 +7,6 @@ import pytest
 import torch
 from small import NAMES, write_coco
 
-from glip.adaptation import MODES
-from glip.cli import tune
 from glip.files import exclusive
 from glip.model.adapt import load_adaptation
 from glip.model.weights import load_pretrained
@@ -219,7 +217,3 @@ def test_a_class_without_a_box_is_told(glip_, model, shapes):
     assert "1 names have no box to tune on: yellow heart" in out
     code, _, err = glip_(model, shapes, "--shots", "1", *QUICK)
     assert code == 2 and "of 'yellow heart' 0;" in err
-
-
-def test_modes_are_those_of_adaptations():
-    assert tune.MODES == MODES

@@ -244,7 +244,7 @@ def test_members_of_archives(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"before" + png.getvalue() + jpeg.getvalue()[:-20])
     first = TarMember(tmp_path / "0.tar", "a.png", 6, len(png.getvalue()))
     second = TarMember(tmp_path / "0.tar", "b.jpg", start, length)
-    assert load_image(first).tobytes() == open_any(first).tobytes() == marked().tobytes()
+    assert load_image(first).tobytes() == marked().tobytes()
     assert image_size(first) == (6, 4) and image_size(second) == (30, 20)
     refused(second, "cannot be read")  # the archive is cut off
     refused(replace(first, start=0), "is not an image")
