@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from glip.adaptation import Adaptation, Mode
 from measuring import (
     COCO_NAMES,
     VOCABULARY,
@@ -46,12 +45,12 @@ from measuring import (
 from PIL import Image
 
 import glip
-from glip.config import DataConfig, DatasetConfig, LabelConfig, SelectConfig, TrainConfig, TuneConfig
+from glip.config import DataConfig, DatasetConfig, LabelConfig, Mode, SelectConfig, TrainConfig, TuneConfig
 from glip.data.loader import MixtureDataset, Source
 from glip.data.sets import SkipCounter
 from glip.encoded import FeatureCache
 from glip.loss import Criterion
-from glip.model.adapt import save_adaptation
+from glip.model.adapt import Adaptation, save_adaptation
 from glip.processor import Processor
 from glip.structures import Sample
 from glip.text.prompt import clean_name
