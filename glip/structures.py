@@ -5,7 +5,7 @@ In the order data flows: Phrase and Prompt (words, from text/prompt.py), Sample 
 Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; sizes are (height, width) unless said.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -102,6 +102,12 @@ class Sample:
             crowd=tuple(place[index] for index in self.crowd if index in place),
             scores=tuple(self.scores[index] for index in chosen) if self.scores else (),
         )
+
+    def renumbered(self, place: Mapping[int, int]) -> "Sample":
+        """The sample with its boxes pointing at ``place[name]``; a box is dropped when none of its names is there."""
+        named = [tuple(dict.fromkeys(place[name] for name in own if name in place)) for own in self.box_phrases]
+        kept = self.keep([box for box, own in enumerate(named) if own])
+        return replace(kept, box_phrases=tuple(own for own in named if own))
 
 
 @dataclass(frozen=True)

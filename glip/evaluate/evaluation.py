@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from glip.config import EvaluateConfig
-from glip.data.catalog import data_root
+from glip.data.catalog import class_prompts
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
@@ -17,11 +17,10 @@ from glip.evaluate.report import Report, Row, markdown_table, summary
 from glip.evaluate.run import QueryOptions, predictions, same_vocabulary
 from glip.evaluate.scoring import score
 from glip.evaluate.store import PredictionStore
-from glip.experiment import read_yaml
 from glip.files import atomic_write
 from glip.model.adapt import digest_of
 from glip.structures import Sample
-from glip.text.class_prompts import read_prompts
+from glip.text.class_prompts import ClassPrompt
 
 OUT = "runs/evaluate"
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
@@ -120,10 +119,10 @@ def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "
         config: the options; 0 names per chunk: as many as fit.
         prompts: YAML of texts for class names, "none" for plain names, "" for those of the set.
     """
-    texts = dict(benchmark.prompts)
-    file = prompts or (benchmark.config.prompts and str(data_root(config.root) / benchmark.config.prompts))
-    if file:
-        texts = {} if file == "none" else read_prompts(read_yaml(Path(file)), benchmark.read.vocabulary)
+    texts = dict[str, ClassPrompt]()
+    if prompts != "none":
+        written = class_prompts(benchmark.config, config.root, benchmark.read.vocabulary, file=prompts)
+        texts = written or dict(benchmark.prompts)
     if benchmark.protocol != "lvis":
         return QueryOptions(config.batch_size, config.max_names or None, config.max_detections, prompts=texts)
     names = LVIS_NAMES if config.max_names is None else config.max_names

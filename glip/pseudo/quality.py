@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glip.data.held_out import says_one_of
 from glip.errors import DataError
 from glip.geometry.boxes import greedy_hits
 from glip.pseudo.report import save_figure
 from glip.pseudo.store import Row
 from glip.structures import Prompt, Sample, TarMember
+from glip.text.prompt import says_one_of
 
 SEEN, HELD_OUT = "seen words", "held-out words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))

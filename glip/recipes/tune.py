@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import TuneConfig
-from glip.data.catalog import data_root, find_set, folders_of, read_set
+from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.sets import SkipCounter
 from glip.data.shots import draw_shots
 from glip.data.survey import data_fingerprint
@@ -18,11 +18,10 @@ from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import Chosen
-from glip.experiment import read_yaml
 from glip.files import fingerprint, write_json
 from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
-from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 from glip.train.distributed import ONE, Group, main_only
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
@@ -82,9 +81,7 @@ def read_task_data(
                 "give a dataset with the same classes"
             )
         parts[part] = read.samples
-    usual = find_set(train, root=root).prompts
-    file = prompts or (usual and data_root(root) / usual)
-    written = read_prompts(read_yaml(Path(file)), names) if file else {}
+    written = class_prompts(find_set(train, root=root), root, names, file=prompts)
     return TaskData(name or Path(train).stem.removesuffix("_train"), names, **parts, prompts=written, skipped=skipped)
 
 

@@ -178,7 +178,7 @@ def test_files_without_a_truth(tmp_path, changes, message):
 
 def test_no_json(tmp_path):
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="not valid json"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         read_coco_truth(tmp_path / "broken.json", SkipCounter())
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="not COCO json: no list 'images'"):
