@@ -5,7 +5,7 @@ Run on a GPU by ``pytest -m gpu`` (tools/check_gpu.py does so); ``--device cpu``
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.evaluate.run import QueryOptions, detect_all
 from glip.geometry.boxes import suppress
-from glip.loss import Criterion
+from glip.loss import Criterion, Losses
 from glip.model.adapt import Adaptation
 from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _drop
@@ -146,13 +146,8 @@ def test_decoding_on_the_device(pair, images, device):
     batch = here.processor([images[1]], [Prompt.from_names(NAMES)])
     with torch.no_grad():
         outputs = here.model(batch)
-    moved = replace(
-        outputs,
-        token_logits=outputs.token_logits.to(device),
-        box_deltas=outputs.box_deltas.to(device),
-        centerness=outputs.centerness.to(device),
-        anchors=outputs.anchors.to(device),
-    )
+    parts = ("token_logits", "box_deltas", "centerness", "anchors")
+    moved = replace(outputs, **{name: getattr(outputs, name).to(device) for name in parts})
     config, sizes = InferenceConfig(candidate_threshold=0.0), (batch.images.resized, batch.images.original)
     [one] = postprocess(outputs, batch.text, *sizes, config)
     [other] = postprocess(moved, batch.text.to(device), *sizes, config)
@@ -170,20 +165,26 @@ def test_suppression_keeps_what_the_cpu_keeps(device, classes):
     assert len(kept) > 500 and len(set(there.tolist()) ^ set(kept.tolist())) <= 2
 
 
+def assert_same_numbers(device: str, compute: Callable[[str], Sequence[Tensor]], *, atol: float) -> None:
+    """What is computed on the CPU is computed on the device."""
+    here, there = ([tensor.detach().cpu() for tensor in compute(where)] for where in ("cpu", device))
+    for mine, theirs in zip(here, there, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=atol)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_deformable_convolution_and_its_gradients(device, stride):
     torch.manual_seed(0)
-    shapes = [(2, 8, 13, 11), (2, 18, -(-13 // stride), -(-11 // stride)), (2, 9, -(-13 // stride), -(-11 // stride))]
-    values = [torch.randn(shape) for shape in [*shapes, (6, 8, 3, 3), (6,)]]
-    direction = torch.randn(2, 6, *shapes[1][2:])
-    found = []
-    for where in ("cpu", device):
+    height, width = -(-13 // stride), -(-11 // stride)
+    shapes = [(2, 8, 13, 11), (2, 18, height, width), (2, 9, height, width), (6, 8, 3, 3), (6,)]
+    values, direction = [torch.randn(shape) for shape in shapes], torch.randn(2, 6, height, width)
+
+    def compute(where: str) -> Sequence[Tensor]:
         own = [value.to(where, copy=True).requires_grad_() for value in values]
         out = deform_conv(own[0], own[1], own[2], own[3], own[4], stride)
-        gradients = torch.autograd.grad((out * direction.to(where)).sum(), own)
-        found.append([tensor.detach().cpu() for tensor in (out, *gradients)])
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        return [out, *torch.autograd.grad((out * direction.to(where)).sum(), own)]
+
+    assert_same_numbers(device, compute, atol=1e-4)
 
 
 def test_fusion_and_its_gradients(device):
@@ -191,15 +192,15 @@ def test_fusion_and_its_gradients(device):
     module = Fusion(16, 24, width=32, heads=4, dropout=0.0, residual=0.5)
     image, text = torch.randn(2, 50, 16), torch.randn(2, 7, 24)
     mask = torch.arange(7)[None] < torch.tensor([[7], [4]])
-    found = []
-    for where in ("cpu", device):
-        module.to(where).zero_grad()
+
+    def compute(where: str) -> Sequence[Tensor]:
+        module.to(where)
         fused, hidden = module(image.to(where), text.to(where), mask.to(where))
-        (fused.square().mean() + (hidden * mask.to(where)[..., None]).square().mean()).backward()
-        gradients = [parameter.grad for parameter in module.parameters()]
-        found.append([tensor.detach().cpu() for tensor in (fused, hidden * mask.to(where)[..., None], *gradients)])
-    for mine, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        hidden = hidden * mask.to(where)[..., None]
+        loss = fused.square().mean() + hidden.square().mean()
+        return [fused, hidden, *torch.autograd.grad(loss, list(module.parameters()))]
+
+    assert_same_numbers(device, compute, atol=1e-5)
 
 
 def test_dropout_of_the_fusion_drops_its_share(device):
@@ -209,37 +210,30 @@ def test_dropout_of_the_fusion_drops_its_share(device):
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
 
 
+def trained_step(config: ModelConfig, device: str, *, checkpointing: bool = False) -> tuple[Losses, dict[str, Tensor]]:
+    """The losses and gradients of one batch, from the same weights and random numbers each time."""
+    model = seeded(config).to(device).train()
+    model.checkpoint_gradients(checkpointing)
+    torch.manual_seed(3)
+    batch = runs.batches_of(4, side=128)[0].to(device)
+    losses = Criterion()(model(batch), batch.targets, batch.text.attention_mask)
+    losses.total.backward()
+    return losses, {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+
+
 def test_losses_and_gradients_of_a_model(device):
-    [batch] = runs.batches_of(4, side=128)
-    found = []
-    for where in ("cpu", device):
-        model = seeded(runs.STILL).to(where).train()
-        moved = batch.to(where)
-        losses = Criterion()(model(moved), moved.targets, moved.text.attention_mask)
-        losses.total.backward()
-        gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
-        found.append((losses.total.item(), int(losses.num_positive), gradients))
-    (loss, count, own), (other, their_count, theirs) = found
-    assert other == pytest.approx(loss, rel=1e-4) and count == their_count
+    (here, own), (there, theirs) = (trained_step(runs.STILL, where) for where in ("cpu", device))
+    assert there.total.item() == pytest.approx(here.total.item(), rel=1e-4)
+    assert int(there.num_positive) == int(here.num_positive)
     assert_gradients_alike(own, theirs)
 
 
 @pytest.mark.parametrize("config", [runs.SWIN, runs.RESNET], ids=["swin", "resnet"])
 def test_checkpointing_repeats_the_random_layers(device, config):
     """Dropout, drop path and DropBlock draw the same numbers again in the backward pass."""
-    [batch] = runs.batches_of(4, side=128)
-    losses, gradients = [], []
-    for checkpointing in (False, True):
-        model = seeded(config).to(device).train()
-        model.checkpoint_gradients(checkpointing)
-        torch.manual_seed(3)
-        moved = batch.to(device)
-        total = Criterion()(model(moved), moved.targets, moved.text.attention_mask).total
-        total.backward()
-        losses.append(total.item())
-        gradients.append({name: parameter.grad.cpu() for name, parameter in model.named_parameters()})
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert_gradients_alike(*gradients)
+    (plain, own), (repeated, theirs) = (trained_step(config, device, checkpointing=on) for on in (False, True))
+    assert plain.total.item() == pytest.approx(repeated.total.item(), rel=1e-5)
+    assert_gradients_alike(own, theirs)
 
 
 def test_random_numbers_go_on_where_they_were(device):
@@ -296,10 +290,7 @@ def test_float16_lowers_its_scale_until_gradients_fit(device):
 def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
     config = replace(TINY, image=replace(TINY.image, min_size=96, max_size=128))
     detector = Detector(seeded(config), config, Tokenizer(VOCABULARY), device)
-    samples = []
-    for image, things in scenes():
-        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
-        samples.append(Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=NAMES))
+    samples = runs.task_samples()
     before = fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
     images = Images(samples, tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())

@@ -445,13 +445,11 @@ def phrases(args: argparse.Namespace) -> None:
 
 def scoring(args: argparse.Namespace) -> None:
     """Standard AP and Fixed AP of random results on as many images and categories as LVIS val has."""
-    from random_lvis import draw_results, draw_truth
+    from random_lvis import random_lvis
 
     from glip.evaluate.lvis import fixed_ap, standard_ap
 
-    rng = np.random.default_rng(args.seed)
-    truth = draw_truth(rng, args.images)
-    results = draw_results(rng, truth, args.detections)
+    truth, results = random_lvis(np.random.default_rng(args.seed), args.images, args.detections)
     sizes = f"{len(truth.images)} images, {len(truth.categories)} categories, {len(truth.boxes.areas)} boxes"
     print(f"{sizes}, {len(results)} results: {peak_gb():.2f} GB")
     for name, score in (("standard AP", standard_ap), ("Fixed AP", fixed_ap)):

@@ -50,28 +50,17 @@ Groups = dict[tuple[Any, ...], list[Row]]  # the runs that differ in the seed al
 
 @dataclass(frozen=True)
 class Study:
-    """A ledger and its table.
-
-    Args:
-        name: of its files and markers.
-        key: the fields of a row that tell runs apart, the seed aside.
-        plan: (seed, key) of every run, in the order in which they are made.
-        figures: the measured figures.
-    """
+    """A ledger and its table: ``key`` are the fields that tell runs apart, ``plan`` has (seed, key) of every run."""
 
     name: str
     key: tuple[str, ...]
     plan: list[tuple[int, tuple[Any, ...]]]
     figures: tuple[str, ...]
 
-    @property
-    def ledger(self) -> Path:
-        """Its runs."""
-        return DOCS / f"{self.name}.jsonl"
-
     def rows(self) -> list[Row]:
         """The runs that are finished."""
-        return list(read_jsonl(self.ledger)) if self.ledger.is_file() else []
+        ledger = DOCS / f"{self.name}.jsonl"
+        return list(read_jsonl(ledger)) if ledger.is_file() else []
 
     def groups(self) -> Groups:
         """The finished runs by key."""
@@ -125,7 +114,7 @@ def main() -> None:
         row = {**dict(zip(study.key, key, strict=True)), "seed": seed}
         began = time.monotonic()
         row |= make(seed, key, args.language, args.device)
-        append_jsonl(study.ledger, {**row, "minutes": round((time.monotonic() - began) / 60, 1)})
+        append_jsonl(DOCS / f"{study.name}.jsonl", {**row, "minutes": round((time.monotonic() - began) / 60, 1)})
     print(f"{max(0, len(missing) - args.runs)} of these runs are still to make")
 
 
@@ -161,9 +150,8 @@ def run_arm(seed: int, key: tuple[Any, ...], language: str | None, device: str) 
     detector = glip.Detector.from_pretrained(model, device=device)
     figures: dict[str, float] = {}
     for split in ("novel", "seen"):
-        names, captions = scenes(split, 0.0), scenes(split, 1.0)
-        figures[f"{split} AP50"] = round(average_precision(detect_all(detector, names)).ap50, 4)
-        figures[f"{split} recall@1"] = round(phrase_recall(detect_all(detector, captions)).at[1], 4)
+        figures[f"{split} AP50"] = round(average_precision(detect_all(detector, scenes(split, 0.0))).ap50, 4)
+        figures[f"{split} recall@1"] = round(phrase_recall(detect_all(detector, scenes(split, 1.0))).at[1], 4)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     images = min(size or 10**9, config.train.steps * config.train.batch_size)
     return {"images": images, "figures": figures, "overrides": overrides, "commit": commit.stdout.strip()}

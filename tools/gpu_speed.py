@@ -35,6 +35,7 @@ import glip
 from glip.config import LabelConfig, ModelConfig, TrainConfig
 from glip.model.glip import GLIP
 from glip.model.weights import save_pretrained
+from glip.processor import SIZE_DIVISOR
 from glip.structures import Batch
 from glip.train.distributed import Group
 from glip.train.loop import build_stepper, train
@@ -170,8 +171,9 @@ def stages(name: str, kind: str, setup: Setup) -> list[Row]:
 
 def dino_rows(names: int, size: int, kind: str, setup: Setup) -> Iterator[Row]:
     """One forward pass of Grounding DINO-T."""
-    layers = 1 if setup.tiny else 6
-    make = partial(grounding_dino, names, setup.size, setup.device, count=size, layers=layers)
+    padded = [-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in setup.size]  # as our processor pads images
+    layers = 2 if setup.tiny else 6
+    make = partial(grounding_dino, names, padded, setup.device, count=size, layers=layers)
     yield timed(held(f"Grounding DINO {names} {size}", make, setup), names, size, kind, setup)
 
 
