@@ -48,6 +48,8 @@ class VisionConfig:
         for key in ("widths", "depths", "heads"):
             if len(getattr(self, key)) != 4:
                 raise ValueError(f"{key}: got {list(getattr(self, key))}: give four numbers, one for each stage")
+        if self.pretrained and self.kind != "swin":
+            raise ValueError(f"pretrained: {self.pretrained!r} cannot be read into a {self.kind}: set it to null")
         for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
             _check_divides("heads", heads, "the stage's width", width)
         return self
@@ -123,7 +125,7 @@ class InferenceConfig:
 class ModelConfig:
     """Everything needed to build a model and to use it; stored in the checkpoint as config.json."""
 
-    name: str = "glip-t"
+    name: str = option("glip-t", "name of the model")
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -150,12 +152,12 @@ class SetConfig:
 class DatasetConfig(SetConfig):
     """One dataset of a training mixture: an entry of ``datasets.yaml`` by its name, or described here in full."""
 
-    name: str
+    name: str  # of datasets.yaml, or any name for a dataset described here
     weight: Rate = option(1.0, "share of the images drawn from this dataset, relative to the others")
     short_side: tuple[Count, ...] = option((), "overrides data.short_side")
     flip: Share = option(0.5, "probability of a horizontal flip")
     first: CountOrZero = option(0, "use only this many first samples; 0: all")
-    soft: bool = option(False, "scores of pseudo-labels weight their losses")
+    soft: bool = option(False, "weight the losses of a pseudo-label by its score")
     box_loss: bool = option(True, "train box regression on it, not only the alignment with words")
     held_out: tuple[str, ...] = option((), "drop class names that contain one of these words")
 
@@ -164,7 +166,7 @@ class DatasetConfig(SetConfig):
 class DataConfig:
     """What to train on and how images and captions are varied."""
 
-    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA)")
+    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     train: tuple[DatasetConfig, ...] = option((), "datasets to train on")
     validate: tuple[DatasetConfig, ...] = option((), "datasets to validate on during training")
     replay: float = option(0.0, "share of images from the old mixture, against forgetting", ge=0, lt=1)
@@ -244,12 +246,33 @@ class TrainConfig(StepConfig):
     def _consistent(self) -> "TrainConfig":
         if self.warmup >= self.steps:
             raise ValueError(f"warmup: got {self.warmup} of {self.steps} steps: give fewer than steps, such as a tenth")
-        if self.wise_ft and self.start is None:
-            raise ValueError(f"wise_ft: got {self.wise_ft:g} without start, whose weights it averages: give start too")
         return self
 
 
 # ---- options of single commands
+
+
+@checked
+class DetectConfig:
+    """What ``glip detect`` shows and writes."""
+
+    threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
+    out: str = option("out", "folder for the drawn images")
+    json: str | None = option(
+        None, "also write one JSON line per image to this file; '-' prints them and draws nothing"
+    )
+    batch_size: Count = option(4, "images per forward pass")
+
+
+@checked
+class TaskConfig:
+    """The datasets of one task to tune for: names of ``datasets.yaml``, or annotation files."""
+
+    train: str = option("", "dataset to tune on")
+    validate: str = option("", "dataset to validate on (default: images not tuned on)")
+    test: str = option("", "dataset to evaluate on before and after tuning (default: none)")
+    images: tuple[str, ...] = option((), "image folder; may be repeated")
+    prompts: str = option("", "YAML of texts for class names (default: those of the dataset, else plain names)")
 
 
 @checked
@@ -263,13 +286,13 @@ class TuneConfig(StepConfig):
     lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-5 for text, else 1e-4)")
     weight_decay: Rate | None = option(None, "weight decay (default: 0.25 for prompt, else 0.05)")
     epochs: Count = option(100, "maximum number of epochs")
-    images_per_epoch: CountOrZero = option(0, "images drawn per epoch; 0: every image once, at least 64 in all")
+    images_per_epoch: CountOrZero = option(0, "images drawn per epoch; 0: every image once, but at least 64 in all")
     drop_after: Count = option(3, "epochs without improvement before the learning rate drops 10x")
     patience: Count = option(8, "epochs without improvement before training stops")
-    augment: bool = option(False, "random flips and sizes in each epoch; image features are then not cached")
-    thresholds: bool = option(True, "store the score threshold of best F1 for each class")
-    max_val_images: Count = option(100, "maximum validation images")
-    cache_gb: Rate = option(4.0, "memory for cached image features in GB")
+    augment: bool = option(False, "random flips and sizes in each epoch; image features cannot be cached then")
+    thresholds: bool = option(True, "store for each class the score threshold with the best F1 on validation")
+    max_val_images: Count = option(100, "maximum number of validation images")
+    cache_gb: Rate = option(4.0, "memory for cached image features, in GB")
 
 
 @checked
@@ -277,17 +300,17 @@ class EvaluateConfig:
     """How a model is evaluated."""
 
     protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
-    prompts: tuple[str, ...] = option((), "YAML of texts for class names; none: plain names; repeat to compare")
-    task: str | None = option(None, "task.safetensors of glip tune: evaluate the model tuned for it")
-    batch_size: Count = option(1, "images, or chunks of a long list of names, computed at once")
+    prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
+    task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
+    batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
     max_names: CountOrZero | None = option(
         None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
     )
     max_detections: CountOrZero | None = option(
         None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
     )
-    images: tuple[str, ...] = option((), "image folder of annotation files; may be repeated")
-    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA)")
+    images: tuple[str, ...] = option((), "image folder, for annotation files; may be repeated")
+    root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
     draw: bool = option(False, "also draw precision-recall curves, score histograms and the worst images")
 
@@ -304,15 +327,15 @@ class LabelConfig:
 
     threshold: Share = option(0.1, "lowest score stored")
     max_detections: Count = option(100, "maximum detections per caption")
-    batch_size: Count = option(4, "images or captions computed at once")
-    together: Count = option(1, "maximum captions of one image in one prompt; 1: one forward pass per caption")
+    batch_size: Count = option(4, "images or captions per forward pass")
+    together: Count = option(1, "maximum captions of one image joined in one prompt; 1: one forward pass per caption")
     form: Literal["jsonl", "parquet"] = option("jsonl", "file format of the labels")
     pipeline: str | None = option(None, "spaCy pipeline that finds noun phrases (default: the bundled finder)")
     referring: bool = option(False, "widen noun phrases to whole referring expressions")
-    engine: Literal["local", "torchrun", "ray"] = option("local", "what runs the shards")
-    workers: Count = option(1, "Ray actors")
+    engine: Literal["local", "torchrun", "ray"] = option("local", "where workers run")
+    workers: Count = option(1, "number of Ray actors")
     threads: CountOrZero = option(0, "CPU threads per worker; 0: this machine's cores divided by the workers")
-    per_shard: Count = option(1000, "images per shard when captions come in one file")
+    per_shard: Count = option(1000, "images per shard, where all captions are in one file")
     min_side: CountOrZero = option(64, "skip images whose short side is below this many pixels; 0: off")
     max_aspect: Rate = option(4.0, "skip images whose aspect ratio (long side / short side) is above this; 0: off")
     max_pixels: CountOrZero = option(64_000_000, "skip images with more pixels; 0: off")
@@ -320,11 +343,14 @@ class LabelConfig:
     max_bytes: CountOrZero = option(50_000_000, "skip larger image files; 0: off")
     min_words: CountOrZero = option(2, "skip captions with fewer words; 0: off")
     max_words: CountOrZero = option(64, "skip captions with more words; 0: off")
-    max_tokens: int = option(0, "skip captions with more tokens; 0: what the model reads; -1: off", ge=-1)
+    max_tokens: int = option(0, "skip captions with more tokens; 0: the model's limit; -1: off", ge=-1)
     min_phrases: Count = option(1, "skip captions with fewer noun phrases")
-    max_repeats: CountOrZero = option(10, "skip a caption that occurs more often in a shard; 0: off")
+    max_repeats: CountOrZero = option(10, "skip a caption after this many occurrences in a shard; 0: off")
     same_image: int = option(
-        4, "skip near-duplicate images: bits of 64 in which perceptual hashes differ; -1: off", ge=-1, le=16
+        4,
+        "skip near-duplicate images, whose perceptual hashes differ in at most this many of 64 bits; -1: off",
+        ge=-1,
+        le=16,
     )
     keep_html: bool = option(False, "keep captions with HTML")
     keep_control_characters: bool = option(False, "keep captions with control characters")
@@ -346,11 +372,11 @@ class LabelConfig:
 class SelectConfig:
     """Filter pseudo-labels by score, overlap and size."""
 
-    min_score: Share = option(0.5, "lowest score of a box (GLIP 0.5, OWL-ST 0.1, GRIT 0.65)")
-    min_box_side: Rate = option(1.0, "shortest side of a box in pixels")
-    max_box_area: Share = option(1.0, "largest share of the image that a box covers; 1: off")
+    min_score: Share = option(0.5, "drop boxes that score lower (GLIP 0.5, OWL-ST 0.1, GRIT 0.65)")
+    min_box_side: Rate = option(1.0, "drop boxes with a shorter side, in pixels")
+    max_box_area: Share = option(1.0, "drop boxes that cover a larger share of the image; 1: off")
     nms: Share = option(1.0, "IoU above which the lower-scored of two boxes of a phrase is removed; 1: off")
-    nms_across: Share = option(1.0, "the same among all phrases of a caption (GRIT 0.5); 1: off")
+    nms_across: Share = option(1.0, "the same between boxes of all phrases of a caption (GRIT 0.5); 1: off")
     max_per_phrase: CountOrZero = option(0, "maximum boxes per phrase, best first; 0: no limit")
     min_best_score: Share = option(0.5, "skip captions whose best box scores lower (OWL-ST 0.3)")
 
@@ -359,8 +385,8 @@ class SelectConfig:
 class SelfTrainConfig:
     """Rounds of self-training."""
 
-    rounds: Count = option(1, "number of rounds; the student of one round is the next teacher")
+    rounds: Count = option(1, "number of rounds; each student is the teacher of the next round")
     share: float = option(0.5, "share of pseudo-labelled images among the student's training images", gt=0, lt=1)
-    from_teacher: bool = option(True, "students start from the teacher's weights, else as the config says")
-    soft: bool = option(False, "scores of pseudo-labels weight their losses")
+    from_teacher: bool = option(True, "start each student from its teacher's weights, else from train.start")
+    soft: bool = option(False, "weight the losses of a pseudo-label by its score")
     box_loss: bool = option(True, "train box regression on pseudo-labels, not only the alignment with words")

@@ -5,28 +5,27 @@ and ``ground`` are the steps of a call.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
 
-from glip.adaptation import Adaptation
-from glip.config import Count, InferenceConfig, ModelConfig, Share
+from glip.config import InferenceConfig, ModelConfig, Share
 from glip.data.image import ImageInput, open_any
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError
-from glip.model.adapt import load_adaptation, with_weights
+from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint, load_pretrained, save_pretrained
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, padded_size
 from glip.schema import parse
 from glip.shapes import Float, Tensor
-from glip.structures import Detections, Size, TextBatch, TextFeatures
+from glip.structures import Detections, Size
 from glip.text.prompt import Prompt, split_prompt
 from glip.text.tokens import Tokenizer
 
@@ -36,7 +35,7 @@ _LOOK_AHEAD = 4  # an image waits for others of its padded size while this many 
 
 
 class DetectOptions(TypedDict, total=False):
-    """The keyword arguments of a call and of ``stream``."""
+    """The keyword arguments of a call: those of ``Detector.stream``."""
 
     threshold: float | Sequence[float] | None
     nms: float | None
@@ -100,9 +99,8 @@ class Detector:
                 f"those of this {self.config.name!r}: load the model it belongs to, or tune again"
             )
         twin = copy.copy(self)
-        twin.adaptation = adaptation
+        twin.adaptation, twin._tuned_text = adaptation, None
         twin.model = with_weights(self._base, adaptation.weights) if adaptation.weights else self._base
-        twin._tuned_text = None
         return twin
 
     @cached_property
@@ -138,15 +136,13 @@ class Detector:
                 uint8 or 0..1), or a list of them.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
                 Prompts (or of lists of names), one for each. Default: the names of the adapted detector's task.
-            **options: ``threshold``, ``nms``, ``max_detections``, ``max_names``, ``batch_size`` and ``token_scores``,
-                as for ``stream``.
+            **options: as for ``stream``.
 
         Returns:
             Detections for one image, a list of them for a list.
 
         Raises:
-            ImageError: an image that cannot be read.
-            GlipError: a bad prompt, a caption over the limit, an option out of range.
+            GlipError: an unreadable image, a bad prompt, a caption over the limit, an option out of range.
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images, prompt, **options))
@@ -167,9 +163,7 @@ class Detector:
     ) -> Iterator[Detections]:
         """Find what the prompt names in any number of images; yields one result per image, in their order.
 
-        Images are loaded and encoded batch by batch, so memory stays bounded. Batches hold images of one padded size,
-        so that no result depends on the other images; an image waits for others of its size while at most four
-        batches are read.
+        Images are loaded and encoded batch by batch (see ``group_by_size``), so memory stays bounded.
 
         Args:
             images: images as for a call, also from a generator.
@@ -180,43 +174,47 @@ class Detector:
             max_names: maximum names in a chunk of a long list; default: as many as fit.
             batch_size: images (or chunks) computed at once.
             token_scores: also give each box's alignment with every token of its caption.
-
-        Raises:
-            GlipError: a bad prompt, a caption over the limit, an option out of range.
         """
-        parse(Count, batch_size, at="batch_size", error=GlipError)
+        if batch_size < 1:
+            raise GlipError(f"batch_size: got {batch_size}: give a whole number, 1 or more")
         self._inference(nms, max_detections)
         prompts = [] if prompt is None else _as_prompts(prompt)
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
         shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
 
-        def text_of(group: Sequence[int]) -> EncodedText:
-            return shared or self.encode_text([prompts[index] for index in group], max_names=max_names)
+        def detected() -> Iterator[tuple[int, Detections]]:
+            for group in self.group_by_size(map(open_any, images), batch_size):
+                indices, opened = zip(*group, strict=True)
+                results = self.ground(
+                    self.encode_image(opened),
+                    shared or self.encode_text([prompts[index] for index in indices], max_names=max_names),
+                    threshold=threshold,
+                    nms=nms,
+                    max_detections=max_detections,
+                    batch_size=batch_size,
+                    token_scores=token_scores,
+                )
+                yield from zip(indices, results, strict=True)
 
-        limits = {"threshold": threshold, "nms": nms, "max_detections": max_detections}
-        return self._in_order(images, text_of, batch_size, token_scores=token_scores, **limits)
+        return _in_order(detected())
 
-    def _in_order(
-        self, images: Iterable[ImageInput], text_of: Callable[[Sequence[int]], EncodedText], size: int, **options: Any
-    ) -> Iterator[Detections]:
-        """Detections of images in their order; batches are computed as they fill up."""
-        waiting: dict[int, Image.Image] = {}
-        found: dict[int, Detections] = {}
-        done = 0
+    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[tuple[int, Image.Image]]]:
+        """Batches of images of one padded size, each with its number, so that no result depends on the others.
 
-        def opened() -> Iterator[Image.Image]:
-            for index, image in enumerate(images):
-                waiting[index] = open_any(image)
-                yield waiting[index]
-
-        for group in self.group_by_size(opened(), size):
-            encoded = self.encode_image([waiting.pop(index) for index in group])
-            results = self.ground(encoded, text_of(group), batch_size=size, **options)
-            found.update(zip(group, results, strict=True))
-            while done in found:
-                yield found.pop(done)
-                done += 1
+        Images are read as they are needed: a batch that is not full goes when its first image has waited for four
+        batches of others.
+        """
+        groups: dict[Size, list[tuple[int, Image.Image]]] = {}
+        for index, image in enumerate(images):
+            size = padded_size([self.processor.resized_size(image)])
+            groups.setdefault(size, []).append((index, image))
+            if len(groups[size]) == batch_size:
+                yield groups.pop(size)
+            oldest = next(iter(groups), None)  # the order of a dict is that of insertion
+            if oldest and index - groups[oldest][0][0] >= _LOOK_AHEAD * batch_size:
+                yield groups.pop(oldest)
+        yield from groups.values()
 
     @torch.no_grad()
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
@@ -249,25 +247,20 @@ class Detector:
             chunks.append(tuple((first, len(rows) + number) for number, (first, _) in enumerate(parts)))
             rows += [part for _, part in parts]
         batch = self.processor.text(rows).to(self.device)
-        return EncodedText(tuple(listed), tuple(chunks), batch, self._features(batch))
-
-    def _features(self, batch: TextBatch) -> TextFeatures:
         pieces = zip(batch.input_ids.split(_TEXT_ROWS), batch.attention_mask.split(_TEXT_ROWS), strict=True)
-        hidden = [
-            self.model.encode_text(replace(batch, input_ids=ids, attention_mask=mask)).hidden for ids, mask in pieces
-        ]
-        return TextFeatures(torch.cat(hidden), batch.attention_mask)
+        hidden = torch.cat([self.model.language(ids, mask) for ids, mask in pieces])
+        return EncodedText(tuple(listed), tuple(chunks), batch, hidden)
 
     def _encode_task(self, adaptation: Adaptation) -> EncodedText:
-        text = self.encode_text(adaptation.prompt)
-        hidden, offsets = text.features.hidden, adaptation.offsets
-        if offsets is not None and offsets.shape != hidden.shape[1:]:
+        text, offsets = self.encode_text(adaptation.prompt), adaptation.offsets
+        if offsets is None:
+            return replace(text, tuned=True)
+        if offsets.shape != text.hidden.shape[1:]:
             raise CheckpointError(
-                f"offsets of shape {tuple(offsets.shape)} for a caption of {tuple(hidden.shape[1:])}: the task is "
+                f"offsets of shape {tuple(offsets.shape)} for a caption of {tuple(text.hidden.shape[1:])}: the task is "
                 "broken or of another model"
             )
-        hidden = hidden if offsets is None else hidden + offsets.to(hidden.device)
-        return replace(text, features=replace(text.features, hidden=hidden), tuned=True)
+        return replace(text, hidden=text.hidden + offsets.to(text.hidden.device), tuned=True)
 
     @torch.no_grad()
     def ground(
@@ -294,9 +287,7 @@ class Detector:
         if len(text.prompts) not in (1, count):
             raise GlipError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         owners = list(range(count)) if len(text.prompts) == count else [0] * count
-        if threshold is None and text.tuned and self.adaptation:
-            threshold = self.adaptation.thresholds or None
-        limits = [self._thresholds(threshold, len(text.prompts[owner].phrases)) for owner in owners]
+        limits = [self._thresholds(threshold, text, len(text.prompts[owner].phrases)) for owner in owners]
         config = self._inference(nms, max_detections)
         passes = [(index, first, row) for index, owner in enumerate(owners) for first, row in text.chunks[owner]]
         if token_scores and len(passes) > count:
@@ -325,8 +316,8 @@ class Detector:
         token_scores: bool,
     ) -> list[Detections]:
         """One pass of the head over pairs of image and text row."""
-        images, (batch, features) = image.select([index for index, _ in pairs]), text.rows([row for _, row in pairs])
-        outputs = self.model.fuse_and_predict(images.levels, features)
+        images, (batch, hidden) = image.select([index for index, _ in pairs]), text.rows([row for _, row in pairs])
+        outputs = self.model.fuse_and_predict(images.levels, hidden, batch.attention_mask)
         found = postprocess(outputs, batch, images.resized, images.original, config, token_scores=token_scores)
         if not token_scores:
             return found
@@ -334,35 +325,24 @@ class Detector:
         words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
         return [replace(part, tokens=own) for part, own in zip(found, words, strict=True)]
 
-    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[int]]:
-        """Batches of images (indices) of one padded size, so that no result depends on the other images of a batch.
-
-        Images are read as they are needed: a batch that is not full goes when its first image has waited for four
-        batches of others.
-        """
-        groups: dict[Size, list[int]] = {}
-        for index, image in enumerate(images):
-            size = padded_size([self.processor.resized_size(image)])
-            groups.setdefault(size, []).append(index)
-            if len(groups[size]) == batch_size:
-                yield groups.pop(size)
-            oldest = next(iter(groups), None)  # the order of a dict is that of insertion
-            if oldest and index - groups[oldest][0] >= _LOOK_AHEAD * batch_size:
-                yield groups.pop(oldest)
-        yield from groups.values()
-
-    def _thresholds(self, threshold: float | Sequence[float] | None, count: int) -> Float[Tensor, " phrase"]:
-        threshold = self.config.inference.threshold if threshold is None else threshold
+    def _thresholds(
+        self, threshold: float | Sequence[float] | None, text: EncodedText, count: int
+    ) -> Float[Tensor, " phrase"]:
+        """The lowest score of each phrase: those of a call, else the task's for its own prompt, else the model's."""
+        if threshold is None and text.tuned and self.adaptation:
+            threshold = self.adaptation.thresholds or None
+        if threshold is None:
+            return torch.full((count,), self.config.inference.threshold)
         values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
         if len(values) != count:
             raise GlipError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
-        return torch.tensor(parse(tuple[Share, ...], values, at="threshold", error=GlipError))
+        return torch.tensor(parse(tuple[Share, ...], values, at="threshold"))
 
     def _inference(self, nms: float | None, max_detections: int | None) -> InferenceConfig:
         """The model's inference options with those of a call."""
         given = {"nms": nms, "max_detections": max_detections}
         changed = {name: value for name, value in given.items() if value is not None}
-        return parse(InferenceConfig, asdict(self.config.inference) | changed, error=GlipError)
+        return parse(InferenceConfig, asdict(self.config.inference) | changed) if changed else self.config.inference
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -380,6 +360,17 @@ def choose_device(name: str | None) -> torch.device:
         available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         raise GlipError(f"Unknown device {name!r}. Available: {', '.join(available)}.") from None
     return device
+
+
+def _in_order(numbered: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
+    """Results in the order of their numbers 0, 1, ..., as soon as each one's turn comes."""
+    waiting: dict[int, Detections] = {}
+    done = 0
+    for number, found in numbered:
+        waiting[number] = found
+        while done in waiting:
+            yield waiting.pop(done)
+            done += 1
 
 
 def _as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:

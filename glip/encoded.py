@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from glip.shapes import Float, Tensor
-from glip.structures import Size, TextBatch, TextFeatures
+from glip.structures import Size, TextBatch
 from glip.text.prompt import Prompt
 
 
@@ -21,9 +21,8 @@ class EncodedImage:
 
     def select(self, chosen: Sequence[int]) -> "EncodedImage":
         """Some of the images, by index; one may come more than once, for several prompts."""
-        index = list(chosen)
-        resized, original = (tuple(sizes[i] for i in index) for sizes in (self.resized, self.original))
-        return EncodedImage(tuple(level[index] for level in self.levels), resized, original)
+        resized, original = (tuple(sizes[index] for index in chosen) for sizes in (self.resized, self.original))
+        return EncodedImage(tuple(level[list(chosen)] for level in self.levels), resized, original)
 
     def to(self, device: str | torch.device) -> "EncodedImage":
         """The same images on another device."""
@@ -41,19 +40,18 @@ class EncodedText:
     prompts: tuple[Prompt, ...]
     chunks: tuple[tuple[tuple[int, int], ...], ...]
     batch: TextBatch
-    features: TextFeatures
+    hidden: Float[Tensor, "row tok chan"]
     tuned: bool = False
 
-    def rows(self, chosen: Sequence[int]) -> tuple[TextBatch, TextFeatures]:
+    def rows(self, chosen: list[int]) -> tuple[TextBatch, Float[Tensor, "chosen token chan"]]:
         """Some rows, cut to the longest of them."""
-        index = list(chosen)
-        mask = self.batch.attention_mask[index]
-        mask = mask[:, : int(mask.sum(1).max())]
-        width = mask.shape[1]
-        tokens = tuple(self.batch.phrase_tokens[row][:, :width] for row in index)
-        prompts = tuple(self.batch.prompts[row] for row in index)
-        batch = TextBatch(self.batch.input_ids[index][:, :width], mask, tokens, prompts)
-        return batch, TextFeatures(self.features.hidden[index][:, :width], mask)
+        batch = self.batch
+        mask = batch.attention_mask[chosen]
+        width = int(mask.sum(1).max())
+        tokens = tuple(batch.phrase_tokens[row][:, :width] for row in chosen)
+        prompts = tuple(batch.prompts[row] for row in chosen)
+        cut = TextBatch(batch.input_ids[chosen][:, :width], mask[:, :width], tokens, prompts)
+        return cut, self.hidden[chosen][:, :width]
 
 
 class FeatureCache:

@@ -129,7 +129,7 @@ def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
     return merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
     """YAML 1.2's numbers: PyYAML reads 1e-4 as text."""
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from glip.errors import DataError, GlipError
 
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
+_SHOWN = 5  # differences that an error lists
 
 
 class LockedError(GlipError):
@@ -57,7 +58,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
-        full = any(words in str(error) for words in ("writ", "I/O error")) and not isinstance(error, GlipError)
+        words = ("writ", "I/O error", "unexpected pos")
+        full = any(word in str(error) for word in words) and not isinstance(error, GlipError)
         if not (isinstance(error, OSError) or full) or isinstance(error, FileNotFoundError):
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
@@ -81,15 +83,15 @@ def write_json(path: str | Path, value: Any) -> None:
         json.dump(value, file, indent=1, ensure_ascii=False)
 
 
-def read_json(path: str | Path) -> Any:
-    """The value of a JSON file.
+def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The value of a JSON file; ``object_hook`` is json's: it gets each map as it closes, and gives what replaces it.
 
     Raises:
         FileNotFoundError: no such file.
         DataError: not JSON in UTF-8.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({str(error)[:80]})") from None
 
@@ -107,14 +109,14 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
         DataError: another line that is not JSON.
     """
     with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n"):
-                    return
+        number, line = 0, b""
+        try:
+            for line in file:
+                number += 1
+                yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if line.endswith(b"\n"):
                 raise DataError(f"{path}, line {number}: not valid JSON ({str(error)[:80]})") from None
-            yield row
 
 
 def append_jsonl(path: str | Path, row: Any) -> None:
@@ -153,13 +155,41 @@ def begin_run(folder: str | Path, settings: Mapping[str, Any], *, name: str = MA
     if not path.is_file():
         write_json(path, wanted)
         return
-    there = read_manifest(folder, name=name)
-    for key in {**there, **wanted}:
-        if there.get(key) != wanted.get(key):
-            old, new = json.dumps(there.get(key))[:120], json.dumps(wanted.get(key))[:120]
-            raise DataError(
-                f"{str(folder)!r} holds results made with {key} {old}, not {new}: give another folder, or delete it"
-            )
+    refuse_other_run(folder, read_manifest(folder, name=name), wanted)
+
+
+def refuse_other_run(
+    folder: str | Path, before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: tuple[str, ...] = ()
+) -> None:
+    """Compare what a folder's contents were made with, and what they would be continued with.
+
+    Raises:
+        DataError: naming each key that differs and does not begin with one of ``may_change``.
+    """
+    old, new = _flat(before), _flat(now)
+    changed = [
+        f"{key} {_short(old.get(key))}, not {_short(new.get(key))}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key) and not key.startswith(may_change)
+    ]
+    if changed:
+        more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+        listed = "; ".join([*changed[:_SHOWN], *more])
+        raise DataError(f"{str(folder)!r} holds results made with {listed}: give another folder, or delete it")
+
+
+def _flat(tree: Any, at: str = "") -> dict[str, Any]:
+    """The values of nested maps by their path, such as ``train.lr``."""
+    if not isinstance(tree, Mapping):
+        return {at: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{at}.{key}" if at else str(key))
+    return flat
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:120]
 
 
 def read_manifest(folder: str | Path, *, name: str = MANIFEST) -> dict[str, Any]:

@@ -21,7 +21,7 @@ MOST_APART = 360 // _APART  # so many names have colours that nobody confuses
 
 
 @dataclass(frozen=True)
-class Run:
+class TextRun:
     """Letters of one line: of a phrase (the colour of its field) or of the words between."""
 
     text: str
@@ -66,7 +66,7 @@ def ink(colour: Colour | None) -> Colour:
     return (0, 0, 0) if luminance > 140 else (255, 255, 255)
 
 
-def plain(text: str) -> str:
+def without_accents(text: str) -> str:
     """The letters without accents, which Pillow's own font lacks, and every white space a space."""
     parts = unicodedata.normalize("NFKD", text)
     return "".join(" " if letter.isspace() else letter for letter in parts if not unicodedata.combining(letter))
@@ -74,7 +74,7 @@ def plain(text: str) -> str:
 
 def label(phrase: str, score: str, font: Font, width: int) -> str:
     """Phrase and score on one line, the phrase cut to what fits."""
-    words = " ".join(plain(phrase).split())
+    words = " ".join(without_accents(phrase).split())
     if font.getlength(words + score) <= width:
         return words + score
     while words and font.getlength(f"{words}...{score}") > width:
@@ -87,16 +87,16 @@ def is_sentence(prompt: Prompt) -> bool:
     return not prompt.is_list and (len(prompt.phrases) == 1 or prompt.caption != SEPARATOR.join(prompt.texts))
 
 
-def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[Run]:
+def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[TextRun]:
     """A caption as runs: phrases (by index) that have a colour in it, others pale grey, the words between in none."""
     edges = sorted({0, len(prompt.caption), *(edge for p in prompt.phrases for span in p.spans for edge in span)})
     parts = zip(edges, edges[1:], strict=False)
-    return [Run(prompt.caption[start:end], _colour_at(prompt, start, colours)) for start, end in parts]
+    return [TextRun(prompt.caption[start:end], _colour_at(prompt, start, colours)) for start, end in parts]
 
 
-def wrapped(runs: Sequence[Run], size: int, width: int, rows: int) -> list[list[Run]]:
+def wrapped(runs: Sequence[TextRun], size: int, width: int, rows: int) -> list[list[TextRun]]:
     """Runs broken into lines of a width, at spaces, or where a word alone is wider; what is too much ends in dots."""
-    lines: list[list[Run]] = [[]]
+    lines: list[list[TextRun]] = [[]]
     for gap, piece in _pieces(runs, size, width):
         longer = [*lines[-1], *gap, *piece] if lines[-1] else piece
         if lines[-1] and _width(longer, size) > width:
@@ -104,7 +104,7 @@ def wrapped(runs: Sequence[Run], size: int, width: int, rows: int) -> list[list[
         else:
             lines[-1] = longer
         if len(lines) > rows:
-            lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], Run("...", None)]]
+            lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], TextRun("...", None)]]
             break
     return [_joined(line) for line in lines if line]
 
@@ -114,7 +114,7 @@ def line_height(size: int) -> int:
     return size + size // 2
 
 
-def write(canvas: Image.Image, lines: Sequence[Sequence[Run]], corner: tuple[int, int], size: int) -> None:
+def write(canvas: Image.Image, lines: Sequence[Sequence[TextRun]], corner: tuple[int, int], size: int) -> None:
     """Write lines below a corner, each phrase on a field of its colour."""
     pen, font, y = ImageDraw.Draw(canvas), letters(size), corner[1]
     for line in lines:
@@ -149,34 +149,34 @@ def _colour_at(prompt: Prompt, place: int, colours: Mapping[int, Colour]) -> Col
     return PALE if over else None
 
 
-def _pad(run: Run, size: int) -> int:
+def _pad(run: TextRun, size: int) -> int:
     return size // 4 if run.colour else 0
 
 
-def _width(line: Sequence[Run], size: int) -> float:
+def _width(line: Sequence[TextRun], size: int) -> float:
     """Of a line as it is written: letters, and the room at the sides of coloured fields."""
     return sum(letters(size).getlength(run.text) + 2 * _pad(run, size) for run in _joined(line))
 
 
-def _pieces(runs: Sequence[Run], size: int, width: int) -> Iterator[tuple[list[Run], list[Run]]]:
+def _pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tuple[list[TextRun], list[TextRun]]]:
     """Words, each after its white space; a word may be of several runs, such as a phrase and its comma.
 
     A word that is wider than a line comes letter by letter.
     """
-    parts = [Run(text, run.colour) for run in runs for text in re.findall(r"\S+|\s+", plain(run.text))]
-    gap = list[Run]()
+    parts = [TextRun(text, run.colour) for run in runs for text in re.findall(r"\S+|\s+", without_accents(run.text))]
+    gap = list[TextRun]()
     for is_gap, group in groupby(parts, key=lambda part: part.text.isspace()):
         word = list(group)
         if is_gap:
             gap = word
             continue
         whole = _width(word, size) <= width
-        for piece in [word] if whole else [[Run(letter, part.colour)] for part in word for letter in part.text]:
+        for piece in [word] if whole else [[TextRun(letter, part.colour)] for part in word for letter in part.text]:
             yield gap, piece
             gap = []
 
 
-def _joined(line: Sequence[Run]) -> list[Run]:
+def _joined(line: Sequence[TextRun]) -> list[TextRun]:
     """Neighbours of one colour as one run, so that a phrase is one coloured field."""
     groups = groupby(line, key=lambda run: run.colour)
-    return [Run("".join(run.text for run in group), colour) for colour, group in groups]
+    return [TextRun("".join(run.text for run in group), colour) for colour, group in groups]

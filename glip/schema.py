@@ -48,13 +48,17 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
     Raises:
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
-    return parse_json(kind, json.dumps(value, default=str), at=at, error=error)
+    return _parsed(kind, json.dumps(value, default=str), at, error)
 
 
-def parse_json(kind: type[T], text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """The same from the text of a JSON file."""
+    return _parsed(kind, text, at, error)
+
+
+def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> Any:
     try:
-        return _adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
+        return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as caught:
         raise error(_sentence(kind, caught.errors()[0], at)) from None
 

@@ -1,11 +1,11 @@
 """The nouns of glip: what travels between files is one of these frozen records, never a bare dict.
 
 In the order data flows: Phrase and Prompt (words, from text/prompt.py), Sample (one annotated image), Batch and Target
-(what the network reads), TextFeatures and Outputs (what it computes), Detections (what a person receives).
+(what the network reads), Outputs (what it computes), Detections (what a person receives).
 Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; sizes are (height, width) unless said.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,6 @@ __all__ = [
     "TarMember",
     "Target",
     "TextBatch",
-    "TextFeatures",
 ]
 
 Size = tuple[int, int]
@@ -104,6 +103,12 @@ class Sample:
             scores=tuple(self.scores[index] for index in chosen) if self.scores else (),
         )
 
+    def renumbered(self, place: Mapping[int, int]) -> "Sample":
+        """The sample with its boxes pointing at ``place[name]``; a box is dropped when none of its names is there."""
+        named = [tuple(dict.fromkeys(place[name] for name in own if name in place)) for own in self.box_phrases]
+        kept = self.keep([box for box, own in enumerate(named) if own])
+        return replace(kept, box_phrases=tuple(own for own in named if own))
+
 
 @dataclass(frozen=True)
 class Target:
@@ -170,14 +175,6 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         return Batch(self.images.to(device), self.text.to(device), tuple(t.to(device) for t in self.targets))
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Token features of the text encoder, before fusion."""
-
-    hidden: Float[Tensor, "batch tok chan"]
-    attention_mask: Bool[Tensor, "batch tok"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from glip import lettering
-from glip.data.image import open_any
+from glip.data.image import sample_image
 from glip.errors import GlipError, ImageError
 from glip.files import atomic_write
-from glip.lettering import Colour, Font, Run, label, letters, line_height, marked, phrase_colour, wrapped
+from glip.lettering import Colour, Font, TextRun, label, letters, line_height, marked, phrase_colour, wrapped
 from glip.structures import Detections, Sample
 
 Rectangle = tuple[float, float, float, float]
@@ -38,7 +38,9 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> 
     line, size = max(2, side // 200), max(11, side // 34)
     font = letters(size)
     sentence = lettering.is_sentence(detections.prompt)
-    palette = _found_colours(detections) if sentence else {}
+    texts, boxed = detections.prompt.texts, set(detections.labels.tolist())
+    colours = _colours(texts, boxed, all_of=len(texts) <= lettering.MOST_APART) if sentence else {}
+    palette = {index: colour for index, colour in colours.items() if index in boxed}
     drawn = [
         (found, [value * factor for value in found.box], palette.get(found.label) or phrase_colour(found.phrase))
         for found in detections
@@ -88,15 +90,13 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         image.save(file, format=form)
 
 
-def _found_colours(detections: Detections) -> dict[int, Colour]:
-    """The colours of the phrases that have a box, the same for every image of a caption of few phrases."""
-    texts, found = detections.prompt.texts, sorted(set(detections.labels.tolist()))
-    own = range(len(texts)) if len(texts) <= lettering.MOST_APART else found
-    colours = dict(zip(own, lettering.palette(texts[index] for index in own), strict=True))
-    return {index: colours[index] for index in found}
+def _colours(names: Sequence[str], boxed: set[int], *, all_of: bool) -> dict[int, Colour]:
+    """The colours of the names (indices) that have a box; or ``all_of`` few names, the same in every image."""
+    own = range(len(names)) if all_of else sorted(boxed)
+    return dict(zip(own, lettering.palette(names[index] for index in own), strict=True))
 
 
-def _captioned(image: Image.Image, words: Sequence[Run], size: int) -> Image.Image:
+def _captioned(image: Image.Image, words: Sequence[TextRun], size: int) -> Image.Image:
     """The image with words below it, which take as much room as the image at most."""
     margin, pitch = size, line_height(size)
     lines = wrapped(words, size, image.width - 2 * margin, max(_ROWS, image.height // pitch))
@@ -157,10 +157,10 @@ def _cell(sample: Sample) -> Image.Image:
 def _image(sample: Sample) -> Image.Image:
     """The sample's image at the size of a cell, with its boxes, the large ones below the small ones."""
     try:
-        image = open_any(sample.image)
+        image = sample_image(sample)
     except ImageError as error:
         grey = Image.new("RGB", (_CELL, _CELL * 3 // 4), (220, 220, 220))
-        said = wrapped([Run(str(error), None)], _TEXT - 2, _CELL - 16, _ROWS)
+        said = wrapped([TextRun(str(error), None)], _TEXT - 2, _CELL - 16, _ROWS)
         lettering.write(grey, said, (8, 8), _TEXT - 2)
         return grey
     factor = _CELL / max(image.size)
@@ -191,21 +191,23 @@ def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
 def _palette(sample: Sample) -> dict[int, Colour]:
     """The colours of what has a box; of a short vocabulary all, so that they are the same below every image."""
     names = sample.prompt.texts if sample.prompt else sample.vocabulary
-    boxed = sorted({index for phrases in sample.box_phrases for index in phrases})
-    own = range(len(names)) if 0 < len(sample.vocabulary) <= lettering.MOST_APART else boxed
-    return dict(zip(own, lettering.palette(names[index] for index in own), strict=True))
+    boxed = {index for phrases in sample.box_phrases for index in phrases}
+    return _colours(names, boxed, all_of=0 < len(sample.vocabulary) <= lettering.MOST_APART)
 
 
-def _written(sample: Sample, palette: dict[int, Colour]) -> list[Run]:
+def _written(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
     """The words below an image."""
     if sample.prompt:
         return marked(sample.prompt, palette)
     if not sample.vocabulary:
-        return [Run(sample.caption, None)]
+        return [TextRun(sample.caption, None)]
     times = Counter(index for phrases in sample.box_phrases for index in phrases)
     if not times:
-        return [Run("no boxes", None)]
+        return [TextRun("no boxes", None)]
     runs = []
     for index, count in times.most_common():
-        runs += [Run(sample.vocabulary[index], palette[index]), Run(f" x{count}   " if count > 1 else "   ", None)]
+        runs += [
+            TextRun(sample.vocabulary[index], palette[index]),
+            TextRun(f" x{count}   " if count > 1 else "   ", None),
+        ]
     return runs

@@ -9,7 +9,6 @@ import gc
 import hashlib
 import json
 import math
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from golden import weights
 from PIL import Image
+from small import release_state
 
 from glip.config import ModelConfig
 from glip.model.glip import GLIP, build
@@ -44,8 +44,6 @@ TRAIN_NAMES = ("t_c_train", "tiny_train", "tiny_prompt_train")
 
 LAYOUTS = ("glip_t_a", "glip_t_b", "glip_t_c", "glip_l")
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
-_TINY_SWIN_HEADS = (2, 2, 4, 4)
-_TINY_HEAD = {256: 64, 768: 64, 3072: 128, 64: 16, 1024: 256}  # channels, hidden, intermediate, C/4, 4C
 _PROMPT_ROWS = 1000  # rows of the release's tunable_linear, of which the first max_tokens are used
 
 
@@ -108,63 +106,38 @@ def config_of(form: str, *, prompt_offsets: bool = False) -> ModelConfig:
     return replace(config, head=replace(config.head, fusion=fusion, prompt_offsets=prompt_offsets))
 
 
-def release_entries(form: str) -> list[Entry]:
-    """What a checkpoint of this form lists; for the tiny forms the full-size list with the tiny sizes."""
-    layout = {"tiny": "glip_t_c", "tiny_nofuse": "glip_t_a"}.get(form, form)
+def release_entries(layout: str) -> list[Entry]:
+    """What a full-size checkpoint of a layout lists."""
     lines = (GOLDEN / "state_dict" / f"{layout}.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = [line.split("\t") for line in lines]
-    entries = [Entry(key, _shape(shape), dtype, kind) for key, shape, dtype, kind in rows]
-    return _tiny_entries(entries, fused=form == "tiny") if form.startswith("tiny") else entries
+    return [Entry(key, _shape(shape), dtype, kind) for key, shape, dtype, kind in rows]
 
 
 def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split(",") if size)
 
 
-def _tiny_entries(entries: list[Entry], *, fused: bool) -> list[Entry]:
-    kept = []
-    for entry in entries:
-        tower = re.search(r"dyhead_tower\.(\d+)\.", entry.key)
-        block = re.search(r"body\.layers\.\d+\.blocks\.(\d+)\.|encoder\.layer\.(\d+)\.", entry.key)
-        number = int(block[1] or block[2]) if block else 0
-        if number < 2 and (tower is None or int(tower[1]) < (6 if fused else 2)):
-            kept.append(replace(entry, shape=_tiny_shape(entry.key, entry.shape)))
-    return kept
+def synthetic_state(form: str, config: ModelConfig) -> tuple[State, str]:
+    """The release's state dict by the weight rule, and the sha256 of its parameters; "" for the tiny forms.
 
-
-def _tiny_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if key.startswith("rpn.anchor_generator"):
-        return shape
-    if key.endswith("relative_position_index"):
-        return (16, 16)
-    if key.endswith("relative_position_bias_table"):
-        stage = int(re.findall(r"layers\.(\d+)", key)[0])
-        return (49, _TINY_SWIN_HEADS[stage])
-    if key.startswith("backbone.body."):
-        return tuple(size // 3 if size >= 96 else size for size in shape)
-    if key.startswith("backbone.fpn."):
-        return tuple(64 if size == 256 else size // 3 if size >= 96 else size for size in shape)
-    return tuple(_TINY_HEAD.get(size, size) for size in shape)
-
-
-def release_state(entries: list[Entry], *, offsets: int = 0) -> tuple[State, str]:
-    """The release's state dict by the weight rule, and the sha256 of its parameters.
-
-    Buffers get their type and shape and some numbers: the conversion must drop them. ``offsets`` is the width of
-    ``tunable_linear``, 0 where there is none (it is in no list, so it is left out of the hash).
+    Buffers get their type and shape and some numbers: the conversion must drop them.
     """
-    drawn, digest = _drawn(tuple(entry for entry in entries if entry.kind == "parameter"))
-    state: State = {}
-    for entry in entries:
-        if entry.kind == "buffer":
-            numbers = torch.arange(math.prod(entry.shape), dtype=DTYPES[entry.dtype])
-            state[entry.key] = numbers.reshape(entry.shape)
-        else:
-            state[entry.key] = drawn[entry.key]
-    if offsets:
+    state, digest = (release_state(config), "") if form.startswith("tiny") else _full_size_state(form)
+    if config.head.prompt_offsets:  # in no list, so it is left out of the hash
         key = "rpn.tunable_linear.weight"
-        state[key] = torch.from_numpy(weights.param(key, (_PROMPT_ROWS, offsets)))
+        state[key] = torch.from_numpy(weights.param(key, (_PROMPT_ROWS, config.language.hidden)))
     return state, digest
+
+
+def _full_size_state(layout: str) -> tuple[State, str]:
+    entries = release_entries(layout)
+    drawn, digest = _drawn(tuple(entry for entry in entries if entry.kind == "parameter"))
+    buffers = {
+        entry.key: torch.arange(math.prod(entry.shape), dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+        for entry in entries
+        if entry.kind == "buffer"
+    }
+    return {**drawn, **buffers}, digest
 
 
 @lru_cache(maxsize=1)
@@ -203,8 +176,7 @@ def _big_model(form: str, prompt_offsets: bool) -> Loaded:
 
 def _load(form: str, prompt_offsets: bool) -> Loaded:
     config = config_of(form, prompt_offsets=prompt_offsets)
-    offsets = config.language.hidden if prompt_offsets else 0
-    state, digest = release_state(release_entries(form), offsets=offsets)
+    state, digest = synthetic_state(form, config)
     model = build(config)
     fit(model, from_foreign(state, max_tokens=config.max_tokens), GOLDEN)
     return Loaded(model.eval(), config, digest)

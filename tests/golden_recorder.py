@@ -114,7 +114,7 @@ class Recorder:
         self._listen(model.vision, partial(self._maps, "body_c"))
         self._listen(model.pyramid, self._pyramid)
         self._listen(model.language, self._language)
-        enter = model.tower[0].register_forward_pre_hook(lambda _module, inputs: self._entrance(inputs[1].hidden))
+        enter = model.tower[0].register_forward_pre_hook(lambda _module, inputs: self._entrance(inputs[1]))
         self._hooks.append(enter)
         for number, stage in enumerate(model.tower):
             self._watch(stage, number)
@@ -140,7 +140,7 @@ class Recorder:
     def _watch(self, stage: TowerStage, number: int) -> None:
         if stage.fusion is None or stage.text is None:
             self._listen(stage.image, partial(self._maps, f"tower_{number}_p"))
-            self._listen(stage, lambda out: self._hidden(f"tower_{number}", out[1].hidden))
+            self._listen(stage, lambda out: self._hidden(f"tower_{number}", out[1]))
             return
         fusion, text, image = (f"tower_{3 * number + step}" for step in range(3))
         self._listen(stage.fusion, partial(self._fused, fusion, text))
@@ -161,11 +161,10 @@ class Recorder:
         self._sizes = [level.shape for level in levels]
         self._maps("fpn_p", levels)
 
-    def _language(self, output: Any) -> None:
-        self._hidden("lang", output.hidden)
-        hidden = self.arrays["lang_hidden"]
-        self.arrays["lang_embedded"] = hidden
-        self.arrays["lang_aggregate"] = hidden.sum(1) / self.mask.cpu().sum(1, keepdim=True)
+    def _language(self, hidden: Tensor) -> None:
+        self._hidden("lang", hidden)
+        self.arrays["lang_embedded"] = kept = self.arrays["lang_hidden"]
+        self.arrays["lang_aggregate"] = kept.sum(1) / self.mask.cpu().sum(1, keepdim=True)
 
     def _entrance(self, hidden: Tensor) -> None:
         self._hidden("head_in", hidden)
@@ -173,7 +172,7 @@ class Recorder:
 
     def _exit(self, output: Any) -> None:
         self._maps("tower_out_p", output[0])
-        self._hidden("tower_out", output[1].hidden)
+        self._hidden("tower_out", output[1])
 
     def _fused(self, fusion: str, text: str, output: tuple[Tensor, Tensor]) -> None:
         flat = output[0].transpose(1, 2)

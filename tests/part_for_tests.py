@@ -1,24 +1,12 @@
-"""A part of the GPU check that goes wrong in every way, for test_check_gpu.py."""
+"""Measurements of the GPU check that go wrong in every way, for test_check_gpu.py."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
 
 import torch
-from gpu.measure import Measurement, Missing, Row, Setup
-
-
-def measurements(setup: Setup) -> Iterator[Measurement]:
-    """One that works before and after those that do not."""
-    for run in (working, broken, out_of_memory, lacking, without_package, dying, failing, working_again):
-        yield Measurement(run.__name__, "Table", run)
-
-
-def hanging(setup: Setup) -> Iterator[Measurement]:
-    """One that never ends, and one behind it."""
-    for run in (endless, working):
-        yield Measurement(run.__name__, "Table", run)
+from gpu_parity import Missing
+from measuring import Row
 
 
 def working() -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from glip.config import HeadConfig, ImageConfig, LanguageConfig, ModelConfig, Vi
 from glip.model.glip import GLIP, build
 from glip.model.release import our_name
 from glip.model.weights import ASSETS, BUNDLED
+from glip.structures import Sample
 from glip.train.start import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,3 +133,11 @@ def to_mmdet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def saved(tree: object, folder: Path, name: str = "glip.pth") -> Path:
     torch.save(tree, folder / name)
     return folder / name
+
+
+def same_samples(first: Iterable[Sample], second: Iterable[Sample], ignore: Sequence[str] = ()) -> None:
+    """Samples are equal in every field but those to ignore."""
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        for key, value in one.__dict__.items():
+            assert key in ("boxes", *ignore) or value == other.__dict__[key], key

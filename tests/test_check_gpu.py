@@ -14,10 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))
 
 import check_gpu  # noqa: E402
-from gpu.measure import Setup  # noqa: E402
-from gpu.pack import pack  # noqa: E402
-from gpu.page import page  # noqa: E402
-from part_for_tests import working, working_again  # noqa: E402
+import part_for_tests  # noqa: E402
+from check_gpu import pack, page  # noqa: E402
+from gpu_parity import Measurement, Setup  # noqa: E402
 
 
 def run(*words: object, seconds: int = 600) -> subprocess.CompletedProcess[str]:
@@ -47,11 +46,19 @@ def test_the_whole_check_runs_on_a_cpu(tmp_path):
     assert "device: CPU" in text and f"torch {torch.__version__}" in text and text.strip() in done.stdout
 
 
-def test_what_goes_wrong_is_named_and_the_rest_goes_on():
+def measured(*names: str, seconds: float) -> tuple[check_gpu.Result, list[int]]:
+    """The result of some measurements, and how many rows it had at each change."""
+    planned = [Measurement(name, "Table", getattr(part_for_tests, name)) for name in names]
+    result = check_gpu.Result({})
     setup = Setup("cpu", True, 1, None, ROOT)
-    result, saved, part = check_gpu.Result({}), [], ("part_for_tests", "measurements")
-    check_gpu.run_part(part, result, setup, time.monotonic() + 300, lambda: saved.append(len(result.rows)))
-    assert [row.get("figure") for row in result.rows] == [working()[0]["figure"], 9.0, working_again()[0]["figure"]]
+    counts = [len(result.rows) for _ in check_gpu.run_part(planned, result, setup, time.monotonic() + seconds)]
+    return result, counts
+
+
+def test_what_goes_wrong_is_named_and_the_rest_goes_on():
+    wrong = ("broken", "out_of_memory", "lacking", "without_package", "dying", "failing")
+    result, counts = measured("working", *wrong, "working_again", seconds=300)
+    assert [row["figure"] for row in result.rows] == [1.5, 9.0, 2.5]
     assert result.failed, "a row that has not passed, an error and a death fail the check"
     assert result.problems.pop("broken").startswith("ValueError: two lines of text (part_for_tests.py:")
     assert result.problems == {
@@ -61,34 +68,23 @@ def test_what_goes_wrong_is_named_and_the_rest_goes_on():
         "dying": "its process ended with exit code -9",
     }
     assert result.seconds < 250, "it ends when all is done"
-    assert {1, 2, 3} <= set(saved), "rows are written as they come"
+    assert {1, 2, 3} <= set(counts), "rows are there as they come"
     text = page({"part": vars(result)})
     assert "| 9 | **no** |" in text and "| dying | its process ended with exit code -9 |" in text
+    ours = ModuleNotFoundError("No module named 'golden_cases.x'", name="golden_cases.x")
+    assert check_gpu.explain(ours)[1], "a missing module of the checkout is a bug"
 
 
 @pytest.mark.slow
-def test_what_hangs_is_ended():
-    setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.Result({})
-    check_gpu.run_part(("part_for_tests", "hanging"), result, setup, time.monotonic() + 60, lambda: None)
+def test_a_measurement_that_hangs_is_ended_and_the_next_has_its_turn():
+    result, _ = measured("endless", "working", seconds=60)
     assert result.problems == {"endless": "was not finished in time"} and result.failed
-    assert [row["figure"] for row in result.rows] == [working()[0]["figure"]], "what stands behind it has its turn"
+    assert [row["figure"] for row in result.rows] == [1.5]
 
 
 def test_what_does_not_fit_is_listed():
-    setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.Result({})
-    check_gpu.run_part(("part_for_tests", "measurements"), result, setup, time.monotonic() - 1, lambda: None)
-    assert result.problems == {"the whole part": "did not fit into the time"} and not result.failed
-
-
-def test_a_missing_package_of_a_part():
-    setup = Setup("cpu", True, 1, None, ROOT)
-    result = check_gpu.Result({})
-    check_gpu.run_part(("no_such_package", "measurements"), result, setup, time.monotonic() + 60, lambda: None)
-    assert result.problems == {"starting": "package no_such_package is missing"} and not result.failed
-    ours = ModuleNotFoundError("No module named 'golden_cases.x'", name="golden_cases.x")
-    assert check_gpu.explain(ours)[1], "a module of the checkout that is not there is a bug"
+    result, _ = measured("working", seconds=-1)
+    assert result.problems == {"working": "did not fit into the time"} and not result.failed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -141,7 +137,7 @@ def test_packing(tmp_path, capsys):
     packed = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*") if file.is_file()}
     assert packed == {"golden/t_c_det3.npz", "data/bccd/images/1.jpg", "data/bccd/annotations/instances_test.json"}
     out = capsys.readouterr().out
-    assert "left out, does not fit into 0.002 MB: t_a_det3" in out and "not at hand: raccoon" in out
+    assert "left out, does not fit into 0.002 MB: t_a_det3" in out and "missing: raccoon" in out
     assert pack(tmp_path / "out", limit_mb=1, beside=tmp_path / "nowhere") == 2
     assert (tmp_path / "out" / "golden").is_dir(), "what was there stays"
 

@@ -17,7 +17,6 @@ from PIL import Image
 from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
 from torch import Tensor
 
-from glip.adaptation import Adaptation
 from glip.cli.main import main
 from glip.config import InferenceConfig, LabelConfig, ModelConfig, StepConfig, TuneConfig
 from glip.data.sets import SkipCounter
@@ -26,6 +25,7 @@ from glip.encoded import FeatureCache
 from glip.evaluate.run import QueryOptions, detect_all
 from glip.geometry.boxes import suppress
 from glip.loss import Criterion
+from glip.model.adapt import Adaptation
 from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _drop
 from glip.model.weights import fingerprint
@@ -125,7 +125,7 @@ def test_encodings_come_from_the_cpu_or_stay_on_the_device(pair, images, device)
 def test_a_tuned_prompt_is_found_with_its_offsets(pair, images):
     here, there = pair
     prompt = Prompt.from_names(NAMES)
-    hidden = here.encode_text(prompt).features.hidden[0]
+    hidden = here.encode_text(prompt).hidden[0]
     offsets = 3 * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
     found = []
     for detector in pair:

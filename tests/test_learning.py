@@ -1,12 +1,12 @@
 """A small GLIP learns four drawn images by heart: losses, targets, gradients and decoding are one whole."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small import NAMES, TINY, VOCABULARY, scenes, seeded
+from runs import TASK, still
+from small import NAMES, VOCABULARY, scenes, seeded
 
 from glip.config import TrainConfig
 from glip.data.loader import Step
@@ -20,13 +20,7 @@ from glip.text.tokens import Tokenizer
 from glip.train.loop import train
 
 STEPS = 300
-CONFIG = replace(
-    TINY,
-    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
-    language=replace(TINY.language, layers=1, dropout=0.0),
-    head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.0, drop_block=0.0),
-    image=replace(TINY.image, min_size=120, max_size=160),
-)
+CONFIG = still(TASK)
 
 
 def samples() -> list[Sample]:
@@ -40,24 +34,10 @@ def samples() -> list[Sample]:
     return made
 
 
-def average_precision(found: list[Detections], samples: list[Sample]) -> float:
-    """All-point AP at IoU 0.5 over all names: a detection is right when it is the first on a box of its name."""
-    rows = []
-    for index, (detections, sample) in enumerate(zip(found, samples, strict=True)):
-        overlaps = iou(detections.boxes, sample.boxes, inclusive=False)
-        for place, detection in enumerate(detections):
-            named = [box for box, row in enumerate(sample.box_phrases) if detection.label in row]
-            hits = [(index, box) for box in named if overlaps[place, box] >= 0.5]
-            rows.append((detection.score, hits))
-    seen: set[tuple[int, int]] = set()
-    total, right, area = sum(len(sample.boxes) for sample in samples), 0, 0.0
-    for rank, (_, hits) in enumerate(sorted(rows, key=lambda row: -row[0]), start=1):
-        fresh = [hit for hit in hits if hit not in seen]
-        if fresh:
-            seen.add(fresh[0])
-            right += 1
-            area += right / rank / total
-    return area
+def right(found: Detections, sample: Sample) -> torch.Tensor:
+    """For each detection and box: whether they overlap and have the same name."""
+    labels = torch.tensor([label for (label,) in sample.box_phrases])
+    return (iou(found.boxes, sample.boxes, inclusive=False) >= 0.5) & (found.labels[:, None] == labels)
 
 
 @pytest.mark.slow
@@ -81,7 +61,7 @@ def test_four_images_are_learned_by_heart(tmp_path):
     )
     model = train(Experiment(train=settings), seeded(CONFIG), steps, report=lambda line: None)
     detector = Detector(model, CONFIG, tokenizer, "cpu")
-    found = detector([sample.image for sample in learned], [sample.prompt for sample in learned], threshold=0.05)
-    assert average_precision(found, learned) >= 0.9
-    sure = [detections.above(0.3) for detections in found]
-    assert average_precision(sure, learned) >= 0.9, "recall among what scores well"
+    found = detector([sample.image for sample in learned], [sample.prompt for sample in learned], threshold=0.3)
+    matched = [right(*pair) for pair in zip(found, learned, strict=True)]
+    assert all(pairs.any(0).all() for pairs in matched), "every box is found, by its name"
+    assert sum(int((~pairs.any(1)).sum()) for pairs in matched) <= 1, "and hardly anything else"

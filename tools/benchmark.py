@@ -1,241 +1,466 @@
-"""Time and memory of GLIP-T (C) beside transformers' Grounding DINO-T, both with random weights. Not a timed test.
+"""Measure time and memory of detection, training, tuning, long vocabularies, labelling, noun phrases and scoring.
 
-    python tools/benchmark.py [--prompt-names 80 3] [--threads 2] [--device cpu] [--rounds 3] [--size 800 1066]
+    python tools/benchmark.py [detect | training | tuning | vocabulary | labelling | phrases | scoring] [--help]
 
-Each model lives in a process of its own, so that its peak memory is its own; the two run in turns, never at once.
-Nothing is downloaded.
+These are no tests: they print figures beside their targets ("bar"). Weights are random and nothing is downloaded. What
+is compared runs in turns, and medians count. A peak is that of a process of its own. For training and tuning set
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000, so that freed memory is used again without the system clearing
+it first. tools/check_gpu.py measures a GPU.
 """
 
 import argparse
-import multiprocessing
+import json
 import os
-import resource
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import (
+    COCO_NAMES,
+    VOCABULARY,
+    Row,
+    detection_batch,
+    elapsed,
+    fresh_process,
+    grounding_dino,
+    growth,
+    noise,
+    peak_gb,
+    random_boxes,
+    random_detector,
+    random_model,
+    stage_rows,
+    stages_of,
+    table,
+    training_batch,
+    write_photos,
+)
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 import glip
+from glip.config import DataConfig, DatasetConfig, LabelConfig, Mode, SelectConfig, TrainConfig, TuneConfig
+from glip.data.loader import MixtureDataset, Source
+from glip.data.sets import SkipCounter
+from glip.encoded import FeatureCache
+from glip.loss import Criterion
+from glip.model.adapt import Adaptation, save_adaptation
+from glip.processor import Processor
+from glip.structures import Sample
+from glip.text.prompt import clean_name
+from glip.text.tokens import Tokenizer
+from glip.train.optim import build_optimizer
+from glip.train.tune import TuneRun
+from glip.train.tuner import Images, Tuner
 
-_NAMES = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
-    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
-    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
-    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
-    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+SIZE = (800, 1066)  # height, width; padded to 800 x 1088
+DETECT_BARS = {80: 0.60, 3: 0.46}  # GLIP-T (C) / Grounding DINO-T, at most, by number of names
+PEAK_BAR = 3.0  # GB of detection
+STEP = ("forward with loss", "backward", "optimizer")
+TRAIN_PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / forward, images/s of a core
+MODES: tuple[Mode, ...] = ("prompt", "linear", "full")
+TUNE_TIME_BAR, TUNE_PEAK_BAR, SWITCH_BAR = 3.0, 2.0, 50.0  # full / prompt, full / prompt, ms
+PASSES = 31  # of 1,203 names, 40 at once
+CHUNK_BARS = {40: 0.36, None: 0.24}  # time / (PASSES full passes), by names in a chunk; None: as many as fit
+CHUNK_DETECTIONS = 300
+CAPTIONS = (
+    "a man in a red shirt rides a brown horse",
+    "two dogs play on the green grass near a fence",
+    "a woman sits on a bench with a blue umbrella",
+    "a cat sleeps on a small table next to a lamp",
+    "several people stand in front of a large white bus",
 )
-COCO_NAMES = tuple(_NAMES.split(","))
-THEIR_TOKENS = {80: 195, 3: 12}  # of the caption that each number of names is compared with
-BARS = {80: 0.60, 3: 0.46}  # ours / theirs, at most
-PEAK_BAR = 3.0  # GB
+
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "detect": {"--prompt-names": {"type": int, "nargs": "+", "default": [80, 3], "choices": sorted(DETECT_BARS)}},
+    "training": {"--folder": {"type": Path, "help": "JPEGs for the loader (default: photo-like ones are made)"}},
+    "tuning": {"--model": {"default": "glip_t_c", "help": "name of a config"}},
+    "vocabulary": {
+        "--categories": {
+            "type": Path,
+            "required": True,
+            "help": "JSON: LVIS annotations or a list of categories",
+        },
+        "--batch-size": {"type": int, "default": 1, "help": "chunks computed at once"},
+        "--check": {"action": "store_true", "help": "compare with every chunk from the image on"},
+    },
+    "labelling": {
+        "--model": {"default": "glip-nano"},
+        "--together": {"type": int, "default": 1, "help": "captions of an image in one prompt"},
+        "--images": {"type": int, "default": 64},
+        "--boxes": {"type": int, "default": 1_000_000, "help": "stored boxes to select from"},
+    },
+    "phrases": {
+        "--captions": {"type": Path, "required": True, "help": "a text file with one caption per line"},
+        "--pipeline": {"help": "spaCy pipeline (default: the bundled one)"},
+    },
+    "scoring": {
+        "--images": {"type": int, "default": 20_000},
+        "--detections": {"type": int, "default": 300, "help": "results per image"},
+        "--seed": {"type": int, "default": 0},
+    },
+}
 
 
 def main() -> None:
-    """Print the comparison and the stages for each prompt."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--prompt-names", type=int, nargs="+", default=[80, 3], choices=sorted(BARS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, default=[800, 1066], metavar=("HEIGHT", "WIDTH"))
-    args = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # read by the models' processes
-    print(f"not a timed test; torch {torch.__version__}, {args.device}, {args.threads} threads, batch 1, {args.size}")
+    """Run one benchmark; detection where none is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for run in (detect, training, tuning, vocabulary, labelling, phrases, scoring):
+        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
+        if run not in (phrases, scoring):
+            command.add_argument("--threads", type=int, default=2)
+        if run is not scoring:
+            command.add_argument("--rounds", type=int, default=2 if run in (tuning, vocabulary) else 3)
+        if run in (detect, vocabulary):
+            command.add_argument("--device", default="cpu")
+            command.add_argument("--size", type=int, nargs=2, default=list(SIZE), metavar=("HEIGHT", "WIDTH"))
+        for flag, settings in OPTIONS[run.__name__].items():
+            command.add_argument(flag, **settings)
+    words = sys.argv[1:]
+    if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
+        words = ["detect", *words]
+    args = parser.parse_args(words)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    print(f"not a timed test; torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {vars(args)}")
+    torch.set_num_threads(getattr(args, "threads", 1))
+    args.run(args)
+
+
+# ---- detection
+
+
+def detect(args: argparse.Namespace) -> None:
+    """GLIP-T (C) against transformers' Grounding DINO-T: one image, batch 1; then the stages of GLIP-T (C)."""
     for names in args.prompt_names:
-        compare(names, args)
+        with fresh_process() as ours, fresh_process() as theirs:
+            models = {"GLIP-T (C)": ours, "Grounding DINO-T": theirs}
+            passes: dict[str, list[tuple[float, float, float]]] = {title: [] for title in models}
+            for _ in range(1 + args.rounds):  # the first is a warm-up
+                for title, call in models.items():
+                    passes[title].append(call(one_pass, title, names, tuple(args.size), args.device, args.threads))
+            medians = []
+            for title, rows in passes.items():
+                wall, busy = (statistics.median(row[column] for row in rows[1:]) for column in (0, 1))
+                medians.append((wall, busy))
+                each = " ".join(f"{row[0]:.2f}" for row in rows[1:])
+                costs = f"{wall:7.2f} s ({each})  processor {busy:.2f} s, {rows[-1][2]:.2f} GB"
+                print(f"{names:3d} names  {title:<17} {costs}")
+            wall, busy = (first / second for first, second in zip(*medians, strict=True))
+            print(f"{names:3d} names  ratio {wall:.3f} (bar {DETECT_BARS[names]}); our peak: bar {PEAK_BAR} GB")
+            print(f"           ratio of processor time {busy:.3f}, for a machine that others use too")
+            print("\n".join(table(ours(detection_stages, names, tuple(args.size), args.device))))
 
 
-def compare(names: int, args: argparse.Namespace) -> None:
-    """Run both models in turns and print medians, ratio, peaks and our stages."""
-    context = multiprocessing.get_context("spawn")
-    workers = []
-    for build in (ours, theirs):
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, build, names, args), daemon=True)
-        process.start()
-        workers.append(here)
-    for worker in workers:
-        ask(worker, "time")  # warm-up
-    rounds = [[ask(worker, "time") for worker in workers] for _ in range(args.rounds)]
-    peaks = [ask(worker, "peak") for worker in workers]
-    walls, works = [], []
-    for title, times, peak in zip(("GLIP-T (C)", "Grounding DINO-T"), zip(*rounds, strict=True), peaks, strict=True):
-        walls.append(statistics.median(wall for wall, _ in times))
-        works.append(statistics.median(work for _, work in times))
-        each = " ".join(f"{wall:.2f}" for wall, _ in times)
-        print(f"{names:3d} names  {title:<17} {walls[-1]:7.2f} s ({each})  processor {works[-1]:.2f} s, {peak:.2f} GB")
-    print(f"{names:3d} names  ratio {walls[0] / walls[1]:.3f} (bar {BARS[names]}); our peak: bar {PEAK_BAR} GB")
-    print(f"           ratio of processor time {works[0] / works[1]:.3f}, for a machine that others use too")
-    ask(workers[1], "stop")
-    rate, rows = ask(workers[0], "stages")
-    print(f"  {'stage':<22} {'ms':>8} {'GFLOP':>8} {'GFLOP/s':>8}   matrix products only; a large one: {rate:.0f}")
-    for stage, seconds, flops in rows:
-        print(f"  {stage:<22} {seconds * 1e3:8.0f} {flops / 1e9:8.1f} {flops / 1e9 / max(seconds, 1e-9):8.0f}")
-    ask(workers[0], "stop")
+@cache
+def contender(title: str, names: int, size: tuple[int, int], device: str) -> Callable[[], Any]:
+    """A forward pass of one of the two models."""
+    if title == "Grounding DINO-T":
+        return grounding_dino(names, size, device)
+    model, config = random_model("glip_t_c", device)
+    return partial(model, detection_batch(config, size, device, names=names))
 
 
-def ask(worker: Connection, what: str) -> Any:
-    """Send one order to a model's process and wait for its answer."""
-    worker.send(what)
-    return worker.recv()
+def one_pass(title: str, names: int, size: tuple[int, int], device: str, threads: int) -> tuple[float, float, float]:
+    """Seconds of the wall clock and of the processor, and the peak in GB."""
+    torch.set_num_threads(threads)
+    run, busy = contender(title, names, size, device), time.process_time()
+    with torch.no_grad():
+        busy = time.process_time()
+        wall = elapsed(run, device) / 1e3
+    return wall, time.process_time() - busy, peak_gb(device)
 
 
-def serve(orders: Connection, build: Callable[..., Any], names: int, args: argparse.Namespace) -> None:
-    """One model's process: answer "time", "peak" and "stages" until "stop"."""
-    torch.set_num_threads(args.threads)
-    torch.set_grad_enabled(False)
-    run, stages = build(names, args)
-    while (what := orders.recv()) != "stop":
-        if what == "time":
-            before = time.process_time()
-            wall = clock(args.device, run)
-            orders.send((wall, time.process_time() - before))
-        elif what == "peak":
-            on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-            orders.send(on_cpu if args.device == "cpu" else torch.cuda.max_memory_allocated() / 1e9)
-        else:
-            orders.send((matrix_rate(args.device), stages()))
-    orders.send(None)
+def detection_stages(names: int, size: tuple[int, int], device: str) -> list[Row]:
+    """The stages of the same pass of GLIP-T (C)."""
+    run: Any = contender("GLIP-T (C)", names, size, device)
+    return stage_rows(run.func, run.args[0], "float32", device, 1)
 
 
-def ours(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """GLIP-T (C) on what its own processor makes of an image and of the first names of COCO."""
-    from glip.model.glip import build
-    from glip.model.weights import ASSETS
-    from glip.processor import Processor
-    from glip.text.tokens import Tokenizer
-
-    config = glip.load_config("glip_t_c").model
-    model = build(config).eval().to(args.device)
-    processor = Processor(config, Tokenizer(ASSETS / "glip-nano"))  # its vocabulary is BERT's
-    processor.min_size, processor.max_size = min(args.size), max(args.size)
-    image = noise(args.size)
-    batch = processor([image], [glip.Prompt.from_names(COCO_NAMES[:names])]).to(args.device)
-    return lambda: model(batch), lambda: stage_table(model, batch, args.device)
+# ---- training
 
 
-def theirs(names: int, args: argparse.Namespace) -> tuple[Callable[[], Any], None]:
-    """Grounding DINO-T on an image of the same size and a caption of one-token names."""
-    model, inputs = grounding_dino(names, args.size, args.device)
-    return lambda: model(**inputs), None
+def training(args: argparse.Namespace) -> None:
+    """A training step of GLIP-T (C) without and with gradient checkpointing, and the speed of the loader."""
+    with fresh_process() as call:
+        print(f"loader: {call(loader_speed, args.folder):.1f} images/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
+    for checkpointing in (False, True):
+        with fresh_process() as call:
+            rows, peak = call(training_step, args.threads, args.rounds, checkpointing)
+        print(f"{'with' if checkpointing else 'without'} checkpointing\n  {'stage':<18} {'s':>6} {'GB kept':>8}")
+        for stage, (seconds, kept) in rows.items():
+            print(f"  {stage:<18} {seconds:6.2f}" + (f" {kept:8.2f}" if kept else ""))
+        ratio = 1 + rows[STEP[1]][0] / rows[STEP[0]][0]
+        print(f"  (forward + backward) / forward {ratio:.2f}" + (f" (bar {RATIO_BAR})" if not checkpointing else ""))
+        bar = f" (bar {TRAIN_PEAK_BAR})" if checkpointing else ""
+        print(f"  peak, AdamW's means included, {peak:.2f} GB{bar}")
 
 
-def noise(size: Sequence[int]) -> Image.Image:
-    """An image of (height, width) pixels of noise, always the same."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[str, tuple[float, float]], float]:
+    """(Median seconds, GB kept for the backward pass) of each stage, and the peak in GB."""
+    torch.set_num_threads(threads)
+    model, config = random_model("glip_t_c")
+    model.train().checkpoint_gradients(checkpointing)
+    optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=1e-4, weight_decay=0.05)
+    batch = training_batch(config, SIZE)
+
+    def step() -> list[float]:
+        losses = []
+        forward = elapsed(
+            lambda: losses.append(Criterion()(model(batch), batch.targets, batch.text.attention_mask).total)
+        )
+        backward = elapsed(losses[0].backward)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        update = elapsed(optimizer.step)
+        optimizer.zero_grad(set_to_none=True)
+        return [forward, backward, update]
+
+    step()  # warm-up
+    medians = [statistics.median(times) / 1e3 for times in zip(*(step() for _ in range(rounds)), strict=True)]
+    rows = {stage: (seconds, 0.0) for stage, seconds in zip(STEP, medians, strict=True)}
+    parts = {part: modules for part, modules in stages_of(model).items() if not part.startswith(" ")}
+    seconds = growth(lambda: model(batch), parts, time.perf_counter)
+    stored = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        stored.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = growth(lambda: model(batch), parts, lambda: sum(stored.values()) / 1e9)
+    return {part: (seconds[part], kept[part]) for part in parts} | rows, peak_gb()
 
 
-def grounding_dino(
-    names: int, size: Sequence[int], device: str, *, batch: int = 1, layers: int = 6
-) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """Grounding DINO-T of transformers with random weights, and a batch for it; ``size`` is (height, width)."""
-    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
-
-    with torch.device(device):
-        queries = min(900, size[0] * size[1] // 64)  # a small image has fewer places
-        config = GroundingDinoConfig(num_queries=queries, encoder_layers=layers, decoder_layers=layers)
-        model = GroundingDinoForObjectDetection(config).eval()
-    ids = torch.full((batch, THEIR_TOKENS[names]), 1012)  # "."
-    ids[:, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))
-    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
-    inputs = {
-        "pixel_values": torch.randn(batch, 3, *size),
-        "pixel_mask": torch.ones(batch, *size, dtype=torch.long),
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-    }
-    return model, {key: value.to(device) for key, value in inputs.items()}
+def loader_speed(folder: Path | None) -> float:
+    """Images per second of one core: opened, resized, flipped, captioned and normalized as in a training."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as made:
+        files = sorted(folder.glob("*.jp*g")) if folder else write_photos(Path(made), 10)
+        samples = [Sample(file, *random_boxes((480, 480)), vocabulary=COCO_NAMES) for file in files]
+        source = Source(DatasetConfig(name="jpegs", short_side=(480,)), samples)
+        processor = Processor(glip.load_config("glip_t_c").model, Tokenizer(VOCABULARY))
+        dataset = MixtureDataset([source], processor, DataConfig(), TrainConfig(steps=51, warmup=0))
+        dataset[0]  # warm-up
+        return 200 / (elapsed(lambda: [dataset[step] for step in range(1, 51)]) / 1e3)
 
 
-def stage_table(model: "glip.GLIP", batch: Any, device: str) -> list[tuple[str, float, float]]:
-    """Seconds and floating point operations of each stage; indented stages are part of the one above."""
-    from glip.config import InferenceConfig
-    from glip.postprocess import postprocess
-
-    def now() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    parts = stage_modules(model)
-    seconds, flops = meter(model, batch, parts, now), stage_flops(model, batch, parts)
-    outputs = model(batch)
-    sizes, config = (batch.images.resized, batch.images.original), InferenceConfig(candidate_threshold=0.0)
-    last = clock(device, lambda: postprocess(outputs, batch.text, *sizes, config))
-    return [(part, seconds[part], flops[part]) for part in parts] + [("postprocess", last, 0.0)]
+# ---- tuning
 
 
-def stage_modules(model: "glip.GLIP") -> dict[str, list[Any]]:
-    """The modules of each stage; indented stages are part of the one above."""
-    stages: Any = list(model.tower)
-    blocks = [stage.image for stage in stages]
-    return {
-        "backbone": [model.vision],
-        "pyramid": [model.pyramid],
-        "text": [model.language],
-        "fusion": [stage.fusion for stage in stages],
-        "text layers": [stage.text for stage in stages],
-        "dynamic blocks": blocks,
-        "  offset convolution": [block.offset for block in blocks],
-        "  deformable + norm": [branch for block in blocks for branch in (block.same, block.finer, block.coarser)],
-        "heads": [model.boxes, model.tokens],
-    }
+def tuning(args: argparse.Namespace) -> None:
+    """A step of prompt, linear and full tuning on one image with the 80 COCO names; switching to another task."""
+    found = {}
+    for mode in MODES:
+        with fresh_process() as call:
+            found[mode] = call(tuning_step, mode, args.threads, args.rounds, args.model)
+        print("{:<7} {:7.2f} s of a core for a step, peak {:5.2f} GB".format(mode, *found[mode]))
+    time_ratio, memory_ratio = (full / prompt for full, prompt in zip(found["full"], found["prompt"], strict=True))
+    print(f"full / prompt: time {time_ratio:.2f} (bar {TUNE_TIME_BAR}), peak {memory_ratio:.2f} (bar {TUNE_PEAK_BAR})")
+    with fresh_process() as call:
+        first, second, size = call(switch_task, args.model)
+    times = f"the first on a model {first:.0f} ms, a second {second:.1f} ms (bar {SWITCH_BAR})"
+    print(f"a task of {size / 1e3:.0f} kB: {times}")
 
 
-def stage_flops(model: "glip.GLIP", batch: Any, parts: dict[str, list[Any]]) -> dict[str, float]:
-    """Floating point operations of the matrix products and convolutions of each stage."""
-    counted = {torch.ops.torchvision.deform_conv2d: deform_flops}
-    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
-        return meter(model, batch, parts, counter.get_total_flops)
+def tuning_step(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float, float]:
+    """Median processor seconds of a step, and the peak in GB."""
+    torch.set_num_threads(threads)
+    prompt = glip.Prompt.from_names(COCO_NAMES)
+    tuner = Tuner(random_detector(name, SIZE), COCO_NAMES, prompt, mode=mode, frozen_stages=1)
+    image = Image.effect_noise((SIZE[1], SIZE[0]), 64).convert("RGB")
+    sample = Sample(image, *random_boxes(SIZE), vocabulary=COCO_NAMES)
+    images = Images([sample], tuner, augment=False, cache=FeatureCache(4.0), skipped=SkipCounter())
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = TuneConfig(mode=mode, epochs=1, batch_size=1)
+        run = TuneRun(tuner, images, config, validate=lambda _: 0.0, folder=Path(folder))
+        for number in range(rounds + 1):
+            start = time.process_time()
+            run.step([images.get(0, np.random.default_rng(number))])
+            times.append(time.process_time() - start)
+    return statistics.median(times[1:]), peak_gb()
 
 
-def deform_flops(image: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
-    """Of torchvision's deformable convolution, which torch does not count; the sampling is left out."""
-    places = image[0] * offset[2] * offset[3]
-    return 2 * places * weight[0] * weight[1] * weight[2] * weight[3]
+def switch_task(name: str) -> tuple[float, float, int]:
+    """Milliseconds to load a first and a second task from a file into a detector; bytes of the file."""
+    detector = random_detector(name, SIZE)
+    prompt = glip.Prompt.from_names(COCO_NAMES)
+    hidden = detector.encode_text(prompt).hidden[0]
+    task = Adaptation("prompt", name, detector.fingerprint, COCO_NAMES, prompt, torch.randn_like(hidden))
+    vars(detector).pop("fingerprint")  # a first task computes it
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "task.safetensors")
+        save_adaptation(file, task)
+        first, second = (elapsed(lambda: detector.adapted(file)) for _ in range(2))
+        return first, second, file.stat().st_size
 
 
-def meter(model: Any, batch: Any, parts: dict[str, list[Any]], read: Callable[[], float]) -> dict[str, float]:
-    """How far a meter moves within the modules of each part during one run."""
-    moved = dict.fromkeys(parts, 0.0)
-    hooks = []
-
-    def subtract(part: str) -> Callable[..., None]:
-        return lambda *_: moved.update({part: moved[part] - read()})
-
-    def add(part: str) -> Callable[..., None]:
-        return lambda *_: moved.update({part: moved[part] + read()})
-
-    for part, modules in parts.items():
-        for module in modules:
-            hooks += [module.register_forward_pre_hook(subtract(part)), module.register_forward_hook(add(part))]
-    model(batch)
-    for hook in hooks:
-        hook.remove()
-    return moved
+# ---- long vocabularies
 
 
-def clock(device: str, run: Callable[[], Any]) -> float:
-    """Seconds of one run."""
+def vocabulary(args: argparse.Namespace) -> None:
+    """A long vocabulary on one image of GLIP-T (C), encoded once, against as many passes of Grounding DINO-T."""
+    tree = json.loads(args.categories.read_text())
+    records = tree["categories"] if isinstance(tree, dict) else tree
+    names = [clean_name(record["name"]) for record in sorted(records, key=lambda record: record["id"])]
+    detector, image = random_detector("glip_t_c", args.size, args.device), noise(args.size)
+    ground = partial(ground_chunks, detector, image, names, batch_size=args.batch_size)
+    with torch.no_grad():
+        full_pass = grounding_dino(80, args.size, args.device)
+        elapsed(full_pass, args.device)  # warm-up
+        passes, times = [], {chunk: list[float]() for chunk in CHUNK_BARS}
+        for _ in range(args.rounds):
+            passes.append(elapsed(full_pass, args.device) / 1e3)
+            for chunk, own in times.items():
+                own.append(elapsed(partial(ground, chunk), args.device) / 1e3)
+    one = statistics.median(passes)
+    print(f"{len(names)} names, {args.size}, {args.threads} threads: a full pass of Grounding DINO-T {one:.2f} s")
+    for chunk, own in times.items():
+        seconds, rows = statistics.median(own), len(detector.encode_text(names, max_names=chunk).chunks[0])
+        ratio = f"ratio to {PASSES} passes {seconds / PASSES / one:.3f} (bar {CHUNK_BARS[chunk]})"
+        print(f"{rows} chunks of {chunk or 'as many names as fit'}: {seconds:.1f} s, {ratio}")
+    if args.check:
+        compare_chunks(detector, image, names, ground(40))
+
+
+def ground_chunks(
+    detector: glip.Detector, image: Image.Image, names: list[str], chunk: int | None, *, batch_size: int
+) -> glip.Detections:
+    """The image once, the text once, then the chunks."""
+    text, encoded = detector.encode_text(names, max_names=chunk), detector.encode_image(image)
+    limits: dict[str, Any] = {"threshold": 0.0, "max_detections": 0, "chunk_detections": CHUNK_DETECTIONS}
+    return detector.ground(encoded, text, batch_size=batch_size, **limits)[0]
+
+
+def compare_chunks(detector: glip.Detector, image: Image.Image, names: list[str], found: glip.Detections) -> None:
+    """Compare with the release's way, every chunk from the image on: the largest difference of scores and boxes."""
+    worst, count = 0.0, 0
+    for first in range(0, len(names), 40):
+        single = detector(image, names[first : first + 40], threshold=0.0, max_detections=CHUNK_DETECTIONS)
+        own = found.select((found.labels >= first) & (found.labels < first + 40))
+        if not torch.equal(own.labels - first, single.labels):
+            sys.exit(f"chunk {first // 40}: other detections")
+        count += len(single)
+        gaps = torch.cat([(own.boxes - single.boxes).flatten(), own.scores - single.scores]).abs()
+        worst = max([worst, *gaps.tolist()])
+    print(f"chunks from the image on find the same {count} detections; largest difference {worst:.2g}")
+
+
+# ---- labelling
+
+
+def labelling(args: argparse.Namespace) -> None:
+    """Images per second of `glip label` by stage, five captions of an image against one; a million boxes selected."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = LabelConfig(threads=args.threads, together=args.together, max_repeats=0)
+        best = label_times(Path(folder), args.model, config, args.images, args.rounds)
+        for count, spent in best.items():
+            wall = spent["wall"]
+            stages = ", ".join(f"{stage} {seconds / wall:.1%}" for stage, seconds in spent.items() if stage != "wall")
+            print(f"{count} captions: {args.images / wall:.2f} images/s with {args.threads} threads; {stages}")
+        print("bar: detect 85.0% at least")
+        print(f"five captions cost {best[5]['wall'] / best[1]['wall']:.2f} times one (bar 2.5)")
+        select_boxes(Path(folder) / "stored", args.boxes)
+
+
+def label_times(
+    folder: Path, model: str, config: LabelConfig, images: int, rounds: int, device: str | None = None
+) -> dict[int, dict[str, float]]:
+    """Seconds of each stage and in all ("wall") of the fastest round, by captions per image: one and five."""
+    from glip.pseudo.label import Labeller
+    from glip.pseudo.shards import find_captions, find_shards
+
+    names = [file.name for file in write_photos(folder / "images", images)]
+    labeller = Labeller(model, config, folder / "out", device)
+    best: dict[int, dict[str, float]] = {}
+    for number in range(rounds):
+        for count in (1, 5):
+            file = folder / f"{count}-{number}.jsonl"
+            file.write_text("".join(json.dumps({"image": n, "captions": CAPTIONS[:count]}) + "\n" for n in names))
+            [shard] = find_shards(find_captions(str(file), [str(folder / "images")], None), 10**6)
+            report = labeller(shard)
+            assert report["kept"] == count * images, report
+            if count not in best or report["wall"] < best[count]["wall"]:
+                best[count] = {"wall": report["wall"], **report["seconds"]}
+    return best
+
+
+def select_boxes(folder: Path, boxes: int) -> None:
+    """Select from a million boxes with every rule on."""
+    from glip.pseudo.select import select
+    from glip.pseudo.store import write_shard
+
+    rng, per_row, per_shard = np.random.default_rng(0), 20, 10_000
+    folder.mkdir()
+    for shard in range(max(1, boxes // (per_row * per_shard))):
+        rows = [stored_row(rng, per_row) for _ in range(per_shard)]
+        write_shard(folder, f"{shard:05d}", "jsonl", rows, {})
+    config = SelectConfig(
+        min_score=0.3, min_best_score=0.5, min_box_side=4, max_box_area=0.95, nms=0.6, nms_across=0.9, max_per_phrase=5
+    )
+    began = time.perf_counter()
+    found = select(folder, folder / "selected.jsonl", config)
+    seconds = time.perf_counter() - began
+    print(f"selection: {found.boxes:,} boxes in {seconds:.1f} s, {found.kept_boxes:,} kept (bar 20 s)")
+
+
+def stored_row(rng: np.random.Generator, count: int) -> dict[str, object]:
+    """A labelled caption with boxes here and there, most of low score as a teacher's are."""
+    corners, sides = rng.uniform(0, 400, (count, 2)), rng.uniform(2, 200, (count, 2))
+    boxes = np.concatenate([corners, corners + sides], axis=1).round(2).tolist()
+    scores, phrases = (0.1 + 0.85 * rng.beta(0.7, 2.0, count)).round(4).tolist(), rng.integers(0, 3, count).tolist()
+    image = {"image": f"{int(rng.integers(10**8)):09d}.jpg", "id": 0, "width": 640, "height": 480}
+    texts = [{"text": text, "spans": [[0, 1]]} for text in ("man", "red shirt", "brown horse")]
+    stored = [{"box": b, "phrases": [p], "score": s} for b, p, s in zip(boxes, phrases, scores, strict=True)]
+    return {**image, "caption": CAPTIONS[0], "phrases": texts, "boxes": stored}
+
+
+# ---- noun phrases and scoring
+
+
+def phrases(args: argparse.Namespace) -> None:
+    """Captions per second in which one core finds the noun phrases."""
+    from glip.text.phrases import PhraseFinder
+
+    captions = args.captions.read_text(encoding="utf-8").splitlines()
     start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    find = PhraseFinder(args.pipeline)
+    print(f"loaded in {time.perf_counter() - start:.2f} s, spaCy's import included")
+    find.many(captions[:500])
+    for _ in range(args.rounds):
+        start, busy = time.perf_counter(), time.process_time()
+        count = sum(map(len, find.many(captions)))
+        wall, busy = time.perf_counter() - start, time.process_time() - busy
+        rates = f"{len(captions) / wall:.0f} captions/s, {len(captions) / busy:.0f} per second of a core"
+        print(f"{len(captions)} captions, {count} phrases: {rates}")
 
 
-def matrix_rate(device: str) -> float:
-    """GFLOP/s of a large float32 product, the best of five."""
-    a = torch.randn(2048, 2048, device=device)
-    return max(2 * 2048**3 / clock(device, lambda: a @ a) for _ in range(5)) / 1e9
+def scoring(args: argparse.Namespace) -> None:
+    """Standard AP and Fixed AP of random results on as many images and categories as LVIS val has."""
+    from random_lvis import draw_results, draw_truth
+
+    from glip.evaluate.lvis import fixed_ap, standard_ap
+
+    rng = np.random.default_rng(args.seed)
+    truth = draw_truth(rng, args.images)
+    results = draw_results(rng, truth, args.detections)
+    sizes = f"{len(truth.images)} images, {len(truth.categories)} categories, {len(truth.boxes.areas)} boxes"
+    print(f"{sizes}, {len(results)} results: {peak_gb():.2f} GB")
+    for name, score in (("standard AP", standard_ap), ("Fixed AP", fixed_ap)):
+        start, busy = time.perf_counter(), time.process_time()
+        figures = score(truth, results)
+        seconds, busy = time.perf_counter() - start, time.process_time() - busy
+        counted = sum(row["detections"] for row in figures.categories)
+        cost = f"{seconds:7.1f} s ({busy:.1f} s of a core), peak {peak_gb():.2f} GB"
+        print(f"{name:<12} {cost}, AP {figures.ap:.4f}, {counted} results count")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,21 @@ check that are outside the checkout into gpu_data/, for a machine that only gets
 """
 
 import argparse
-import importlib
+import gc
 import json
 import multiprocessing
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,25 +33,28 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = (ROOT, ROOT / "tools", ROOT / "tests", ROOT / "tests" / "train")
 sys.path[:0] = map(str, OWN)
 
+import gpu_parity  # noqa: E402
+import gpu_speed  # noqa: E402
 import torch  # noqa: E402
-from gpu.measure import Measurement, Missing, Row, Setup, first_line, release_memory  # noqa: E402
-from gpu.page import page  # noqa: E402
+from golden_cases import BIG_CASES, BIG_NAMES, TRAIN_NAMES  # noqa: E402
+from gpu_parity import Measurement, Missing, Setup  # noqa: E402
+from measuring import Row, table  # noqa: E402
 
-Part = tuple[str, str]
-# Module and function that list the measurements of each part, in the order in which time is spent.
-PARTS: dict[str, Part] = {
-    "parity": ("gpu.parity", "measurements"),
-    "drift": ("gpu.drift", "measurements"),
-    "speed": ("gpu.speed", "measurements"),
-    "training": ("gpu.training", "measurements"),
-    "labelling": ("gpu.labelling", "measurements"),
-    "compiled": ("gpu.speed", "compiled"),
-    "grounding-dino": ("gpu.speed", "dino"),
+from glip.files import atomic_write  # noqa: E402
+
+PARTS: dict[str, Callable[[Setup], Iterator[Measurement]]] = {  # in the order in which time is spent
+    "parity": gpu_parity.parity,
+    "drift": gpu_parity.drift,
+    "speed": gpu_speed.speed,
+    "training": gpu_speed.training,
+    "labelling": gpu_speed.labelling,
+    "compiled": gpu_speed.compiled,
+    "grounding-dino": gpu_speed.grounding_dino_passes,
 }
-_UNUSABLE = 3  # exit code of a worker whose device an error has left unusable
-_LONGEST_SHARE = 0.7  # of the time left, that one measurement may take while others wait
-_STARTING = "starting"
-_named: set[str] = set()  # reasons why results cannot be written
+LONGEST_SHARE = 0.7  # of the time left, that one measurement may take while others wait
+BESIDE = BIG_CASES[-1].parent.parent.parent  # holds golden/ and data/, which --pack copies
+PACKED_SETS = ("bccd", "raccoon")  # test sets, for the average precision of glip-nano
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 
 
 @dataclass
@@ -65,22 +69,27 @@ class Result:
 
 
 def main() -> int:
-    """Run the parts that were asked for; 1 where something failed, 2 where the call was wrong."""
+    """Run the chosen parts; returns 1 where something failed, 2 where the call was wrong."""
     args = parse(sys.argv[1:])
     if args.pack:
-        from gpu.pack import pack
-
         return pack(ROOT / "gpu_data", limit_mb=args.pack_mb, wheels=args.wheels, python=args.wheels_python)
     os.environ["HF_HUB_OFFLINE"] = "1"  # read by the worker
     device, reason = choose_device(args.device)
     if device is None or (args.data and not args.data.is_dir()):
         print(f"error: {reason if device is None else f'--data {args.data} is no folder'}", file=sys.stderr)
         return 2
+    roots = [args.data, ROOT / "gpu_data" / "data", os.environ.get("GLIP_DATA")]
+    data = next((Path(folder) for folder in roots if folder and Path(folder).is_dir()), None)
     tiny = args.size == "tiny"
-    setup = Setup(device, tiny, args.repeats or (2 if tiny else 20), data_root(args), ROOT)
-    environment = describe(device, reason)
+    setup = Setup(device, tiny, args.repeats or (2 if tiny else 20), data, ROOT)
+    environment, deadline = describe(device, reason), time.monotonic() + 60 * args.minutes
     print("\n".join(f"{key}: {value}" for key, value in environment.items()), flush=True)
-    results = check(args.only or list(PARTS), setup, environment, time.monotonic() + 60 * args.minutes, args.out)
+    results: dict[str, Result] = {}
+    for name in args.only or PARTS:
+        result = results[name] = Result(environment)
+        for _ in run_part(list(PARTS[name](setup)), result, setup, deadline):
+            write(args.out, name, result)
+        print(f"{name}: {len(result.rows)} rows, {len(result.problems)} problems, {result.seconds:.0f} s", flush=True)
     print("\n" + page({name: vars(result) for name, result in results.items()}))
     return int(any(result.failed for result in results.values()))
 
@@ -91,15 +100,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="time for all parts together (default: 8)")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny tries the check itself")
-    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: CUDA where there is one)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (default: CUDA where available)")
     parser.add_argument("--repeats", type=int, help="timed runs of each measurement (default: 20; tiny: 2)")
     parser.add_argument("--data", type=Path, help="folder of datasets (default: gpu_data/data, GLIP_DATA)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "gpu", help="folder of results (default: out/gpu)")
     parser.add_argument("--pack", action="store_true", help="fill gpu_data/ and stop")
     parser.add_argument("--pack-mb", type=float, default=40.0, help="size of gpu_data/ (default: 40)")
-    parser.add_argument(
-        "--wheels", nargs="*", default=[], metavar="NAME", help="packages that --pack adds (default: none)"
-    )
+    parser.add_argument("--wheels", nargs="*", default=[], metavar="NAME", help="packages that --pack adds")
     parser.add_argument("--wheels-python", default=platform.python_version(), help="Python of the other machine")
     args = parser.parse_args(words)
     if args.minutes <= 0 or (args.repeats is not None and args.repeats < 1):
@@ -107,8 +114,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
+# ---- where it runs
+
+
 def choose_device(wanted: str | None) -> tuple[str | None, str]:
-    """A device, and why it is not a GPU; no device where the one that was asked for is not there."""
+    """A device, and why it is not a GPU; None where the wanted device is not there."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
@@ -122,13 +132,7 @@ def choose_device(wanted: str | None) -> tuple[str | None, str]:
     known = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))] if available else []
     if wanted not in ("cpu", *known):
         return None, f"unknown device {wanted!r}; available: {', '.join(['cpu', *known])}" + (reason and f" ({reason})")
-    return wanted, "" if wanted != "cpu" else "asked for with --device"
-
-
-def data_root(args: argparse.Namespace) -> Path | None:
-    """The folder of datasets, if there is one."""
-    named = [args.data, ROOT / "gpu_data" / "data", os.environ.get("GLIP_DATA")]
-    return next((Path(folder) for folder in named if folder and Path(folder).is_dir()), None)
+    return wanted, "" if wanted != "cpu" else "chosen by --device"
 
 
 def describe(device: str, reason: str) -> dict[str, str]:
@@ -136,211 +140,154 @@ def describe(device: str, reason: str) -> dict[str, str]:
     found = {"command": shlex.join(["python", "tools/check_gpu.py", *sys.argv[1:]])}
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        drivers = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found["device"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-        found["driver"] = run_quietly(query).splitlines()[0] if run_quietly(query) else "unknown"
+        found["driver"] = drivers.partition("\n")[0] or "unknown"
         found["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
     else:
         found["device"] = "CPU" + (f": {reason}" if reason else "")
     found["processor"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    packages = ", ".join(f"{name} {version_of(name)}" for name in ("torchvision", "transformers", "timm"))
+    versions = {name: "missing" for name in ("torchvision", "transformers", "timm")}
+    for name in versions:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     found["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, {packages}"
-    commit = run_quietly(["git", "-C", str(ROOT), "describe", "--always", "--dirty"])
+    commit = output_of("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     return {**found, "commit": commit or "unknown", "date": time.strftime("%Y-%m-%d")}
 
 
-def version_of(package: str) -> str:
-    """The version of an installed package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
-
-
-def run_quietly(command: list[str]) -> str:
-    """What a program prints; nothing where it is not there."""
+def output_of(*command: str) -> str:
+    """What a program prints; nothing where it is missing."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
-def check(names: list[str], setup: Setup, environment: dict[str, str], deadline: float, out: Path) -> dict[str, Result]:
-    """Run parts in order; what a part has is written as it comes."""
-    results: dict[str, Result] = {}
-    for name in names:
-        result = results[name] = Result(environment)
-        run_part(PARTS[name], result, setup, deadline, partial(write, out, name, result))
-        print(f"{name}: {len(result.rows)} rows, {len(result.problems)} problems, {result.seconds:.0f} s", flush=True)
-    return results
+# ---- running measurements in a worker process, which is started again after one that it does not survive
 
 
-def run_part(part: Part, result: Result, setup: Setup, deadline: float, save: Callable[[], None]) -> None:
-    """Run a part in a worker process, which is started again behind a measurement that it does not survive."""
-    began = time.monotonic()
-    waiting: list[str] | None = None  # not known before the worker has listed them
-    while waiting is None or waiting:
-        if time.monotonic() >= deadline:
-            result.problems.update(dict.fromkeys(waiting or ["the whole part"], "did not fit into the time"))
-            waiting = []
-        else:
-            waiting = Attendant(part, result, waiting, setup, deadline, save).attend()
-        result.seconds = time.monotonic() - began
-        save()
+def run_part(planned: Sequence[Measurement], result: Result, setup: Setup, deadline: float) -> Iterator[None]:
+    """Run measurements until the deadline; yields whenever the result has changed."""
+    began, worker = time.monotonic(), None
+    for number, measurement in enumerate(planned, start=1):
+        start = time.monotonic()
+        if start >= deadline:
+            result.problems[measurement.name] = "did not fit into the time"
+            continue
+        share = LONGEST_SHARE if number < len(planned) else 1.0
+        worker = worker or Worker(setup)
+        print(f"  {measurement.name} ...", end="", flush=True)
+        for row in worker.measure(measurement, share * (deadline - start)):
+            result.rows.append({"table": measurement.table, **row})
+            result.failed |= row.get("passed") is False
+            yield
+        if worker.problem:
+            result.problems[measurement.name], failed = worker.problem
+            result.failed |= failed and time.monotonic() < deadline
+        print(f" {time.monotonic() - start:.1f} s", flush=True)
+        worker = worker if worker.usable else None
+    if worker:
+        worker.end()
+    result.seconds = time.monotonic() - began
+    yield
 
 
-class Attendant:
-    """Watches over one worker process: takes in what it measures, and ends it when it hangs.
+class Worker:
+    """A process that measures; not ``usable`` after a measurement that hangs, kills it or breaks the device."""
 
-    Args:
-        part: what the worker runs.
-        result: receives rows and problems.
-        waiting: the measurements wanted; None for all.
-        setup: of the check.
-        deadline: the end of the check, on the monotonic clock.
-        save: called whenever the result has changed.
-    """
-
-    def __init__(
-        self,
-        part: Part,
-        result: Result,
-        waiting: list[str] | None,
-        setup: Setup,
-        deadline: float,
-        save: Callable[[], None],
-    ) -> None:
-        self.result, self.deadline, self.save = result, deadline, save
-        self.left = list(waiting or ())
-        self.current = _STARTING
-        self.began = time.monotonic()
+    def __init__(self, setup: Setup) -> None:
         context = multiprocessing.get_context("spawn")
-        self.receiver, sender = context.Pipe(duplex=False)
-        self.worker = context.Process(target=work, args=(sender, part, waiting, setup))
-        self.worker.start()
-        sender.close()
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, setup), daemon=True)
+        self.process.start()
+        other.close()
+        self.usable = True
+        self.problem: tuple[str, bool] | None = None  # and whether it fails the check
 
-    def attend(self) -> list[str]:
-        """Until the worker ends; gives the measurements that are still waiting."""
+    def measure(self, measurement: Measurement, seconds: float) -> Iterator[Row]:
+        """The rows of a measurement as they come; then ``problem`` is set."""
+        deadline, self.problem = time.monotonic() + seconds, ("was not finished in time", True)
         try:
-            while self.receiver.poll(self._patience()):
-                kind, value = self.receiver.recv()
-                if kind == "end":
-                    self.worker.join(10)
-                    return []
-                self._take(kind, value)
-            self._problem("was not finished in time", failed=time.monotonic() < self.deadline)
-        except EOFError:
-            self.worker.join()
-            if self.worker.exitcode != _UNUSABLE:
-                self._problem(f"its process ended with exit code {self.worker.exitcode}", failed=True)
-        finally:
-            self.worker.kill()
-            self.worker.join()
-        if self.current == _STARTING:  # it would not start again either
-            self.result.problems.update(dict.fromkeys(self.left, "the worker did not start"))
-            return []
-        return self.left
+            self.connection.send(measurement)
+            while self.connection.poll(max(0.0, deadline - time.monotonic())):
+                row, self.usable, problem = self.connection.recv()
+                if row is None:
+                    self.problem = problem
+                    return
+                yield row
+        except (EOFError, OSError):
+            self.process.join()
+            self.problem = (f"its process ended with exit code {self.process.exitcode}", True)
+        self.usable = False
+        self.end()
 
-    def _patience(self) -> float:
-        """Seconds to wait: where others wait too, a measurement may take most of what is left, but not all."""
-        share = _LONGEST_SHARE if self.left else 1.0
-        end = self.began + share * (self.deadline - self.began)
-        return max(0.0, min(self.deadline, end) - time.monotonic())
-
-    def _take(self, kind: str, value: Any) -> None:
-        if kind == "planned":
-            self.left = list(value)
-        elif kind == "begin":
-            self.current, self.began = value, time.monotonic()
-            self.left.remove(value)
-            print(f"  {value} ...", end="", flush=True)
-        elif kind == "done":
-            print(f" {time.monotonic() - self.began:.1f} s", flush=True)
-            self.current = ""
-        elif kind == "row":
-            self.result.rows.append(value)
-            self.result.failed |= value.get("passed") is False
-            self.save()
-        else:
-            self._problem(*value)
-
-    def _problem(self, why: str, failed: bool) -> None:
-        if self.current:
-            self.result.problems[self.current] = why
-            self.result.failed |= failed
-            self.save()
+    def end(self) -> None:
+        """Kill the process."""
+        self.process.kill()
+        self.process.join()
 
 
-def work(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> None:
-    """The worker: measure, and send what comes of it."""
+def work(connection: Connection, setup: Setup) -> None:
+    """The worker: send (row, True, None) for each row, at the end (None, whether the device is usable, the problem)."""
     if setup.cuda:
         torch.cuda.set_device(setup.device)
-    for planned in plan(answers, part, waiting, setup):
-        answers.send(("begin", planned.name))
+    while True:
+        measurement, problem, usable = connection.recv(), None, True
         try:
-            for row in planned.run():
-                answers.send(("row", {"table": planned.table, **row}))
+            for row in measurement.run():
+                connection.send((row, True, None))
         except Exception as error:
-            answers.send(("problem", explain(error)))
+            problem = explain(error)
         try:
             release_memory(setup)
         except RuntimeError as error:
-            answers.send(("problem", explain(error)))
-            answers.close()
-            os._exit(_UNUSABLE)
-        answers.send(("done", None))
-    answers.send(("end", None))
+            problem, usable = problem or explain(error), False
+        connection.send((None, usable, problem))
 
 
-def plan(answers: Connection, part: Part, waiting: list[str] | None, setup: Setup) -> Iterator[Measurement]:
-    """The measurements of a part that are wanted; their names are sent first."""
-    module, function = part
-    try:
-        planned = list(getattr(importlib.import_module(module), function)(setup))
-    except Exception as error:
-        answers.send(("problem", explain(error)))
-        return
-    chosen = [one for one in planned if waiting is None or one.name in waiting]
-    answers.send(("planned", [one.name for one in chosen]))
-    yield from chosen
+def release_memory(setup: Setup) -> None:
+    """Give freed GPU memory back; raises where an earlier error has left the device unusable."""
+    gc.collect()
+    if setup.cuda:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 def explain(error: Exception) -> tuple[str, bool]:
     """Why a measurement gave nothing, and whether that fails the check."""
     if isinstance(error, Missing):
         return str(error), False
-    if isinstance(error, ModuleNotFoundError) and not is_ours(str(error.name)):
-        return f"package {error.name} is missing", False
+    if isinstance(error, ModuleNotFoundError):
+        top = str(error.name).split(".")[0]
+        if not any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in OWN):  # else it is a bug
+            return f"package {error.name} is missing", False
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "out of memory", False
     traceback.print_exc()
     frames = [f for f in traceback.extract_tb(error.__traceback__) if str(ROOT) in f.filename]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return first_line(error) + where, True
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{where}", True
 
 
-def is_ours(module: str) -> bool:
-    """Whether a module that cannot be imported is one of the checkout, which is a bug and no missing package."""
-    top = module.split(".")[0]
-    return any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in OWN)
+# ---- results
 
 
 def write(out: Path, name: str, result: Result) -> None:
-    """The part's JSON file, and the page of all parts in the folder; a folder that cannot be written is named."""
+    """Write the part's JSON file, and the page of all parts in the folder; a folder that cannot be written is named."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(out / f"{name}.json", json.dumps(vars(result), indent=1) + "\n")
+        with atomic_write(out / f"{name}.json") as file:
+            json.dump(vars(result), file, indent=1)
         stored = {part: read_part(out / f"{part}.json") for part in PARTS}
-        replace_file(out / "check_gpu.md", page({part: own for part, own in stored.items() if own}) + "\n")
+        with atomic_write(out / "check_gpu.md") as file:
+            file.write(page({part: own for part, own in stored.items() if own}) + "\n")
     except OSError as error:
-        if str(error) not in _named:
-            _named.add(str(error))
-            print(f"results cannot be written to {out} ({error}); they are printed at the end", file=sys.stderr)
+        print(f"results cannot be written to {out} ({error}); they are printed at the end", file=sys.stderr)
 
 
 def read_part(file: Path) -> dict[str, Any] | None:
-    """What an earlier call has written; None where there is nothing, or nothing of ours."""
+    """What an earlier call has written; None for any other file."""
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -348,11 +295,80 @@ def read_part(file: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) and vars(Result({})).keys() == stored.keys() else None
 
 
-def replace_file(file: Path, text: str) -> None:
-    """Write a file whole."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The results as Markdown; card, versions and command are repeated where they change."""
+    lines: list[str] = []
+    heading = ""
+    for name, part in parts.items():
+        own = "\n".join(f"- {key}: {value}" for key, value in part["environment"].items())
+        lines += [own, ""] if own != heading else []
+        heading = own
+        lines += [f"## {name}", "", f"{part['seconds']:.0f} s.", ""]
+        for title in dict.fromkeys(row["table"] for row in part["rows"]):
+            rows = [{k: v for k, v in row.items() if k != "table"} for row in part["rows"] if row["table"] == title]
+            lines += [f"### {title}", "", *table(rows), ""]
+        if part["problems"]:
+            lines += ["| not measured | why |", "|---|---|"]
+            lines += [f"| {what} | {why.replace('|', '/')} |" for what, why in part["problems"].items()] + [""]
+    return "\n".join(lines)
+
+
+# ---- inputs for a machine that only gets the checkout
+
+
+def pack(target: Path, *, limit_mb: float, wheels: Sequence[str] = (), python: str = "", beside: Path = BESIDE) -> int:
+    """Copy golden cases and small test sets, smallest first, and download wheels; what does not fit is named.
+
+    Args:
+        target: the folder, which is emptied first.
+        limit_mb: its size at most; wheels come first.
+        wheels: packages to download, without their dependencies, for x86-64 Linux.
+        python: the Python version of the machine that gets them.
+        beside: where the inputs are.
+
+    Returns:
+        The exit code: 2 where nothing can be had.
+    """
+    golden = {n: [beside / "golden" / "cases" / f"{n}.npz"] for n in (*BIG_NAMES, TRAIN_NAMES[0])}
+    wanted = golden | {name: test_files(beside / "data" / name) for name in PACKED_SETS}
+    there = {name: files for name, files in wanted.items() if files and all(file.is_file() for file in files)}
+    if not there and not wheels:
+        print(f"error: neither golden cases nor datasets are under {beside}", file=sys.stderr)
+        return 2
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    if wheels:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", ".".join(python.split(".")[:2]), "--implementation", "cp"]
+        command += [word for platform in PLATFORMS for word in ("--platform", f"{platform}_x86_64")]
+        if subprocess.run([*command, "-d", str(target / "wheels"), *wheels]).returncode:
+            return 2
+    for name, files in sorted(there.items(), key=lambda item: size_of(item[1])):
+        if size_of([*target.rglob("*"), *files]) > limit_mb * 1e6:
+            print(f"left out, does not fit into {limit_mb:g} MB: {name} ({size_of(files) / 1e6:.1f} MB)")
+            continue
+        for file in files:
+            place = Path("golden", file.name) if name in golden else file.relative_to(beside)
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / place)
+    for name in wanted.keys() - there.keys():
+        print(f"missing: {name}")
+    print(f"{target}: {size_of(target.rglob('*')) / 1e6:.1f} MB")
+    return 0
+
+
+def test_files(folder: Path) -> list[Path]:
+    """The annotations of a set's test split and its images."""
+    annotations = folder / "annotations" / "instances_test.json"
+    if not annotations.is_file():
+        return []
+    images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
+    return [annotations, *(folder / "images" / image["file_name"] for image in images)]
+
+
+def size_of(files: Iterable[Path]) -> int:
+    """Bytes of files."""
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 if __name__ == "__main__":

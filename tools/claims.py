@@ -1,156 +1,321 @@
-"""The paper's claims in miniature: one run at a time into a ledger, and the table and figure of docs/claims.md from it.
+"""The paper's claims in miniature: one run at a time into a ledger; the tables and figures of docs/claims.md from them.
 
-    python tools/claims.py run [--arm b] [--seed 0] [--size 500] [--runs 1] [--language MINILM_FOLDER]
+    python tools/claims.py run [--study arms | teacher] [--arm b] [--seed 0] [--runs 1] [--language MINILM_FOLDER]
     python tools/claims.py report
 
-Arms are configs/claims/{a,b,c}.yaml, which say how their images are drawn. Size is the number of different images
-that the same number of steps learns from, 0 for all of them, each once. Rows of docs/claims.jsonl with size 0 were
-drawn on the fly. A run in the ledger is skipped; a stopped one goes on where it was.
+The study "arms" trains configs/claims/{a,b,c}.yaml; size is the number of different images that the same number of
+steps learns from, 0 for all of them, each once. In the study "teacher" a model learns from class names that never say
+some words (``held_out`` in configs/claims/teacher.yaml); captions say them. It labels captioned images, and a student
+(configs/claims/student.yaml) starts with its weights and learns from these beside the annotated images. "gold only"
+trains as long without captions. A run in a ledger is skipped; a stopped one is resumed by the same command. Rows with
+size 0, and all of the teacher's study, were made with images drawn on the fly.
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from drawn_world.scenes import Split, World, draw_sample
+from draw_world import write_world
+from drawn_world.scenes import World, draw_sample
 
 import glip
-from glip.config import DatasetConfig
+from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.experiment import to_dict
+from glip.files import append_jsonl, read_jsonl
+from glip.recipes.self_training import SelfTraining, self_train, student_folder
+from glip.structures import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
-LEDGER, PAGE, FIGURE = (ROOT / "docs" / name for name in ("claims.jsonl", "claims.md", "images/claims.png"))
+DOCS = ROOT / "docs"
+SIDES, IMAGES = (112, 176), 300  # pixels of the images, and how many a measurement has
 ARMS = {"a": "A: no fusion", "b": "B: fusion", "c": "C: fusion and captions"}
-SIZES, SEEDS, IMAGES, SIDES = (30, 120, 500), (0, 1, 2), 300, (112, 176)
-PLAN = [(arm, 0, seed) for seed in SEEDS for arm in ARMS]
-PLAN += [(arm, size, seed) for seed in SEEDS for size in SIZES for arm in "ab"]
-FIGURES = ("novel AP50", "seen AP50", "novel recall@1", "seen recall@1")
-BEGIN, END = "<!-- made by tools/claims.py report -->", "<!-- end of what tools/claims.py makes -->"
+SIZES, SEEDS = (30, 120, 500), (0, 1, 2)
+POOL, FIRST = 2000, 1_900_000_000  # captioned images, and the seed of the first
+TEACHER, GOLD = ("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1)
+STUDENTS = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7)]  # from 0.8 on the teacher has no box
+STUDENTS += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
+STUDENTS += [("student, soft", POOL, 0.3, 1), ("student, no box loss", POOL, 0.3, 1)]
 Row = dict[str, Any]
+Groups = dict[tuple[Any, ...], list[Row]]  # the runs that differ in the seed alone
+
+
+@dataclass(frozen=True)
+class Study:
+    """A ledger and its table.
+
+    Args:
+        name: of its files and markers.
+        key: the fields of a row that tell runs apart, the seed aside.
+        plan: (seed, key) of every run, in the order in which they are made.
+        figures: the measured figures.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    plan: list[tuple[int, tuple[Any, ...]]]
+    figures: tuple[str, ...]
+
+    @property
+    def ledger(self) -> Path:
+        """Its runs."""
+        return DOCS / f"{self.name}.jsonl"
+
+    def rows(self) -> list[Row]:
+        """The runs that are finished."""
+        return list(read_jsonl(self.ledger)) if self.ledger.is_file() else []
+
+    def groups(self) -> Groups:
+        """The finished runs by key."""
+        found: Groups = {}
+        for row in self.rows():
+            found.setdefault(tuple(row[name] for name in self.key), []).append(row)
+        return found
+
+
+STUDIES = {
+    "arms": Study(
+        "claims",
+        ("arm", "size"),
+        [(seed, (arm, 0)) for seed in SEEDS for arm in ARMS]
+        + [(seed, (arm, size)) for seed in SEEDS for size in SIZES for arm in "ab"],
+        ("novel AP50", "seen AP50", "novel recall@1", "seen recall@1"),
+    ),
+    "teacher": Study(
+        "claims_teach",
+        ("arm", "captioned", "threshold", "round"),
+        [(seed, key) for seed in SEEDS for key in (TEACHER, GOLD, ("student", POOL, 0.3, 1))]
+        + [(0, key) for key in STUDENTS],
+        ("unseen AP50", "seen AP50", "unseen recall@1", "seen recall@1"),
+    ),
+}
 
 
 def main() -> None:
     """Run what is missing, or write the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("--arm", choices=ARMS)
-    parser.add_argument("--seed", type=int, choices=SEEDS)
-    parser.add_argument("--size", type=int, choices=(0, *SIZES))
+    parser.add_argument("--study", choices=STUDIES, default="arms")
+    parser.add_argument("--arm", help="only runs of this arm")
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="only runs with this seed")
+    parser.add_argument("--size", type=int, help="only runs with this number of images")
     parser.add_argument("--runs", type=int, default=1, help="missing runs to make (default: the next one)")
     parser.add_argument("--language", help="folder of the text encoder, where its public name cannot be fetched")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in LEDGER.read_text().splitlines()] if LEDGER.is_file() else []
     if args.action == "report":
-        return report(rows)
-    done = {(row["arm"], row["size"], row["seed"]) for row in rows}
-    wanted = (args.arm, args.size, args.seed)
-    missing = [key for key in PLAN if key not in done and all(w in (None, k) for w, k in zip(wanted, key, strict=True))]
-    for arm, size, seed in missing[: args.runs]:
-        row = run(arm, size, seed, args.language, args.device)
-        with LEDGER.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        return report()
+    study, make = STUDIES[args.study], run_arm if args.study == "arms" else run_teaching
+    done = {(row["seed"], *(row[name] for name in study.key)) for row in study.rows()}
+    wanted = (args.seed, args.arm, args.size)
+    missing = [
+        (seed, key)
+        for seed, key in study.plan
+        if (seed, *key) not in done and all(w in (None, k) for w, k in zip(wanted, (seed, *key), strict=False))
+    ]
+    for seed, key in missing[: args.runs]:
+        row = {**dict(zip(study.key, key, strict=True)), "seed": seed}
+        began = time.monotonic()
+        row |= make(seed, key, args.language, args.device)
+        append_jsonl(study.ledger, {**row, "minutes": round((time.monotonic() - began) / 60, 1)})
     print(f"{max(0, len(missing) - args.runs)} of these runs are still to make")
 
 
-def run(arm: str, size: int, seed: int, language: str | None, device: str) -> Row:
-    """Train one model with ``glip train`` and measure it on scenes of the other splits."""
+# ---- runs
+
+
+def glip_train(config: str, output: Path, device: str, overrides: Sequence[str]) -> Path:
+    """The model of ``glip train``; one that is finished is not trained again."""
+    if not (output / "model" / "model.safetensors").is_file():
+        words = [f"train.output={output}", "--device", device]
+        if subprocess.run([sys.executable, "-m", "glip", "train", config, *overrides, *words], cwd=ROOT).returncode:
+            sys.exit("the training stopped (see above): the same command resumes it")
+    return output / "model"
+
+
+def pretrained(language: str | None) -> list[str]:
+    """The override for a text encoder in a folder."""
+    return [f"model.language.pretrained={language}"] if language else []
+
+
+def run_arm(seed: int, key: tuple[Any, ...], language: str | None, device: str) -> Row:
+    """Train a model on some of the images and measure it on scenes of the other splits."""
+    arm, size = key
     config = glip.load_config(f"claims/{arm}")
-    sets, total = config.data.train, sum(entry.weight for entry in config.data.train)
-    sets = tuple(dataclasses.replace(entry, first=round(size * entry.weight / total)) for entry in sets)
-    usual = to_dict(DatasetConfig(name="")).items()
-    data = [{key: value for key, value in to_dict(entry).items() if (key, value) not in usual} for entry in sets]
-    overrides = [f"train.seed={seed}", f"data.train={json.dumps(data)}"]
-    output = ROOT / "runs" / "claims" / f"{arm}-{size}-{seed}"
-    extra = [f"train.output={output}"] + ([f"model.language.pretrained={language}"] if language else [])
-    began, spent = time.monotonic(), output.with_suffix(".minutes")
-    command = [sys.executable, "-m", "glip", "train", f"claims/{arm}", *overrides, *extra, "--device", device]
-    try:
-        if subprocess.run(command, cwd=ROOT).returncode:
-            sys.exit("the training stopped (see above): the same command goes on where it was")
-    finally:  # a stopped run goes on later: its minutes add up
-        before = float(spent.read_text()) if spent.is_file() else 0.0
-        spent.parent.mkdir(parents=True, exist_ok=True)
-        spent.write_text(str(before + (time.monotonic() - began) / 60))
-    figures = measure(glip.Detector.from_pretrained(output / "model", device=device))
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    images = min(size or 10**9, config.train.steps * config.train.batch_size)
-    row = {"arm": arm, "size": size, "seed": seed, "images": images, "figures": figures, "overrides": overrides}
-    return {**row, "minutes": round(float(spent.read_text()), 1), "commit": commit.stdout.strip()}
-
-
-def measure(detector: "glip.Detector") -> dict[str, float]:
-    """AP50 over class names and recall@1 over captions, of scenes like those of the training and of novel ones."""
+    total = sum(entry.weight for entry in config.data.train)
+    sets = [
+        {"name": entry.name, "weight": entry.weight, "first": round(size * entry.weight / total)}
+        for entry in config.data.train
+    ]
+    overrides = [f"train.seed={seed}", f"data.train={json.dumps(sets)}"]
+    folder = ROOT / "runs" / "claims" / f"{arm}-{size}-{seed}"
+    model = glip_train(f"claims/{arm}", folder, device, [*overrides, *pretrained(language)])
+    detector = glip.Detector.from_pretrained(model, device=device)
     figures: dict[str, float] = {}
-    splits: tuple[Split, ...] = ("novel", "seen")
-    for split in splits:
-        names, captions = (
-            [draw_sample(seed, World(split, captioned, SIDES, plain=True)) for seed in range(IMAGES)]
-            for captioned in (0.0, 1.0)
-        )
+    for split in ("novel", "seen"):
+        names, captions = scenes(split, 0.0), scenes(split, 1.0)
         figures[f"{split} AP50"] = round(average_precision(detect_all(detector, names)).ap50, 4)
         figures[f"{split} recall@1"] = round(phrase_recall(detect_all(detector, captions)).at[1], 4)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    images = min(size or 10**9, config.train.steps * config.train.batch_size)
+    return {"images": images, "figures": figures, "overrides": overrides, "commit": commit.stdout.strip()}
+
+
+def run_teaching(seed: int, key: tuple[Any, ...], language: str | None, device: str) -> Row:
+    """Train the model of a row and measure it on what has a held-out word and on what has none."""
+    arm, size, threshold, rounds = key
+    work, overrides = ROOT / "runs" / "claims_teach", [f"train.seed={seed}"]
+    model = glip_train("claims/teacher", work / f"teacher-{seed}", device, [*overrides, *pretrained(language)])
+    if arm == "gold only":
+        start = [*overrides, f"train.start={model}"]
+        model = glip_train("claims/student", work / f"gold-{seed}", device, start)
+    elif arm != "teacher":
+        pool = work / f"pool-{size}"
+        if not (pool / "captions.jsonl").is_file():
+            write_world(pool, World("train", 1.0, SIDES, most=2), size, first=FIRST, both=False)
+        plan = SelfTraining(
+            glip.load_config("claims/student", overrides),
+            SetConfig(format="captions", annotations=str(pool / "captions.jsonl"), images=(str(pool / "images"),)),
+            str(model),
+            LabelConfig(min_bytes=0, same_image=-1, max_repeats=0, threads=1),
+            SelectConfig(min_score=threshold, min_best_score=threshold, max_per_phrase=2),
+            SelfTrainConfig(rounds=rounds, share=0.5, soft="soft" in arm, box_loss="no box loss" not in arm),
+        )
+        folder = work / f"{arm.replace(',', '').replace(' ', '-')}-{size}-{threshold:g}-{seed}"
+        self_train(plan, folder, sets={"seen": scenes("seen", 0.0)[:50]}, device=device)
+        model = student_folder(folder, rounds) / "model"
+    return {"figures": measure_held_out(glip.Detector.from_pretrained(model, device=device))}
+
+
+def measure_held_out(detector: glip.Detector) -> dict[str, float]:
+    """AP50 over names and recall@1 over phrases, of those with a held-out word ("unseen") and of the others."""
+    words = set(glip.load_config("claims/teacher").data.train[0].held_out)
+
+    def kind(text: str) -> str:
+        return "unseen" if words & set(text.lower().split()) else "seen"
+
+    figures: dict[str, float] = {}
+    categories = average_precision(detect_all(detector, scenes("seen", 0.0))).categories
+    captions = [
+        replace(sample, kinds=tuple((kind(text),) for text in sample.prompt.texts))
+        for sample in scenes("seen", 1.0)
+        if sample.prompt is not None
+    ]
+    recall = phrase_recall(detect_all(detector, captions)).kinds
+    for one in ("unseen", "seen"):
+        figures[f"{one} AP50"] = round(mean(c["AP50"] for c in categories if c["boxes"] and kind(c["name"]) == one), 4)
+        figures[f"{one} recall@1"] = round(recall[one].at[1], 4)
     return figures
 
 
-def report(rows: list[Row]) -> None:
-    """Write the table into docs/claims.md, between its markers, and draw the figure."""
-    header = "| arm | different images | runs | " + " | ".join(FIGURES) + " | minutes |"
-    lines = [header, "|" + "---|" * header.count(" | ") + "---|"]
-    for (arm, images), runs in sorted(by_arm(rows).items()):
-        cells = " | ".join(spread([row["figures"][figure] for row in runs]) for figure in FIGURES)
+def scenes(split: Any, captioned: float) -> list[Sample]:
+    """The drawn scenes of a measurement, with class names or with captions."""
+    return [draw_sample(seed, World(split, captioned, SIDES, plain=True)) for seed in range(IMAGES)]
+
+
+# ---- the report
+
+
+def report() -> None:
+    """Write both tables into docs/claims.md, between their markers, and draw both figures."""
+    arms, teacher = STUDIES["arms"], STUDIES["teacher"]
+    lines = []
+    for (arm, _), runs in sorted(arms.groups().items(), key=lambda item: (item[0][0], item[1][0]["images"])):
         minutes = f"{mean(row['minutes'] for row in runs):.0f}"
-        lines.append(f"| {ARMS[arm]} | {images:,} | {len(runs)} | {cells} | {minutes} |")
-    write_between(PAGE, BEGIN, END, [*lines, "", "![figures](images/claims.png)"])
-    draw(by_arm(rows))
+        lines.append([ARMS[arm], f"{runs[0]['images']:,}", *cells(arms, runs), minutes])
+    write_table(arms, ["arm", "different images", "runs", *arms.figures, "minutes"], lines)
+    draw_arms(arms)
+    lines = []
+    for (arm, size, threshold, number), runs in sorted(teacher.groups().items(), key=_place):
+        name = f"{arm}, round {number}" if number > 1 else arm
+        shown = [f"{size:,}", f"{threshold:g}"] if size else ["–", "–"]
+        lines.append([name, *shown, *cells(teacher, runs)])
+    write_table(teacher, ["", "captioned images", "threshold", "runs", *teacher.figures], lines)
+    draw_teaching(teacher)
 
 
-def write_between(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
-    """Write lines into a page between two markers, which are added at its end if they are not there."""
-    page = path.read_text() if path.is_file() else "# The claims in miniature\n"
-    before, _, rest = page.partition(begin)
-    table = "\n".join([begin, "", *lines, "", end])
-    path.write_text(f"{before.rstrip()}\n\n{table}{rest.partition(end)[2] or chr(10)}")
+def _place(group: tuple[tuple[Any, ...], list[Row]]) -> tuple[Any, ...]:
+    """The line of a group: the teacher, what trained on without captions, then the students."""
+    arm, size, threshold, number = group[0]
+    return arm != "teacher", arm != "gold only", arm, number, -size, threshold
 
 
-def by_arm(rows: list[Row]) -> dict[tuple[str, int], list[Row]]:
-    """The runs of each (arm, different images)."""
-    keys = {(row["arm"], row["images"]) for row in rows}
-    return {key: [row for row in rows if (row["arm"], row["images"]) == key] for key in keys}
+def cells(study: Study, runs: list[Row]) -> list[str]:
+    """The number of runs; mean and standard deviation of each figure over the seeds."""
+    columns = [[row["figures"][figure] for row in runs] for figure in study.figures]
+    return [str(len(runs)), *(f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in columns)]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds."""
-    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
+def write_table(study: Study, header: list[str], lines: list[list[str]]) -> None:
+    """Write a table into the page between the study's markers, which are added at its end if they are missing."""
+    begin = f"<!-- made by tools/{study.name}.py report -->"
+    end = f"<!-- end of what tools/{study.name}.py makes -->"
+    path = DOCS / "claims.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    rows = ["| " + " | ".join(line) + " |" for line in (header, *lines)]
+    rows[0] = rows[0].replace("|  |", "| |")
+    table = [begin, "", rows[0], "|" + "---|" * len(header), *rows[1:], "", f"![figures](images/{study.name}.png)"]
+    text = "\n".join([*table, "", end])
+    path.write_text(f"{before.rstrip()}\n\n{text}{rest.partition(end)[2] or chr(10)}", encoding="utf-8")
 
 
-def draw(groups: dict[tuple[str, int], list[Row]]) -> None:
+def draw_arms(study: Study) -> None:
     """One panel for each figure: how it grows with the number of different images, a line for each arm."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(16, 4), layout="tight")
-    panels = canvas.subplots(1, len(FIGURES), sharex=True)
-    for panel, figure in zip(panels, FIGURES, strict=True):
+    groups = sorted(study.groups().items(), key=lambda item: item[1][0]["images"])
+    panels = canvas.subplots(1, len(study.figures), sharex=True)
+    for panel, figure in zip(panels, study.figures, strict=True):
         for arm, label in ARMS.items():
-            values = {
-                key[1]: [row["figures"][figure] for row in groups[key]] for key in sorted(groups) if key[0] == arm
-            }
-            [line] = panel.plot(list(values), [mean(column) for column in values.values()], label=label)
-            for size, column in values.items():
-                panel.scatter([size] * len(column), column, color=line.get_color())
+            points = {runs[0]["images"]: [r["figures"][figure] for r in runs] for key, runs in groups if key[0] == arm}
+            [line] = panel.plot(list(points), [mean(values) for values in points.values()], label=label)
+            for images, values in points.items():
+                panel.scatter([images] * len(values), values, color=line.get_color())
         panel.set(title=figure, xlabel="different images", xscale="log")
     panels[0].legend()
-    canvas.savefig(FIGURE, dpi=100)
+    canvas.savefig(DOCS / "images" / f"{study.name}.png", dpi=100)
+
+
+def draw_teaching(study: Study) -> None:
+    """Over the threshold, captioned images (0: gold only) and rounds, seed 0; dashed: the teacher."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in study.rows() if row["seed"] == 0]
+    teacher, gold, students = (
+        [row for row in rows if row["arm"] == arm] for arm in ("teacher", "gold only", "student")
+    )
+    whole = [row for row in students if row["captioned"] == POOL]
+    usual = [row for row in students if row["threshold"] == 0.3]
+    panels_rows = {
+        "threshold": [row for row in whole if row["round"] == 1],
+        "captioned": gold + [row for row in usual if row["round"] == 1],
+        "round": teacher + [row for row in usual if row["captioned"] == POOL],
+    }
+    canvas = Figure(figsize=(13, 4.2), layout="tight")
+    panels = canvas.subplots(1, 3)
+    for panel, (field, own) in zip(panels, panels_rows.items(), strict=True):
+        own = sorted(own, key=lambda row: row[field])
+        for number, figure in enumerate(study.figures):
+            values = [row["figures"][figure] for row in own]
+            panel.plot([row[field] for row in own], values, "o-", color=f"C{number}", label=figure)
+            if field != "round":
+                for row in teacher:
+                    panel.axhline(row["figures"][figure], color=f"C{number}", linestyle="--", linewidth=0.8)
+    labels = ("score from which boxes are believed", "captioned images", "round")
+    for panel, label in zip(panels, labels, strict=True):
+        panel.set(xlabel=label, ylim=(0, 1))
+    panels[2].set_xticks(range(1 + max((row["round"] for row in students), default=0)))
+    panels[0].legend(fontsize="small")
+    canvas.savefig(DOCS / "images" / f"{study.name}.png", dpi=90)
 
 
 if __name__ == "__main__":

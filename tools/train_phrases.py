@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python tools/train_phrases.py ../shared/data/text/ud_english_ewt --out glip/assets/phrases
 
 A word's tag is its place in a noun phrase (B, I, E, S or O) and its part of speech, as in "B-DET I-ADJ E-NOUN"; the
-phrases are read off the trees by the rule in treebank.py. One small convolutional network learns the tags and, only
+phrases are read off the trees by the rule in ``gold_spans``. One small convolutional network learns the tags and, only
 while it is trained, the treebank's fine tags and relations. With it go captions whose phrases a person marked
 (train_phrases.jsonl, from lines 1001 to 1400 of COCO captions): of these only the places are learned. The folder is in
 spaCy's own form: settings as text, weights as msgpack. All was chosen on dev; ``--test`` scores a finished folder.
@@ -22,8 +22,9 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 from thinc.api import Adam, Model, NumpyOps, Softmax_v2, set_current_ops, set_dropout_rate, warmup_linear
-from treebank import Labelled, f1, read_captions, read_conllu
 
+from glip.files import read_jsonl
+from glip.structures import Span
 from glip.text.phrases import PLACES, TAGGER, PhraseFinder, plain
 
 CAPTIONS = Path(__file__).with_suffix(".jsonl")
@@ -34,16 +35,9 @@ LOWER, NO_DOT, UNKNOWN = 0.2, 0.3, 0.1  # how often a text is lower-cased, loses
 RARE = 20  # times in the treebank
 WORDS, DROPOUT, RATE = 1000, 0.15, 0.002  # of a step
 SHARES = (1.0, 0.5, 0.5)  # of tags, fine tags and relations in the loss
-
+HEADS = {"NOUN", "PROPN"}  # pronouns and bare numbers name no thing
+LEFT = {"det", "amod", "compound", "nummod"}  # with their subtypes; and nmod:poss
 META = {"name": "phrases", "version": "1.0.0", "license": "CC BY-SA 4.0", "spacy_version": ">=3.8,<4.0"}
-
-
-@dataclass(frozen=True)
-class Example:
-    """The words of a text with their tags, fine tags and relations: the whole, the place alone, or "" for unknown."""
-
-    doc: Doc
-    labels: tuple[list[str], list[str], list[str]]
 
 
 def main() -> None:
@@ -74,6 +68,96 @@ def main() -> None:
             nlp.to_disk(args.out, exclude=["vocab"])  # it holds the treebank's words, which nothing needs
         dev = score(args.out, args.treebank / "en_ewt-ud-dev.conllu")
         print(f"round {number + 1}: loss {np.mean(loss):.4f}, dev F1 {dev:.4f}", flush=True)
+
+
+# ---- the ground truth: noun phrases read off the trees of a treebank by a rule, or marked by a person in captions
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a tree: its characters [start, end) of the sentence, and its head's index, -1 for the root."""
+
+    start: int
+    end: int
+    upos: str
+    xpos: str
+    head: int
+    relation: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text, its noun phrases as characters, and its tree (no words where only the phrases are known)."""
+
+    text: str
+    spans: tuple[Span, ...]
+    words: tuple[Word, ...] = ()
+
+
+def read_conllu(path: Path) -> Iterator[Labelled]:
+    """The sentences of a CoNLL-U file, each word found in the raw text (written ``don't`` is ``do`` and ``n't``)."""
+    for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
+        lines = block.split("\n")
+        text = next(line for line in lines if line.startswith("# text = "))[len("# text = ") :]
+        words: list[Word] = []
+        for row in (line.split("\t") for line in lines):
+            if row[0].isdigit():
+                start = text.index(row[1], words[-1].end if words else 0)
+                words.append(Word(start, start + len(row[1]), row[3], row[4], int(row[6]) - 1, row[7]))
+        spans = tuple((words[first].start, words[last - 1].end) for first, last in gold_spans(words))
+        yield Labelled(text, spans, tuple(words))
+
+
+def read_captions(path: Path) -> Iterator[Labelled]:
+    """Captions with phrases that a person marked: lines {"caption": ..., "spans": [[start, end], ...]}."""
+    for record in read_jsonl(path):
+        yield Labelled(record["caption"], tuple((start, end) for start, end in record["spans"]))
+
+
+def gold_spans(words: Sequence[Word]) -> list[Span]:
+    """The noun phrases of a tree, as word ranges [first, last): the outermost, in reading order.
+
+    A noun or proper noun takes each left dependant of the relations in LEFT or nmod:poss whose whole subtree ends where
+    the phrase begins, from near to far until one does not fit; and on its right ``flat`` dependants likewise.
+    """
+    found: list[Span] = []
+    for head in (index for index, word in enumerate(words) if word.upos in HEADS):
+        first, last = head, head + 1
+        for child in (child for child in range(head - 1, -1, -1) if words[child].head == head):
+            inside, relation = _subtree(words, child), words[child].relation
+            wanted = relation.split(":")[0] in LEFT or relation == "nmod:poss"
+            if not wanted or inside != list(range(inside[0], first)):
+                break
+            first = inside[0]
+        for child in (child for child in range(head + 1, len(words)) if words[child].head == head):
+            inside = _subtree(words, child)
+            if words[child].relation.split(":")[0] != "flat" or inside != list(range(last, inside[-1] + 1)):
+                break
+            last = inside[-1] + 1
+        found.append((first, last))
+    return sorted({a for a in found if not any(a != b and b[0] <= a[0] and a[1] <= b[1] for b in found)})
+
+
+def _subtree(words: Sequence[Word], top: int) -> list[int]:
+    children = (index for index, word in enumerate(words) if word.head == top)
+    return sorted([top, *(deep for child in children for deep in _subtree(words, child))])
+
+
+def f1(found: Sequence[Sequence[Span]], gold: Sequence[Sequence[Span]]) -> float:
+    """F1 of exact spans over all texts."""
+    right = sum(len(set(a) & set(b)) for a, b in zip(found, gold, strict=True))
+    return 2 * right / (sum(map(len, found)) + sum(map(len, gold)))
+
+
+# ---- training
+
+
+@dataclass(frozen=True)
+class Example:
+    """The words of a text with their tags, fine tags and relations: the whole, the place alone, or "" for unknown."""
+
+    doc: Doc
+    labels: tuple[list[str], list[str], list[str]]
 
 
 def score(folder: Path, path: Path) -> float:

@@ -11,13 +11,33 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from glip.config import EvaluateConfig, Format, LabelConfig, Mode, SelectConfig, SelfTrainConfig, TuneConfig
+from glip.config import (
+    DetectConfig,
+    EvaluateConfig,
+    Format,
+    LabelConfig,
+    Mode,
+    SelectConfig,
+    SelfTrainConfig,
+    TaskConfig,
+    TuneConfig,
+)
 from glip.errors import ConfigError
 from glip.schema import parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
+_METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
+_METAVARS |= {**dict.fromkeys(("images", "root", "out"), "DIR"), **dict.fromkeys(("json", "task", "prompts"), "FILE")}
+_MODEL = "name, folder or .pth file"
+_SHARED: dict[str, dict[str, Any]] = {
+    "config": {"help": "YAML file or config name such as finetune/own (glip config lists them)"},
+    "overrides": {"nargs": "*", "metavar": "key=value", "help": "config values, such as train.steps=100"},
+    "captions": {"help": "captioned images: dataset, file (jsonl, json, csv, tsv, tar) or folder of such files"},
+    "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "image folder; may be repeated"},
+    "--root": {"metavar": "DIR", "help": "data folder (default: environment variable GLIP_DATA, or this folder)"},
+    "--device": {"help": "cpu, cuda or cuda:1 (default: cuda if available)"},
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,11 +64,11 @@ def build_parser() -> Parser:
     for verb, (summary, add) in VERBS.items():
         own = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         add(own)
-    _add_traceback(parser)
+        _add_traceback(own)
     return parser
 
 
-def _detect(parser: argparse.ArgumentParser) -> None:
+def _detect(parser: Parser) -> None:
     parser.add_argument(
         "images",
         nargs="+",
@@ -56,54 +76,45 @@ def _detect(parser: argparse.ArgumentParser) -> None:
         help="image files, folders or patterns such as 'photos/*.jpg', then what to find: 'a red bus. a cyclist' "
         "(no prompt with --caption or --task)",
     )
-    parser.add_argument("--model", default="glip-nano", help="name, folder or .pth file (default: glip-nano)")
+    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--caption", metavar="SENTENCE", help="detect the things that a sentence mentions")
+    instead.add_argument("--caption", metavar="SENTENCE", help="detect the objects that a sentence mentions")
     instead.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: detect its classes")
-    parser.add_argument("--threshold", type=float, help="lowest score shown, 0 to 1 (default: the task's or model's)")
-    parser.add_argument("--out", default="out", metavar="DIR", help="folder for the drawn images (default: out)")
-    parser.add_argument("--json", metavar="FILE", help="also write one JSON line per image; '-' prints them instead")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images computed at once (default: 4)")
-    _add_device(parser)
+    _add_shared(parser, "--device")
+    add_options(parser, DetectConfig, "output")
 
 
-def _train(parser: argparse.ArgumentParser) -> None:
-    _add_config(parser)
-    parser.add_argument("--data", action="append", metavar="SET", help="dataset or annotation file; may be repeated")
-    parser.add_argument("--validate", action="append", metavar="SET", help="dataset to validate on; may be repeated")
-    _add_images(parser)
-    _add_device(parser)
+def _train(parser: Parser) -> None:
+    _add_shared(parser, "config", "overrides")
+    for flag, use in (("--data", "train"), ("--validate", "validate")):
+        text = f"dataset or annotation file to {use} on, instead of data.{use}; may be repeated"
+        parser.add_argument(flag, action="append", metavar="SET", help=text)
+    _add_shared(parser, "--images", "--device")
 
 
-def _tune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="name, folder or .pth file")
-    parser.add_argument("set", nargs="?", help="dataset with boxes: a name or an annotation file")
-    parser.add_argument("--tasks", metavar="TABLE", help="YAML of tasks, odinw13 or odinw35, instead of a dataset")
-    modes = typing.get_args(Mode)
-    parser.add_argument("--mode", nargs="+", choices=modes, default=["prompt"], help="what is trained; several: each")
+def _tune(parser: Parser) -> None:
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("set", nargs="?", help="dataset or annotation file with boxes")
+    parser.add_argument("--tasks", metavar="TABLE", help="instead of a dataset: YAML of tasks, odinw13 or odinw35")
+    each = "several values: one run for each"
     parser.add_argument(
-        "--shots", nargs="+", type=_shots, default=[None], metavar="N", help="images per class; all; several: each"
-    )
-    parser.add_argument(
-        "--seed",
-        nargs="+",
-        type=int,
-        default=[0],
-        metavar="N",
-        help="random seed(s); each draws its own few-shot sample",
-    )
-    parser.add_argument("--image-list", metavar="FILE", help="tune on the images that an images.json lists")
-    parser.add_argument("--validate", metavar="SET", help="dataset to validate on (default: images not tuned on)")
-    parser.add_argument("--test", metavar="SET", help="dataset to measure on before and after")
-    parser.add_argument("--prompts", metavar="FILE", help="YAML of the text written for each class name")
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/tune/...)")
-    _add_images(parser)
-    _add_root(parser)
-    _add_device(parser)
+        "--mode", nargs="+", choices=typing.get_args(Mode), default=["prompt"],
+        help="what is trained: offsets of the prompt's tokens, the last layers (linear), everything (full) or the text "
+        f"encoder (text); {each} (default: prompt)",
+    )  # fmt: skip
+    text = f"few-shot: images (or boxes, see --per) per class, or all; {each} (default: all)"
+    parser.add_argument("--shots", nargs="+", type=shots, default=[None], metavar="N", help=text)
+    text = f"random seed; each draws its own few-shot sample; {each} (default: 0)"
+    parser.add_argument("--seed", nargs="+", type=int, default=[0], metavar="N", help=text)
+    text = "tune on the images listed in the images.json of another tuning"
+    parser.add_argument("--image-list", metavar="FILE", help=text)
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/tune/MODEL)")
+    _add_shared(parser, "--root", "--device")
+    add_options(parser, TaskConfig, "datasets", ("train",))
     add_options(parser, TuneConfig, "tuning (docs/adaptation.md)", ("mode", "shots", "seed", "image_list"))
 
 
-def _evaluate(parser: argparse.ArgumentParser) -> None:
+def _evaluate(parser: Parser) -> None:
     parser.add_argument(
         "names",
         nargs="+",
@@ -112,85 +123,72 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
         "are present); with --predictions only a dataset",
     )
     parser.add_argument("--predictions", metavar="FILE", help="score a COCO results file, without a model")
-    _add_device(parser)
+    _add_shared(parser, "--device")
     add_options(parser, EvaluateConfig, "evaluation")
 
 
-def _label(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="teacher: name, folder or .pth file")
-    _add_captions(parser)
+def _label(parser: Parser) -> None:
+    parser.add_argument("model", help=f"teacher: {_MODEL}")
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
-    _add_images(parser)
-    _add_root(parser)
-    _add_device(parser)
+    _add_shared(parser, "captions", "--images", "--root", "--device")
     add_options(parser, LabelConfig, "labelling")
 
 
-def _select(parser: argparse.ArgumentParser) -> None:
+def _select(parser: Parser) -> None:
     parser.add_argument("labels", help="folder that glip label has written")
     parser.add_argument("--out", metavar="FILE", help="label file to write (default: LABELS/selected.jsonl)")
-    parser.add_argument(
-        "--ground-truth", metavar="SET", help="dataset with true boxes for these captions: report precision and recall"
-    )
-    parser.add_argument(
-        "--held-out-words",
-        nargs="+",
-        default=[],
-        metavar="WORD",
-        help="words absent from the teacher's training data; reported separately",
-    )
-    _add_images(parser)
-    _add_root(parser)
+    text = "dataset with ground-truth boxes for these captions: report precision and recall"
+    parser.add_argument("--ground-truth", metavar="SET", help=text)
+    text = "words absent from the teacher's training data; their precision and recall are reported separately"
+    parser.add_argument("--held-out-words", nargs="+", default=[], metavar="WORD", help=text)
+    _add_shared(parser, "--images", "--root")
     add_options(parser, SelectConfig, "filters")
 
 
-def _self_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="how a student is trained, with its labelled datasets: YAML file or config name")
-    _add_captions(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as train.steps=100")
-    parser.add_argument("--teacher", required=True, metavar="MODEL", help="name, folder or .pth file")
+def _self_train(parser: Parser) -> None:
+    _add_shared(parser, "config", "captions", "overrides")
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help=f"first teacher: {_MODEL}")
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
-    parser.add_argument(
-        "--evaluate", action="append", default=[], metavar="SET", help="dataset to measure on; repeatable"
-    )
-    _add_images(parser)
-    _add_root(parser)
-    _add_device(parser)
-    add_options(parser, SelfTrainConfig, "rounds")
-    add_options(parser, LabelConfig, "labelling")
-    add_options(parser, SelectConfig, "filters")
+    text = "dataset to evaluate the teacher and the students on; may be repeated"
+    parser.add_argument("--evaluate", action="append", default=[], metavar="SET", help=text)
+    _add_shared(parser, "--images", "--root", "--device")
+    for kind, title in ((SelfTrainConfig, "rounds"), (LabelConfig, "labelling"), (SelectConfig, "filters")):
+        add_options(parser, kind, title)
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
+def _data(parser: Parser) -> None:
     verbs = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    _add_root(verbs.add_parser("list", help="known datasets and whether their files are present"))
+    _add_shared(verbs.add_parser("list", help="known datasets and whether their files are present"), "--root")
     check = verbs.add_parser("check", help="count what a dataset contains and report problems (exit code 1)")
     check.add_argument("--decode", action="store_true", help="decode every image, not only its header")
-    show = verbs.add_parser("show", help="draw samples with boxes and words on one sheet")
+    show = verbs.add_parser("show", help="draw samples with their boxes and labels on one sheet")
     show.add_argument("--out", default="sheet.png", metavar="FILE", help="image to write (default: sheet.png)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the sample (default: 0)")
     convert = verbs.add_parser("convert", help="write a dataset in another format")
     convert.add_argument("--to", required=True, choices=WRITTEN, help="format to write")
-    for name, own in (("check", check), ("show", show), ("convert", convert)):
-        own.add_argument("name", metavar="SET", help="dataset of datasets.yaml (glip data list), file or folder")
-        number = {"check": "use only the first N samples", "show": "number of samples (default: 16)"}
-        text = number.get(name, "write only the first N samples")
-        own.add_argument("--number", type=int, default=16 if name == "show" else 0, metavar="N", help=text)
+    for own, number, text in (
+        (check, 0, "check only the first N samples"),
+        (show, 16, "number of samples (default: 16)"),
+        (convert, 0, "write only the first N samples"),
+    ):
+        own.add_argument("name", metavar="SET", help="dataset (glip data list), annotation file or folder")
+        own.add_argument("--number", type=int, default=number, metavar="N", help=text)
         own.add_argument("--format", choices=typing.get_args(Format), help="annotation format (default: recognized)")
-        _add_images(own)
-        _add_root(own)
+        _add_shared(own, "--images", "--root")
     convert.add_argument("out", metavar="OUT", help="file to write")
+    for own in verbs.choices.values():
+        _add_traceback(own)
 
 
-def _convert(parser: argparse.ArgumentParser) -> None:
+def _convert(parser: Parser) -> None:
     parser.add_argument("source", help=".pth file (2022 release or mmdetection), glip folder, or name such as glip-t")
     parser.add_argument("folder", help="output folder: model.safetensors, config.json, vocab.txt")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
 
 
-def _config(parser: argparse.ArgumentParser) -> None:
+def _config(parser: Parser) -> None:
     parser.add_argument("config", nargs="?", help="YAML file or config name; without it: list the installed configs")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.image.min_size=640")
+    _add_shared(parser, "overrides")
     parser.add_argument("--explain", action="store_true", help="print each key with its meaning and allowed values")
 
 
@@ -208,51 +206,25 @@ VERBS = {
 }
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="YAML file or config name such as finetune/own (glip config lists them)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config values, such as train.steps=100")
-
-
-def _add_captions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "captions", help="captioned images: dataset, file (jsonl, json, csv, tsv, tar) or folder of files"
-    )
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--images", action="append", default=[], metavar="DIR", help="folder of the images; may be repeated"
-    )
-
-
-def _add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", metavar="DIR", help="data folder (default: environment variable GLIP_DATA, or here)")
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
+def _add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Arguments that several verbs have."""
+    for name in names:
+        parser.add_argument(name, **_SHARED[name])
 
 
 def _add_traceback(parser: argparse.ArgumentParser) -> None:
-    """Every verb takes --traceback."""
-    parser.add_argument("--traceback", action="store_true", help="show the traceback of every error")
-    for action in parser._subparsers._group_actions if parser._subparsers else ():
-        for own in typing.cast(dict[str, argparse.ArgumentParser], action.choices).values():
-            _add_traceback(own)
+    parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
 
 
-def _shots(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number, 1 or more, or all")
-    return int(text)
+def shots(text: str) -> int | None:
+    """A number of shots; None for all."""
+    return None if text == "all" else int(text)
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type, title: str = "", leave_out: Sequence[str] = ()) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_out: Sequence[str] = ()) -> None:
     """Add a flag for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
 
-    A field that is true by default also gets ``--no-NAME``. ``read_options`` reads the flags back.
+    A field that is true by default gets ``--no-NAME`` too. ``read_options`` reads the flags back.
 
     Args:
         parser: a verb's parser.
@@ -260,7 +232,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type, title: str = "", le
         title: heading of the group of flags.
         leave_out: fields without a flag.
     """
-    group = parser.add_argument_group(title or str(kind.__doc__).splitlines()[0].rstrip(".").lower())
+    group = parser.add_argument_group(title)
     for name, field in _fields(kind).items():
         if name not in leave_out:
             _add_option(group, name, field)
@@ -285,17 +257,18 @@ def _fields(kind: type) -> dict[str, FieldInfo]:
 
 
 def _add_option(group: Any, name: str, field: FieldInfo) -> None:
-    kind, text = _plain(field.annotation), field.description or name.replace("_", " ")
+    kind, text = _plain(field.annotation), str(field.description)
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
         how: Any = argparse.BooleanOptionalAction if field.default else "store_true"
         group.add_argument(flag, action=how, default=None, help=text + (" (default: yes)" if field.default else ""))
         return
-    if "default:" not in text and field.default not in (None, ()):
+    if "default:" not in text and field.default not in (None, (), ""):
         text += f" (default: {field.default})"
-    choices = [str(choice) for choice in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else None
-    more: dict[str, Any] = {"choices": choices} if choices else {"type": kind, "metavar": _METAVARS.get(kind, "TEXT")}
-    if typing.get_origin(kind) is tuple:
+    more: dict[str, Any] = {"type": kind, "metavar": _METAVARS.get(name, _METAVARS.get(kind, "TEXT"))}
+    if typing.get_origin(kind) is typing.Literal:
+        more = {"choices": typing.get_args(kind)}
+    elif typing.get_origin(kind) is tuple:
         more |= {"type": typing.get_args(kind)[0], "action": "append"}  # may be repeated
     group.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **more)
 

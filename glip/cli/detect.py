@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glip.cli.arguments import read_options
+from glip.config import DetectConfig
 from glip.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,29 +17,18 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> int:
     """Detect in all images; those that cannot be read are reported, and make the exit code 2."""
-    if args.json != "-" and Path(args.out).is_file():
-        raise ConfigError(f"--out {args.out!r} is a file: give a folder, which is made if missing")
-    if args.json and Path(args.json).is_dir():
-        raise ConfigError(f"--json {args.json!r} is a folder: give a file, or '-' to print the lines")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ConfigError(f"--threshold {args.threshold} is outside [0, 1]: scores are probabilities, such as 0.5")
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size {args.batch_size}: give 1 or more images")
+    config = read_options(DetectConfig, args)
+    if config.json != "-" and Path(config.out).is_file():
+        raise ConfigError(f"--out {config.out!r} is a file: give a folder, which is made if missing")
+    if config.json and Path(config.json).is_dir():
+        raise ConfigError(f"--json {config.json!r} is a folder: give a file, or '-' to print the lines")
     prompt = read_prompt(args)
     from glip.detector import Detector
     from glip.recipes.detect_files import detect_files, find_images
 
     paths = find_images(args.images)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device)
-    unreadable = detect_files(
-        detector,
-        paths,
-        prompt,
-        threshold=args.threshold,
-        batch_size=args.batch_size,
-        out=Path(args.out),
-        json_lines=args.json,
-    )
+    unreadable = detect_files(detector, paths, prompt, config)
     if unreadable:
         print(f"{unreadable} of {len(paths)} images could not be read", file=sys.stderr)
     return 2 if unreadable else 0

@@ -6,14 +6,11 @@ from pathlib import Path
 
 from glip.cli.arguments import read_options
 from glip.config import LabelConfig
-from glip.errors import ConfigError
 
 
 def run(args: argparse.Namespace) -> int:
     """Label; the last line says where labels and report are."""
     config, out = read_options(LabelConfig, args), Path(args.out)
-    if out.is_file():
-        raise ConfigError(f"--out: {args.out!r} is a file. Give a folder; it is created if missing.")
     from glip.pseudo.run import run_labelling
     from glip.pseudo.shards import find_captions
     from glip.signals import GracefulStop

@@ -19,11 +19,11 @@ def run(args: argparse.Namespace) -> int:
         _measure(args)
     out = Path(args.out or labels / "selected.jsonl")
     found = select(labels, out, config)
-    write_json(out.with_suffix(".summary.json"), {"options": vars(config), **vars(found)})
-    kept = (("boxes", found.boxes, found.kept_boxes), ("pairs", found.pairs, found.kept_pairs))
-    for (what, total, count), dropped in zip(kept, (found.dropped_boxes, found.dropped_pairs), strict=True):
-        reasons = ", ".join(f"{number} {reason}" for reason, number in dropped.items())
-        print(f"{count} of {total} {what} kept" + (f"; dropped: {reasons}" if reasons else ""))
+    totals = {"pairs": found.pairs, "boxes": found.boxes}
+    write_json(out.with_suffix(".summary.json"), {"options": vars(config), **totals, **vars(found)})
+    for what, total in totals.items():
+        reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
+        print(f"{getattr(found, f'kept_{what}')} of {total} {what} kept" + (f"; dropped: {reasons}" if reasons else ""))
     folders = " ".join(f"--images {folder}" for folder in images)
     print(f"selected labels in {out}; train on them with: glip train CONFIG --data {out} {folders}")
     return 0

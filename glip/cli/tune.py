@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from glip.cli.arguments import read_options
-from glip.config import TuneConfig
+from glip.config import TaskConfig, TuneConfig
 from glip.errors import ConfigError
 from glip.files import exclusive, read_json
 
@@ -40,14 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from glip.recipes.tune import TASK_FILE, read_task_data, run_name, tune_task
     from glip.train.distributed import main_only, process_group
 
-    task = read_task_data(
-        args.set,
-        validate=args.validate or "",
-        test=args.test or "",
-        images=args.images,
-        prompts=args.prompts or "",
-        root=args.root,
-    )
+    task = read_task_data(read_options(TaskConfig, args, train=args.set), args.root)
     with process_group(choose_device(args.device)) as group:
         detector, report = Detector.from_pretrained(args.model, device=str(group.device)), main_only(group, print)
         cache = FeatureCache(configs[0].cache_gb)

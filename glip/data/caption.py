@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,12 +17,12 @@ from glip.config import DataConfig
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.processor import Processor
-from glip.structures import SEPARATOR, Prompt, Sample
+from glip.structures import Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
+from glip.text.prompt import SEPARATOR, SPECIAL_TOKENS, TokenBudget
 
 T = TypeVar("T")
 _WORD = re.compile(r"\w+")
-_SPECIAL = 2  # [CLS] and [SEP]
 _SENTENCE_ENDS = (".", "!", "?", "\u2026")
 _ALL_OTHERS, _SOME_OTHERS = 0.3, 0.3  # how often all, and some, captions of other images are added
 
@@ -73,7 +73,10 @@ def caption_from_names(
         raise CaptionError(f"image {sample.image_id}: no caption can be written: {reason}")
     written = _shuffled(list(fitting), rng)
     prompt = prompt_from_classes([fitting[key] for key in written], prompts)
-    return _point_boxes(sample, prompt, keys, written)
+    phrases = {key: number for number, key in enumerate(written)}
+    pointed = sample.renumbered({index: phrases[key] for index, key in enumerate(keys) if key in phrases})
+    made = replace(pointed, prompt=prompt, vocabulary=(), absent=None, incomplete=())
+    return made, _lost_boxes(sample, keys, written)
 
 
 def _sample_negatives(absent: Sequence[str], data: DataConfig, rng: np.random.Generator, *, least: int) -> list[str]:
@@ -93,44 +96,27 @@ def _borrow(foreign: Sequence[str], room: int, rng: np.random.Generator) -> list
 
 def _fitting(names: Sequence[str], prompts: Mapping[str, ClassPrompt], processor: Processor) -> dict[str, str]:
     """By word key, each name that still fits when its turn comes and that the tokenizer can read."""
-    room = processor.max_tokens - _SPECIAL + 1  # each takes its tokens and a separator; the last has none after it
-    fitting: dict[str, str] = {}
+    count = partial(_count_tokens, processor)
+    budget, fitting = TokenBudget(count, processor.max_tokens), dict[str, str]()
     for name in names:
-        text, phrase = (prompts[name].text, prompts[name].name) if name in prompts else (name, name)
-        cost = _cost(processor, text) + 1  # word pieces never cross white space or punctuation, so costs add up
-        if cost <= room and _cost(processor, phrase) > 0:
-            room -= cost
-            fitting[word_key(text)] = name
+        prompt = prompts.get(name) or ClassPrompt(name=name)
+        if count(prompt.name) > SPECIAL_TOKENS and budget.take(prompt.text):
+            fitting[word_key(prompt.text)] = name
     return fitting
 
 
-def _point_boxes(
-    sample: Sample, prompt: Prompt, keys: Sequence[str], written: Sequence[str]
-) -> tuple[Sample, SkipCounter]:
-    """The sample with its boxes pointing at the phrases of ``prompt``; boxes without a phrase are dropped.
-
-    Args:
-        sample: boxes point at its vocabulary.
-        prompt: one phrase for each written name.
-        keys: word key of each name of the vocabulary.
-        written: word key of each phrase.
-    """
-    place = {key: number for number, key in enumerate(written)}
-    unsure = {keys[index] for index in sample.incomplete}
-    skipped, kept, box_phrases = SkipCounter(), list[int](), list[tuple[int, ...]]()
-    for box, own in enumerate(sample.box_phrases):
-        phrases = dict.fromkeys(place[keys[index]] for index in own if keys[index] in place)
-        if phrases:
-            kept.append(box)
-            box_phrases.append(tuple(phrases))
+def _lost_boxes(sample: Sample, keys: Sequence[str], written: Sequence[str]) -> SkipCounter:
+    """The boxes none of whose names is written, by reason; ``keys`` are the word keys of the vocabulary."""
+    unsure, skipped = {keys[index] for index in sample.incomplete}, SkipCounter()
+    for own in sample.box_phrases:
+        if any(keys[index] in written for index in own):
             continue
         never_written = all(keys[index] in unsure for index in own)
         skipped.add(
             "box of a class not exhaustively annotated" if never_written else "box whose name did not fit the caption",
             f"{', '.join(repr(sample.vocabulary[index]) for index in own)} in image {sample.image_id}",
         )
-    pointed = replace(sample.keep(kept), prompt=prompt, box_phrases=tuple(box_phrases))
-    return replace(pointed, vocabulary=(), absent=None, incomplete=()), skipped
+    return skipped
 
 
 def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, rng: np.random.Generator) -> Prompt:
@@ -141,19 +127,17 @@ def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, r
     Raises:
         CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
     """
-    unread = next((phrase.text for phrase in own.phrases if _cost(processor, phrase.text) <= 0), None)
+    count = partial(_count_tokens, processor)
+    unread = next((phrase.text for phrase in own.phrases if count(phrase.text) <= SPECIAL_TOKENS), None)
     if unread is not None:
         raise CaptionError(f"caption {own.caption[:40]!r}: the tokenizer reads no word of the phrase {unread!r}")
-    length = processor.count_tokens(own.caption)
-    if length > processor.max_tokens:
-        raise CaptionError(
-            f"caption {own.caption[:40]!r} needs {length} tokens, the model reads {processor.max_tokens}: shorten it"
-        )
-    room, captions = processor.max_tokens - length, {word_key(own.caption): own.caption}
+    budget = TokenBudget(count, processor.max_tokens)
+    if not budget.take(own.caption):
+        tokens = f"{count(own.caption)} tokens, the model reads {processor.max_tokens}"
+        raise CaptionError(f"caption {own.caption[:40]!r} needs {tokens}: shorten it")
+    captions = {word_key(own.caption): own.caption}
     for text in _sample_captions(others, rng):
-        cost = processor.count_tokens(text) - _SPECIAL + 1  # with a separating dot
-        if 1 < cost <= room and word_key(text) not in captions:
-            room -= cost
+        if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
             captions[word_key(text)] = text
     if len(captions) == 1:
         return own
@@ -163,11 +147,7 @@ def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, r
             joined += " " if joined.rstrip().endswith(_SENTENCE_ENDS) else SEPARATOR
         start = len(joined) if text is own.caption else start
         joined += text
-    phrases = tuple(
-        replace(phrase, spans=tuple((first + start, end + start) for first, end in phrase.spans))
-        for phrase in own.phrases
-    )
-    return Prompt(joined, phrases, own.classes)
+    return Prompt(joined, tuple(phrase.shifted(start) for phrase in own.phrases), own.classes)
 
 
 def _sample_captions(others: Sequence[Prompt], rng: np.random.Generator) -> list[str]:
@@ -200,8 +180,8 @@ def word_key(text: str) -> str:
 
 
 @lru_cache(maxsize=2**16)  # a name is tokenized once, not in every caption
-def _cost(processor: Processor, text: str) -> int:
-    return processor.count_tokens(text) - _SPECIAL
+def _count_tokens(processor: Processor, text: str) -> int:
+    return processor.count_tokens(text)
 
 
 def _shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:

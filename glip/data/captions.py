@@ -11,22 +11,24 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from glip.data.records import (
     MAX_IMAGE,
-    as_list,
     as_map,
     by_image,
+    check_exists,
     is_text,
     parse_json,
     parse_line,
-    read_image,
+    read_lines,
+    read_lists,
     read_size,
+    sample_set,
 )
-from glip.data.sets import Folders, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
+from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError
 from glip.structures import Sample, TarMember
 
@@ -34,12 +36,11 @@ IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "
 CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-_MAX_LINE = 1 << 24  # bytes of a line; a longer one is no list of captions
 _MAX_FIELD = 1 << 20  # characters of a CSV field, where Python's own limit is 131072
 _MAX_TEXT = 1 << 20  # bytes of a text in an archive
 _IMAGES, _TEXTS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}, {"txt", "json"}
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
-_BY_URL = "image named by a URL"
+_BY_URL = "image named by a URL (download it, for instance with img2dataset)"
 _BROKEN = "archive that is broken from some place on"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
@@ -65,17 +66,13 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     files = caption_files(path)
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
-    samples = PackedSamples(sample for file in files for sample in _read(file, folders, skipped, tree))
-    if not len(samples):
-        advice = "download them, for instance with img2dataset" if _BY_URL in skipped.counts else "see docs/data.md"
-        raise DataError(f"{path}: no image with a caption can be read from it ({skipped or 'it is empty'}): {advice}")
-    return SampleSet(samples, skipped=skipped)
+    samples = (sample for file in files for sample in _read_file(file, folders, skipped, tree))
+    return sample_set(path, samples, skipped)
 
 
 def caption_files(path: Path) -> list[Path]:
     """The files of a dataset of captions: itself, or in a folder all its tars, else all its files of other kinds."""
-    if not path.exists():
-        raise FileNotFoundError(f"Captions {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder")
+    check_exists(path)
     if path.is_file():
         return [path]
     inside = sorted(file for file in path.iterdir() if file.is_file())
@@ -86,23 +83,51 @@ def caption_files(path: Path) -> list[Path]:
     return found
 
 
-def _read(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) -> Iterator[Sample]:
+def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) -> Iterator[Sample]:
     suffix = path.suffix.lower()
     if suffix == ".tar":
-        yield from _read_tar(path, skipped)
-    elif suffix == ".json":
-        yield from _read_json(path, parse_json(path) if tree is None else tree, folders, skipped)
-    elif suffix in (".jsonl", ".csv", ".tsv", ".txt"):
-        rows = _json_rows(path, skipped) if suffix == ".jsonl" else _table_rows(path, skipped)
-        for number, record in rows:
-            yield from _read_record(record, f"{path.name}, line {number}", folders, skipped)
-    else:
+        return _tar_samples(path, skipped)
+    if suffix in (".jsonl", ".csv", ".tsv", ".txt"):
+        rows = _jsonl_rows(path, skipped) if suffix == ".jsonl" else _table_rows(path, skipped)
+        return _record_samples(rows, f"{path.name}, line", folders, skipped)
+    if suffix != ".json":
         raise DataError(f"{path}: captions with the suffix {suffix!r}: give .tar, .txt, {', '.join(_SUFFIXES)}")
+    tree = parse_json(path) if tree is None else tree
+    if isinstance(tree, list):
+        return _record_samples(enumerate(tree), f"{path.name}, record", folders, skipped)
+    return _coco_samples(read_lists(path, ("images", "annotations"), "COCO captions", tree), folders, skipped)
 
 
-def _samples(
-    image: Path | TarMember, captions: Iterable[Any], image_id: Id, size: tuple[int, int] | None, skipped: SkipCounter
+def _coco_samples(tree: Row, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+    for image, annotations in by_image(tree, skipped):
+        with skipped.catch(f"image {image['id']}"):
+            file = folders.locate(image.get("file_name"))
+            captions = [annotation.get("caption") for annotation in annotations]
+            yield from _caption_samples(file, captions, image["id"], read_size(image), skipped)
+
+
+def _record_samples(
+    rows: Iterable[tuple[int, Any]], place: str, folders: Folders, skipped: SkipCounter
 ) -> Iterator[Sample]:
+    """The samples of numbered records, or of the rows of a table as records."""
+    for number, record in rows:
+        with skipped.catch(f"{place} {number}"):
+            require(isinstance(record, dict), "line that is no record")
+            name, captions = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
+            url = _first(record, _URL_KEYS) if name is None else name
+            require(name is url and not (isinstance(name, str) and re.match("https?://", name)), _BY_URL)
+            texts = captions if isinstance(captions, list) else [] if captions is None else [captions]
+            yield from _caption_samples(folders.locate(name), texts, str(name), read_size(record), skipped)
+
+
+def _first(record: Row, keys: Sequence[str]) -> Any:
+    return next((record[key] for key in keys if record.get(key) is not None), None)
+
+
+def _caption_samples(
+    image: Path | TarMember, captions: Sequence[Any], image_id: Id, size: tuple[int, int] | None, skipped: SkipCounter
+) -> Iterator[Sample]:
+    require(captions, "image without a caption")
     for caption in captions:
         text = caption.strip() if isinstance(caption, str) else ""
         with skipped.catch(str(image)):
@@ -111,49 +136,21 @@ def _samples(
             yield Sample(image, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
 
 
-# ---- json
+# ---- lines of text
 
 
-def _read_json(path: Path, tree: Any, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    if isinstance(tree, list):
-        for index, record in enumerate(tree):
-            yield from _read_record(record, f"{path.name}, record {index}", folders, skipped)
-        return
-    if not all(isinstance(as_map(tree).get(key), list) for key in ("images", "annotations")):
-        raise DataError(f"{path}: not COCO captions (lists of images and annotations) and not a list of records")
-    for image, annotations in by_image(tree, skipped):
-        with skipped.catch(f"image {image['id']}"):
-            require(annotations, "image without a caption")
-            file = read_image(folders, image.get("file_name"))
-            captions = [annotation.get("caption") for annotation in annotations]
-            yield from _samples(file, captions, image["id"], read_size(image), skipped)
+def _text_lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
+    for number, line in read_lines(path):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            skipped.add("line that is not UTF-8", f"{path.name}, line {number}")
 
 
-def _json_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
-    for number, line in _lines(path, skipped):
+def _jsonl_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
+    for number, line in _text_lines(path, skipped):
         with skipped.catch(f"{path.name}, line {number}"):
             yield number, parse_line(line)
-
-
-def _read_record(record: Any, place: str, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    """The samples of a record, or of a row of a table as a record."""
-    with skipped.catch(place):
-        require(isinstance(record, dict), "line that is no record")
-        name, captions = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
-        require(captions is not None, "line without a caption")
-        address = _first(record, _URL_KEYS) if name is None else name
-        by_url = address is not name or (isinstance(name, str) and re.match("https?://", name))
-        require(not by_url, _BY_URL)
-        file = read_image(folders, name)
-        texts = captions if isinstance(captions, list) else [captions]
-        yield from _samples(file, texts, str(name), read_size(record), skipped)
-
-
-def _first(record: Row, keys: Sequence[str]) -> Any:
-    return next((record[key] for key in keys if record.get(key) is not None), None)
-
-
-# ---- tables
 
 
 def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
@@ -191,13 +188,13 @@ def _column_names(path: Path, row: list[str]) -> tuple[list[str], bool]:
 
 def _tab_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
     """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
-    for number, line in _lines(path, skipped):
+    for number, line in _text_lines(path, skipped):
         quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
         yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
 
 
 def _csv_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(f"{line}\n" for _, line in _lines(path, skipped))
+    reader = csv.reader(f"{line}\n" for _, line in _text_lines(path, skipped))
     while True:
         limit = csv.field_size_limit(_MAX_FIELD)  # of the whole process, so it is set back between rows
         try:
@@ -213,33 +210,6 @@ def _csv_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]
             yield reader.line_num, row
 
 
-def _lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are UTF-8, counted from 1, without empty ones."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(_raw_lines(file), start=1):
-            line = ""
-            with skipped.catch(f"{path.name}, line {number}"):
-                line = _decode(raw, "utf-8-sig" if number == 1 else "utf-8")
-            if line:
-                yield number, line
-
-
-def _decode(raw: bytes, encoding: str) -> str:
-    require(len(raw) < _MAX_LINE or raw.endswith(b"\n"), f"line of over {_MAX_LINE >> 20} MB")
-    try:
-        return raw.decode(encoding).rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise InvalidRecord("line that is not UTF-8") from None
-
-
-def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file, each of its first ``_MAX_LINE`` bytes only."""
-    while line := file.readline(_MAX_LINE):
-        yield line
-        while len(line) == _MAX_LINE and not line.endswith(b"\n"):
-            line = file.readline(_MAX_LINE)
-
-
 # ---- WebDataset: images and captions read where they are in a tar; no member is ever written to disk
 
 
@@ -249,7 +219,7 @@ class _Member(NamedTuple):
     place: TarMember
 
 
-def _read_tar(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
+def _tar_samples(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
     """The images of a tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
 
     Members that are links, devices, sparse, too large or cut off are counted, as are images without captions and
@@ -258,12 +228,10 @@ def _read_tar(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
     for key, members in groupby(_members(path, skipped), key=lambda member: member.key):
         parts = {member.suffix: member.place for member in members}
         with skipped.catch(f"{path.name}:{key}"):
-            image = next((place for suffix, place in parts.items() if suffix in _IMAGES), None)
-            if image is None:
-                raise InvalidRecord("caption without an image")
+            images = [place for suffix, place in parts.items() if suffix in _IMAGES]
+            require(images, "caption without an image")
             captions, size = _read_texts(parts, skipped)
-            require(captions, "image without a caption")
-            yield from _samples(image, captions, image.name, size, skipped)
+            yield from _caption_samples(images[0], captions, images[0].name, size, skipped)
 
 
 def _read_texts(parts: dict[str, TarMember], skipped: SkipCounter) -> tuple[list[Any], tuple[int, int] | None]:
@@ -271,79 +239,64 @@ def _read_texts(parts: dict[str, TarMember], skipped: SkipCounter) -> tuple[list
     record: Row = {}
     if "json" in parts:
         try:
-            record = as_map(json.loads(_text(parts["json"])))
+            record = as_map(json.loads(_member_text(parts["json"])))
         except (ValueError, RecursionError):
             skipped.add("member that is not json", str(parts["json"]))
+    caption = record.get("caption")
+    captions = [text for text in (caption if isinstance(caption, list) else [caption]) if text is not None]
     if "txt" in parts:
         try:
-            return [_text(parts["txt"])], read_size(record)
+            captions = [_member_text(parts["txt"])]
         except ValueError:
             skipped.add("member that is not UTF-8", str(parts["txt"]))
-    caption = record.get("caption")
-    listed = as_list(caption) if isinstance(caption, list) else [caption]
-    return [text for text in listed if text is not None], read_size(record)
+    return captions, read_size(record)
 
 
-def _text(place: TarMember) -> str:
+def _member_text(place: TarMember) -> str:
     with place.archive.open("rb") as file:
         file.seek(place.start)
         return file.read(place.length).decode("utf-8")
 
 
 def _members(path: Path, skipped: SkipCounter) -> Iterator[_Member]:
-    """The members that are used, in their order; the others are counted."""
+    """The images and texts of a tar in their order; other members are counted."""
     total = path.stat().st_size
     try:
-        with tarfile.open(path, "r:") as archive:
-            yield from _usable_members(path, archive, total, skipped)
-            if _breaks_off(path, archive.offset, total):
+        archive = tarfile.open(path, "r:")  # noqa: SIM115  # closed below
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
+        ) from None
+    with archive:
+        for info in _headers(path, archive, skipped):
+            with skipped.catch(f"{path.name}:{info.name}"):
+                yield _usable(path, info, total)
+
+
+def _headers(path: Path, archive: tarfile.TarFile, skipped: SkipCounter) -> Iterator[tarfile.TarInfo]:
+    """The members but for folders; that the archive breaks off is counted."""
+    try:
+        while (info := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+            if info.size < 0:
+                raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes")
+            if not info.isdir():
+                yield info
+        with path.open("rb") as file:
+            file.seek(archive.offset)
+            if any(file.read(tarfile.BLOCKSIZE)):  # a whole tar ends with blocks of zeros, or with its file
                 skipped.add(_BROKEN, f"{path.name}, byte {archive.offset}")
     except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
-        if total == 0 or not _starts_as_tar(path):
-            raise DataError(
-                f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
-            ) from None
         skipped.add(_BROKEN, f"{path.name}: {error}")
 
 
-def _usable_members(path: Path, archive: tarfile.TarFile, total: int, skipped: SkipCounter) -> Iterator[_Member]:
-    while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-        if member.size < 0:
-            raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
-        with skipped.catch(f"{path.name}:{member.name}"):
-            yield from _usable(path, member, total)
-
-
-def _usable(path: Path, member: tarfile.TarInfo, total: int) -> Iterator[_Member]:
-    """A member as an image or a text of its key; nothing for a folder."""
-    if member.isdir():
-        return
-    name = PurePosixPath(member.name)
+def _usable(path: Path, info: tarfile.TarInfo, total: int) -> _Member:
+    name = PurePosixPath(info.name)
     stem, _, suffix = name.name.partition(".")
     suffix = suffix.lower()
-    require(member.isreg() and not member.issparse(), "member that is a link, a device or sparse")
+    require(info.isreg() and not info.issparse(), "member that is a link, a device or sparse")
     require(suffix in _IMAGES | _TEXTS, "member that is neither an image nor a caption")
     limit = MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
-    require(member.size <= limit, f"member of over {limit >> 20} MB")
-    require(member.offset_data + member.size <= total, "member that is cut off")
-    place = TarMember(path, member.name, member.offset_data, member.size)
-    yield _Member(str(name.parent / stem), suffix, place)
-
-
-def _breaks_off(path: Path, end: int, total: int) -> bool:
-    """Whether the members end before the archive does: a whole tar ends with blocks of zeros, or with its file."""
-    if end >= total:
-        return False
-    with path.open("rb") as file:
-        file.seek(end)
-        return any(file.read(tarfile.BLOCKSIZE))
-
-
-def _starts_as_tar(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-        except tarfile.TarError:
-            return False
-    return True
+    require(info.size <= limit, f"member of over {limit >> 20} MB")
+    require(info.offset_data + info.size <= total, "member that is cut off")
+    return _Member(str(name.parent / stem), suffix, TarMember(path, info.name, info.offset_data, info.size))

@@ -20,6 +20,7 @@ from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
 from glip.schema import did_you_mean, parse
+from glip.text.class_prompts import ClassPrompt, read_prompts
 
 TABLE = "datasets.yaml"
 _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
@@ -30,6 +31,12 @@ _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = 
     "captions": read_captions,
     "label-studio": read_label_studio,
 }
+_MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key of its first record, and what it tells
+    ("data", "phrases", "silver"),
+    ("annotations", "tokens_positive", "mdetr"),
+    ("annotations", "caption", "captions"),
+    ("images", "neg_category_ids", "lvis"),
+)
 
 
 def data_root(given: str | Path | None) -> Path:
@@ -73,13 +80,12 @@ def find_set(
     if name in known:
         entry = known[name]
         return replace(entry, images=tuple(images) or entry.images, format=format or entry.format)
-    path = Path(name) if Path(name).exists() else data_root(root) / name
+    path = _full_path(name, root)
     if not path.exists():
         raise ConfigError(
             f"Dataset {name!r} is neither in {TABLE} nor a file{did_you_mean(name, list(known))}: give a path, or a "
             "name that glip data list shows"
         )
-    path = path.absolute()
     beside = [path.parent / "images", path.parent.parent / "images", path.parent]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
     labels = label_map_of(path)
@@ -98,9 +104,14 @@ def dataset_name(name: str, root: str | Path | None = None) -> str:
     """
     if name in known_sets(root):
         return name
-    path = (Path(name) if Path(name).exists() else data_root(root) / name).absolute()
+    path = _full_path(name, root)
     folder = path.parent.parent if path.parent.name == "annotations" else path.parent
     return f"{folder.name}_{path.stem.removeprefix('instances_')}".strip("_")
+
+
+def _full_path(name: str, root: str | Path | None) -> Path:
+    """A path as it is given where that exists, else under the data root."""
+    return (Path(name) if Path(name).exists() else data_root(root) / name).absolute()
 
 
 def folders_of(
@@ -141,6 +152,18 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     else:
         found = _JSON_READERS[format](path, images, tree)
     return replace(found, format=format, annotations=found.annotations if to_score else None)
+
+
+def class_prompts(
+    config: SetConfig, root: str | Path | None, names: Sequence[str], *, file: str = ""
+) -> dict[str, ClassPrompt]:
+    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none.
+
+    Raises:
+        GlipError: a file that cannot be read, or that names a class not in ``names``.
+    """
+    path = file or (config.prompts and data_root(root) / config.prompts)
+    return read_prompts(read_yaml(Path(path)), names) if path else {}
 
 
 def recognize(path: Path) -> tuple[Format, Any]:
@@ -185,18 +208,11 @@ def _format_of_tree(tree: Any, path: Path) -> Format:
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
     lists = as_map(tree)
-    keys = {key: as_map(rows[0]).keys() for key, rows in lists.items() if isinstance(rows, list) and rows}
-    marks: tuple[tuple[str, str, Format], ...] = (
-        ("data", "phrases", "silver"),
-        ("annotations", "tokens_positive", "mdetr"),
-        ("annotations", "caption", "captions"),
-        ("images", "neg_category_ids", "lvis"),
-    )
-    found = next((format for part, key, format in marks if key in keys.get(part, ())), None)
-    if found is None and {"images", "annotations", "categories"} <= lists.keys():
+    for part, key, format in _MARKS:
+        rows = lists.get(part)
+        if isinstance(rows, list) and rows and key in as_map(rows[0]):
+            return format
+    if {"images", "annotations", "categories"} <= lists.keys():
         return "coco"
-    if found is None:
-        own = ", ".join(map(str, list(lists)[:5])) or "none"
-        message = "not COCO, LVIS, MDETR, Label Studio or captions json"
-        raise DataError(f"{path}: {message} (its keys: {own}): see docs/data.md")
-    return found
+    own = ", ".join(map(str, list(lists)[:5])) or "none"
+    raise DataError(f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md")

@@ -2,11 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,8 @@ from glip.data.image import image_size, load_image
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import ImageError
 from glip.shapes import Bool, Float
-from glip.structures import LETTER, Prompt, Sample, Span, TarMember
+from glip.structures import Prompt, Sample, TarMember
+from glip.text.prompt import is_word_edge
 from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
@@ -23,14 +23,18 @@ _SLACK = 1.0  # pixels by which a box may leave its image: annotation tools roun
 _MOST, _CLEAR = 0.5, 0.9  # shares of boxes: that are wrong, and that another reading explains
 _BATCH = 50_000  # boxes checked at once
 _NO_AREA = "box without area"  # as the readers count it
-_ON_LETTER = re.compile(LETTER)
+_OUTSIDE = "outside its image"
+_MISSING = "image that is not there"
+_RAREST = 5  # classes with the fewest boxes that are shown
 
 
 @dataclass
-class Counts:
-    """How much of everything a dataset has.
+class Report:
+    """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended).
 
     Args:
+        problems: with their places.
+        remarks: with their places.
         images: different ones.
         samples: as many as there are images, or pairs of image and caption.
         without_boxes: samples.
@@ -41,6 +45,8 @@ class Counts:
         words: number of captions by their number of words.
     """
 
+    problems: SkipCounter = field(default_factory=SkipCounter)
+    remarks: SkipCounter = field(default_factory=SkipCounter)
     images: int = 0
     samples: int = 0
     without_boxes: int = 0
@@ -51,14 +57,67 @@ class Counts:
     per_name: Counter[str] = field(default_factory=Counter)
     words: Counter[int] = field(default_factory=Counter)
 
+    def lines(self) -> Iterator[str]:
+        """The report to print; what a kind of dataset does not have is not mentioned."""
+        yield f"  images    {self.images} ({self.without_boxes} of {self.samples} samples without boxes)"
+        if self.boxes:
+            small, medium, large = self.areas
+            yield f"  boxes     {self.boxes}: {small} small, {medium} medium, {large} large; {self.crowd} crowd"
+        if self.words:
+            spread = f"{min(self.words)} to {max(self.words)} words, median {_median(self.words.elements())}"
+            yield f"  captions  {self.words.total()}: {spread}; {self.phrases} phrases"
+        if self.per_name:
+            times = self.per_name.values()
+            yield f"  classes   {len(times)}: {min(times)} to {max(times)} boxes each, median {_median(times)}"
+            rarest = sorted(self.per_name.items(), key=lambda item: (item[1], item[0]))[:_RAREST]
+            yield f"  rarest    {', '.join(f'{name} {boxes}' for name, boxes in rarest)}"
+        for title, counter in (("remarks:", self.remarks), ("problems:", self.problems)):
+            yield from (title, *counter.lines()) if counter else ()
+        if self.problems.counts.get(_MISSING, 0) > self.images / 2:
+            yield "most images are missing: give their folder with --images, or the data folder with --root"
+        if not self.problems:
+            yield "no problems"
 
-@dataclass(frozen=True)
-class Report:
-    """Counts, problems (to be corrected), and remarks (that may be intended)."""
 
-    counts: Counts = field(default_factory=Counts)
-    problems: SkipCounter = field(default_factory=SkipCounter)
-    remarks: SkipCounter = field(default_factory=SkipCounter)
+def _median(values: Iterable[int]) -> int:
+    """The lower median."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def check(
+    samples: SampleSet,
+    *,
+    tokenizer: Path | None = None,
+    written: Mapping[str, str] = MappingProxyType({}),
+    decode: bool = False,
+) -> Report:
+    """Go through a dataset once.
+
+    Args:
+        samples: from a reader; what it skipped is among the problems.
+        tokenizer: folder of the tokenizer of the model to train, which may read two names alike.
+        written: by name, the text written instead of it.
+        decode: decode every image, not only its header.
+    """
+    report, seen = Report(), _Seen()
+    report.problems.merge(samples.skipped)
+    boxes = _Boxes(report, without_area=samples.skipped.counts.get(_NO_AREA, 0))
+    for sample in samples.walk("check"):
+        _count(sample, report)
+        boxes.add(sample, _check_image(sample, seen, report, decode))
+        if sample.prompt:
+            _check_phrases(sample, sample.prompt, report)
+        else:
+            _check_names(sample.vocabulary, seen, report)
+    boxes.finish()
+    for name, count in report.per_name.items():
+        if count == 0:
+            report.remarks.add("name without a box", name)
+    boxed = {name: written.get(name, name) for name, count in report.per_name.items() if count}
+    for group in alike(Tokenizer(tokenizer), boxed) if tokenizer and len(boxed) > 1 else ():
+        report.problems.add("names that a model reads alike", ", ".join(map(repr, group)))
+    return report
 
 
 @dataclass
@@ -70,67 +129,35 @@ class _Seen:
     vocabularies: set[int] = field(default_factory=set)
 
 
-def check(
-    samples: SampleSet,
-    *,
-    tokenizer: Tokenizer | None = None,
-    written: Mapping[str, str] = MappingProxyType({}),
-    decode: bool = False,
-) -> Report:
-    """Go through a dataset once.
-
-    Args:
-        samples: from a reader; what it skipped is among the problems.
-        tokenizer: of the model to train, which may read two names alike.
-        written: by name, the text written instead of it.
-        decode: decode every image, not only its header.
-    """
-    report, seen = Report(), _Seen()
-    report.problems.merge(samples.skipped)
-    boxes = _Boxes(report, without_area=samples.skipped.counts.get(_NO_AREA, 0))
-    for sample in samples.samples:
-        _count(sample, report.counts)
-        size = _check_image(sample, seen, report, decode)
-        _check_words(sample, seen, report)
-        boxes.add(sample, size)
-    boxes.finish()
-    for name, count in report.counts.per_name.items():
-        if count == 0:
-            report.remarks.add("name without a box", name)
-    boxed = {name: written.get(name, name) for name, count in report.counts.per_name.items() if count}
-    for group in alike(tokenizer, boxed) if tokenizer else ():
-        report.problems.add("names that a model reads alike", ", ".join(map(repr, group)))
-    return report
-
-
-def _count(sample: Sample, counts: Counts) -> None:
-    counts.samples += 1
-    counts.boxes += len(sample.boxes)
-    counts.crowd += len(sample.crowd)
-    counts.without_boxes += not len(sample.boxes)
+def _count(sample: Sample, report: Report) -> None:
+    report.samples += 1
+    report.boxes += len(sample.boxes)
+    report.crowd += len(sample.crowd)
+    report.without_boxes += not len(sample.boxes)
     caption = sample.prompt.caption if sample.prompt else sample.caption
     if caption:
-        counts.words[len(caption.split())] += 1
+        report.words[len(caption.split())] += 1
     if sample.prompt:
-        counts.phrases += len(sample.prompt.phrases)
+        report.phrases += len(sample.prompt.phrases)
     else:
-        counts.per_name.update(sample.vocabulary[index] for phrases in sample.box_phrases for index in phrases)
-
-
-# ---- images
+        report.per_name.update(sample.vocabulary[index] for phrases in sample.box_phrases for index in phrases)
 
 
 def _check_image(sample: Sample, seen: _Seen, report: Report, decode: bool) -> tuple[int, int] | None:
     """The image's size, or the stated one if it cannot be read; each image is opened once."""
     image = sample.image
     if isinstance(image, Image.Image):
-        report.counts.images += 1
+        report.images += 1
         return image.size
     key = hash(str(image))
     if key not in seen.images:
-        report.counts.images += 1
-        seen.images[key] = _open(image, report.problems, decode)
-        _compare(sample.size, seen.images[key], str(image), report.problems)
+        report.images += 1
+        seen.images[key] = size = _open(image, report.problems, decode)
+        if size and sample.size and size != sample.size:
+            swapped = "stated width and height are swapped, or do not count the EXIF rotation"
+            reason = swapped if size == sample.size[::-1] else "stated size differs from the image's"
+            stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
+            report.problems.add(reason, f"{image}: stated {stated}, is {found}")
     pair = hash((key, sample.prompt.caption if sample.prompt else sample.caption))
     if pair in seen.samples:
         words = " with the same caption" if sample.prompt or sample.caption else ""
@@ -144,33 +171,18 @@ def _open(image: Path | TarMember, problems: SkipCounter, decode: bool) -> tuple
         return load_image(image).size if decode else image_size(image)
     except ImageError as error:
         there = (image.archive if isinstance(image, TarMember) else image).exists()
-        problems.add(
-            "image that cannot be read" if there else "image that is not there", str(error if there else image)
-        )
+        problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
         return None
 
 
-def _compare(stated: tuple[int, int] | None, size: tuple[int, int] | None, place: str, problems: SkipCounter) -> None:
-    if stated is None or size is None or stated == size:
+def _check_names(names: tuple[str, ...], seen: _Seen, report: Report) -> None:
+    if (key := hash(names)) in seen.vocabularies:
         return
-    swapped = "stated width and height are swapped, or do not count the EXIF rotation"
-    reason = swapped if stated == size[::-1] else "stated size differs from the image's"
-    problems.add(reason, f"{place}: stated {stated[0]} x {stated[1]}, is {size[0]} x {size[1]}")
-
-
-# ---- words
-
-
-def _check_words(sample: Sample, seen: _Seen, report: Report) -> None:
-    key = hash(sample.vocabulary)
-    if sample.prompt:
-        _check_phrases(sample, sample.prompt, report)
-    elif key not in seen.vocabularies:
-        seen.vocabularies.add(key)
-        for name, number in Counter(sample.vocabulary).items():
-            report.counts.per_name.setdefault(name, 0)
-            if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
-                report.remarks.add("name that is listed twice", name)
+    seen.vocabularies.add(key)
+    for name, number in Counter(names).items():
+        report.per_name.setdefault(name, 0)
+        if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
+            report.remarks.add("name that is listed twice", name)
 
 
 def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
@@ -179,21 +191,10 @@ def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
         place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {_named(sample)}"
         if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
             report.problems.add("phrase without a word", place)
-        elif any(_cuts(span, prompt.caption) for span in phrase.spans):
+        elif not all(is_word_edge(prompt.caption, edge) for span in phrase.spans for edge in span):
             report.problems.add("span that cuts a word", place)
         if index not in boxed:
             report.remarks.add("phrase without a box", place)
-
-
-def _cuts(span: Span, caption: str) -> bool:
-    """Whether an end of the span is inside a word; scripts without spaces between words are left alone."""
-    return any(
-        0 < edge < len(caption) and _ON_LETTER.match(caption[edge - 1]) and _ON_LETTER.match(caption[edge])
-        for edge in span
-    )
-
-
-# ---- boxes
 
 
 class _Boxes:
@@ -221,8 +222,9 @@ class _Boxes:
 
     def finish(self) -> None:
         """Check the rest, and say what is wrong with most boxes, if anything."""
-        self._check()
-        boxes, verdict = self._report.counts.boxes, ""
+        if self._waiting:
+            self._check()
+        boxes, verdict = self._report.boxes, ""
         if boxes and self._tiny > _MOST * boxes:
             verdict = "lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
         elif self._without_area > _MOST * (self._without_area + boxes):
@@ -235,28 +237,23 @@ class _Boxes:
             self._report.problems.add(f"most boxes {verdict}")
 
     def _check(self) -> None:
-        if not self._waiting:
-            return
         parts, places, sizes = zip(*self._waiting, strict=True)
         owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         boxes, size = np.concatenate(parts), np.array(sizes, dtype=np.float32)[owner]
         self._waiting, self._count = [], 0
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         for index, number in enumerate(np.histogram(sides.prod(1), [0, SMALL, LARGE, np.inf])[0].tolist()):
-            self._report.counts.areas[index] += number
+            self._report.areas[index] += number
         flat, sized = (sides <= 0).any(1), ~np.isnan(size[:, 0])
         leaving = sized & ~flat & ~_inside(boxes, size)
-        beyond = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
+        outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
         self._tiny += int((boxes <= 2).all(1).sum())
         self._sized += int(sized.sum())
         self._leaving += int(leaving.sum())
         for reading, edges in _other_readings(boxes).items():
-            self._fits[reading] += int(_inside(np.stack(edges, axis=1), size).sum())
-        for mask, reason in (
-            (flat, _NO_AREA),
-            (beyond, "box outside its image"),
-            (leaving & ~beyond, "box partly outside its image"),
-        ):
+            self._fits[reading] += int(_inside(edges, size).sum())
+        partly = leaving & ~outside
+        for mask, reason in ((flat, _NO_AREA), (outside, f"box {_OUTSIDE}"), (partly, f"box partly {_OUTSIDE}")):
             rows = np.flatnonzero(mask)
             for image, first, times in zip(*np.unique(owner[rows], return_index=True, return_counts=True), strict=True):
                 place, (width, height) = places[image], sizes[image]
@@ -265,23 +262,20 @@ class _Boxes:
                 self._report.problems.add(reason, place, int(times))
 
 
-def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, tuple[np.ndarray, ...]]:
-    """Edges of the boxes if they were written other than they are read."""
-    left, top, right, bottom = boxes.T
-    half_width, half_height = (right - left) / 2, (bottom - top) / 2
-    centred = left - half_width, top - half_height, right - half_width, bottom - half_height
+def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.ndarray, "box 4"]]:
+    """The boxes (x1, y1, x2, y2) if they were written other than they are read."""
+    low, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     return {
-        "x1, y1, x2, y2 read as x, y, width, height": (left, top, right - left, bottom - top),
-        "y, x read as x, y": (top, left, bottom, right),
-        "centre x, centre y, width, height read as x, y, width, height": centred,
+        "x1, y1, x2, y2 read as x, y, width, height": np.hstack([low, sides]),
+        "y, x read as x, y": boxes[:, [1, 0, 3, 2]],
+        "centre x, centre y, width, height read as x, y, width, height": np.hstack([low - sides / 2, low + sides / 2]),
     }
 
 
 def _inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
     """Which boxes have an area and lie in their images of (width, height), but for a rounding; none where NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    inside: Any = ((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1)
-    return np.asarray(inside)
+    return np.asarray(((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1))
 
 
 def _named(sample: Sample) -> str:

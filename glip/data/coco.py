@@ -4,9 +4,8 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/ground_tru
 """
 
 import sys
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,7 +19,6 @@ from glip.data.records import (
     is_id,
     is_text,
     is_visible,
-    read_image,
     read_lists,
     read_size,
     records_by_id,
@@ -28,13 +26,13 @@ from glip.data.records import (
 )
 from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError
-from glip.shapes import Int
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
-_NOWHERE, _NO_RECORD = -1, -2
+_UNKNOWN, _MALFORMED = -1, -2  # in the column of images
+_NO_RECORD: Row = {}
 _LARGEST = sys.float_info.max  # json has whole numbers of any length
 _REASONS = ("", "unknown category", "malformed box", "box without area")
 
@@ -52,18 +50,45 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
     """Parse a COCO or LVIS json; ``tree`` is its content where it was parsed before, and is emptied."""
     tree = read_lists(path, LISTS, "COCO", tree)
     skipped = SkipCounter()
-    images = records_by_id(tree["images"], "image", skipped)
-    columns = _Columns(images, tree["categories"])
-    for row in tree["annotations"]:
-        columns.add(row)
-    categories = list(tree["categories"])
+    images, categories = records_by_id(tree["images"], "image", skipped), list(tree["categories"])
+    rows = [row if isinstance(row, dict) else _NO_RECORD for row in tree["annotations"]]
     for key in LISTS:
         tree[key].clear()
-    image, category = (np.array(column, dtype=np.int64) for column in (columns.image, columns.category))
-    crowd, ignore = (np.array(column, dtype=bool) for column in (columns.crowd, columns.ignore))
-    boxes, areas = np.array(columns.boxes).reshape(-1, 4), np.array(columns.areas)
-    ids = tuple(columns.category_index)
-    return CocoFile(path, images, categories, skipped, image, category, ids, boxes, areas, crowd, ignore)
+    place: dict[Any, int] = {number: index for index, number in enumerate(images)}
+    stated = (record.get("id") for record in categories if isinstance(record, dict))
+    category_ids = {number: index for index, number in enumerate(dict.fromkeys(filter(is_id, stated)))}
+
+    def category(row: Row) -> int:
+        number = row.get("category_id")
+        return category_ids.setdefault(number, len(category_ids)) if is_id(number) else _UNKNOWN
+
+    def image(row: Row) -> int:
+        number = row.get("image_id")
+        return place.get(number, _UNKNOWN) if is_id(number) else _UNKNOWN
+
+    def column(kind: Any, read: Callable[[Row], Any]) -> np.ndarray:
+        return np.fromiter(map(read, rows), kind, len(rows))
+
+    places = column(np.int64, image)
+    places[[index for index, row in enumerate(rows) if row is _NO_RECORD]] = _MALFORMED
+    return CocoFile(
+        path=path,
+        images=images,
+        categories=categories,
+        skipped=skipped,
+        image=places,
+        category=column(np.int64, category),
+        category_ids=tuple(category_ids),
+        boxes=column(np.dtype((np.float64, 4)), _box).reshape(-1, 4),
+        areas=column(np.float64, lambda row: row["area"] if is_number(row.get("area")) else np.nan),
+        crowd=column(bool, lambda row: row.get("iscrowd") in (1, "1")),
+        ignore=column(bool, lambda row: row.get("ignore") in (1, "1")),
+    )
+
+
+def _box(row: Row) -> tuple[float, ...]:
+    box = as_list(row.get("bbox"))
+    return tuple(box) if len(box) == 4 and all(map(is_number, box)) else (np.nan,) * 4
 
 
 def is_federated(file: CocoFile) -> bool:
@@ -87,7 +112,7 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
 
 def coco_set(file: CocoFile, categories: Categories, folders: Folders, skipped: SkipCounter) -> SampleSet:
     """The samples of a parsed COCO json under the given class names."""
-    rows = _samples(file, categories, lambda record: read_image(folders, record.get("file_name")), skipped)
+    rows = _image_samples(file, categories, lambda record: folders.locate(record.get("file_name")), skipped)
     samples = (sample for _, sample in rows)
     return sample_set(file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file)
 
@@ -104,7 +129,7 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     if not is_federated(file):
         raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: read it as format coco")
     categories = read_categories(file.categories, file.path, skipped, twins=True)
-    rows = _samples(file, categories, lambda record: _lvis_image(record, by_name, by_url), skipped)
+    rows = _image_samples(file, categories, lambda record: _lvis_image(record, by_name, by_url), skipped)
     samples = (_federated(record, sample, categories, skipped) for record, sample in rows)
     return sample_set(file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file)
 
@@ -159,58 +184,29 @@ def is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
-class _Columns:
-    """Annotations as columns while a file is read: 60 bytes each instead of 600 as records."""
-
-    def __init__(self, images: Iterable[Id], categories: Iterable[Any]) -> None:
-        self.image, self.category = array("q"), array("q")
-        self.boxes, self.areas = array("d"), array("d")
-        self.crowd, self.ignore = bytearray(), bytearray()
-        self._place = {number: index for index, number in enumerate(images)}
-        self.category_index: dict[Id, int] = {}
-        for record in categories:
-            if isinstance(record, dict) and is_id(record.get("id")):
-                self.category_index.setdefault(record["id"], len(self.category_index))
-
-    def add(self, row: Any) -> None:
-        """Take in an annotation, whatever it is."""
-        record = row if isinstance(row, dict) else {}
-        image, category, box, area = (record.get(key) for key in ("image_id", "category_id", "bbox", "area"))
-        known = self._place.get(image, _NOWHERE) if is_id(image) else _NOWHERE
-        self.image.append(known if record is row else _NO_RECORD)
-        index = self.category_index
-        self.category.append(index.setdefault(category, len(index)) if is_id(category) else _NOWHERE)
-        numbers = [number if is_number(number) else np.nan for number in as_list(box)]
-        malformed = len(numbers) != 4 or np.nan in numbers
-        self.boxes.extend((np.nan,) * 4 if malformed else numbers)
-        self.areas.append(area if is_number(area) else np.nan)
-        self.crowd.append(record.get("iscrowd") in (1, "1"))
-        self.ignore.append(record.get("ignore") in (1, "1"))
-
-
-def _samples(
+def _image_samples(
     file: CocoFile, categories: Categories, locate: Callable[[Row], Path], skipped: SkipCounter
 ) -> Iterator[tuple[Row, Sample]]:
     """Each image with its usable boxes; those that cannot be used are counted."""
     skipped.merge(file.skipped)
     for index in np.flatnonzero(file.image < 0).tolist():
-        reason = "malformed annotation" if file.image[index] == _NO_RECORD else "unknown image"
+        reason = "malformed annotation" if file.image[index] == _MALFORMED else "unknown image"
         skipped.add(reason, f"annotations[{index}]")
-    known = [categories.label.get(number, _NOWHERE) for number in file.category_ids]
-    labels = np.array([*known, _NOWHERE])[file.category]  # where there is no id, the last element
+    known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
+    labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
     with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
-        ends = file.boxes[:, :2] + file.boxes[:, 2:]
-        corners = np.concatenate([file.boxes[:, :2], ends], axis=1).astype(np.float32)
-    reasons = _reasons(file, labels, corners)
+        corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
+    malformed, flat = ~(np.abs(file.boxes) < FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
+    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
     order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
     starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
     for number, record in enumerate(file.images.values()):
-        with skipped.catch(f"image {str(record['id'])[:40]}"):
+        place = f"image {str(record['id'])[:40]}"
+        with skipped.catch(place):
             image = locate(record)
             own = order[starts[number] : starts[number + 1]]
             for index in own[reasons[own] > 0].tolist():
-                place = f"annotations[{index}] of image {str(record['id'])[:40]}"
-                skipped.add(_REASONS[reasons[index]], place)
+                skipped.add(_REASONS[reasons[index]], f"annotations[{index}] of {place}")
             good = own[reasons[own] == 0]
             sample = Sample(
                 image=image,
@@ -224,44 +220,32 @@ def _samples(
             yield record, sample
 
 
-def _reasons(file: CocoFile, labels: Int[np.ndarray, " box"], corners: np.ndarray) -> Int[np.ndarray, " box"]:
-    """For each annotation the index of the reason why it cannot be used; 0 where it can."""
-    malformed = ~(np.abs(file.boxes) < FARTHEST).all(1)
-    flat = ~(corners[:, 2:] > corners[:, :2]).all(1)
-    return np.select([labels < 0, malformed, flat], [1, 2, 3], 0)
-
-
 def _federated(record: Row, sample: Sample, categories: Categories, skipped: SkipCounter) -> Sample:
     """The sample with what an LVIS record says of absent and incomplete names."""
-    absent = _labels(record, ABSENT, categories, skipped)
+    absent, incomplete = (listed_labels(record, key, categories.label, skipped) for key in (ABSENT, INCOMPLETE))
     boxed = {label for labels in sample.box_phrases for label in labels}
     contradicted = boxed.intersection(absent)
     if contradicted:
         skipped.add(f"name in {ABSENT} that has a box", f"image {str(record['id'])[:40]}", len(contradicted))
     kept = tuple(label for label in absent if label not in contradicted)
-    return replace(sample, absent=kept, incomplete=_labels(record, INCOMPLETE, categories, skipped))
+    return replace(sample, absent=kept, incomplete=tuple(incomplete))
 
 
-def _labels(record: Row, key: str, categories: Categories, skipped: SkipCounter) -> tuple[int, ...]:
-    """The labels of a list of category ids; without a list nothing is known, so none."""
-    known = [number for number in as_list(record.get(key)) if is_id(number) and number in categories.label]
-    count_unknown(record, key, len(known), skipped)
-    return tuple(sorted({categories.label[number] for number in known}))
-
-
-def count_unknown(record: Row, key: str, known: int, skipped: SkipCounter) -> None:
-    """Count a missing list of category ids, or the ids in it that no category has."""
-    place, listed = f"image {str(record['id'])[:40]}", record.get(key)
-    if not isinstance(listed, list):
+def listed_labels(record: Row, key: str, label: Mapping[Id, int], skipped: SkipCounter) -> list[int]:
+    """The labels of a list of category ids; unknown ids are counted, as is a missing list: then nothing is known."""
+    place, listed = f"image {str(record['id'])[:40]}", as_list(record.get(key))
+    if not isinstance(record.get(key), list):
         skipped.add(f"image without {key}", place)
-    elif len(listed) > known:
-        skipped.add(f"unknown category in {key}", place, len(listed) - known)
+    known = [label[number] for number in listed if is_id(number) and number in label]
+    if len(listed) > len(known):
+        skipped.add(f"unknown category in {key}", place, len(listed) - len(known))
+    return sorted(set(known))
 
 
 def _lvis_image(record: Row, by_name: Folders, by_url: Folders) -> Path:
     name, url = record.get("file_name"), record.get("coco_url")
     if not isinstance(url, str) or not url:
-        return read_image(by_name, name)
-    files = [read_image(by_name, name)] if name else []
-    files.append(read_image(by_url, "/".join(url.split("/")[-2:])))
+        return by_name.locate(name)
+    files = [by_name.locate(name)] if name else []
+    files.append(by_url.locate("/".join(url.split("/")[-2:])))
     return next((file for file in files if file.is_file()), files[-1])

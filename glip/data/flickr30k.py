@@ -3,15 +3,15 @@
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from glip.data import records
 from glip.data.records import Box, Named, Spans
 from glip.data.sets import Folders, InvalidRecord, SampleSet, SkipCounter, require
-from glip.errors import DataError
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
@@ -19,16 +19,10 @@ _IMAGE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
 _OPENING = "[/EN#"  # of "[/EN#<chain>/<type> the words]"
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """The boxes of one image, each with the chains (things mentioned again and again) that it shows."""
-
-    boxes: dict[Box, dict[str, None]]
-    size: tuple[int, int] | None
+Chains = dict[str, None]  # things mentioned again and again, in the order of the file
 
 
-@dataclass(frozen=True)
-class _Mention:
+class _Mention(NamedTuple):
     """Words of a sentence, the chain they belong to, and its kinds (people, clothing, ...) as they are written."""
 
     chain: str
@@ -53,76 +47,74 @@ def read_flickr30k(
             but the release's evaluator counts them.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
-    missing = next((root / part for part in ("Annotations", "Sentences") if not (root / part).is_dir()), None)
-    if missing is not None:
-        raise FileNotFoundError(
-            f"Folder {str(missing)!r} is not there: give the folder of Flickr30K Entities, which holds Annotations "
-            "and Sentences"
-        )
+    records.check_exists(root / "Annotations")
+    records.check_exists(root / "Sentences")
     listed = _read_split(Path(names), skipped) if str(names) else None
     every = sorted(file.stem for file in (root / "Annotations").glob("*.xml")) if listed is None else listed
-    return records.sample_set(root, _samples(root, every, folders, skipped, flat_boxes=flat_boxes), skipped)
+
+    def samples() -> Iterator[Sample]:
+        for name in every:
+            with skipped.catch(f"image {name}"):
+                yield from _image_samples(root, name, folders, skipped, flat_boxes=flat_boxes)
+
+    return records.sample_set(root, samples(), skipped)
 
 
 def _read_split(path: Path, skipped: SkipCounter) -> list[str]:
-    records.check_exists(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text: give a list of image ids, one per line") from None
     found: dict[str, None] = {}
-    for number, name in enumerate(map(str.strip, lines), start=1):
-        if name and not _IMAGE.fullmatch(name):
+    for number, line in records.read_lines(path):
+        name = line.decode("utf-8-sig", "replace").strip()
+        if not _IMAGE.fullmatch(name):
             skipped.add("image name outside its folder", f"line {number} of {path.name}")
         elif name in found:
             skipped.add("image listed twice", name)
-        elif name:
+        else:
             found[name] = None
     return list(found)
 
 
-def _samples(
-    root: Path, images: list[str], folders: Folders, skipped: SkipCounter, *, flat_boxes: bool
+def _image_samples(
+    root: Path, name: str, folders: Folders, skipped: SkipCounter, *, flat_boxes: bool
 ) -> Iterator[Sample]:
-    for name in images:
-        with skipped.catch(f"image {name}"):
-            image = records.read_image(folders, f"{name}.jpg")
-            scene = _read_scene(root / "Annotations" / f"{name}.xml", skipped, flat_boxes=flat_boxes)
-            sentences = filter(None, _read_text(root / "Sentences" / f"{name}.txt").split("\n"))
-            yield from _sentence_samples(image, sentences, scene, skipped)
-
-
-def _sentence_samples(image: Path, sentences: Iterable[str], scene: _Scene, skipped: SkipCounter) -> Iterator[Sample]:
+    image = folders.locate(f"{name}.jpg")
+    scene = _parse_xml(root / "Annotations" / f"{name}.xml")
+    size = records.read_size({edge: scene.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")})
+    boxes = _boxes_of(scene, f"image {name}", skipped, flat_boxes=flat_boxes)
+    sentences = filter(None, _read_text(root / "Sentences" / f"{name}.txt").split("\n"))
     for number, sentence in enumerate(sentences):
-        image_id = f"{image.stem}:{number}"
-        with skipped.catch(f"sentence {image_id}"):
-            yield _sample(image, sentence, scene, image_id, skipped)
+        place = f"sentence {name}:{number}"
+        with skipped.catch(place):
+            words, mentions = _parse_sentence(sentence, place, skipped)
+            caption = records.read_caption(words)
+            named, kinds = _named_boxes(mentions, caption, boxes, place, skipped)
+            sample = records.grounding_sample(image, caption, named, image_id=f"{name}:{number}", size=size)
+            assert sample.prompt is not None
+            yield replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
 
-def _sample(image: Path, sentence: str, scene: _Scene, image_id: str, skipped: SkipCounter) -> Sample:
-    words, mentions = _parse_sentence(sentence, image_id, skipped)
-    caption = records.read_caption(words)
+def _named_boxes(
+    mentions: Sequence[_Mention], caption: str, boxes: dict[Box, Chains], place: str, skipped: SkipCounter
+) -> tuple[list[Named], dict[Spans, tuple[str, ...]]]:
+    """The boxes that a sentence's mentions name, and the kinds of each of its phrases."""
     spans: dict[str, list[Spans]] = {}
     kinds: dict[Spans, tuple[str, ...]] = {}
-    shown = {chain for chains in scene.boxes.values() for chain in chains}
+    shown = {chain for chains in boxes.values() for chain in chains}
     for mention in mentions:
-        with skipped.catch(f"sentence {image_id}"):
+        with skipped.catch(place):
             require(mention.chain in shown, "phrase without a box")
             phrase = records.read_spans([mention.span], caption)
             spans.setdefault(mention.chain, []).append(phrase)
             kinds[phrase] = mention.kinds
     every = [
         Named(box, tuple(phrase for chain in chains for phrase in spans.get(chain, ())))
-        for box, chains in scene.boxes.items()
+        for box, chains in boxes.items()
     ]
     named = [item for item in every if item.phrases]
     require(named, "caption without a box")
-    sample = records.grounding_sample(image, caption, named, image_id=image_id, size=scene.size)
-    assert sample.prompt is not None
-    return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
+    return named, kinds
 
 
-def _parse_sentence(sentence: str, image_id: str, skipped: SkipCounter) -> tuple[str, list[_Mention]]:
+def _parse_sentence(sentence: str, place: str, skipped: SkipCounter) -> tuple[str, list[_Mention]]:
     """The words without the marks, one blank between them, and the marked mentions."""
     caption, start = "", 0
     mark: list[str] | None = None  # chain and kinds of the mention that is open
@@ -137,7 +129,7 @@ def _parse_sentence(sentence: str, image_id: str, skipped: SkipCounter) -> tuple
             mentions.append(_Mention(mark[0], (start, len(caption)), tuple(filter(None, mark[1:]))))
             mark = None
     if mark is not None:
-        skipped.add("phrase without an end", f"sentence {image_id}")
+        skipped.add("phrase without an end", place)
     return caption, mentions
 
 
@@ -162,26 +154,28 @@ def _read_text(file: Path) -> str:
         raise InvalidRecord("sentences that are not UTF-8") from None
 
 
-def _read_scene(file: Path, skipped: SkipCounter, *, flat_boxes: bool) -> _Scene:
+def _parse_xml(file: Path) -> ElementTree.Element:
     try:
-        tree = ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
+        return ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
         raise InvalidRecord("annotations that are not xml") from None
-    boxes: dict[Box, dict[str, None]] = {}
-    for number, thing in enumerate(tree.findall("object")):
+
+
+def _boxes_of(scene: ElementTree.Element, image: str, skipped: SkipCounter, *, flat_boxes: bool) -> dict[Box, Chains]:
+    """The boxes of an image, each with the chains that it shows; the same box drawn for two things names both."""
+    boxes: dict[Box, Chains] = {}
+    for number, thing in enumerate(scene.findall("object")):
         corners = thing.find("bndbox")
         if corners is None:  # a scene, or a thing without clear bounds
             continue
-        with skipped.catch(f"object {number} of image {file.stem}"):
-            # chain 0 stands for whatever is not visible; the same box drawn for two things names both
+        with skipped.catch(f"object {number} of {image}"):
             chains = [(name.text or "").strip() for name in thing.findall("name")]
-            own = boxes.setdefault(_read_box(corners, flat_boxes), {})
-            own.update(dict.fromkeys(chain for chain in chains if chain not in ("", "0")))
-    stated = {edge: tree.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")}
-    return _Scene(boxes, records.read_size(stated))
+            own = boxes.setdefault(_read_corners(corners, flat_boxes), {})
+            own.update(dict.fromkeys(chain for chain in chains if chain not in ("", "0")))  # 0: not visible
+    return boxes
 
 
-def _read_box(corners: ElementTree.Element, flat_boxes: bool) -> Box:
+def _read_corners(corners: ElementTree.Element, flat_boxes: bool) -> Box:
     try:
         x1, y1, x2, y2 = (float(corners.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:

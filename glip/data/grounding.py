@@ -6,7 +6,7 @@ from typing import Any
 
 from glip.data import records
 from glip.data.records import Named, Spans, as_list, as_map, is_id
-from glip.data.sets import Folders, Id, InvalidRecord, Row, SampleSet, SkipCounter, require
+from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.structures import Sample
 
 
@@ -27,17 +27,20 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "MDETR grounding", tree)
-    return records.sample_set(path, _mdetr_samples(tree, folders, skipped), skipped)
+
+    def samples() -> Iterator[Sample]:
+        for record, rows in records.by_image(tree, skipped):
+            place = f"image {str(record['id'])[:40]}"
+            with skipped.catch(place):
+                placed = ((f"annotation {str(row.get('id'))[:40]} of {place}", row) for row in rows)
+                yield _captioned(record, placed if rows else None, _mdetr_id(record), folders, skipped)
+
+    return records.sample_set(path, samples(), skipped)
 
 
-def _mdetr_samples(tree: Row, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    for record, rows in records.by_image(tree, skipped):
-        image = f"image {str(record['id'])[:40]}"
-        released = is_id(record.get("original_img_id")) and is_id(record.get("sentence_id"))
-        number: Id = f"{record['original_img_id']}:{record['sentence_id']}" if released else record["id"]
-        placed = ((f"annotation {str(row.get('id'))[:40]} of {image}", row) for row in rows)
-        with skipped.catch(image):
-            yield _sample(record, placed if rows else None, number, folders, skipped)
+def _mdetr_id(record: Row) -> Id:
+    image, sentence = record.get("original_img_id"), record.get("sentence_id")
+    return f"{image}:{sentence}" if is_id(image) and is_id(sentence) else record["id"]
 
 
 def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -52,55 +55,46 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     entries = records.read_lists(path, ("data",), "silver grounding", tree)["data"]
-    return records.sample_set(path, _silver_samples(entries, folders, skipped), skipped)
 
+    def samples() -> Iterator[Sample]:
+        for number, entry in enumerate(entries):
+            place = f"data[{number}]"
+            with skipped.catch(place):
+                require(isinstance(entry, dict) and is_id(entry.get("image_id")), "entry without an image_id")
+                image_id = f"{entry['image_id']}:{entry['id'] if is_id(entry.get('id')) else number}"
+                phrases = as_list(entry.get("phrases"))
+                rows = _silver_rows(phrases, place, skipped) if phrases else None
+                yield _captioned(entry, rows, image_id, folders, skipped)
 
-def _silver_samples(entries: Sequence[Any], folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    for number, entry in enumerate(entries):
-        place = f"data[{number}]"
-        with skipped.catch(place):
-            require(isinstance(entry, dict) and is_id(entry.get("image_id")), "entry without an image_id")
-            caption_id = entry["id"] if is_id(entry.get("id")) else number
-            phrases = as_list(entry.get("phrases"))
-            rows = _silver_rows(phrases, place, skipped) if phrases else None
-            yield _sample(entry, rows, f"{entry['image_id']}:{caption_id}", folders, skipped)
+    return records.sample_set(path, samples(), skipped)
 
 
 def _silver_rows(phrases: Sequence[Any], place: str, skipped: SkipCounter) -> Iterator[tuple[str, Row]]:
     """Each box of each phrase, as MDETR's json has them."""
     for number, phrase in enumerate(map(as_map, phrases)):
-        at = f"{place}.phrases[{number}]"
-        boxes = as_list(phrase.get("boxes"))
+        at, boxes = f"{place}.phrases[{number}]", as_list(phrase.get("boxes"))
         if not boxes:
             skipped.add("phrase without a box", at)
-        for box in boxes:
-            yield at, {"tokens_positive": phrase.get("tokens_positive"), "bbox": box}
+        yield from ((at, {"tokens_positive": phrase.get("tokens_positive"), "bbox": box}) for box in boxes)
 
 
-def _sample(
-    record: Row, rows: Iterable[tuple[str, Row]] | None, number: Id, folders: Folders, skipped: SkipCounter
+def _captioned(
+    record: Row, rows: Iterable[tuple[str, Row]] | None, image_id: Id, folders: Folders, skipped: SkipCounter
 ) -> Sample:
     """The sample of a caption and its boxes, each with its place in the file."""
     caption = records.read_caption(record.get("caption"))
-    image = records.read_image(folders, record.get("file_name"))
+    image = folders.locate(record.get("file_name"))
     require(rows is not None, "caption without a box")
-    listed = set(_listed_phrases(record, caption))
+    # the boxes say all that is needed, so a malformed phrase in the list is no loss
+    stated = as_list(record.get("tokens_positive_eval"))
+    listed = set(SkipCounter().each(stated, lambda spans: records.read_spans(spans, caption), ""))
     named = []
     for place, row in rows or ():
         with skipped.catch(place):
             spans = records.read_spans(row.get("tokens_positive"), caption)
             box = records.read_box(row.get("bbox"))
             named.append(Named(box, _split(spans, listed), row.get("iscrowd") in (1, "1")))
-    return records.grounding_sample(image, caption, named, image_id=number, size=records.read_size(record))
-
-
-def _listed_phrases(record: Row, caption: str) -> Iterator[Spans]:
-    """The phrases an entry lists; the boxes say all that is needed, so a malformed one is no loss."""
-    for entry in as_list(record.get("tokens_positive_eval")):
-        try:
-            yield records.read_spans(entry, caption)
-        except InvalidRecord:
-            continue
+    return records.grounding_sample(image, caption, named, image_id=image_id, size=records.read_size(record))
 
 
 def _split(spans: Spans, listed: set[Spans]) -> tuple[Spans, ...]:

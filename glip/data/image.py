@@ -11,9 +11,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from glip.errors import ImageError
 from glip.shapes import Tensor
-from glip.structures import TarMember
+from glip.structures import Sample, TarMember
 
-ImageInput = str | Path | TarMember | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _OVERSHOOT = 0.1  # resampling a float image may leave 0..1 by this much
 
@@ -26,6 +26,15 @@ def load_image(path: str | Path | TarMember) -> Image.Image:
     """
     with _opened(path) as image:
         return to_rgb(image)
+
+
+def sample_image(sample: Sample) -> Image.Image:
+    """The image of a sample as RGB, read unless it is loaded.
+
+    Raises:
+        ImageError: as ``load_image``.
+    """
+    return to_rgb(sample.image) if isinstance(sample.image, Image.Image) else load_image(sample.image)
 
 
 def image_size(path: str | Path | TarMember) -> tuple[int, int]:
@@ -83,7 +92,7 @@ def _problem(error: Exception) -> str:
 
 
 def open_any(image: ImageInput) -> Image.Image:
-    """An image of any accepted kind as RGB.
+    """An image of any kind that a Detector takes, as RGB.
 
     Arrays are (height, width) or (height, width, 1, 3 or 4) of uint8; tensors are (height, width) or (1, 3 or 4,
     height, width), uint8 or floats in 0..1.
@@ -91,7 +100,7 @@ def open_any(image: ImageInput) -> Image.Image:
     Raises:
         ImageError: a file that cannot be read, or an array or tensor of another shape, type or range.
     """
-    if isinstance(image, str | Path | TarMember):
+    if isinstance(image, str | Path):
         return load_image(image)
     if isinstance(image, Tensor):
         image = _to_array(image)

@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from glip.data.image import image_size
-from glip.data.labels import label_set, read_names, sample_of_row
-from glip.data.records import as_list, as_map, is_text, is_visible, parse_json, read_image, read_size
+from glip.data.labels import read_names, sample_of_row
+from glip.data.records import as_list, as_map, is_text, is_visible, parse_json, read_size, sample_set
 from glip.data.sets import Folders, InvalidRecord, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, image_file, label_row
 from glip.errors import DataError, ImageError
@@ -56,7 +56,7 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolder
     """
     path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
     with atomic_write(path) as file:
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             with lost.catch(f"image {sample.image_id!r}"):
                 file.write(("[\n" if not count else ",\n") + json.dumps(_task(sample, images, lost)))
                 count += 1
@@ -163,15 +163,16 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     tasks = parse_json(path) if tree is None else tree
     if not isinstance(tasks, list) or any(SHORT_EXPORT in as_map(task) for task in tasks[:1]):
         raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
-    return label_set(path, _read_tasks(tasks, Folders(images or [path.parent]), skipped), skipped)
-
-
-def _read_tasks(tasks: list[Any], folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+    folders = Folders(images or [path.parent])
     names = tuple(dict.fromkeys(label for task in tasks for label in _foreign_labels(as_map(task))))
-    for number, task in enumerate(tasks):
-        place = f"tasks[{number}]"
-        with skipped.catch(place):
-            yield _read_task(as_map(task), names, folders, place, skipped)
+
+    def samples() -> Iterator[Sample]:
+        for number, task in enumerate(tasks):
+            place = f"tasks[{number}]"
+            with skipped.catch(place):
+                yield _read_task(as_map(task), names, folders, place, skipped)
+
+    return sample_set(path, samples(), skipped)
 
 
 def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, skipped: SkipCounter) -> Sample:
@@ -193,11 +194,11 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, 
     size = read_size(row) or _stated_size(results)
     if size is None and results:
         try:
-            size = image_size(read_image(folders, row.get("image")))
+            size = image_size(folders.locate(row.get("image")))
         except ImageError:
             raise InvalidRecord("boxes in per cent of an image that cannot be read") from None
     row |= {"width": size[0], "height": size[1]} if size else {}
-    boxes = _read_boxes(results, labels, size or (0, 0), place, skipped)
+    boxes = _rectangles(results, labels, size or (0, 0), place, skipped)
     row["boxes"] = [box | ({"score": score} if scored and score is not None else {}) for box, score in boxes]
     return sample_of_row(row, names, folders, place, skipped)
 
@@ -215,7 +216,7 @@ def _changed(answer: Row) -> str:
     return str(answer.get("updated_at") or answer.get("created_at") or "")
 
 
-def _read_boxes(
+def _rectangles(
     results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], place: str, skipped: SkipCounter
 ) -> Iterator[tuple[Row, Any]]:
     """The rectangles as boxes of a label file, each with its score if it has one."""
@@ -225,7 +226,7 @@ def _read_boxes(
         elif result.get("image_rotation"):
             skipped.add("box on an image that was turned in Label Studio", place)
         else:
-            own = [labels[label] for label in _labels(result) if label in labels]
+            own = [labels[label] for label in _rectangle_labels(result) if label in labels]
             crowd = _CROWD in as_list(as_map(result.get("meta")).get("text"))
             corners = _upright(as_map(result.get("value")), size)
             yield {"box": corners, "phrases": own, "crowd": crowd}, result.get("score")
@@ -233,7 +234,7 @@ def _read_boxes(
 
 def _upright(value: Row, size: tuple[int, int]) -> list[float]:
     """The box in pixels, [] where it is none; x and y are the corner around which a rectangle is turned clockwise."""
-    x, y, width, height, turn = (_number(value.get(key)) for key in ("x", "y", "width", "height", "rotation"))
+    x, y, width, height, turn = (_finite(value.get(key)) for key in ("x", "y", "width", "height", "rotation"))
     if any(map(math.isnan, (x, y, width, height))):
         return []
     left, top, across, down = (part * side / 100 for part, side in zip((x, y, width, height), size * 2, strict=True))
@@ -245,7 +246,7 @@ def _upright(value: Row, size: tuple[int, int]) -> list[float]:
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def _number(value: Any) -> float:
+def _finite(value: Any) -> float:
     return float(value) if type(value) in (int, float) and abs(value) < _FARTHEST else math.nan
 
 
@@ -274,10 +275,10 @@ def _foreign_labels(task: Row) -> Iterator[str]:
     if not isinstance(as_map(task.get("data")).get("glip"), dict):
         for answer in [*_maps(task.get("annotations", task.get("completions"))), *_maps(task.get("predictions"))]:
             for result in _maps(answer.get("result")):
-                yield from _labels(result) if result.get("type") == _RECTANGLE else ()
+                yield from _rectangle_labels(result) if result.get("type") == _RECTANGLE else ()
 
 
-def _labels(result: Row) -> list[str]:
+def _rectangle_labels(result: Row) -> list[str]:
     given = as_list(as_map(result.get("value")).get(_RECTANGLE))
     return [label for label in given if is_text(label) and is_visible(label)]
 

@@ -12,9 +12,8 @@ be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``wri
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glip.data import records
 from glip.data.records import MAX_IMAGE, as_list, as_map, is_id, is_text, is_visible
@@ -25,19 +24,6 @@ Names = tuple[str, ...]
 _FAR = 1 << 62  # no archive has a byte there
 
 
-@dataclass(frozen=True)
-class _Words:
-    """What names the boxes of a line: class names, or a caption, whose prompt is None when it has no usable phrase.
-
-    ``numbers`` is the index in the sample of each usable phrase of the line.
-    """
-
-    numbers: dict[int, int]
-    names: Names = ()
-    caption: str = ""
-    prompt: Prompt | None = None
-
-
 def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
     """Read a label file. Where some boxes of a line have a score, those without one were drawn by people: they score 1.
 
@@ -46,34 +32,17 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         images: folders of the images, or of the tars that hold them.
     """
     path, skipped = Path(annotations), SkipCounter()
-    records.check_exists(path)
-    return label_set(path, _read(path, Folders(images or [path.parent]), skipped), skipped)
+    return records.sample_set(path, _line_samples(path, Folders(images or [path.parent]), skipped), skipped)
 
 
-def label_set(path: Path, samples: Iterator[Sample], skipped: SkipCounter) -> SampleSet:
-    """Samples with class names of their own; the dataset has a vocabulary where all share one."""
-    vocabularies: dict[Names, None] = {}
-
-    def noted() -> Iterator[Sample]:
-        for sample in samples:
-            vocabularies[sample.vocabulary] = None
-            yield sample
-
-    found = records.sample_set(path, noted(), skipped)
-    return SampleSet(found.samples, next(iter(vocabularies)) if len(vocabularies) == 1 else (), skipped)
-
-
-def _read(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
+def _line_samples(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
     names: Names = ()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            with skipped.catch(f"line {number}"):
-                before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
-                record = records.parse_line(line)
-                names = read_names(record["names"]) if "names" in record else before
-                yield sample_of_row(record, names, folders, f"line {number}", skipped)
+    for number, line in records.read_lines(path):
+        with skipped.catch(f"line {number}"):
+            before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
+            record = records.parse_line(line)
+            names = read_names(record["names"]) if "names" in record else before
+            yield sample_of_row(record, names, folders, f"line {number}", skipped)
 
 
 def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipped: SkipCounter) -> Sample:
@@ -82,45 +51,43 @@ def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipp
     Raises:
         InvalidRecord: nothing of it can be used.
     """
-    image = _read_image(record, folders)
-    words = _read_words(record, names, place, skipped)
+    image = _locate_image(record, folders)
+    caption, prompt = "", None
+    if "caption" in record:
+        names, caption = (), records.read_caption(record["caption"])
+        prompt, numbers = _read_prompt(record, caption, place, skipped)
+    else:
+        require(names, "line with neither a caption nor names")
+        numbers = {index: index for index in range(len(names))}
     rows = [as_map(row) for row in as_list(record.get("boxes"))]
-    boxes, scored = [], any("score" in row for row in rows)
-    for row in rows:
-        with skipped.catch(place):
-            boxes.append((*_read_box(row, words.numbers), row.get("crowd") is True))
-    corners, phrases, scores, crowd = zip(*boxes, strict=True) if boxes else ((), (), (), ())
+    boxes = list(skipped.each(rows, lambda row: _read_box(row, numbers), f"{place}, box"))
     return Sample(
         image=image,
-        boxes=records.box_tensor(corners),
-        box_phrases=phrases,
-        vocabulary=words.names,
-        prompt=words.prompt,
-        caption="" if words.prompt else words.caption,
+        boxes=records.box_tensor([item.box for item in boxes]),
+        box_phrases=tuple(item.phrases for item in boxes),
+        vocabulary=names,
+        prompt=prompt,
+        caption="" if prompt else caption,
         image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
         size=records.read_size(record),
-        crowd=tuple(index for index, marked in enumerate(crowd) if marked),
-        absent=_indices(record["absent"], words.names) if isinstance(record.get("absent"), list) else None,
-        incomplete=_indices(record.get("incomplete"), words.names),
-        scores=scores if scored else (),
+        crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
+        absent=_indices(record["absent"], names) if isinstance(record.get("absent"), list) else None,
+        incomplete=_indices(record.get("incomplete"), names),
+        scores=tuple(item.score for item in boxes) if any("score" in row for row in rows) else (),
     )
 
 
-def _read_image(record: Row, folders: Folders) -> Path | TarMember:
-    file = records.read_image(folders, record.get("image"))
+def _locate_image(record: Row, folders: Folders) -> Path | TarMember:
+    file = folders.locate(record.get("image"))
     if "member" not in record:
         return file
-    member, start, length = record["member"], record.get("start"), record.get("length")
-    stated = is_text(member) and _is_index(start, _FAR) and _is_index(length, MAX_IMAGE + 1)
-    require(stated, "member of an archive without start and length")
-    return TarMember(file, str(member), int(start or 0), int(length or 0))
+    place = _is_index(record.get("start"), _FAR) and _is_index(record.get("length"), MAX_IMAGE + 1)
+    require(place and is_text(record["member"]), "member of an archive without start and length")
+    return TarMember(file, record["member"], record["start"], record["length"])
 
 
-def _read_words(record: Row, names: Names, place: str, skipped: SkipCounter) -> _Words:
-    if "caption" not in record:
-        require(names, "line with neither a caption nor names")
-        return _Words({index: index for index in range(len(names))}, names)
-    caption = records.read_caption(record["caption"])
+def _read_prompt(record: Row, caption: str, place: str, skipped: SkipCounter) -> tuple[Prompt | None, dict[int, int]]:
+    """The prompt of a caption, None without a usable phrase, and the index in it of each usable phrase of the line."""
     phrases: list[Phrase] = []
     numbers: dict[int, int] = {}
     for index, item in enumerate(as_list(record.get("phrases"))):
@@ -131,22 +98,29 @@ def _read_words(record: Row, names: Names, place: str, skipped: SkipCounter) -> 
             numbers[index] = len(phrases)
             phrases.append(Phrase(item["text"] if is_text(item.get("text")) else shown, spans))
     if not phrases:
-        return _Words({}, caption=caption)
+        return None, {}
     classes = as_list(record.get("classes"))
     stated = all(index < len(classes) and type(classes[index]) is int for index in numbers)
     own = tuple(classes[index] for index in numbers) if stated else ()
-    prompt = Prompt(caption, tuple(phrases), own, is_list=record.get("list") is True)
-    return _Words(numbers, caption=caption, prompt=prompt)
+    return Prompt(caption, tuple(phrases), own, is_list=record.get("list") is True), numbers
 
 
-def _read_box(row: Row, numbers: dict[int, int]) -> tuple[records.Box, tuple[int, ...], float]:
-    """Corners, phrases (without those that cannot be used) and score of a box."""
+class _Box(NamedTuple):
+    """A box of a line; its phrases are indices in the sample."""
+
+    box: records.Box
+    phrases: tuple[int, ...]
+    score: float
+    crowd: bool
+
+
+def _read_box(row: Row, numbers: dict[int, int]) -> _Box:
     box, score = records.read_box(row.get("box"), corners=True), row.get("score", 1.0)
     listed = as_list(row.get("phrases"))
     phrases = tuple(numbers[index] for index in listed if type(index) is int and index in numbers)
     require(phrases, "box of an unknown phrase")
     require(type(score) in (int, float) and -_FAR < score < _FAR, "score that is no number")
-    return box, phrases, float(score)
+    return _Box(box, phrases, float(score), row.get("crowd") is True)
 
 
 def read_names(given: Any) -> Names:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.data.caption import foreign_names
-from glip.data.catalog import data_root, find_set, read_set
-from glip.data.held_out import hold_out, says_one_of
+from glip.data.catalog import class_prompts, find_set, read_set
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.transforms import says_side
 from glip.errors import ConfigError, DataError
-from glip.experiment import read_tree, read_yaml
+from glip.experiment import read_tree
 from glip.schema import parse
-from glip.text.class_prompts import ClassPrompt, read_prompts
+from glip.structures import Sample
+from glip.text.prompt import says_one_of
 
 _MISSING = "image that is not there"
 _FEW = 3  # this many missing images never stop a run, whatever their share
@@ -33,7 +33,7 @@ def build_sources(data: DataConfig) -> list[Source]:
     sets = [read_training_set(row, data) for row in rows]
     sources = []
     for row, read in zip(rows, sets, strict=True):
-        prompts = _class_prompts(row, data, read.vocabulary)
+        prompts = class_prompts(resolve(row, data), data.root, read.vocabulary)
         sided = any(says_side(prompt.text) for prompt in prompts.values())  # wrong for flipped images
         config = replace(row, short_side=row.short_side or data.short_side, flip=0.0 if sided else row.flip)
         others = [name for other in sets if other is not read for name in other.vocabulary]
@@ -84,24 +84,38 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     Raises:
         FileNotFoundError, GlipError: it is not there, cannot be read, or has nothing to learn from.
     """
-    entry = resolve(config, data)
-    read = read_set(entry, data.root)
+    read = read_set(resolve(config, data), data.root)
+    read = read.select(_with_image(read, config, data))
     if config.held_out:
-        read = replace(read, vocabulary=tuple(n for n in read.vocabulary if not says_one_of(n, config.held_out)))
-    there = _with_image(read, config, data)
-    samples = read.samples
-    if config.held_out:
-        samples = PackedSamples(hold_out(samples[index], config.held_out) for index in there)
-    elif len(there) < len(samples):
-        samples = (
-            samples.select(there) if isinstance(samples, PackedSamples) else PackedSamples(samples[i] for i in there)
-        )
-    if not any(len(sample.boxes) for sample in samples):
+        vocabulary = tuple(name for name in read.vocabulary if not says_one_of(name, config.held_out))
+        samples = PackedSamples(hold_out(sample, config.held_out) for sample in read.samples)
+        read = replace(read, vocabulary=vocabulary, samples=samples)
+    if not any(len(sample.boxes) for sample in read.samples):
         reason = f"({read.skipped or 'it lists none'}): its ids match none of its categories; run glip data check"
-        if samples[0].caption:
+        if read.samples[0].caption:
             reason = "since it has captions only: pseudo-label them first (docs/data.md)"
-        raise DataError(f"dataset {config.name!r}: no box of a known class in {len(samples)} images {reason}")
-    return replace(read, samples=samples)
+        raise DataError(f"dataset {config.name!r}: no box of a known class in {len(read.samples)} images {reason}")
+    return read
+
+
+def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
+    """A detection sample without the class names that contain one of the words, and without their boxes.
+
+    Such names are unseen in training (base and novel classes, as in OVR-CNN and ViLD).
+
+    Raises:
+        DataError: a sample with a caption, which would no longer be the same without some of its words.
+    """
+    if sample.prompt is not None:
+        raise DataError(f"image {sample.image_id} has a caption: held_out works on class names only, remove it here")
+    kept = [index for index, name in enumerate(sample.vocabulary) if not says_one_of(name, words)]
+    place = {old: new for new, old in enumerate(kept)}
+    return replace(
+        sample.renumbered(place),
+        vocabulary=tuple(sample.vocabulary[index] for index in kept),
+        absent=None if sample.absent is None else tuple(place[index] for index in sample.absent if index in place),
+        incomplete=tuple(place[index] for index in sample.incomplete if index in place),
+    )
 
 
 def _with_image(read: SampleSet, config: DatasetConfig, data: DataConfig) -> list[int]:
@@ -130,8 +144,3 @@ def _with_image(read: SampleSet, config: DatasetConfig, data: DataConfig) -> lis
 
 def _files_in(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
-
-
-def _class_prompts(config: DatasetConfig, data: DataConfig, names: Sequence[str]) -> dict[str, ClassPrompt]:
-    file = resolve(config, data).prompts
-    return read_prompts(read_yaml(data_root(data.root) / file), names) if file else {}

@@ -2,13 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from glip.data import records
-from glip.data.coco import read_categories
+from glip.data.coco import Categories, read_categories
 from glip.data.records import Box, Named, Spans, as_list, as_map, is_id, is_text, is_visible
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError, GlipError
@@ -16,21 +15,7 @@ from glip.structures import Prompt, Sample
 from glip.text.prompt import clean_name
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Class names of the detection lines, and the index of a label or, without a label map, of a category.
-
-    ``key`` is the field of an instance that is looked up.
-    """
-
-    names: tuple[str, ...]
-    ids: tuple[Id, ...]
-    index: Mapping[Id, int]
-    key: str
-
-
-@dataclass(frozen=True)
-class _Region:
+class _Region(NamedTuple):
     """The phrase of a grounding line's region, as stated spans or as words to be located, and its boxes."""
 
     spans: Spans
@@ -53,52 +38,43 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
             order of the file.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
-    records.check_exists(path)
-    labels = _read_labels(Path(names), skipped) if str(names) else _gather_labels(path)
-    samples = _samples(path, folders, labels, skipped)
-    return records.sample_set(path, samples, skipped, vocabulary=labels.names, ids=labels.ids)
+    categories = _read_label_map(Path(names), skipped) if str(names) else _gather_categories(path)
+
+    def samples() -> Iterator[Sample]:
+        for number, line in records.read_lines(path):
+            with skipped.catch(f"line {number}"):
+                record = records.parse_line(line)
+                if "detection" in record:
+                    yield _detection(record, number, folders, categories, skipped)
+                else:
+                    require("grounding" in record, "line with neither detection nor grounding")
+                    yield _grounding(record, number, folders, skipped)
+
+    return records.sample_set(path, samples(), skipped, vocabulary=categories.names, ids=categories.ids)
 
 
-def _read_labels(path: Path, skipped: SkipCounter) -> _Labels:
+def _read_label_map(path: Path, skipped: SkipCounter) -> Categories:
     tree = records.parse_json(path)
     if not isinstance(tree, dict) or not all(key.isdecimal() and len(key) < 10 for key in tree):
         raise DataError(f'{path}: not a label map: give json of names by label, such as {{"0": "person"}}')
-    named = [{"id": int(key), "name": name} for key, name in tree.items()]
-    categories = read_categories(named, path, skipped)
-    return _Labels(categories.names, categories.ids, categories.label, "label")
+    return read_categories([{"id": int(key), "name": name} for key, name in tree.items()], path, skipped)
 
 
-def _gather_labels(path: Path) -> _Labels:
-    """The categories of all detection lines; broken lines are counted when they are read for their boxes."""
+def _gather_categories(path: Path) -> Categories:
+    """The categories of all detection lines, without ids; broken lines are counted when they are read for boxes."""
     found: dict[str, int] = {}
     spelled: dict[Id, int] = {}
-    for category in filter(is_text, _stated_categories(path)):
-        if category not in spelled and is_visible(clean_name(category)):
-            spelled[category] = found.setdefault(clean_name(category).strip(), len(found))
-    return _Labels(tuple(found), (), spelled, "category")
+    for _, line in records.read_lines(path):
+        for name in filter(is_text, _stated_categories(line)):
+            if name not in spelled and is_visible(clean_name(name)):
+                spelled[name] = found.setdefault(clean_name(name).strip(), len(found))
+    return Categories(tuple(found), (), spelled)
 
 
-def _stated_categories(path: Path) -> Iterator[Any]:
-    for _, line in _lines(path):
-        if b'"detection"' in line:
-            with SkipCounter().catch(""):
-                yield from [as_map(instance).get("category") for instance in _instances(records.parse_line(line))]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-
-
-def _samples(path: Path, folders: Folders, labels: _Labels, skipped: SkipCounter) -> Iterator[Sample]:
-    for number, line in _lines(path):
-        with skipped.catch(f"line {number}"):
-            record = records.parse_line(line)
-            if "detection" in record:
-                yield _detection(record, number, folders, labels, skipped)
-            else:
-                require("grounding" in record, "line with neither detection nor grounding")
-                yield _grounding(record, number, folders, skipped)
+def _stated_categories(line: bytes) -> Iterator[Any]:
+    if b'"detection"' in line:
+        with SkipCounter().catch(""):
+            yield from [as_map(instance).get("category") for instance in _instances(records.parse_line(line))]
 
 
 def _instances(record: Row) -> list[Any]:
@@ -107,27 +83,26 @@ def _instances(record: Row) -> list[Any]:
     return as_list(instances)
 
 
-def _detection(record: Row, number: int, folders: Folders, labels: _Labels, skipped: SkipCounter) -> Sample:
-    instances = _instances(record)
-    image = records.read_image(folders, record.get("filename"))
-    require(labels.names, "detection in a file without any category")
-    boxes: list[Box] = []
-    found: list[int] = []
-    for place, instance in enumerate(instances):
-        with skipped.catch(f"line {number}, instance {place}"):
-            require(isinstance(instance, dict), "malformed instance")
-            label = instance.get(labels.key)
-            require(is_id(label) and label in labels.index, "unknown category")
-            index = labels.index[label]
-            agrees = labels.key != "label" or _agrees(instance.get("category"), labels.names[index])
-            require(agrees, "label and category that disagree")
-            boxes.append(records.read_box(instance.get("bbox"), corners=True))
-            found.append(index)
+def _detection(record: Row, number: int, folders: Folders, categories: Categories, skipped: SkipCounter) -> Sample:
+    key = "label" if categories.ids else "category"  # without a label map the category's name says it all
+
+    def read_instance(instance: Any) -> tuple[Box, int]:
+        require(isinstance(instance, dict), "malformed instance")
+        label = instance.get(key)
+        require(is_id(label) and label in categories.label, "unknown category")
+        index = categories.label[label]
+        agrees = key != "label" or _agrees(instance.get("category"), categories.names[index])
+        require(agrees, "label and category that disagree")
+        return records.read_box(instance.get("bbox"), corners=True), index
+
+    instances, image = _instances(record), folders.locate(record.get("filename"))
+    require(categories.names, "detection in a file without any category")
+    found = list(skipped.each(instances, read_instance, f"line {number}, instance"))
     return Sample(
         image=image,
-        boxes=records.box_tensor(boxes),
-        box_phrases=tuple((index,) for index in found),
-        vocabulary=labels.names,
+        boxes=records.box_tensor([box for box, _ in found]),
+        box_phrases=tuple((index,) for _, index in found),
+        vocabulary=categories.names,
         image_id=number,
         size=records.read_size(record),
     )
@@ -143,7 +118,7 @@ def _grounding(record: Row, number: int, folders: Folders, skipped: SkipCounter)
     grounding = as_map(record["grounding"])
     require(isinstance(grounding.get("regions"), list), "grounding without a list of regions")
     caption = records.read_caption(grounding.get("caption"))
-    image = records.read_image(folders, record.get("filename"))
+    image = folders.locate(record.get("filename"))
     require(grounding["regions"], "caption without a box")
     regions: list[_Region] = []
     for index, region in enumerate(grounding["regions"]):
@@ -152,19 +127,16 @@ def _grounding(record: Row, number: int, folders: Folders, skipped: SkipCounter)
             require(isinstance(region, dict), "malformed region")
             spans, words = _read_phrase(region, caption)
             regions.append(_Region(spans, words, _read_boxes(region.get("bbox"), place, skipped)))
-    found = zip(regions, _locate(regions, caption), strict=True)
-    named = [Named(box, (spans,)) for region, spans in found for box in region.boxes]
+    located = zip(regions, _locate(regions, caption), strict=True)
+    named = [Named(box, (spans,)) for region, spans in located for box in region.boxes]
     return records.grounding_sample(image, caption, named, image_id=number, size=records.read_size(record))
 
 
 def _read_boxes(stated: Any, place: str, skipped: SkipCounter) -> tuple[Box, ...]:
     """The usable boxes of a region, which states one or a list of them."""
     require(as_list(stated), "malformed box")
-    boxes = []
-    for box in stated if isinstance(stated[0], list) else [stated]:
-        with skipped.catch(place):
-            boxes.append(records.read_box(box, corners=True))
-    return tuple(boxes)
+    boxes = stated if isinstance(stated[0], list) else [stated]
+    return tuple(skipped.each(boxes, lambda box: records.read_box(box, corners=True), f"{place}, box"))
 
 
 def _read_phrase(region: Row, caption: str) -> tuple[Spans, tuple[str, ...]]:

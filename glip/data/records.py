@@ -7,14 +7,14 @@ import json
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
-from glip.data.sets import CocoFile, Folders, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
+from glip.data.sets import CocoFile, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError
+from glip.files import read_json
 from glip.structures import Prompt, Sample, Span
 
 Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
@@ -22,14 +22,13 @@ Spans = tuple[Span, ...]
 
 FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
 MAX_IMAGE = 1 << 26  # bytes of an image inside an archive
-_LONGEST_NAME = 2000  # characters of an image's name with its folders
+MAX_LINE = 1 << 26  # bytes of a line
 _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
     ("segmentation", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
 )
 
 
-@dataclass(frozen=True)
-class Named:
+class Named(NamedTuple):
     """A box and the phrases that name it, each as the spans of its words; crowd: it marks a group."""
 
     box: Box
@@ -41,7 +40,7 @@ class Named:
 
 
 def check_exists(path: Path) -> None:
-    """Make sure that annotations exist."""
+    """Make sure that a file or folder of annotations exists."""
     if not path.exists():
         raise FileNotFoundError(
             f"Annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
@@ -56,10 +55,7 @@ def parse_json(path: Path) -> Any:
         DataError: not json in UTF-8.
     """
     check_exists(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
-    except (ValueError, RecursionError) as error:  # of json, the encoding, a number with thousands of digits, nesting
-        raise DataError(f"{path}: not valid json ({str(error)[:80]})") from None
+    return read_json(path, object_hook=_without_unused)
 
 
 def _without_unused(record: Row) -> Row:
@@ -67,6 +63,14 @@ def _without_unused(record: Row) -> Row:
     for key in _UNUSED & record.keys():
         del record[key]
     return record
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file but for blank ones, counted from 1; one that never ends comes in parts."""
+    check_exists(path)
+    with path.open("rb") as file:
+        lines = enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
+        yield from ((number, line) for number, line in lines if line.strip())
 
 
 def parse_line(line: str | bytes) -> Row:
@@ -156,9 +160,8 @@ def is_visible(text: str) -> bool:
 
 def read_box(value: Any, *, corners: bool = False) -> Box:
     """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``."""
-    require(isinstance(value, list | tuple) and len(value) == 4, "malformed box")
-    numbers = all(type(number) in (int, float) and -FARTHEST < number < FARTHEST for number in value)
-    require(numbers, "malformed box")
+    four = isinstance(value, list | tuple) and len(value) == 4
+    require(four and all(type(n) in (int, float) and -FARTHEST < n < FARTHEST for n in value), "malformed box")
     x, y, third, fourth = value
     box = array("f", value if corners else (x, y, x + third, y + fourth))
     require(box[2] > box[0] and box[3] > box[1], "box without area")
@@ -167,24 +170,13 @@ def read_box(value: Any, *, corners: bool = False) -> Box:
 
 def read_size(record: Row) -> tuple[int, int] | None:
     """Width and height of an image, if they are stated; MDETR's files state them as text."""
-    width, height = _whole_number(record.get("width")), _whole_number(record.get("height"))
-    return (width, height) if width and height else None
-
-
-def _whole_number(value: Any) -> int:
-    """A positive whole number, else 0."""
-    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    good = type(value) in (int, float) and 0 < value < FARTHEST and value == int(value)
-    return int(value) if good else 0
-
-
-def read_image(folders: Folders, name: Any) -> Path:
-    """The file of an image's name."""
-    require(isinstance(name, str) and name, "image without a file name")
-    short = len(name) <= _LONGEST_NAME and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
-    require(short, "image name that is too long")
-    return folders.locate(name)
+    sides = []
+    for value in (record.get("width"), record.get("height")):
+        number: Any = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
+        if type(number) not in (int, float) or not 0 < number < FARTHEST or number != int(number):
+            return None
+        sides.append(int(number))
+    return sides[0], sides[1]
 
 
 def read_caption(value: Any) -> str:
@@ -239,13 +231,15 @@ def sample_set(
     samples: Iterable[Sample],
     skipped: SkipCounter,
     *,
-    vocabulary: tuple[str, ...] = (),
+    vocabulary: tuple[str, ...] | None = None,
     ids: tuple[Id, ...] = (),
     annotations: CocoFile | None = None,
 ) -> SampleSet:
-    """Pack what a reader yields."""
+    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one."""
     packed = PackedSamples(samples)
     if not len(packed):
         why = f"skipped: {skipped}" if skipped else "it lists none"
         raise DataError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+    if vocabulary is None:
+        vocabulary = packed.vocabularies[0] if len(packed.vocabularies) == 1 else ()
     return SampleSet(packed, vocabulary, skipped, ids, annotations=annotations)

@@ -4,14 +4,15 @@ import copy
 import pickle
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from glip.errors import DataError
 from glip.shapes import Bool, Float, Int
@@ -19,6 +20,8 @@ from glip.structures import Sample
 
 Id = int | str  # of an image or a category
 Row = dict[str, Any]
+T = TypeVar("T")
+_LONGEST = 2000  # characters of an image's name with its folders
 _EXAMPLES = 5  # places kept for each reason; the rest is only counted
 
 
@@ -58,12 +61,24 @@ class SkipCounter:
         except InvalidRecord as reason:
             self.add(str(reason), place, times)
 
+    def each(self, rows: Iterable[Any], read: Callable[[Any], T], place: str) -> Iterator[T]:
+        """What ``read`` makes of each row; rows of which it makes an InvalidRecord are counted at "<place> <index>"."""
+        for number, row in enumerate(rows):
+            with self.catch(f"{place} {number}"):
+                yield read(row)
+
     def merge(self, other: "SkipCounter") -> None:
         """Add the counts and places of another counter."""
         for reason, count in other.counts.items():
             self.add(reason, times=count)
             places = self.places[reason]
             places += other.places[reason][: _EXAMPLES - len(places)]
+
+    def lines(self) -> Iterator[str]:
+        """Each reason with its count, and its places below it."""
+        for reason, count in self.counts.items():
+            yield f"  {count:>6} x {reason}"
+            yield from (f"           {' '.join(place.split())}" for place in self.places[reason])
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -123,13 +138,23 @@ class SampleSet:
     format: str = ""
     annotations: CocoFile | None = None
 
+    def walk(self, title: str) -> Iterator[Sample]:
+        """All samples; a slow walk shows its progress on a terminal."""
+        return iter(tqdm(self.samples, desc=title, unit="sample", disable=None, delay=1))
+
+    def select(self, indices: Sequence[int]) -> "SampleSet":
+        """The dataset with some of its samples, by index."""
+        if isinstance(self.samples, PackedSamples):
+            return replace(self, samples=self.samples.select(indices))
+        return replace(self, samples=[self.samples[index] for index in indices])
+
 
 class PackedSamples(Sequence[Sample]):
     """Samples in a private temporary file that processes map into memory, instead of millions of small objects each.
 
     Objects365 has 1.7 M images: as objects they fill several GB in every worker process. Shared memory proper is
-    not used, because containers often have only 64 MB of it. The vocabulary, the same for all, is kept once. The
-    file is deleted with the object that made it.
+    not used, because containers often have only 64 MB of it. Each of the ``vocabularies`` is kept once. The file is
+    deleted with the object that made it.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
@@ -143,7 +168,7 @@ class PackedSamples(Sequence[Sample]):
                 fields = sample.__dict__ | {"boxes": sample.boxes.numpy(), "vocabulary": number}
                 ends.append(ends[-1] + file.write(pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)))
         places = np.array(ends, dtype=np.int64)
-        self._starts, self._ends, self._vocabularies = places[:-1], places[1:], list(vocabularies)
+        self._starts, self._ends, self.vocabularies = places[:-1], places[1:], list(vocabularies)
         self._bytes: np.ndarray | None = None
         self._owner: PackedSamples | None = None
 
@@ -162,7 +187,7 @@ class PackedSamples(Sequence[Sample]):
         if self._bytes is None:
             self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r")
         fields = pickle.loads(self._bytes[start:end].data)  # written above into a file that only this user can open
-        boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self._vocabularies[fields["vocabulary"]]
+        boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self.vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 
     def __iter__(self) -> Iterator[Sample]:
@@ -192,12 +217,15 @@ class Folders:
             )
         self._skip: int | None = None
 
-    def locate(self, name: str) -> Path:
-        """The file of a name; it may not exist.
+    def locate(self, name: Any) -> Path:
+        """The file of an image's name; it may not exist.
 
         Raises:
-            InvalidRecord: a name that leads out of the folders.
+            InvalidRecord: no name, one that no file can have, or one that leads out of the folders.
         """
+        require(isinstance(name, str) and name, "image without a file name")
+        short = len(name) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
+        require(short, "image name that is too long")
         parts = PurePosixPath(name.replace("\\", "/")).parts
         inside = parts and parts[0] != "/" and ".." not in parts and "\0" not in name and not Path(name).is_absolute()
         require(inside, "image name outside its folder")

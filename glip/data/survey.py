@@ -1,8 +1,9 @@
 """A training set before a run: how much it has, what cannot be learned, and its fingerprint."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from glip.data.caption import word_key
@@ -11,6 +12,7 @@ from glip.errors import DataError
 from glip.files import fingerprint
 from glip.processor import Processor
 from glip.structures import Sample, TarMember
+from glip.text.prompt import TokenBudget
 from glip.text.tokens import alike
 
 
@@ -34,20 +36,36 @@ def survey(source: Source, processor: Processor) -> Survey:
             the same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.prompts.items()}
-    seen = _Seen(processor, processor.max_tokens)
-    data = data_fingerprint(seen.count(source.samples))[:16]
-    notes = [str(source.skipped)] if source.skipped else []
-    if seen.crowded:
-        notes.append(f"boxes of {seen.crowded} x image with more names than a caption holds")
-    boxed = {name: written.get(name, name) for name in seen.boxes if name}
-    one = [", ".join(map(repr, group)) for group in _merged(source.config.name, boxed, processor)]
-    return Survey(
-        f"{source.config.name}: {len(source.samples)} images, {sum(seen.boxes.values())} boxes"
-        + (f"; skipped: {', '.join(notes)}" if notes else "")
-        + (f"; taken for one name: {'; '.join(one)}" if one else ""),
-        data,
-        fingerprint(data, sorted(written.items()))[:16],
-    )
+    boxes, crowded, count_tokens = Counter[str](), 0, cache(processor.count_tokens)
+
+    def counted() -> Iterator[Sample]:
+        nonlocal crowded
+        for sample in source.samples:
+            names = sample.vocabulary  # none: boxes of phrases count together
+            shown = {names[index] for own in sample.box_phrases for index in own} if names else set()
+            budget = TokenBudget(count_tokens, processor.max_tokens)
+            crowded += not all(budget.take(written.get(name, name)) for name in shown)
+            boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
+            yield sample
+
+    data = data_fingerprint(counted())
+    skipped = [str(source.skipped)] if source.skipped else []
+    if crowded:
+        skipped.append(f"boxes of {crowded} x image with more names than a caption holds")
+    summary = f"{source.config.name}: {len(source.samples)} images, {boxes.total()} boxes"
+    summary += f"; skipped: {', '.join(skipped)}" if skipped else ""
+    boxed = {name: written.get(name, name) for name in boxes if name}
+    same = alike(processor.tokenizer, boxed)
+    for group in same:
+        if len({word_key(boxed[name]) for name in group}) > 1:
+            two = " and ".join(map(repr, group[:2]))
+            raise DataError(
+                f"Dataset {source.config.name!r}: the model reads {two} alike, as the same tokens (unknown words, or "
+                "other spaces): write other words for them (prompts: of the dataset, docs/data.md), or give their "
+                "boxes one category"
+            )
+    summary += f"; taken for one name: {'; '.join(', '.join(map(repr, group)) for group in same)}" if same else ""
+    return Survey(summary, data, fingerprint(data, sorted(written.items()))[:16])
 
 
 def data_fingerprint(samples: Iterable[Sample]) -> str:
@@ -65,38 +83,3 @@ def data_fingerprint(samples: Iterable[Sample]) -> str:
         rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
         digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
     return digest[:16]
-
-
-@dataclass
-class _Seen:
-    """Boxes of each name ("" for phrases), tokens of each name, and images with more names than a caption holds."""
-
-    processor: Processor
-    max_tokens: int
-    boxes: Counter[str] = field(default_factory=Counter)
-    costs: dict[str, int] = field(default_factory=dict)
-    crowded: int = 0
-
-    def count(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Count samples while they pass."""
-        for sample in samples:
-            numbers = [number for phrases in sample.box_phrases for number in phrases]
-            names = {sample.vocabulary[number] for number in numbers} if sample.vocabulary else set()
-            for name in names - self.costs.keys():
-                self.costs[name] = self.processor.count_tokens(name) - 1
-            self.crowded += sum(self.costs[name] for name in names) > self.max_tokens - 2
-            self.boxes.update(sample.vocabulary[p[0]] if sample.vocabulary and p else "" for p in sample.box_phrases)
-            yield sample
-
-
-def _merged(title: str, written: Mapping[str, str], processor: Processor) -> list[tuple[str, ...]]:
-    """Names whose texts are the same words (Cat, cat) and so become one phrase."""
-    groups = alike(processor.tokenizer, written)
-    for group in groups:
-        if len({word_key(written[name]) for name in group}) > 1:
-            two = " and ".join(map(repr, group[:2]))
-            raise DataError(
-                f"Dataset {title!r}: the model reads {two} alike, as the same tokens (unknown words, or other spaces): "
-                "write other words for them (prompts: of the dataset, docs/data.md), or give their boxes one category"
-            )
-    return groups

@@ -46,7 +46,7 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             _check_detection(sample, names, "COCO")
             record = _image_record(sample, images, taken, lost)
             if sample.absent is not None:
@@ -56,7 +56,9 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
             pairs = _single_names(sample, lost)
             yield record, [_coco_box(sample, index, record, category_id=ids[phrase]) for index, phrase in pairs]
 
-    _write_json(Path(path), [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)], rows())
+    _write_coco_json(
+        Path(path), [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)], rows()
+    )
     return lost
 
 
@@ -66,7 +68,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> S
 
     def rows() -> Iterator[tuple[Row, list[Row]]]:
         taken: set[Id] = set()
-        for sample in samples.samples:
+        for sample in samples.walk("convert"):
             prompt = _boxed_prompt(sample, "MDETR json", lost)
             if prompt is None:
                 continue
@@ -81,7 +83,7 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> S
                 [_coco_box(sample, i, record, category_id=1, tokens_positive=own) for i, own in enumerate(spans)],
             )
 
-    _write_json(Path(path), [{"id": 1, "name": "object"}], rows())
+    _write_coco_json(Path(path), [{"id": 1, "name": "object"}], rows())
     return lost
 
 
@@ -90,12 +92,9 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
     The label map is written beside it (``label_map_of``) when there are detection lines.
     """
-    path, lost = Path(path), SkipCounter()
-    with atomic_write(path) as file:
-        for sample in samples.samples:
-            row = _odvg_row(sample, samples.vocabulary, images, lost)
-            if row is not None:
-                file.write(json.dumps(row) + "\n")
+    lost = SkipCounter()
+    rows = (_odvg_row(sample, samples.vocabulary, images, lost) for sample in samples.walk("convert"))
+    _write_lines(path, filter(None, rows))
     if samples.vocabulary:
         with atomic_write(label_map_of(path)) as file:
             json.dump({str(label): name for label, name in enumerate(samples.vocabulary)}, file, indent=1)
@@ -113,32 +112,35 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
     Returns:
         An empty counter.
     """
-    names: tuple[str, ...] = ()
-    with atomic_write(path) as file:
-        for sample in samples.samples:
-            row = label_row(sample, images)
-            if sample.vocabulary:
-                row |= {"names": list(sample.vocabulary)} if sample.vocabulary != names else {}
-                names = sample.vocabulary
-            file.write(json.dumps(row) + "\n")
+
+    def rows() -> Iterator[Row]:
+        names: tuple[str, ...] = ()
+        for sample in samples.walk("convert"):
+            changed = sample.vocabulary and sample.vocabulary != names
+            yield label_row(sample, images) | ({"names": list(sample.vocabulary)} if changed else {})
+            names = sample.vocabulary or names
+
+    _write_lines(path, rows())
     return SkipCounter()
 
 
 def label_row(sample: Sample, images: ImageFolders) -> Row:
     """One line of a label file, without the names of a detection dataset."""
-    row: Row = {"image": _name(sample.image, images), "id": sample.image_id}
-    if isinstance(sample.image, TarMember):
-        row |= {"member": sample.image.name, "start": sample.image.start, "length": sample.image.length}
+    image = sample.image
+    file = image.archive if isinstance(image, TarMember) else image_file(sample, "a label file")
+    row: Row = {"image": _name(file, images), "id": sample.image_id}
+    if isinstance(image, TarMember):
+        row |= {"member": image.name, "start": image.start, "length": image.length}
     if sample.size:
         row |= {"width": sample.size[0], "height": sample.size[1]}
     prompt = sample.prompt
-    if prompt is not None or not sample.vocabulary:
-        row["caption"] = prompt.caption if prompt else sample.caption
-    row["phrases"] = [{"text": p.text, "spans": _lists(p.spans)} for p in (prompt.phrases if prompt else ())]
-    if prompt is not None and prompt.is_list:
-        row["list"] = True
-    if prompt is not None and _has_classes(prompt):
-        row["classes"] = list(prompt.classes)
+    if prompt is None:
+        row |= {"phrases": []} if sample.vocabulary else {"caption": sample.caption, "phrases": []}
+    else:
+        row["caption"] = prompt.caption
+        row["phrases"] = [{"text": phrase.text, "spans": _lists(phrase.spans)} for phrase in prompt.phrases]
+        row |= {"list": True} if prompt.is_list else {}
+        row |= {"classes": list(prompt.classes)} if _has_classes(prompt) else {}
     row["boxes"] = [
         {"box": _decimals(corners), "phrases": list(phrases)}
         | ({"score": sample.scores[index]} if sample.scores else {})
@@ -278,11 +280,8 @@ def image_file(sample: Sample, format: str) -> Path:
     return sample.image
 
 
-def _name(image: Path | TarMember | Image.Image, images: ImageFolders) -> str:
-    """The name of an image's file (or archive) relative to the first folder that holds it."""
-    if isinstance(image, Image.Image):
-        raise DataError("a drawn image has no file: save it and put its path in the sample")
-    file = image.archive if isinstance(image, TarMember) else image
+def _name(file: Path, images: ImageFolders) -> str:
+    """The name of a file relative to the first folder that holds it."""
     for folder in images:
         for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
             if path.is_relative_to(root):
@@ -295,7 +294,12 @@ def _shown(sample: Sample) -> str:
     return f"image {sample.image_id!r}"
 
 
-def _write_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:
+def _write_lines(path: str | Path, rows: Iterable[Row]) -> None:
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_coco_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:
     """COCO's three lists; boxes wait in a second file until all images are written."""
     with atomic_write(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')

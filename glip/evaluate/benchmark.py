@@ -5,7 +5,7 @@ The annotations decide what is computed: lists of names have average precision a
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,6 @@ class Benchmark:
         name: of the set; a file is named after its folder and itself.
         config: where its files are, all paths complete.
         read: its samples and category ids.
-        samples: the same samples, read once, drawn ones without their images.
         protocol: which metrics are computed.
         prompts: by class name, the text written instead of it.
         same_as: other names under which a model may have been trained on it.
@@ -49,7 +48,6 @@ class Benchmark:
     name: str
     config: SetConfig
     read: SampleSet
-    samples: tuple[Sample, ...]
     protocol: Protocol
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
     same_as: tuple[str, ...] = ()
@@ -58,7 +56,7 @@ class Benchmark:
     @cached_property
     def fingerprint(self) -> str:
         """Tells images and annotations from others, wherever they are stored."""
-        return data_fingerprint(self.samples)[:16]
+        return data_fingerprint(self.read.samples)
 
     def ground_truth(self, skipped: SkipCounter) -> GroundTruth:
         """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say."""
@@ -67,7 +65,7 @@ class Benchmark:
             return read_lvis_truth(file, skipped)
         if self.config.format in ("coco", "lvis"):
             return read_coco_truth(file, skipped)
-        return truth_of(self.samples)
+        return truth_of(self.read.samples)
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
         """Whether a model was trained on this set, or on another split of it, as far as its config can say.
@@ -90,6 +88,11 @@ def _without_split(name: str) -> str:
     for split in _SPLITS:
         name = name.removesuffix(split)
     return name
+
+
+def has_boxes(samples: Iterable[Sample]) -> bool:
+    """Whether there is a named box to find, groups not counted."""
+    return any(phrases and box not in one.crowd for one in samples for box, phrases in enumerate(one.box_phrases))
 
 
 # ---- names -> benchmarks
@@ -123,8 +126,7 @@ def _sets_there(root: str | None) -> list[str]:
         for name, config in known_sets(root).items()
         if config.format != "captions" and _FOR_EVALUATION.search(name) and not missing_part(config, root)
     ]
-    if any(not missing_part(task.files(), root) for task in tasks(13)):
-        found.append("odinw13")
+    found += ["odinw13"] if _tasks_there("odinw13", root) else []
     if not found:
         raise ConfigError(
             f"No known set for evaluation is under {str(data_root(root))!r}: give --root, GLIP_DATA, or the sets"
@@ -132,36 +134,39 @@ def _sets_there(root: str | None) -> list[str]:
     return found
 
 
+def _tasks_there(name: str, root: str | None) -> list[Task]:
+    return [task for task in tasks(ODINW[name]) if not missing_part(task.files(), root)]
+
+
 def _load_set(name: str, config: EvaluateConfig, images: Sequence[str]) -> Benchmark:
     entry = find_set(name, images=images, root=config.root)
     read = read_set(entry, config.root, to_score=True)
-    entry = replace(
-        entry, annotations=str(data_root(config.root) / entry.annotations), format=cast(Format, read.format)
-    )
-    made = load_benchmark(dataset_name(name, config.root), entry, read, config.protocol)
+    entry = replace(entry, format=cast(Format, read.format))
+    made = load_benchmark(dataset_name(name, config.root), _complete(entry, config.root), read, config.protocol)
     return replace(made, listed=name in known_sets(config.root))
 
 
 def _load_tasks(name: str, root: str | None) -> list[Benchmark]:
     """The tasks of ODinW that are there; the others are named in the table."""
-    there = [task for task in tasks(ODINW[name]) if not missing_part(task.files(), root)]
+    there = _tasks_there(name, root)
     if not there:
         raise ConfigError(
             f"{name}: none of its tasks is under {str(data_root(root))!r}: they are in odinw/ there, such as "
             f"{tasks(ODINW[name])[0].files().annotations}; give --root or GLIP_DATA"
         )
-    return [_load_task(task, root) for task in there]
+    made = (load_benchmark(task.name, _complete(task.files(), root), read_task(task, root), "coco") for task in there)
+    return [replace(one, prompts=task.prompts, same_as=task.same_as) for task, one in zip(there, made, strict=True)]
 
 
-def _load_task(task: Task, root: str | None) -> Benchmark:
-    config = task.files()
-    config = replace(config, annotations=str(data_root(root) / config.annotations))
-    read = read_task(task, root)
-    return _checked(Benchmark(task.name, config, read, tuple(read.samples), "coco", task.prompts, task.same_as))
+def _complete(config: SetConfig, root: str | None) -> SetConfig:
+    return replace(config, annotations=str(data_root(root) / config.annotations))
 
 
 def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Benchmark:
     """A set with the protocol of its format, or the given one.
+
+    What could not be scored is refused before the model runs. Figures over a part of a set would not be those of the
+    set, so every image must be there.
 
     Raises:
         DataError: a protocol that does not fit the set, or nothing that could be scored.
@@ -169,8 +174,7 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     """
     if config.format == "captions":
         raise DataError(f"Set {name!r} has captions without boxes, so there is nothing to score: give a set with boxes")
-    samples = tuple(read.samples)
-    captioned = {sample.prompt is not None for sample in samples}
+    captioned = {sample.prompt is not None for sample in read.samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
     chosen = protocol or usual
     what, fitting = ("captions", "any-box or merged-boxes") if captioned == {True} else ("lists of names", "coco")
@@ -178,21 +182,12 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
         raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {config.format}: take {fitting}")
     if chosen == "lvis":
         import_lvis()  # if it cannot be loaded, say so before the model has run for a day
-    return _checked(Benchmark(name, config, read, samples, chosen))
-
-
-def _checked(benchmark: Benchmark) -> Benchmark:
-    """Refuse before the model runs what could not be scored after it.
-
-    Figures over a part of a set would not be those of the set, so every image must be there.
-    """
-    name, samples = benchmark.name, benchmark.samples
-    if not any(phrases and box not in s.crowd for s in samples for box, phrases in enumerate(s.box_phrases)):
+    if not has_boxes(read.samples):
         raise DataError(
-            f"Set {name!r}: none of its {len(samples)} samples has a named box, so there is nothing to score: check it "
-            "with glip data check"
+            f"Set {name!r}: none of its {len(read.samples)} samples has a named box, so there is nothing to score: "
+            "check it with glip data check"
         )
-    files = [sample.image for sample in samples if isinstance(sample.image, Path) and sample.image != Path()]
+    files = [sample.image for sample in read.samples if isinstance(sample.image, Path)]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -200,4 +195,4 @@ def _checked(benchmark: Benchmark) -> Benchmark:
             f"Set {name!r}: {len(missing)} of its {len(files)} images are missing ({shown}): correct --images or "
             "--root, or remove them from the annotations"
         )
-    return benchmark
+    return Benchmark(name, config, read, chosen)

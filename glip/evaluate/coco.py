@@ -6,7 +6,7 @@ whose vocabulary has it and nowhere else, as in LVIS: a false positive for an ab
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +18,10 @@ from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays
 from glip.evaluate.results import UNKNOWN, Results, Row
 from glip.structures import Detections, Sample
 
-STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of each detection and several of each match
-RECALLS = np.linspace(0.0, 1.0, 101)
+_RECALLS = np.linspace(0.0, 1.0, 101)
 _OFF = 0.25  # of its width that the middle of an interval may lie off its figure
-
-
-@dataclass(frozen=True)
-class CategoryScore:
-    """One line of the table: a name, its boxes (groups not counted) and its AP; -1 where it has no box."""
-
-    name: str
-    boxes: int
-    ap: float
-    ap50: float
 
 
 @dataclass(frozen=True)
@@ -50,22 +40,29 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Score:
-    """The figures of a set; ``stats`` are COCO's twelve, named by ``STATS``, -1 where there is nothing to average."""
+    """The official figures of a set, COCO's or LVIS's.
 
-    stats: tuple[float, ...]
-    categories: tuple[CategoryScore, ...]
+    Args:
+        figures: by name; -1 where there is nothing to average.
+        categories: a row for each, with its name, its boxes (groups not counted) and its AP; -1 where it has no box.
+        images: how many there are.
+        rankings: of each category at IoU 0.5 (COCO).
+    """
+
+    figures: Mapping[str, float]
+    categories: Sequence[Row]
     images: int
-    rankings: tuple[Ranking, ...]
+    rankings: Sequence[Ranking] = ()
 
     @property
     def ap(self) -> float:
         """AP over IoU 0.50 to 0.95."""
-        return self.stats[0]
+        return self.figures["AP"]
 
     @property
     def ap50(self) -> float:
         """AP at IoU 0.5."""
-        return self.stats[1]
+        return self.figures["AP50"]
 
     def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
         """95 % interval of AP50 over resampled images (bootstrap), or None where it would not be one.
@@ -114,10 +111,10 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
         rankings += _rankings(evaluator)
     precision, recall = np.concatenate(precisions, axis=1), np.concatenate(recalls, axis=1)
     table = [
-        CategoryScore(name, len(ranking.boxes), float(precision[:, k, 0, -1].mean()), float(precision[0, k, 0, -1]))
-        for k, (name, ranking) in enumerate(zip(truth.names, rankings, strict=True))
+        {"name": name, "boxes": len(ranking.boxes), "AP": float(own[:, 0, -1].mean()), "AP50": float(own[0, 0, -1])}
+        for name, ranking, own in zip(truth.names, rankings, precision.swapaxes(0, 1), strict=True)
     ]
-    return Score(_stats(precision, recall), tuple(table), len(truth.images), tuple(rankings))
+    return Score(_figures(precision, recall), table, len(truth.images), rankings)
 
 
 def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
@@ -207,13 +204,16 @@ def _rankings(evaluator: COCOeval) -> list[Ranking]:
     return rankings
 
 
-def _stats(precision: np.ndarray, recall: np.ndarray) -> tuple[float, ...]:
+def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
     """COCO's twelve figures of arrays (IoU, category, size, number of detections)."""
     chosen = [precision[:, :, 0, -1], precision[0, :, 0, -1], precision[5, :, 0, -1]]
     chosen += [precision[:, :, size, -1] for size in (1, 2, 3)]
     chosen += [recall[:, :, 0, cap] for cap in (0, 1, 2)]
     chosen += [recall[:, :, size, -1] for size in (1, 2, 3)]
-    return tuple(mean_of_valid(values) for values in chosen)
+    return dict(zip(FIGURES, map(mean_of_valid, chosen), strict=True))
+
+
+# ---- precision and recall
 
 
 def mean_of_valid(values: np.ndarray) -> float:
@@ -222,14 +222,17 @@ def mean_of_valid(values: np.ndarray) -> float:
     return float(valid.mean()) if valid.size else -1.0
 
 
+def interpolated_ap(right: np.ndarray, shown: np.ndarray, boxes: float) -> float:
+    """The mean precision at COCO's 101 recalls.
+
+    ``right`` and ``shown`` are running counts over a ranking: right detections, and all of them.
+    """
+    precision = np.maximum.accumulate((right / (shown + np.spacing(1)))[::-1])[::-1]
+    reached = np.searchsorted(right / boxes, _RECALLS, side="left")
+    return float(np.append(precision, 0.0)[reached].mean())
+
+
 def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
     """AP of one category where image i counts ``weights[i]`` times; NaN where no box is left."""
-    boxes = weights[ranking.boxes].sum()
-    if not boxes:
-        return float("nan")
-    times = weights[ranking.images]
-    right = np.cumsum(times * ranking.right)
-    shown = np.cumsum(times)
-    precision = np.maximum.accumulate((right / np.maximum(shown, 1))[::-1])[::-1]
-    reached = np.searchsorted(right / boxes, RECALLS, side="left")
-    return float(np.append(precision, 0.0)[np.minimum(reached, len(precision))].mean())
+    boxes, times = float(weights[ranking.boxes].sum()), weights[ranking.images]
+    return interpolated_ap(np.cumsum(times * ranking.right), np.cumsum(times), boxes) if boxes else float("nan")

@@ -8,20 +8,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from glip.config import EvaluateConfig
-from glip.data.catalog import data_root
+from glip.data.catalog import class_prompts
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
-from glip.evaluate.odinw import ODINW, odinw_table
-from glip.evaluate.report import Report, Row, markdown_table, summary
+from glip.evaluate.odinw import ODINW, odinw_page
+from glip.evaluate.report import Report, Row, markdown_table
 from glip.evaluate.run import QueryOptions, predictions, same_vocabulary
 from glip.evaluate.scoring import score
 from glip.evaluate.store import PredictionStore
-from glip.experiment import read_yaml
 from glip.files import atomic_write
 from glip.model.adapt import digest_of
-from glip.structures import Sample
-from glip.text.class_prompts import read_prompts
+from glip.text.class_prompts import ClassPrompt
 
 OUT = "runs/evaluate"
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
@@ -52,32 +50,27 @@ def evaluate(
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
         detector = Detector.from_pretrained(names[0], task=config.task, device=device)
-        settings = {"model": detector.config.name, "weights": detector.fingerprint[:16]}
-        if detector.adaptation:
-            settings["task"] = digest_of(detector.adaptation)[:16]
-    folder = Path(config.out or OUT) / _label(names[0], settings)
+    folder = Path(config.out or OUT) / _label(names[0], detector)
     reports: dict[str, list[Report]] = {}
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
-        found = []
+        found: list[Report] = []
         for benchmark in own:
             with _all_or_none(gather):
                 options = query_options(benchmark, config, prompts)
                 place = folder / part / benchmark.name
-                made_with = {**settings, **_settings(benchmark, detector, options)}
-                store = PredictionStore(place / "predictions", made_with, process=share[0])
-                task = detector.adaptation
-                if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and main:
-                    show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+                store = PredictionStore(
+                    place / "predictions", _settings(benchmark, detector, options), process=share[0]
+                )
+                _check_task(detector, benchmark, show if main else None)
             with _all_or_none(gather):
-                collect(detector, benchmark.read.samples, store, options, share=share)
+                collect(detector, benchmark, store, options, share=share)
             with _all_or_none(gather):
                 found += [score(benchmark, store, detector.config, options, place, draw=config.draw)] if main else []
             if main:
                 show(found[-1].markdown())
         reports.setdefault(prompts, []).extend(found)
         if name in ODINW and found:
-            table = odinw_table(found, ODINW[name])
-            page = "\n".join([f"# {table.title}", "", *markdown_table(table.rows)]) + "\n"
+            page = odinw_page(found, ODINW[name])
             with atomic_write(folder / part / f"{name}.md") as file:
                 file.write(page)
             show(page)
@@ -88,7 +81,7 @@ def evaluate(
 
 def collect(
     detector: Detector,
-    samples: Sequence[Sample],
+    benchmark: Benchmark,
     store: PredictionStore,
     options: QueryOptions,
     *,
@@ -99,6 +92,7 @@ def collect(
     ``share`` is the number of this process and how many there are; each takes a run of samples, so that captions of one
     image stay together.
     """
+    samples = benchmark.read.samples
     pending = sorted(set(range(len(samples))) - store.done)
     number, processes = share
     own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
@@ -120,10 +114,10 @@ def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "
         config: the options; 0 names per chunk: as many as fit.
         prompts: YAML of texts for class names, "none" for plain names, "" for those of the set.
     """
-    texts = dict(benchmark.prompts)
-    file = prompts or (benchmark.config.prompts and str(data_root(config.root) / benchmark.config.prompts))
-    if file:
-        texts = {} if file == "none" else read_prompts(read_yaml(Path(file)), benchmark.read.vocabulary)
+    texts = dict[str, ClassPrompt]()
+    if prompts != "none":
+        written = class_prompts(benchmark.config, config.root, benchmark.read.vocabulary, file=prompts)
+        texts = written or dict(benchmark.prompts)
     if benchmark.protocol != "lvis":
         return QueryOptions(config.batch_size, config.max_names or None, config.max_detections, prompts=texts)
     names = LVIS_NAMES if config.max_names is None else config.max_names
@@ -160,16 +154,26 @@ def _all_or_none(gather: Gather) -> Iterator[None]:
             raise ConfigError(f"Process {number} failed: {message}")
 
 
-def _label(model: str, settings: Mapping[str, str]) -> str:
+def _check_task(detector: Detector, benchmark: Benchmark, show: Callable[[str], None] | None) -> None:
+    """Say that a set has other names than the task that the model was tuned for; refuse the same in another order."""
+    task = detector.adaptation
+    if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and show:
+        show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+
+
+def _label(model: str, detector: Detector) -> str:
     """Names the folder of a model; two trainings of one config differ in their weights."""
-    label = f"{settings['model']}-{settings['weights'][:6]}" if Path(model).exists() else settings["model"]
-    return label + (f"-task-{settings['task'][:6]}" if "task" in settings else "")
+    label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
+    return label + (f"-task-{digest_of(detector.adaptation)[:6]}" if detector.adaptation else "")
 
 
 def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -> dict[str, str]:
-    """What predictions depend on besides the weights."""
+    """What predictions depend on."""
     config = detector.config
     return {
+        "model": config.name,
+        "weights": detector.fingerprint[:16],
+        "task": digest_of(detector.adaptation)[:16] if detector.adaptation else "",
         "inference": repr((config.inference, config.image, config.max_tokens)),
         "set": benchmark.name,
         "images and annotations": benchmark.fingerprint,
@@ -182,16 +186,22 @@ def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -
 def _compare(reports: Mapping[str, Sequence[Report]], show: Callable[[str], None]) -> None:
     """A table over all sets, and what each file of prompts gains over the first one, set by set."""
     listed = [report for own in reports.values() for report in own]
-    if len(listed) > 1:
-        shown = [name for name in HEADLINES if any(name in report.figures for report in listed)]
-        show("\n".join(summary(listed, shown)))
+    shown = [name for name in HEADLINES if any(name in report.figures for report in listed)]
+    rows: list[Row] = [
+        {"set": one.dataset}
+        | {name: one.figures.get(name, "") for name in shown}
+        | {"samples": one.samples, "trained on": one.trained_on}
+        for one in listed
+    ]
+    if len(rows) > 1:
+        show("\n".join(markdown_table(rows)))
     first, *others = reports.values()
-    rows: list[Row] = []
+    gains: list[Row] = []
     for place, before in enumerate(first if others else ()):
         name = next(name for name in HEADLINES if name in before.figures)
         for prompts, own in reports.items():
             value = own[place].figures[name]
             gain = "" if own is first else f"{value - before.figures[name]:+.3f}"
-            rows.append({"set": before.dataset, "prompts": prompts, "figure": name, "value": value, "gain": gain})
-    if rows:
-        show("\n".join(markdown_table(rows)))
+            gains.append({"set": before.dataset, "prompts": prompts, "figure": name, "value": value, "gain": gain})
+    if gains:
+        show("\n".join(markdown_table(gains)))

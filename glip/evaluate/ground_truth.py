@@ -5,15 +5,14 @@ index, so that ids may be numbers or texts. From a file every category and box i
 the area that the file states (training skips some): all of it decides the official figures.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from glip.data.coco import ABSENT, INCOMPLETE, check_ids, count_unknown, id_order, is_federated, parse_coco
-from glip.data.records import as_list, is_id, records_by_id
+from glip.data.coco import ABSENT, INCOMPLETE, check_ids, id_order, is_federated, listed_labels, parse_coco
+from glip.data.records import is_id, records_by_id
 from glip.data.sets import CocoFile, Id, Row, SkipCounter
 from glip.errors import DataError
 from glip.evaluate.results import UNKNOWN, Results, concatenate, results_of
@@ -108,10 +107,10 @@ def read_coco_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> Grou
         DataError: not COCO json, no annotation of a known image and category, or a category id listed twice.
     """
     file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    images, categories = _ordered(file, skipped)
-    boxes = _file_boxes(file, images, categories, file.crowd, skipped)
-    negatives = _listed(images, ABSENT, categories, SkipCounter()) if is_federated(file) else None
-    return GroundTruth(tuple(images), tuple(categories), _names(categories), boxes, negatives)
+    truth, _ = _read_truth(file, file.crowd, skipped)
+    if not is_federated(file):
+        return truth
+    return replace(truth, negatives=_listed(file, truth, ABSENT, SkipCounter()))
 
 
 def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> LvisTruth:
@@ -125,42 +124,40 @@ def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> Lvis
         DataError: not LVIS json, no annotation to score, or a category id listed twice.
     """
     file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    images, categories = _ordered(file, skipped)
     if not is_federated(file):
         raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: score it with the protocol of COCO")
-    boxes = _file_boxes(file, images, categories, file.ignore, skipped)
-    stated = [str(record.get("frequency")) for record in categories.values()]
-    for number, frequency in zip(categories, stated, strict=True):
+    truth, records = _read_truth(file, file.ignore, skipped)
+    stated = [str(records[number].get("frequency")) for number in truth.categories]
+    for number, frequency in zip(truth.categories, stated, strict=True):
         if frequency not in FREQUENCIES:
             skipped.add("category without a frequency (r, c or f)", f"category {number}")
     return LvisTruth(
-        tuple(images),
-        tuple(categories),
-        _names(categories),
-        boxes,
-        _listed(images, ABSENT, categories, skipped),
+        truth.images,
+        truth.categories,
+        truth.names,
+        truth.boxes,
+        _listed(file, truth, ABSENT, skipped),
         frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
-        incomplete=_listed(images, INCOMPLETE, categories, skipped),
+        incomplete=_listed(file, truth, INCOMPLETE, skipped),
     )
 
 
-def _ordered(file: CocoFile, skipped: SkipCounter) -> tuple[dict[Id, Row], dict[Id, Row]]:
-    """Images and categories by id, ascending."""
+def _read_truth(
+    file: CocoFile, crowd: Bool[np.ndarray, " box"], skipped: SkipCounter
+) -> tuple[GroundTruth, dict[Id, Row]]:
+    """Images, categories and boxes, the first two by ascending id; and the records of the categories."""
     skipped.merge(file.skipped)
     check_ids((record for record in file.categories if isinstance(record, dict) and is_id(record.get("id"))), file.path)
-    categories = records_by_id(file.categories, "category", skipped)
-    images, classes = ({key: part[key] for key in sorted(part, key=id_order)} for part in (file.images, categories))
-    return images, classes
-
-
-def _names(categories: Mapping[Id, Row]) -> tuple[str, ...]:
-    return tuple(str(record.get("name", number)) for number, record in categories.items())
+    records = records_by_id(file.categories, "category", skipped)
+    images, categories = (tuple(sorted(ids, key=id_order)) for ids in (file.images, records))
+    names = tuple(str(records[number].get("name", number)) for number in categories)
+    return GroundTruth(images, categories, names, _file_boxes(file, images, categories, crowd, skipped)), records
 
 
 def _file_boxes(
     file: CocoFile,
-    images: Mapping[Id, Row],
-    categories: Mapping[Id, Row],
+    images: Sequence[Id],
+    categories: Sequence[Id],
     crowd: Bool[np.ndarray, " box"],
     skipped: SkipCounter,
 ) -> Boxes:
@@ -189,16 +186,12 @@ def _file_boxes(
     return Boxes(own_images[good], own_labels[good], boxes, areas, crowd[good])
 
 
-def _listed(
-    images: Mapping[Id, Row], key: str, categories: Mapping[Id, Row], skipped: SkipCounter
-) -> Bool[np.ndarray, "image category"]:
+def _listed(file: CocoFile, truth: GroundTruth, key: str, skipped: SkipCounter) -> Bool[np.ndarray, "image category"]:
     """Which categories a list of each image names."""
-    label = {number: index for index, number in enumerate(categories)}
-    marks = np.zeros((len(images), len(label)), dtype=bool)
-    for place, record in enumerate(images.values()):
-        known = [label[number] for number in as_list(record.get(key)) if is_id(number) and number in label]
-        count_unknown(record, key, len(known), skipped)
-        marks[place, known] = True
+    label = {number: index for index, number in enumerate(truth.categories)}
+    marks = np.zeros((len(truth.images), len(label)), dtype=bool)
+    for place, number in enumerate(truth.images):
+        marks[place, listed_labels(file.images[number], key, label, skipped)] = True
     return marks
 
 
@@ -218,13 +211,21 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     )
     labels = {listed: _labels(names, listed) for listed in vocabularies}
     negatives = np.zeros((len(samples), len(names)), dtype=bool)
-    columns = _Columns()
+    rows: list[tuple[float, ...]] = []  # image, category, x, y, width, height, crowd
     for place, sample in enumerate(samples):
-        if sample.prompt is None:
-            label = labels[sample.vocabulary]
-            negatives[place, [label[name] for name in absent_names(sample)]] = True
-            _add_sample(columns, place, sample, label)
-    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, columns.boxes(), negatives)
+        if sample.prompt is not None:
+            continue
+        label = labels[sample.vocabulary]
+        negatives[place, [label[name] for name in absent_names(sample)]] = True
+        for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
+            x1, y1, x2, y2 = box
+            rows += [(place, label[one], x1, y1, x2 - x1, y2 - y1, index in sample.crowd) for one in numbers]
+        # one crowd everywhere: whatever matches no box is ignored
+        rows += [(place, label[one], *_EVERYWHERE, True) for one in sample.incomplete]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    places = table[:, :2].astype(np.int64)
+    boxes = Boxes(places[:, 0], places[:, 1], table[:, 2:6], table[:, 4] * table[:, 5], table[:, 6].astype(bool))
+    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, boxes, negatives)
 
 
 def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
@@ -272,29 +273,3 @@ def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
         return tuple(range(len(names)))
     place = {name: index for index, name in enumerate(names)}
     return tuple(place[name] for name in listed)
-
-
-def _add_sample(columns: "_Columns", place: int, sample: Sample, label: Sequence[int]) -> None:
-    for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
-        x1, y1, x2, y2 = box
-        for number in numbers:
-            columns.add(place, label[number], (x1, y1, x2 - x1, y2 - y1), crowd=index in sample.crowd)
-    for number in sample.incomplete:  # one crowd everywhere: whatever matches no box is ignored
-        columns.add(place, label[number], _EVERYWHERE, crowd=True)
-
-
-class _Columns:
-    """Boxes one after the other."""
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[Any, ...]] = []
-
-    def add(self, image: int, category: int, box: Sequence[float], *, crowd: bool) -> None:
-        """Add a box."""
-        self._rows.append((image, category, *box, box[2] * box[3], crowd))
-
-    def boxes(self) -> Boxes:
-        """The columns."""
-        rows = np.array(self._rows, dtype=np.float64).reshape(-1, 8)
-        places, crowd = rows[:, :2].astype(np.int64), rows[:, 7].astype(bool)
-        return Boxes(places[:, 0], places[:, 1], rows[:, 2:6], rows[:, 6], crowd)

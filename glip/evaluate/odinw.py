@@ -16,7 +16,7 @@ from glip.data.catalog import data_root
 from glip.data.coco import coco_set, parse_coco, read_categories
 from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.errors import DataError
-from glip.evaluate.report import Report, Row, Table
+from glip.evaluate.report import Report, Row, markdown_table
 from glip.experiment import config_folder, read_yaml
 from glip.schema import checked, parse
 from glip.text.class_prompts import ClassPrompt, read_prompts
@@ -93,8 +93,8 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     return coco_set(file, categories, Folders(folders), skipped)
 
 
-def odinw_table(reports: Sequence[Report], which: Which = 13) -> Table:
-    """AP of each task, mean and median over those with a report; the others are rows too, and named in the title."""
+def odinw_page(reports: Sequence[Report], which: Which = 13) -> str:
+    """AP of each task as Markdown, mean and median over those with a report; the others are named in the title."""
     by_name = {report.dataset: report for report in reports}
     listed = tasks(which)
     rows = [_row(task.name, by_name.get(task.name)) for task in listed]
@@ -105,7 +105,7 @@ def odinw_table(reports: Sequence[Report], which: Which = 13) -> Table:
         rows.append({**_average(f"mean of {len(unseen)} not trained on", mean, unseen), "trained on": "no"})
     missing = [task.name for task in listed if task.name not in by_name]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    return Table(f"ODinW, {len(reports)} of {which} tasks{note}", rows)
+    return "\n".join([f"# ODinW, {len(reports)} of {which} tasks{note}", "", *markdown_table(rows), ""])
 
 
 def _row(name: str, report: Report | None) -> Row:

@@ -10,7 +10,7 @@ y2, best first, for each phrase of the sentence that has a box.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +33,6 @@ Ranked = Float[Tensor, "_rank 4"]  # boxes of one phrase, best first
 
 
 @dataclass(frozen=True)
-class PhraseTruth:
-    """The boxes of one phrase (xyxy in pixels, at least one) and its kinds; a kind written twice counts twice."""
-
-    boxes: Float[Tensor, "box 4"]
-    kinds: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CaptionTruth:
-    """The phrases of one caption that are scored, in the caption's order: those that have a box.
-
-    Sentences count from 0 in their image; ``image`` is a number where the id is written as one.
-    """
-
-    image: int | str
-    sentence: int
-    phrases: tuple[PhraseTruth, ...]
-
-    @property
-    def key(self) -> str:
-        """Names the caption; the official evaluator compares ids as text, so that "3" is 3."""
-        return _key(self.image, self.sentence)
-
-
-@dataclass(frozen=True)
 class PhraseRecall:
     """Share of the phrases that were found: ``at[k]`` with the first k boxes, ``upper_bound`` with all of them.
 
@@ -69,82 +44,74 @@ class PhraseRecall:
     upper_bound: float
     kinds: dict[str, "PhraseRecall"] = field(default_factory=dict)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """All shares by name."""
+        return {**{f"R@{rank}": share for rank, share in self.at.items()}, "upper bound": self.upper_bound}
+
 
 def phrase_recall(pairs: Iterable[tuple[Sample, Detections]], *, protocol: str = "any-box") -> PhraseRecall:
     """Recall over all phrases of the samples that have a box."""
-    return caption_recall(
-        ((caption_truth(sample), ranked_boxes(sample, found)) for sample, found in pairs), protocol=protocol
-    )
+    return caption_recall(((sample, ranked_boxes(sample, found)) for sample, found in pairs), protocol=protocol)
 
 
-def caption_recall(
-    pairs: Iterable[tuple[CaptionTruth, Sequence[Ranked]]], *, protocol: str = "any-box"
-) -> PhraseRecall:
+def caption_recall(pairs: Iterable[tuple[Sample, Sequence[Ranked]]], *, protocol: str = "any-box") -> PhraseRecall:
     """Recall of the boxes that were found for each phrase of each caption, best first.
 
     Args:
-        pairs: captions, and for each of their phrases its boxes, at least one.
+        pairs: captions, and for each of their ``scored_phrases`` its boxes, at least one.
         protocol: "any-box": a phrase is found by any one of its boxes. "merged-boxes": by the one box around them all.
 
     Raises:
         DataError: no phrase with a box.
     """
     hits, by_kind = list[tuple[bool, ...]](), defaultdict[str, list[tuple[bool, ...]]](list)
-    for truth, boxes in pairs:
-        for phrase, ranked in zip(truth.phrases, boxes, strict=True):
-            hits.append(phrase_hits(phrase, ranked, protocol=protocol))
-            for kind in phrase.kinds:
+    for sample, boxes in pairs:
+        for (phrase, own), ranked in zip(scored_phrases(sample).items(), boxes, strict=True):
+            hits.append(phrase_hits(own, ranked, protocol=protocol))
+            for kind in sample.kinds[phrase] if sample.kinds else ():
                 by_kind[kind].append(hits[-1])
     if not hits:
         raise DataError("no phrase has a box: there is nothing to score; check the captions with glip data check")
-    return _recall(hits, {kind: _recall(by_kind[kind], {}) for kind in sorted(by_kind)})
+    return replace(_recall(hits), kinds={kind: _recall(by_kind[kind]) for kind in sorted(by_kind)})
 
 
-def _recall(hits: Sequence[tuple[bool, ...]], kinds: dict[str, PhraseRecall]) -> PhraseRecall:
+def _recall(hits: Sequence[tuple[bool, ...]]) -> PhraseRecall:
     *shares, upper_bound = (sum(column) / len(hits) for column in zip(*hits, strict=True))
-    return PhraseRecall(len(hits), dict(zip(RANKS, shares, strict=True)), upper_bound, kinds)
+    return PhraseRecall(len(hits), dict(zip(RANKS, shares, strict=True)), upper_bound)
 
 
-def phrase_hits(truth: PhraseTruth, ranked: Float[Tensor, "rank 4"], *, protocol: str) -> tuple[bool, ...]:
+def phrase_hits(truth: Float[Tensor, "box 4"], ranked: Float[Tensor, "rank 4"], *, protocol: str) -> tuple[bool, ...]:
     """Whether a phrase is found with the first 1, 5 and 10 boxes, and with all of them.
 
     Two boxes without area have no overlap (0 / 0). As in the evaluator, where a true box meets one, the phrase counts
     as not found from that rank on, whatever was found before.
     """
-    boxes = truth.boxes.double()
+    boxes = truth.double()
     if protocol == "merged-boxes":
         boxes = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])[None]
     best = iou(ranked.double(), boxes, inclusive=False).amax(1)  # NaN wins
     return tuple(bool(best[:limit].amax() >= _OVERLAP) for limit in _LIMITS)
 
 
-def caption_truth(sample: Sample) -> CaptionTruth:
-    """What is scored in a sample with a prompt; boxes of a crowd belong to no phrase.
-
-    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is sentence 0.
-
-    Raises:
-        DataError: a sample without prompt.
-    """
-    if sample.prompt is None:
-        raise DataError(f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
-    parts = _ID.fullmatch(str(sample.image_id))
-    image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
-    phrases = tuple(
-        PhraseTruth(sample.boxes[boxes], sample.kinds[phrase] if sample.kinds else ())
-        for phrase, boxes in _scored_phrases(sample).items()
-    )
-    is_number = _NUMBER.fullmatch(image) is not None  # as the official files write it
-    return CaptionTruth(int(image) if is_number else image, int(sentence), phrases)
+def scored_phrases(sample: Sample) -> dict[int, Float[Tensor, "_box 4"]]:
+    """The phrases of a caption that have a box, in order, and their boxes; those of a crowd belong to no phrase."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for box, phrases in enumerate(sample.box_phrases):
+        for phrase in phrases if box not in sample.crowd else ():
+            found[phrase].append(box)
+    return {phrase: sample.boxes[boxes] for phrase, boxes in sorted(found.items())}
 
 
 def ranked_boxes(sample: Sample, found: Detections) -> tuple[Ranked, ...]:
-    """For each phrase of ``caption_truth`` the boxes found for it, best first, and the empty box.
+    """For each of the ``scored_phrases`` the boxes found for it, best first, and the empty box.
 
     Raises:
-        DataError: detections of other phrases than the sample's.
+        DataError: a sample without caption, or detections of other phrases than the sample's.
     """
-    if sample.prompt is None or found.prompt.texts != sample.prompt.texts:
+    if sample.prompt is None:
+        raise DataError(f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
+    if found.prompt.texts != sample.prompt.texts:
         raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
             "its caption: detect with the sample's own prompt"
@@ -152,16 +119,17 @@ def ranked_boxes(sample: Sample, found: Detections) -> tuple[Ranked, ...]:
     order = found.scores.argsort(descending=True, stable=True)
     boxes, labels = found.boxes[order], found.labels[order]
     empty = boxes.new_zeros(1, 4)
-    return tuple(torch.cat([boxes[labels == phrase], empty]) for phrase in _scored_phrases(sample))
+    return tuple(torch.cat([boxes[labels == phrase], empty]) for phrase in scored_phrases(sample))
 
 
-def _scored_phrases(sample: Sample) -> dict[int, list[int]]:
-    """The phrases that have a box, in order, and the places of their boxes."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for box, phrases in enumerate(sample.box_phrases):
-        for phrase in phrases if box not in sample.crowd else ():
-            found[phrase].append(box)
-    return dict(sorted(found.items()))
+def caption_id(sample: Sample) -> tuple[int | str, int]:
+    """The image of a caption, a number where the id is written as one, and its sentence, counted from 0 in the image.
+
+    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is sentence 0.
+    """
+    parts = _ID.fullmatch(str(sample.image_id))
+    image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
+    return int(image) if _NUMBER.fullmatch(image) else image, int(sentence)
 
 
 # ---- files of predictions
@@ -174,18 +142,13 @@ class _Predicted:
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
 
 
-@checked
-class _File:
-    predictions: tuple[_Predicted, ...]
-
-
-def prediction_row(truth: CaptionTruth, boxes: Sequence[Ranked]) -> dict[str, Any]:
+def prediction_row(sample: Sample, boxes: Sequence[Ranked]) -> dict[str, Any]:
     """The boxes of a caption (``ranked_boxes``) as a row of a file of predictions."""
-    listed = [ranked.tolist() for ranked in boxes]
-    return {"image_id": truth.image, "sentence_id": truth.sentence, "boxes": listed}
+    image, sentence = caption_id(sample)
+    return {"image_id": image, "sentence_id": sentence, "boxes": [ranked.tolist() for ranked in boxes]}
 
 
-def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: SkipCounter) -> list[list[Ranked]]:
+def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCounter) -> list[list[Ranked]]:
     """The boxes of each caption's phrases, in the order of the captions.
 
     As in the official evaluator the first prediction for a sentence counts, and those for other sentences are ignored;
@@ -196,21 +159,20 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
         DataError: not such a list; a sentence without prediction; one for another number of phrases; a phrase without
             boxes, which is written as [[0, 0, 0, 0]]; two captions with one id.
     """
-    by_key = {truth.key: truth for truth in truths}
-    if len(by_key) < len(truths):
-        raise DataError(f"{len(truths)} captions have {len(by_key)} ids between them: give each sentence its own id")
+    by_key = {_key(*caption_id(sample)): len(scored_phrases(sample)) for sample in captions}
+    if len(by_key) < len(captions):
+        raise DataError(f"{len(captions)} captions have {len(by_key)} ids between them: give each sentence its own id")
     found: dict[str, list[Ranked]] = {}
-    file = parse(_File, {"predictions": read_json(path)}, at=str(path), error=DataError)
-    for row in file.predictions:
+    for row in parse(tuple[_Predicted, ...], read_json(path), at=str(path), error=DataError):
         key = _key(row.image_id, row.sentence_id)
         if key in found:
             tally.add("second prediction for a sentence", key)
         elif key not in by_key:
             tally.add("prediction for an unknown sentence", key)
-        elif len(row.boxes) != len(by_key[key].phrases) or not all(row.boxes):
+        elif len(row.boxes) != by_key[key] or not all(row.boxes):
             raise DataError(
                 f"{path}: {key} has boxes for {sum(map(bool, row.boxes))} phrases: give a list of boxes for each of "
-                f"its {len(by_key[key].phrases)} phrases that have a box, in the order of the text; where nothing was "
+                f"its {by_key[key]} phrases that have a box, in the order of the text; where nothing was "
                 "found, [[0, 0, 0, 0]]"
             )
         else:
@@ -228,4 +190,5 @@ def read_predictions(path: str | Path, truths: Sequence[CaptionTruth], tally: Sk
 
 
 def _key(image: Any, sentence: Any) -> str:
+    """Names a caption; the official evaluator compares ids as text, so that "3" is 3."""
     return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"

@@ -1,6 +1,6 @@
 """The report of an evaluation: JSON for programs, Markdown for people."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,6 @@ from glip.files import atomic_write, write_json
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 Row = Mapping[str, str | int | float]
 TrainedOn = Literal["yes", "no", "unknown"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that share their columns, under a title."""
-
-    title: str
-    rows: Sequence[Row]
 
 
 @dataclass
@@ -32,7 +24,7 @@ class Report:
         samples: how many samples the set has; skipped ones are noted, and count as having no detection.
         trained_on: whether the model was trained on this set.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
-        tables: per category or kind of phrase.
+        tables: by title, such as "Per category".
         noted: what was not scored, or is odd, by reason.
         places: for each reason the first few places.
     """
@@ -43,7 +35,7 @@ class Report:
     samples: int
     trained_on: TrainedOn
     figures: dict[str, float] = field(default_factory=dict)
-    tables: list[Table] = field(default_factory=list)
+    tables: dict[str, Sequence[Row]] = field(default_factory=dict)
     noted: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -62,18 +54,9 @@ class Report:
         for reason, count in self.noted.items():
             places = "; ".join(self.places.get(reason, ()))
             lines += ["", f"Noted: {count} x {reason}{f' ({places})' if places else ''}."]
-        for table in self.tables:
-            lines += ["", f"## {table.title}", "", *markdown_table(table.rows)]
+        for title, rows in self.tables.items():
+            lines += ["", f"## {title}", "", *markdown_table(rows)]
         return "\n".join(lines) + "\n"
-
-
-def summary(reports: Iterable[Report], figures: Sequence[str]) -> list[str]:
-    """One table over many sets: a row for each, with those of the figures that it has."""
-    rows = []
-    for report in reports:
-        shown = {name: report.figures.get(name, "") for name in figures}
-        rows.append({"set": report.dataset, **shown, "samples": report.samples, "trained on": report.trained_on})
-    return markdown_table(rows)
 
 
 def markdown_table(rows: Sequence[Row]) -> list[str]:

@@ -5,10 +5,10 @@ Rows of a file are checked one by one: what cannot be scored is skipped and coun
 
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -97,11 +97,30 @@ def read_results(
         FileNotFoundError: no such file.
         DataError: not a list of results, or not one row is of these images and categories.
     """
-    columns = _Columns(images, categories)
+    place, label = ({number: index for index, number in enumerate(ids)} for ids in (images, categories))
+    where, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")
+
+    def take(row: Row) -> str | Row:
+        """Take a row in, 56 bytes; gives why it is skipped or odd, "" if it is neither, or itself if it is no result.
+
+        It runs as each row closes, so that millions of records are never in memory at once.
+        """
+        if "image_id" not in row and "score" not in row:
+            return row
+        values: Iterator[Any] = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+        image, category, box, score = values
+        reason = _unusable(box, score) if is_id(image) and image in place else "result of an unknown image"
+        if reason:
+            return reason
+        where.append(place[image])
+        labels.append(label.get(category, UNKNOWN) if is_id(category) else UNKNOWN)
+        boxes.extend(box)
+        scores.append(score)
+        return "result of an unknown category" if labels[-1] == UNKNOWN else ""
+
     try:
         with Path(path).open(encoding="utf-8-sig") as stream:
-            # each row goes into the columns as it closes, so that millions of records are never in memory at once
-            listed = json.load(stream, object_hook=columns.take)
+            listed = json.load(stream, object_hook=take)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({str(error)[:80]}): {_FORM}") from None
     if not isinstance(listed, list):
@@ -109,13 +128,23 @@ def read_results(
     for number, reason in enumerate(listed):
         if reason != "":
             tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
-    if all(label == UNKNOWN for label in columns.categories):
+    if all(number == UNKNOWN for number in labels):
         raise DataError(
             f"{path}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
             f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
             f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
         )
-    return columns.results()
+    indices = [np.array(column, dtype=np.int64) for column in (where, labels)]
+    return Results(indices[0], indices[1], np.array(boxes).reshape(-1, 4), np.array(scores))
+
+
+def _unusable(box: Any, score: Any) -> str:
+    """Why a row cannot be scored; "" if it can."""
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        return "result with a malformed box"
+    if box[2] < 0 or box[3] < 0:
+        return "result with a box of negative size"
+    return "" if is_number(score) else "result with a score that is no number"
 
 
 def write_results(path: Path, results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
@@ -130,43 +159,3 @@ def write_results(path: Path, results: Results, images: Sequence[int | str], cat
                 file.write(before + json.dumps(row))
                 before = ",\n"
         file.write("\n]\n" if len(known) else "[]\n")
-
-
-class _Columns:
-    """What has been read, 56 bytes for each detection."""
-
-    def __init__(self, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
-        self._image = {number: index for index, number in enumerate(images)}
-        self._label = {number: index for index, number in enumerate(categories)}
-        self.images, self.categories = array("q"), array("q")
-        self.boxes, self.scores = array("d"), array("d")
-
-    def take(self, row: Row) -> str | Row:
-        """Take a row in; returns why it is skipped or odd, "" if it is neither, or itself if it is no result."""
-        if "image_id" not in row and "score" not in row:
-            return row
-        image, category, box, score = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
-        if not is_id(image) or image not in self._image:
-            return "result of an unknown image"
-        if not is_box(box):
-            return "result with a malformed box"
-        if box[2] < 0 or box[3] < 0:
-            return "result with a box of negative size"
-        if not is_number(score):
-            return "result with a score that is no number"
-        label = self._label.get(category, UNKNOWN) if is_id(category) else UNKNOWN
-        self.images.append(self._image[image])
-        self.categories.append(label)
-        self.boxes.extend(box)
-        self.scores.append(score)
-        return "result of an unknown category" if label == UNKNOWN else ""
-
-    def results(self) -> Results:
-        """The columns."""
-        images, categories = (np.array(column, dtype=np.int64) for column in (self.images, self.categories))
-        return Results(images, categories, np.array(self.boxes).reshape(-1, 4), np.array(self.scores))
-
-
-def is_box(value: Any) -> TypeGuard[list[float]]:
-    """Whether a JSON value is a list of four finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))

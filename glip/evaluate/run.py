@@ -8,21 +8,21 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 
 from PIL import Image
 
-from glip.data.image import open_any
+from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
-from glip.errors import DataError, ImageError
+from glip.errors import DataError, GlipError, ImageError
 from glip.structures import Detections, Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 
-_KEPT_TEXTS = 4  # encoded vocabularies kept: a set has one, drawn images have one each
+_KEPT_TEXTS = 4  # encoded vocabularies kept: most sets have one
 _CAPTIONS = 8  # most captions of an image computed at once: each holds a copy of its pyramid
-_AHEAD = 8  # batches of images that are searched for images of one size
-Query = tuple[int, int, Sample]  # row of the batch, index of the sample, the sample
+Query = tuple[int, Sample]  # the index of a sample, and the sample
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ class Prediction:
     """What was found in sample ``index``; or None, with the reason why it was skipped and where."""
 
     index: int
-    sample: Sample
     found: Detections | None
     reason: str = ""
     place: str = ""
@@ -81,7 +80,7 @@ def detect_all(
     """
     for prediction in predictions(detector, samples, range(len(samples)), options, kept):
         if prediction.found is not None:
-            yield prediction.sample, prediction.found
+            yield samples[prediction.index], prediction.found
         elif tally is not None:
             tally.add(prediction.reason, prediction.place)
 
@@ -94,6 +93,14 @@ def predictions(
     cache: FeatureCache | None = None,
 ) -> Iterator[Prediction]:
     """A prediction for each chosen sample, in their order; arguments and errors as for ``detect_all``."""
+    order, place = list(chosen), 0
+    waiting: dict[int, tuple[Image.Image, list[Query]]] = {}
+    done: dict[int, Prediction] = {}
+
+    def opened() -> Iterator[Image.Image]:
+        for number, ready in enumerate(_open_images(detector, samples, order, done)):
+            waiting[number] = ready
+            yield ready[0]
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encode_names(names: tuple[str, ...]) -> EncodedText:
@@ -101,35 +108,24 @@ def predictions(
             return detector.encode_text()
         return detector.encode_text(options.prompt_of(names), max_names=options.max_names)
 
-    for window in _windows(samples, chosen, 1 if options.batch_size == 1 else _AHEAD * options.batch_size):
-        done: dict[int, Prediction] = {}
-        images: dict[Hashable, Image.Image] = {}
-        usable: dict[Hashable, list[tuple[int, Sample]]] = defaultdict(list)
-        for index, sample in window:
-            reason, detail = _load(detector, sample, images)
-            if reason:
-                place = f"sample {index}, image {sample.image_id}{detail}"
-                done[index] = Prediction(index, sample, None, reason, place)
-            else:
-                usable[image_key(sample.image)].append((index, sample))
-        keys = list(usable)
-        for group in detector.group_by_size([images[key] for key in keys], options.batch_size):
-            batch = [keys[number] for number in group]
-            features = _encode(detector, {key: images[key] for key in batch}, cache)
-            for queries in _by_words([usable[key] for key in batch], max(options.batch_size, _CAPTIONS)):
-                names = () if queries[0][2].prompt else queries[0][2].vocabulary
-                prompts = [sample.prompt for _, _, sample in queries if sample.prompt]
-                results = detector.ground(
-                    features.select([row for row, _, _ in queries]),
-                    encode_names(names) if names else detector.encode_text(prompts),
-                    threshold=0.0,
-                    max_detections=options.max_detections,
-                    chunk_detections=options.chunk_detections,
-                    batch_size=options.batch_size,
-                )
-                found = zip(queries, results, strict=True)
-                done |= {index: Prediction(index, sample, each) for (_, index, sample), each in found}
-        yield from (done[index] for index, _ in window)
+    for group in detector.group_by_size(opened(), options.batch_size):
+        batch, queries = zip(*(waiting.pop(number) for number, _ in group), strict=True)
+        features = _encode(detector, batch, [image_key(own[0][1].image) for own in queries], cache)
+        for rows, part in _by_words(queries, max(options.batch_size, _CAPTIONS)):
+            prompts = [sample.prompt for _, sample in part if sample.prompt]
+            results = detector.ground(
+                features.select(rows),
+                detector.encode_text(prompts) if prompts else encode_names(part[0][1].vocabulary),
+                threshold=0.0,
+                max_detections=options.max_detections,
+                chunk_detections=options.chunk_detections,
+                batch_size=options.batch_size,
+            )
+            done |= {index: Prediction(index, found) for (index, _), found in zip(part, results, strict=True)}
+        while place < len(order) and order[place] in done:
+            yield done.pop(order[place])
+            place += 1
+    yield from (done.pop(index) for index in order[place:])
 
 
 def same_vocabulary(own: Sequence[str], names: Sequence[str]) -> bool:
@@ -146,51 +142,54 @@ def same_vocabulary(own: Sequence[str], names: Sequence[str]) -> bool:
     return tuple(own) == tuple(names)
 
 
-def _windows(samples: Sequence[Sample], chosen: Iterable[int], room: int) -> Iterator[list[tuple[int, Sample]]]:
-    """Runs of samples with at most ``room`` different images."""
-    window: list[tuple[int, Sample]] = []
-    images: set[Hashable] = set()
-    for index in chosen:
-        sample = samples[index]
-        key = image_key(sample.image)
-        if key not in images and len(images) == room:
-            yield window
-            window, images = [], set()
-        window.append((index, sample))
-        images.add(key)
-    if window:
-        yield window
+def _open_images(
+    detector: Detector, samples: Sequence[Sample], order: Sequence[int], done: dict[int, Prediction]
+) -> Iterator[tuple[Image.Image, list[Query]]]:
+    """Each image with its samples, where they follow one another; samples that must be skipped go to ``done``."""
+    queries = ((index, samples[index]) for index in order)
+    for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
+        image, usable = None, []
+        for index, sample in run:
+            reason, detail = _unusable_words(detector, sample)
+            try:
+                image = image or (None if reason else sample_image(sample))
+            except ImageError as error:
+                reason, detail = "unreadable image", f": {error}"
+            if reason:
+                done[index] = Prediction(index, None, reason, f"sample {index}, image {sample.image_id}{detail}")
+            else:
+                usable.append((index, sample))
+        if image:
+            yield image, usable
 
 
-def _load(detector: Detector, sample: Sample, images: dict[Hashable, Image.Image]) -> tuple[str, str]:
-    """Open a sample's image, unless it is open; why the sample must be skipped and details, or two empty texts."""
-    if sample.prompt is None and not sample.vocabulary:
-        return "image without words to look for", ""
-    if sample.prompt is not None:
-        try:
-            detector.processor.text([sample.prompt])
-        except ValueError as error:
-            return "caption that the model cannot read", f": {error}"
-    key = image_key(sample.image)
+def _unusable_words(detector: Detector, sample: Sample) -> tuple[str, str]:
+    """Why the model cannot read a sample's words, and details; two empty texts if it can."""
+    if sample.prompt is None:
+        return "" if sample.vocabulary else "image without words to look for", ""
     try:
-        images[key] = images.get(key) or open_any(sample.image)
-    except ImageError as error:
-        return "unreadable image", f": {error}"
+        detector.processor.text([sample.prompt])
+    except GlipError as error:
+        return "caption that the model cannot read", f": {error}"
     return "", ""
 
 
-def _encode(detector: Detector, images: Mapping[Hashable, Image.Image], cache: FeatureCache | None) -> EncodedImage:
+def _encode(
+    detector: Detector, images: Sequence[Image.Image], keys: Sequence[Hashable], cache: FeatureCache | None
+) -> EncodedImage:
     """Features of images of one padded size."""
     if cache is None:
-        return detector.encode_image(list(images.values()))
-    return cache.get(tuple(images), lambda: detector.encode_image(list(images.values()))).to(detector.device)
+        return detector.encode_image(images)
+    return cache.get(tuple(keys), lambda: detector.encode_image(images)).to(detector.device)
 
 
-def _by_words(batch: Sequence[Sequence[tuple[int, Sample]]], size: int) -> Iterator[list[Query]]:
-    """The samples of each image of a batch, grouped by vocabulary; those with a caption are one group."""
-    groups: dict[tuple[str, ...], list[Query]] = defaultdict(list)
-    for row, samples in enumerate(batch):
-        for index, sample in samples:
-            groups[() if sample.prompt else sample.vocabulary].append((row, index, sample))
+def _by_words(batch: Sequence[Sequence[Query]], size: int) -> Iterator[tuple[list[int], list[Query]]]:
+    """The samples of each image of a batch, and its row, by vocabulary; those with a caption are one group."""
+    groups: dict[tuple[str, ...], list[tuple[int, Query]]] = defaultdict(list)
+    for row, queries in enumerate(batch):
+        for index, sample in queries:
+            groups[() if sample.prompt else sample.vocabulary].append((row, (index, sample)))
     for group in groups.values():
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
+            yield [row for row, _ in part], [query for _, query in part]

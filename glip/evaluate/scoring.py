@@ -1,7 +1,7 @@
 """The predictions for a set -> its report: figures, tables, results in the standard formats, images on request."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.evaluate.benchmark import Benchmark
-from glip.evaluate.coco import STATS, score_results
+from glip.evaluate.coco import Score, score_results
 from glip.evaluate.false_positives import RATES, false_positives
 from glip.evaluate.figures import draw_curves, draw_worst
 from glip.evaluate.ground_truth import GroundTruth, LvisTruth
@@ -19,18 +19,20 @@ from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.phrases import (
     PhraseRecall,
     caption_recall,
-    caption_truth,
     prediction_row,
     ranked_boxes,
     read_predictions,
+    scored_phrases,
 )
-from glip.evaluate.report import Report, Row, Table
+from glip.evaluate.report import Report, Row
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
 from glip.evaluate.run import Prediction, QueryOptions
 from glip.evaluate.store import PredictionStore
 from glip.files import write_json
+from glip.structures import Sample
 
 PER_IMAGE = 300  # detections of an image that LVIS's standard AP counts
+Predictions = Iterable[tuple[Sample, Prediction]]
 
 
 def score(
@@ -55,7 +57,7 @@ def score(
     Raises:
         DataError: predictions are missing, or there is nothing to score.
     """
-    samples = benchmark.samples
+    samples = benchmark.read.samples
     store.reload()  # with what other processes have written
     missing = len(set(range(len(samples))) - store.done)
     if missing:
@@ -66,30 +68,29 @@ def score(
     skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)
 
-    def stored() -> Iterator[Prediction]:  # read again each time: those for a large set need not fit into memory
-        return store.read(samples, options)
+    def stored(*, captions: bool) -> Iterator[tuple[Sample, Prediction]]:
+        """Read again each time: those for a large set need not fit into memory."""
+        return (pair for pair in store.read(samples, options) if (pair[0].prompt is not None) == captions)
 
-    for prediction in stored():
-        if prediction.found is None:
-            skipped.add(prediction.reason, prediction.place)
+    kinds = set()
+    for sample, one in store.read(samples, options):
+        kinds.add(sample.prompt is not None)
+        if one.found is None:
+            skipped.add(one.reason, one.place)
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
-    curves = folder / "curves.png" if draw else None
-    if any(sample.prompt is None for sample in samples):
+    if False in kinds:
         truth = benchmark.ground_truth(skipped)
-        parts = _as_results(benchmark, truth, stored(), inclusive=config.inference.inclusive)
-        if isinstance(truth, LvisTruth):
-            results, best = _best_of(parts, len(truth.categories))
-            _score_lvis(report, truth, results, best)
-        else:
-            results = concatenate(list(parts))
-            _score_coco(report, truth, results, curves)
+        parts = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
+        results, best = _best_of(parts, truth)
+        _score_boxes(report, truth, results, best, folder / "curves.png" if draw else None)
         write_results(folder / "results.json", results, truth.images, truth.categories)
-    if any(sample.prompt for sample in samples):
-        _score_captions(report, (prediction for prediction in stored() if prediction.sample.prompt), folder)
+    if True in kinds:
+        _score_captions(report, stored(captions=True), folder / "groundings.json")
     report.write(folder, skipped)
     if draw:
-        found = ((one.index, one.sample, one.found) for one in stored() if one.found is not None)
-        draw_worst(found, benchmark.read.samples, config.inference.threshold, folder / "worst.png")
+        every = store.read(samples, options)
+        found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
+        draw_worst(found, samples, config.inference.threshold, folder / "worst.png")
     return report
 
 
@@ -104,20 +105,17 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     """
     skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)
-    report = Report(file.name, benchmark.name, benchmark.protocol, len(benchmark.samples), "unknown")
+    report = Report(file.name, benchmark.name, benchmark.protocol, len(benchmark.read.samples), "unknown")
     if benchmark.protocol in ("any-box", "merged-boxes"):
-        truths = [caption_truth(sample) for sample in benchmark.samples if sample.prompt]
-        boxes = read_predictions(file, truths, skipped)
-        _add_recall(report, caption_recall(zip(truths, boxes, strict=True), protocol=benchmark.protocol))
+        captions = [sample for sample in benchmark.read.samples if sample.prompt]
+        boxes = read_predictions(file, captions, skipped)
+        _add_recall(report, caption_recall(zip(captions, boxes, strict=True), protocol=benchmark.protocol))
     else:
         truth = benchmark.ground_truth(skipped)
         results = read_results(file, truth.images, truth.categories, skipped)
-        if isinstance(truth, LvisTruth):
-            if np.bincount(results.images).max() == PER_IMAGE:
-                skipped.add("image whose results end at 300: Fixed AP is of those only", "the file")
-            _score_lvis(report, truth, results, results)
-        else:
-            _score_coco(report, truth, results, folder / "curves.png" if draw else None)
+        if isinstance(truth, LvisTruth) and np.bincount(results.images).max() == PER_IMAGE:
+            skipped.add("image whose results end at 300: Fixed AP is of those only", "the file")
+        _score_boxes(report, truth, results, results, folder / "curves.png" if draw else None)
     report.write(folder, skipped)
     return report
 
@@ -126,7 +124,7 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
 
 
 def _as_results(
-    benchmark: Benchmark, truth: GroundTruth, predictions: Iterable[Prediction], *, inclusive: bool
+    benchmark: Benchmark, truth: GroundTruth, predictions: Predictions, *, inclusive: bool
 ) -> Iterator[Results]:
     """Predictions under the images and categories of the ground truth, image by image."""
     if benchmark.config.format in ("coco", "lvis"):
@@ -134,98 +132,91 @@ def _as_results(
         label = {number: index for index, number in enumerate(truth.categories)}
         labels = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
         inclusive = inclusive and benchmark.protocol != "lvis"
-        for one in predictions:
+        for sample, one in predictions:
             if one.found is not None:
-                yield results_of(one.found, place[one.sample.image_id], labels, inclusive=inclusive)
+                yield results_of(one.found, place[sample.image_id], labels, inclusive=inclusive)
         return
     labels_of = lru_cache(truth.labels_of)
-    for one in predictions:
-        if one.found is not None and one.sample.prompt is None:
-            yield results_of(one.found, one.index, labels_of(one.sample.vocabulary))
+    for sample, one in predictions:
+        if one.found is not None:
+            yield results_of(one.found, one.index, labels_of(sample.vocabulary))
 
 
-def _best_of(parts: Iterable[Results], categories: int) -> tuple[Results, Results]:
-    """The first 300 results of each image, which are the best, for standard AP; the best per category for Fixed AP."""
-    best, top = BestOfCategories(categories), list[Results]()
+def _best_of(parts: Iterable[Results], truth: GroundTruth) -> tuple[Results, Results]:
+    """The results, and those of which Fixed AP is computed.
+
+    In LVIS these are the first 300 of each image, which are the best, and the best of each category.
+    """
+    if not isinstance(truth, LvisTruth):
+        results = concatenate(list(parts))
+        return results, results
+    best, top = BestOfCategories(len(truth.categories)), list[Results]()
     for part in parts:
         best.add(part)
         top.append(part.select(np.arange(min(len(part), PER_IMAGE))))
     return concatenate(top), best.results()
 
 
-def _score_coco(report: Report, truth: GroundTruth, results: Results, curves: Path | None) -> None:
-    scored = score_results(truth, results)
-    report.figures |= dict(zip(STATS, scored.stats, strict=True))
-    report.figures |= dict(zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False))
-    rows: list[Row] = [
-        {"name": row.name, "boxes": row.boxes, "AP": row.ap, "AP50": row.ap50} for row in scored.categories
-    ]
-    report.tables.append(Table("Per category", rows))
-    _add_false_positives(report, truth, results, lambda kept: score_results(truth, kept).stats)
-    if curves:
-        draw_curves(truth.names, scored.rankings, curves)
-
-
-def _score_lvis(report: Report, truth: LvisTruth, results: Results, best: Results) -> None:
-    fixed, standard = fixed_ap(truth, best), standard_ap(truth, results)
-    report.figures |= {f"Fixed {name}": value for name, value in zip(fixed.names, fixed.stats, strict=True)}
-    report.figures |= dict(zip(standard.names, standard.stats, strict=True))
-    rows: list[Row] = [
-        {
-            "name": own.name,
-            "frequency": own.frequency,
-            "boxes": own.boxes,
-            "Fixed AP": own.ap,
-            "AP": other.ap,
-            "AP50": other.ap50,
-        }
-        for own, other in zip(fixed.categories, standard.categories, strict=True)
-    ]
-    report.tables.append(Table("Per category", rows))
-    _add_false_positives(report, truth, results, lambda kept: standard_ap(truth, kept).stats)
+def _score_boxes(report: Report, truth: GroundTruth, results: Results, best: Results, curves: Path | None) -> None:
+    """Average precision, and how it falls where false positives on absent names are rare."""
+    if isinstance(truth, LvisTruth):
+        score_some: Callable[[Results], Score] = partial(standard_ap, truth)
+        scored, fixed = score_some(results), fixed_ap(truth, best)
+        report.figures |= {f"Fixed {name}": value for name, value in fixed.figures.items()} | dict(scored.figures)
+        rows: list[Row] = [
+            {**{key: own[key] for key in ("name", "frequency", "boxes")}, "Fixed AP": own["AP"]}
+            | {key: other[key] for key in ("AP", "AP50")}
+            for own, other in zip(fixed.categories, scored.categories, strict=True)
+        ]
+    else:
+        score_some = partial(score_results, truth)
+        scored = score_some(results)
+        interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
+        report.figures |= dict(scored.figures) | dict(interval)
+        rows = list(scored.categories)
+        if curves:
+            draw_curves(truth.names, scored.rankings, curves)
+    report.tables["Per category"] = rows
+    _add_false_positives(report, truth, results, score_some)
 
 
 def _add_false_positives(
-    report: Report, truth: GroundTruth, results: Results, stats: Callable[[Results], Sequence[float]]
+    report: Report, truth: GroundTruth, results: Results, score_some: Callable[[Results], Score]
 ) -> None:
-    """AP where absent names are rarely detected; ``stats`` computes AP, AP50, ... of results."""
+    """AP where absent names are rarely detected."""
     found = false_positives(truth, results)
     if found is None:
         return
-    rows, known = [], results.select(results.categories != UNKNOWN)
+    rows, known = list[Row](), results.select(results.categories != UNKNOWN)
     for allowed in RATES:
         threshold = found.threshold_at(allowed)
-        ap, ap50, *_ = stats(known.select(known.scores >= threshold))
-        report.figures[f"AP at false positive rate {allowed:g}"] = ap
+        scored = score_some(known.select(known.scores >= threshold))
+        report.figures[f"AP at false positive rate {allowed:g}"] = scored.ap
         row = {"false positive rate at most": allowed, "threshold": threshold, "rate": found.rate(threshold)}
-        rows.append({**row, "AP": ap, "AP50": ap50})
-    report.tables.append(Table("False positives on absent names", rows))
-    curve = [{"threshold": step / 20, "rate": found.rate(step / 20)} for step in range(1, 20)]
-    report.tables.append(Table("False positive rate by threshold", curve))
+        rows.append({**row, "AP": scored.ap, "AP50": scored.ap50})
+    report.tables["False positives on absent names"] = rows
+    report.tables["False positive rate by threshold"] = [
+        {"threshold": step / 20, "rate": found.rate(step / 20)} for step in range(1, 20)
+    ]
 
 
 # ---- captions
 
 
-def _score_captions(report: Report, predictions: Iterable[Prediction], folder: Path) -> None:
+def _score_captions(report: Report, predictions: Predictions, path: Path) -> None:
     """Skipped captions count as having no detection: leaving them out would raise the recall."""
-    truths, boxes = [], []
-    for one in predictions:
-        truths.append(caption_truth(one.sample))
-        nothing = [torch.zeros(1, 4)] * len(truths[-1].phrases)
-        boxes.append(nothing if one.found is None else ranked_boxes(one.sample, one.found))
-    pairs = list(zip(truths, boxes, strict=True))
-    write_json(folder / "groundings.json", [prediction_row(truth, ranked) for truth, ranked in pairs])
+    pairs = []
+    for sample, one in predictions:
+        nothing = [torch.zeros(1, 4)] * len(scored_phrases(sample))
+        pairs.append((sample, nothing if one.found is None else ranked_boxes(sample, one.found)))
+    write_json(path, [prediction_row(sample, ranked) for sample, ranked in pairs])
     protocol = "merged-boxes" if report.protocol == "merged-boxes" else "any-box"
     _add_recall(report, caption_recall(pairs, protocol=protocol))
 
 
 def _add_recall(report: Report, recall: PhraseRecall) -> None:
-    report.figures |= _ranks(recall)
+    report.figures |= recall.figures
     kinds = {"all": recall, **recall.kinds}
-    rows: list[Row] = [{"phrases of": kind, "phrases": one.phrases, **_ranks(one)} for kind, one in kinds.items()]
-    report.tables.append(Table("Recall of phrases", rows))
-
-
-def _ranks(recall: PhraseRecall) -> dict[str, float]:
-    return {**{f"R@{rank}": value for rank, value in recall.at.items()}, "upper bound": recall.upper_bound}
+    report.tables["Recall of phrases"] = [
+        {"phrases of": kind, "phrases": one.phrases, **one.figures} for kind, one in kinds.items()
+    ]

@@ -34,7 +34,6 @@ class PredictionStore:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         if process == 0:
             begin_run(folder, settings)
         self.folder = folder
@@ -58,7 +57,7 @@ class PredictionStore:
     def add(self, prediction: Prediction) -> None:
         """Keep a prediction; it is on disk within seconds, or after ``flush``."""
         self._pending.append(prediction)
-        self._count += len(prediction.found) if prediction.found is not None else 0
+        self._count += len(prediction.found or ())
         if self._count >= _DETECTIONS or time.monotonic() - self._flushed > _SECONDS:
             self.flush()
 
@@ -71,20 +70,19 @@ class PredictionStore:
             self._rows |= {prediction.index: (path, row) for row, prediction in enumerate(self._pending)}
         self._pending, self._count, self._flushed = [], 0, time.monotonic()
 
-    def read(self, samples: Sequence[Sample], options: QueryOptions) -> Iterator[Prediction]:
-        """All predictions on disk, in the order of the samples."""
-        load = lru_cache(maxsize=4)(_load_part)
-        prompt_of = lru_cache(maxsize=64)(options.prompt_of)
+    def read(self, samples: Sequence[Sample], options: QueryOptions) -> Iterator[tuple[Sample, Prediction]]:
+        """Each sample that has a prediction on disk, and the prediction, in the order of the samples."""
+        load, prompt_of = lru_cache(maxsize=4)(_load_part), lru_cache(maxsize=64)(options.prompt_of)
         for index in sorted(self._rows):
             path, row = self._rows[index]
             part, sample = load(path), samples[index]
             if part["reasons"][row]:
-                yield Prediction(index, sample, None, str(part["reasons"][row]), str(part["places"][row]))
+                yield sample, Prediction(index, None, str(part["reasons"][row]), str(part["places"][row]))
                 continue
             own = slice(part["ends"][row], part["ends"][row + 1])
             boxes, scores, labels = (torch.from_numpy(part[name][own].copy()) for name in ("boxes", "scores", "labels"))
             prompt, (height, width) = sample.prompt or prompt_of(sample.vocabulary), part["sizes"][row].tolist()
-            yield Prediction(index, sample, Detections(boxes, scores, labels.long(), prompt, (height, width)))
+            yield sample, Prediction(index, Detections(boxes, scores, labels.long(), prompt, (height, width)))
 
 
 def _load_part(path: Path) -> dict[str, np.ndarray]:
@@ -95,11 +93,10 @@ def _load_part(path: Path) -> dict[str, np.ndarray]:
 def _columns(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
     """Columns over the samples, and over all their detections; those of row ``i`` are ``ends[i]:ends[i + 1]``."""
     found = [prediction.found for prediction in predictions if prediction.found is not None]
-    counts = [len(p.found) if p.found is not None else 0 for p in predictions]
     return {
         "samples": np.array([prediction.index for prediction in predictions]),
         "sizes": np.array([p.found.size if p.found is not None else (0, 0) for p in predictions]),
-        "ends": np.cumsum([0, *counts]),
+        "ends": np.cumsum([0, *(len(prediction.found or ()) for prediction in predictions)]),
         "reasons": np.array([prediction.reason for prediction in predictions]),
         "places": np.array([prediction.place for prediction in predictions]),
         "labels": np.concatenate([np.zeros(0, np.int32), *(part.labels.numpy().astype(np.int32) for part in found)]),

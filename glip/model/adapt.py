@@ -1,24 +1,71 @@
-"""Adaptations on disk (``task.safetensors``), and models that use one: all weights it does not change are shared."""
+"""Adaptations: what a model has learned for one task, small enough to keep, share and load on top of the model.
+
+Paper section 5.2: with deep fusion, tuning only the prompt's embedding comes close to tuning everything, so that one
+frozen model serves every task. On disk an adaptation is ``task.safetensors``; ``Detector.adapted`` uses it. Models that
+use one share all weights it does not change.
+"""
 
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from glip.adaptation import Adaptation, Mode
+from glip.config import Mode, Share
 from glip.errors import CheckpointError
 from glip.model.glip import GLIP
-from glip.model.weights import check_fit, fingerprint, read_state, save_tensors
+from glip.model.weights import check_fit, fingerprint, read_tensors, save_tensors
 from glip.schema import checked, parse_json
-from glip.shapes import Tensor
+from glip.shapes import Float, Tensor
 from glip.structures import Phrase, Prompt
 
 FORMAT = "glip task 1"
 _OFFSETS = "offsets"
 _WEIGHT = "weight."  # before the names of weights that changed
+_ENCODER = ("vision.", "pyramid.")  # before the names of the image encoder's weights
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A task: its words, and what was tuned for them.
+
+    Args:
+        mode: what was tuned: "prompt" (offsets to the prompt's token features), "linear" (the heads' projections),
+            "text" (the language model) or "full" (everything).
+        model: name of the model it belongs to.
+        fingerprint: fingerprint of that model's weights; it fits no others.
+        names: the task's classes; label ``i`` of a detection is ``names[i]``.
+        prompt: the caption; phrase ``i`` stands for ``names[i]``.
+        offsets: mode "prompt": added to the features of each token of the caption, [CLS] and [SEP] included.
+        weights: the other modes: the weights that changed, by their name in the model.
+        thresholds: lowest score returned, for each name; () for the model's own.
+        figures: what was measured, such as "AP50 on chess_val".
+        about: how it was made: dataset, shots, seed.
+    """
+
+    mode: Mode
+    model: str
+    fingerprint: str
+    names: tuple[str, ...]
+    prompt: Prompt
+    offsets: Float[Tensor, "tok chan"] | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Adaptation":
+        """The same with its tensors on another device."""
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return replace(self, offsets=offsets, weights={name: value.to(device) for name, value in self.weights.items()})
+
+    @property
+    def keeps_encoder(self) -> bool:
+        """Whether images are encoded as by the model itself."""
+        return not any(name.startswith(_ENCODER) for name in self.weights)
 
 
 @checked
@@ -32,7 +79,7 @@ class _Task:
     caption: str
     spans: tuple[tuple[tuple[int, int], ...], ...]
     texts: tuple[str, ...]
-    thresholds: tuple[float, ...]
+    thresholds: tuple[Share, ...]
     figures: dict[str, float]
     about: dict[str, str]
 
@@ -49,31 +96,32 @@ def load_adaptation(path: str | Path) -> Adaptation:
         CheckpointError: missing, broken, or another kind of file.
     """
     file = Path(path)
-    tensors = read_state(file)
+    tensors = read_tensors(file)
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{str(file)!r} is not a task: give the task.safetensors that glip tune wrote")
     task = parse_json(_Task, metadata.get("task", ""), at=f"task {str(file)!r}", error=CheckpointError)
-    offsets = tensors.get(_OFFSETS)
-    if offsets is not None and not (offsets.ndim == 2 and offsets.is_floating_point() and offsets.isfinite().all()):
-        raise CheckpointError(f"task {str(file)!r} is broken: its offsets are not a finite table: tune again")
+    offsets = tensors.pop(_OFFSETS, None)
     try:
-        phrases = [Phrase(text, spans) for text, spans in zip(task.texts, task.spans, strict=True)]
-        return Adaptation(
-            mode=task.mode,
-            model=task.model,
-            fingerprint=task.fingerprint,
-            names=task.names,
-            prompt=Prompt(task.caption, tuple(phrases)),
-            offsets=offsets,
-            weights={name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)},
-            thresholds=task.thresholds,
-            figures=task.figures,
-            about=task.about,
-        )
+        _check_task(task, offsets)
+        prompt = Prompt(task.caption, tuple(map(Phrase, task.texts, task.spans)))
     except ValueError as error:
         raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
+    plain = asdict(task)
+    for key in ("caption", "spans", "texts"):
+        plain.pop(key)
+    weights = {name.removeprefix(_WEIGHT): value for name, value in tensors.items()}
+    return Adaptation(**plain, prompt=prompt, offsets=offsets, weights=weights)
+
+
+def _check_task(task: _Task, offsets: Tensor | None) -> None:
+    count = len(task.names)
+    if not len(task.texts) == len(task.spans) == count or len(task.thresholds) not in (0, count):
+        raise ValueError(f"{count} names, {len(task.texts)} phrases, {len(task.thresholds)} thresholds")
+    finite = offsets is None or (offsets.ndim == 2 and offsets.is_floating_point() and bool(offsets.isfinite().all()))
+    if not finite or (task.mode == "prompt") != (offsets is not None):
+        raise ValueError(f"mode {task.mode!r}: prompt has offsets, a finite table, the others have none")
 
 
 def digest_of(adaptation: Adaptation) -> str:
@@ -100,16 +148,6 @@ def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:
 def _metadata(adaptation: Adaptation) -> str:
     """The text of a ``_Task``."""
     prompt = adaptation.prompt
-    task = {
-        "mode": adaptation.mode,
-        "model": adaptation.model,
-        "fingerprint": adaptation.fingerprint,
-        "names": adaptation.names,
-        "caption": prompt.caption,
-        "spans": [phrase.spans for phrase in prompt.phrases],
-        "texts": prompt.texts,
-        "thresholds": adaptation.thresholds,
-        "figures": dict(adaptation.figures),
-        "about": dict(adaptation.about),
-    }
-    return json.dumps(task)
+    words = {"caption": prompt.caption, "spans": [phrase.spans for phrase in prompt.phrases], "texts": prompt.texts}
+    values = vars(adaptation) | words
+    return json.dumps({part.name: values[part.name] for part in fields(_Task)}, default=dict)  # type: ignore[arg-type]

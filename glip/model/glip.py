@@ -6,7 +6,6 @@ for every pair.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,10 +19,12 @@ from glip.model.fusion import Fusion
 from glip.model.heads import BoxHead, TokenHead
 from glip.model.language import BertConfig, TextEncoder, TextLayer
 from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
-from glip.shapes import Float, Tensor
-from glip.structures import Batch, Outputs, TextBatch, TextFeatures
+from glip.shapes import Bool, Float, Tensor
+from glip.structures import Batch, Outputs, TextBatch
 
 Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
+Hidden = Float[Tensor, "batch tok hidden"]  # token features
+Mask = Bool[Tensor, "batch tok"]  # True: a token, not padding
 
 
 class TowerStage(nn.Module):
@@ -33,14 +34,14 @@ class TowerStage(nn.Module):
         super().__init__()
         self.fusion, self.text, self.image = fusion, text, image
 
-    def forward(self, levels: Sequence[Map], text: TextFeatures) -> tuple[Sequence[Map], TextFeatures]:
+    def forward(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> tuple[Sequence[Map], Hidden]:
         if self.fusion is not None and self.text is not None:
             # All levels at once, flattened and concatenated, padding included (docs/parity.md, quirk 10).
-            image, hidden = self.fusion(_flatten(levels), text.hidden, text.attention_mask)
+            image, hidden = self.fusion(_flatten(levels), hidden, attention_mask)
             pieces = image.transpose(1, 2).split([x.shape[2] * x.shape[3] for x in levels], 2)
             levels = [piece.reshape(x.shape) for piece, x in zip(pieces, levels, strict=True)]
-            text = replace(text, hidden=self.text(hidden, text.attention_mask))
-        return self.image(levels), text
+            hidden = self.text(hidden, attention_mask)
+        return self.image(levels), hidden
 
 
 class GLIP(nn.Module):
@@ -87,28 +88,29 @@ class GLIP(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Predict boxes and token alignment for each image and its caption."""
-        return self.fuse_and_predict(self.encode_image(batch.images.pixels), self.encode_text(batch.text))
+        levels, hidden = self.encode_image(batch.images.pixels), self.encode_text(batch.text)
+        return self.fuse_and_predict(levels, hidden, batch.text.attention_mask)
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """The pyramid P3..P7 of normalized images; it does not depend on the caption."""
         return self.pyramid(self.vision(pixels))
 
-    def encode_text(self, text: TextBatch) -> TextFeatures:
+    def encode_text(self, text: TextBatch) -> Hidden:
         """Features of each token; they do not depend on the image."""
         return self.language(text.input_ids, text.attention_mask)
 
-    def fuse_and_predict(self, levels: Sequence[Map], text: TextFeatures) -> Outputs:
+    def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
         """Fuse encoded images with encoded captions and apply the heads."""
         if self.prompt_offsets is not None:
-            text = replace(text, hidden=text.hidden + self.prompt_offsets[: text.hidden.shape[1]])
+            hidden = hidden + self.prompt_offsets[: hidden.shape[1]]
         for stage in self.tower:
             if self.checkpointing:
-                levels, text = checkpoint(stage, levels, text, use_reentrant=False)
+                levels, hidden = checkpoint(stage, levels, hidden, attention_mask, use_reentrant=False)
             else:
-                levels, text = stage(levels, text)
+                levels, hidden = stage(levels, hidden, attention_mask)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
         deltas, centerness = self.boxes(levels)
-        logits = self.tokens(_flatten(levels), text.hidden)
+        logits = self.tokens(_flatten(levels), hidden)
         return Outputs(logits, deltas, centerness, grid_anchors(sizes, device=logits.device), sizes)
 
 

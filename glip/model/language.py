@@ -6,7 +6,6 @@ from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertLayer
 
 from glip.shapes import Bool, Float, Int, Tensor
-from glip.structures import TextFeatures
 
 __all__ = ["BertConfig", "TextEncoder", "TextLayer", "quantize_rows"]
 
@@ -23,9 +22,11 @@ class TextEncoder(nn.Module):
             for layer in self.bert.encoder.layer[:frozen_layers]:
                 layer.requires_grad_(False)
 
-    def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Bool[Tensor, "batch tok"]) -> TextFeatures:
-        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
-        return TextFeatures(hidden, attention_mask)
+    def forward(
+        self, input_ids: Int[Tensor, "batch tok"], attention_mask: Bool[Tensor, "batch tok"]
+    ) -> Float[Tensor, "batch tok chan"]:
+        hidden: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        return hidden
 
     def round_weights(self) -> None:
         """Round every row of the matrices to 8 bits, so that storing them as int8 loses nothing."""

@@ -11,9 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glip.config import ModelConfig
 from glip.errors import CheckpointError
@@ -38,6 +40,7 @@ RELEASED = {
 }
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
+_DRAWS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default, torch.ops.aten.erfinv_.default)
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
@@ -61,28 +64,38 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     Raises:
         CheckpointError: unknown name, no network, a broken file, or weights that do not fit the config.
     """
-    path = resolve(name_or_path)
+    path = find_model(name_or_path)
     if path.is_dir():
-        config, state, tokenizer = _read_config(path), _dequantized(read_state(path / _WEIGHTS)), path
+        config, state, tokenizer = _read_config(path), _dequantized(read_tensors(path / _WEIGHTS)), path
     else:
         config, state = _read_foreign(path, str(name_or_path))
         tokenizer = ASSETS / BUNDLED
+    return Pretrained(build_with(config, state, path).eval(), config, tokenizer)
+
+
+def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
+    """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors.
+
+    Raises:
+        CheckpointError: weights that do not fit the config.
+    """
     try:
         with torch.device("meta"):
             sizes = build(config).state_dict()
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
     check_fit(sizes, state, repr(str(path)))
-    model = build(config)
+    with _WithoutDraws():
+        model = build(config)
     model.load_state_dict(state)
-    return Pretrained(model.eval(), config, tokenizer)
+    return model
 
 
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
     """The config of a model. No weights are read or downloaded for a model folder or a public name."""
     if str(name_or_path) in RELEASED and not Path(name_or_path).exists():
         return parse(Experiment, read_tree(str(name_or_path).replace("-", "_"))).model
-    path = resolve(name_or_path)
+    path = find_model(name_or_path)
     return _read_config(path) if path.is_dir() else _read_foreign(path, str(name_or_path))[0]
 
 
@@ -115,7 +128,7 @@ def start_language(model: GLIP, source: str | Path) -> None:
     path = Path(source)
     if not path.exists() and _REPOSITORY.fullmatch(str(source)):
         path = _download(str(source), _WEIGHTS)
-    state = read_state(path / _WEIGHTS if path.is_dir() else path)
+    state = read_tensors(path / _WEIGHTS if path.is_dir() else path)
     state = {key.removeprefix("bert."): value for key, value in state.items()}
     bert = model.language.bert
     own, table = bert.state_dict(), "embeddings.position_embeddings.weight"
@@ -136,9 +149,16 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     """
     path = Path(source)
     file = path / _WEIGHTS if path.is_dir() else path
-    weights = from_timm(read_state(file) if file.is_file() else timm_weights(str(source)))
+    weights = from_timm(read_tensors(file) if file.is_file() else timm_weights(str(source)))
     norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
     fit(model.vision, {**weights, **norms}, path)
+
+
+class _WithoutDraws(TorchDispatchMode):
+    """Random initial weights are zeros, for a model that is filled at once: torch draws until all are in bounds."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].zero_() if func in _DRAWS else func(*args, **kwargs or {})
 
 
 # ---- tensors by name
@@ -173,7 +193,7 @@ def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], sourc
         raise CheckpointError(f"weights {source} are not of this model: {shown}: give its own config and weights")
 
 
-def read_state(path: Path) -> State:
+def read_tensors(path: Path) -> State:
     """The tensors of a ``.safetensors`` or a ``.pth``, without the wrappers of training checkpoints."""
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} does not exist: check the path")
@@ -185,7 +205,7 @@ def read_state(path: Path) -> State:
     for wrapper in ("model", "state_dict"):
         tree = tree.get(wrapper, tree) if isinstance(tree, Mapping) else tree
     tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
-    if not tensors or not tree:
+    if not tensors:
         raise CheckpointError(f"{str(path)!r} holds no state dict (tensors by name): give a checkpoint of a model")
     return dict(tree)
 
@@ -218,7 +238,7 @@ def _dequantized(state: State) -> State:
 # ---- names, paths and configs
 
 
-def resolve(name_or_path: str | Path) -> Path:
+def find_model(name_or_path: str | Path) -> Path:
     """The folder or file meant by a path, or by a public name (downloaded and cached by huggingface_hub)."""
     path, name = Path(name_or_path), str(name_or_path)
     if path.exists():
@@ -262,7 +282,7 @@ def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
 
     What no shape shows is read from the release's YAML beside it: of the same name, or the only one in the folder.
     """
-    state = read_state(path)
+    state = read_tensors(path)
     try:
         config = infer_config(from_foreign(state), name)
     except CheckpointError as error:

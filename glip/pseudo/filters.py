@@ -1,55 +1,45 @@
 """Which pairs of image and caption are worth labelling: cheap checks before any network runs.
 
 Cheapest first: the caption, then the file's size and header, then the pixels, last whether the image occurred before.
-A caption is kept as it is or skipped, never changed, so that spans stay valid.
+A check raises ``InvalidRecord`` with the reason, which a ``SkipCounter`` counts. A caption is kept as it is or skipped,
+never changed, so that spans stay valid.
 """
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 
 import imagehash
-import numpy as np
 from PIL import Image
 
 from glip.config import LabelConfig
 from glip.data.image import load_image, stated_size
-from glip.data.sets import SkipCounter
+from glip.data.sets import InvalidRecord, require
 from glip.errors import ImageError
 from glip.structures import LETTER, TarMember
 from glip.text.phrases import MARKUP
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_BITS_SET = np.array([number.bit_count() for number in range(1 << 16)], dtype=np.uint8)
 _REMEMBERED = 1 << 17  # image hashes of a shard; older ones are forgotten
 
 
-def caption_problem(text: str, config: LabelConfig, count_tokens: Callable[[str], int], max_tokens: int) -> str:
-    """Why a caption is skipped, "" if it is kept; the teacher reads ``max_tokens``, which are counted last."""
-    if not text.strip():
-        return "empty caption"
-    if not config.keep_control_characters and _CONTROL.search(text):
-        return "caption with control characters"
-    if not config.keep_html and MARKUP.search(text):
-        return "caption with HTML"
-    if not config.keep_without_letters and not any(map(str.isalpha, text)):
-        return "caption without letters"
-    if config.latin_only and not all(letter.isascii() or _is_latin(letter) for letter in text):
-        return "caption with letters that are not Latin"
+def check_caption(text: str, config: LabelConfig, count_tokens: Callable[[str], int], max_tokens: int) -> None:
+    """Check a caption by itself; the teacher reads ``max_tokens``, which are counted last."""
+    require(text.strip(), "empty caption")
+    require(config.keep_control_characters or not _CONTROL.search(text), "caption with control characters")
+    require(config.keep_html or not MARKUP.search(text), "caption with HTML")
+    require(config.keep_without_letters or any(map(str.isalpha, text)), "caption without letters")
+    require(not config.latin_only or all(map(_is_latin, text)), "caption with letters that are not Latin")
     words = len(_WORD.findall(text))
-    if words < config.min_words:
-        return "caption with too few words"
-    if config.max_words and words > config.max_words:
-        return "caption with too many words"
-    if config.max_tokens >= 0 and count_tokens(text) > min(config.max_tokens or max_tokens, max_tokens):
-        return "caption with too many tokens"
-    return ""
+    require(words >= config.min_words, "caption with too few words")
+    require(not config.max_words or words <= config.max_words, "caption with too many words")
+    limit = min(config.max_tokens or max_tokens, max_tokens)
+    require(config.max_tokens < 0 or count_tokens(text) <= limit, "caption with too many tokens")
 
 
 @lru_cache(maxsize=4096)
@@ -57,43 +47,26 @@ def _is_latin(letter: str) -> bool:
     return not letter.isalpha() or "LATIN" in unicodedata.name(letter, "") or letter in "ªº"
 
 
-def image_problem(size: tuple[int, int], file_bytes: int, config: LabelConfig) -> str:
-    """Why an image is skipped, judged by its sides in pixels (in either order) and its file size; "" if it is kept."""
+def check_size(size: tuple[int, int], file_bytes: int, config: LabelConfig) -> None:
+    """Check an image by its sides in pixels (in either order) and its file size."""
     short, long = sorted(size)
-    if file_bytes < config.min_bytes:
-        return "image file too small"
-    if config.max_bytes and file_bytes > config.max_bytes:
-        return "image file too large"
-    if short < max(config.min_side, 1):
-        return "image with too few pixels"
-    if config.max_aspect and long > config.max_aspect * short:
-        return "image too long and narrow"
-    if config.max_pixels and short * long > config.max_pixels:
-        return "image with too many pixels"
-    return ""
+    require(file_bytes >= config.min_bytes, "image file too small")
+    require(not config.max_bytes or file_bytes <= config.max_bytes, "image file too large")
+    require(short >= max(config.min_side, 1), "image with too few pixels")
+    require(not config.max_aspect or long <= config.max_aspect * short, "image too long and narrow")
+    require(not config.max_pixels or short * long <= config.max_pixels, "image with too many pixels")
 
 
-@dataclass(frozen=True)
-class Inspected:
-    """A decoded image (upright RGB) and its hash, or the reason why it is skipped with a detail for the report."""
-
-    image: Image.Image | None = None
-    hash: int = 0
-    reason: str = ""
-    detail: str = ""
-
-
-def inspect_image(image: Path | TarMember, config: LabelConfig) -> Inspected:
-    """Check an image's size and header, and decode it if both are in order; threads may call this in any order."""
+def open_checked(image: Path | TarMember | Image.Image, config: LabelConfig) -> tuple[Image.Image, int]:
+    """Check an image's size and header, and give it decoded with its hash; threads may call this in any order."""
+    assert not isinstance(image, Image.Image), "captioned datasets are files"
     try:
         size = stated_size(image)
-        file_bytes = image.length if isinstance(image, TarMember) else image.stat().st_size
-        if reason := image_problem(size, file_bytes, config):
-            return Inspected(reason=reason, detail=f"{image}: {size[0]} x {size[1]} pixels, {file_bytes} bytes")
+        check_size(size, image.length if isinstance(image, TarMember) else image.stat().st_size, config)
         decoded = load_image(image)
-    except ImageError as error:
-        return Inspected(reason="image that cannot be read", detail=str(error))
-    return Inspected(decoded, image_hash(decoded) if config.same_image >= 0 else 0)
+    except ImageError:
+        raise InvalidRecord("image that cannot be read") from None
+    return decoded, image_hash(decoded) if config.same_image >= 0 else 0
 
 
 def image_hash(image: Image.Image) -> int:
@@ -101,51 +74,24 @@ def image_hash(image: Image.Image) -> int:
     return int(str(imagehash.phash(image)), 16)
 
 
-class ShardFilter:
-    """The rules for one shard, applied in its order; ``skipped`` counts the pairs that each rule skips.
+class Repetitions:
+    """Captions and images that occurred before in a shard; those of other shards are irrelevant to the result."""
 
-    Repetitions are counted within the shard, so that the result does not depend on other shards.
-    """
-
-    def __init__(self, config: LabelConfig, count_tokens: Callable[[str], int], max_tokens: int) -> None:
-        self.skipped = SkipCounter()
-        self._config, self._count_tokens, self._max_tokens = config, count_tokens, max_tokens
+    def __init__(self, config: LabelConfig) -> None:
+        self._config = config
         self._times = Counter[bytes]()
-        self._hashes = np.empty(0, dtype=np.uint64)
+        self._hashes = deque[int](maxlen=_REMEMBERED)
 
-    def keep_caption(self, text: str, place: str) -> bool:
-        """Whether a caption is kept; ``place`` (such as the image's file) is listed if not."""
-        problem = caption_problem(text, self._config, self._count_tokens, self._max_tokens)
-        return self._keep(problem or self._repeated(text), place)
-
-    def keep_phrases(self, number: int, place: str) -> bool:
-        """Whether a caption with this many noun phrases is kept."""
-        return self._keep("caption with too few noun phrases" if number < self._config.min_phrases else "", place)
-
-    def keep_image(self, inspected: Inspected, place: str, pairs: int = 1) -> bool:
-        """Whether an image is kept; call it once per image. All its pairs are skipped with it."""
-        reason = inspected.reason
-        if not reason and self._config.same_image >= 0 and self._is_duplicate(inspected.hash):
-            reason = "near-duplicate image"
-        return self._keep(reason, inspected.detail or place, pairs)
-
-    def _repeated(self, text: str) -> str:
-        if not self._config.max_repeats:
-            return ""
+    def check_caption(self, text: str) -> None:
+        """Count a caption, whatever its case and spaces, and check that it did not occur too often."""
         normalized = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
         key = blake2b(normalized, digest_size=16).digest()  # smaller than the caption itself
         self._times[key] += 1
-        return "caption repeated too often" if self._times[key] > self._config.max_repeats else ""
+        limit = self._config.max_repeats
+        require(not limit or self._times[key] <= limit, "caption repeated too often")
 
-    def _is_duplicate(self, hash: int) -> bool:
-        """Whether an image was there before; if not, its hash is remembered."""
-        bits = _BITS_SET[(self._hashes ^ np.uint64(hash)).view(np.uint16)].reshape(-1, 4).sum(1)
-        if (bits <= self._config.same_image).any():
-            return True
-        self._hashes = np.append(self._hashes[-_REMEMBERED:], np.uint64(hash))
-        return False
-
-    def _keep(self, reason: str, place: str, pairs: int = 1) -> bool:
-        if reason:
-            self.skipped.add(reason, place, pairs)
-        return not reason
+    def check_image(self, hash: int) -> None:
+        """Check that no image with a hash like this one occurred before, and remember it."""
+        bits = self._config.same_image
+        require(bits < 0 or all((hash ^ other).bit_count() > bits for other in self._hashes), "near-duplicate image")
+        self._hashes.append(hash)

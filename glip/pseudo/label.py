@@ -3,9 +3,9 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,30 @@ import torch
 from PIL import Image
 
 from glip.config import LabelConfig
+from glip.data.sets import InvalidRecord, SkipCounter, require
 from glip.data.writers import label_row
 from glip.detector import Detector
 from glip.errors import GlipError
-from glip.pseudo.filters import Inspected, ShardFilter, inspect_image
+from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.packs import make_packs, split_detections
 from glip.pseudo.report import STAGES, count_labels
-from glip.pseudo.shards import CaptionedImage, Shard, read_shard
+from glip.pseudo.shards import Shard, read_shard
 from glip.pseudo.store import Row, write_shard
 from glip.structures import Detections, Sample
 from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
-_READERS = 2  # threads that open images while the teacher looks at others
+_Opened = Future[tuple[Image.Image, int]]  # an image and its hash
+_READERS = 2  # threads that open images while the teacher labels others
 
 
 @dataclass(frozen=True)
 class _Query:
-    """An image and the prompts to ground in it; ``decoded`` is the image once it is open."""
+    """A sample of an image, a prompt for each usable caption of the image, and the image once it is open."""
 
-    source: CaptionedImage
-    prompts: tuple[Prompt, ...]
+    sample: Sample
+    prompts: list[Prompt]
     decoded: Image.Image | None = None
 
 
@@ -67,85 +69,91 @@ class Labeller:
         self.finder = PhraseFinder(config.pipeline, referring=config.referring)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Label a shard and write it; returns its report.
+        """Label a shard and write it; returns its report, or its name and why its input cannot be read ("failed").
 
         Raises:
-            FileNotFoundError, GlipError: the shard's file is missing, or nothing in it can be read.
-            OSError: labels cannot be written.
+            OSError: labels cannot be written, such as on a full disk.
         """
-        clock, processor = _Clock(), self.detector.processor
+        try:
+            return self._label(shard)
+        except (GlipError, FileNotFoundError) as error:
+            return {"shard": shard.name, "failed": " ".join(str(error).split())}
+
+    def _label(self, shard: Shard) -> dict[str, Any]:
+        clock, skipped = _Clock(), SkipCounter()
         with clock.time("read"):
-            images, skipped = read_shard(shard)
-        filter = ShardFilter(self.config, processor.count_tokens, processor.max_tokens)
+            images, unread = read_shard(shard)
         with clock.time("parse"):
-            queries = self._make_queries(images, filter)
+            queries = self._make_queries(images, skipped)
         rows: list[Row] = []
-        for window in self._open(queries, filter, clock):
+        for window in self._open(queries, skipped, clock):
             with clock.time("detect"):
                 found = self._detect(window)
             with clock.time("write"):
-                rows += [_make_row(one, own, shard) for one, each in zip(window, found, strict=True) for own in each]
+                pairs = zip(window, found, strict=True)
+                rows += [_make_row(query.sample, one, shard) for query, detections in pairs for one in detections]
         report = {
             "shard": shard.name,
-            "pairs": sum(len(one.captions) for one in images),
+            "pairs": sum(map(len, images)),
             **count_labels(rows),
-            "skipped": filter.skipped.counts,
-            "places": filter.skipped.places,
-            "skipped by the reader": skipped.counts,
+            "skipped": skipped.counts,
+            "places": skipped.places,
+            "skipped by the reader": unread.counts,
             "seconds": {stage: round(spent, 3) for stage, spent in clock.seconds.items()},
             "wall": round(time.monotonic() - clock.began, 3),
         }
         write_shard(self.folder, shard.name, self.config.form, rows, report)
         return report
 
-    def _make_queries(self, images: Sequence[CaptionedImage], filter: ShardFilter) -> list[_Query]:
+    def _make_queries(self, images: Sequence[Sequence[Sample]], skipped: SkipCounter) -> list[_Query]:
         """The captions worth labelling as prompts; an image without any is not opened."""
-        kept = [[text for text in one.captions if filter.keep_caption(text, str(one.image))] for one in images]
-        spans = iter(self.finder.many([text for own in kept for text in own]))
-        queries = []
-        for one, texts in zip(images, kept, strict=True):
-            prompts = [self._make_prompt(text, next(spans), str(one.image), filter) for text in texts]
-            if usable := tuple(prompt for prompt in prompts if prompt is not None):
-                queries.append(_Query(one, usable))
-        return queries
+        usable, seen, processor = list[tuple[int, str]](), Repetitions(self.config), self.detector.processor
+        for index, samples in enumerate(images):
+            for caption in map(_caption_of, samples):
+                with skipped.catch(str(samples[0].image)):
+                    check_caption(caption, self.config, processor.count_tokens, processor.max_tokens)
+                    seen.check_caption(caption)
+                    usable.append((index, caption))
+        prompts: dict[int, list[Prompt]] = defaultdict(list)
+        found = self.finder.many([caption for _, caption in usable])
+        for (index, caption), spans in zip(usable, found, strict=True):
+            with skipped.catch(str(images[index][0].image)):
+                require(len(spans) >= self.config.min_phrases, "caption with too few noun phrases")
+                prompts[index].append(self._make_prompt(caption, spans))
+        return [_Query(images[index][0], own) for index, own in prompts.items() if own]
 
-    def _make_prompt(self, caption: str, spans: Sequence[Span], place: str, filter: ShardFilter) -> Prompt | None:
-        if not filter.keep_phrases(len(spans), place):
-            return None
+    def _make_prompt(self, caption: str, spans: Sequence[Span]) -> Prompt:
         prompt = Prompt.from_caption(caption, list(spans))
         try:
             self.detector.processor.text([prompt])
         except GlipError:  # a phrase of characters that are not in the vocabulary
-            filter.skipped.add("caption that the teacher cannot read", place)
-            return None
+            raise InvalidRecord("caption that the teacher cannot read") from None
         return prompt
 
-    def _open(self, queries: Sequence[_Query], filter: ShardFilter, clock: _Clock) -> Iterator[list[_Query]]:
+    def _open(self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock) -> Iterator[list[_Query]]:
         """The images that are kept, one window at a time; the next one is opened while this one is labelled."""
+        seen = Repetitions(self.config)
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
         with ThreadPoolExecutor(_READERS) as readers:
 
-            def start(window: Sequence[_Query]) -> list[Future[Inspected]]:
-                return [readers.submit(inspect_image, one.source.image, self.config) for one in window]
+            def start(window: Sequence[_Query]) -> list[_Opened]:
+                return [readers.submit(open_checked, query.sample.image, self.config) for query in window]
 
             opening = start(windows[0]) if windows else []
             for window, following in zip(windows, [*windows[1:], []], strict=True):
                 with clock.time("decode"):
-                    inspected = [future.result() for future in opening]
-                opening = start(following)
-                yield [
-                    _Query(one.source, one.prompts, image.image)
-                    for one, image in zip(window, inspected, strict=True)
-                    if filter.keep_image(image, str(one.source.image), len(one.prompts))
-                ]
+                    wait(opening)
+                opened, opening = opening, start(following)
+                yield list(_kept(window, opened, seen, skipped))
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""
         found: dict[int, list[Detections]] = defaultdict(list)
         config, detector = self.config, self.detector
-        images = [one.decoded for one in queries if one.decoded is not None]
-        for group in detector.group_by_size(images, config.batch_size):
-            encoded = detector.encode_image([images[index] for index in group])
+        images = [query.decoded for query in queries if query.decoded is not None]
+        for batch in detector.group_by_size(images, config.batch_size):
+            group = [index for index, _ in batch]
+            encoded = detector.encode_image([image for _, image in batch])
             packs = [
                 (place, pack)
                 for place, index in enumerate(group)
@@ -165,16 +173,31 @@ class Labeller:
         return [found[index] for index in range(len(queries))]
 
 
-def _make_row(query: _Query, found: Detections, shard: Shard) -> Row:
+def _kept(
+    window: Sequence[_Query], opened: Sequence[_Opened], seen: Repetitions, skipped: SkipCounter
+) -> Iterator[_Query]:
+    """The queries whose images could be opened and did not occur before; all prompts of an image go with it."""
+    for query, future in zip(window, opened, strict=True):
+        with skipped.catch(str(query.sample.image), times=len(query.prompts)):
+            image, hash = future.result()
+            seen.check_image(hash)
+            yield replace(query, decoded=image)
+
+
+def _caption_of(sample: Sample) -> str:
+    return sample.prompt.caption if sample.prompt else sample.caption
+
+
+def _make_row(sample: Sample, found: Detections, shard: Shard) -> Row:
     """A label row; numbers are rounded, so that engines and machines agree."""
-    source, height_width = query.source, found.size
-    sample = Sample(
-        source.image,
+    height, width = found.size
+    labelled = Sample(
+        sample.image,
         torch.tensor([[round(value, 2) for value in box] for box, *_ in found]).reshape(-1, 4),
         tuple((label,) for label in found.labels.tolist()),
         prompt=found.prompt,
-        image_id=source.image_id,
-        size=(height_width[1], height_width[0]),
+        image_id=sample.image_id,
+        size=(width, height),
         scores=tuple(round(score, 4) for score in found.scores.tolist()),
     )
-    return label_row(sample, shard.entry.images)
+    return label_row(labelled, shard.entry.images)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from glip.data.held_out import says_one_of
 from glip.errors import DataError
 from glip.geometry.boxes import greedy_hits
-from glip.pseudo.report import save_figure
+from glip.pseudo.report import figure
 from glip.pseudo.store import Row
-from glip.structures import Prompt, Sample, TarMember
+from glip.structures import Phrase, Sample, TarMember
+from glip.text.prompt import says_one_of
 
 SEEN, HELD_OUT = "seen words", "held-out words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))
@@ -58,14 +58,19 @@ def score_labels(
     Raises:
         DataError: no label has an image and caption of the ground truth.
     """
-    samples = {_key(sample): sample for sample in ground_truth if sample.prompt is not None}
+    samples = {
+        (_image_name(sample), sample.prompt.caption): (sample, sample.prompt.phrases)
+        for sample in ground_truth
+        if sample.prompt is not None
+    }
     quality: dict[str, PhraseQuality] = {}
     for row in rows:
-        sample = samples.get((Path(row.get("member") or row["image"]).name, row["caption"]))
-        if sample is None or sample.prompt is None:
+        key = Path(row.get("member") or row["image"]).name, row["caption"]
+        if key not in samples:
             continue
-        boxes_of = _boxes_by_phrase(row, sample.prompt)
-        for number, phrase in enumerate(sample.prompt.phrases):
+        sample, phrases = samples[key]
+        boxes_of = _boxes_by_phrase(row, phrases)
+        for number, phrase in enumerate(phrases):
             true = [box.tolist() for box, own in zip(sample.boxes, sample.box_phrases, strict=True) if number in own]
             if not true:
                 continue
@@ -74,26 +79,27 @@ def score_labels(
             kind.boxes += len(true)
             kind.phrases += 1
             kind.missed += number not in boxes_of
-            kind.found += _judge(boxes_of.get(number, []), true)
+            ranked = sorted(boxes_of.get(number, []), key=lambda box: -box["score"])
+            hits = greedy_hits([box["box"] for box in ranked], true, _IOU)
+            kind.found += [(box["score"], hit) for box, hit in zip(ranked, hits, strict=True)]
     if not quality:
         raise DataError(
             f"No label has an image and caption of the {len(samples)} with ground truth. Give the dataset whose "
             "captions were labelled."
         )
-    return quality
+    return dict(sorted(quality.items()))
 
 
-def _key(sample: Sample) -> tuple[str, str]:
-    assert sample.prompt is not None and not isinstance(sample.image, Image.Image)
-    name = sample.image.name if isinstance(sample.image, TarMember) else sample.image
-    return Path(name).name, sample.prompt.caption
+def _image_name(sample: Sample) -> str:
+    assert not isinstance(sample.image, Image.Image)
+    return Path(sample.image.name if isinstance(sample.image, TarMember) else sample.image).name
 
 
-def _boxes_by_phrase(row: Row, prompt: Prompt) -> dict[int, list[Row]]:
+def _boxes_by_phrase(row: Row, phrases: Sequence[Phrase]) -> dict[int, list[Row]]:
     """The boxes of a label by the true phrase that their own phrase means."""
     boxes: dict[int, list[Row]] = {}
     for number, phrase in enumerate(row["phrases"]):
-        shared = [_shared_characters(phrase["spans"], true.spans) for true in prompt.phrases]
+        shared = [_shared_characters(phrase["spans"], true.spans) for true in phrases]
         best = int(np.argmax(shared))
         if shared[best]:
             boxes.setdefault(best, []).extend(box for box in row["boxes"] if number in box["phrases"])
@@ -104,40 +110,29 @@ def _shared_characters(first: Sequence[Sequence[int]], second: Sequence[Sequence
     return sum(max(0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 
-def _judge(boxes: Sequence[Row], true: Sequence[Sequence[float]]) -> list[tuple[float, bool]]:
-    """(score, right) of each box, best first; a true box counts once."""
-    ranked = sorted(boxes, key=lambda box: -box["score"])
-    hits = greedy_hits([box["box"] for box in ranked], true, _IOU)
-    return [(box["score"], hit) for box, hit in zip(ranked, hits, strict=True)]
-
-
 def quality_table(quality: dict[str, PhraseQuality]) -> str:
     """Precision and recall of each kind over the threshold, as Markdown."""
-    kinds = sorted(quality.items())
-    header = " | ".join(f"{kind}: precision | recall" for kind, _ in kinds)
-    lines = [f"| threshold | {header} |", "|" + "---|" * (1 + 2 * len(kinds))]
+    header = " | ".join(f"{kind}: precision | recall" for kind in quality)
+    lines = [f"| threshold | {header} |", "|" + "---|" * (1 + 2 * len(quality))]
     for threshold in THRESHOLDS:
-        cells = " | ".join(f"{value:.3f}" for _, one in kinds for value in one.at(threshold))
+        cells = " | ".join(f"{value:.3f}" for one in quality.values() for value in one.at(threshold))
         lines.append(f"| {threshold:.2f} | {cells} |")
-    totals = ", ".join(f"{one.phrases} phrases ({one.boxes} boxes) with {kind}" for kind, one in kinds)
-    missed = sum(one.missed for _, one in kinds)
+    totals = ", ".join(f"{one.phrases} phrases ({one.boxes} boxes) with {kind}" for kind, one in quality.items())
+    missed = sum(one.missed for one in quality.values())
     return "\n".join([*lines, "", f"{totals}; the phrase finder missed {missed} of them"])
 
 
 def draw_quality(quality: dict[str, PhraseQuality], path: Path) -> None:
     """Draw precision and recall over the threshold, and precision over recall."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(12, 4.5), layout="tight")
-    over, against = canvas.subplots(1, 2)
-    for kind, one in sorted(quality.items()):
-        shown = [threshold for threshold in THRESHOLDS if sum(score >= threshold for score, _ in one.found) >= _FEW]
-        precision, recall = [[one.at(threshold)[part] for threshold in shown] for part in (0, 1)]
-        [line] = over.plot(shown, precision, label=f"{kind}: precision")
-        over.plot(shown, recall, "--", color=line.get_color(), label=f"{kind}: recall")
-        against.plot(recall, precision, "o-", label=kind)
-    over.set(xlabel="threshold", ylim=(0, 1.02), title="pseudo-labels at IoU 0.5")
-    against.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="precision over recall")
-    for panel in (over, against):
-        panel.legend(fontsize="small")
-    save_figure(canvas, path)
+    with figure(path, 12, 4.5) as canvas:
+        over, against = canvas.subplots(1, 2)
+        for kind, one in quality.items():
+            shown = [threshold for threshold in THRESHOLDS if sum(score >= threshold for score, _ in one.found) >= _FEW]
+            precision, recall = [[one.at(threshold)[part] for threshold in shown] for part in (0, 1)]
+            [line] = over.plot(shown, precision, label=f"{kind}: precision")
+            over.plot(shown, recall, "--", color=line.get_color(), label=f"{kind}: recall")
+            against.plot(recall, precision, "o-", label=kind)
+        over.set(xlabel="threshold", ylim=(0, 1.02), title="pseudo-labels at IoU 0.5")
+        against.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="precision over recall")
+        for panel in (over, against):
+            panel.legend(fontsize="small")

@@ -1,7 +1,8 @@
 """What was labelled and what was skipped: numbers for each shard, and for the run as JSON and as a page of plots."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from glip.visualize import contact_sheet
 
 REPORT, PAGE = "report.json", "report.png"
 STAGES = ("read", "parse", "decode", "detect", "write")
+_SUMS = ("pairs", "kept", "images", "phrases", "boxes", "wall")
 _BINS = 20  # of scores in 0..1
 _SHOWN, _CONFIDENT = 8, 0.5  # sample images, and the lowest score of the boxes drawn in them
 _EXAMPLES = 5  # places listed for each reason
@@ -43,12 +45,9 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
 def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The reports of all shards as one; ``images/s`` is the rate of one worker."""
     total: dict[str, Any] = {"shards": len(reports)}
-    for key in ("pairs", "kept", "images", "phrases", "boxes", "wall"):
-        total[key] = round(sum(report[key] for report in reports), 1)
+    total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}
     for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):
-        counts = Counter[str]()
-        for report in reports:
-            counts.update(report[key])
+        counts = sum((Counter(report[key]) for report in reports), Counter[str]())
         total[key] = {name: round(count, 1) for name, count in counts.most_common()}
     total["seconds"] = {stage: total["seconds"].get(stage, 0.0) for stage in STAGES}
     total["boxes per phrase"] = dict(sorted(total["boxes per phrase"].items(), key=lambda item: int(item[0])))
@@ -74,35 +73,37 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
     return report
 
 
-def draw_report(folder: Path, report: dict[str, Any]) -> None:
-    """Draw scores, boxes per phrase, what was skipped, where the time went, and some images with their labels."""
+@contextmanager
+def figure(path: Path, width: float, height: float, layout: Any = "tight") -> Iterator[Any]:
+    """A matplotlib figure of so many inches, written as PNG when the block ends, whole or not at all."""
     from matplotlib.figure import Figure
 
-    page = Figure(figsize=(14, 13), layout="constrained")
-    above, below = page.subfigures(2, 1, height_ratios=(1, 1.4))  # type: ignore[misc]
-    (scores, phrases), (skipped, seconds) = above.subplots(2, 2)
-    scores.bar(np.arange(_BINS) / _BINS, report["scores"], width=1 / _BINS, align="edge")
-    scores.set(title=f"scores of {report['boxes']:,} boxes", xlabel="score", xlim=(0, 1))
-    counts = report["boxes per phrase"]
-    phrases.bar([f"{key}+" if key == "10" else key for key in counts], list(counts.values()))
-    phrases.set(title=f"boxes per phrase, {report['phrases']:,} phrases", xlabel="boxes")
-    reasons = {**report["skipped"], **report["skipped by the reader"]} or {"nothing": 0}
-    skipped.barh(list(reasons)[::-1], list(reasons.values())[::-1])
-    skipped.set(title=f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled")
-    seconds.barh(list(report["seconds"])[::-1], list(report["seconds"].values())[::-1])
-    seconds.set(title=f"seconds by stage ({report['images/s']:.1f} images/s per worker)")
-    panel = below.subplots()
-    panel.axis("off")
-    if sheet := _draw_samples(folder):
-        panel.imshow(np.asarray(sheet))
-        panel.set(title=f"the first images, boxes that score {_CONFIDENT} or more")
-    save_figure(page, folder / PAGE)
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as PNG, whole or not at all."""
+    canvas = Figure(figsize=(width, height), layout=layout)
+    yield canvas
     with atomic_write(path, "wb") as file:
-        figure.savefig(file, dpi=90, format="png")
+        canvas.savefig(file, dpi=90, format="png")
+
+
+def draw_report(folder: Path, report: dict[str, Any]) -> None:
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and some images with their labels."""
+    reasons = {**report["skipped"], **report["skipped by the reader"]} or {"nothing": 0}
+    counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
+    with figure(folder / PAGE, 14, 13, "constrained") as page:
+        above, below = page.subfigures(2, 1, height_ratios=(1, 1.4))
+        (scores, phrases), (skipped, seconds) = above.subplots(2, 2)
+        scores.bar(np.arange(_BINS) / _BINS, report["scores"], width=1 / _BINS, align="edge")
+        scores.set(title=f"scores of {report['boxes']:,} boxes", xlabel="score", xlim=(0, 1))
+        phrases.bar(list(counts), list(counts.values()))
+        phrases.set(title=f"boxes per phrase, {report['phrases']:,} phrases", xlabel="boxes")
+        for panel, bars in ((skipped, reasons), (seconds, report["seconds"])):
+            panel.barh(list(bars)[::-1], list(bars.values())[::-1])
+        skipped.set(title=f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled")
+        seconds.set(title=f"seconds by stage ({report['images/s']:.1f} images/s per worker)")
+        if sheet := _draw_samples(folder):
+            panel = below.subplots()
+            panel.axis("off")
+            panel.imshow(np.asarray(sheet))
+            panel.set(title=f"the first images, boxes that score {_CONFIDENT} or more")
 
 
 def _draw_samples(folder: Path) -> Image.Image | None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from glip.config import LabelConfig, SetConfig
-from glip.errors import ConfigError, GlipError
+from glip.errors import ConfigError
 from glip.files import begin_run, exclusive
 from glip.model.weights import fingerprint, load_pretrained
 from glip.pseudo.label import Labeller
@@ -28,7 +28,8 @@ from glip.pseudo.shards import Shard, find_shards
 from glip.pseudo.store import is_done
 
 Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
-MakeLabeller = Callable[[], Labeller]
+MakeLabeller = partial[Labeller]
+_PACKAGES = {"parquet": "pyarrow", "ray": "ray"}
 _NOT_IN_LABELS = ("batch_size", "engine", "workers", "threads")  # a run may be resumed with other values
 
 
@@ -58,8 +59,9 @@ def run_labelling(
         GlipError: the teacher cannot be loaded, or the folder holds other labels or is in use.
         OSError: a file cannot be written.
     """
-    if config.form == "parquet" and find_spec("pyarrow") is None:
-        raise ConfigError("form: parquet needs pyarrow: pip install 'glip[parquet]', or choose jsonl")
+    for option, value in (("form", config.form), ("engine", config.engine)):
+        if value in _PACKAGES and find_spec(_PACKAGES[value]) is None:
+            raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
     weights = fingerprint(load_pretrained(model).model.state_dict())[:16]
@@ -69,7 +71,8 @@ def run_labelling(
         shards = find_shards(entry, config.per_shard)
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
-        outcomes = _outcomes(waiting, partial(Labeller, model, config, folder, device), config, on_gpu=device != "cpu")
+        label = _label_with_ray if config.engine == "ray" else _label_here
+        outcomes = label(waiting, partial(Labeller, model, config, folder, device), config) if waiting else ()
         began = time.monotonic()
         try:
             for number, outcome in enumerate(outcomes, start=1):
@@ -83,19 +86,6 @@ def run_labelling(
     return report
 
 
-def _outcomes(
-    shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig, *, on_gpu: bool
-) -> Iterator[Outcome]:
-    """Label shards one after the other, or in Ray actors; an outcome for each as it is finished."""
-    if not shards:
-        return iter(())
-    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if config.engine == "torchrun" else config.workers
-    threads = config.threads or max(1, (os.cpu_count() or 1) // workers)
-    if config.engine == "ray":
-        return _label_with_ray(shards, make_labeller, threads, config.workers, on_gpu=on_gpu)
-    return _label_here(shards, make_labeller, threads)
-
-
 def _describe(outcome: Outcome) -> str:
     if "failed" in outcome:
         return f"{outcome['shard']} failed: {outcome['failed']}"
@@ -106,21 +96,17 @@ def _describe(outcome: Outcome) -> str:
     )
 
 
-def _label(labeller: Labeller, shard: Shard) -> Outcome:
-    """A shard's report, or why its input cannot be read; a full disk ends the run."""
-    try:
-        return labeller(shard)
-    except (GlipError, FileNotFoundError) as error:
-        return {"shard": shard.name, "failed": " ".join(str(error).split())}
+def _threads(config: LabelConfig) -> int:
+    """CPU threads of each worker."""
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if config.engine == "torchrun" else config.workers
+    return config.threads or max(1, (os.cpu_count() or 1) // workers)
 
 
-def _label_here(shards: Sequence[Shard], make_labeller: MakeLabeller, threads: int) -> Iterator[Outcome]:
+def _label_here(shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig) -> Iterator[Outcome]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(_threads(config))
     try:
-        labeller = make_labeller()
-        for shard in shards:
-            yield _label(labeller, shard)
+        yield from map(make_labeller(), shards)
     finally:  # what this process does later, such as training a student, has its threads again
         torch.set_num_threads(before)
 
@@ -133,28 +119,25 @@ class _Actor:
         self.shards, self.labeller = shards, make_labeller()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"outcome": [json.dumps(_label(self.labeller, self.shards[int(number)])) for number in batch["id"]]}
+        return {"outcome": [json.dumps(self.labeller(self.shards[int(number)])) for number in batch["id"]]}
 
 
-def _label_with_ray(
-    shards: Sequence[Shard], make_labeller: MakeLabeller, threads: int, workers: int, *, on_gpu: bool
-) -> Iterator[Outcome]:
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise ConfigError("engine: ray is not installed: pip install 'glip[ray]', or choose another engine") from None
+def _label_with_ray(shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig) -> Iterator[Outcome]:
+    import ray
+    import ray.data
+
     if not ray.is_initialized():
         # on a single machine more logical CPUs than actors, or Ray Data has none left for reading
-        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers + 2, include_dashboard=False)
+        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else config.workers + 2, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    on_gpu = make_labeller.args[-1] != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     outcomes = ray.data.range(len(shards), override_num_blocks=len(shards)).map_batches(
         _Actor,
-        fn_constructor_args=(list(shards), make_labeller, threads),
+        fn_constructor_args=(list(shards), make_labeller, _threads(config)),
         batch_size=1,
-        concurrency=workers,
+        concurrency=config.workers,
         num_cpus=1,
-        num_gpus=1 if on_gpu and ray.cluster_resources().get("GPU", 0) > 0 else 0,
+        num_gpus=int(on_gpu),
     )
     for row in outcomes.iter_rows():
         yield json.loads(row["outcome"])

@@ -16,13 +16,21 @@ from glip.pseudo.store import Row, read_rows
 class Selection:
     """What was kept, and how many boxes and pairs were dropped for each reason."""
 
-    pairs: int = 0
-    boxes: int = 0
     kept_pairs: int = 0
     kept_boxes: int = 0
     phrases_with_boxes: int = 0
     dropped_boxes: Counter[str] = field(default_factory=Counter)
     dropped_pairs: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def pairs(self) -> int:
+        """All pairs of image and caption."""
+        return self.kept_pairs + self.dropped_pairs.total()
+
+    @property
+    def boxes(self) -> int:
+        """All boxes."""
+        return self.kept_boxes + self.dropped_boxes.total()
 
 
 def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
@@ -46,27 +54,43 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
 
 def select_boxes(row: Row, config: SelectConfig, selection: Selection) -> list[Row]:
     """The boxes of a pair that are kept, best first; none where the pair is dropped. ``selection`` counts."""
-    dropped, boxes = selection.dropped_boxes, list[Row]()
+    kept, taken, dropped = list[Row](), Counter[int](), selection.dropped_boxes
+    for box in _without_overlaps(row, config, dropped):
+        if config.max_per_phrase and all(taken[phrase] >= config.max_per_phrase for phrase in box["phrases"]):
+            dropped["beyond max_per_phrase"] += 1
+        else:
+            taken.update(box["phrases"])
+            kept.append(box)
+    if not kept:
+        selection.dropped_pairs["no box kept" if row["boxes"] else "nothing found"] += 1
+        return []
+    if kept[0]["score"] < config.min_best_score:
+        selection.dropped_pairs["best score below min_best_score"] += 1
+        dropped["in a dropped pair"] += len(kept)
+        return []
+    selection.kept_pairs += 1
+    selection.kept_boxes += len(kept)
+    selection.phrases_with_boxes += len({phrase for box in kept for phrase in box["phrases"]})
+    return kept
+
+
+def _without_overlaps(row: Row, config: SelectConfig, dropped: Counter[str]) -> list[Row]:
+    """The boxes that are confident and large enough, best first, without those that overlap a better one."""
+    boxes = []
     for box in sorted(row["boxes"], key=lambda box: -box["score"]):
         if problem := _problem(box, row["width"] * row["height"], config):
             dropped[problem] += 1
         else:
             boxes.append(box)
-    boxes = _suppress(boxes, config.nms, dropped, across=False)
-    boxes = _suppress(boxes, config.nms_across, dropped, across=True)
-    boxes = _limit_per_phrase(boxes, config.max_per_phrase, dropped)
-    selection.pairs += 1
-    selection.boxes += len(row["boxes"])
-    if not boxes:
-        selection.dropped_pairs["no box kept" if row["boxes"] else "nothing found"] += 1
-        return []
-    if boxes[0]["score"] < config.min_best_score:
-        selection.dropped_pairs["best score below min_best_score"] += 1
-        dropped["in a dropped pair"] += len(boxes)
-        return []
-    selection.kept_pairs += 1
-    selection.kept_boxes += len(boxes)
-    selection.phrases_with_boxes += len({phrase for box in boxes for phrase in box["phrases"]})
+    for whose, threshold in (("its", config.nms), ("another", config.nms_across)):
+        kept: list[Row] = []
+        for box in boxes if threshold < 1 else ():
+            rivals = (better for better in kept if whose == "another" or better["phrases"] == box["phrases"])
+            if any(pair_iou(better["box"], box["box"]) > threshold for better in rivals):
+                dropped[f"overlaps a better box of {whose} phrase"] += 1
+            else:
+                kept.append(box)
+        boxes = kept if threshold < 1 else boxes
     return boxes
 
 
@@ -79,30 +103,3 @@ def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
     if config.max_box_area < 1 and (x2 - x1) * (y2 - y1) > config.max_box_area * image_area:
         return "area above max_box_area"
     return ""
-
-
-def _suppress(boxes: list[Row], threshold: float, dropped: Counter[str], *, across: bool) -> list[Row]:
-    """Boxes, best first, without those that overlap a better one of their phrase, or ``across`` all phrases."""
-    if threshold >= 1:
-        return boxes
-    kept: list[Row] = []
-    for box in boxes:
-        rivals = (better for better in kept if across or better["phrases"] == box["phrases"])
-        if any(pair_iou(better["box"], box["box"]) > threshold for better in rivals):
-            dropped[f"overlaps a better box of {'another' if across else 'its'} phrase"] += 1
-        else:
-            kept.append(box)
-    return kept
-
-
-def _limit_per_phrase(boxes: list[Row], limit: int, dropped: Counter[str]) -> list[Row]:
-    if not limit:
-        return boxes
-    taken, kept = Counter[int](), []
-    for box in boxes:
-        if all(taken[phrase] >= limit for phrase in box["phrases"]):
-            dropped["beyond max_per_phrase"] += 1
-            continue
-        taken.update(box["phrases"])
-        kept.append(box)
-    return kept

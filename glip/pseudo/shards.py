@@ -7,36 +7,25 @@ For many millions of captions give many files, so that no worker reads more than
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
-from PIL import Image
-
 from glip.config import SetConfig
+from glip.data.captions import caption_files
 from glip.data.catalog import data_root, find_set, read_set, recognize
-from glip.data.readers.captions import caption_files
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import DataError
-from glip.structures import Sample, TarMember
+from glip.structures import Sample
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples [start, stop) of a set; ``stop`` None: to its end. ``name`` is the stem of its output file."""
+    """The samples [start, stop) of a dataset; ``stop`` None: to its end. ``name`` is the stem of its output file."""
 
     name: str
     entry: SetConfig
     start: int = 0
     stop: int | None = None
-
-
-@dataclass(frozen=True)
-class CaptionedImage:
-    """An image with all captions that follow one another for it."""
-
-    image: Path | TarMember
-    image_id: int | str
-    captions: tuple[str, ...]
 
 
 def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
@@ -51,15 +40,14 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
         GlipError: not a captioned dataset.
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
-    under = data_root(root)
-    path = (under / entry.annotations).absolute()
-    format = entry.format or recognize(path)[0]
+    under = data_root(root).absolute()
+    format = entry.format or recognize(under / entry.annotations)[0]
     if format in ("coco", "lvis"):
         raise DataError(
             f"Dataset {name!r} of format {format} has no captions of image files. Give a captioned dataset."
         )
-    folders = tuple(str((under / folder).absolute()) for folder in entry.images)
-    return replace(entry, annotations=str(path), images=folders, format=format)
+    folders = tuple(str(under / folder) for folder in entry.images)
+    return replace(entry, annotations=str(under / entry.annotations), images=folders, format=format)
 
 
 def find_shards(entry: SetConfig, images: int) -> list[Shard]:
@@ -67,23 +55,19 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
     path = Path(entry.annotations)
     files = caption_files(path)
     if path.is_dir() or path.suffix.lower() == ".tar":
-        shards = [Shard(file.stem, _entry_of_file(entry, file)) for file in files]
-        names = [shard.name for shard in shards]
-        if twin := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(f"Two files are named {twin!r}, so their labels would share a file. Rename one of them.")
-        return shards
+        by_name = {file.stem: Shard(file.stem, _entry_of_file(entry, file)) for file in files}
+        if len(by_name) < len(files):
+            raise DataError(f"Two files in {str(path)!r} differ only in their suffix. Rename one of them.")
+        return list(by_name.values())
     samples = _read(entry).samples
-    starts, position = [], 0
-    for number, (_, group) in enumerate(groupby(samples, key=lambda sample: sample.image)):
-        if number % images == 0:
-            starts.append(position)
-        position += sum(1 for _ in group)
+    firsts = (next(group)[0] for _, group in groupby(enumerate(samples), key=lambda item: item[1].image))
+    starts = list(islice(firsts, None, None, images))
     bounds = zip(starts, [*starts[1:], len(samples)], strict=True)
     return [Shard(f"{path.stem}-{number:05d}", entry, *bound) for number, bound in enumerate(bounds)]
 
 
-def read_shard(shard: Shard) -> tuple[list[CaptionedImage], SkipCounter]:
-    """The images of a shard with their captions, and what the reader skipped in its file.
+def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
+    """The samples of a shard, those of one image together, and what the reader skipped in its file.
 
     Raises:
         OSError, DataError: the file is missing, or no caption in it can be read.
@@ -91,7 +75,7 @@ def read_shard(shard: Shard) -> tuple[list[CaptionedImage], SkipCounter]:
     read = _read(shard.entry)
     stop = len(read.samples) if shard.stop is None else shard.stop
     samples = (read.samples[index] for index in range(shard.start, stop))
-    images = [_captioned(list(group)) for _, group in groupby(samples, key=lambda sample: sample.image)]
+    images = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
     return images, read.skipped if shard.start == 0 else SkipCounter()  # counted once per file
 
 
@@ -99,13 +83,6 @@ def read_shard(shard: Shard) -> tuple[list[CaptionedImage], SkipCounter]:
 def _read(entry: SetConfig) -> SampleSet:
     """A dataset; the last one is cached, because a file cut into many shards is read once for all of them."""
     return read_set(entry)
-
-
-def _captioned(samples: Sequence[Sample]) -> CaptionedImage:
-    first = samples[0]
-    assert not isinstance(first.image, Image.Image), "captioned datasets are files"
-    captions = tuple(one.caption or (one.prompt.caption if one.prompt else "") for one in samples)
-    return CaptionedImage(first.image, first.image_id, captions)
 
 
 def _entry_of_file(entry: SetConfig, file: Path) -> SetConfig:

@@ -1,6 +1,6 @@
 """A folder of pseudo-labels: for each shard a file of labels, and a report that says the shard is finished.
 
-``NAME.jsonl`` is an ordinary label file (``glip/data/readers/labels.py``) whose boxes have raw scores down to a low
+``NAME.jsonl`` is an ordinary label file (``glip.data.labels.py``) whose boxes have raw scores down to a low
 threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is written after it. A manifest says which
 teacher and options made the labels.
 """

@@ -10,10 +10,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from glip.config import DetectConfig
 from glip.data.image import load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
-from glip.files import atomic_write
+from glip.files import write_jsonl
 from glip.lettering import is_sentence
 from glip.structures import Detections, Prompt
 from glip.visualize import draw, save_image
@@ -43,50 +44,44 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def detect_files(
-    detector: Detector,
-    paths: Sequence[Path],
-    prompt: Prompt | None,
-    *,
-    threshold: float | None,
-    batch_size: int,
-    out: Path,
-    json_lines: str | None,
-) -> int:
+def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
     """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
 
     Args:
         detector: the model.
         paths: image files.
         prompt: what to find; None for the classes of the detector's task.
-        threshold: lowest score shown.
-        batch_size: images computed at once.
-        out: folder for drawn images.
-        json_lines: a file for one JSON line per image; "-" prints the lines and draws nothing.
+        config: what is shown and written.
     """
-    targets, lines, unreadable = _output_names(paths, out), list[str](), 0
+    targets, records, read = _output_names(paths, Path(config.out)), list[dict[str, Any]](), 0
     with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            opened = dict(_open(batch))
-            unreadable += len(batch) - len(opened)
-            images = list(opened.values())
-            found = detector(images, prompt, threshold=threshold, batch_size=batch_size) if images else []
-            for (path, image), detections in zip(opened.items(), found, strict=True):
-                if json_lines:
-                    lines.append(json.dumps(to_record(path, detections), ensure_ascii=False))
-                if json_lines == "-":
-                    print(lines.pop(), flush=True)
-                    continue
-                save_image(draw(image, detections), targets[path])
-                if len(paths) <= _FEW:
-                    print(_table(path, detections, targets[path]))
-            bar.update(len(batch))
-    if json_lines and json_lines != "-":
-        with atomic_write(json_lines) as file:
-            file.writelines(f"{line}\n" for line in lines)
-        print(f"{len(lines)} lines in {json_lines}")
-    return unreadable
+        for (path, image), found in _detections(detector, paths, prompt, config, bar):
+            read += 1
+            if config.json == "-":
+                print(json.dumps(to_record(path, found), ensure_ascii=False), flush=True)
+                continue
+            if config.json:
+                records.append(to_record(path, found))
+            save_image(draw(image, found), targets[path])
+            if len(paths) <= _FEW:
+                print(_table(path, found, targets[path]))
+    if config.json and config.json != "-":
+        write_jsonl(config.json, records)
+        print(f"{len(records)} lines in {config.json}")
+    return len(paths) - read
+
+
+def _detections(
+    detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig, bar: "tqdm[Any]"
+) -> Iterator[tuple[tuple[Path, Image.Image], Detections]]:
+    """Each file that can be read, its image and its detections; the others are reported."""
+    for start in range(0, len(paths), config.batch_size):
+        batch = paths[start : start + config.batch_size]
+        opened = list(_open(batch))
+        images = [image for _, image in opened]
+        found = detector(images, prompt, threshold=config.threshold, batch_size=config.batch_size) if images else []
+        yield from zip(opened, found, strict=True)
+        bar.update(len(batch))
 
 
 def to_record(path: Path, detections: Detections) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from glip.pseudo.run import run_labelling
 from glip.pseudo.select import select
 from glip.structures import Sample
 from glip.train.distributed import Group
+from glip.train.loop import check_experiment
 from glip.train.run import run as train
-from glip.train.settings import check_experiment
 
 PSEUDO = "pseudo-labels"  # the dataset's name in the student's mixture
 LEDGER, TABLE = "rounds.jsonl", "table.md"

@@ -3,28 +3,26 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glip.adaptation import Adaptation
-from glip.config import TuneConfig
-from glip.data.catalog import data_root, find_set, folders_of, read_set
-from glip.data.sets import SkipCounter
-from glip.data.shots import draw_shots
+from glip.config import TaskConfig, TuneConfig
+from glip.data.catalog import class_prompts, find_set, folders_of, read_set
+from glip.data.sets import SampleSet, SkipCounter
+from glip.data.shots import count_classes, draw_shots
 from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
-from glip.evaluate.coco import Score, average_precision
+from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
-from glip.evaluate.thresholds import best_thresholds
-from glip.evaluate.validate import Chosen
-from glip.experiment import read_yaml
+from glip.evaluate.validate import evenly_spaced
 from glip.files import fingerprint, write_json
-from glip.model.adapt import save_adaptation
+from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
-from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 from glip.train.distributed import ONE, Group, main_only
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
@@ -52,42 +50,36 @@ class TaskData:
         return "; ".join([*map(data_fingerprint, (self.train, self.validate, self.test)), *map(str, words)])
 
 
-def read_task_data(
-    train: str,
-    *,
-    validate: str = "",
-    test: str = "",
-    images: Sequence[str] = (),
-    prompts: str = "",
-    root: str | None = None,
-    name: str = "",
-) -> TaskData:
-    """The datasets of a task, each a name of datasets.yaml or an annotation file.
+def task_data(name: str, parts: Mapping[str, SampleSet], prompts: Mapping[str, ClassPrompt]) -> TaskData:
+    """A task of some of the parts ``train``, ``validate`` and ``test``."""
+    skipped = SkipCounter()
+    for part in parts.values():
+        skipped.merge(part.skipped)
+    samples = {title: part.samples for title, part in parts.items()}
+    return TaskData(name, parts["train"].vocabulary, **samples, prompts=prompts, skipped=skipped)
+
+
+def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -> TaskData:
+    """Read the datasets of a task; without a name it is called like its training file.
 
     Raises:
         DataError: datasets without one list of class names, or with different lists.
     """
-    given = {"train": train, "validate": validate, "test": test}
-    folders = folders_of([text for text in given.values() if text], images, root)
-    skipped, parts, names = SkipCounter(), dict[str, Sequence[Sample]](), tuple[str, ...]()
-    for part, text in given.items():
-        if not text:
-            continue
-        read = read_set(find_set(text, images=folders[text], root=root), root)
-        skipped.merge(read.skipped)
-        if not read.vocabulary or any(sample.vocabulary != read.vocabulary for sample in read.samples):
-            raise DataError(f"dataset {text!r} has no class names that all images share: give COCO json, say")
-        names = names or read.vocabulary
-        if read.vocabulary != names:
+    given = {part: file for part in ("train", "validate", "test") if (file := getattr(files, part))}
+    folders = folders_of(list(given.values()), files.images, root)
+    parts = dict[str, SampleSet]()
+    for part, file in given.items():
+        parts[part] = read_set(find_set(file, images=folders[file], root=root), root)
+        own, names = parts[part].vocabulary, parts["train"].vocabulary
+        if not own or any(sample.vocabulary != own for sample in parts[part].samples):
+            raise DataError(f"dataset {file!r} has no class names that all images share: give COCO json, say")
+        if own != names:
             raise DataError(
-                f"{part}: {text!r} has the classes {', '.join(read.vocabulary)[:80]}, not {', '.join(names)[:80]}: "
+                f"{part}: {file!r} has the classes {', '.join(own)[:80]}, not {', '.join(names)[:80]}: "
                 "give a dataset with the same classes"
             )
-        parts[part] = read.samples
-    usual = find_set(train, root=root).prompts
-    file = prompts or (usual and data_root(root) / usual)
-    written = read_prompts(read_yaml(Path(file)), names) if file else {}
-    return TaskData(name or Path(train).stem.removesuffix("_train"), names, **parts, prompts=written, skipped=skipped)
+    prompts = class_prompts(find_set(files.train, root=root), root, parts["train"].vocabulary, file=files.prompts)
+    return task_data(name or Path(files.train).stem.removesuffix("_train"), parts, prompts)
 
 
 def run_name(task: str, config: TuneConfig) -> str:
@@ -119,7 +111,7 @@ def tune_task(
         Interrupted: a signal came.
     """
     train, validate = split_task(task, config)
-    report, skipped = main_only(group, print), SkipCounter()
+    report, skipped, unreadable = main_only(group, print), SkipCounter(), dict[str, int]()
     skipped.merge(task.skipped)
     for title, samples in (("validation", validate), ("test", task.test)):
         _report_missing(title, samples, report)
@@ -129,31 +121,32 @@ def tune_task(
     for line in _data_lines(task, train, validate, images, skipped):
         report(line)
     ids = [str(sample.image_id) for sample in train]
-    about = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed, "ids": ids}
     if group.main:
-        write_json(folder / IMAGE_LIST, about)
-    scorer = _Scorer(cache)
-    inputs = fingerprint(
-        detector.fingerprint, preprocessing_of(detector), task.name, data_fingerprint(train), data_fingerprint(validate)
-    )
+        made = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed}
+        write_json(folder / IMAGE_LIST, {**made, "ids": ids})
+    score = partial(_score, cache=cache, unreadable=unreadable)
+    data = [data_fingerprint(samples) for samples in (train, validate)]
     run = TuneRun(
         tuner,
         images,
         config,
-        validate=lambda tuned: scorer("validation", tuned, validate).ap,
+        validate=lambda tuned: score("validation", tuned, validate).ap,
         folder=folder,
         group=group,
-        inputs=inputs,
+        inputs=fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, *data),
     )
     found = run(report)
     if config.thresholds:
-        rankings = scorer("validation", detector.adapted(found), validate).rankings
+        rankings = score("validation", detector.adapted(found), validate).rankings
         found = replace(found, thresholds=best_thresholds(rankings, detector.config.inference.threshold))
-    figures = {**found.figures, **_test(detector, found, task.test, scorer)}
-    for title, count in scorer.unreadable.items():
+    figures = dict(found.figures)
+    for title, adaptation in (("before ", _untuned(found)), ("", found)) if task.test else ():
+        tested = score("test", detector.adapted(adaptation), task.test)
+        figures |= {f"test {title}AP": tested.ap, f"test {title}AP50": tested.ap50}
+    for title, count in unreadable.items():
         skipped.add(f"unreadable {title} image", times=count)
-    stored = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
-    found = replace(found, figures=figures, about={**stored, "images": str(len(images))})
+    about = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
+    found = replace(found, figures=figures, about={**about, "images": str(len(images))})
     if group.main:
         save_adaptation(folder / TASK_FILE, found)
         _write_report(folder, found, run.state.history, skipped)
@@ -186,38 +179,24 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
                 f"task {task.name!r}: no image with a labelled box is left to {what} on: give more images, fewer shots "
                 "or --validate SET"
             )
-    return train, list(Chosen(rest, config.max_val_images))
+    return train, list(evenly_spaced(rest, config.max_val_images))
 
 
-class _Scorer:
-    """Scores a detector; images are encoded once if its image encoder is the model's own."""
-
-    def __init__(self, cache: FeatureCache) -> None:
-        self.cache = cache
-        self.unreadable: dict[str, int] = {}
-
-    def __call__(self, title: str, detector: Detector, samples: Sequence[Sample]) -> Score:
-        skipped, own = SkipCounter(), detector.adaptation is None or detector.adaptation.keeps_encoder
-        score = average_precision(detect_all(detector, samples, tally=skipped, kept=self.cache if own else None))
-        if skipped:
-            self.unreadable[title] = sum(skipped.counts.values())
-        return score
+def _score(
+    title: str, detector: Detector, samples: Sequence[Sample], *, cache: FeatureCache, unreadable: dict[str, int]
+) -> Score:
+    """Score a detector; images are encoded once if its image encoder is the model's own."""
+    skipped, own = SkipCounter(), detector.adaptation is None or detector.adaptation.keeps_encoder
+    score = average_precision(detect_all(detector, samples, tally=skipped, kept=cache if own else None))
+    if skipped:  # the same images every time
+        unreadable[title] = sum(skipped.counts.values())
+    return score
 
 
-def _test(detector: Detector, found: Adaptation, samples: Sequence[Sample], scorer: _Scorer) -> dict[str, float]:
-    """AP and AP50 on the test set before and after tuning, for the same prompt."""
-    if not samples:
-        return {}
+def _untuned(found: Adaptation) -> Adaptation:
+    """The same task before it was tuned, for the same prompt."""
     offsets = None if found.offsets is None else found.offsets * 0
-    before = replace(found, offsets=offsets, weights={}, thresholds=())
-    scores = {
-        title: scorer("test", detector.adapted(one), samples) for title, one in (("before ", before), ("", found))
-    }
-    return {
-        f"test {title}{name}": value
-        for title, score in scores.items()
-        for name, value in (("AP", score.ap), ("AP50", score.ap50))
-    }
+    return replace(found, offsets=offsets, weights={}, thresholds=())
 
 
 def _report_missing(title: str, samples: Sequence[Sample], report: Callable[[str], None]) -> None:
@@ -233,13 +212,7 @@ def _report_missing(title: str, samples: Sequence[Sample], report: Callable[[str
 def _data_lines(
     task: TaskData, train: Sequence[Sample], validate: Sequence[Sample], images: Images, skipped: SkipCounter
 ) -> Iterator[str]:
-    boxes = Counter(
-        label
-        for sample in train
-        for box, labels in enumerate(sample.box_phrases)
-        if box not in sample.crowd
-        for label in labels
-    )
+    boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     yield (
         f"{task.name}: {len(task.names)} classes; training on {len(images)} images with {count} boxes, "

@@ -3,16 +3,15 @@
 Several processes may fill one table; rows that exist are not tuned again.
 """
 
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from glip.config import TuneConfig
+from glip.config import TaskConfig, TuneConfig
 from glip.data.catalog import data_root, missing_part
-from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import ConfigError, DataError, GlipError
@@ -20,24 +19,14 @@ from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
 from glip.experiment import read_yaml
 from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_jsonl
-from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, tune_task
+from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.recipes.tune_report import TableRow, draw_figure, table_lines
-from glip.schema import checked, parse
-from glip.train.tune import remove_state
+from glip.schema import parse
+from glip.train.checkpoint import LAST
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
+_FREE = ("mode", "shots", "seed", "image_list", "cache_gb", "micro_batch", "checkpointing", "compile")
 Reader = Callable[[], TaskData]
-
-
-@checked
-class TableTask:
-    """A task of a table: dataset names or annotation files, and a YAML of prompts."""
-
-    train: str
-    test: str
-    validate: str = ""
-    images: tuple[str, ...] = ()
-    prompts: str = ""
 
 
 def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], out: Path, root: str | None) -> None:
@@ -48,68 +37,27 @@ def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], ou
     Raises:
         GlipError: an unreadable table, rows made with other settings, or at the end the tasks that failed.
     """
-    readers = dict(read_tasks(table, root))
-    path = out / LEDGER
+    readers, ledger, failed = read_tasks(table, root), out / LEDGER, list[str]()
+
+    @lru_cache(maxsize=1)
+    def read(name: str) -> tuple[TaskData, FeatureCache]:
+        return readers[name](), FeatureCache(configs[0].cache_gb)
+
     for config in configs:
-        _check_settings(path, detector, config)
-    failed: list[str] = []
+        _check_settings(ledger, detector, config)
+    cells = [(name, config) for name in readers for config in configs]
     try:
-        for number, (name, read) in enumerate(readers.items()):
-            read_once, features = cache(read), FeatureCache(configs[0].cache_gb)
-            for place, config in enumerate(configs, start=number * len(configs) + 1):
-                title = f"[{place} of {len(readers) * len(configs)}] {run_name(name, config)}"
-                try:
-                    _fill_row(path, detector, name, read_once, config, features, title)
-                except (GlipError, FileNotFoundError) as error:
-                    print(f"failed: {error}")
-                    failed.append(f"{run_name(name, config)}: {error}")
+        for number, (name, config) in enumerate(cells, start=1):
+            title = run_name(name, config)
+            try:
+                _fill_cell(ledger, detector, config, f"[{number} of {len(cells)}] {title}", partial(read, name), name)
+            except (GlipError, FileNotFoundError) as error:
+                print(f"failed: {error}")
+                failed.append(f"{title}: {error}")
     finally:
-        _show(path)
+        _show(ledger)
     if failed:
-        raise DataError(f"{len(failed)} of {len(readers) * len(configs)} tunings failed; the first: {failed[0]}")
-
-
-def _fill_row(
-    path: Path,
-    detector: Detector,
-    name: str,
-    read: Reader,
-    config: TuneConfig,
-    features: FeatureCache,
-    title: str,
-) -> None:
-    """Tune a task in one way and append its row, unless there is one."""
-    weights = detector.fingerprint[:16]
-    key = (weights, name, config.mode, str(config.shots or "all"), str(config.seed))
-    folder = path.parent / f"{detector.config.name}-{weights[:6]}" / run_name(name, config)
-    _check_data(path, name, read)
-    if any(row.key == key for row in read_ledger(path)):
-        remove_state(folder)
-        return
-    print(title)
-    try:
-        with exclusive(folder):
-            if not any(row.key == key for row in read_ledger(path)):  # another process may have finished it by now
-                began, task = time.monotonic(), read()
-                found = tune_task(detector, task, config, folder, cache=features)
-                row = TableRow(
-                    model=detector.config.name,
-                    weights=weights,
-                    task=name,
-                    mode=config.mode,
-                    shots=str(config.shots or "all"),
-                    seed=config.seed,
-                    images=int(found.about["images"]),
-                    settings=_settings(detector, config),
-                    data=task.fingerprint(),
-                    figures={title: round(value, 4) for title, value in found.figures.items()},
-                    minutes=round((time.monotonic() - began) / 60, 2),
-                )
-                with exclusive(path.parent, wait=True):
-                    append_jsonl(path, dataclasses.asdict(row))
-            remove_state(folder)  # after full tuning four times the size of the model
-    except LockedError:
-        print("another process is tuning it")
+        raise DataError(f"{len(failed)} of {len(cells)} tunings failed; the first: {failed[0]}")
 
 
 def read_ledger(path: Path) -> list[TableRow]:
@@ -125,51 +73,8 @@ def read_ledger(path: Path) -> list[TableRow]:
     return list(rows.values())
 
 
-def _settings(detector: Detector, config: TuneConfig) -> dict[str, Any]:
-    """What else decides a figure: all rows of one line of the table must share it."""
-    free = ("mode", "shots", "seed", "image_list", "cache_gb", "micro_batch", "checkpointing", "compile")
-    own = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
-    return {**own, "preprocessing": preprocessing_of(detector)}
-
-
-def _check_settings(path: Path, detector: Detector, config: TuneConfig) -> None:
-    now, line = _settings(detector, config), (detector.fingerprint[:16], config.mode, str(config.shots or "all"))
-    for row in read_ledger(path):
-        if (row.weights, row.mode, row.shots) == line and row.settings != now:
-            changed = sorted(key for key in {**now, **row.settings} if now.get(key) != row.settings.get(key))
-            raise ConfigError(
-                f"{path} has rows of {row.mode}, shots {row.shots} with another {', '.join(changed)}: give another "
-                "--out, so that a table compares like with like"
-            )
-
-
-def _check_data(path: Path, name: str, read: Reader) -> None:
-    """Refuse a ledger whose task had other images or prompts; a task whose files are gone keeps its rows."""
-    rows = [row for row in read_ledger(path) if row.task == name]
-    try:
-        now = read().fingerprint()
-    except (GlipError, FileNotFoundError):
-        return
-    if any(row.data != now for row in rows):
-        raise DataError(f"{path} has rows of {name} with other images, boxes or prompts: give another --out")
-
-
-def _show(path: Path) -> None:
-    """Write and print the table, also with rows from other processes, and draw the figure."""
-    rows, out = read_ledger(path), path.parent
-    if not rows:
-        return
-    lines = table_lines(rows)
-    with atomic_write(out / TABLE) as page:
-        page.write("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    drawn = draw_figure(rows, out / FIGURE)
-    figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row in every line"
-    print(f"table in {out / TABLE}, {figure}, rows in {path}")
-
-
-def read_tasks(table: str, root: str | None) -> Iterator[tuple[str, Reader]]:
-    """The name of each task and a function that reads its datasets.
+def read_tasks(table: str, root: str | None) -> dict[str, Reader]:
+    """A function that reads the datasets of each task, by its name.
 
     Args:
         table: a YAML file of tasks, odinw13 or odinw35.
@@ -178,23 +83,106 @@ def read_tasks(table: str, root: str | None) -> Iterator[tuple[str, Reader]]:
     if table in ODINW:
         present = [task for task in tasks(ODINW[table]) if not missing_part(task.files("train"), root)]
         if not present:
-            raise DataError(f"{table}: no task under {str(data_root(root))!r}: give --root or GLIP_DATA")
-        yield from ((task.name, partial(_read_odinw, task, root)) for task in present)
-        return
-    path = Path(table)
-    if not path.is_file():
+            raise DataError(f"No task of {table} is in {str(data_root(root))!r}. Set --root or GLIP_DATA.")
+        return {task.name: partial(_read_odinw, task, root) for task in present}
+    if not Path(table).is_file():
         raise ConfigError(f"--tasks {table!r} is not a file: give a YAML of tasks, odinw13 or odinw35")
-    for name, entry in parse(dict[str, TableTask], read_yaml(path), at=table).items():
-        if not (entry.train and entry.test):
-            raise ConfigError(f"{table}: {name}: train or test is empty: give a dataset for each")
-        files = dataclasses.asdict(entry)
-        yield name, partial(read_task_data, **files, root=root, name=name)
+    entries = parse(dict[str, TaskConfig], read_yaml(Path(table)), at=table)
+    lacking = next((name for name, task in entries.items() if not (task.train and task.test)), None)
+    if lacking is not None:
+        raise ConfigError(f"{table}: {lacking}: train or test is empty: give a dataset for each")
+    return {name: partial(read_task_data, task, root, name) for name, task in entries.items()}
 
 
 def _read_odinw(task: OdinwTask, root: str | None) -> TaskData:
-    skipped = SkipCounter()
-    parts = [read_task(task, root, split) for split in ("train", "val", "test")]
-    for part in parts:
-        skipped.merge(part.skipped)
-    train, val, test = (part.samples for part in parts)
-    return TaskData(task.name, parts[0].vocabulary, train, val, test, task.prompts, skipped)
+    train, validate, test = (read_task(task, root, split) for split in ("train", "val", "test"))  # type: ignore[arg-type]
+    return task_data(task.name, {"train": train, "validate": validate, "test": test}, task.prompts)
+
+
+def _fill_cell(
+    ledger: Path,
+    detector: Detector,
+    config: TuneConfig,
+    title: str,
+    read: Callable[[], tuple[TaskData, FeatureCache]],
+    name: str,
+) -> None:
+    """Tune a task in one way and append its row, unless there is one."""
+    weights, shots = detector.fingerprint[:16], str(config.shots or "all")
+    key = (weights, name, config.mode, shots, str(config.seed))
+    folder = ledger.parent / f"{detector.config.name}-{weights[:6]}" / run_name(name, config)
+
+    def is_done() -> bool:
+        return any(row.key == key for row in read_ledger(ledger))
+
+    try:
+        task, features = read()
+    except (GlipError, FileNotFoundError):
+        if is_done():  # a task whose files are gone keeps its rows
+            return
+        raise
+    data = task.fingerprint()
+    if any(row.task == name and row.data != data for row in read_ledger(ledger)):
+        raise DataError(f"{ledger} has rows of {name} with other images, boxes or prompts: give another --out")
+    try:
+        with exclusive(folder):
+            if not is_done():
+                print(title)
+                _append(ledger, _tuned_row(detector, config, task, features, folder))
+            (folder / LAST).unlink(missing_ok=True)  # after full tuning four times the size of the model
+    except LockedError:
+        print(f"{title}: another process is tuning it")
+
+
+def _tuned_row(
+    detector: Detector, config: TuneConfig, task: TaskData, features: FeatureCache, folder: Path
+) -> TableRow:
+    began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
+    return TableRow(
+        model=detector.config.name,
+        weights=detector.fingerprint[:16],
+        task=task.name,
+        mode=config.mode,
+        shots=str(config.shots or "all"),
+        seed=config.seed,
+        images=int(found.about["images"]),
+        settings=_settings(detector, config),
+        data=task.fingerprint(),
+        figures={title: round(value, 4) for title, value in found.figures.items()},
+        minutes=round((time.monotonic() - began) / 60, 2),
+    )
+
+
+def _append(ledger: Path, row: TableRow) -> None:
+    with exclusive(ledger.parent, wait=True):
+        append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
+
+
+def _settings(detector: Detector, config: TuneConfig) -> dict[str, Any]:
+    """What else decides a figure: all rows of one line of the table must share it."""
+    own = {name: value for name, value in vars(config).items() if name not in _FREE}
+    return {**own, "preprocessing": preprocessing_of(detector)}
+
+
+def _check_settings(ledger: Path, detector: Detector, config: TuneConfig) -> None:
+    now, line = _settings(detector, config), (detector.fingerprint[:16], config.mode, str(config.shots or "all"))
+    for row in read_ledger(ledger):
+        if (row.weights, row.mode, row.shots) == line and row.settings != now:
+            changed = sorted(key for key in {**now, **row.settings} if now.get(key) != row.settings.get(key))
+            raise ConfigError(
+                f"{ledger} has rows of {row.mode}, shots {row.shots} with another {', '.join(changed)}: give another "
+                "--out, so that a table compares like with like"
+            )
+
+
+def _show(ledger: Path) -> None:
+    """Write and print the table, also with rows from other processes, and draw the figure."""
+    rows, out = read_ledger(ledger), ledger.parent
+    if not rows:
+        return
+    text = "\n".join(table_lines(rows))
+    with atomic_write(out / TABLE) as page:
+        page.write(text + "\n")
+    drawn = draw_figure(rows, out / FIGURE)
+    figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row in every line"
+    print(f"{text}\ntable in {out / TABLE}, {figure}, rows in {ledger}")

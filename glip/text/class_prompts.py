@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from glip.errors import DataError
 from glip.schema import checked, did_you_mean, parse
-from glip.structures import SEPARATOR, Phrase, Prompt
+from glip.text.prompt import Prompt, join_names
 
 _BRACKETS = re.compile(r"(?P<prefix>[^\[\]]*)\[(?P<name>[^\[\]]*)\](?P<suffix>[^\[\]]*)")
 
@@ -25,7 +26,7 @@ class ClassPrompt:
         return self.prefix + self.name + self.suffix
 
 
-def read_prompts(tree: Any, names: Sequence[str] | None = None) -> dict[str, ClassPrompt]:
+def read_prompts(tree: Any, names: Sequence[str]) -> dict[str, ClassPrompt]:
     """Class prompts from the plain values of a YAML or JSON file.
 
     Args:
@@ -40,7 +41,7 @@ def read_prompts(tree: Any, names: Sequence[str] | None = None) -> dict[str, Cla
         raise DataError(f"class prompts: got {tree!r:.80}: give a map such as pothole: 'some [holes] on the road'")
     prompts = {}
     for name, value in ((str(key), value) for key, value in tree.items()):
-        if names is not None and name not in names:
+        if name not in names:
             hint, known = did_you_mean(name, names), ", ".join(map(repr, names[:10]))
             raise DataError(f"class prompts: no class {name!r} in the dataset{hint}: it has {known}")
         if isinstance(value, str):
@@ -62,14 +63,6 @@ def prompt_from_classes(names: Sequence[str], prompts: Mapping[str, ClassPrompt]
     Raises:
         GlipError: no name, or an empty one.
     """
-    if not any(name in prompts for name in names):
-        return Prompt.from_names(names)
-    caption = ""
-    phrases: list[Phrase] = []
-    for name in names:
-        written = prompts.get(name) or ClassPrompt(name=name)
-        caption += (SEPARATOR if phrases else "") + written.prefix
-        phrases.append(Phrase(written.name, ((len(caption), len(caption) + len(written.name)),)))
-        caption += written.name + written.suffix
-    in_context = any(name in prompts and prompts[name].text != prompts[name].name for name in names)
-    return Prompt(caption, tuple(phrases), is_list=not in_context)
+    written = [prompts.get(name) or ClassPrompt(name=name) for name in names]
+    joined = join_names((one.prefix, one.name, one.suffix) for one in written)
+    return replace(joined, is_list=not any(one.prefix or one.suffix for one in written))

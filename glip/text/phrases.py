@@ -117,7 +117,8 @@ class PhraseFinder:
         if isinstance(drop, str):
             raise GlipError(f"drop: got the string {drop!r}: pass a list of words, such as ['view', 'group of']")
         if drop is None:
-            drop = [line.split("#")[0].strip() for line in (BUNDLED / "not_things.txt").open(encoding="utf-8")]
+            lines = (BUNDLED / "not_things.txt").read_text(encoding="utf-8").splitlines()
+            drop = [line.split("#")[0].strip() for line in lines]
         self.drop = frozenset(word.lower() for word in drop)
         self.referring = referring
         self.pipeline = BUNDLED if pipeline is None else pipeline

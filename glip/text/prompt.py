@@ -6,6 +6,7 @@ The only home of joining names with their spans, of shifting spans, and of count
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from glip.errors import GlipError
@@ -16,6 +17,8 @@ SEPARATOR = ". "  # between names, as in the 2022 release (DATASETS.SEPARATION_T
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 # What may not continue a word on either side: not the letters of scripts that write words without spaces.
 LETTER = "[^\\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+
+_WORD_EDGE = re.compile(f"(?:(?<!{LETTER})|(?!{LETTER}))")  # a place that is not inside a word
 
 CountTokens = Callable[[str], int]  # tokens of a text, [CLS] and [SEP] included
 
@@ -211,12 +214,25 @@ def split_prompt(
     ]
 
 
+def says_one_of(text: str, words: Sequence[str]) -> bool:
+    """Whether a text contains one of the words (or sequences of words) as whole words; case does not matter."""
+    return _whole_words(tuple(words)).search(text) is not None
+
+
+def is_word_edge(text: str, place: int) -> bool:
+    """Whether a cut before the character at ``place`` does not divide a word."""
+    return _WORD_EDGE.match(text, place) is not None
+
+
+@lru_cache(maxsize=256)
+def _whole_words(texts: tuple[str, ...]) -> re.Pattern[str]:
+    either, edge = "|".join(map(re.escape, texts)), _WORD_EDGE.pattern
+    return re.compile(f"{edge}(?:{either}){edge}", re.IGNORECASE)
+
+
 def _locate(caption: str, text: str, start: int) -> Span:
     """Where a text occurs as whole words: after ``start`` if it does, else first."""
-    text = text.strip()
-    before = rf"(?<!{LETTER})" if re.match(LETTER, text) else ""
-    after = rf"(?!{LETTER})" if re.match(LETTER, text[-1:]) else ""
-    pattern = re.compile(before + re.escape(text) + after, re.IGNORECASE)
+    pattern = _whole_words((text.strip(),))
     match = pattern.search(caption, start) or pattern.search(caption)
     if match is None:
         raise GlipError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")

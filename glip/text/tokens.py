@@ -5,7 +5,7 @@ the next two) to the token of its last character (or of the two before), everyth
 the search stays within the span, so a span of dropped characters never stands for its neighbours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -84,7 +84,7 @@ def phrase_tokens(tokens: Encoding, prompt: Prompt) -> list[list[int]]:
     return found
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_tokens: int) -> TextBatch:
+def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt], *, max_tokens: int) -> TextBatch:
     """Tokenize captions and pad them to the longest.
 
     The release pads to 256 always; padded positions never influence valid ones, so the results are the same.
@@ -92,7 +92,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], *, max_token
     Raises:
         GlipError: a caption over ``max_tokens``, or a phrase without tokens.
     """
-    encoded = [tokenizer(prompt.caption) for prompt in prompts]
+    encoded = [tokenize(prompt.caption) for prompt in prompts]
     for tokens, prompt in zip(encoded, prompts, strict=True):
         if len(tokens.ids) > max_tokens:
             raise GlipError(

@@ -7,7 +7,7 @@ anything.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
-from glip.structures import Outputs, TextFeatures
+from glip.structures import Outputs
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MINUTES = 30.0  # after which a process stops waiting for the others
@@ -151,6 +151,13 @@ def shard_like(value: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(value.to(other.device), other.device_mesh, other.placements)  # type: ignore[attr-defined]
 
 
+@torch.no_grad()
+def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors, sharded or not, with whole ones of the same names."""
+    for name, tensor in tensors.items():
+        local_shard(tensor).copy_(local_shard(shard_like(values[name], tensor)))
+
+
 def _shard(model: GLIP, group: Group) -> nn.Module:
     try:
         from torch.distributed.device_mesh import init_device_mesh
@@ -170,9 +177,8 @@ def _shard(model: GLIP, group: Group) -> nn.Module:
 
 
 def _show_tensors() -> None:
-    """Let FSDP find the tensors inside the dataclasses that stages take and return: it attaches hooks to them."""
+    """Let FSDP find the tensors inside the model's outputs: it attaches hooks to them."""
     from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
-    for kind in (Outputs, TextFeatures):
-        if kind not in SUPPORTED_NODES:
-            register_dataclass(kind)
+    if Outputs not in SUPPORTED_NODES:
+        register_dataclass(Outputs)

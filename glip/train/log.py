@@ -1,10 +1,10 @@
-"""What a run reports: lines to read, rows of ``metrics.jsonl``, and optionally curves and images for TensorBoard."""
+"""What a run counts and reports: lines to read, rows of ``metrics.jsonl``, and curves and images for TensorBoard."""
 
-import json
 import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,8 +15,7 @@ from PIL import Image
 
 from glip.data.sets import SkipCounter
 from glip.errors import ConfigError
-from glip.files import append_jsonl, atomic_write
-from glip.train.checkpoint import Progress
+from glip.files import append_jsonl, read_jsonl, write_jsonl
 from glip.train.step import TERMS, Outcome
 
 _MEANS = (*TERMS, "loss", "gradient_norm")
@@ -43,6 +42,54 @@ class Validation(Protocol):
         """Images that could not be used, by reason."""
 
 
+@dataclass
+class Progress:
+    """What a run counts, the same in all processes.
+
+    ``step`` steps are done; ``skipped_steps`` had numbers that were not finite (``bad_in_row`` of them last), of which
+    ``overflows`` had too large a loss scale. ``best`` is the highest validation figure so far, of ``best_step``;
+    ``validated`` is the step of the last validation. Of ``tried`` samples ``broken`` could not be used; ``skipped``
+    counts boxes and captions by reason; ``window`` sums what the next log line reports.
+    """
+
+    step: int = 0
+    skipped_steps: int = 0
+    bad_in_row: int = 0
+    overflows: int = 0
+    best: float | None = None
+    best_step: int = 0
+    validated: int = 0
+    tried: int = 0
+    broken: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    window: dict[str, float] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a step."""
+        self.step += 1
+        self.skipped_steps += not outcome.stepped
+        self.overflows += outcome.overflow
+        self.bad_in_row = self.bad_in_row + 1 if outcome.bad else 0
+        sums = {"skipped_steps": float(not outcome.stepped)}
+        if outcome.stepped:  # a mean with one nan would be nan
+            sums |= {**outcome.losses, "gradient_norm": outcome.norm, "count": 1.0}
+        for name, value in sums.items():
+            self.window[name] = self.window.get(name, 0.0) + value
+
+    def summary(self) -> list[str]:
+        """Lines about what the run skipped."""
+        lines = []
+        if self.skipped:
+            listed = ", ".join(f"{count} x {reason}" for reason, count in self.skipped.items())
+            lines.append(f"boxes skipped in this run: {listed}")
+        if self.broken:
+            lines.append(f"samples that could not be used: {self.broken} of {self.tried} tried")
+        if self.skipped_steps:
+            scaled = f", {self.overflows} of them to lower the loss scale" if self.overflows else ""
+            lines.append(f"steps skipped: {self.skipped_steps} of {self.step}{scaled}")
+        return lines
+
+
 class RunLog:
     """Writes the metrics of the main process.
 
@@ -66,20 +113,11 @@ class RunLog:
         if self.path.is_file():
             cut_rows(self.path, progress)
 
-    def add(self, outcome: Outcome, progress: Progress) -> None:
-        """Note a step; the sums are in ``progress``, so that a resumed run reports the same means."""
-        self.images += outcome.images
-        window = progress.window
-        window["skipped_steps"] = window.get("skipped_steps", 0) + (not outcome.stepped)
-        if outcome.stepped:  # a mean with one nan would be nan
-            for name, value in {**outcome.losses, "gradient_norm": outcome.norm, "count": 1.0}.items():
-                window[name] = window.get(name, 0.0) + value
-
     def row(self, progress: Progress, lr: float) -> str:
-        """Write a row about the steps in the window, with counts of all processes; gives the line to show."""
+        """Write a row about the steps in the window; gives the line to show."""
         window, step = progress.window, progress.step
         count = window.get("count", 0.0)
-        means = {name: window[name] / count if count else None for name in _MEANS}
+        means = {name: window.get(name, 0.0) / count if count else None for name in _MEANS}
         now = time.monotonic()
         speed, memory = self.images / max(now - self.since, 1e-9), peak_memory(self.device)
         self.since, self.images = now, 0
@@ -142,12 +180,10 @@ def summary_writer() -> Any:
 
 def cut_rows(path: Path, progress: Progress) -> None:
     """Cut from the metrics the steps and validations that will be repeated, and a line that a kill cut off."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    rows = [(line, json.loads(line)) for line in lines]
-    with atomic_write(path) as file:
-        file.writelines(
-            line for line, row in rows if row["step"] <= (progress.validated if "validation" in row else progress.step)
-        )
+    done = [
+        row for row in read_jsonl(path) if row["step"] <= (progress.validated if "validation" in row else progress.step)
+    ]
+    write_jsonl(path, done)
 
 
 def peak_memory(device: torch.device) -> float:

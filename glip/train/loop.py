@@ -9,7 +9,7 @@ import math
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,23 +19,13 @@ from glip.config import TrainConfig
 from glip.data.loader import Step
 from glip.errors import ConfigError, TrainingError
 from glip.experiment import Experiment, to_dict, to_yaml
-from glip.files import atomic_write
+from glip.files import atomic_write, refuse_other_run
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint
 from glip.signals import GracefulStop, Interrupted
-from glip.train.checkpoint import (
-    BEST,
-    LAST,
-    Progress,
-    Tree,
-    capture,
-    read_state,
-    refuse_other_run,
-    restore,
-    write_state,
-)
+from glip.train.checkpoint import BEST, LAST, Tree, capture, read_state, restore, write_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
-from glip.train.log import RunLog, Validation, summary_writer
+from glip.train.log import Progress, RunLog, Validation, summary_writer
 from glip.train.optim import EMA, build_optimizer, rate_factor, set_rates, wise_ft
 from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 
@@ -81,9 +71,10 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
     """
     config = experiment.train
-    run = Run(experiment, model, group=group, contents=contents, validate=validate, report=report)
+    run = Run(experiment, model, group=group, contents=contents, validate=validate, report=main_only(group, report))
     with GracefulStop() as signals:
-        run.validate_if_due()  # a run that was stopped before it could
+        if run.validation_due():  # a run that was stopped before it could
+            run.run_validation()
         loader = steps(run.progress.step)
         for number in range(run.progress.step, config.steps):
             step = next(loader)
@@ -91,11 +82,11 @@ def train(
             set_rates(run.stepper.optimizer, factor)
             outcome = run.stepper(step.batches, stop=signals.number > 0)
             run.note(step, outcome, config.lr * factor)
+            run.save_if_due(stopping=outcome.stopping)
             if outcome.stopping:
-                run.save(*dict.fromkeys((*run.due(), LAST)))
                 raise Interrupted(signals.number or signal.SIGTERM, f"stopped after step {run.progress.step}")
-            run.save(*run.due())
-            run.validate_if_due()
+            if run.validation_due():
+                run.run_validation()
     return run.finish()
 
 
@@ -103,8 +94,8 @@ def check_experiment(experiment: Experiment, group: Group = ONE) -> None:
     """Refuse what cannot work before anything long begins.
 
     Raises:
-        ConfigError: a batch size that the processes cannot share, TensorBoard that is not installed, or an output
-            folder with a run of another config.
+        ConfigError: a batch size that the processes cannot share, or TensorBoard that is not installed.
+        DataError: an output folder with a run of another config.
         CheckpointError: a checkpoint there that cannot be read.
     """
     config, path = experiment.train, Path(experiment.train.output, LAST)
@@ -116,23 +107,22 @@ def check_experiment(experiment: Experiment, group: Group = ONE) -> None:
     if config.tensorboard:
         summary_writer()
     if path.is_file():
-        state = read_state(path, mapped=True)
-        _refuse_other(state, {**state["made_from"], **to_dict(experiment)}, experiment)
+        _refuse_other(read_state(path, mapped=True), experiment, {})
 
 
-def _refuse_other(state: Tree, made_from: Tree, experiment: Experiment) -> None:
+def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     """Refuse to resume a run that is made from something else.
 
     ``train.steps`` may change as long as the steps already done, and the next one, have the same learning rate under
     both. Drops and the cosine are shares of the run, so this ends at the first drop, or with the warm-up.
     """
-    now, done = experiment.train, state["progress"]["step"]
-    old = state["made_from"]["train"]["steps"]
+    before, now, done = state["made_from"], experiment.train, state["progress"]["step"]
+    old = before["train"]["steps"]
     same_rates = old == now.steps or all(
         rate_factor(step, old, now) == rate_factor(step, now.steps, now) for step in range(done + 1)
     )
     may_change = (*MAY_CHANGE, "train.steps") if same_rates else MAY_CHANGE
-    refuse_other_run(Path(now.output), state["made_from"], made_from, may_change=may_change)
+    refuse_other_run(now.output, before, {**before, **to_dict(experiment), **inputs}, may_change=may_change)
 
 
 class Run:
@@ -149,31 +139,31 @@ class Run:
         report: Callable[[str], None],
     ) -> None:
         config = self.config = experiment.train
-        check_experiment(experiment, group)
-        self.group, self.report = group, main_only(group, report)
+        self.group, self.report = group, report
         self.validate = validate if config.validate_every else None
         self.output = Path(config.output)
-        self.output.mkdir(parents=True, exist_ok=True)
         self.finished = copy.deepcopy(model).eval()  # receives the weights that are validated and saved
         self.start = {name: value.clone() for name, value in model.state_dict().items()} if config.wise_ft else {}
-        start = fingerprint(self.start) if self.start else ""
-        self.made_from = {**to_dict(experiment), "starting weights": start, "training sets": dict(contents)}
+        inputs = {"starting weights": fingerprint(self.start) if self.start else "", "training sets": dict(contents)}
+        self.made_from = {**to_dict(experiment), **inputs}
         self.stepper = build_stepper(model, config, group)
         self.ema = EMA(model, config.ema) if config.ema else None
         torch.manual_seed(config.seed + group.rank)
         self.progress = Progress()
+        self.lost = Counter[str](), 0, 0  # what this process skipped since the counts were last collected
         if (self.output / LAST).is_file():
-            self._resume(experiment, read_state(self.output / LAST))
-        self.saved = self.progress.step  # the step that last.pt holds
+            state = read_state(self.output / LAST)
+            _refuse_other(state, experiment, inputs)
+            self._resume(state)
         self.log: RunLog | None = None
         if group.main:
             with atomic_write(self.output / "experiment.yaml") as file:
                 file.write(to_yaml(experiment))
             self.log = RunLog(self.output, config.steps, self.progress, group.device, tensorboard=config.tensorboard)
 
-    def _resume(self, experiment: Experiment, state: Tree) -> None:
-        _refuse_other(state, self.made_from, experiment)
-        self.progress = progress = restore(state, self.stepper, self.ema)
+    def _resume(self, state: Tree) -> None:
+        restore(state, self.stepper, self.stepper.model.state_dict(), self.ema)
+        self.progress = progress = Progress(**state["progress"])
         self.report(f"resumed {self.output / LAST} at step {progress.step}")
         processes = len(state["random"])
         if processes != self.group.size:
@@ -184,10 +174,11 @@ class Run:
                 f"this run has finished its {self.config.steps} steps. To train longer, start a new run from its "
                 f"model: train.start={self.output / 'model'} train.output={self.output}-2"
             )
-        before, now = state["made_from"], self.made_from
-        same_sets = before["data"]["validate"] == now["data"]["validate"]
-        same_images = before["train"]["validate_images"] == now["train"]["validate_images"]
-        if self.validate and same_sets and same_images:
+        before, now = (
+            (made_from["data"]["validate"], made_from["train"]["validate_images"])
+            for made_from in (state["made_from"], self.made_from)
+        )
+        if self.validate and before == now:
             return
         if progress.best is not None:  # figures of other images cannot be compared
             self.report(
@@ -198,69 +189,62 @@ class Run:
 
     def note(self, step: Step, outcome: Outcome, rate: float) -> None:
         """Count a step; stop a run whose numbers stay non-finite."""
-        progress = self.progress
-        progress.step += 1
-        progress.skipped_steps += not outcome.stepped
-        progress.overflows += outcome.overflow
-        progress.bad_in_row = progress.bad_in_row + 1 if outcome.bad else 0
-        progress.tried += step.tried
-        progress.broken += len(step.broken)
-        progress.skipped = dict(Counter(progress.skipped) + Counter(step.skipped.counts))
+        progress, (skipped, broken, tried) = self.progress, self.lost
+        progress.add(outcome)
+        self.lost = skipped + Counter(step.skipped.counts), broken + len(step.broken), tried + step.tried
         if outcome.stepped and self.ema:
             self.ema.update(self.stepper.model)
         if self.log:
-            self.log.add(outcome, progress)
+            self.log.images += outcome.images
         if progress.bad_in_row >= self.config.max_bad_steps:
             self._stop_as_bad(outcome, rate)
         if progress.step % self.config.log_every == 0 or progress.step == self.config.steps:
-            summed = self._summed()
+            self._collect()
             if self.log:
-                self.report(self.log.row(summed, rate))
+                self.report(self.log.row(progress, rate))
             progress.window = {}
 
-    def validate_if_due(self) -> None:
-        """Validate the model as it would be saved now, every ``validate_every`` steps; keep the best.
+    def save_if_due(self, *, stopping: bool) -> None:
+        """Write last.pt every ``save_every`` steps, at the end, and before what may fail; and the states to keep.
 
-        Before it last.pt is written, so that a validation that fails loses no step; after it again, with the result.
+        last.pt comes last: a run killed between the two repeats the step and writes the other one again.
         """
-        progress, step = self.progress, self.progress.step
-        if not self.validate or not step or progress.validated == step:
-            return
-        if step % self.config.validate_every and step != self.config.steps:
-            return
-        if self.saved != step:
-            self.save(LAST)
+        step, config = self.progress.step, self.config
+        kept = config.keep_every and step % config.keep_every == 0
+        last = step % config.save_every == 0 or step == config.steps or stopping or self.validation_due()
+        self.save(*[f"step-{step}.pt"] * bool(kept), *[LAST] * last)
+
+    def validation_due(self) -> bool:
+        """Whether to validate after this step: every ``validate_every`` and at the end."""
+        step, config = self.progress.step, self.config
+        due = self.validate and step > self.progress.validated
+        return bool(due) and (step % config.validate_every == 0 or step == config.steps)
+
+    def run_validation(self) -> None:
+        """Validate the model as it would be saved now; keep the best."""
+        assert self.validate is not None
+        progress = self.progress
         with torch.random.fork_rng([self.group.device] if self.group.device.type == "cuda" else []):
             found = self.validate(self.current())
         self.finished.to("cpu")
         figure = self.group.gather(found.best)[0]
         better = math.isfinite(figure) and (progress.best is None or figure > progress.best)
-        progress.validated = step
+        progress.validated = progress.step
         if better:
-            progress.best, progress.best_step = figure, step
+            progress.best, progress.best_step = figure, progress.step
         if self.log:
-            self.report(self.log.validated(step, found, best=better))
+            self.report(self.log.validated(progress.step, found, best=better))
         self.save(*[BEST] * better, LAST)
-
-    def due(self) -> list[str]:
-        """The checkpoints to write after this step: those to keep, and last.pt every ``save_every`` and at the end.
-
-        last.pt comes last: a run killed between the two repeats the step and writes the other one again.
-        """
-        step, config = self.progress.step, self.config
-        last = step % config.save_every == 0 or step == config.steps
-        kept = config.keep_every and step % config.keep_every == 0
-        return [f"step-{step}.pt"] * bool(kept) + [LAST] * last
 
     def save(self, *names: str) -> None:
         """Write checkpoints; all processes must call this."""
         if not names:
             return
-        state = capture(self.stepper, self.ema, self._summed(), self.made_from)
+        self._collect()
+        weights = self.stepper.model.state_dict()
+        state = capture(self.stepper, weights, asdict(self.progress), self.made_from, self.ema)
         for name in names if self.group.main else ():
             write_state(self.output / name, state)
-        if LAST in names:
-            self.saved = self.progress.step
         if self.log:
             self.log.flush()
 
@@ -271,8 +255,10 @@ class Run:
 
     def finish(self) -> GLIP:
         """Report what was skipped, and give the finished model: the best where there was a validation."""
-        self._report_skipped()
+        self._collect()
         progress = self.progress
+        for line in progress.summary():
+            self.report(line)
         if progress.best is None:
             return self.current()
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
@@ -285,24 +271,13 @@ class Run:
         self.finished.load_state_dict(weights)
         return self.finished.to(self.group.device)
 
-    def _report_skipped(self) -> None:
-        progress = self._summed()
-        if progress.skipped:
-            listed = ", ".join(f"{count} x {reason}" for reason, count in progress.skipped.items())
-            self.report(f"boxes skipped in this run: {listed}")
-        if progress.broken:
-            self.report(f"samples that could not be used: {progress.broken} of {progress.tried} tried")
-        if progress.skipped_steps:
-            scaled = f", {progress.overflows} of them to lower the loss scale" if progress.overflows else ""
-            self.report(f"steps skipped: {progress.skipped_steps} of {progress.step}{scaled}")
-
-    def _summed(self) -> Progress:
-        """The progress with the loaders' counts of all processes; all processes must call this."""
-        own = self.progress
-        counts = self.group.gather((Counter(own.skipped), own.broken, own.tried))
-        skipped = sum((row[0] for row in counts), Counter[str]())
-        broken, tried = sum(row[1] for row in counts), sum(row[2] for row in counts)
-        return replace(own, skipped=dict(skipped), broken=broken, tried=tried)
+    def _collect(self) -> None:
+        """Add what the loaders of all processes lost to the counts; all processes must call this."""
+        for skipped, broken, tried in self.group.gather(self.lost):
+            self.progress.skipped = dict(Counter(self.progress.skipped) + skipped)
+            self.progress.broken += broken
+            self.progress.tried += tried
+        self.lost = Counter(), 0, 0
 
     def _stop_as_bad(self, outcome: Outcome, rate: float) -> None:
         progress, count = self.progress, self.progress.bad_in_row

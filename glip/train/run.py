@@ -1,20 +1,28 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder of the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from glip.config import ModelConfig
-from glip.data.loader import MixtureDataset, Step, load_steps
+from glip.data.loader import MixtureDataset, load_steps
 from glip.data.mixture import build_sources
 from glip.data.survey import survey
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
-from glip.model.weights import ASSETS, BUNDLED, fit, load_pretrained, save_pretrained, start_language, start_vision
+from glip.model.weights import (
+    ASSETS,
+    BUNDLED,
+    build_with,
+    load_pretrained,
+    save_pretrained,
+    start_language,
+    start_vision,
+)
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group
@@ -53,9 +61,9 @@ def run(
 
 
 def _run(experiment: Experiment, group: Group, validator: Validate | None, report: Report) -> Path:
-    data, settings = experiment.data, experiment.train
+    data, settings, folder = experiment.data, experiment.train, Path(experiment.train.output, "model")
     check_experiment(experiment, group)
-    Path(settings.output).mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     torch.manual_seed(settings.seed)
     model, config, vocabulary = starting_model(experiment)
     tokenizer = Tokenizer(vocabulary)
@@ -64,13 +72,8 @@ def _run(experiment: Experiment, group: Group, validator: Validate | None, repor
     surveys = {source.config.name: survey(source, processor) for source in sources}
     for found in surveys.values():
         report(found.summary)
-    contents = {name: found.fingerprint for name, found in surveys.items()}
-    trained_on = (found.data for found in surveys.values())
-    config = replace(config, trained_on_data=_union(config.trained_on_data, trained_on))
+    config = replace(config, trained_on_data=_union(config.trained_on_data, [found.data for found in surveys.values()]))
     mixture = MixtureDataset(sources, processor, data, settings, rank=group.rank, processes=group.size)
-
-    def steps(start: int) -> Iterator[Step]:
-        return load_steps(mixture, start=start)
 
     def validate(model: GLIP) -> Validation:
         assert validator is not None
@@ -79,13 +82,12 @@ def _run(experiment: Experiment, group: Group, validator: Validate | None, repor
     trained = train(
         replace(experiment, model=config),
         model,
-        steps,
+        lambda start: load_steps(mixture, start=start),
         group=group,
-        contents=contents,
+        contents={name: found.fingerprint for name, found in surveys.items()},
         validate=validate if validator else None,
         report=report,
     )
-    folder = Path(settings.output) / "model"
     if group.main:
         save_pretrained(folder, trained, config, vocabulary)
     return folder
@@ -97,17 +99,16 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
     Raises:
         CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
     """
-    config, inherited = experiment.model, ModelConfig()
-    if experiment.train.start:
-        loaded = load_pretrained(experiment.train.start)
+    config, start, inherited = experiment.model, experiment.train.start, ModelConfig()
+    if start:
+        loaded = load_pretrained(start)
         inherited, vocabulary = loaded.config, loaded.tokenizer
-        model = build(config)
-        fit(model, loaded.model.state_dict(), Path(experiment.train.start))
+        model = build_with(config, loaded.model.state_dict(), Path(start))
     else:
         model, vocabulary = _pretrained_parts(config), ASSETS / BUNDLED
     if config.trained_on in ((), inherited.trained_on):  # else the config states what the model is trained on
         names = readable_names([row.name for row in experiment.data.train]).values()
-        config = replace(config, trained_on=_union(inherited.trained_on, names))
+        config = replace(config, trained_on=_union(inherited.trained_on, list(names)))
     return model, replace(config, trained_on_data=_union(inherited.trained_on_data, config.trained_on_data)), vocabulary
 
 
@@ -123,18 +124,13 @@ def readable_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _union(*lists: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(item for items in lists for item in items))
+def _union(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 def _pretrained_parts(config: ModelConfig) -> GLIP:
     """A model with random weights but for the parts whose pretrained weights the config names."""
     model = build(config)
-    if config.vision.pretrained and config.vision.kind != "swin":
-        raise ConfigError(
-            f"model.vision.pretrained: {config.vision.pretrained!r} cannot be read into a {config.vision.kind}: give "
-            "kind swin, or train.start, or set it to null"
-        )
     if config.vision.pretrained:
         start_vision(model, config.vision.pretrained)
     if config.language.pretrained:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from glip.errors import ConfigError
 from glip.experiment import Experiment, merge, read_tree, to_dict
 from glip.schema import parse
 
@@ -20,9 +21,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     tree = read_tree(path, overrides)
     started = parse(Experiment, tree)
-    if started.train.start is None:
+    start, wise_ft = started.train.start, started.train.wise_ft
+    if start is None and wise_ft:
+        raise ConfigError(f"train.wise_ft: got {wise_ft:g} without train.start, whose weights it averages: give both")
+    if start is None:
         return started
-    usual = {**_model_of(started.train.start), "name": Path(started.train.output).resolve().name}
+    usual = {**_model_of(start), "name": Path(started.train.output).resolve().name}
     return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})
 
 

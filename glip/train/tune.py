@@ -10,26 +10,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from glip.adaptation import Adaptation
 from glip.config import TuneConfig
 from glip.detector import Detector
 from glip.errors import TrainingError
 from glip.experiment import to_dict
+from glip.files import refuse_other_run
+from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
 from glip.signals import GracefulStop, Interrupted
-from glip.train.checkpoint import FORMAT, read_state, refuse_other_run, write_state
-from glip.train.distributed import ONE, Group, main_only, wrap_model
+from glip.train.checkpoint import LAST, capture, read_state, restore, write_state
+from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
 from glip.train.step import Outcome, Stepper, prepare
 from glip.train.tuner import Images, TaskBatch, Tuner, by_size
 
-STATE = "last.pt"
 _FEWEST_IMAGES = 64  # of an epoch: few shots are shown often
 _MAY_CHANGE = ("epochs", "micro_batch", "checkpointing", "compile", "max_bad_steps", "cache_gb", "thresholds")
 _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
@@ -37,7 +36,7 @@ _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), 
 
 def remove_state(folder: Path) -> None:
     """Remove the state that a tuning resumes from, once its result is safe."""
-    (folder / STATE).unlink(missing_ok=True)
+    (folder / LAST).unlink(missing_ok=True)
 
 
 @dataclass
@@ -80,21 +79,27 @@ class TuneRun:
         group: Group = ONE,
         inputs: str = "",
     ) -> None:
-        lr, weight_decay = _RATES[tuner.mode]
-        self.config = replace(
-            config,
-            lr=lr if config.lr is None else config.lr,
-            weight_decay=weight_decay if config.weight_decay is None else config.weight_decay,
-        )
-        self.tuner, self.images, self.validate, self.folder = tuner, images, validate, folder
+        lr, weight_decay = _RATES[config.mode]
+        lr = lr if config.lr is None else config.lr
+        weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
+        self.config = replace(config, lr=lr, weight_decay=weight_decay)
+        self.tuner, self.images, self.validate, self.path = tuner, images, validate, folder / LAST
         self.group = group = replace(group, device=torch.device(tuner.detector.device))
-        self.made_from = {**to_dict(self.config), "mode": tuner.mode, "prompt": tuner.prompt.caption, "inputs": inputs}
+        self.made_from = {**to_dict(self.config), "prompt": tuner.prompt.caption, "inputs": inputs}
         prepare(tuner.model, config)
         module = wrap_model(tuner, group)
-        self.stepper = Stepper(tuner, module, build_tuning_optimizer(tuner, self.config), config, group)
+        if tuner.offsets is not None:
+            optimizer = torch.optim.AdamW([tuner.offsets], lr=lr, weight_decay=weight_decay)
+        else:
+            bert_lr = config.bert_lr if config.mode == "full" else lr
+            optimizer = build_optimizer(tuner.model, lr=lr, bert_lr=bert_lr, text_lr=lr, weight_decay=weight_decay)
+        self.stepper = Stepper(tuner, module, optimizer, config, group)
         self.state = TuneState()
-        if (folder / STATE).is_file():
-            self._resume(folder / STATE)
+        if self.path.is_file():
+            stored = read_state(self.path)
+            refuse_other_run(folder, stored["made_from"], self.made_from, may_change=_MAY_CHANGE)
+            restore(stored, self.stepper, tuner.learned())
+            self.state = TuneState(**stored["progress"])
 
     def __call__(self, report: Callable[[str], None] = print) -> Adaptation:
         """Tune to the end; the result is the best state by validation.
@@ -114,10 +119,11 @@ class TuneRun:
                 loss = self._epoch(signals)
                 state.epochs += 1
                 self._judge(loss, time.monotonic() - began)
+                stored = capture(self.stepper, self.tuner.learned(), asdict(state), self.made_from)
                 if self.group.main:
-                    write_state(self.folder / STATE, self._captured())
+                    write_state(self.path, stored)
                 report(self._line())
-        self._load(state.best)
+        copy_into(self.tuner.learned(), state.best)
         before = state.history[0]["validation"]
         return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
 
@@ -138,8 +144,6 @@ class TuneRun:
     def rate(self) -> float:
         """The learning rate now."""
         return float(self.stepper.optimizer.param_groups[0]["lr"])
-
-    # ---- one epoch
 
     def _epoch(self, signals: GracefulStop) -> float:
         """Show the next images; gives the mean loss of the steps. A stopped epoch starts over when it is resumed."""
@@ -169,8 +173,6 @@ class TuneRun:
         order = row[shown : shown + count].tolist()
         return [order[start : start + size] for start in range(0, count, size)]
 
-    # ---- after an epoch
-
     def _judge(self, loss: float, seconds: float) -> None:
         """Validate, keep the best, lower the learning rate where it has stalled."""
         state = self.state
@@ -180,7 +182,7 @@ class TuneRun:
         state.history.append({"validation": figure, "loss": loss, "rate": self.rate, "seconds": seconds})
         if figure > state.figure:
             state.figure, state.waited, state.stalled = figure, 0, 0
-            state.best = self._copies()
+            state.best = {name: full_tensor(value).clone() for name, value in self.tuner.learned().items()}
             return
         state.waited += 1
         state.stalled += 1
@@ -190,53 +192,14 @@ class TuneRun:
                 group["lr"] *= 0.1
 
     def _line(self) -> str:
+        """The last epoch, and how many are left; an improvement may add more, up to ``epochs``."""
         state, last = self.state, self.state.history[-1]
-        return (
-            f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
-            f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {self._outlook()}"
-        )
-
-    def _outlook(self) -> str:
-        """How many epochs are left; an improvement may add more, up to ``epochs``."""
-        state = self.state
         more, waiting = self.config.epochs - state.epochs, self.config.patience - state.waited
         left = min(more, waiting)
-        if left == 0:
-            return "the last epoch"
         mean = sum(row["seconds"] for row in state.history) / state.epochs
-        ends = f"{left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
-        return f"ends after {ends}" + (" unless it improves" if waiting < more else "")
-
-    # ---- on disk
-
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: value.detach().cpu().clone() for name, value in self.tuner.learned().items()}
-
-    @torch.no_grad()
-    def _load(self, weights: dict[str, Tensor]) -> None:
-        for name, value in self.tuner.learned().items():
-            value.copy_(weights[name])
-
-    def _captured(self) -> dict[str, Any]:
-        optimizer, scaler = self.stepper.optimizer.state_dict(), self.stepper.scaler.state_dict()
-        own = {"weights": self._copies(), "optimizer": optimizer, "scaler": scaler, "state": asdict(self.state)}
-        return {"format": FORMAT, "made_from": self.made_from, **own}
-
-    def _resume(self, path: Path) -> None:
-        state = read_state(path)
-        refuse_other_run(self.folder, state["made_from"], self.made_from, may_change=_MAY_CHANGE)
-        self._load(state["weights"])
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
-        if self.stepper.scaler.is_enabled():
-            self.stepper.scaler.load_state_dict(state["scaler"])
-        self.state = TuneState(**state["state"])
-
-
-def build_tuning_optimizer(tuner: Tuner, config: TuneConfig) -> torch.optim.AdamW:
-    """The optimizer of training for the weights that train, or one for the prompt's offsets."""
-    lr, weight_decay = config.lr, config.weight_decay
-    assert lr is not None and weight_decay is not None
-    if tuner.offsets is not None:
-        return torch.optim.AdamW([tuner.offsets], lr=lr, weight_decay=weight_decay)
-    bert_lr = config.bert_lr if tuner.mode == "full" else lr
-    return build_optimizer(tuner.model, lr=lr, bert_lr=bert_lr, text_lr=lr, weight_decay=weight_decay)
+        ends = f"ends after {left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
+        outlook = ends + (" unless it improves" if waiting < more else "") if left else "the last epoch"
+        return (
+            f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
+            f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {outlook}"
+        )

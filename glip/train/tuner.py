@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from glip.adaptation import Adaptation, Mode
-from glip.data.image import open_any
+from glip.config import Mode
+from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.data.transforms import augment
 from glip.detector import Detector
 from glip.encoded import EncodedImage, FeatureCache, image_key
 from glip.errors import ConfigError, ImageError
-from glip.model.adapt import with_weights
+from glip.model.adapt import Adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
-from glip.structures import Batch, Outputs, Prompt, Sample, TextFeatures
+from glip.structures import Batch, ImageBatch, Outputs, Prompt, Sample, TextBatch
 from glip.train.step import frozen_to_eval
 
 Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
@@ -39,7 +39,7 @@ _RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "text": ("langu
 
 def trained_names(model: GLIP, mode: Mode) -> list[str]:
     """The weights of the model that a mode trains; none in mode prompt, whose offsets are no part of the model."""
-    return [name for name, _ in model.named_parameters() if name.startswith(_TRAINED[mode])] if _TRAINED[mode] else []
+    return [name for name, _ in model.named_parameters() if name.startswith(_TRAINED[mode])]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ class TaskBatch(Batch):
 
     def to(self, device: torch.device | str) -> "TaskBatch":
         """The same batch on another device."""
-        targets, text = tuple(target.to(device) for target in self.targets), self.text.to(device)
-        if self.levels is None:
-            return TaskBatch(self.images.to(device), text, targets)
-        return TaskBatch(self.images, text, targets, tuple(level.to(device) for level in self.levels))
+        images = self.images.to(device) if self.levels is None else self.images
+        levels = None if self.levels is None else tuple(level.to(device) for level in self.levels)
+        return TaskBatch(images, self.text.to(device), tuple(target.to(device) for target in self.targets), levels)
 
 
 class Tuner(nn.Module):
@@ -81,17 +80,14 @@ class Tuner(nn.Module):
                 f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
                 "names in one caption. Split them into several tasks"
             )
-        own = dict(detector.model.named_parameters())
-        copied = {name: own[name].detach().clone() for name in trained_names(detector.model, mode)}
-        if mode == "full":  # running statistics change too
-            stored = detector.model.state_dict()
-            copied |= {name: value.clone() for name, value in stored.items() if name not in own}
-        self.model, self._copied = with_weights(detector.model, copied), tuple(copied)
+        trained, own = trained_names(detector.model, mode), detector.model.state_dict()
+        changing = own if mode == "full" else trained  # full: running statistics too
+        self.model = with_weights(detector.model, {name: own[name].clone() for name in changing})
         self.text = detector.processor.text([prompt]).to(detector.device)
         with torch.no_grad():
-            self.features = detector.model.encode_text(self.text)
-        self.offsets = nn.Parameter(torch.zeros_like(self.features.hidden[0])) if mode == "prompt" else None
-        for name in trained_names(self.model, mode):
+            self.hidden = detector.model.encode_text(self.text)
+        self.offsets = nn.Parameter(torch.zeros_like(self.hidden[0])) if mode == "prompt" else None
+        for name in trained:
             self.model.get_parameter(name).requires_grad_(True)
         if mode == "full":
             self.model.freeze(stages=frozen_stages)
@@ -128,26 +124,25 @@ class Tuner(nn.Module):
     def forward(self, batch: TaskBatch) -> Outputs:
         """Ground the task's prompt in images."""
         levels = self.encode(batch.images.pixels) if batch.levels is None else batch.levels
-        text = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.features
+        hidden = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.hidden
         if self.offsets is not None:
-            text = replace(text, hidden=text.hidden + self.offsets)
+            hidden = hidden + self.offsets
         count = len(levels[0])
-        mask = text.attention_mask.expand(count, -1)
-        return self.model.fuse_and_predict(levels, TextFeatures(text.hidden.expand(count, -1, -1), mask))
+        mask = self.text.attention_mask.expand(count, -1)
+        return self.model.fuse_and_predict(levels, hidden.expand(count, -1, -1), mask)
 
     def adaptation(self, **more: object) -> Adaptation:
         """What has been learned so far, sharing its tensors; ``more`` are further fields."""
-        own = self.detector
-        before, now = own.model.state_dict(), self.model.state_dict()
-        weights = {name: now[name] for name in self._copied if not torch.equal(now[name], before[name])}
+        detector, before = self.detector, self.detector.model.state_dict()
+        changed = {k: value for k, value in self.model.state_dict().items() if not torch.equal(value, before[k])}
         return Adaptation(
             mode=self.mode,
-            model=own.config.name,
-            fingerprint=own.fingerprint,
+            model=detector.config.name,
+            fingerprint=detector.fingerprint,
             names=self.names,
             prompt=self.prompt,
             offsets=None if self.offsets is None else self.offsets.detach(),
-            weights=weights,
+            weights=changed,
             **more,  # type: ignore[arg-type]
         )
 
@@ -170,7 +165,7 @@ class Images:
         self, samples: Sequence[Sample], tuner: Tuner, *, augment: bool, cache: FeatureCache, skipped: SkipCounter
     ) -> None:
         self._samples, self._tuner, self._augment = samples, tuner, augment
-        self._features, self._kept = cache, dict[int, TaskBatch]()
+        self._cached: dict[int, TaskBatch] = {}
         self.usable: list[int] = []
         for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
@@ -179,7 +174,8 @@ class Images:
                 skipped.add("unreadable image", str(error))
                 continue
             self.usable.append(index)
-            self._keep(index, batch)
+            if tuner.keeps_images and not augment:
+                self._cache(index, batch, cache)
         if not self.usable:
             raise ConfigError(f"none of the {len(samples)} training images can be used: {skipped}")
 
@@ -189,17 +185,17 @@ class Images:
     @property
     def cached(self) -> int:
         """How many images' features are cached."""
-        return len(self._kept)
+        return len(self._cached)
 
     def get(self, index: int, rng: np.random.Generator) -> TaskBatch:
         """One image; ``rng`` augments it where images are augmented."""
-        return self._kept.get(index) or self._prepare(index, rng, SkipCounter())
+        return self._cached.get(index) or self._prepare(index, rng, SkipCounter())
 
     def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> TaskBatch:
         sample, processor = self._samples[index], self._tuner.detector.processor
         size = processor.min_size
         varied, lost = augment(
-            replace(sample, image=open_any(sample.image)),
+            replace(sample, image=sample_image(sample)),
             rng,
             short_side=(round(0.6 * size), size) if self._augment else (size,),
             max_size=processor.max_size,
@@ -209,49 +205,40 @@ class Images:
         batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
         return TaskBatch(batch.images, batch.text, batch.targets)
 
-    def _keep(self, index: int, batch: TaskBatch) -> None:
+    def _cache(self, index: int, batch: TaskBatch, cache: FeatureCache) -> None:
         images, key = batch.images, ("training", image_key(self._samples[index].image))
-        if self._augment or not self._tuner.keeps_images or (self._features.full and key not in self._features):
+        if cache.full and key not in cache:
             return
 
         def encode() -> EncodedImage:
             return EncodedImage(self._tuner.encode(images.pixels), images.resized, images.original)
 
-        encoded = self._features.get(key, encode, often=True)
-        if key in self._features:
+        levels = cache.get(key, encode, often=True).levels
+        if key in cache:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
-            self._kept[index] = replace(batch, images=replace(images, pixels=bare), levels=encoded.levels)
+            self._cached[index] = replace(batch, images=replace(images, pixels=bare), levels=levels)
 
 
 def by_size(batches: Sequence[TaskBatch], most: int = 0) -> Iterator[TaskBatch]:
     """Join images of one padded size, since the fusion sees the padding; at most ``most`` at once, 0 for no limit."""
-    groups: dict[tuple[int, ...], list[TaskBatch]] = {}
+    groups: dict[tuple[int | bool, ...], list[TaskBatch]] = {}
     for batch in batches:
-        shape = tuple(batch.images.pixels.shape)
-        groups.setdefault((*shape, batch.levels is not None), []).append(batch)
+        groups.setdefault((*batch.images.pixels.shape, batch.levels is None), []).append(batch)
     for group in groups.values():
-        for first in range(0, len(group), most or len(group)):
-            yield _joined(group[first : first + (most or len(group))])
+        size = most or len(group)
+        yield from (_joined(group[first : first + size]) for first in range(0, len(group), size))
 
 
 def _joined(group: Sequence[TaskBatch]) -> TaskBatch:
+    """One batch of several with one image each."""
     first, count = group[0], len(group)
-    if count == 1:
-        return first
-    pixels = [batch.images.pixels for batch in group]
-    images = replace(
-        first.images,
-        pixels=torch.cat(pixels) if first.levels is None else pixels[0].expand(count, *pixels[0].shape[1:]),
-        resized=tuple(size for batch in group for size in batch.images.resized),
-        original=tuple(size for batch in group for size in batch.images.original),
+    images, text, cached = first.images, first.text, first.levels is not None
+    pixels = images.pixels.expand(count, -1, -1, -1) if cached else torch.cat([one.images.pixels for one in group])
+    resized, original = (tuple(getattr(one.images, key)[0] for one in group) for key in ("resized", "original"))
+    ids, mask = (values.expand(count, -1) for values in (text.input_ids, text.attention_mask))  # all the task's prompt
+    return TaskBatch(
+        ImageBatch(pixels, resized, original),
+        TextBatch(ids, mask, text.phrase_tokens * count, text.prompts * count),
+        tuple(one.targets[0] for one in group),
+        tuple(torch.cat(level) for level in zip(*(one.levels or () for one in group), strict=True)) if cached else None,
     )
-    text = replace(  # all have the task's prompt
-        first.text,
-        input_ids=first.text.input_ids.expand(count, -1),
-        attention_mask=first.text.attention_mask.expand(count, -1),
-        phrase_tokens=first.text.phrase_tokens * count,
-        prompts=first.text.prompts * count,
-    )
-    parts = [batch.levels for batch in group if batch.levels is not None]
-    levels = tuple(torch.cat(level) for level in zip(*parts, strict=True)) if parts else None
-    return TaskBatch(images, text, tuple(target for batch in group for target in batch.targets), levels)

@@ -18,9 +18,9 @@ def command_line(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str,
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_DATA", raising=False)
 
-    def run(verb: str, *arguments: object) -> tuple[int, str, str]:
+    def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
-            main([verb, *(str(argument) for argument in arguments)])
+            main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 

@@ -1,16 +1,19 @@
-"""Flags come from the options dataclasses; --help is quick; every verb takes --traceback."""
+"""Flags come from the options dataclasses; --help is quick; docs/options.md explains today's keys."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from glip.cli.arguments import VERBS, build_parser, read_options
-from glip.cli.main import main
+from glip.cli.config import explain
 from glip.config import EvaluateConfig, LabelConfig, SelectConfig, SelfTrainConfig, TuneConfig
 from glip.errors import ConfigError
+from glip.experiment import Experiment
 
 SELF_TRAIN = ("self-train", "pretrain/nano", "captions.jsonl", "--teacher", "glip-nano", "--out", "o")
+OPTIONS = Path(__file__).resolve().parents[2] / "docs" / "options.md"
 
 
 def parse(*words):
@@ -22,10 +25,10 @@ def test_flags_are_the_fields_of_the_options():
     options = read_options(LabelConfig, args)
     assert (options.min_side, options.referring, options.engine, options.max_words) == (100, True, "ray", 64)
     assert read_options(EvaluateConfig, parse("evaluate", "m")) == EvaluateConfig()
-    tuned = read_options(
-        TuneConfig, parse("tune", "m", "s", "--lr", "0.1", "--no-thresholds"), mode="text", shots=None, seed=3
-    )
+    args = parse("tune", "m", "s", "--lr", "0.1", "--no-thresholds", "--shots", "1", "all")
+    tuned = read_options(TuneConfig, args, mode="text", shots=args.shots[1], seed=3)
     assert (tuned.lr, tuned.thresholds, tuned.mode, tuned.seed, tuned.patience) == (0.1, False, "text", 3, 8)
+    assert args.shots == [1, None]
 
 
 def test_self_training_takes_the_flags_of_its_steps():
@@ -54,21 +57,7 @@ def test_help_needs_no_torch():
     assert all(f"usage: glip {verb}" in done.stdout for verb in VERBS)
 
 
-def test_a_bug_is_a_traceback_and_a_mistake_is_a_line(monkeypatch, capsys):
-    def broken(*_):
-        raise KeyError("x")
-
-    monkeypatch.setattr("glip.cli.config.run", broken)
-    with pytest.raises(SystemExit) as stopped:
-        main(["config"])
-    err = capsys.readouterr().err
-    assert stopped.value.code == 1 and "Traceback" in err and "this is a bug in glip: please report it" in err
-
-
-@pytest.mark.parametrize("flag", [(), ("--traceback",)])
-def test_traceback_shows_where_a_mistake_was_found(flag, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["config", "nothing", *flag])
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and ("Traceback" in err) == bool(flag)
-    assert err.splitlines()[-1].startswith("glip config: config 'nothing': no such file")
+def test_the_page_of_options_is_up_to_date():
+    """To update it: keep its header, and put below what ``glip config --explain`` prints."""
+    page = OPTIONS.read_text(encoding="utf-8")
+    assert page[page.index("\n## ") :].strip() == "\n".join(explain(Experiment())).strip()

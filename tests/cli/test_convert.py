@@ -1,4 +1,4 @@
-"""``glip convert``: a checkpoint of the release becomes a folder of ours."""
+"""``glip convert``: a checkpoint of the release becomes a folder in glip's format."""
 
 from dataclasses import replace
 
@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from small import RELEASED, release_state
 
-from glip.cli.main import main
 from glip.model.weights import load_pretrained
 
 
@@ -19,35 +18,24 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def glip(*argv: str) -> int:
-    with pytest.raises(SystemExit) as exit_:
-        main(argv)
-    return int(exit_.value.code)
-
-
 @pytest.mark.parametrize("half", [False, True])
-def test_convert(half, checkpoint, tmp_path, capsys):
-    assert glip("convert", str(checkpoint), str(tmp_path / "ours"), *(["--half"] if half else [])) == 0
-    assert "M parameters" in capsys.readouterr().out
-    stored = load_file(tmp_path / "ours" / "model.safetensors")
+def test_convert(half, checkpoint, tmp_path, command_line):
+    flags = ["--half"] if half else []
+    code, out, _ = command_line("convert", checkpoint, "first", *flags)
+    assert code == 0 and "M parameters" in out
+    stored = load_file(tmp_path / "first" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16 if half else torch.float32}
-    before, after = (load_pretrained(source).model.state_dict() for source in (checkpoint, tmp_path / "ours"))
+    before, after = (load_pretrained(source).model.state_dict() for source in (checkpoint, tmp_path / "first"))
     rounded = {key: value.half().float() if half else value for key, value in before.items()}
     assert all(torch.equal(value, after[key]) for key, value in rounded.items())
+    assert command_line("convert", "first", "second", *flags)[0] == 0
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second, "converting again changes nothing"
 
 
-def test_convert_again_is_the_same(checkpoint, tmp_path):
-    assert glip("convert", str(checkpoint), str(tmp_path / "a"), "--half") == 0
-    assert glip("convert", str(tmp_path / "a"), str(tmp_path / "b"), "--half") == 0
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
-    assert files[0] == files[1]
-
-
-@pytest.mark.parametrize(("source", "told"), [("nowhere.pth", "is not known"), ("wrong.pth", "it is no checkpoint")])
-def test_errors_are_one_line(source, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("source", ["nowhere.pth", "wrong.pth"])
+def test_errors_are_one_line(source, tmp_path, command_line):
     (tmp_path / "wrong.pth").write_text("hello")
-    assert glip("convert", source, "ours") == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("glip convert: ") and told in said and source in said and "\n" not in said
-    assert not (tmp_path / "ours").exists()
+    code, _, err = command_line("convert", source, "converted")
+    assert code == 2 and err.startswith("glip convert: ") and source in err and err.count("\n") == 1
+    assert not (tmp_path / "converted").exists()

@@ -75,11 +75,11 @@ def test_self_train_prints_its_table(command_line, captions, drawn_root, tiny_fo
     ("arguments", "named"),
     [
         (("label", "MODEL", "nothing", "--out", "o"), "'nothing'"),
-        (("label", "MODEL", "in/captions.jsonl", "--out", "in/captions.jsonl"), "--out"),
+        (("label", "MODEL", "in/captions.jsonl", "--out", "in/captions.jsonl"), "in/captions.jsonl"),
         (("label", "MODEL", "in/captions.jsonl", "--out", "o", "--threshold", "2"), "--threshold"),
         (("label", "MODEL", "in/captions.jsonl", "--out", "o", "--max-words", "1"), "--min-words"),
         (("label", "MODEL", "in/captions.jsonl", "--out", "o", "--pipeline", "no_such_pipeline"), "no_such_pipeline"),
-        (("label", "MODEL", "world_seen", "--out", "o"), "'world_seen'"),
+        (("label", "MODEL", "world_seen", "--out", "o"), "are not there"),
         (("select", "in"), "'in'"),
         (("select", "in", "--nms", "-0.1"), "--nms"),
         (("self-train", "tiny", "in/captions.jsonl", "--teacher", "t", "--out", "o", "--share", "1"), "--share"),

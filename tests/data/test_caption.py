@@ -13,13 +13,13 @@ from small import TINY, VOCABULARY
 
 from glip.config import DataConfig
 from glip.data.caption import CaptionError, caption_from_names, foreign_names, pack_captions
-from glip.detector import build_processor
+from glip.processor import Processor
 from glip.structures import Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, read_prompts
 from glip.text.tokens import Tokenizer, encode_prompts
 
 tokenizer = cache(lambda: Tokenizer(VOCABULARY))
-processor = cache(lambda max_tokens: build_processor(replace(TINY, max_tokens=max_tokens), tokenizer()))
+processor = cache(lambda max_tokens: Processor(replace(TINY, max_tokens=max_tokens), tokenizer()))
 DIFFERENT = [
     *("cat", "red bus", "traffic light", "anaesthesiologist"),
     *("St. Bernard", "7.5 cm", "café", "knight-errant", "dog"),
@@ -199,13 +199,15 @@ def test_federated_sets_ask_only_for_what_was_verified():
 
 
 def test_class_prompts_are_written_around_the_name():
-    prompts = read_prompts({"pothole": "there are some [holes] on the road", "car": {"suffix": " with wheels"}})
+    prompts = read_prompts(
+        {"pothole": "there are some [holes] on the road", "car": {"suffix": " with wheels"}}, ["pothole", "car"]
+    )
     sample = sample_of(["pothole", "car"], [0, 1])
     made = [captioned(sample, seed=seed, prompts=prompts) for seed in range(30)]
     parts = ("there are some holes on the road", "car with wheels")
     assert {one.prompt.caption for one in made} == {". ".join(parts), ". ".join(parts[::-1])}
     assert all([one.prompt.texts[n] for (n,) in one.box_phrases] == ["holes", "car"] for one in made)
-    same = read_prompts({"red": "a red [car]", "blue": "a blue [car]"})
+    same = read_prompts({"red": "a red [car]", "blue": "a blue [car]"}, ["red", "blue"])
     two = captioned(sample_of(["red", "blue"], [0, 1]), prompts=same)
     assert two.prompt.texts == ("car", "car") and two.box_phrases[0] != two.box_phrases[1]
 

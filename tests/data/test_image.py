@@ -106,11 +106,6 @@ def test_cmyk_jpeg(save):
     assert red > 240 and green < 20 and blue < 20
 
 
-def test_rgb_stays_as_it_is(save):
-    assert np.array_equal(np.asarray(load_image(save(marked(), "a.png"))), np.asarray(marked()))
-    assert load_image(str(save(marked(), "a.bmp"))).size == (6, 4)
-
-
 def test_no_mode_is_refused():
     for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"):
         assert to_rgb(Image.new(mode, (3, 2))).mode == "RGB", mode
@@ -156,14 +151,6 @@ def test_truncated(tmp_path, ending):
     Image.fromarray(noise).save(complete, "JPEG" if ending == "jpg" else ending.upper())
     path.write_bytes(complete.getvalue()[: len(complete.getvalue()) // 2])
     refused(path)
-
-
-def test_broken_png(save):
-    path = save(marked(), "a.png")
-    content = bytearray(path.read_bytes())
-    content[45:55] = b"broken...."
-    path.write_bytes(content)
-    refused(path, "cannot be read")
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -244,7 +231,7 @@ def test_members_of_archives(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"before" + png.getvalue() + jpeg.getvalue()[:-20])
     first = TarMember(tmp_path / "0.tar", "a.png", 6, len(png.getvalue()))
     second = TarMember(tmp_path / "0.tar", "b.jpg", start, length)
-    assert load_image(first).tobytes() == open_any(first).tobytes() == marked().tobytes()
+    assert load_image(first).tobytes() == marked().tobytes()
     assert image_size(first) == (6, 4) and image_size(second) == (30, 20)
     refused(second, "cannot be read")  # the archive is cut off
     refused(replace(first, start=0), "is not an image")

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
+from small import same_samples
 
-from glip.config import SetConfig
 from glip.data.catalog import find_set, read_set
 from glip.data.label_studio import LOCAL_FILES, interface_of, read_label_studio, write_label_studio
 from glip.data.sets import SampleSet
@@ -51,13 +51,6 @@ def foreign(*rows: dict, image: str = "/data/upload/3/0123abcd-a.jpg", **fields:
     return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(rows)}]} | fields
 
 
-def all_same(first: list[Sample], second: list[Sample]) -> None:
-    for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.boxes, other.boxes)
-        for key, value in one.__dict__.items():
-            assert key == "boxes" or value == other.__dict__[key], key
-
-
 # ---- round trips
 
 
@@ -75,15 +68,7 @@ def test_all_of_a_sample_comes_back(tmp_path):
     assert not lost, str(lost)
     found = read_label_studio(tmp_path / "tasks.json", [tmp_path])
     assert not found.skipped, str(found.skipped)
-    all_same(samples, list(found.samples))
-
-
-def test_the_ordinary_command_reads_it(tmp_path):
-    written(tmp_path, detection(tmp_path), detection(tmp_path, "c.jpg"))
-    config = find_set(str(tmp_path / "tasks.json"), images=[str(tmp_path)])
-    found = read_set(config)
-    assert config.format is None and found.vocabulary == NAMES and len(found.samples) == 2
-    assert read_set(SetConfig(format="label-studio", annotations=config.annotations, images=(str(tmp_path),))).samples
+    same_samples(samples, list(found.samples))
 
 
 def test_what_label_studio_gets(tmp_path):
@@ -110,11 +95,6 @@ def test_what_label_studio_gets(tmp_path):
     }
 
 
-def test_boxes_of_several_names_may_have_several_labels(tmp_path):
-    written(tmp_path, grounding(tmp_path, box_phrases=((0, 1), (1,), (2,))))
-    assert 'choice="multiple"' in interface_of(tmp_path / "tasks.json").read_text()
-
-
 # ---- what cannot be shown
 
 
@@ -133,7 +113,7 @@ def test_what_is_left_out(tmp_path):
     samples = [plain, grounding(tmp_path, "gone.jpg", size=None), grounding(tmp_path, size=None)]
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
     assert lost.counts == {"caption without phrases": 1, "image that cannot be read": 1}
-    all_same([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
+    same_samples([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
     with pytest.raises(ValueError, match=r"Nothing to show in Label Studio \(1 x caption without phrases\): give"):
         write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
     assert not (tmp_path / "none.json").exists()
@@ -274,15 +254,6 @@ def test_labels_that_a_task_does_not_have(tmp_path):
     task["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["zebra"]
     found = read(tmp_path, [task])
     assert len(found.samples[0].boxes) == 2 and found.skipped.counts == {"box of an unknown phrase": 1}
-
-
-def test_names_cannot_lead_out_of_the_folder(tmp_path):
-    size = {"original_width": 100, "original_height": 50}
-    tasks = [
-        foreign(rectangle("dog", 1, 1, 5, 5, **size), image=f"/data/local-files/?d={name}")
-        for name in ("a.jpg", "../a.jpg")
-    ]
-    assert read(tmp_path, tasks).skipped.counts == {"image name outside its folder": 1}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -13,19 +13,19 @@ from glip.config import DataConfig, DatasetConfig, TrainConfig
 from glip.data.loader import MixtureDataset, Source, Step, draws, draws_by_shape, load_steps
 from glip.data.mixture import build_sources
 from glip.data.sets import PackedSamples
-from glip.detector import build_processor
 from glip.errors import ImageError
+from glip.processor import Processor
 from glip.structures import Prompt, Sample
 from glip.text.tokens import Tokenizer
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
-WORLD = DatasetConfig(name="world", weight=1.0)
+WORLD = DatasetConfig(name="world", annotations="instances.json", images=("images",), weight=1.0)
 UNWRITTEN = "sample whose caption cannot be written"
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return build_processor(replace(RELEASED, image=replace(RELEASED.image, max_size=128)), Tokenizer(VOCABULARY))
+    return Processor(replace(RELEASED, image=replace(RELEASED.image, max_size=128)), Tokenizer(VOCABULARY))
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_broken_image_is_skipped(mixture, caplog):
 def test_all_broken_stops_and_names_a_file(workers, mixture):
     for file in mixture.images.iterdir():
         file.write_bytes(b"")
-    with pytest.raises(ImageError, match=r"20 samples in a row cannot be used.*set 'drawn'.*\.png") as caught:
+    with pytest.raises(ImageError, match=r"20 samples in a row cannot be used.*'drawn'.*\.png") as caught:
         steps_of(mixture(DRAWN, workers=workers))
     assert "\n" not in str(caught.value), "no traceback of a worker"
 

@@ -1,14 +1,17 @@
 """From a config to sources: names of the table and plain paths, shares, replay, and sets that teach nothing refused."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from small import NAMES, write_coco
 
 from glip.config import DataConfig, DatasetConfig
-from glip.data.mixture import build_sources, read_training_set, resolve, with_replay
+from glip.data.mixture import build_sources, hold_out, read_training_set, resolve, with_replay
 from glip.data.sets import PackedSamples
 from glip.errors import ConfigError, DataError
+from glip.structures import Prompt, Sample
 
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
 
@@ -32,11 +35,13 @@ def test_a_set_is_a_name_a_path_or_written_out(root):
     (root / "datasets.yaml").write_text("mine: {format: coco, annotations: instances.json, images: [images]}")
     rows = (DRAWN, DatasetConfig(name="mine"), DatasetConfig(name="instances.json", first=2))
     made = build_sources(data(root, *rows, short_side=(50, 60)))
+    (root / "t.jsonl").write_text("{}")
+    assert resolve(DatasetConfig(name="t.jsonl", names="map.json"), data(root)).names == "map.json"
     assert [source.config.name for source in made] == ["drawn", "mine", "instances.json"]
     assert [len(source.samples) for source in made] == [4, 4, 2]
     assert made[0].config.short_side == (50, 60)
-    with pytest.raises(ConfigError, match=r"set 'wrold' is neither in datasets.yaml nor a file \(did you mean 'world'"):
-        build_sources(data(root, DatasetConfig(name="wrold")))
+    with pytest.raises(ConfigError, match=r"'mien' is neither in datasets.yaml nor a file \(did you mean 'mine'"):
+        build_sources(data(root, DatasetConfig(name="mien")))
 
 
 def test_a_set_is_packed_once(root, monkeypatch):
@@ -109,11 +114,6 @@ def test_captions_without_boxes_are_not_trained_on(root):
         read_training_set(captions, data(root))
 
 
-def test_fields_given_beside_a_name_win(root):
-    (root / "t.jsonl").write_text("{}")
-    assert resolve(DatasetConfig(name="t.jsonl", names="map.json"), data(root)).names == "map.json"
-
-
 def test_many_missing_images_stop(root):
     tree = json.loads((root / "instances.json").read_text())
     lost = [{**tree["images"][0], "id": 100 + number, "file_name": f"lost{number}.png"} for number in range(20)]
@@ -125,3 +125,27 @@ def test_many_missing_images_stop(root):
         file.unlink()
     with pytest.raises(DataError, match=r"24 of 24 images are not there, such as '.*0\.png'"):
         build_sources(data(root, max_broken=1.0))
+
+
+# ---- names held out of training
+
+
+def test_held_out_names_go_with_their_boxes():
+    names = ("red star", "starfish", "Purple car", "blue car")
+    boxes = torch.arange(16.0).reshape(4, 4)
+    sample = Sample(Path("a.jpg"), boxes, ((0,), (1,), (2, 3), (2,)), vocabulary=names, crowd=(1,), absent=(0, 3))
+    left = hold_out(sample, ["star", "purple"])
+    assert left.vocabulary == ("starfish", "blue car"), "a part of a word is no word"
+    assert left.box_phrases == ((0,), (1,)) and left.boxes.tolist() == boxes[1:3].tolist()
+    assert left.crowd == (0,) and left.absent == (1,)
+    with pytest.raises(DataError, match="has a caption"):
+        hold_out(Sample(Path("a.jpg"), torch.empty(0, 4), (), prompt=Prompt.parse("a star")), ["star"])
+
+
+def test_a_set_without_some_names(root):
+    [source] = build_sources(data(root, DatasetConfig(name="instances.json", held_out=("star",))))
+    left = tuple(name for name in NAMES if name != "blue star")
+    assert all(sample.vocabulary == left for sample in source.samples)
+    assert sum(len(sample.boxes) for sample in source.samples) == 7, "two of nine are blue stars"
+    with pytest.raises(DataError, match="no box of a known class in 4 images"):
+        build_sources(data(root, DatasetConfig(name="instances.json", held_out=NAMES)))

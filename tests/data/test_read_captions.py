@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.data import captions
+from glip.data import captions, records
 from glip.data.captions import read_captions
 from glip.data.image import load_image
 from glip.structures import TarMember
@@ -66,8 +66,7 @@ def test_coco_captions(tmp_path):
     }
 
 
-@pytest.mark.parametrize("key", ["image", "file_name", "image", "filepath"])
-@pytest.mark.parametrize("text", ["caption", "text", "title", "captions"])
+@pytest.mark.parametrize(("key", "text"), [("image", "caption"), ("file_name", "text"), ("filepath", "captions")])
 def test_records_by_any_name(tmp_path, key, text):
     rows = [{key: "a.jpg", text: "a dog"}, {key: "b.jpg", text: ["a cat", "an owl"], "width": 4, "height": 3}]
     lines = written(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n\n" for row in rows))
@@ -101,18 +100,18 @@ def test_what_is_no_record_is_counted(tmp_path):
         "line that is not UTF-8": 1,
         "caption that is not UTF-8": 1,
         "caption that is empty or no text": 1,
-        "line without a caption": 1,
+        "image without a caption": 1,
         "image without a file name": 3,
         "image name outside its folder": 1,
-        "image named by a URL": 2,
+        "image named by a URL (download it, for instance with img2dataset)": 2,
     }
 
 
 def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "_MAX_LINE", 1 << 10)
+    monkeypatch.setattr(records, "MAX_LINE", 1 << 10)
     good = '{"image": "a.jpg", "caption": "a dog"}\n'
     rows, counts = read(written(tmp_path / "a.jsonl", good + "x" * 5000 + "\n" + good))
-    assert rows == [("a.jpg", "a dog")] * 2 and sum(counts.values()) == 1
+    assert rows == [("a.jpg", "a dog")] * 2 and counts.keys() == {"line that is not json"}
 
 
 # ---- tables
@@ -137,12 +136,6 @@ def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path, monk
     assert csv.field_size_limit() == before
 
 
-def test_a_field_longer_than_pythons_limit(tmp_path):
-    long = "a dog " * 40_000
-    rows, counts = read(written(tmp_path / "a.csv", f"image,caption\na.jpg,{long}\n"))
-    assert rows == [("a.jpg", long.strip())] and counts == {}
-
-
 def test_tsv_with_a_header(tmp_path):
     text = 'key\ttext\tnsfw\na.jpg\t"a ""red"" bus"\tno\nb.jpg\t"two" "quotes"\tno\nc.jpg\ta 6" pipe\tno\n'
     rows, counts = read(written(tmp_path / "a.tsv", text))
@@ -154,33 +147,27 @@ def test_tsv_without_a_header(tmp_path, order):
     table = [["a.jpg#0", "a dog"], ["a.jpg#1", "no text"], ["http://x.y/z", "by URL"]]
     text = "".join("\t".join(row[::order]) + "\n" for row in table)
     rows, counts = read(written(tmp_path / "captions.txt", text))
-    assert rows == [("a.jpg", "a dog"), ("a.jpg", "no text")] and counts == {"image named by a URL": 1}
+    assert rows == [("a.jpg", "a dog"), ("a.jpg", "no text")] and list(counts.values()) == [1]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", r"2 x image named by a URL\): download them"),
-        ("a.tsv", "a dog\ta cat\n", "names no columns: give a header with one of image, .* or a TSV"),
+        (
+            "a.tsv",
+            "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n",
+            r"2 x image named by a URL \(download it, for instance with img2dataset",
+        ),
         ("a.csv", "a.jpg,a cat\n", "names no columns"),
-        ("a.jsonl", "", "no image with a caption can be read from it .it is empty"),
+        ("a.jsonl", "", "no sample in it can be used .it lists none"),
         ("a.json", "{}", "not COCO captions"),
-        ("a.json", "{", "not valid json"),
         ("a.xml", "<a/>", r"captions with the suffix '.xml': give \.tar"),
         ("a.tar", "not a tar" * 200, r"not an uncompressed tar .*unpack \.tar\.gz"),
-        ("a.tar", "", "not an uncompressed tar"),
     ],
 )
 def test_errors_teach(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message):
         read(written(tmp_path / name, text))
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Captions .* are not there: set data.root or GLIP_DATA"):
-        read_captions(tmp_path / "none.json", [])
-    with pytest.raises(ValueError, match="no captions in this folder"):
-        read_captions(tmp_path, [])
 
 
 # ---- shards
@@ -263,6 +250,15 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
     }
 
 
+def test_folders_of_shards_and_of_tables(tmp_path):
+    (tmp_path / "b.TSV").write_text("image\tcaption\na.jpg\tlast\n")
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "caption": "first"}\n')
+    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path]).samples] == ["first", "last"]
+    for number, ending in ((1, ".tar"), (0, ".TAR")):
+        shard(tmp_path / f"{number}{ending}", [("a.jpg", jpeg("red")), ("a.txt", str(number).encode())])
+    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path / "not_there"]).samples] == ["0", "1"]
+
+
 def test_a_shard_that_was_cut_off(tmp_path):
     members = [
         (f"{i}.{ending}", jpeg("red") * 3 if ending == "jpg" else b"a") for i in range(3) for ending in ("jpg", "txt")
@@ -276,20 +272,6 @@ def test_a_shard_that_was_cut_off(tmp_path):
     broken[last : last + 400] = b"x" * 400
     rows, counts = read(written(tmp_path / "broken.tar", bytes(broken)))
     assert len(rows) == 2 and counts == {"archive that is broken from some place on": 1}
-
-
-@pytest.mark.parametrize("ending", [".tar", ".TAR"])
-def test_a_folder_of_shards(ending, tmp_path):
-    for number in (1, 0):
-        shard(tmp_path / f"{number}{ending}", [("a.jpg", jpeg("red")), ("a.txt", str(number).encode())])
-    written(tmp_path / "00000_stats.json", "{}")
-    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path / "not_there"]).samples] == ["0", "1"]
-
-
-def test_a_folder_of_tables(tmp_path):
-    written(tmp_path / "b.TSV", "image\tcaption\na.jpg\ttwo\n")
-    written(tmp_path / "a.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
-    assert [sample.caption for sample in read_captions(tmp_path, [tmp_path]).samples] == ["one", "two"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")

@@ -40,10 +40,6 @@ def test_what_is_packed_comes_back(tmp_path):
     assert packed[0].boxes.any(), "a caller may change what it got"
 
 
-def test_nothing_packed():
-    assert len(PackedSamples([])) == 0
-
-
 def test_another_process_reads_the_same_file(tmp_path):
     packed = PackedSamples(some(tmp_path))
     copy = pickle.loads(pickle.dumps(packed))
@@ -89,6 +85,8 @@ def test_a_missing_first_image_says_nothing_of_the_others(tmp_path):
     assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
     with pytest.raises(ValueError, match="No image folder is given"):
         Folders(())
+    with pytest.raises(FileNotFoundError, match="Image folder .*set data.root"):
+        Folders([tmp_path / "none"])
 
 
 def test_the_first_folder_that_has_it(tmp_path):
@@ -100,12 +98,18 @@ def test_the_first_folder_that_has_it(tmp_path):
     assert folders.locate("none.jpg").parent.name == "a"
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "a\0b"])
 def test_names_that_lead_out_are_refused(name, tmp_path):
     with pytest.raises(ValueError, match="outside its folder"):
         Folders([tmp_path]).locate(name)
 
 
-def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Image folder .*set data.root"):
-        Folders([tmp_path / "none"])
+@pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg", "", None, 5])
+def test_names_that_no_file_has(name, tmp_path):
+    with pytest.raises(ValueError, match="too long|without a file name"):
+        Folders([tmp_path]).locate(name)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "\ud800.jpg"])
+def test_names_that_are_not_utf8_are_files_too(name, tmp_path):
+    assert Folders([tmp_path]).locate(name).name == name

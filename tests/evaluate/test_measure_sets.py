@@ -1,37 +1,26 @@
 """tools/measure_sets.py: which strange names an image is asked for, and a table for a small model."""
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 
-import pytest
+import measure_sets as tool
 from scored import detections, sample
 from small import write_coco
 
 from glip.evaluate.false_positives import false_positives_of
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "measure_sets.py"
 BOX = (10.0, 10.0, 50.0, 50.0)
 
 
-@pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_sets", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_strange_names_share_no_word_with_the_sets_own(tool):
-    [one] = tool.asked([sample(["white pawn"], [(BOX, 0)])], ["white blood cell", "raccoon", "pothole", "raccoon"])
+def test_strange_names_share_no_word_with_the_sets_own():
+    [one] = tool.with_foreign_names(
+        [sample(["white pawn"], [(BOX, 0)])], ["white blood cell", "raccoon", "pothole", "raccoon"]
+    )
     assert one.vocabulary == ("raccoon", "pothole") and not len(one.boxes) and one.box_phrases == ()
     found = false_positives_of([(one, detections(one, [(BOX, 0.7, 1)]))])
-    assert tool.alarms(found, 0.5) == "1.00 (0.500)" and tool.alarms(None, 0.5) == "-"
+    assert tool.rates(found, 0.5) == "1.00 (0.500)" and tool.rates(None, 0.5) == "-"
 
 
-def test_table(tool, tiny_folder, drawn_root, tmp_path, monkeypatch, capsys):
+def test_table(tiny_folder, drawn_root, tmp_path, monkeypatch, capsys):
     (tmp_path / "world").symlink_to(drawn_root / "world")
     for name in (*tool.SMALL, "coco_mini"):
         annotations = tmp_path / name / "annotations"

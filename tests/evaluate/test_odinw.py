@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.evaluate.odinw import Task, odinw_table, read_task, tasks
-from glip.evaluate.report import Report, markdown_table
+from glip.evaluate.odinw import Task, odinw_page, read_task, tasks
+from glip.evaluate.report import Report
 from glip.text.class_prompts import prompt_from_classes
 
 LIST = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
@@ -97,9 +97,9 @@ def report(task: Task, ap: float, ap50: float, trained_on: str = "no") -> Report
 def test_mean_and_median_of_what_was_scored():
     """0.1, 0.2, 0.9 of three tasks; ten are missing, named as such and not counted as zero."""
     first, second, *_, last = tasks(13)
-    table = odinw_table([report(first, 0.1, 0.2), report(second, 0.2, 0.4), report(last, 0.9, 1.0)], 13)
-    assert table.title.startswith("ODinW, 3 of 13 tasks; missing, and not in the mean: CottontailRabbits, Ego")
-    lines = markdown_table(table.rows)
+    page = odinw_page([report(first, 0.1, 0.2), report(second, 0.2, 0.4), report(last, 0.9, 1.0)], 13)
+    title, _, *lines = page.splitlines()
+    assert title.startswith("# ODinW, 3 of 13 tasks; missing, and not in the mean: CottontailRabbits, Ego")
     assert len(lines) == 2 + 13 + 2
     assert lines[2] == "| AerialMaritimeDrone_large | 0.100 | 0.200 | 10 | no |"
     assert lines[4] == "| CottontailRabbits | missing | missing |  |  |"
@@ -111,9 +111,9 @@ def test_tasks_that_the_model_was_trained_on_are_marked():
         report(task, 0.1 * number, 0.2, "yes" if "rabbits" in task.same_as else "no")
         for number, task in enumerate(tasks(13), start=1)
     ]
-    table = odinw_table(reports)
-    assert table.title == "ODinW, 13 of 13 tasks"
-    rows = {row["task"]: row for row in table.rows}
-    assert [name for name, row in rows.items() if row["trained on"] == "yes"] == ["CottontailRabbits"]
-    assert rows["mean of 13"]["AP"] == pytest.approx(0.7)
-    assert rows["mean of 12 not trained on"]["AP"] == pytest.approx((9.1 - 0.3) / 12)
+    page = odinw_page(reports)
+    assert page.startswith("# ODinW, 13 of 13 tasks\n")
+    rows = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in page.splitlines())}
+    assert [name for name, cells in rows.items() if cells[-1:] == ["yes"]] == ["CottontailRabbits"]
+    assert rows["mean of 13"][0] == "0.700"
+    assert rows["mean of 12 not trained on"] == [f"{(9.1 - 0.3) / 12:.3f}", "0.200", "", "no"]

@@ -6,15 +6,14 @@ import pytest
 import torch
 from scored import captioned, detections, sample
 
-from glip.evaluate.phrases import PhraseTruth, caption_truth, phrase_hits, phrase_recall, ranked_boxes
+from glip.evaluate.phrases import caption_id, phrase_hits, phrase_recall, ranked_boxes
 
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 AROUND, NOTHING = (10.0, 10.0, 90.0, 90.0), (0.0, 0.0, 0.0, 0.0)
 
 
 def hits(ranked, *boxes, protocol="any-box"):
-    truth = PhraseTruth(torch.tensor(boxes))
-    return phrase_hits(truth, torch.tensor(ranked), protocol=protocol)
+    return phrase_hits(torch.tensor(boxes), torch.tensor(ranked), protocol=protocol)
 
 
 def test_by_hand():
@@ -95,8 +94,7 @@ def test_ids():
         ":1": (":1", 0),
         "9" * 5000 + ":1": ("9" * 5000, 1),
     }.items():
-        truth = caption_truth(replace(one, image_id=image_id))
-        assert (truth.image, truth.sentence) == expected
+        assert caption_id(replace(one, image_id=image_id)) == expected
 
 
 def test_nothing_to_score_is_an_error():

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from drawn_world.scenes import World, draw_sample
 from scored import captioned, sample
 from small import NAMES, scenes, seeded
 
@@ -12,7 +11,7 @@ from glip.detector import Detector
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
-from glip.evaluate.validate import Chosen, Validator
+from glip.evaluate.validate import Validator, evenly_spaced
 from glip.structures import Sample
 
 
@@ -46,6 +45,9 @@ def test_figures_are_those_of_the_ordinary_evaluation(tiny_config, tokenizer):
     assert found.best == pytest.approx((score.ap50 + recall.at[1]) / 2)
     assert set(found.images) == {"drawn/0", "said/0"}
     assert found.images["drawn/0"].width > 2 * 128
+    both = Validator({"both": [*drawn(), *said()]}, shown=0)(detector)
+    assert both.figures == {f"both/{name.split('/')[1]}": value for name, value in found.figures.items()}
+    assert not both.images
 
 
 def test_the_model_does_not_notice(tiny_config, tokenizer):
@@ -69,10 +71,8 @@ def test_images_that_cannot_be_read(tiny_config, tokenizer, tmp_path):
 
 @pytest.mark.unchecked
 def test_some_images_are_chosen_evenly():
-    assert list(Chosen(range(10), 4)) == [0, 2, 5, 7]
-    assert list(Chosen(range(3), 10)) == [0, 1, 2]
-    with pytest.raises(IndexError):
-        Chosen(range(10), 4)[4]
+    assert list(evenly_spaced(range(10), 4)) == [0, 2, 5, 7]
+    assert list(evenly_spaced(range(3), 10)) == [0, 1, 2]
 
 
 def test_a_set_with_nothing_to_score_is_refused_at_once():
@@ -90,10 +90,3 @@ def test_a_set_without_images_is_refused_at_once(tiny_config, tokenizer, tmp_pat
     assert "\n" not in str(told.value)
     found = Validator({"some": [*lost[:2], *drawn()[2:]]})(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))
     assert found.skipped.counts == {"unreadable image": 2}
-
-
-def test_the_drawn_world_mixes_lists_and_captions(tiny_config, tokenizer):
-    world = [draw_sample(seed, World("novel", 0.5, (96, 128))) for seed in range(6)]
-    assert {one.prompt is None for one in world} == {True, False}
-    found = Validator({"novel": world}, shown=0)(Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu"))
-    assert {"novel/AP50", "novel/recall@1"} <= set(found.figures) and not found.images

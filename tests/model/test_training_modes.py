@@ -15,7 +15,7 @@ from glip.config import ModelConfig, VisionConfig
 from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.model.vision import FeaturePyramid
-from glip.structures import Batch, ImageBatch, Prompt, TextBatch, TextFeatures
+from glip.structures import Batch, ImageBatch, Prompt, TextBatch
 from glip.train.step import frozen_to_eval
 
 BLURRED = replace(SMALL.head, drop_block=0.3, fusion_dropout=0.2)
@@ -197,12 +197,12 @@ def test_tower_and_heads_are_one_graph() -> None:
 def check_tower_and_heads() -> None:
     model = seeded(replace(SWIN, head=replace(SWIN.head, blocks=1))).train()
     levels = model.encode_image(torch.randn(1, 3, 64, 64))
-    text = TextFeatures(torch.randn(1, 5, SWIN.language.hidden), torch.arange(5)[None] < 4)
+    text = torch.randn(1, 5, SWIN.language.hidden), torch.arange(5)[None] < 4
     compiled = torch.compile(model.fuse_and_predict, fullgraph=True, backend="eager")
     torch.manual_seed(2)
-    expected = model.fuse_and_predict(levels, text)
+    expected = model.fuse_and_predict(levels, *text)
     torch.manual_seed(2)
-    found = compiled(levels, text)
+    found = compiled(levels, *text)
     torch.testing.assert_close(found.token_logits, expected.token_logits)
     torch.testing.assert_close(found.box_deltas, expected.box_deltas)
 

@@ -147,8 +147,9 @@ def test_mmdetection_holds_the_same_weights(released, wrapper, tmp_path):
 def outputs(model: torch.nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     levels = model.encode_image(torch.randn(1, 3, 64, 64, generator=generator))
-    text = model.language(torch.tensor([[101, 2417, 4418, 102]]), torch.ones(1, 4, dtype=torch.bool))
-    out = model.fuse_and_predict(levels, text)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    hidden = model.language(torch.tensor([[101, 2417, 4418, 102]]), mask)
+    out = model.fuse_and_predict(levels, hidden, mask)
     return torch.cat([out.token_logits.flatten(), out.box_deltas.flatten(), out.centerness.flatten()])
 
 
@@ -169,6 +170,22 @@ def test_saving_and_loading_again(half, bits, tmp_path):
     assert torch.equal(outputs(loaded.model), outputs(load_pretrained(tmp_path / "b").model))
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "a").iterdir()), "readable by everyone"
+
+
+def test_loading_draws_no_random_numbers_and_training_goes_on_the_same(tmp_path):
+    config = replace(SMALL, head=replace(SMALL.head, drop_block=0.3, fusion_dropout=0.2))
+    model = seeded(config)
+    save_pretrained(tmp_path, model, config, VOCABULARY)
+    before = torch.get_rng_state()
+    loaded = load_pretrained(tmp_path).model
+    assert torch.equal(torch.get_rng_state(), before)
+    found = []
+    for one in (model, loaded):
+        torch.manual_seed(3)
+        loss = outputs(one.train()).square().mean()
+        loss.backward()
+        found.append([loss, *(part.grad for part in one.parameters() if part.grad is not None)])
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
 
 
 def test_rounded_weights_are_stored_without_loss(tmp_path):

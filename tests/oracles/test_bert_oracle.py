@@ -55,7 +55,7 @@ def test_encoder_is_transformers_bert() -> None:
     ids, mask = captions()
     with torch.no_grad():
         expected = oracle(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        found = ours(ids, mask).hidden
+        found = ours(ids, mask)
     torch.testing.assert_close(found[mask], expected[mask], rtol=1e-5, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_padding_changes_nothing(extra: int) -> None:
     ids, mask = captions()
     wide_ids, wide_mask = F.pad(ids, (0, extra), value=7), F.pad(mask, (0, extra))
     with torch.no_grad():
-        narrow, wide = encoder(ids, mask).hidden, encoder(wide_ids, wide_mask).hidden
+        narrow, wide = encoder(ids, mask), encoder(wide_ids, wide_mask)
         torch.testing.assert_close(narrow[mask], wide[wide_mask], rtol=1e-5, atol=1e-5)
         narrow, wide = layer(narrow, mask), layer(wide, wide_mask)
         torch.testing.assert_close(narrow[mask], wide[wide_mask], rtol=1e-5, atol=1e-5)

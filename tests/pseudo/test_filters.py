@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from glip.config import LabelConfig
-from glip.pseudo.filters import Inspected, ShardFilter, caption_problem, image_hash, image_problem, inspect_image
+from glip.data.sets import InvalidRecord, SkipCounter
+from glip.pseudo.filters import Repetitions, check_caption, check_size, image_hash, open_checked
 from glip.structures import TarMember
 from glip.text.tokens import Tokenizer
 
@@ -31,8 +33,17 @@ def words(text: str) -> int:
     return len(text.split()) + 2
 
 
+def reason(check: Callable[..., object], *arguments: object) -> str:
+    """Why a check skips a record; "" if it does not."""
+    try:
+        check(*arguments)
+    except InvalidRecord as found:
+        return str(found)
+    return ""
+
+
 def problem(text: str, **options: object) -> str:
-    return caption_problem(text, replace(RULES, **options), words, 256)
+    return reason(check_caption, text, replace(RULES, **options), words, 256)
 
 
 def drawn(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -67,7 +78,7 @@ def huge(path: Path, width: int, height: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "expected"),
     [
         ("a man rides a horse", ""),
         ("I <3 my dog & cat, 3 < 5 > 2", ""),
@@ -91,9 +102,9 @@ def huge(path: Path, width: int, height: int) -> Path:
         ("a dog " * 33, "caption with too many words"),
     ],
 )
-def test_captions(text, reason):
-    assert problem(text) == reason
-    assert caption_problem(text, OFF, words, 256) == ("empty caption" if reason == "empty caption" else "")
+def test_captions(text, expected):
+    assert problem(text) == expected
+    assert reason(check_caption, text, OFF, words, 256) == ("empty caption" if expected == "empty caption" else "")
 
 
 @pytest.mark.parametrize("text", ["собака и кошка", "a dog 狗", "مرحبا بالعالم"])
@@ -108,9 +119,9 @@ def test_other_scripts_are_skipped_on_request(text):
 def test_tokens(tokenizer: Tokenizer, limit, count, kept):
     """The teacher's limit holds, also below a larger one that was given."""
     rules = replace(RULES, max_words=0, max_tokens=limit)
-    reason = caption_problem("dog " * count, rules, lambda text: len(tokenizer(text).ids), 256)
-    assert reason == ("" if kept else "caption with too many tokens")
-    long = caption_problem("dog " * 9000, RULES, lambda _: pytest.fail("words are counted first"), 256)
+    found = reason(check_caption, "dog " * count, rules, lambda text: len(tokenizer(text).ids), 256)
+    assert found == ("" if kept else "caption with too many tokens")
+    long = reason(check_caption, "dog " * 9000, RULES, lambda _: pytest.fail("words are counted first"), 256)
     assert long == "caption with too many words"
 
 
@@ -118,7 +129,7 @@ def test_tokens(tokenizer: Tokenizer, limit, count, kept):
 
 
 @pytest.mark.parametrize(
-    ("size", "count", "reason"),
+    ("size", "count", "expected"),
     [
         ((64, 256), 2_000, ""),
         ((64, 64), 1_999, "image file too small"),
@@ -130,18 +141,18 @@ def test_tokens(tokenizer: Tokenizer, limit, count, kept):
         ((8_000, 8_001), 9_000_000, "image with too many pixels"),
     ],
 )
-def test_headers(size, count, reason):
-    assert image_problem(size, count, RULES) == reason and image_problem(size, count, OFF) == ""
+def test_headers(size, count, expected):
+    assert reason(check_size, size, count, RULES) == expected and reason(check_size, size, count, OFF) == ""
 
 
 def test_a_good_image_is_decoded_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     drawn(1, (90, 300)).save(tmp_path / "a.jpg", exif=exif)
-    found = inspect_image(tmp_path / "a.jpg", RULES)
-    assert found.image.size == (300, 90) and found.image.mode == "RGB" and not found.reason
-    assert found.hash == image_hash(found.image) and inspect_image(tmp_path / "a.jpg", OFF).hash == 0
-    assert inspect_image(tmp_path / "a.jpg", replace(RULES, max_aspect=3)).reason == "image too long and narrow"
+    image, code = open_checked(tmp_path / "a.jpg", RULES)
+    assert image.size == (300, 90) and image.mode == "RGB"
+    assert code == image_hash(image) and open_checked(tmp_path / "a.jpg", OFF)[1] == 0
+    assert reason(open_checked, tmp_path / "a.jpg", replace(RULES, max_aspect=3)) == "image too long and narrow"
 
 
 def test_an_image_in_a_tar(tmp_path):
@@ -149,17 +160,15 @@ def test_an_image_in_a_tar(tmp_path):
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "0.tar").write_bytes(bytes(512) + content)
     member = TarMember(tmp_path / "0.tar", "a.jpg", 512, len(content))
-    assert inspect_image(member, RULES).image is not None
-    small = inspect_image(member, replace(RULES, min_bytes=len(content) + 1))
-    assert small.reason == "image file too small" and "0.tar:a.jpg: 320 x 240" in small.detail
-    assert inspect_image(replace(member, length=len(content) + 1), RULES).reason == "image that cannot be read"
+    assert open_checked(member, RULES)[0].size == (320, 240)
+    assert reason(open_checked, member, replace(RULES, min_bytes=len(content) + 1)) == "image file too small"
+    assert reason(open_checked, replace(member, start=0), RULES) == "image that cannot be read"
 
 
 def test_huge_images_are_refused_by_their_header(tmp_path):
     """Decoding them would take gigabytes, and here would fail with another reason."""
-    assert inspect_image(huge(tmp_path / "bomb.png", 30_000, 30_000), RULES).reason == "image that cannot be read"
-    large = inspect_image(huge(tmp_path / "large.png", 10_000, 10_000), RULES)
-    assert large.reason == "image with too many pixels" and "10000 x 10000" in large.detail
+    assert reason(open_checked, huge(tmp_path / "bomb.png", 30_000, 30_000), RULES) == "image that cannot be read"
+    assert reason(open_checked, huge(tmp_path / "large.png", 10_000, 10_000), RULES) == "image with too many pixels"
 
 
 @pytest.mark.parametrize("name", ["text.jpg", "empty.jpg", "missing.jpg", ".", "cut.png"])
@@ -167,8 +176,7 @@ def test_what_is_no_image(tmp_path, name):
     (tmp_path / "text.jpg").write_text("no image" * 1000)
     (tmp_path / "empty.jpg").write_bytes(b"")
     huge(tmp_path / "cut.png", 100, 100)
-    found = inspect_image(tmp_path / name, OFF)
-    assert found.reason == "image that cannot be read" and str(tmp_path) in found.detail and found.image is None
+    assert reason(open_checked, tmp_path / name, OFF) == "image that cannot be read"
 
 
 # ---- near-duplicates
@@ -192,44 +200,30 @@ def test_hashes_tell_images_apart_but_not_their_encodings():
 def test_photographs():
     files = sorted((SHARED / "coco_mini" / "images").glob("*.jpg"))[:12]
     images = [Image.open(file).convert("RGB") for file in files]
-    shard = ShardFilter(RULES, words, 256)
-    assert len(images) == 12 and all(shard.keep_image(Inspected(one, image_hash(one)), "") for one in images)
+    seen = Repetitions(RULES)
+    assert len(images) == 12 and not any(reason(seen.check_image, image_hash(one)) for one in images)
     again = [encoded(one, 40, 0.6) for one in images]
-    assert not any(shard.keep_image(Inspected(one, image_hash(one)), "") for one in again)
+    assert all(reason(seen.check_image, image_hash(one)) == "near-duplicate image" for one in again)
 
 
 def test_distance_of_hashes():
     """Among 3,000 random images none is taken for another; every repetition is found, up to 4 bits away."""
     codes = np.random.default_rng(0).integers(0, 1 << 64, 3_000, dtype=np.uint64).tolist()
-    shard = ShardFilter(RULES, words, 256)
-    assert all(shard.keep_image(Inspected(None, code), "") for code in codes)
-    assert not any(shard.keep_image(Inspected(None, code ^ 0b1111), "") for code in codes[::100])
-    assert all(shard.keep_image(Inspected(None, code ^ 0b11111), "") for code in codes[1::100])
+    seen = Repetitions(RULES)
+    assert not any(reason(seen.check_image, code) for code in codes)
+    assert all(reason(seen.check_image, code ^ 0b1111) for code in codes[::100])
+    assert not any(reason(seen.check_image, code ^ 0b11111) for code in codes[1::100])
 
 
-# ---- a shard
+def test_repeated_captions_are_counted_whatever_their_case_and_spaces():
+    seen, skipped = Repetitions(replace(RULES, max_repeats=2)), SkipCounter()
+    for number, text in enumerate(["A dog runs.", "a dog  runs.", "a DOG runs.", "dog", "A dog runs."]):
+        with skipped.catch(f"record {number}"):
+            seen.check_caption(text)
+    assert skipped.counts == {"caption repeated too often": 2}
+    assert skipped.places["caption repeated too often"] == ["record 2", "record 4"]
 
 
-def test_a_shard_is_counted_by_reason():
-    shard = ShardFilter(replace(RULES, max_repeats=2), words, 256)
-    texts = ["A dog runs.", "a dog  runs.", "a DOG runs.", "dog", "a <i>dog</i>", "A dog runs."]
-    assert [shard.keep_caption(text, f"record {n}") for n, text in enumerate(texts)] == [True, True, *[False] * 4]
-    assert shard.keep_phrases(1, "record 0") and not shard.keep_phrases(0, "record 1")
-    assert shard.keep_image(Inspected(drawn(1), 0), "a") and not shard.keep_image(Inspected(drawn(1), 0), "b", pairs=2)
-    assert not shard.keep_image(Inspected(reason="image too small", detail="x.jpg: 5 x 5"), "image 9")
-    assert shard.skipped.counts == {
-        "caption repeated too often": 2,
-        "caption with too few words": 1,
-        "caption with HTML": 1,
-        "caption with too few noun phrases": 1,
-        "near-duplicate image": 2,
-        "image too small": 1,
-    }
-    assert shard.skipped.places["caption repeated too often"] == ["record 2", "record 5"]
-    assert shard.skipped.places["image too small"] == ["x.jpg: 5 x 5"]
-
-
-def test_a_shard_without_rules_keeps_all():
-    shard = ShardFilter(OFF, words, 256)
-    assert all(shard.keep_caption("<b>", "") for _ in range(30)) and shard.keep_phrases(1, "")
-    assert all(shard.keep_image(Inspected(drawn(1), 0), "") for _ in range(3)) and not shard.skipped
+def test_repetitions_without_limits_keep_all():
+    seen = Repetitions(OFF)
+    assert not any(reason(seen.check_caption, "a dog") + reason(seen.check_image, 0) for _ in range(30))

@@ -186,4 +186,4 @@ def test_shards_end_where_an_image_ends(pool):
     shards = find_shards(find_captions(str(pool / "captions.jsonl"), [], None), 1)
     assert len(shards) == 10
     [second], _ = read_shard(shards[1])
-    assert second.captions[1] == "a red car and a blue star"
+    assert [sample.caption for sample in second][1] == "a red car and a blue star"

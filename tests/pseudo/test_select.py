@@ -4,9 +4,9 @@ import json
 from collections import Counter
 
 import pytest
-from glip.data.readers.labels import read_labels
 
 from glip.config import SelectConfig
+from glip.data.labels import read_labels
 from glip.errors import DataError
 from glip.pseudo.select import Selection, select, select_boxes
 from glip.pseudo.store import write_shard
@@ -74,6 +74,6 @@ def test_nothing_kept_is_an_error(tmp_path):
 
 def test_half_written_labels_are_named(tmp_path):
     write_shard(tmp_path, "one", "jsonl", [row((A, 0, 0.9))], {})
-    (tmp_path / "one.jsonl").write_text(json.dumps(row()) + "\n{half")
+    (tmp_path / "one.jsonl").write_text(json.dumps(row()) + "\n{half\n")
     with pytest.raises(DataError, match=r"one.jsonl, line 2"):
         select(tmp_path, tmp_path / "selected.jsonl", SelectConfig(min_score=0.0, min_best_score=0.0))

@@ -4,14 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 import yaml
 
-from glip.config import DatasetConfig, LabelConfig, SelectConfig, SelfTrainConfig
-from glip.data.mixture import read_training_set
+from glip.config import LabelConfig, SelectConfig, SelfTrainConfig
+from glip.data.catalog import find_set, read_set
 from glip.errors import DataError
 from glip.pseudo.shards import find_captions
-from glip.recipes.self_training import PSEUDO, SelfTraining, self_train
+from glip.recipes.self_training import SelfTraining, self_train
 from glip.train.start import load_config
 
 
@@ -39,15 +38,10 @@ def plan(pool, drawn_root, tiny_folder, tmp_path) -> SelfTraining:
     )
 
 
-def labels(pool, path, **options: object) -> DatasetConfig:
-    images = (str(pool / "images"),)
-    return DatasetConfig(name=PSEUDO, format="labels", annotations=str(path), images=images, **options)
-
-
 @pytest.mark.slow
 def test_two_rounds_and_then_nothing_is_left_to_do(plan, pool, tmp_path):
     out, said = tmp_path / "out", list[str]()
-    sets = {"pool": read_training_set(labels(pool, pool / "truth.jsonl"), plan.experiment.data).samples}
+    sets = {"pool": read_set(find_set(str(pool / "grounding.json"))).samples}
     rows = self_train(plan, out, sets=sets, device="cpu", say=said.append)
     assert [row["round"] for row in rows] == [0, 1] and rows[1]["labels"]["boxes"] > 0
     assert "pool/recall@1" in rows[0]["figures"]
@@ -60,21 +54,3 @@ def test_two_rounds_and_then_nothing_is_left_to_do(plan, pool, tmp_path):
     assert self_train(longer, out, sets=sets, device="cpu", say=said.append) == rows and not said
     with pytest.raises(DataError, match=r"share 0.5, not 0.25"):
         self_train(replace(plan, options=SelfTrainConfig(share=0.25)), out, sets=sets, device="cpu")
-
-
-def test_scores_and_boxes_count_on_request(pool, tmp_path, plan):
-    row = {
-        "image": "00000700.jpg",
-        "id": 1,
-        "width": 100,
-        "height": 100,
-        "caption": "a dog",
-        "phrases": [{"text": "dog", "spans": [[2, 5]]}],
-        "boxes": [{"box": [1.0, 1.0, 30.0, 30.0], "phrases": [0], "score": 0.7}],
-    }
-    (tmp_path / "labels.jsonl").write_text(json.dumps(row) + "\n")
-    for soft, box_loss in ((False, True), (True, True), (False, False)):
-        entry = labels(pool, tmp_path / "labels.jsonl", soft=soft, box_loss=box_loss)
-        sample = read_training_set(entry, plan.experiment.data).samples[0]
-        assert sample.scores == ((0.7,) if soft else ()) and sample.box_loss == box_loss
-        torch.testing.assert_close(sample.boxes, torch.tensor([[1.0, 1.0, 30.0, 30.0]]))

@@ -14,7 +14,7 @@ TASKS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists"
 
 def test_brackets_and_parts():
     tree = {"pothole": "there are some [holes] on the road", "car": {"suffix": " with wheels"}, 3: "[three]"}
-    assert read_prompts(tree) == {
+    assert read_prompts(tree, ["pothole", "car", "3"]) == {
         "pothole": ClassPrompt(name="holes", prefix="there are some ", suffix=" on the road"),
         "car": ClassPrompt(name="car", suffix=" with wheels"),
         "3": ClassPrompt(name="three"),

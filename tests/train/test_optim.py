@@ -15,44 +15,41 @@ def model():
     return seeded(TINY)
 
 
-def group_of(optimizer, parameter):
-    (found,) = [group for group in optimizer.param_groups if any(p is parameter for p in group["params"])]
-    return found["lr"], found["weight_decay"]
-
-
 def test_every_trained_parameter_has_one_group(model):
     grouped = [id(p) for group in build_optimizer(model, **RATES).param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    partly = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    partly[0].requires_grad_(False)
+    assert sum(len(group["params"]) for group in build_optimizer(partly, **RATES).param_groups) == 2
 
 
-def test_bert_has_its_own_rate_and_some_have_no_decay(model):
-    optimizer = build_optimizer(model, **RATES)
-    bert = model.language.bert
-    assert group_of(optimizer, bert.encoder.layer[0].intermediate.dense.weight) == (1e-5, 0.05)
-    assert group_of(optimizer, bert.encoder.layer[0].output.LayerNorm.weight) == (1e-5, 0.0)
-    assert group_of(optimizer, bert.embeddings.word_embeddings.weight) == (1e-5, 0.0)
-    assert group_of(optimizer, model.vision.patch.weight) == (1e-4, 0.05)
-    for plain in (model.vision.patch.bias, model.vision.stages[0].blocks[0].attn.bias_table, model.boxes.scales):
-        assert group_of(optimizer, plain) == (1e-4, 0.0)
-
-
-def test_what_writes_text_in_the_tower_has_its_own_rate(model):
-    optimizer = build_optimizer(model, **RATES)
-    stage = model.tower[0]
-    assert group_of(optimizer, stage.text.layer.intermediate.dense.weight) == (3e-5, 0.05)
-    assert group_of(optimizer, stage.text.layer.output.LayerNorm.weight) == (3e-5, 0.0)
-    for text in (stage.fusion.gamma_text, stage.fusion.out_text.bias, stage.fusion.norm_text.weight):
-        assert group_of(optimizer, text) == (3e-5, 0.0)
-    assert group_of(optimizer, stage.fusion.value_image.weight) == (3e-5, 0.05)
-    for image in (stage.fusion.value_text.weight, stage.fusion.out_image.weight, stage.image.offset.weight):
-        assert group_of(optimizer, image) == (1e-4, 0.05)
-    assert group_of(optimizer, model.tokens.project.weight) == (1e-4, 0.05), "the head is no part of the tower"
-
-
-def test_frozen_parameters_are_left_out():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    model[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in build_optimizer(model, **RATES).param_groups) == 2
+@pytest.mark.parametrize(
+    ("name", "lr", "weight_decay"),
+    [
+        ("language.bert.encoder.layer.0.intermediate.dense.weight", 1e-5, 0.05),
+        ("language.bert.encoder.layer.0.output.LayerNorm.weight", 1e-5, 0.0),
+        ("language.bert.embeddings.word_embeddings.weight", 1e-5, 0.0),
+        ("vision.patch.weight", 1e-4, 0.05),
+        ("vision.patch.bias", 1e-4, 0.0),
+        ("vision.stages.0.blocks.0.attn.bias_table", 1e-4, 0.0),
+        ("boxes.scales", 1e-4, 0.0),
+        ("tower.0.text.layer.intermediate.dense.weight", 3e-5, 0.05),
+        ("tower.0.text.layer.output.LayerNorm.weight", 3e-5, 0.0),
+        ("tower.0.fusion.gamma_text", 3e-5, 0.0),
+        ("tower.0.fusion.out_text.bias", 3e-5, 0.0),
+        ("tower.0.fusion.norm_text.weight", 3e-5, 0.0),
+        ("tower.0.fusion.value_image.weight", 3e-5, 0.05),
+        ("tower.0.fusion.value_text.weight", 1e-4, 0.05),
+        ("tower.0.fusion.out_image.weight", 1e-4, 0.05),
+        ("tower.0.image.offset.weight", 1e-4, 0.05),
+        ("tokens.project.weight", 1e-4, 0.05),  # the head is no part of the tower
+    ],
+)
+def test_rate_and_decay_of_parts(name, lr, weight_decay, model):
+    parameter = model.get_parameter(name)
+    groups = build_optimizer(model, **RATES).param_groups
+    (found,) = [group for group in groups if any(own is parameter for own in group["params"])]
+    assert (found["lr"], found["weight_decay"]) == (lr, weight_decay)
 
 
 @pytest.mark.parametrize(

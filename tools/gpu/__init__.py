@@ -1,1 +1,0 @@
-"""The parts of tools/check_gpu.py."""
