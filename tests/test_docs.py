@@ -1,5 +1,6 @@
 """What the documentation names exists: files, links, headings, symbols, options; its prose is wrapped."""
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from small import ROOT
 
+from glip.cli.arguments import build_parser
 from glip.cli.main import main
 
 PAGES = [
@@ -19,6 +21,8 @@ _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 _CODE = re.compile(r"`([^`]+)`")
 _PATH = re.compile(r"(?<![\w/.-])(?:glip|tools|tests|configs|docs)/[\w/.*-]*\w\.[a-z]+\b")
 _MODULE = re.compile(r"([\w/]+\.py)(?:: ([\w.]+))?")
+_COMMAND = re.compile(r"(?:^(?:\w+=\S+ )*|-m |\$ )glip ([a-z][a-z-]*)(?: (list|check|show|convert)\b)?")
+_KEY = re.compile(r"(?<![\w/.])(?:model|data|train)\.[a-z_]+(?:\.[a-z_]+)?(?=[=`:\s])(?!\.)")
 _GENERATED = {"options.md": "## model", "gpu.md": "## Last figures"}  # from this heading on, programs write the page
 
 
@@ -34,6 +38,16 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives a page's headings."""
     titles = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def flags_of(verb: str, what: str) -> set[str]:
+    """The flags of a verb, such as ``data check``."""
+    parser = build_parser()
+    for word in filter(None, (verb, what)):
+        choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        if choices:
+            parser = choices[0][word]
+    return set(parser._option_string_actions)
 
 
 @pytest.fixture(params=PAGES, ids=lambda page: page.name)
@@ -65,6 +79,25 @@ def test_named_modules_and_symbols_exist(page):
         homes = [text for path, text in sources.items() if f"/{path.relative_to(ROOT).as_posix()}".endswith(f"/{file}")]
         assert homes, code
         assert any(re.search(rf"\b{(symbol or '').split('.')[-1]}\b", text) for text in homes), code
+
+
+def test_flags_of_commands_exist(page):
+    if page.name == "CHANGELOG.md":
+        return
+    text = page.read_text(encoding="utf-8")
+    for command in [
+        *_CODE.findall(_FENCE.sub("", text)),
+        *"".join(_FENCE.findall(text)).replace("\\\n", "").splitlines(),
+    ]:
+        if found := _COMMAND.search(" ".join(command.split())):
+            known = flags_of(*found.groups(""))
+            assert set(re.findall(r" (--[a-z][a-z-]*)", found.string[found.start() :])) <= known, command
+
+
+def test_config_keys_exist(page):
+    options = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    named = set(_KEY.findall(page.read_text(encoding="utf-8"))) if page.name != "CHANGELOG.md" else set()
+    assert not {key for key in named if f"`{key}`" not in options and f"\n## {key}\n" not in options}
 
 
 def test_prose_is_wrapped(page):
