@@ -70,10 +70,10 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     else:
         config, state = _read_foreign(path, str(name_or_path))
         tokenizer = ASSETS / BUNDLED
-    return Pretrained(filled(config, state, path).eval(), config, tokenizer)
+    return Pretrained(build_with(config, state, path).eval(), config, tokenizer)
 
 
-def filled(config: ModelConfig, state: State, path: Path) -> GLIP:
+def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
         with torch.device("meta"):

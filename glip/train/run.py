@@ -14,7 +14,15 @@ from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
 from glip.model.glip import GLIP, build
-from glip.model.weights import ASSETS, BUNDLED, load_pretrained, save_pretrained, start_language, start_vision
+from glip.model.weights import (
+    ASSETS,
+    BUNDLED,
+    build_with,
+    load_pretrained,
+    save_pretrained,
+    start_language,
+    start_vision,
+)
 from glip.processor import Processor
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import Group, main_only, process_group

@@ -82,7 +82,7 @@ def test_rates_are_set_from_the_base(model):
     assert {group["lr"] for group in optimizer.param_groups} == {2.5e-5, 7.5e-6, 2.5e-6}
 
 
-def filled(value: float) -> torch.nn.Module:
+def build_with(value: float) -> torch.nn.Module:
     made = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     with torch.no_grad():
         for parameter in made.parameters():
@@ -91,13 +91,13 @@ def filled(value: float) -> torch.nn.Module:
 
 
 def test_ema_warms_up_and_then_keeps_its_decay():
-    ema = EMA(filled(0.0), 0.8)
+    ema = EMA(build_with(0.0), 0.8)
     expected = 0.0
     for number in range(60):
         decay = min(0.8, (1 + number) / (10 + number))
         value = float(number % 7)
         expected = decay * expected + (1 - decay) * value
-        ema.update(filled(value))
+        ema.update(build_with(value))
     assert ema.updates == 60 and ema.weights["0.weight"][0, 0].item() == pytest.approx(expected, rel=1e-5)
     assert set(ema.weights) == {"0.weight", "0.bias", "1.weight", "1.bias"}, "statistics are the model's own"
 
@@ -114,7 +114,7 @@ def test_what_does_not_move_stays_to_the_last_bit():
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_wise_ft_keeps_a_share_of_the_start(share):
-    start, trained = filled(4.0).state_dict(), filled(8.0).state_dict()
+    start, trained = build_with(4.0).state_dict(), build_with(8.0).state_dict()
     trained["1.num_batches_tracked"] += 5
     trained["1.running_mean"] += 1.0
     mixed = wise_ft(start, trained, share)
