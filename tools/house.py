@@ -31,7 +31,7 @@ BUDGETS = {  # lines of each room
     "__main__": 10,
     "adaptation": 80,
     "cli": 750,
-    "config": 370,
+    "config": 395,
     "data": 3_980,
     "detector": 390,
     "encoded": 120,
