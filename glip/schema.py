@@ -51,10 +51,14 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
     return parse_json(kind, json.dumps(value, default=str), at=at, error=error)
 
 
-def parse_json(kind: type[T], text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> T:
+@overload
+def parse_json(kind: type[T], text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> T: ...
+@overload
+def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any: ...
+def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """The same from the text of a JSON file."""
     try:
-        return _adapter(typing.cast(Any, kind)).validate_json(text, strict=True)
+        return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as caught:
         raise error(_sentence(kind, caught.errors()[0], at)) from None
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from small import VOCABULARY, seeded, write_coco
+
 from glip.cli.tune_ledger import Ledger, read_ledger
 from glip.cli.tune_page import draw_figure, page_of, table_of
 from glip.cli.tune_table import _read_odinw
-from small import VOCABULARY, seeded, write_coco
-
 from glip.evaluate.odinw import tasks
 from glip.files import exclusive
 from glip.model.weights import load_pretrained, save_pretrained
