@@ -29,13 +29,13 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 750,
-    "config": 395,
-    "data": 3_980,
+    "cli": 700,
+    "config": 400,
+    "data": 3_820,
     "detector": 380,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_740,
+    "evaluate": 2_520,
     "experiment": 160,
     "files": 240,
     "geometry": 230,
@@ -44,17 +44,17 @@ BUDGETS = {  # lines of each room
     "model": 1_550,
     "postprocess": 120,
     "processor": 110,
-    "pseudo": 1_090,
-    "recipes": 1_080,
-    "schema": 140,
+    "pseudo": 1_010,
+    "recipes": 950,
+    "schema": 150,
     "shapes": 30,
     "signals": 50,
-    "structures": 250,
-    "text": 780,
+    "structures": 260,
+    "text": 790,
     "train": 1_700,
     "visualize": 210,
 }
-TOTAL, RAISES, TYPES = 16_500, 15.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 15_900, 14.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
