@@ -65,7 +65,7 @@ def test_links_lead_to_files_and_headings(page):
 def test_named_files_exist(page):
     if page.name == "CHANGELOG.md":
         return  # it also names what is gone
-    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"))  # markers of generated tables
     missing = [path for path in _PATH.findall(text) if not list(ROOT.glob(path))]
     assert not missing
 
