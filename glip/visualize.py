@@ -50,7 +50,7 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> 
     taken: list[Rectangle] = []
     for found, box, colour in drawn:
         text = label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
-        _tag(canvas, text, box, colour, font, taken)
+        _draw_label(canvas, text, box, colour, font, taken)
     return _captioned(canvas, marked(detections.prompt, palette), size * 5 // 4) if sentence else canvas
 
 
@@ -99,7 +99,7 @@ def _captioned(image: Image.Image, words: Sequence[TextRun], size: int) -> Image
     return canvas
 
 
-def _tag(
+def _draw_label(
     canvas: Image.Image, text: str, box: Sequence[float], colour: Colour, font: Font, taken: list[Rectangle]
 ) -> None:
     """Write the label of a box where no other label is, and add its place to those taken."""
@@ -134,7 +134,7 @@ def _sorted(box: Sequence[float]) -> Rectangle:
 def _cell(sample: Sample) -> Image.Image:
     """Image, words, and the image's name, in a column of the sheet."""
     image = _image(sample)
-    text = _written(sample, _palette(sample))
+    text = _text_below(sample, _palette(sample))
     lines, small = wrapped(text, _TEXT, _CELL, _ROWS), letters(_TEXT - 4)
     top = image.height + 8
     cell = Image.new("RGB", (_CELL, top + line_height(_TEXT) * len(lines) + _TEXT + 4), _PAPER)
@@ -178,7 +178,7 @@ def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
         if index not in sample.crowd:
             pen.rectangle(boxes[index], outline=colour, width=2)
         if sample.scores:
-            _tag(image, f"{sample.scores[index]:.2f}", boxes[index], colour, font, taken)
+            _draw_label(image, f"{sample.scores[index]:.2f}", boxes[index], colour, font, taken)
 
 
 def _palette(sample: Sample) -> dict[int, Colour]:
@@ -188,7 +188,7 @@ def _palette(sample: Sample) -> dict[int, Colour]:
     return _colours(names, boxed, all_of=0 < len(sample.vocabulary) <= lettering.MOST_APART)
 
 
-def _written(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
+def _text_below(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
     """The words below an image."""
     if sample.prompt:
         return marked(sample.prompt, palette)

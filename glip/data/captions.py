@@ -21,12 +21,12 @@ from glip.data.records import (
     by_image,
     check_exists,
     is_text,
+    pack_sample_set,
     parse_json,
     parse_line,
     read_lines,
     read_lists,
     read_size,
-    sample_set,
 )
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import DataError
@@ -67,7 +67,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([files[0].parent] if shards or not images else images)
     samples = (sample for file in files for sample in _read_file(file, folders, skipped, tree))
-    return sample_set(path, samples, skipped)
+    return pack_sample_set(path, samples, skipped)
 
 
 def caption_files(path: Path) -> list[Path]:

@@ -19,10 +19,10 @@ from glip.data.records import (
     is_id,
     is_text,
     is_visible,
+    pack_sample_set,
     read_lists,
     read_size,
     records_by_id,
-    sample_set,
 )
 from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError
@@ -114,7 +114,9 @@ def coco_set(file: CocoFile, categories: Categories, folders: Folders, skipped: 
     """The samples of a parsed COCO json under the given class names."""
     rows = _image_samples(file, categories, lambda record: folders.locate(record.get("file_name")), skipped)
     samples = (sample for _, sample in rows)
-    return sample_set(file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file)
+    return pack_sample_set(
+        file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file
+    )
 
 
 def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -131,7 +133,9 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     categories = read_categories(file.categories, file.path, skipped, twins=True)
     rows = _image_samples(file, categories, lambda record: _lvis_image(record, by_name, by_url), skipped)
     samples = (_federated(record, sample, categories, skipped) for record, sample in rows)
-    return sample_set(file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file)
+    return pack_sample_set(
+        file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file
+    )
 
 
 def read_categories(records: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:

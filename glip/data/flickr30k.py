@@ -57,7 +57,7 @@ def read_flickr30k(
             with skipped.catch(f"image {name}"):
                 yield from _image_samples(root, name, folders, skipped, flat_boxes=flat_boxes)
 
-    return records.sample_set(root, samples(), skipped)
+    return records.pack_sample_set(root, samples(), skipped)
 
 
 def _read_split(path: Path, skipped: SkipCounter) -> list[str]:

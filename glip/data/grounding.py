@@ -35,7 +35,7 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
                 placed = ((f"annotation {str(row.get('id'))[:40]} of {place}", row) for row in rows)
                 yield _captioned(record, placed if rows else None, _mdetr_id(record), folders, skipped)
 
-    return records.sample_set(path, samples(), skipped)
+    return records.pack_sample_set(path, samples(), skipped)
 
 
 def _mdetr_id(record: Row) -> Id:
@@ -66,7 +66,7 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
                 rows = _silver_rows(phrases, place, skipped) if phrases else None
                 yield _captioned(entry, rows, image_id, folders, skipped)
 
-    return records.sample_set(path, samples(), skipped)
+    return records.pack_sample_set(path, samples(), skipped)
 
 
 def _silver_rows(phrases: Sequence[Any], place: str, skipped: SkipCounter) -> Iterator[tuple[str, Row]]:
@@ -93,11 +93,11 @@ def _captioned(
         with skipped.catch(place):
             spans = records.read_spans(row.get("tokens_positive"), caption)
             box = records.read_box(row.get("bbox"))
-            named.append(Named(box, _split(spans, listed), row.get("iscrowd") in (1, "1")))
+            named.append(Named(box, _split_into_phrases(spans, listed), row.get("iscrowd") in (1, "1")))
     return records.grounding_sample(image, caption, named, image_id=image_id, size=records.read_size(record))
 
 
-def _split(spans: Spans, listed: set[Spans]) -> tuple[Spans, ...]:
+def _split_into_phrases(spans: Spans, listed: set[Spans]) -> tuple[Spans, ...]:
     """The listed phrases that a box's spans consist of, if they do, else one phrase of them all."""
     if spans in listed or len(spans) == 1:
         return (spans,)

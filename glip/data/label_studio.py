@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from glip.data.image import image_size
 from glip.data.labels import read_names, sample_of_row
-from glip.data.records import as_list, as_map, is_text, is_visible, parse_json, read_size, sample_set
+from glip.data.records import as_list, as_map, is_text, is_visible, pack_sample_set, parse_json, read_size
 from glip.data.sets import Folders, InvalidRecord, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, image_file, label_row
 from glip.errors import DataError, ImageError
@@ -172,7 +172,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
             with skipped.catch(place):
                 yield _read_task(as_map(task), names, folders, place, skipped)
 
-    return sample_set(path, samples(), skipped)
+    return pack_sample_set(path, samples(), skipped)
 
 
 def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, skipped: SkipCounter) -> Sample:
@@ -191,7 +191,7 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, 
     else:
         row, texts = {"image": _image_name(data), "id": task.get("id")}, list(names)
     labels = {text: index for index, text in enumerate(texts)}
-    size = read_size(row) or _stated_size(results)
+    size = read_size(row) or _annotated_size(results)
     if size is None and results:
         try:
             size = image_size(folders.locate(row.get("image")))
@@ -250,7 +250,7 @@ def _finite(value: Any) -> float:
     return float(value) if type(value) in (int, float) and abs(value) < _FARTHEST else math.nan
 
 
-def _stated_size(results: Sequence[Row]) -> tuple[int, int] | None:
+def _annotated_size(results: Sequence[Row]) -> tuple[int, int] | None:
     sizes = (read_size({"width": one.get("original_width"), "height": one.get("original_height")}) for one in results)
     return next(filter(None, sizes), None)
 

@@ -32,7 +32,7 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         images: folders of the images, or of the tars that hold them.
     """
     path, skipped = Path(annotations), SkipCounter()
-    return records.sample_set(path, _line_samples(path, Folders(images or [path.parent]), skipped), skipped)
+    return records.pack_sample_set(path, _line_samples(path, Folders(images or [path.parent]), skipped), skipped)
 
 
 def _line_samples(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
@@ -71,8 +71,8 @@ def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipp
         image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
         size=records.read_size(record),
         crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
-        absent=_indices(record["absent"], names) if isinstance(record.get("absent"), list) else None,
-        incomplete=_indices(record.get("incomplete"), names),
+        absent=_phrase_indices(record["absent"], names) if isinstance(record.get("absent"), list) else None,
+        incomplete=_phrase_indices(record.get("incomplete"), names),
         scores=tuple(item.score for item in boxes) if any("score" in row for row in rows) else (),
     )
 
@@ -131,7 +131,7 @@ def read_names(given: Any) -> Names:
     return tuple(words)
 
 
-def _indices(given: Any, names: Names) -> tuple[int, ...]:
+def _phrase_indices(given: Any, names: Names) -> tuple[int, ...]:
     return tuple(index for index in as_list(given) if _is_index(index, len(names)))
 
 

@@ -50,7 +50,7 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
                     require("grounding" in record, "line with neither detection nor grounding")
                     yield _grounding(record, number, folders, skipped)
 
-    return records.sample_set(path, samples(), skipped, vocabulary=categories.names, ids=categories.ids)
+    return records.pack_sample_set(path, samples(), skipped, vocabulary=categories.names, ids=categories.ids)
 
 
 def _read_label_map(path: Path, skipped: SkipCounter) -> Categories:

@@ -226,7 +226,7 @@ def grounding_sample(
     )
 
 
-def sample_set(
+def pack_sample_set(
     path: Path,
     samples: Iterable[Sample],
     skipped: SkipCounter,

@@ -50,7 +50,7 @@ def evaluate(
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
         detector = Detector.from_pretrained(names[0], task=config.task, device=device)
-    folder = Path(config.out or OUT) / _label(names[0], detector)
+    folder = Path(config.out or OUT) / _model_folder_name(names[0], detector)
     reports: dict[str, list[Report]] = {}
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
         found: list[Report] = []
@@ -161,7 +161,7 @@ def _check_task(detector: Detector, benchmark: Benchmark, show: Callable[[str], 
         show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
 
 
-def _label(model: str, detector: Detector) -> str:
+def _model_folder_name(model: str, detector: Detector) -> str:
     """Names the folder of a model; two trainings of one config differ in their weights."""
     label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
     return label + (f"-task-{digest_of(detector.adaptation)[:6]}" if detector.adaptation else "")

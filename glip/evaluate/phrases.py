@@ -136,7 +136,7 @@ def caption_id(sample: Sample) -> tuple[int | str, int]:
 
 
 @checked
-class _Predicted:
+class _PredictedCaption:
     image_id: int | str
     sentence_id: int | str
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
@@ -163,7 +163,7 @@ def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCo
     if len(by_key) < len(captions):
         raise DataError(f"{len(captions)} captions have {len(by_key)} ids between them: give each sentence its own id")
     found: dict[str, list[Ranked]] = {}
-    for row in parse(tuple[_Predicted, ...], read_json(path), at=str(path), error=DataError):
+    for row in parse(tuple[_PredictedCaption, ...], read_json(path), at=str(path), error=DataError):
         key = _key(row.image_id, row.sentence_id)
         if key in found:
             tally.add("second prediction for a sentence", key)

@@ -72,7 +72,7 @@ class DynamicBlock(nn.Module):
         if index < len(levels) - 1:
             coarse = levels[index + 1]
             size = coarse.shape[2:]
-            moved = self.coarser(coarse, _leading(offset, size), _leading(modulation, size))
+            moved = self.coarser(coarse, _reinterpret_at_size(offset, size), _reinterpret_at_size(modulation, size))
             branches.append(F.interpolate(moved, size=x.shape[2:], mode="bilinear", align_corners=True))
         # Summed, not stacked: a stack copies every branch and loses the channels-last layout, which the convolutions
         # give and the next fusion reads.
@@ -85,7 +85,7 @@ class DynamicBlock(nn.Module):
         return F.relu6(F.relu(self.importance(branch.mean((2, 3), keepdim=True))) + 3) / 6
 
 
-def _leading(maps: Map, size: torch.Size) -> Map:
+def _reinterpret_at_size(maps: Map, size: torch.Size) -> Map:
     """The first floats of each image's maps, read as maps of a smaller size.
 
     The release applies a level's offsets to the coarser level without resizing them; its CUDA kernel addresses the

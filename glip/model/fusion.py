@@ -56,7 +56,7 @@ class Fusion(nn.Module):
         for first in range(0, self.heads, together):
             heads = slice(first, first + together)
             to_image, to_text = self._attention(heads, keys[:, heads], image, attention_mask)
-            to_image, to_text = _drop(to_image, rate), _drop(to_text, rate)
+            to_image, to_text = _dropout_unscaled(to_image, rate), _dropout_unscaled(to_text, rate)
             read_text = read_text + self._read_text(heads, to_image, values[:, heads])
             read_image.append(self._read_image(heads, to_text, image))
         gathered = torch.cat(read_image, 1) / (1 - rate)
@@ -111,11 +111,11 @@ class Fusion(nn.Module):
 
 
 def _round_rate(rate: float) -> float:
-    """The nearest rate that ``_drop`` can draw."""
+    """The nearest rate that ``_dropout_unscaled`` can draw."""
     return round(rate * _CHANCES) / _CHANCES
 
 
-def _drop(x: Tensor, rate: float) -> Tensor:
+def _dropout_unscaled(x: Tensor, rate: float) -> Tensor:
     """Dropout without the division by 1 - rate, which is cheaper on the small products than on ``x``.
 
     On a CPU torch's own dropout draws entry by entry, a quarter of the forward pass, and keeps floats for the backward

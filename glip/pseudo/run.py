@@ -78,7 +78,7 @@ def run_labelling(
             for number, outcome in enumerate(outcomes, start=1):
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 done = len(own) - len(waiting) + number
-                say(f"{_describe(outcome)}; {done} of {len(own)} shards, {left} left")
+                say(f"{_progress_line(outcome)}; {done} of {len(own)} shards, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)
@@ -86,7 +86,7 @@ def run_labelling(
     return report
 
 
-def _describe(outcome: Outcome) -> str:
+def _progress_line(outcome: Outcome) -> str:
     if "failed" in outcome:
         return f"{outcome['shard']} failed: {outcome['failed']}"
     rate = outcome["images"] / max(outcome["wall"], 1e-9)

@@ -188,7 +188,7 @@ def noun_phrases(caption: str) -> tuple[Span, ...]:
 # ---- pipelines
 
 
-class _Found(NamedTuple):
+class _ParsedPiece(NamedTuple):
     """What was found in a piece of a caption: phrases as word ranges, and where their expressions end, if parsed."""
 
     doc: "Doc"
@@ -210,27 +210,27 @@ def _load(pipeline: str | Path) -> "Language":
         ) from error
 
 
-def _tagger(nlp: "Language") -> Callable[[list[str]], list[_Found]]:
+def _tagger(nlp: "Language") -> Callable[[list[str]], list[_ParsedPiece]]:
     """The bundled way: the likeliest sequence of places by the tagger's scores."""
     tagger = nlp.get_pipe(TAGGER)
     predict: Callable[[list[Doc]], list[np.ndarray]] = tagger.model.predict  # type: ignore[attr-defined]
     labels: Sequence[str] = tagger.labels  # type: ignore[attr-defined]
     place_of_label = np.array([[label[0] == place for place in PLACES] for label in labels], np.float32)
 
-    def read(texts: list[str]) -> list[_Found]:
+    def read(texts: list[str]) -> list[_ParsedPiece]:
         docs = [nlp.make_doc(text) for text in texts]
         if not any(len(doc) for doc in docs):
-            return [_Found(doc, [], []) for doc in docs]
+            return [_ParsedPiece(doc, [], []) for doc in docs]
         scores = np.concatenate(predict(docs))
         chances = np.exp(scores - scores.max(1, keepdims=True)) @ place_of_label
         chances = np.log(chances / chances.sum(1, keepdims=True) + 1e-9)
         phrases = _decode(chances, [len(doc) for doc in docs])
-        return [_Found(doc, own, []) for doc, own in zip(docs, phrases, strict=True)]
+        return [_ParsedPiece(doc, own, []) for doc, own in zip(docs, phrases, strict=True)]
 
     return read
 
 
-def _parser(nlp: "Language", name: str | Path) -> Callable[[list[str]], list[_Found]]:
+def _parser(nlp: "Language", name: str | Path) -> Callable[[list[str]], list[_ParsedPiece]]:
     """The noun chunks of any pipeline with a parser."""
     try:
         list(nlp("A cat lies on the mat.").noun_chunks)
@@ -240,11 +240,11 @@ def _parser(nlp: "Language", name: str | Path) -> Callable[[list[str]], list[_Fo
             "one with a parser, such as en_core_web_sm, or None for the bundled one"
         ) from error
 
-    def read(texts: list[str]) -> list[_Found]:
+    def read(texts: list[str]) -> list[_ParsedPiece]:
         found = []
         for doc in nlp.pipe(texts):
             chunks = [chunk for chunk in doc.noun_chunks if chunk.root.pos_ != "PRON"]
-            found.append(_Found(doc, [(chunk.start, chunk.end) for chunk in chunks], list(map(_reach, chunks))))
+            found.append(_ParsedPiece(doc, [(chunk.start, chunk.end) for chunk in chunks], list(map(_reach, chunks))))
         return found
 
     return read
@@ -328,7 +328,7 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _join(read: Plain, parts: Iterable[_Found]) -> Reading:
+def _join(read: Plain, parts: Iterable[_ParsedPiece]) -> Reading:
     """The pieces of a caption, together again."""
     words: list[str] = []
     spans: list[Span] = []

@@ -251,7 +251,7 @@ class Run:
     def current(self) -> GLIP:
         """The model as it would be saved now, in eval mode on the group's device; all processes must call this."""
         weights = self.stepper.model.state_dict() | (self.ema.weights if self.ema else {})
-        return self._fill({name: full_tensor(value) for name, value in weights.items()})
+        return self._final_model({name: full_tensor(value) for name, value in weights.items()})
 
     def finish(self) -> GLIP:
         """Report what was skipped, and give the finished model: the best where there was a validation."""
@@ -263,9 +263,9 @@ class Run:
             return self.current()
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
         state = read_state(self.output / BEST)
-        return self._fill(state["model"] | state["ema"])
+        return self._final_model(state["model"] | state["ema"])
 
-    def _fill(self, weights: dict[str, torch.Tensor]) -> GLIP:
+    def _final_model(self, weights: dict[str, torch.Tensor]) -> GLIP:
         if self.start:
             weights = wise_ft(self.start, weights, self.config.wise_ft)
         self.finished.load_state_dict(weights)

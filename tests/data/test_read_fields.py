@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.records import InvalidRecord, by_image, parse_json, read_box, read_size, read_spans, sample_set
+from glip.data.records import InvalidRecord, by_image, pack_sample_set, parse_json, read_box, read_size, read_spans
 from glip.data.sets import SkipCounter
 from glip.geometry.boxes import is_degenerate
 
@@ -107,9 +107,9 @@ def test_an_empty_set_is_an_error_that_says_why(tmp_path):
     skipped = SkipCounter()
     skipped.add("unknown image", times=3)
     with pytest.raises(ValueError, match="no sample in it can be used .skipped: 3 x unknown image.: see docs/data"):
-        sample_set(tmp_path / "set.json", [], skipped)
+        pack_sample_set(tmp_path / "set.json", [], skipped)
     with pytest.raises(ValueError, match="it lists none"):
-        sample_set(tmp_path / "set.json", [], SkipCounter())
+        pack_sample_set(tmp_path / "set.json", [], SkipCounter())
 
 
 @pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\x07", "\u200b \u2060"])
