@@ -284,7 +284,7 @@ def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(path)!r} is not a GLIP checkpoint of the 2022 release or of mmdetection ({error}; its first key is "
-            f"{next(iter(state))!r}): give such a checkpoint, or a model folder instead of the file in it"
+            f"{next(iter(state), None)!r}): give such a checkpoint, or a model folder instead of the file in it"
         ) from None
     found = sorted(path.parent.glob("*.y*ml"))
     beside = [file for file in found if file.stem == path.stem] or (found if len(found) == 1 else [])

@@ -188,7 +188,7 @@ def test_the_image_encoder_is_one_graph(config: ModelConfig) -> None:
 
 def test_tower_and_heads_are_one_graph() -> None:
     """In a process of its own: torch.compile does not see through the checker of shapes."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

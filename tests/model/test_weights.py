@@ -148,7 +148,7 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     levels = model.encode_image(torch.randn(1, 3, 64, 64, generator=generator))
     mask = torch.ones(1, 4, dtype=torch.bool)
-    hidden = model.language(torch.tensor([[101, 2417, 4418, 102]]), mask)
+    hidden = model.language(torch.tensor([[101, 217, 218, 102]]), mask)
     out = model.fuse_and_predict(levels, hidden, mask)
     return torch.cat([out.token_logits.flatten(), out.box_deltas.flatten(), out.centerness.flatten()])
 
