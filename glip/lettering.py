@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
 INK, PALE = (40, 40, 44), (222, 222, 218)
 _APART = 40  # degrees of hue between the colours of one palette
-MOST_APART = 360 // _APART  # so many names have colours that nobody confuses
+MOST_APART = 360 // _APART  # number of names whose colours nobody confuses
 
 
 @dataclass(frozen=True)

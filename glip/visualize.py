@@ -22,7 +22,7 @@ _PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
 def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
     """A copy of the image with a frame and a label for each detection; small images are enlarged to be readable.
 
-    What was asked for as a sentence is written below, each phrase in the colour of its boxes, in grey if it has none.
+    A sentence prompt is written below, each phrase in the colour of its boxes, in grey if it has none.
 
     Args:
         image: the RGB image the detections belong to.

@@ -60,7 +60,7 @@ def main() -> None:
         row |= {"95 % interval": f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–", "AP": f"{score.ap:.3f}"}
         row["own absent names"] = rates(false_positives_of(pairs), threshold)
         boxes.append({**row, "names of other sets": rates(false_positives_of(strange), threshold), **seen})
-    print(f"False alarms: images (names) with a detection of at least {threshold:g} for a name that is not there.\n")
+    print(f"False positives: images (class names) with a detection of at least {threshold:g} for an absent class.\n")
     print("\n\n".join("\n".join(table(rows)) for rows in (boxes, captions) if rows))
     print(f"\nLeft out: {tally or 'nothing'}")
 

@@ -31,7 +31,7 @@ _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = 
     "captions": read_captions,
     "label-studio": read_label_studio,
 }
-_MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key of its first record, and what it tells
+_MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in it, the format
     ("data", "phrases", "silver"),
     ("annotations", "tokens_positive", "mdetr"),
     ("annotations", "caption", "captions"),
@@ -71,7 +71,7 @@ def find_set(
     """The set meant by a name of the table, or by the path of an annotation file or folder.
 
     For a path the images are looked for in ``images``, else in a folder ``images`` beside the file or beside its
-    folder, else beside the file; the format is told from the content when it is not given.
+    folder, else beside the file; the format is recognized from the content when it is not given.
 
     Raises:
         ConfigError: neither a known name nor a path that is there.

@@ -273,7 +273,7 @@ def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.nda
 
 
 def _inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
-    """Which boxes have an area and lie in their images of (width, height), but for a rounding; none where NaN."""
+    """Which boxes have an area and are inside their images of (width, height), but for a rounding; none where NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.asarray(((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1))
 

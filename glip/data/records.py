@@ -212,7 +212,7 @@ def grounding_sample(
     image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: tuple[int, int] | None
 ) -> Sample:
     """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order."""
-    require(named, "caption whose boxes are all left out")
+    require(named, "caption whose boxes are all skipped")
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
     return Sample(

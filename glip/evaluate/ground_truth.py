@@ -32,7 +32,7 @@ class Boxes:
         categories: likewise of its category.
         boxes: x, y, width, height in pixels.
         areas: as the annotations state them (COCO: of the outline), which decides what is small and large.
-        crowd: marks a group; what lies in it is neither right nor wrong.
+        crowd: marks a group; a detection inside it is neither right nor wrong.
     """
 
     images: Int[np.ndarray, " box"]
@@ -198,7 +198,7 @@ def _listed(file: CocoFile, truth: GroundTruth, key: str, skipped: SkipCounter) 
 def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     """What samples say of the names of their vocabularies; those with a caption say nothing, but keep their place.
 
-    Boxes marked as a group are treated as COCO treats its crowds: what lies in them is neither right nor wrong. As in
+    Boxes marked as a group are treated as COCO treats its crowds: detections inside are neither right nor wrong. As in
     LVIS, names of which nobody knows whether they are there (``Sample.absent``) are not scored in that image, and of
     those that may have more boxes (``Sample.incomplete``) only what matches one is. Names that a set lists twice stay
     two categories; over several vocabularies equal names are one. Ids are places, from 0.

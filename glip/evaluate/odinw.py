@@ -38,7 +38,7 @@ class Task:
         names: what to detect for the categories 1, 2, ...; one without letters is in the annotations, but cannot be
             detected.
         thirteen: whether it is one of the 13 of the paper.
-        flat: all splits lie in the folder itself; the file's name says which split it is.
+        flat: all splits are in the folder itself; the file's name tells the split.
         train: folder of the training split.
         val: folder of the validation split; the release takes a part of the large ones.
         test: folder of the test split.
@@ -58,7 +58,7 @@ class Task:
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
 
     def files(self, split: Split = "val") -> SetConfig:
-        """Where a split lies under the data root; val is what the release's configs evaluate zero-shot."""
+        """Where a split is under the data root; val is what the release's configs evaluate zero-shot."""
         if self.flat:
             return SetConfig(format="coco", annotations=f"{self.folder}/{split}_{_FILE}", images=(self.folder,))
         folder = f"{self.folder}/{dict(train=self.train, val=self.val, test=self.test)[split]}"

@@ -13,7 +13,7 @@ from torch import nn
 from glip.shapes import Bool, Float, Tensor
 
 _CLAMP = 50000.0  # the release's guard against overflow in half precision
-_CHANCES = 2**16  # dropout draws one of so many numbers for each entry
+_CHANCES = 2**16  # dropout draws one of this many numbers for each entry
 _SCORES = 4_000_000  # scores computed at once, 16 MB: all heads of a short caption, one head of 80 names
 
 

@@ -75,7 +75,7 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
 
 @contextmanager
 def figure(path: Path, width: float, height: float, layout: Any = "tight") -> Iterator[Any]:
-    """A matplotlib figure of so many inches, written as PNG when the block ends, whole or not at all."""
+    """A matplotlib figure of the given size in inches, written as PNG when the block ends, whole or not at all."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(width, height), layout=layout)

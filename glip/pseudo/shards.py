@@ -51,7 +51,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
 
 
 def find_shards(entry: SetConfig, images: int) -> list[Shard]:
-    """The shards of a captioned dataset, in the order of its files; a single file is cut after so many images."""
+    """The shards of a captioned dataset, in the order of its files; a single file is cut every ``images`` images."""
     path = Path(entry.annotations)
     files = caption_files(path)
     if path.is_dir() or path.suffix.lower() == ".tar":

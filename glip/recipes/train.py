@@ -1,4 +1,4 @@
-"""Training with validation: the ordinary evaluation, run every so many steps."""
+"""Training with validation: the ordinary evaluation, run every `train.validate_every` steps."""
 
 import os
 

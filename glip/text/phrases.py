@@ -26,7 +26,7 @@ Span = tuple[int, int]  # characters or words [start, end)
 BUNDLED = Path(__file__).resolve().parent.parent / "assets" / "phrases"
 TAGGER = "phrases"  # the component that pipelines of tools/train_phrases.py have; others give their noun_chunks
 BATCH = 32  # captions; so few stay in the processor's cache
-NEW_WORDS = 200_000  # after so many the pipeline is loaded again, so that memory stays bounded
+NEW_WORDS = 200_000  # new words after which the pipeline is loaded again, to bound memory
 PIECE = 1000  # characters that are read at once; a longer caption is cut at the end of a sentence, or at a space
 EXPRESSION = 12  # words of a referring expression at most; a longer one stays a phrase
 

@@ -47,7 +47,7 @@ class Outcome:
     """The result of a step, the same in every process.
 
     ``losses`` holds the three terms and their sum, ``norm`` is the gradient norm before clipping. A step that was not
-    ``stepped`` changed nothing: it was bad, or under float16 an ``overflow`` that a smaller loss scale will mend.
+    ``stepped`` changed nothing: it was bad, or under float16 an ``overflow`` that a smaller loss scale repairs.
     ``stopping``: some process was asked to stop.
     """
 

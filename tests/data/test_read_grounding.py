@@ -75,7 +75,7 @@ def test_boxes_that_teach_nothing_are_counted(bad, reason, tmp_path):
     [
         (image(2, ""), {"image without a caption": 1}),
         (image(2, "a cat \ud800 and more"), {"caption that is not UTF-8": 1}),
-        (image(2, "a"), {"span outside the caption": 1, "caption whose boxes are all left out": 1}),
+        (image(2, "a"), {"span outside the caption": 1, "caption whose boxes are all skipped": 1}),
         (image(2, file_name="../../etc/passwd"), {"image name outside its folder": 1}),
         (image([2]), {"image without an id": 1, "unknown image": 1}),
     ],

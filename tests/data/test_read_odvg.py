@@ -86,7 +86,7 @@ def test_a_phrase_of_several_pieces(tmp_path):
     found = read(tmp_path, *lines, grounding(region("car")), names=None)
     assert found.samples[0].prompt.phrases[0].spans == ((0, 6), (18, 25))
     assert found.samples[0].prompt.phrases[1].spans == ((26, 29),)
-    assert found.skipped.counts == {"phrase that is not in the caption": 1, "caption whose boxes are all left out": 1}
+    assert found.skipped.counts == {"phrase that is not in the caption": 1, "caption whose boxes are all skipped": 1}
 
 
 def test_both_kinds_in_one_file(tmp_path):
