@@ -1,8 +1,8 @@
 """Average precision as LVIS counts it (Gupta et al. 2019), and Fixed AP (Dave et al. 2021).
 
-Boxes are matched by the lvis package, one category at a time, in the images that count for it: its own loop visits
-every category in every image, 24 million pairs. Precision and recall are computed here, because its accumulation does
-not run with today's numpy.
+Boxes are matched by the lvis package, one category at a time, in the images that have boxes of it: its own loop
+visits every category in every image, 24 million pairs. Precision and recall are computed here, because the package's
+accumulation does not run with today's numpy.
 """
 
 import json
@@ -19,7 +19,9 @@ from glip.evaluate.results import UNKNOWN, Results, Row, concatenate
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
-_SIZES, _OVERLAPS = 4, 10  # all, small, medium, large boxes; IoU 0.50 to 0.95
+_AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # all, small, medium, large boxes
+_SIZES, _OVERLAPS = len(_AREAS), 10  # IoU 0.50 to 0.95
+_LOWEST_IOU = 0.49  # a little below the lowest IoU that counts
 Columns = TypeVar("Columns", Boxes, Results)
 
 
@@ -127,14 +129,22 @@ def _by_category(columns: Columns, count: int) -> Iterator[Columns]:
 def _curves(boxes: Boxes, found: Results, incomplete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AP and recall (size, IoU) of one category, -1 where no box has to be found."""
     ap, recall = np.full((_SIZES, _OVERLAPS), -1.0), np.full((_SIZES, _OVERLAPS), -1.0)
-    records = _match(boxes, found, incomplete) if not boxes.crowd.all() else []
-    for size, rows in enumerate(np.split(np.array(records, dtype=object), _SIZES)):
+    if boxes.crowd.all():
+        return ap, recall
+    found = found.select(np.lexsort((-found.scores, found.images)))
+    near, areas = _near(boxes, found), found.boxes[:, 2] * found.boxes[:, 3]
+    records = np.array(_match(boxes, found.select(near), incomplete), dtype=object)
+    order = np.argsort(-found.scores, kind="stable")
+    for size, ((low, high), rows) in enumerate(zip(_AREAS, np.split(records, _SIZES), strict=True)):
         sought = sum(int((row["gt_ignore"] == 0).sum()) for row in rows)
         if not sought:
             continue
-        order = np.argsort(-np.concatenate([row["dt_scores"] for row in rows]), kind="stable")
-        right = np.concatenate([row["dt_matches"] > 0 for row in rows], axis=1)[:, order]
-        counts = ~np.concatenate([row["dt_ignore"] for row in rows], axis=1)[:, order]
+        right = np.zeros((_OVERLAPS, len(found)), dtype=bool)
+        ignored = np.tile((areas < low) | (areas > high) | incomplete[found.images], (_OVERLAPS, 1))
+        for row in rows:
+            place = near[np.array(row["dt_ids"], dtype=int) - 1]  # ids count from 1
+            right[:, place], ignored[:, place] = row["dt_matches"] > 0, row["dt_ignore"]
+        right, counts = right[:, order], ~ignored[:, order]
         for number in range(_OVERLAPS):
             hits = np.cumsum(right[number, counts[number]])
             ap[size, number] = interpolated_ap(hits, np.arange(1, len(hits) + 1), sought)
@@ -142,12 +152,27 @@ def _curves(boxes: Boxes, found: Results, incomplete: np.ndarray) -> tuple[np.nd
     return ap, recall
 
 
+def _near(boxes: Boxes, found: Results) -> np.ndarray:
+    """The results that may match a box of their image; the others match nothing, and the package is slow."""
+    by_image = np.argsort(boxes.images, kind="stable")
+    start, end = (np.searchsorted(boxes.images[by_image], found.images, side) for side in ("left", "right"))
+    first, counts = np.cumsum(end - start) - (end - start), end - start
+    result = np.repeat(np.arange(len(found)), counts)  # of each pair of a result and a box of its image
+    box = by_image[np.arange(counts.sum()) - np.repeat(first, counts) + np.repeat(start, counts)]
+    one, other = found.boxes[result], boxes.boxes[box]
+    low = np.maximum(one[:, :2], other[:, :2])
+    high = np.minimum(one[:, :2] + one[:, 2:], other[:, :2] + other[:, 2:])
+    common = (high - low).clip(0).prod(1)
+    overlap = common / (one[:, 2:].prod(1) + other[:, 2:].prod(1) - common)
+    return np.unique(result[overlap > _LOWEST_IOU])
+
+
 def _match(boxes: Boxes, found: Results, incomplete: np.ndarray) -> list[dict[str, Any]]:
     """The package's records of one category: for each size, and within it for each image, what matched what."""
     lvis, own = import_lvis(), int(boxes.categories[0])
     images = [
         {"id": image, "neg_category_ids": [own], "not_exhaustive_category_ids": [own] if incomplete[image] else []}
-        for image in np.union1d(boxes.images, found.images).tolist()
+        for image in np.unique(boxes.images).tolist()
     ]
     categories = [{"id": own, "frequency": FREQUENCIES[0]}]
     tree = {"images": images, "annotations": annotation_rows(boxes), "categories": categories}
@@ -160,7 +185,7 @@ def _match(boxes: Boxes, found: Results, incomplete: np.ndarray) -> list[dict[st
         truth = lvis.LVIS(str(files[0]))
         evaluator = lvis.LVISEval(truth, lvis.LVISResults(truth, str(files[1]), max_dets=-1), "bbox")
     evaluator.evaluate()
-    records: list[dict[str, Any]] = evaluator.eval_imgs  # none is empty: every image has a box or a result
+    records: list[dict[str, Any]] = evaluator.eval_imgs  # none is empty: every image has a box
     return records
 
 

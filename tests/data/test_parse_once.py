@@ -46,6 +46,20 @@ def test_check_and_training_parse_once(tmp_path, parsed):
     assert parsed == ["instances.json"] * 2 and read.annotations is None, "training does not keep the columns"
 
 
+def test_train_and_evaluate_parse_once(tmp_path, parsed, monkeypatch):
+    """The commands themselves: one training step on a file, then its model evaluated on the same file."""
+    monkeypatch.chdir(tmp_path)
+    file = write_coco(tmp_path)
+    small = ("model.vision.depths=[1,1,1,1]", "model.language.layers=1", "model.head.blocks=1", "data.crop=64")
+    short = ("data.short_side=[64,64]", "train.steps=1", "train.warmup=0", "train.batch_size=1", "train.output=run")
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "tiny", "--data", str(file), "--images", str(tmp_path / "images"), *small, *short])
+    assert parsed == ["instances.json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "run/model", str(file), "--images", str(tmp_path / "images"), "--out", "evaluated"])
+    assert parsed == ["instances.json"] * 2
+
+
 def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path):
     file = write_coco(tmp_path)
     read = read_set(find_set(str(file)), to_score=True)
