@@ -17,7 +17,7 @@ from glip.geometry.anchors import decode, encode, grid_anchors
 from glip.geometry.boxes import giou_loss, suppress
 from glip.loss import centerness_targets, token_focal_loss
 from glip.model.deform import deform_conv
-from glip.model.dyhead import _leading
+from glip.model.dyhead import _reinterpret_at_size
 from glip.model.glip import build
 from glip.model.release import from_foreign, infer_config, our_name
 from glip.processor import resized_size
@@ -61,7 +61,7 @@ def test_deformable_convolution(case: str, kernel: str) -> None:
     """With one level's offsets on inputs of equal, finer and coarser size; the coarser reads the leading floats."""
     x, golden = array(f"dcn_{case}_in"), array(f"dcn_{case}_out")
     raw = array("dcn_offset_mask")
-    offset, modulation = (_leading(maps, golden.shape[2:]) for maps in (raw[:, :18], raw[:, 18:].sigmoid()))
+    offset, modulation = (_reinterpret_at_size(maps, golden.shape[2:]) for maps in (raw[:, :18], raw[:, 18:].sigmoid()))
     weight, bias, stride = array("dcn_weight"), array("dcn_bias"), 2 if case == "finer_stride2" else 1
     if kernel == "ours":
         moved = deform_conv(x, offset, modulation, weight, bias, stride)

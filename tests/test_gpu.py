@@ -27,7 +27,7 @@ from glip.geometry.boxes import suppress
 from glip.loss import Criterion, Losses
 from glip.model.adapt import Adaptation
 from glip.model.deform import deform_conv
-from glip.model.fusion import Fusion, _drop
+from glip.model.fusion import Fusion, _dropout_unscaled
 from glip.model.weights import fingerprint
 from glip.postprocess import postprocess
 from glip.pseudo.label import Labeller
@@ -205,7 +205,7 @@ def test_fusion_and_its_gradients(device):
 
 def test_dropout_of_the_fusion_drops_its_share(device):
     torch.manual_seed(0)
-    dropped = _drop(torch.ones(64, 1001, device=device), 0.25)
+    dropped = _dropout_unscaled(torch.ones(64, 1001, device=device), 0.25)
     assert dropped.device.type == torch.device(device).type
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.01)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glip.model.fusion import Fusion, _drop, _round_rate
+from glip.model.fusion import Fusion, _dropout_unscaled, _round_rate
 
 CHANNELS, HIDDEN, WIDTH, HEADS = 12, 20, 32, 4
 CLAMP = 50000.0
@@ -47,8 +47,8 @@ def fuse_by_hand(module: Fusion, image: Tensor, text: Tensor, mask: Tensor) -> t
     to_text = (turned - turned.amax(-1, keepdim=True)).clamp(-CLAMP, CLAMP).softmax(-1)
     if module.training:  # drawn in the order and layout of the module: token rows of locations, for both
         rate = _round_rate(module.dropout)
-        to_image = _drop(to_image.transpose(2, 3).contiguous(), rate).transpose(2, 3) / (1 - rate)
-        to_text = _drop(to_text, rate) / (1 - rate)
+        to_image = _dropout_unscaled(to_image.transpose(2, 3).contiguous(), rate).transpose(2, 3) / (1 - rate)
+        to_text = _dropout_unscaled(to_text, rate) / (1 - rate)
     mixed_text = (to_image @ split(module.value_text(text))).transpose(1, 2).flatten(2)
     mixed_image = (to_text @ split(module.value_image(image))).transpose(1, 2).flatten(2)
     fused_image = image + module.gamma_image * module.out_image(mixed_text)
@@ -88,7 +88,7 @@ def test_dropout_keeps_or_blanks(shape: tuple[int, ...], dtype: torch.dtype) -> 
     """By chance, and for each entry anew, though one draw decides several."""
     torch.manual_seed(0)
     x = torch.rand(shape, dtype=dtype) + 1
-    dropped = _drop(x, _round_rate(0.3))
+    dropped = _dropout_unscaled(x, _round_rate(0.3))
     assert ((dropped == 0) | (dropped == x)).all()
     if x.numel() < 1000:
         return

@@ -111,7 +111,7 @@ def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(tmp_path):
     first, second = launch(tmp_path, "fail")
-    assert second.returncode == 1 and "image 'x.jpg' cannot be read" in second.stderr
+    assert second.returncode != 0 and "image 'x.jpg' cannot be read" in second.stderr
     assert first.returncode != 0, "it does not wait forever"
 
 
