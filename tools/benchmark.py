@@ -130,7 +130,8 @@ def main() -> None:
         words = ["detect", *words]
     args = parser.parse_args(words)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    print(f"not a timed test; torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {vars(args)}")
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    print(f"not a timed test; torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {options}")
     torch.set_num_threads(getattr(args, "threads", 1))
     args.run(args)
 

@@ -35,7 +35,7 @@ BUDGETS = {  # lines of each room
     "detector": 380,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_520,
+    "evaluate": 2_550,
     "experiment": 160,
     "files": 240,
     "geometry": 230,
