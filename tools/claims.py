@@ -298,7 +298,7 @@ def draw_teaching(study: Study) -> None:
             if field != "round":
                 for row in teacher:
                     panel.axhline(row["figures"][figure], color=f"C{number}", linestyle="--", linewidth=0.8)
-    labels = ("score from which boxes are believed", "captioned images", "round")
+    labels = ("score threshold of the pseudo-labels", "captioned images", "round")
     for panel, label in zip(panels, labels, strict=True):
         panel.set(xlabel=label, ylim=(0, 1))
     panels[2].set_xticks(range(1 + max((row["round"] for row in students), default=0)))

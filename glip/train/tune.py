@@ -34,11 +34,6 @@ _MAY_CHANGE = ("epochs", "micro_batch", "checkpointing", "compile", "max_bad_ste
 _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
 
 
-def remove_state(folder: Path) -> None:
-    """Remove the state that a tuning resumes from, once its result is safe."""
-    (folder / LAST).unlink(missing_ok=True)
-
-
 @dataclass
 class TuneState:
     """A tuning on its way; ``history`` has the validation before it and after each epoch, ``figure`` the best."""
