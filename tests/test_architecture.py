@@ -48,7 +48,7 @@ FLOORS = {
 }
 DOORS = {
     "timm": ("model/vision.py",),
-    "transformers": ("model/language.py", "text/tokens.py"),
+    "transformers": (),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
     "pycocotools": ("evaluate/coco.py",),

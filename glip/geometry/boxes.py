@@ -4,10 +4,14 @@ The release counts pixels inclusively (a box from 3 to 5 is 3 wide) in NMS, assi
 GIoU; ``inclusive`` says which convention a function follows.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
-from torchvision.ops import generalized_box_iou_loss, nms
 
 from glip.shapes import Bool, Float, Int, Tensor
 
@@ -52,6 +56,8 @@ def greedy_hits(found: Sequence[Sequence[float]], truth: Sequence[Sequence[float
 
 def giou_loss(predicted: Float[Tensor, "box 4"], target: Float[Tensor, "box 4"]) -> Float[Tensor, " box"]:
     """1 - GIoU of each pair (Rezatofighi et al. 2019), without the +1 convention."""
+    from torchvision.ops import generalized_box_iou_loss  # only training needs it
+
     losses: Tensor = generalized_box_iou_loss(predicted, target, reduction="none", eps=1e-7)
     return losses
 
@@ -108,8 +114,20 @@ def _greedy_by_class(
 def _greedy(boxes: Float[Tensor, "box 4"], threshold: float) -> Int[Tensor, " keep"]:
     wider = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     ranks = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)
-    kept: Tensor = nms(wider, ranks, threshold)
-    return kept
+    return _nms()(wider, ranks, threshold)
+
+
+@cache
+def _nms() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """torchvision's kernel, from its library alone: to import the package takes as long as to import torch."""
+    spec = find_spec("torchvision")
+    libraries = sorted(Path(spec.origin).parent.glob("_C*")) if spec and spec.origin else []
+    if "torchvision" in sys.modules or len(libraries) != 1:
+        import_module("torchvision")
+    else:
+        torch.ops.load_library(str(libraries[0]))
+    kernel: Callable[[Tensor, Tensor, float], Tensor] = torch.ops.torchvision.nms
+    return kernel
 
 
 def is_degenerate(boxes: Float[Tensor, "box 4"]) -> Bool[Tensor, " box"]:

@@ -6,7 +6,6 @@ CUDA uses torchvision's op. On a CPU that op is slow, its backward pass above al
 
 import torch
 import torch.nn.functional as F
-from torchvision.ops import deform_conv2d
 
 from glip.shapes import Float, Int, Tensor
 
@@ -24,10 +23,15 @@ def deform_conv(
 ) -> Float[Tensor, "batch out h w"]:
     """Convolve ``x`` at places moved by ``offset`` (pairs dy, dx for each tap) and scaled by ``modulation``."""
     if x.device.type != "cpu":
+        from torchvision.ops import deform_conv2d  # not at import: torchvision takes as long as torch
+
+        offset, modulation = offset.to(x.dtype), modulation.to(x.dtype)
         return deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
     (batch, chan, height, width), size = x.shape, offset.shape[2:]
     rows, shares = _corners(offset, modulation, height, width, stride)
-    table = x.float().flatten(2).transpose(1, 2).reshape(batch * height * width, chan)  # float32 whatever x is
+    # In the type of the weights, which is float32 under autocast.
+    table = x.to(weight.dtype).flatten(2).transpose(1, 2).reshape(batch * height * width, chan)
+    shares = shares.to(weight.dtype)
     matrix = weight.permute(2, 3, 1, 0).reshape(TAPS * chan, -1)
     # A few places at a time: what they read stays in the processor's cache until it is multiplied. With a backward
     # pass, in which each part would fill a gradient as large as the map, all at once. (To multiply every pixel with all

@@ -79,14 +79,14 @@ class Fusion(nn.Module):
         return to_image.to(image.dtype), to_text.to(image.dtype)
 
     def _scores(self, heads: slice, keys: Tensor, image: Tensor) -> Float[Tensor, "batch head tok loc"]:
-        """S for some heads, in float32."""
+        """S for some heads, in the type of the weights: float32 under autocast too."""
         weight = self.query.weight.view(self.heads, -1, image.shape[-1])[heads]  # head part chan
         bias = self.query.bias.view(self.heads, -1, 1)[heads]
         folded = keys @ weight  # batch head tok chan
-        constant = (keys @ bias).flatten(1, 2).float()  # batch (head tok) 1
+        constant = (keys @ bias).flatten(1, 2).to(weight.dtype)  # batch (head tok) 1
         with torch.autocast(image.device.type, enabled=False):
-            flat = folded.flatten(1, 2).float()
-            scores = torch.baddbmm(constant, flat, image.float().transpose(1, 2))
+            flat = folded.flatten(1, 2).to(weight.dtype)
+            scores = torch.baddbmm(constant, flat, image.to(weight.dtype).transpose(1, 2))
         # Without its gradient, for which torch would keep a copy of all scores, a third of this layer's memory, though
         # such large scores occur only in a broken run.
         scores.detach().clamp_(-_CLAMP, _CLAMP)

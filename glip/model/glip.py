@@ -17,7 +17,7 @@ from glip.geometry.anchors import grid_anchors
 from glip.model.dyhead import DynamicBlock
 from glip.model.fusion import Fusion
 from glip.model.heads import BoxHead, TokenHead
-from glip.model.language import BertConfig, TextEncoder, TextLayer
+from glip.model.language import TextEncoder, TextLayer
 from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import Batch, Outputs, TextBatch
@@ -71,7 +71,27 @@ class GLIP(nn.Module):
         Gradients stay the same, random layers included. Memory holds one stage of the tower at a time, and a step
         takes about one more forward pass.
         """
-        self.checkpointing = self.vision.checkpointing = on
+        self.checkpointing = on
+        self.vision.checkpoint_gradients(on)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in; see ``cast``."""
+        return self.pyramid.p6.weight.dtype
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in another type, such as bfloat16, for inference: weights are rounded and activations stay in it.
+
+        Sampling places, boxes, centerness and scores are computed in float32, and so are the sums of norms and of
+        softmax. For mixed precision in training use autocast instead, which keeps the weights in float32.
+        """
+        norms = (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+        offsets = (block.offset for block in self.modules() if isinstance(block, DynamicBlock))
+        exact = [self.boxes, self.tokens, *norms, *offsets]
+        kept = {id(tensor) for module in exact for tensor in (*module.parameters(), *module.buffers())}
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.is_floating_point() and id(tensor) not in kept:
+                tensor.data = tensor.data.to(dtype)
 
     def freeze(self, *, stages: int = 0, language: bool = False) -> None:
         """Keep the first stages of the image encoder (with its stem) and the language model fixed in training.
@@ -93,7 +113,7 @@ class GLIP(nn.Module):
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """The pyramid P3..P7 of normalized images; it does not depend on the caption."""
-        return self.pyramid(self.vision(pixels))
+        return self.pyramid(self.vision(pixels.to(self.dtype)))
 
     def encode_text(self, text: TextBatch) -> Hidden:
         """Features of each token; they do not depend on the image."""
@@ -121,7 +141,7 @@ def build(config: ModelConfig) -> GLIP:
     return GLIP(
         vision=vision,
         pyramid=FeaturePyramid(vision.widths[1:], head.channels, drop_block=head.drop_block),
-        language=TextEncoder(bert_config(language), frozen_layers=language.frozen_layers),
+        language=TextEncoder(language),
         tower=[_build_stage(head, language) for _ in range(head.blocks)],
         boxes=BoxHead(head.channels, NUM_LEVELS),
         tokens=TokenHead(head.channels, language.hidden),
@@ -147,22 +167,7 @@ def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
         dropout=head.fusion_dropout,
         residual=1.0 / head.blocks,
     )
-    return TowerStage(block, fusion, TextLayer(bert_config(language)))
-
-
-def bert_config(language: LanguageConfig) -> BertConfig:
-    """The config of the text encoder for transformers, whose defaults (LayerNorm eps 1e-12, erf GELU) are BERT's."""
-    return BertConfig(
-        vocab_size=language.vocabulary,
-        hidden_size=language.hidden,
-        num_hidden_layers=language.layers,
-        num_attention_heads=language.heads,
-        intermediate_size=language.intermediate,
-        max_position_embeddings=language.positions,
-        hidden_dropout_prob=language.dropout,
-        attention_probs_dropout_prob=language.dropout,
-        attn_implementation="sdpa",  # type: ignore[call-arg]
-    )
+    return TowerStage(block, fusion, TextLayer(language))
 
 
 def _flatten(levels: Sequence[Map]) -> Float[Tensor, "batch loc chan"]:

@@ -29,6 +29,7 @@ class BoxHead(nn.Module):
     def forward(
         self, levels: Sequence[Float[Tensor, "batch chan _height _width"]]
     ) -> tuple[Float[Tensor, "batch loc 4"], Float[Tensor, "batch loc"]]:
+        levels = [x.float() for x in levels]  # in float32 whatever the model computes in
         boxes = [self.box(x).flatten(2) * scale for x, scale in zip(levels, self.scales, strict=True)]
         centerness = [self.centerness(x).flatten(1) for x in levels]
         return torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 1)
@@ -51,7 +52,7 @@ class TokenHead(nn.Module):
     def forward(
         self, regions: Float[Tensor, "batch loc chan"], tokens: Float[Tensor, "batch tok hidden"]
     ) -> Float[Tensor, "batch loc tok"]:
-        tokens = F.normalize(tokens, dim=-1)
+        regions, tokens = regions.float(), F.normalize(tokens.float(), dim=-1)  # scores need more digits than bfloat16
         projected = self.project(tokens / 2) / self.log_scale.exp()
         bias = tokens @ self.bias_text + self.bias  # batch tok
         return (regions @ projected.transpose(1, 2) + bias[:, None]).clamp(-_CLAMP, _CLAMP)

@@ -1,10 +1,10 @@
 """The image encoder: Swin (Liu et al. 2021) or a small ResNet, and the feature pyramid P3..P7 on top of it.
 
-Swin is written here because timm's blocks mask padding and shift windows differently from the 2022 release. timm
-supplies its ImageNet weights, and the ResNet.
+Swin is written here because timm's blocks mask padding and shift windows differently from the 2022 release, and the
+ResNet because importing timm takes longer than detecting objects in an image does. timm supplies ImageNet weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import StochasticDepth
 
 from glip.shapes import Float, Tensor
 
@@ -56,7 +55,7 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "batch height width chan"], mask: Tensor) -> Float[Tensor, "batch h w chan"]:
         x = x + self.drop_path(self._attend(self.norm1(x), mask))
@@ -121,7 +120,7 @@ class Swin(nn.Module):
         self, widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], *, window: int, drop_path: float
     ) -> None:
         super().__init__()
-        self.widths, self.checkpointing = tuple(widths), False  # see GLIP.checkpoint_gradients
+        self.widths, self._checkpointing = tuple(widths), False
         self.patch = nn.Conv2d(3, widths[0], kernel_size=4, stride=4)
         self.patch_norm = nn.LayerNorm(widths[0])
         ramp = [drop_path * index / max(sum(depths) - 1, 1) for index in range(sum(depths))]
@@ -143,56 +142,108 @@ class Swin(nn.Module):
         parts = [nn.ModuleList([stage.get_submodule("blocks"), merge]) for stage, merge in stages]
         return [nn.ModuleList([self.patch, self.patch_norm]), *parts]
 
+    def checkpoint_gradients(self, on: bool) -> None:
+        """See ``GLIP.checkpoint_gradients``."""
+        self._checkpointing = on
+
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
         height, width = pixels.shape[2:]
         pixels = F.pad(pixels, (0, -width % 4, 0, -height % 4))
         x = self.patch_norm(self.patch(pixels).permute(0, 2, 3, 1))
         maps = []
         for index, stage in enumerate(self.stages):
-            x = stage(x, self.checkpointing)
+            x = stage(x, self._checkpointing)
             if index > 0:
                 maps.append(self.norms[index - 1](x).permute(0, 3, 1, 2).contiguous())
         return maps
 
 
-class ResNet(nn.Module):
-    """timm's ResNet of basic blocks with a deep stem, for small models. Returns C3, C4, C5.
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a residual; where the size changes, the residual is pooled and projected."""
 
-    Small models learn from few images, and convolutions need far fewer examples than attention.
+    def __init__(self, channels: int, width: int, *, stride: int, drop_path: float) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv3x3(channels, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3x3(width, width), nn.BatchNorm2d(width)
+        self.drop_path, self.downsample = DropPath(drop_path), nn.Sequential()
+        if stride > 1 or channels != width:
+            pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+            project = nn.Conv2d(channels, width, 1, bias=False)
+            self.downsample = nn.Sequential(pool, project, nn.BatchNorm2d(width))
+
+    def forward(self, x: Map) -> Map:
+        residual = self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.drop_path(self.bn2(self.conv2(x)))
+        return F.relu(x + residual, inplace=True)
+
+
+class ResNet(nn.Module):
+    """A ResNet-D (He et al. 2019) of basic blocks, for small models. Returns C3, C4, C5.
+
+    Small models learn from few images, and convolutions need far fewer examples than attention. Names of weights and
+    initial values are those of timm.
     """
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], *, drop_path: float) -> None:
         super().__init__()
-        from timm.models.resnet import BasicBlock
-        from timm.models.resnet import ResNet as TimmResNet
-
-        self.widths, self.checkpointing = tuple(widths), False  # see GLIP.checkpoint_gradients
-        self.body = TimmResNet(
-            BasicBlock,  # type: ignore[arg-type]
-            layers=tuple(depths),
-            channels=tuple(widths),
-            stem_width=widths[0] // 2,
-            stem_type="deep",
-            avg_down=True,
-            drop_path_rate=drop_path,
-            num_classes=0,
-        )
+        self.widths = tuple(widths)
+        self._recompute: Callable[[nn.Module, Map], Map] | None = None
+        stem, channels, block = widths[0] // 2, widths[0] // 2 * 2, 0
+        first = [_conv3x3(3, stem, 2), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)]
+        second = [_conv3x3(stem, stem), nn.BatchNorm2d(stem), nn.ReLU(inplace=True)]
+        parts: dict[str, nn.Module] = {
+            "conv1": nn.Sequential(*first, *second, _conv3x3(stem, channels)),
+            "bn1": nn.BatchNorm2d(channels),
+        }
+        for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            blocks = []
+            for place in range(depth):
+                stride, rate = 2 if index > 0 and place == 0 else 1, drop_path * block / max(sum(depths) - 1, 1)
+                blocks.append(BasicBlock(channels, width, stride=stride, drop_path=rate))
+                channels, block = width, block + 1
+            parts[f"layer{index + 1}"] = nn.Sequential(*blocks)
+        self.body = nn.ModuleDict(parts)
+        for module in self.body.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
 
     def parts(self) -> list[nn.ModuleList]:
         """What can be frozen, bottom up: the stem, then each stage."""
-        stem = nn.ModuleList([self.body.conv1, self.body.bn1])
-        return [stem, *(nn.ModuleList([stage]) for stage in self._stages())]
+        conv, norm, *stages = self.body.children()
+        return [nn.ModuleList([conv, norm]), *(nn.ModuleList([stage]) for stage in stages)]
+
+    def checkpoint_gradients(self, on: bool) -> None:
+        """See ``GLIP.checkpoint_gradients``. torch.compile does not support it here: these stages run uncompiled."""
+        # Not as a decorator, for which this module would import the compiler, which takes as long as torch itself.
+        self._recompute = torch.compiler.disable(_checkpoint_with_batch_norm) if on else None
 
     def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> list[Map]:
-        x = self.body.maxpool(self.body.act1(self.body.bn1(self.body.conv1(pixels))))
+        conv, norm, *stages = self.body.children()
+        x = F.max_pool2d(F.relu(norm(conv(pixels)), inplace=True), 3, stride=2, padding=1)
         maps = []
-        for stage in self._stages():
-            x = _checkpoint_with_batch_norm(stage, x) if self.checkpointing else stage(x)
+        for stage in stages:
+            x = self._recompute(stage, x) if self._recompute else stage(x)
             maps.append(x)
         return maps[1:]
 
-    def _stages(self) -> tuple[nn.Module, ...]:
-        return tuple(self.body.get_submodule(f"layer{number}") for number in range(1, 5))
+
+class DropPath(nn.Module):
+    """Skips a residual branch for some images in training (stochastic depth, Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        from torchvision.ops import stochastic_depth  # not at import: torchvision takes as long as torch
+
+        dropped: Tensor = stochastic_depth(x, self.rate, "row")
+        return dropped
 
 
 class DropBlock(nn.Module):
@@ -236,7 +287,7 @@ class FeaturePyramid(nn.Module):
             merged = self.drop_block(merged)
             levels.insert(0, self.outputs[index](merged))
         with torch.autocast(levels[-1].device.type, enabled=False):  # on a CPU the gradient of a bfloat16 convolution
-            p6 = self.p6(levels[-1].float())  # over one pixel is uninitialized memory (torch 2.15)
+            p6 = self.p6(levels[-1].to(self.p6.weight.dtype))  # over one pixel is uninitialized memory (torch 2.15)
             p7 = self.p7(F.relu(p6))
         return (*levels, p6, p7)
 
@@ -248,8 +299,6 @@ def timm_weights(name: str) -> dict[str, Tensor]:
     return timm.create_model(name, pretrained=True).state_dict()
 
 
-# torch.compile does not support the contexts of checkpointing: a compiled model runs these stages uncompiled.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _checkpoint_with_batch_norm(module: nn.Module, x: Map) -> Map:
     """Checkpointing whose second pass updates copies of the running statistics, so that a step updates them once."""
     return checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _copied_statistics(module)))
@@ -266,6 +315,10 @@ def _copied_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, name, value in buffers:
             setattr(norm, name, value)
+
+
+def _conv3x3(channels: int, width: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from glip.config import ModelConfig
 from glip.errors import CheckpointError
@@ -40,7 +40,7 @@ RELEASED = {
 }
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
-_DRAWS = (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default, torch.ops.aten.erfinv_.default)
+_INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
@@ -76,12 +76,12 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
 def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialValues():
             sizes = build(config).state_dict()
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
     check_fit(sizes, state, repr(str(path)))
-    with _WithoutDraws():
+    with _WithoutInitialValues():
         model = build(config)
     model.load_state_dict(state)
     return model
@@ -150,11 +150,13 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     fit(model.vision, {**weights, **norms}, path)
 
 
-class _WithoutDraws(TorchDispatchMode):
-    """Random initial weights are zeros, for a model that is filled at once: torch draws until all are in bounds."""
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out the random initial values of a model that is filled at once, which take longer than to read it."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0].zero_() if func in _DRAWS else func(*args, **kwargs or {})
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _INITIALIZERS.fullmatch(func.__name__):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs or {})
 
 
 # ---- tensors by name

@@ -8,12 +8,12 @@ the search stays within the span, so a span of dropped characters never stands f
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import tokenizers
 import torch
 from tokenizers import Encoding
-from transformers import BertTokenizerFast  # type: ignore[attr-defined]
-from transformers.utils import logging as transformers_logging
+from tokenizers.implementations import BertWordPieceTokenizer
 
-from glip.errors import GlipError
+from glip.errors import CheckpointError, GlipError
 from glip.shapes import Bool, Float, Tensor
 from glip.structures import TextBatch
 from glip.text.phrases import Span
@@ -26,28 +26,30 @@ class Tokenizer:
     """BERT's uncased word pieces, from a folder with ``vocab.txt`` or ``tokenizer.json``.
 
     Raises:
-        FileNotFoundError: the folder holds no tokenizer.
+        CheckpointError: the folder holds no tokenizer, or a broken one.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not any((self.folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-            raise FileNotFoundError(
-                f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one"
+        whole, vocabulary = self.folder / "tokenizer.json", self.folder / "vocab.txt"
+        if not whole.is_file() and not vocabulary.is_file():
+            raise CheckpointError(f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one")
+        try:
+            self._bert: tokenizers.Tokenizer | BertWordPieceTokenizer = (
+                tokenizers.Tokenizer.from_file(str(whole))
+                if whole.is_file()
+                else BertWordPieceTokenizer.from_file(str(vocabulary))
             )
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # it warns of model types it does not know; ours is one
-        self._bert = BertTokenizerFast.from_pretrained(self.folder, local_files_only=True, do_lower_case=True)
-        transformers_logging.set_verbosity(verbosity)
+        except Exception as error:  # the library raises Exception itself
+            raise CheckpointError(f"{self.folder}: its tokenizer cannot be read ({error}): copy it again") from None
 
     def __call__(self, caption: str) -> Encoding:
         """Tokenize one caption, never truncated: ``ids`` and ``offsets``, [CLS] and [SEP] included."""
-        encoding: Encoding = self._bert(caption, verbose=False).encodings[0]
-        return encoding
+        return self._bert.encode(caption)
 
     def words(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The word pieces of token ids, to be read by people."""
-        return tuple(self._bert.convert_ids_to_tokens(list(ids)))
+        return tuple(self._bert.id_to_token(number) for number in ids)
 
 
 def alike(tokenizer: Tokenizer, written: Mapping[str, str]) -> list[tuple[str, ...]]:

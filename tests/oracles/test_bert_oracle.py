@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from glip.config import LanguageConfig
-from glip.model.glip import bert_config
 from glip.model.language import TextEncoder, TextLayer
 
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 32, 3, 4, 64, 100
@@ -32,11 +31,9 @@ def oracle_model() -> BertModel:
     return model
 
 
-def our_config() -> BertConfig:
-    return bert_config(
-        LanguageConfig(
-            hidden=HIDDEN, layers=LAYERS, heads=HEADS, intermediate=INTERMEDIATE, vocabulary=VOCABULARY, positions=64
-        )
+def our_config() -> LanguageConfig:
+    return LanguageConfig(
+        hidden=HIDDEN, layers=LAYERS, heads=HEADS, intermediate=INTERMEDIATE, vocabulary=VOCABULARY, positions=64
     )
 
 

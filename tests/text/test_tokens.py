@@ -131,5 +131,5 @@ def test_positive_map_is_the_union_of_phrases(tokenizer):
 
 
 def test_a_folder_without_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no vocab.txt or tokenizer.json there: give a model folder"):
+    with pytest.raises(CheckpointError, match=r"no vocab.txt or tokenizer.json there: give a model folder"):
         Tokenizer(tmp_path)
