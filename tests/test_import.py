@@ -38,7 +38,7 @@ def test_detection_loads_only_what_it_needs(tmp_path):
     """Each of these takes between a third of torch's own time and as long."""
     image = ROOT / "docs" / "images" / "street.png"
     arguments = ["detect", str(image), "a red bus", "--out", str(tmp_path), "--device", "cpu"]
-    late = ("torchvision", "transformers", "timm", "spacy", "matplotlib", "torch._dynamo", "pandas", "yaml")
+    late = ("torchvision", "transformers", "timm", "spacy", "matplotlib", "torch._dynamo", "pandas")
     code = (
         f"import sys\nfrom glip.cli.main import main\ntry:\n    main({arguments!r})\n"
         f"except SystemExit as e:\n    print(e.code, [name for name in {late!r} if name in sys.modules])"
