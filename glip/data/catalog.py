@@ -10,12 +10,11 @@ from glip.config import Format, SetConfig
 from glip.data.captions import CAPTION_KEYS, read_captions
 from glip.data.coco import read_coco, read_lvis
 from glip.data.flickr30k import read_flickr30k
-from glip.data.grounding import read_mdetr, read_silver
+from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.labels import read_labels
-from glip.data.odvg import read_odvg
-from glip.data.records import as_map, check_exists, parse_json
-from glip.data.sets import SampleSet
+from glip.data.records import as_map, parse_json
+from glip.data.sets import SampleSet, check_exists
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml

@@ -1,13 +1,22 @@
-"""Captions with phrases and boxes: MDETR json (Kamath et al. 2021) and ``grounding_silver_*.json``."""
+"""Captions with phrases and boxes: MDETR json (Kamath et al. 2021), ``grounding_silver_*.json``, and ODVG jsonl.
+
+ODVG (MM-Grounding-DINO) has detection lines too, also both kinds in one file.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from glip.data import records
-from glip.data.records import Named, Spans, as_list, as_map, is_id
+from glip.data.coco import Categories, read_categories
+from glip.data.records import Box, Named, Spans, as_list, as_map, is_id, is_text, is_visible
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
-from glip.structures import Sample
+from glip.errors import GlipError
+from glip.structures import Prompt, Sample
+from glip.text.prompt import clean_name
 
 
 def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -28,19 +37,13 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "MDETR grounding", tree)
 
-    def samples() -> Iterator[Sample]:
-        for record, rows in records.by_image(tree, skipped):
-            place = f"image {str(record['id'])[:40]}"
-            with skipped.catch(place):
-                placed = ((f"annotation {str(row.get('id'))[:40]} of {place}", row) for row in rows)
-                yield _captioned(record, placed if rows else None, _mdetr_id(record), folders, skipped)
+    def read(entry: tuple[Row, list[Row]]) -> Sample:
+        record, rows = entry
+        image, sentence = record.get("original_img_id"), record.get("sentence_id")
+        image_id = f"{image}:{sentence}" if is_id(image) and is_id(sentence) else record["id"]
+        return _captioned(record, [(row.get("id"), row) for row in rows], image_id, folders, skipped)
 
-    return records.pack_sample_set(path, samples(), skipped)
-
-
-def _mdetr_id(record: Row) -> Id:
-    image, sentence = record.get("original_img_id"), record.get("sentence_id")
-    return f"{image}:{sentence}" if is_id(image) and is_id(sentence) else record["id"]
+    return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "image"), skipped)
 
 
 def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -56,51 +59,155 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     entries = records.read_lists(path, ("data",), "silver grounding", tree)["data"]
 
-    def samples() -> Iterator[Sample]:
-        for number, entry in enumerate(entries):
-            place = f"data[{number}]"
-            with skipped.catch(place):
-                require(isinstance(entry, dict) and is_id(entry.get("image_id")), "entry without an image_id")
-                image_id = f"{entry['image_id']}:{entry['id'] if is_id(entry.get('id')) else number}"
-                phrases = as_list(entry.get("phrases"))
-                rows = _silver_rows(phrases, place, skipped) if phrases else None
-                yield _captioned(entry, rows, image_id, folders, skipped)
+    def read(numbered: tuple[int, Any]) -> Sample:
+        number, entry = numbered[0], as_map(numbered[1])
+        require(is_id(entry.get("image_id")), "entry without an image_id")
+        image_id = f"{entry['image_id']}:{entry['id'] if is_id(entry.get('id')) else number}"
+        rows = list[tuple[int, Row]]()  # each box of each phrase, as MDETR's json has them
+        for place, phrase in enumerate(map(as_map, as_list(entry.get("phrases")))):
+            spans, boxes = phrase.get("tokens_positive"), as_list(phrase.get("boxes"))
+            rows += [(place, {"tokens_positive": spans, "bbox": box}) for box in boxes]
+            if not boxes:
+                skipped.add("phrase without a box", f"phrase {place}")
+        return _captioned(entry, rows, image_id, folders, skipped)
 
-    return records.pack_sample_set(path, samples(), skipped)
-
-
-def _silver_rows(phrases: Sequence[Any], place: str, skipped: SkipCounter) -> Iterator[tuple[str, Row]]:
-    """Each box of each phrase, as MDETR's json has them."""
-    for number, phrase in enumerate(map(as_map, phrases)):
-        at, boxes = f"{place}.phrases[{number}]", as_list(phrase.get("boxes"))
-        if not boxes:
-            skipped.add("phrase without a box", at)
-        yield from ((at, {"tokens_positive": phrase.get("tokens_positive"), "bbox": box}) for box in boxes)
+    return records.pack_sample_set(path, skipped.each(enumerate(enumerate(entries)), read, "entry"), skipped)
 
 
 def _captioned(
-    record: Row, rows: Iterable[tuple[str, Row]] | None, image_id: Id, folders: Folders, skipped: SkipCounter
+    record: Row, rows: Iterable[tuple[Any, Row]], image_id: Id, folders: Folders, skipped: SkipCounter
 ) -> Sample:
-    """The sample of a caption and its boxes, each with its place in the file."""
+    """The sample of a caption and its numbered boxes."""
     caption = records.read_caption(record.get("caption"))
     image = folders.locate(record.get("file_name"))
-    require(rows is not None, "caption without a box")
     # the boxes say all that is needed, so a malformed phrase in the list is no loss
-    stated = as_list(record.get("tokens_positive_eval"))
+    stated = enumerate(as_list(record.get("tokens_positive_eval")))
     listed = set(SkipCounter().each(stated, lambda spans: records.read_spans(spans, caption), ""))
-    named = []
-    for place, row in rows or ():
-        with skipped.catch(place):
-            spans = records.read_spans(row.get("tokens_positive"), caption)
-            box = records.read_box(row.get("bbox"))
-            named.append(Named(box, _split_into_phrases(spans, listed), row.get("iscrowd") in (1, "1")))
+
+    def read(row: Row) -> Named:
+        """A box, named by the listed phrases that its spans consist of, if they do, else by one phrase of them all."""
+        spans = records.read_spans(row.get("tokens_positive"), caption)
+        parts = tuple(phrase for phrase in sorted(listed) if set(phrase) <= set(spans))
+        split = spans not in listed and set(chain(*parts)) == set(spans)
+        return Named(records.read_box(row.get("bbox")), parts if split else (spans,), row.get("iscrowd") in (1, "1"))
+
+    named = list(skipped.each(rows, read, "box"))
     return records.grounding_sample(image, caption, named, image_id=image_id, size=records.read_size(record))
 
 
-def _split_into_phrases(spans: Spans, listed: set[Spans]) -> tuple[Spans, ...]:
-    """The listed phrases that a box's spans consist of, if they do, else one phrase of them all."""
-    if spans in listed or len(spans) == 1:
-        return (spans,)
-    parts = tuple(phrase for phrase in sorted(listed) if set(phrase) <= set(spans))
-    covered = {span for phrase in parts for span in phrase}
-    return parts if covered == set(spans) else (spans,)
+# ---- ODVG
+
+
+class _Region(NamedTuple):
+    """The phrase of a grounding line's region, as stated spans or as words to be located, and its boxes."""
+
+    spans: Spans
+    words: tuple[str, ...]
+    boxes: tuple[Box, ...]
+
+
+def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str | Path) -> SampleSet:
+    """Read ODVG lines: ``image_id`` is the number of the line, from 1; boxes are both corners in pixels.
+
+    A region without ``tokens_positive`` is found by its words in the caption, as ``Prompt.from_caption`` finds them.
+    A box is skipped where its category is not what the label map says of its label.
+
+    Args:
+        annotations: one json per line: filename, height, width, and ``detection`` (instances of bbox, label,
+            category) or ``grounding`` (caption; regions of one or several bbox, phrase, and tokens_positive).
+        images: image folders, searched in order.
+        names: the label map, json {"0": "person", ...}; "" to gather the class names from the categories, in the
+            order of the file.
+    """
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
+    categories = _read_label_map(Path(names), skipped) if str(names) else _gather_categories(path)
+
+    def read(numbered: tuple[int, bytes]) -> Sample:
+        number, record = numbered[0], records.parse_line(numbered[1])
+        image, size = folders.locate(record.get("filename")), records.read_size(record)
+        if "detection" in record:
+            found = list(skipped.each(_instances(record), lambda row: _read_instance(row, categories), "instance"))
+            return Sample(
+                image=image,
+                boxes=torch.tensor([box for box, _ in found]).reshape(-1, 4),
+                box_phrases=tuple((index,) for _, index in found),
+                vocabulary=categories.names,
+                image_id=number,
+                size=size,
+            )
+        grounding = as_map(record.get("grounding"))
+        caption = records.read_caption(grounding.get("caption"))
+        rows = enumerate(as_list(grounding.get("regions")))
+        regions = list(skipped.each(rows, lambda region: _read_region(as_map(region), caption, skipped), "region"))
+        located = zip(regions, _locate(regions, caption), strict=True)
+        named = [Named(box, (spans,)) for region, spans in located for box in region.boxes]
+        return records.grounding_sample(image, caption, named, image_id=number, size=size)
+
+    numbered = ((number, (number, line)) for number, line in records.read_lines(path))
+    samples = skipped.each(numbered, read, "line")
+    return records.pack_sample_set(path, samples, skipped, vocabulary=categories.names, ids=categories.ids)
+
+
+def _read_label_map(path: Path, skipped: SkipCounter) -> Categories:
+    listed = as_map(records.parse_json(path)).items()
+    # a key that is no number stays a text, which no label is
+    rows = [{"id": int(key) if key.isdecimal() and len(key) < 10 else key, "name": name} for key, name in listed]
+    return read_categories(rows, path, skipped)
+
+
+def _gather_categories(path: Path) -> Categories:
+    """The categories of all detection lines, without ids; broken lines are counted when they are read for boxes."""
+    found: dict[str, int] = {}
+    spelled: dict[Id, int] = {}
+    lines = ((number, line) for number, line in records.read_lines(path) if b'"detection"' in line)
+    for _, row in chain.from_iterable(SkipCounter().each(lines, lambda line: _instances(records.parse_line(line)), "")):
+        name = as_map(row).get("category")
+        if is_text(name) and name not in spelled and is_visible(clean_name(name)):
+            spelled[name] = found.setdefault(clean_name(name).strip(), len(found))
+    return Categories(tuple(found), (), spelled)
+
+
+def _instances(record: Row) -> Iterator[tuple[int, Any]]:
+    instances = as_map(record.get("detection")).get("instances")
+    require(isinstance(instances, list), "detection without a list of instances")
+    return enumerate(as_list(instances))
+
+
+def _read_instance(row: Any, categories: Categories) -> tuple[Box, int]:
+    """The box of an instance and the place of its category."""
+    label, category = [as_map(row).get(key) for key in ("label", "category")]
+    key: Any = label if categories.ids else category  # without a label map the category's name says it all
+    require(is_id(key) and key in categories.label, "unknown category")
+    index = categories.label[key]
+    stated, meant = (
+        " ".join(clean_name(name).split()).casefold() for name in (str(category or ""), categories.names[index])
+    )
+    require(not stated or stated == meant, "label and category that disagree")
+    return records.read_box(row.get("bbox"), corners=True), index
+
+
+def _read_region(region: Row, caption: str, skipped: SkipCounter) -> _Region:
+    """The spans of a region's phrase if they are stated, else its words, all of which are in the caption."""
+    spans, words = Spans(), tuple[str, ...]()
+    if region.get("tokens_positive") is not None:
+        spans = records.read_spans(region["tokens_positive"], caption)
+    else:
+        phrase: Any = region.get("phrase")
+        words = tuple(phrase) if isinstance(phrase, list) else (phrase,)
+        require(words and all(is_text(piece) and is_visible(piece) for piece in words), "phrase without words")
+        try:
+            Prompt.from_caption(caption, words)
+        except GlipError:
+            require(False, "phrase that is not in the caption")
+    stated = as_list(region.get("bbox")) or [None]
+    boxes = enumerate(stated if isinstance(stated[0], list) else [region.get("bbox")])
+    found = skipped.each(boxes, lambda box: records.read_box(box, corners=True), "box")
+    return _Region(spans, words, tuple(found))
+
+
+def _locate(regions: Sequence[_Region], caption: str) -> Iterator[Spans]:
+    """The spans of each region; words are located all together, so that a repeated one is found in turn."""
+    texts = [text for region in regions for text in region.words]
+    located = iter(Prompt.from_caption(caption, texts).phrases if texts else ())
+    for region in regions:
+        yield region.spans or tuple(sorted({span for _ in region.words for span in next(located).spans}))

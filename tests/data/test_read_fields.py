@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.records import InvalidRecord, by_image, pack_sample_set, parse_json, read_box, read_size, read_spans
+from glip.data.sets import InvalidRecord
+from glip.data.records import by_image, pack_sample_set, parse_json, read_box, read_size, read_spans
 from glip.data.sets import SkipCounter
 from glip.geometry.boxes import is_degenerate
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from glip.data.odvg import read_odvg
+from glip.data.grounding import read_odvg
 
 NAMES = {"0": "person", "7": "tooth_brush", "3": "bat_(animal)"}
 CAPTION = "a cart, a car and another car"  # a cart 0-6, a car 8-13, another car 18-29
