@@ -10,7 +10,7 @@ from small import NAMES, TINY, VOCABULARY, scenes
 from glip.config import DatasetConfig
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples
-from glip.data.survey import data_fingerprint, survey
+from glip.data.mixture import data_fingerprint, survey
 from glip.processor import Processor
 from glip.structures import Sample
 from glip.text.class_prompts import read_prompts
