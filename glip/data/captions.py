@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from glip.data.image import read_member
 from glip.data.records import (
     MAX_IMAGE,
     as_map,
@@ -53,12 +54,8 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     - ``.tar``: WebDataset as img2dataset writes it, KEY.jpg with KEY.txt or KEY.json; read in place, never extracted;
     - a folder: all its tars, else all its files of the other kinds.
 
-    Images that are named by URL only are skipped: nothing is downloaded.
-
-    Args:
-        annotations: the file or folder.
-        images: image folders; not needed for tars.
-        tree: the content of a json, if it was parsed before.
+    Images that are named by URL only are skipped: nothing is downloaded. Arguments as for ``read_coco``; tars need no
+    image folders.
     """
     path, skipped = Path(annotations), SkipCounter()
     files = caption_files(path)
@@ -96,19 +93,10 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
             found = skipped.each(enumerate(tree), read, f"{path.name}, record")
         else:
             images = by_image(read_lists(path, ("images", "annotations"), "COCO captions", tree), skipped)
-            found = skipped.each(images, lambda entry: read(_coco_record(*entry), entry[0]["id"]), "image")
+            found = skipped.each(images, lambda pair: read({**pair[0], "caption": pair[1]}, pair[0]["id"]), "image")
     else:
         found = skipped.each(_table_rows(path, skipped), read, place)
     return chain.from_iterable(found)
-
-
-def _coco_record(image: Row, annotations: Sequence[Row]) -> Row:
-    return {
-        "image": image.get("file_name"),
-        "caption": [row.get("caption") for row in annotations],
-        "width": image.get("width"),
-        "height": image.get("height"),
-    }
 
 
 def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: SkipCounter) -> list[Sample]:
@@ -121,6 +109,7 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
     require(not by_url, _BY_URL)
     image = name if isinstance(name, TarMember) else folders.locate(name)
     listed = captions if isinstance(captions, list) else [] if captions is None else [captions]
+    listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
     require(listed, "image without a caption")
     own = str(getattr(name, "name", name)) if image_id is None else image_id
     texts = skipped.each(enumerate(listed), lambda caption: read_caption(caption).strip(), "caption")
@@ -247,12 +236,6 @@ def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
     for suffix in ("json", "txt"):
         if suffix in parts:
             with skipped.catch(suffix):
-                data = _member_bytes(parts[suffix])
+                data = read_member(parts[suffix])
                 record = parse_line(data) if suffix == "json" else {**record, "caption": decode(data)}
     return {**record, "image": images[0]}
-
-
-def _member_bytes(place: TarMember) -> bytes:
-    with place.archive.open("rb") as file:
-        file.seek(place.start)
-        return file.read(place.length)

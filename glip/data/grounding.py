@@ -3,10 +3,10 @@
 ODVG (MM-Grounding-DINO) has detection lines too, also both kinds in one file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,13 +26,7 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
     Where an entry lists its phrases (``tokens_positive_eval``, in the files of Flickr30K), a box that stands for
     several of them is named by each, instead of by one phrase of all their words. Where it states the ids of
     Flickr30K's release (``original_img_id``, ``sentence_id``), its id is "<image>:<sentence>" as in
-    ``read_flickr30k``.
-
-    Args:
-        annotations: json with ``images`` (file_name, id, caption) and ``annotations`` (image_id, bbox = x, y, width,
-            height, tokens_positive).
-        images: image folders (mixed GoldG has two), searched in order.
-        tree: the content of the json, if it was parsed before.
+    ``read_flickr30k``. Arguments as for ``read_coco``; mixed GoldG has two image folders.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "MDETR grounding", tree)
@@ -49,12 +43,9 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
 def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
     """Read grounding derived by rule: one sample for each caption, ``image_id`` "<image>:<caption>".
 
-    Args:
-        annotations: json whose ``data`` has entries of image_id, id (of the caption), file_name, width, height,
-            caption and ``phrases``: each has ``tokens_positive`` = [[start, end], ...] and ``boxes`` = [[x, y, width,
-            height], ...].
-        images: image folders, searched in order.
-        tree: the content of the json, if it was parsed before.
+    The json's ``data`` has entries of image_id, id (of the caption), file_name, width, height, caption and ``phrases``:
+    each has ``tokens_positive`` = [[start, end], ...] and ``boxes`` = [[x, y, width, height], ...]. Arguments as for
+    ``read_coco``.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     entries = records.read_lists(path, ("data",), "silver grounding", tree)["data"]
@@ -95,29 +86,18 @@ def _captioned(
     return records.grounding_sample(image, caption, named, image_id=image_id, size=records.read_size(record))
 
 
-# ---- ODVG
-
-
-class _Region(NamedTuple):
-    """The phrase of a grounding line's region, as stated spans or as words to be located, and its boxes."""
-
-    spans: Spans
-    words: tuple[str, ...]
-    boxes: tuple[Box, ...]
-
-
 def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str | Path) -> SampleSet:
     """Read ODVG lines: ``image_id`` is the number of the line, from 1; boxes are both corners in pixels.
 
-    A region without ``tokens_positive`` is found by its words in the caption, as ``Prompt.from_caption`` finds them.
-    A box is skipped where its category is not what the label map says of its label.
+    A line has filename, height, width, and ``detection`` (instances of bbox, label, category) or ``grounding``
+    (caption; regions of one or several bbox, phrase, tokens_positive). A region without ``tokens_positive`` is found by
+    its words in the caption, as ``Prompt.from_caption`` finds them. A box is skipped where its category is not what the
+    label map says of its label.
 
     Args:
-        annotations: one json per line: filename, height, width, and ``detection`` (instances of bbox, label,
-            category) or ``grounding`` (caption; regions of one or several bbox, phrase, and tokens_positive).
+        annotations: the jsonl.
         images: image folders, searched in order.
-        names: the label map, json {"0": "person", ...}; "" to gather the class names from the categories, in the
-            order of the file.
+        names: the label map, json {"0": "person", ...}; "" to gather the class names from the categories.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     categories = _read_label_map(Path(names), skipped) if str(names) else _gather_categories(path)
@@ -137,10 +117,17 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
             )
         grounding = as_map(record.get("grounding"))
         caption = records.read_caption(grounding.get("caption"))
-        rows = enumerate(as_list(grounding.get("regions")))
-        regions = list(skipped.each(rows, lambda region: _read_region(as_map(region), caption, skipped), "region"))
-        located = zip(regions, _locate(regions, caption), strict=True)
-        named = [Named(box, (spans,)) for region, spans in located for box in region.boxes]
+        rows = enumerate(map(as_map, as_list(grounding.get("regions"))))
+        regions = list(skipped.each(rows, lambda region: (_read_phrase(region, caption), region.get("bbox")), "region"))
+        # words are located all together, so that a repeated one is found in turn
+        texts = [text for words, _ in regions if isinstance(words, list) for text in words]
+        located = iter(Prompt.from_caption(caption, texts).phrases if texts else ())
+        named = list[Named]()
+        for words, stated in regions:
+            spans = words if isinstance(words, tuple) else sorted({span for _ in words for span in next(located).spans})
+            boxes = stated if isinstance(stated, list) and stated and isinstance(stated[0], list) else [stated]
+            for box in skipped.each(enumerate(boxes), lambda box: records.read_box(box, corners=True), "box"):
+                named.append(Named(box, (tuple(spans),)))
         return records.grounding_sample(image, caption, named, image_id=number, size=size)
 
     numbered = ((number, (number, line)) for number, line in records.read_lines(path))
@@ -167,7 +154,7 @@ def _gather_categories(path: Path) -> Categories:
     return Categories(tuple(found), (), spelled)
 
 
-def _instances(record: Row) -> Iterator[tuple[int, Any]]:
+def _instances(record: Row) -> Iterable[tuple[int, Any]]:
     instances = as_map(record.get("detection")).get("instances")
     require(isinstance(instances, list), "detection without a list of instances")
     return enumerate(as_list(instances))
@@ -186,28 +173,15 @@ def _read_instance(row: Any, categories: Categories) -> tuple[Box, int]:
     return records.read_box(row.get("bbox"), corners=True), index
 
 
-def _read_region(region: Row, caption: str, skipped: SkipCounter) -> _Region:
-    """The spans of a region's phrase if they are stated, else its words, all of which are in the caption."""
-    spans, words = Spans(), tuple[str, ...]()
+def _read_phrase(region: Row, caption: str) -> Spans | list[str]:
+    """The spans of a region's phrase if they are stated, else a list of its words, all of which are in the caption."""
     if region.get("tokens_positive") is not None:
-        spans = records.read_spans(region["tokens_positive"], caption)
-    else:
-        phrase: Any = region.get("phrase")
-        words = tuple(phrase) if isinstance(phrase, list) else (phrase,)
-        require(words and all(is_text(piece) and is_visible(piece) for piece in words), "phrase without words")
-        try:
-            Prompt.from_caption(caption, words)
-        except GlipError:
-            require(False, "phrase that is not in the caption")
-    stated = as_list(region.get("bbox")) or [None]
-    boxes = enumerate(stated if isinstance(stated[0], list) else [region.get("bbox")])
-    found = skipped.each(boxes, lambda box: records.read_box(box, corners=True), "box")
-    return _Region(spans, words, tuple(found))
-
-
-def _locate(regions: Sequence[_Region], caption: str) -> Iterator[Spans]:
-    """The spans of each region; words are located all together, so that a repeated one is found in turn."""
-    texts = [text for region in regions for text in region.words]
-    located = iter(Prompt.from_caption(caption, texts).phrases if texts else ())
-    for region in regions:
-        yield region.spans or tuple(sorted({span for _ in region.words for span in next(located).spans}))
+        return records.read_spans(region["tokens_positive"], caption)
+    phrase: Any = region.get("phrase")
+    words: list[str] = phrase if isinstance(phrase, list) else [phrase]
+    require(words and all(is_text(piece) and is_visible(piece) for piece in words), "phrase without words")
+    try:
+        Prompt.from_caption(caption, words)
+    except GlipError:
+        require(False, "phrase that is not in the caption")
+    return words

@@ -72,7 +72,7 @@ def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
-            with Image.open(_bytes_of(path) if isinstance(path, TarMember) else path) as image:
+            with Image.open(io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path) as image:
                 yield image
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
         known = (
@@ -87,10 +87,11 @@ def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
         raise (error if isinstance(error, MemoryError) else ImageError(f"image {str(path)!r} {problem}")) from None
 
 
-def _bytes_of(member: TarMember) -> io.BytesIO:
+def read_member(member: TarMember) -> bytes:
+    """The bytes of a member of an archive."""
     with member.archive.open("rb") as file:
         file.seek(member.start)
-        return io.BytesIO(file.read(member.length))
+        return file.read(member.length)
 
 
 def open_any(image: ImageInput) -> Image.Image:

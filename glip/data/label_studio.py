@@ -39,20 +39,11 @@ _INTERFACE = """<View>
 """
 
 
-# ---- writing
-
-
 def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write tasks for Label Studio's import, and the labelling interface beside them (``interface_of``).
 
-    Args:
-        samples: images with phrases or names.
-        path: the json.
-        images: image folders. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder above, and
-            each is added to the project as a local storage.
-
-    Returns:
-        What was skipped or changed, counted.
+    Arguments and result as for ``write_coco``. Label Studio has to serve the image folders: its
+    LOCAL_FILES_DOCUMENT_ROOT is the folder above, and each is added to the project as a local storage.
     """
     path, lost, choice = Path(path), SkipCounter(), "single"
     with atomic_write(path) as file:
@@ -143,12 +134,8 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     """Read Label Studio's JSON export, or tasks made for its import.
 
     The annotation used for a task is the one marked as ground truth, else the one last changed. Predictions are used
-    where there is no annotation at all, with their scores; tasks that people skipped are counted.
-
-    Args:
-        annotations: the json, a list of tasks.
-        images: image folders.
-        tree: the content of the json, if it was parsed before.
+    where there is no annotation at all, with their scores; tasks that people skipped are counted. Arguments as for
+    ``read_coco``.
     """
     path, skipped = Path(annotations), SkipCounter()
     tasks = parse_json(path) if tree is None else tree

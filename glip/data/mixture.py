@@ -1,4 +1,7 @@
-"""From a config to the sources of a mixture, each dataset read, and gone through once before a run (``survey``)."""
+"""From a config to the sources of a mixture, each dataset read, and gone through once before a run (``survey``).
+
+Also few-shot samples of a dataset, k images or k boxes of each class, as ODinW draws them.
+"""
 
 import os
 from collections import Counter
@@ -7,6 +10,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
 
 from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.data.caption import foreign_names, word_key
@@ -23,6 +29,8 @@ from glip.structures import Sample, TarMember
 from glip.text.prompt import TokenBudget, says_one_of
 from glip.text.tokens import alike
 
+Per = Literal["image", "box"]
+PER: tuple[Per, ...] = get_args(Per)
 _FEW = 3  # this many missing images never stop a run, whatever their share
 
 
@@ -201,3 +209,36 @@ def data_fingerprint(samples: Iterable[Sample]) -> str:
         rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
         digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
     return digest[:16]
+
+
+def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, seed: int, per: Per) -> list[int]:
+    """The indices of samples that give every class its shots, ``per`` image that shows it or per box.
+
+    The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
+    a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
+
+    Raises:
+        DataError: a class with fewer shots.
+    """
+    shown = [count_classes(sample, per) for sample in samples]
+    total = sum(shown, Counter[int]())
+    short = [f"{name!r} {total[number]}" for number, name in enumerate(names) if total[number] < shots]
+    if shots < 1 or short:
+        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+        unit = "images" if per == "image" else "boxes"
+        raise DataError(
+            f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
+        )
+    lacking = Counter({number: shots for number in range(len(names))})
+    chosen = []
+    for index in np.random.default_rng(seed).permutation(len(samples)).tolist():
+        if any(lacking[number] > 0 for number in shown[index]):
+            chosen.append(index)
+            lacking.subtract(shown[index])
+    return sorted(chosen)
+
+
+def count_classes(sample: Sample, per: Per) -> Counter[int]:
+    """How often each class is shown: once in an image, or as many times as it has boxes; groups do not count."""
+    labels = [label for box, labels in enumerate(sample.box_phrases) if box not in sample.crowd for label in labels]
+    return Counter(set(labels) if per == "image" else labels)

@@ -36,9 +36,6 @@ class Named(NamedTuple):
     crowd: bool = False
 
 
-# ---- files
-
-
 def parse_json(path: Path) -> Any:
     """The content of a json file without the keys that no reader reads (outlines, licences).
 
@@ -127,9 +124,6 @@ def by_image(tree: Row, skipped: SkipCounter) -> Iterator[tuple[Id, tuple[Row, l
     return ((number, (records.pop(number), rows.pop(number))) for number in list(records))
 
 
-# ---- values
-
-
 def as_map(value: Any) -> Row:
     """The value if it is a map, else an empty one."""
     return value if isinstance(value, dict) else {}
@@ -191,9 +185,6 @@ def read_spans(value: Any, caption: str) -> Spans:
     spans = tuple(sorted({(start, end) for start, end in value}))
     require(any(is_visible(caption[start:end]) for start, end in spans), "phrase without words")
     return spans
-
-
-# ---- samples
 
 
 def grounding_sample(

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.sets import InvalidRecord
 from glip.data.records import by_image, pack_sample_set, parse_json, read_box, read_size, read_spans
-from glip.data.sets import SkipCounter
+from glip.data.sets import InvalidRecord, SkipCounter
 from glip.geometry.boxes import is_degenerate
 
 NUMBERS = st.one_of(st.integers(-(10**8), 10**8), st.floats(-1e8, 1e8), st.sampled_from([0, 1e-9, 1e-3, 16777216.0]))

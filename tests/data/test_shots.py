@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from glip.data.shots import count_classes, draw_shots
+from glip.data.mixture import count_classes, draw_shots
 from glip.structures import Sample
 
 NAMES = ("cat", "dog", "owl")

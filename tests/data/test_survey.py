@@ -9,8 +9,8 @@ from small import NAMES, TINY, VOCABULARY, scenes
 
 from glip.config import DatasetConfig
 from glip.data.loader import Source
-from glip.data.sets import PackedSamples
 from glip.data.mixture import data_fingerprint, survey
+from glip.data.sets import PackedSamples
 from glip.processor import Processor
 from glip.structures import Sample
 from glip.text.class_prompts import read_prompts

@@ -10,9 +10,8 @@ from small import same_samples
 
 from glip.data.captions import read_captions
 from glip.data.coco import read_coco, read_lvis
-from glip.data.grounding import read_mdetr, read_silver
+from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.labels import read_labels
-from glip.data.grounding import read_odvg
 from glip.data.sets import SampleSet
 from glip.data.writers import label_map_of, write_coco, write_labels, write_mdetr, write_odvg
 from glip.structures import Phrase, Prompt, Sample, TarMember
