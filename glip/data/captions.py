@@ -122,12 +122,11 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
 
 def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
     """The rows of a table as records, with their lines."""
-    is_csv = path.suffix.lower() == ".csv"
     names: list[str] = []
-    for number, row in (_csv_rows if is_csv else _tab_rows)(path, skipped):
+    for number, row in _text_rows(path, skipped):
         values = [value.strip() for value in row]
         if not names:
-            names, headless = _column_names(values, is_csv)
+            names, headless = _column_names(values, path.suffix.lower() == ".csv")
             if not names:
                 skipped.add(_NO_COLUMNS, f"{path.name}, line {number}")
                 return
@@ -153,33 +152,35 @@ def _column_names(row: list[str], is_csv: bool) -> tuple[list[str], bool]:
     return (["image", "caption"] if images[0] else ["caption", "image"]), True
 
 
-def _text_lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
-    for number, line in read_lines(path):
-        text = line.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
-        if is_text(text):
-            yield number, text
-        else:
-            skipped.add("text that is not UTF-8", f"{path.name}, line {number}")
+def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV, or lines cut at tabs.
 
+    In a CSV a quote left open swallows no more than a field may hold (131,072 characters). Web captions in tables with
+    tabs hold stray quotes, so quotes count only when they enclose a field properly.
+    """
 
-def _tab_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
-    for number, line in _text_lines(path, skipped):
-        quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
-        yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
+    def lines() -> Iterator[tuple[int, str]]:
+        for number, line in read_lines(path):
+            text = line.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
+            if is_text(text):
+                yield number, text
+            else:
+                skipped.add("text that is not UTF-8", f"{path.name}, line {number}")
 
-
-def _csv_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    """Rows as Python's csv reads them; a quote left open swallows no more than a field may hold, 131,072 characters."""
-    reader = csv.reader(f"{line}\n" for _, line in _text_lines(path, skipped))
+    if path.suffix.lower() != ".csv":
+        for number, line in lines():
+            quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
+            yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
+        return
+    reader = csv.reader(f"{line}\n" for _, line in lines())
     while True:
         try:
-            row = next(reader, None)
+            row = next(reader)
+        except StopIteration:
+            return
         except csv.Error:
             skipped.add("line that is not CSV", f"{path.name}, line {reader.line_num}")
             continue
-        if row is None:
-            return
         yield reader.line_num, row
 
 

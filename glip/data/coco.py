@@ -5,7 +5,7 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/ground_tru
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -32,6 +32,8 @@ from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
+_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
+_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
 _LARGEST = sys.float_info.max  # json has whole numbers of any length
 _REASONS = ("", "unknown category", "malformed box", "box without area")
@@ -57,34 +59,21 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
     stated = (record.get("id") for record in categories if isinstance(record, dict))
     category_ids = {number: index for index, number in enumerate(dict.fromkeys(filter(is_id, stated)))}
 
-    def category(row: Row) -> int:
-        number = row.get("category_id")
-        return category_ids.setdefault(number, len(category_ids)) if is_id(number) else _UNKNOWN
+    def read(row: Row) -> tuple[Any, ...]:
+        image, category, area = (row.get(key) for key in ("image_id", "category_id", "area"))
+        box = as_list(row.get("bbox"))
+        return (
+            places.get(image, _UNKNOWN) if is_id(image) else _UNKNOWN,
+            category_ids.setdefault(category, len(category_ids)) if is_id(category) else _UNKNOWN,
+            tuple(box) if len(box) == 4 and all(map(is_number, box)) else (np.nan,) * 4,
+            area if is_number(area) else np.nan,
+            row.get("iscrowd") in (1, "1"),
+            row.get("ignore") in (1, "1"),
+        )
 
-    def image(row: Row) -> int:
-        number = row.get("image_id")
-        return places.get(number, _UNKNOWN) if is_id(number) else _UNKNOWN
-
-    def box(row: Row) -> tuple[float, ...]:
-        four = as_list(row.get("bbox"))
-        return tuple(four) if len(four) == 4 and all(map(is_number, four)) else (np.nan,) * 4
-
-    def column(kind: Any, read: Callable[[Row], Any]) -> np.ndarray:
-        return np.fromiter(map(read, rows), kind, len(rows))
-
-    return CocoFile(
-        path=path,
-        images=images,
-        categories=categories,
-        skipped=skipped,
-        image=column(np.int64, image),
-        category=column(np.int64, category),
-        category_ids=tuple(category_ids),
-        boxes=column(np.dtype((np.float64, 4)), box).reshape(-1, 4),
-        areas=column(np.float64, lambda row: row["area"] if is_number(row.get("area")) else np.nan),
-        crowd=column(bool, lambda row: row.get("iscrowd") in (1, "1")),
-        ignore=column(bool, lambda row: row.get("ignore") in (1, "1")),
-    )
+    table = np.fromiter(map(read, rows), _COLUMNS, len(rows))
+    columns = {key: np.ascontiguousarray(table[key]) for key in _NAMES}
+    return CocoFile(path, images, categories, skipped, category_ids=tuple(category_ids), **columns)
 
 
 def is_federated(file: CocoFile) -> bool:

@@ -54,43 +54,6 @@ def test_listed_phrases_share_a_box(tmp_path):
     assert second.prompt.texts == ("a cat", "a dog another dog"), "one of the spans is of no listed phrase"
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (box(1), "box without a phrase"),
-        (box(1, (30, 34)), "span outside the caption"),
-        (box(1, (0, 5), bbox=(1, 2, 0, 4)), "box without area"),
-        (box(3, (0, 5)), "unknown image"),
-        ("box", "malformed annotation"),
-    ],
-)
-def test_boxes_that_teach_nothing_are_counted(bad, reason, tmp_path):
-    found = read(tmp_path, [image(1)], [bad, box(1, (0, 5)), bad])
-    assert found.skipped.counts == {reason: 2}
-    assert found.samples[0].prompt.texts == ("a cat",) and len(found.samples[0].boxes) == 1
-
-
-@pytest.mark.parametrize(
-    ("bad", "counts"),
-    [
-        (image(2, ""), {"image without a caption": 1}),
-        (image(2, "a cat \ud800 and more"), {"caption that is not UTF-8": 1}),
-        (image(2, "a"), {"span outside the caption": 1, "caption whose boxes are all skipped": 1}),
-        (image(2, file_name="../../etc/passwd"), {"image name outside its folder": 1}),
-        (image([2]), {"image without an id": 1, "unknown image": 1}),
-    ],
-)
-def test_captions_that_teach_nothing_are_counted(bad, counts, tmp_path):
-    found = read(tmp_path, [image(1), bad], [box(1, (0, 5)), box(2, (0, 5))])
-    assert found.skipped.counts == counts
-    assert [sample.image_id for sample in found.samples] == [1]
-
-
-def test_a_caption_without_a_box(tmp_path):
-    found = read(tmp_path, [image(1), image(2)], [box(1, (0, 5))])
-    assert found.skipped.places == {"caption without a box": ["image 2"]}
-
-
 # ---- grounding_silver_*.json
 
 TWO_CATS = "two cats near a dog"
@@ -124,39 +87,6 @@ def test_phrases_and_boxes(tmp_path):
     assert first.image == tmp_path / "9.jpg" and first.size == (64, 48)
     assert (first.image_id, second.image_id) == ("9:57", "9:1")
     assert not found.skipped
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (phrase(boxes=()), "phrase without a box"),
-        ("two cats", "phrase without a box"),
-        (phrase(10, 99), "span outside the caption"),
-        (phrase(tokens_positive=None), "box without a phrase"),
-        (phrase(boxes=[(1, 2, 0, 3)]), "box without area"),
-    ],
-)
-def test_phrases_that_teach_nothing_are_counted(bad, reason, tmp_path):
-    found = read_entries(tmp_path, entry(phrase(), bad))
-    assert found.skipped.counts == {reason: 1}
-    assert found.skipped.places == {reason: ["data[0].phrases[1]"]}
-    assert found.samples[0].prompt.texts == ("two cats",) and len(found.samples[0].boxes) == 1
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        ([], "entry without an image_id"),
-        (entry(phrase(), image_id=None), "entry without an image_id"),
-        (entry(phrase(), caption=" "), "image without a caption"),
-        (entry(phrase(), file_name="../9.jpg"), "image name outside its folder"),
-        (entry(), "caption without a box"),
-    ],
-)
-def test_entries_that_teach_nothing_are_counted(bad, reason, tmp_path):
-    found = read_entries(tmp_path, entry(phrase()), bad)
-    assert found.skipped.counts == {reason: 1} and found.skipped.places == {reason: ["data[1]"]}
-    assert len(found.samples) == 1
 
 
 def test_real_sets():

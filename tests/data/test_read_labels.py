@@ -60,39 +60,6 @@ def test_images_in_archives(tmp_path):
     assert found.skipped.counts == {"member of an archive without start and length": 3}
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (b"{", "line that is not json"),
-        ([1], "line that is no record"),
-        ({"image": "a.jpg"}, "line with neither a caption nor names"),
-        (GOOD | {"caption": " "}, "image without a caption"),
-        (GOOD | {"image": "../a.jpg"}, "image name outside its folder"),
-        ({"image": "a.jpg", "names": ["dog", ""]}, "names that are no list of words"),
-    ],
-)
-def test_bad_lines(tmp_path, row, reason):
-    found = read(tmp_path, GOOD, row)
-    assert len(found.samples) == 1 and found.skipped.counts == {reason: 1}
-    assert "line 2" in found.skipped.places[reason]
-
-
-@pytest.mark.parametrize(
-    ("box", "reason"),
-    [
-        ({"box": [1, 2, 3, float("nan")]}, "malformed box"),
-        ({"box": [1, 2, 1, 5]}, "box without area"),
-        ({"phrases": []}, "box of an unknown phrase"),
-        ({"phrases": [2]}, "box of an unknown phrase"),
-        ({"phrases": [True]}, "box of an unknown phrase"),
-        ({"score": "high"}, "score that is no number"),
-    ],
-)
-def test_bad_boxes(tmp_path, box, reason):
-    found = read(tmp_path, GOOD | {"boxes": [GOOD["boxes"][0] | box, GOOD["boxes"][1]]})
-    assert found.samples[0].boxes.tolist() == [[0, 0, 9, 9]] and found.skipped.counts == {reason: 1}
-
-
 @pytest.mark.parametrize("spans", [[[0, 99]], None])
 def test_a_bad_phrase_takes_only_its_own_boxes_along(tmp_path, spans):
     found = read(tmp_path, GOOD | {"phrases": [{"text": "x", "spans": spans}, GOOD["phrases"][1]]})
