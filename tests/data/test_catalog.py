@@ -36,7 +36,7 @@ def test_a_table_in_the_data_root_adds_and_replaces(root):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("mine: {anotations: a.json}", "did you mean 'annotations'"), ("[1, 2]", "map of set names"), ("{", "YAML")],
+    [("mine: {anotations: a.json}", "did you mean 'annotations'"), ("[1, 2]", "give a map of keys"), ("{", "YAML")],
 )
 def test_a_broken_table_is_explained(text, message, root):
     (root / "datasets.yaml").write_text(text)

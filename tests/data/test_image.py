@@ -182,15 +182,15 @@ def test_large_images_do_not_warn(save, monkeypatch, recwarn):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), "type float64: give .* of uint8"),
+        (np.zeros((4, 4, 3)), "type float64, from 0 to 0: give .* of uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"shape \(1, 4, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
         (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\)"),
         (torch.zeros(3, 4, 4, dtype=torch.long), "type int64"),
         (torch.zeros(3, 0, 4), "shape"),
-        (torch.full((3, 4, 4), 200.0), r"floats from 200 to 200"),
-        (torch.full((3, 4, 4), float("nan")), "floats from nan to nan"),
+        (torch.full((3, 4, 4), 200.0), r"from 200 to 200: give .* floats in 0..1"),
+        (torch.full((3, 4, 4), float("nan")), "from nan to nan"),
         (7, "image of type int: give a path"),
         (None, "image of type NoneType"),
     ],

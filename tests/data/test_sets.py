@@ -83,7 +83,7 @@ def test_a_missing_first_image_says_nothing_of_the_others(tmp_path):
     folders = Folders([tmp_path])
     assert folders.locate("train/none.jpg") == tmp_path / "train" / "none.jpg"
     assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
-    with pytest.raises(ValueError, match="No image folder is given"):
+    with pytest.raises(FileNotFoundError, match=r"\(none is given\)' is not there"):
         Folders(())
     with pytest.raises(FileNotFoundError, match="Image folder .*set data.root"):
         Folders([tmp_path / "none"])

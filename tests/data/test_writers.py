@@ -133,34 +133,32 @@ def test_real_sets_come_back_whole(tmp_path):
 # ---- what a format cannot say
 
 
-@pytest.mark.parametrize(
-    ("write", "make", "message"),
-    [
-        (write_coco, grounding, "has a caption, which COCO cannot say: write --to mdetr, odvg or labels"),
-        (write_coco, caption, "has a caption, which COCO cannot say: write --to labels"),
-        (write_mdetr, detection, "has a list of names, which MDETR json cannot say: write --to coco, odvg or labels"),
-        (write_mdetr, caption, "a caption without phrases, which MDETR json cannot say: write --to labels"),
-        (write_odvg, caption, "a caption without phrases, which ODVG cannot say: write --to labels"),
-    ],
-)
-def test_other_kinds_of_samples(tmp_path, write, make, message):
-    path = tmp_path / "out.json"
-    with pytest.raises(ValueError, match=rf"image 'a.jpg' .*{message}"):
-        write(SampleSet([make(tmp_path)], NAMES), path, [tmp_path])
-    assert not list(tmp_path.iterdir())
+OWN_NAMES = "has a list of names of its own, .* write --to labels"
+LISTS = r"absent or incomplete, .*write --to coco \(LVIS's fields\) or labels"
 
 
 @pytest.mark.parametrize(
-    ("write", "fields", "message"),
+    ("write", "make", "fields", "message"),
     [
-        (write_coco, {"vocabulary": ("dog", "cat", "ant")}, "has a list of names of its own, .* write --to labels"),
-        (write_odvg, {"vocabulary": ("dog", "cat", "ant")}, "has a list of names of its own, .* write --to labels"),
-        (write_odvg, {"absent": (1,)}, r"absent or incomplete, .*write --to coco \(LVIS's fields\) or labels"),
+        (write_coco, grounding, {}, "has a caption, which COCO cannot say: write --to mdetr, odvg or labels"),
+        (write_coco, caption, {}, "has a caption without phrases, which COCO cannot say: write --to labels"),
+        (
+            write_mdetr,
+            detection,
+            {},
+            "has a list of names, which MDETR json cannot say: write --to coco, odvg or labels",
+        ),
+        (write_mdetr, caption, {}, "has a caption without phrases, which MDETR json cannot say: write --to labels"),
+        (write_odvg, caption, {}, "has a caption without phrases, which ODVG cannot say: write --to labels"),
+        (write_coco, detection, {"vocabulary": ("dog", "cat", "ant")}, OWN_NAMES),
+        (write_odvg, detection, {"vocabulary": ("dog", "cat", "ant")}, OWN_NAMES),
+        (write_odvg, detection, {"absent": (1,)}, LISTS),
     ],
 )
-def test_what_is_refused(tmp_path, write, fields, message):
-    with pytest.raises(ValueError, match=message):
-        write(SampleSet([detection(tmp_path, **fields)], NAMES), tmp_path / "o", [tmp_path])
+def test_what_is_refused(tmp_path, write, make, fields, message):
+    with pytest.raises(ValueError, match=f"Image 'a.jpg' .*{message}"):
+        write(SampleSet([make(tmp_path, **fields)], NAMES), tmp_path / "out.json", [tmp_path])
+    assert not list(tmp_path.iterdir()), "whole or not at all"
 
 
 @pytest.mark.parametrize("write", [write_coco, write_odvg, write_mdetr, write_labels])
@@ -213,9 +211,6 @@ def test_sizes_come_from_the_image_when_they_are_not_stated(tmp_path):
     lost = write_coco(SampleSet(given, NAMES), tmp_path / "out.json", [tmp_path])
     assert lost.counts == {"size of an image that cannot be read": 1}
     assert [sample.size for sample in read_coco(tmp_path / "out.json", [tmp_path]).samples] == [(9, 7), None]
-
-
-# ---- whole or not at all
 
 
 def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):
