@@ -19,7 +19,7 @@ from glip.data.records import (
     MAX_IMAGE,
     as_map,
     by_image,
-    decode,
+    decode_text,
     is_text,
     pack_sample_set,
     parse_json,
@@ -194,11 +194,7 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None and info.size >= 0:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-                problem = "" if info.isdir() else _problem_of(info, total)
-                if problem:
-                    skipped.add(problem, f"{path.name}:{info.name}")
-                elif not info.isdir():
-                    yield TarMember(path, info.name, info.offset_data, info.size)
+                yield from _usable(path, info, total, skipped)
             with path.open("rb") as file:
                 file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
                 whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
@@ -208,17 +204,21 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
         skipped.add("tar that is compressed, or broken from some place on", path.name)
 
 
-def _problem_of(info: tarfile.TarInfo, total: int) -> str:
-    """Why a member is not read; "" if it is."""
+def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
+    """The place of a member, if it can be read; else it is counted."""
     suffix = _split_name(info.name)[1]
-    if not info.isreg() or info.issparse():
-        return "member that is a link, a device or sparse"
-    if suffix not in _IMAGES | _TEXTS:
-        return "member that is neither an image nor a caption"
     limit = MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
-    if info.size > limit:
-        return f"member of over {limit >> 20} MB"
-    return "member that is cut off" if info.offset_data + info.size > total else ""
+    reasons = (
+        (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
+        (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
+        (info.size > limit, f"member of over {limit >> 20} MB"),
+        (info.offset_data + info.size > total, "member that is cut off"),
+    )
+    problem = next((reason for wrong, reason in reasons if wrong), "")
+    if not problem:
+        yield TarMember(path, info.name, info.offset_data, info.size)
+    elif not info.isdir():
+        skipped.add(problem, f"{path.name}:{info.name}")
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -238,5 +238,5 @@ def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
         if suffix in parts:
             with skipped.catch(suffix):
                 data = read_member(parts[suffix])
-                record = parse_line(data) if suffix == "json" else {**record, "caption": decode(data)}
+                record = parse_line(data) if suffix == "json" else {**record, "caption": decode_text(data)}
     return {**record, "image": images[0]}

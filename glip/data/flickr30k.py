@@ -58,7 +58,7 @@ def read_flickr30k(
         scene = _parse_xml(root / "Annotations" / f"{name}.xml")
         size = records.read_size({edge: scene.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")})
         boxes = _boxes_of(scene, skipped, flat_boxes=flat_boxes)
-        text = records.decode(_read_bytes(root / "Sentences" / f"{name}.txt")).replace("\r\n", "\n")
+        text = records.decode_text(_read_bytes(root / "Sentences" / f"{name}.txt")).replace("\r\n", "\n")
         sentences = enumerate(filter(None, text.split("\n")))
         numbered = ((f"{name}:{number}", (f"{name}:{number}", sentence)) for number, sentence in sentences)
         return list(

@@ -72,7 +72,7 @@ def parse_line(line: bytes) -> Row:
     return dict(record)
 
 
-def decode(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """Text in UTF-8."""
     text = data.decode("utf-8-sig", "surrogateescape")
     require(is_text(text), "text that is not UTF-8")

@@ -131,12 +131,6 @@ def test_start_in_the_middle(mixture):
     assert all(equal(a, b) for a, b in zip(complete[4:], late, strict=True))
 
 
-def test_the_models_random_numbers_do_not_depend_on_the_loader(mixture):
-    state = torch.get_rng_state()
-    next(load_steps(mixture(), start=0))
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 @pytest.mark.slow
 def test_workers_change_nothing(mixture):
     (mixture.images / "2.png").write_bytes(b"broken")
@@ -207,15 +201,6 @@ def test_all_broken_stops_and_names_a_file(workers, mixture):
     with pytest.raises(ImageError, match=r"20 samples in a row cannot be used.*'drawn'.*\.png") as caught:
         steps_of(mixture(DRAWN, workers=workers))
     assert "\n" not in str(caught.value), "no traceback of a worker"
-
-
-def test_other_errors_are_bugs(mixture, monkeypatch):
-    def fail(*args, **more):
-        raise ValueError("a bug")
-
-    monkeypatch.setattr("glip.data.loader.augment", fail)
-    with pytest.raises(ValueError, match="a bug"):
-        steps_of(mixture())
 
 
 @pytest.mark.parametrize(("files", "max_broken", "stops"), [(4, 0.05, True), (4, 0.5, False), (3, 0.0, False)])

@@ -77,18 +77,13 @@ def test_shared_boxes_flags_and_repeated_chains(folder):
 
 @pytest.mark.parametrize(
     ("box", "reason"),
-    [
-        ((3, 4, 3, 9), "box without area"),
-        ((3, 4, "nan", 9), "malformed box"),
-        ((3, 4, "?", 9), "malformed box"),
-    ],
+    [((3, 4, 3, 9), "box without area"), ((3, 4, "nan", 9), "malformed box"), ((3, 4, "?", 9), "malformed box")],
 )
 def test_wrong_boxes(box, reason, folder):
     write(folder, "8", annotation(thing("2", box=box), MAN), "[/EN#1/x A man] in [/EN#2/x a hat]")
     found = read(folder, "8")
     assert found.skipped.counts == {reason: 1, "phrase without a box": 1}
-    assert found.skipped.places[reason] == ["image 8, object 0"]
-    assert found.samples[0].prompt.texts == ("A man",)
+    assert found.skipped.places[reason] == ["image 8, object 0"] and found.samples[0].prompt.texts == ("A man",)
 
 
 @pytest.mark.parametrize("box", [(3, 4, 3, 9), (9, 4, 3, 9)])
