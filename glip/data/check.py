@@ -31,32 +31,19 @@ _RAREST = 5  # classes with the fewest boxes that are shown
 
 @dataclass
 class Report:
-    """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended).
-
-    Args:
-        problems: with their places.
-        remarks: with their places.
-        images: different ones.
-        samples: as many as there are images, or pairs of image and caption.
-        without_boxes: samples.
-        boxes: all, and how many of them mark a crowd.
-        areas: boxes that are small (under 32 x 32 pixels), medium, large (from 96 x 96), as COCO counts.
-        phrases: in captions.
-        per_name: boxes of each class name.
-        words: number of captions by their number of words.
-    """
+    """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended)."""
 
     problems: SkipCounter = field(default_factory=SkipCounter)
     remarks: SkipCounter = field(default_factory=SkipCounter)
-    images: int = 0
-    samples: int = 0
-    without_boxes: int = 0
+    images: int = 0  # different ones
+    samples: int = 0  # as many as there are images, or pairs of image and caption
+    without_boxes: int = 0  # samples
     boxes: int = 0
-    crowd: int = 0
-    areas: list[int] = field(default_factory=lambda: [0, 0, 0])
-    phrases: int = 0
-    per_name: Counter[str] = field(default_factory=Counter)
-    words: Counter[int] = field(default_factory=Counter)
+    crowd: int = 0  # boxes that mark a group
+    areas: list[int] = field(default_factory=lambda: [0, 0, 0])  # boxes under 32 x 32, under 96 x 96, and larger
+    phrases: int = 0  # in captions
+    per_name: Counter[str] = field(default_factory=Counter)  # boxes of each class name
+    words: Counter[int] = field(default_factory=Counter)  # captions by their number of words
 
     def lines(self) -> Iterator[str]:
         """The report to print; what a kind of dataset does not have is not mentioned."""

@@ -5,7 +5,7 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/ground_tru
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -97,9 +97,52 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
 def coco_set(
     file: CocoFile, categories: Categories, folders: Folders, skipped: SkipCounter, *, federated: bool = False
 ) -> SampleSet:
-    """The samples of a parsed COCO json under the given class names; of LVIS if ``federated``."""
-    samples, (names, ids) = _image_samples(file, categories, folders, skipped, federated), categories[:2]
-    return pack_sample_set(file.path, samples, skipped, vocabulary=names, ids=ids, annotations=file)
+    """The samples of a parsed COCO json under the given class names; of LVIS if ``federated``.
+
+    Boxes that cannot be used are counted.
+    """
+    skipped.merge(file.skipped)
+    for index in np.flatnonzero(file.image < 0).tolist():
+        skipped.add("annotation of an unknown image", f"annotations[{index}]")
+    known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
+    labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
+    with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
+        corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
+    malformed, flat = ~(np.abs(file.boxes) < FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
+    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
+    order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
+    starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
+    by_url = Folders(folders.folders)  # finds for itself how many leading parts to leave out
+
+    def read(numbered: tuple[int, Row]) -> Sample:
+        number, record = numbered
+        image = _lvis_image(record, folders, by_url) if federated else folders.locate(record.get("file_name"))
+        own = order[starts[number] : starts[number + 1]]
+        for index in own[reasons[own] > 0].tolist():
+            skipped.add(_REASONS[reasons[index]], f"annotations[{index}]")
+        good = own[reasons[own] == 0]
+        sample = Sample(
+            image=image,
+            boxes=torch.from_numpy(corners[good]),
+            box_phrases=tuple((label,) for label in labels[good].tolist()),
+            vocabulary=categories.names,
+            image_id=record["id"],
+            size=read_size(record),
+            crowd=tuple(np.flatnonzero(file.crowd[good]).tolist()),
+        )
+        if not federated:
+            return sample
+        absent, incomplete = (listed_labels(record, key, categories.label, skipped) for key in (ABSENT, INCOMPLETE))
+        contradicted = set(absent) & set(labels[good].tolist())
+        if contradicted:
+            skipped.add(f"name in {ABSENT} that has a box", times=len(contradicted))
+        kept = tuple(label for label in absent if label not in contradicted)
+        return replace(sample, absent=kept, incomplete=tuple(incomplete))
+
+    images = ((record["id"], (number, record)) for number, record in enumerate(file.images.values()))
+    vocabulary, ids = categories.names, categories.ids
+    samples = skipped.each(images, read, "image")
+    return pack_sample_set(file.path, samples, skipped, vocabulary=vocabulary, ids=ids, annotations=file)
 
 
 def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -162,52 +205,6 @@ def id_order(number: Id) -> tuple[bool, Id]:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value of a json is a finite number."""
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
-
-
-def _image_samples(
-    file: CocoFile, categories: Categories, folders: Folders, skipped: SkipCounter, federated: bool
-) -> Iterator[Sample]:
-    """Each image with its usable boxes; those that cannot be used are counted."""
-    skipped.merge(file.skipped)
-    for index in np.flatnonzero(file.image < 0).tolist():
-        skipped.add("annotation of an unknown image", f"annotations[{index}]")
-    known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
-    labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
-    with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
-        corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
-    malformed, flat = ~(np.abs(file.boxes) < FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
-    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
-    order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
-    starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
-    by_url = Folders(folders.folders)  # finds for itself how many leading parts to leave out
-
-    def read(numbered: tuple[int, Row]) -> Sample:
-        number, record = numbered
-        image = _lvis_image(record, folders, by_url) if federated else folders.locate(record.get("file_name"))
-        own = order[starts[number] : starts[number + 1]]
-        for index in own[reasons[own] > 0].tolist():
-            skipped.add(_REASONS[reasons[index]], f"annotations[{index}]")
-        good = own[reasons[own] == 0]
-        sample = Sample(
-            image=image,
-            boxes=torch.from_numpy(corners[good]),
-            box_phrases=tuple((label,) for label in labels[good].tolist()),
-            vocabulary=categories.names,
-            image_id=record["id"],
-            size=read_size(record),
-            crowd=tuple(np.flatnonzero(file.crowd[good]).tolist()),
-        )
-        if not federated:
-            return sample
-        absent, incomplete = (listed_labels(record, key, categories.label, skipped) for key in (ABSENT, INCOMPLETE))
-        contradicted = set(absent) & set(labels[good].tolist())
-        if contradicted:
-            skipped.add(f"name in {ABSENT} that has a box", times=len(contradicted))
-        kept = tuple(label for label in absent if label not in contradicted)
-        return replace(sample, absent=kept, incomplete=tuple(incomplete))
-
-    images = ((record["id"], (number, record)) for number, record in enumerate(file.images.values()))
-    return skipped.each(images, read, "image")
 
 
 def listed_labels(record: Row, key: str, label: Mapping[Id, int], skipped: SkipCounter) -> list[int]:

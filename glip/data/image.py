@@ -1,4 +1,8 @@
-"""Open images: a file, a member of a tar, a PIL image, an array or a tensor becomes upright RGB."""
+"""Open images: a file, a member of a tar, a PIL image, an array or a tensor becomes upright RGB.
+
+What cannot be read is an ImageError that names it: missing, not an image, broken, without pixels, or over twice
+Pillow's ``MAX_IMAGE_PIXELS``. Where only the header is read, as far as that shows it.
+"""
 
 import io
 import warnings
@@ -19,30 +23,18 @@ _OVERSHOOT = 0.1  # resampling a float image may leave 0..1 by this much
 
 
 def load_image(path: str | Path | TarMember) -> Image.Image:
-    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
-
-    Raises:
-        ImageError: missing, not an image, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
-    """
+    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
     with _opened(path) as image:
         return to_rgb(image)
 
 
 def sample_image(sample: Sample) -> Image.Image:
-    """The image of a sample as RGB, read unless it is loaded.
-
-    Raises:
-        ImageError: as ``load_image``.
-    """
+    """The image of a sample as RGB, read unless it is loaded."""
     return to_rgb(sample.image) if isinstance(sample.image, Image.Image) else load_image(sample.image)
 
 
 def image_size(path: str | Path | TarMember) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last.
-
-    Raises:
-        ImageError: as ``load_image``, as far as the header shows it.
-    """
+    """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last."""
     with _opened(path) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
@@ -57,11 +49,7 @@ def size_if_readable(path: str | Path | TarMember) -> tuple[int, int] | None:
 
 
 def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
-    """(width, height) as the header states them, before EXIF rotation; nothing is decoded.
-
-    Raises:
-        ImageError: as ``load_image``, as far as the header shows it.
-    """
+    """(width, height) as the header states them, before EXIF rotation; nothing is decoded."""
     with _opened(path) as image:
         return image.size
 
@@ -135,11 +123,7 @@ def _to_array(tensor: Tensor) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of any Pillow image; transparent pixels become white.
-
-    Raises:
-        ImageError: an image without pixels.
-    """
+    """Upright RGB of any Pillow image; transparent pixels become white."""
     if 0 in image.size:
         raise ImageError(f"image of {image.width} x {image.height} pixels: it needs at least one pixel")
     upright = ImageOps.exif_transpose(image)

@@ -36,35 +36,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One dataset of the mixture.
+    """One dataset of the mixture."""
 
-    Args:
-        config: its weight and how its images are varied; ``short_side`` and ``flip`` as they are used.
-        samples: its samples.
-        prompts: by class name, the text written for it.
-        foreign: names of other datasets, which may be borrowed as negatives.
-        skipped: what was skipped when it was read.
-    """
-
-    config: DatasetConfig
+    config: DatasetConfig  # its weight and how its images are varied; ``short_side`` and ``flip`` as they are used
     samples: Sequence[Sample]
-    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
-    foreign: tuple[str, ...] = ()
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)  # by class name, the text written for it
+    foreign: tuple[str, ...] = ()  # names of other datasets, which may be borrowed as negatives
+    skipped: SkipCounter = field(default_factory=SkipCounter)  # when it was read
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one process computes in one optimizer step: its micro-batches, and what was lost on the way.
-
-    ``skipped`` counts boxes and captions by the reason they were dropped for, ``broken`` names the samples that could
-    not be used and why, ``tried`` counts all samples that were read.
-    """
+    """What one process computes in one optimizer step: its micro-batches, and what was lost on the way."""
 
     batches: tuple[Batch, ...]
-    skipped: SkipCounter
-    broken: tuple[str, ...]
-    tried: int
+    skipped: SkipCounter  # boxes and captions, by the reason they were dropped for
+    broken: tuple[str, ...]  # samples that could not be used, and why
+    tried: int  # samples that were read
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,7 @@ _FEW = 3  # this many missing images never stop a run, whatever their share
 
 
 def build_sources(data: DataConfig) -> list[Source]:
-    """Read the datasets of a mixture.
-
-    Raises:
-        FileNotFoundError, GlipError: a dataset that is not there, cannot be read, or has nothing to learn from.
-    """
+    """Read the datasets of a mixture; errors as for ``read_training_set``."""
     rows = with_replay(data)
     sets = [read_training_set(row, data) for row in rows]
     sources = []
@@ -144,14 +140,11 @@ def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
 
 @dataclass(frozen=True)
 class Survey:
-    """A dataset in one line, with what is skipped.
-
-    ``data`` is the fingerprint of images and annotations, ``fingerprint`` also of the prompts' texts.
-    """
+    """A dataset in one line, with what is skipped, and its fingerprints."""
 
     summary: str
-    data: str
-    fingerprint: str
+    data: str  # of images and annotations
+    fingerprint: str  # also of the prompts' texts
 
 
 def survey(source: Source, processor: Processor) -> Survey:

@@ -37,12 +37,7 @@ class Named(NamedTuple):
 
 
 def parse_json(path: Path) -> Any:
-    """The content of a json file without the keys that no reader reads (outlines, licences).
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not json in UTF-8.
-    """
+    """The content of a json file without the keys that no reader reads (outlines); errors as ``read_json``."""
     check_exists(path)
     return read_json(path, object_hook=_without_unused)
 

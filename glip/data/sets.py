@@ -104,54 +104,31 @@ class SkipCounter:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A COCO or LVIS json, parsed once for training and for scoring. Annotations are columns in the file's order.
-
-    Args:
-        path: the json.
-        images: records by id, in the order of the file.
-        categories: all records, unchecked.
-        skipped: records of images that cannot be used.
-        image: index of each annotation's image in ``images``; -1: unknown.
-        category: index of its category in ``category_ids``; -1: no id.
-        category_ids: ids of categories and annotations.
-        boxes: x, y, width, height; NaN where they are not four finite numbers.
-        areas: as stated; NaN where they are not.
-        crowd: ``iscrowd`` is set.
-        ignore: LVIS's ``ignore`` is set.
-    """
+    """A COCO or LVIS json, parsed once for training and for scoring. Annotations are columns in the file's order."""
 
     path: Path
-    images: Mapping[Id, Row]
-    categories: Sequence[Any]
-    skipped: SkipCounter
-    image: Int[np.ndarray, " box"]
-    category: Int[np.ndarray, " box"]
-    category_ids: Sequence[Id]
-    boxes: Float[np.ndarray, "box 4"]
-    areas: Float[np.ndarray, " box"]
-    crowd: Bool[np.ndarray, " box"]
-    ignore: Bool[np.ndarray, " box"]
+    images: Mapping[Id, Row]  # records by id, in the order of the file
+    categories: Sequence[Any]  # all records, unchecked
+    skipped: SkipCounter  # records of images that cannot be used
+    image: Int[np.ndarray, " box"]  # index of each annotation's image in ``images``; -1: unknown
+    category: Int[np.ndarray, " box"]  # index of its category in ``category_ids``; -1: no id
+    category_ids: Sequence[Id]  # of categories and annotations
+    boxes: Float[np.ndarray, "box 4"]  # x, y, width, height; NaN where they are not four finite numbers
+    areas: Float[np.ndarray, " box"]  # as stated; NaN where they are not
+    crowd: Bool[np.ndarray, " box"]  # ``iscrowd`` is set
+    ignore: Bool[np.ndarray, " box"]  # LVIS's ``ignore`` is set
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The samples of a dataset.
+    """The samples of a dataset."""
 
-    Args:
-        samples: packed annotations.
-        vocabulary: class names; empty for captions.
-        skipped: what cannot be used.
-        ids: category ids of the file, one for each class name.
-        format: how it is written.
-        annotations: the parsed COCO or LVIS file, where it was read for scoring.
-    """
-
-    samples: Sequence[Sample]
-    vocabulary: tuple[str, ...] = ()
-    skipped: SkipCounter = field(default_factory=SkipCounter)
-    ids: tuple[Id, ...] = ()
-    format: str = ""
-    annotations: CocoFile | None = None
+    samples: Sequence[Sample]  # packed annotations
+    vocabulary: tuple[str, ...] = ()  # class names; empty for captions
+    skipped: SkipCounter = field(default_factory=SkipCounter)  # what cannot be used
+    ids: tuple[Id, ...] = ()  # category ids of the file, one for each class name
+    format: str = ""  # how it is written
+    annotations: CocoFile | None = None  # the parsed COCO or LVIS file, where it was read for scoring
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""
