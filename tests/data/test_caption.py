@@ -191,8 +191,6 @@ def test_class_prompts_are_written_around_the_name():
     assert two.prompt.texts == ("car", "car") and two.box_phrases[0] != two.box_phrases[1]
 
 
-# ---- captions of other images beside a sample's own
-
 PHRASES = ("A cat", "a dog", "the cat")
 OWN = Prompt.from_caption("A cat and a dog watch the cat", list(PHRASES))
 CAPTIONS = ["a man on a horse", "Two dogs play.", "the cat, asleep", "Is it a bus?", "a dog ", "an old tree!"]

@@ -101,9 +101,6 @@ def test_a_byte_order_mark_hides_no_format(tmp_path):
         assert recognize(tmp_path / name)[0] == "labels"
 
 
-# ---- a file is parsed once by each command
-
-
 @pytest.fixture
 def parsed(monkeypatch):
     """The files parsed so far."""

@@ -41,9 +41,6 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
-# ---- what is read
-
-
 @pytest.mark.parametrize(
     ("orientation", "corner"),
     [(1, (0, 0)), (2, (5, 0)), (3, (5, 3)), (4, (0, 3)), (5, (0, 0)), (6, (3, 0)), (7, (3, 5)), (8, (0, 5))],
@@ -118,9 +115,6 @@ def test_arrays_and_tensors_are_the_same_image():
         assert np.array_equal(np.asarray(open_any(same)), array)
     for grey in (array[..., 0], array[..., :1], tensor[0], tensor[:1].half() / 255):
         assert np.array_equal(np.asarray(open_any(grey)), np.repeat(array[..., :1], 3, 2))
-
-
-# ---- what cannot be read
 
 
 def refused(path: str | Path | TarMember, *words: str, read=load_image) -> None:

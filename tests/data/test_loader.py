@@ -73,9 +73,6 @@ def drawn(sources, steps, batch_size, choose=draws) -> list[list]:
     return [choose(sources, step, batch_size=batch_size, seed=1) for step in range(steps)]
 
 
-# ---- which samples make a step
-
-
 def test_every_epoch_shows_each_sample_once_in_a_new_order():
     seen = [draw.index for step in drawn([plain("one", [(4, 3)] * 10)], 10, 4) for draw in step]
     epochs = [seen[first : first + 10] for first in range(0, 40, 10)]
@@ -112,9 +109,6 @@ def test_random_numbers_belong_to_a_draw_of_a_set():
     for source in (first, second):
         own = [[draw for step in made for draw in step if draw.source is source] for made in (steps, swapped)]
         assert own[0] == own[1], "whatever the order of the sets"
-
-
-# ---- what a step holds
 
 
 @pytest.mark.parametrize("crop", [0, 64])
@@ -179,9 +173,6 @@ def test_packed_captions_are_of_other_images(mixture):
     counts = Counter(caption.count(f"number {number}") for caption in captions for number in range(4))
     assert set(counts) == {0, 1}, "never the same caption twice"
     assert len({caption.count("star") for caption in captions}) > 2
-
-
-# ---- what cannot be used
 
 
 def test_a_broken_image_is_skipped(mixture, caplog):

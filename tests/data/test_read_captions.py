@@ -32,9 +32,6 @@ def written(path: Path, text: str | bytes) -> Path:
     return path
 
 
-# ---- json
-
-
 def test_coco_captions(tmp_path):
     images = [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": "x", "file_name": "sub/b.jpg"}]
     images += [{"id": 9, "file_name": "c.jpg"}, {"id": 10, "file_name": "../out.jpg"}, {"file_name": "d.jpg"}]
@@ -63,33 +60,26 @@ def test_records_by_any_name(tmp_path, key, text):
     assert [sample.size for sample in read_captions(lines, []).samples] == [None, (4, 3), (4, 3)]
 
 
+NO_RECORDS = {
+    "line that is no json record": [b"not json", b"[" * 100_000, b"[1]", b'{"image": "a.jpg", "caption": "\xff"}'],
+    "caption that is empty or no text": [
+        b'{"image": "a.jpg", "caption": "\\ud800"}',
+        b'{"image": "a.jpg", "caption": 5}',
+    ],
+    "image without a caption": [b'{"image": "a.jpg"}'],
+    "image without a file name": [b'{"caption": "x"}', b'{"image": "", "caption": "x"}', b'{"image": {}, "text": "x"}'],
+    "image name outside its folder": [b'{"image": "/etc/passwd", "caption": "a dog"}'],
+    BY_URL: [b'{"image": "https://a.b/c.jpg", "caption": "a dog"}', b'{"url": "https://a.b/c.jpg", "text": "a dog"}'],
+}
+
+
 def test_what_is_no_record_is_counted(tmp_path):
     lines = [
         b'\xef\xbb\xbf{"image": "a.jpg", "caption": "a dog"}',
-        b"not json",
-        b"[" * 100_000,
-        b"[1]",
-        b'{"image": "a.jpg", "caption": "\xff"}',
-        b'{"image": "a.jpg", "caption": "\\ud800"}',
-        b'{"image": "a.jpg", "caption": 5}',
-        b'{"image": "a.jpg"}',
-        b'{"caption": "a dog"}',
-        b'{"image": "", "caption": "a dog"}',
-        b'{"image": {}, "caption": "a dog"}',
-        b'{"image": "/etc/passwd", "caption": "a dog"}',
-        b'{"image": "https://a.b/c.jpg", "caption": "a dog"}',
-        b'{"url": "https://a.b/c.jpg", "caption": "a dog"}',
+        *(row for rows in NO_RECORDS.values() for row in rows),
     ]
     rows, counts = read(written(tmp_path / "a.jsonl", b"\r\n".join(lines)))
-    assert rows == [("a.jpg", "a dog")]
-    assert counts == {
-        "line that is no json record": 4,
-        "caption that is empty or no text": 2,
-        "image without a caption": 1,
-        "image without a file name": 3,
-        "image name outside its folder": 1,
-        BY_URL: 2,
-    }
+    assert rows == [("a.jpg", "a dog")] and counts == {reason: len(rows) for reason, rows in NO_RECORDS.items()}
 
 
 def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
@@ -97,9 +87,6 @@ def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
     good = '{"image": "a.jpg", "caption": "a dog"}\n'
     rows, counts = read(written(tmp_path / "a.jsonl", good + "x" * 5000 + "\n" + good))
     assert rows == [("a.jpg", "a dog")] * 2 and counts.keys() == {"line that is no json record"}
-
-
-# ---- tables
 
 
 def test_csv_with_quotes_and_line_breaks(tmp_path):
@@ -147,9 +134,6 @@ def test_errors_teach(tmp_path, name, text, message):
         read(written(tmp_path / name, text))
 
 
-# ---- shards
-
-
 def jpeg(colour: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 6), colour).save(file, "JPEG", quality=95)
@@ -169,18 +153,10 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
     monkeypatch.setattr(tarfile.TarFile, "_extract_member", lambda *_, **__: pytest.fail("extracted"), raising=False)
     record = {"caption": "ignored: the text counts", "width": 8, "height": 6}
     long = "a_name_so_long_that_it_needs_a_header_of_its_own" * 4
-    path = shard(
-        tmp_path / "00000.tar",
-        [
-            ("000.jpg", jpeg("red")),
-            ("000.txt", b"a red field\n"),
-            ("000.json", json.dumps(record).encode()),
-            ("sub/001.PNG", jpeg("blue")),
-            ("sub/001.json", json.dumps({"caption": ["blue", "sky"]}).encode()),
-            (f"{long}.jpg", jpeg("green")),
-            (f"{long}.txt", "grün".encode()),
-        ],
-    )
+    members = [("000.jpg", jpeg("red")), ("000.txt", b"a red field\n"), ("000.json", json.dumps(record).encode())]
+    members += [("sub/001.PNG", jpeg("blue")), ("sub/001.json", json.dumps({"caption": ["blue", "sky"]}).encode())]
+    members += [(f"{long}.jpg", jpeg("green")), (f"{long}.txt", "grün".encode())]
+    path = shard(tmp_path / "00000.tar", members)
     found = read_captions(path, [])
     samples = list(found.samples)
     assert [sample.caption for sample in samples] == ["a red field", "blue", "sky", "grün"]

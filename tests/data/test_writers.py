@@ -43,9 +43,6 @@ def all_same(first: SampleSet, second: SampleSet, ignore: tuple[str, ...] = ()) 
     same_samples(first.samples, second.samples, ignore)
 
 
-# ---- round trips
-
-
 def test_coco(tmp_path):
     empty = detection(tmp_path, "sub/c.jpg", boxes=torch.empty(0, 4), box_phrases=())
     given = [detection(tmp_path), detection(tmp_path, "b.jpg", crowd=(1,), image_id=7), empty]
@@ -128,9 +125,6 @@ def test_real_sets_come_back_whole(tmp_path):
     for number, samples in enumerate((boxes, silver, captions)):
         assert not write_labels(samples, tmp_path / f"{number}.jsonl", images)
         all_same(samples, read_labels(tmp_path / f"{number}.jsonl", images))
-
-
-# ---- what a format cannot say
 
 
 OTHER = {"vocabulary": ("dog", "cat", "ant")}
