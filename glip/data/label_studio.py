@@ -169,11 +169,8 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: Ski
         size = size_if_readable(folders.locate(row.get("image")))
         require(size, "boxes in per cent of an image that cannot be read")
     row |= {"width": size[0], "height": size[1]} if size else {}
-    row["boxes"] = list(
-        _rectangles(results, {text: index for index, text in enumerate(texts)}, size or (0, 0), skipped)
-    )
-    if done:  # people have no scores
-        row["boxes"] = [{key: value for key, value in box.items() if key != "score"} for box in row["boxes"]]
+    labels = {text: index for index, text in enumerate(texts)}
+    row["boxes"] = list(_rectangles(results, labels, size or (0, 0), skipped, scored=not done))
     return sample_of_row(row, names, folders, skipped)
 
 
@@ -188,9 +185,9 @@ def _rank(answer: Row) -> tuple[bool, str]:
 
 
 def _rectangles(
-    results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], skipped: SkipCounter
+    results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], skipped: SkipCounter, *, scored: bool
 ) -> Iterator[Row]:
-    """The rectangles as boxes of a label file."""
+    """The rectangles as boxes of a label file; people's have no scores."""
     for result in results:
         if result.get("type") != _RECTANGLE:
             skipped.add("mark that is no labelled rectangle")
@@ -200,7 +197,7 @@ def _rectangles(
             own = [labels[label] for label in _rectangle_labels(result) if label in labels]
             crowd = _CROWD in as_list(as_map(result.get("meta")).get("text"))
             box = {"box": _corners(as_map(result.get("value")), size), "phrases": own, "crowd": crowd}
-            yield box | ({} if result.get("score") is None else {"score": result["score"]})
+            yield box | ({"score": result["score"]} if scored and result.get("score") is not None else {})
 
 
 def _corners(value: Row, size: tuple[int, int]) -> list[float]:
@@ -208,12 +205,10 @@ def _corners(value: Row, size: tuple[int, int]) -> list[float]:
 
     Its x and y are the corner around which it is turned clockwise.
     """
-    parts, turn = (
-        [part for part in map(value.get, ("x", "y", "width", "height")) if is_number(part)],
-        value.get("rotation"),
-    )
+    parts = [part for part in map(value.get, ("x", "y", "width", "height")) if is_number(part)]
     if len(parts) < 4:
         return []
+    turn = value.get("rotation")
     left, top, across, down = (part * side / 100 for part, side in zip(parts, size * 2, strict=True))
     angle = math.radians(turn) if is_number(turn) else 0.0
     cos, sin = math.cos(angle), math.sin(angle)

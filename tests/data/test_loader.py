@@ -125,6 +125,12 @@ def test_start_in_the_middle(mixture):
     assert all(equal(a, b) for a, b in zip(complete[4:], late, strict=True))
 
 
+def test_the_models_random_numbers_do_not_depend_on_the_loader(mixture):
+    state = torch.get_rng_state()
+    next(load_steps(mixture(), start=0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.slow
 def test_workers_change_nothing(mixture):
     (mixture.images / "2.png").write_bytes(b"broken")
