@@ -14,21 +14,9 @@ from typing import Any
 
 import torch
 
+from glip.data import records
 from glip.data.image import read_member
-from glip.data.records import (
-    MAX_IMAGE,
-    as_map,
-    by_image,
-    decode_text,
-    is_text,
-    pack_sample_set,
-    parse_json,
-    parse_line,
-    read_caption,
-    read_lines,
-    read_lists,
-    read_size,
-)
+from glip.data.records import as_map, is_text
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
 
@@ -62,7 +50,7 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
     folders = Folders([path.parent] if shards or not images else images)
     samples = (sample for file in files for sample in _read_file(file, folders, skipped, tree))
-    return pack_sample_set(path, samples, skipped)
+    return records.pack_sample_set(path, samples, skipped)
 
 
 def caption_files(path: Path) -> list[Path]:
@@ -86,13 +74,15 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
         members = groupby(_members(path, skipped), key=lambda member: _split_name(member.name)[0])
         found = skipped.each(members, lambda own: read(_record_of(own, skipped)), path.name)
     elif suffix == ".jsonl":
-        found = skipped.each(read_lines(path), lambda line: read(parse_line(line)), place)
+        found = skipped.each(records.read_lines(path), lambda line: read(records.parse_line(line)), place)
     elif suffix == ".json":
-        tree = parse_json(path) if tree is None else tree
+        tree = records.parse_json(path) if tree is None else tree
         if isinstance(tree, list):
             found = skipped.each(enumerate(tree), read, f"{path.name}, record")
         else:
-            images = by_image(read_lists(path, ("images", "annotations"), "COCO captions", tree), skipped)
+            images = records.by_image(
+                records.read_lists(path, ("images", "annotations"), "COCO captions", tree), skipped
+            )
             found = skipped.each(images, lambda pair: read({**pair[0], "caption": pair[1]}, pair[0]["id"]), "image")
     else:
         found = skipped.each(_table_rows(path, skipped), read, place)
@@ -112,8 +102,8 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
     listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
     require(listed, "image without a caption")
     own = str(getattr(name, "name", name)) if image_id is None else image_id
-    texts = skipped.each(enumerate(listed), lambda caption: read_caption(caption).strip(), "caption")
-    size = read_size(record)
+    texts = skipped.each(enumerate(listed), lambda caption: records.read_caption(caption).strip(), "caption")
+    size = records.read_size(record)
     return [Sample(image, torch.empty(0, 4), (), caption=text, image_id=own, size=size) for text in texts]
 
 
@@ -160,7 +150,7 @@ def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str
     """
 
     def lines() -> Iterator[tuple[int, str]]:
-        for number, line in read_lines(path):
+        for number, line in records.read_lines(path):
             text = line.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
             if is_text(text):
                 yield number, text
@@ -207,7 +197,7 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
 def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
     """The place of a member, if it can be read; else it is counted."""
     suffix = _split_name(info.name)[1]
-    limit = MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
+    limit = records.MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
     reasons = (
         (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
         (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
@@ -238,5 +228,7 @@ def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
         if suffix in parts:
             with skipped.catch(suffix):
                 data = read_member(parts[suffix])
-                record = parse_line(data) if suffix == "json" else {**record, "caption": decode_text(data)}
+                record = (
+                    records.parse_line(data) if suffix == "json" else {**record, "caption": records.decode_text(data)}
+                )
     return {**record, "image": images[0]}

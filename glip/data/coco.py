@@ -13,18 +13,8 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 import torch
 
-from glip.data.records import (
-    FARTHEST,
-    as_list,
-    as_map,
-    is_id,
-    is_text,
-    is_visible,
-    pack_sample_set,
-    read_lists,
-    read_size,
-    records_by_id,
-)
+from glip.data import records
+from glip.data.records import as_list, as_map, is_id, is_text
 from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample
@@ -49,9 +39,9 @@ class Categories(NamedTuple):
 
 def parse_coco(path: Path, tree: Any = None) -> CocoFile:
     """Parse a COCO or LVIS json; ``tree`` is its content where it was parsed before, and is emptied."""
-    tree = read_lists(path, LISTS, "COCO", tree)
+    tree = records.read_lists(path, LISTS, "COCO", tree)
     skipped = SkipCounter()
-    images, categories = records_by_id(tree["images"], "image", skipped), list(tree["categories"])
+    images, categories = records.records_by_id(tree["images"], "image", skipped), list(tree["categories"])
     rows = [as_map(row) for row in tree["annotations"]]
     for key in LISTS:
         tree[key].clear()
@@ -108,7 +98,7 @@ def coco_set(
     labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
     with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
         corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
-    malformed, flat = ~(np.abs(file.boxes) < FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
+    malformed, flat = ~(np.abs(file.boxes) < records.FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
     reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
     order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
     starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
@@ -127,7 +117,7 @@ def coco_set(
             box_phrases=tuple((label,) for label in labels[good].tolist()),
             vocabulary=categories.names,
             image_id=record["id"],
-            size=read_size(record),
+            size=records.read_size(record),
             crowd=tuple(np.flatnonzero(file.crowd[good]).tolist()),
         )
         if not federated:
@@ -142,7 +132,7 @@ def coco_set(
     images = ((record["id"], (number, record)) for number, record in enumerate(file.images.values()))
     vocabulary, ids = categories.names, categories.ids
     samples = skipped.each(images, read, "image")
-    return pack_sample_set(file.path, samples, skipped, vocabulary=vocabulary, ids=ids, annotations=file)
+    return records.pack_sample_set(file.path, samples, skipped, vocabulary=vocabulary, ids=ids, annotations=file)
 
 
 def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -158,11 +148,11 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     return coco_set(file, categories, folders, skipped, federated=True)
 
 
-def read_categories(records: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
+def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
     """The cleaned class names of a dataset; categories without an id, or a name that can be seen, are counted.
 
     Args:
-        records: maps with ``id`` and ``name``.
+        listed: maps with ``id`` and ``name``.
         path: their file, for errors.
         skipped: counts categories without a name.
         twins: whether two categories may have one name (LVIS has two kinds of "bow").
@@ -171,10 +161,10 @@ def read_categories(records: Iterable[Any], path: Path, skipped: SkipCounter, *,
         DataError: an id, or a name, listed twice.
     """
     good: list[tuple[Id, str]] = []
-    for record in map(as_map, records):
+    for record in map(as_map, listed):
         number, name = record.get("id"), record.get("name")
         name = clean_name(name).strip() if is_text(name) else ""
-        if is_id(number) and is_visible(name):
+        if is_id(number) and records.is_visible(name):
             good.append((number, name))
         else:
             skipped.add("category without an id and a name", f"category {str(number)[:40]}")

@@ -210,11 +210,12 @@ class Folders:
             InvalidRecord: no name, one that no file can have, or one that leads out of the folders.
         """
         require(isinstance(name, str) and name, "image without a file name")
+        # the system would refuse to look for longer names
+        short = len(name) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
+        require(short, "image name that is too long")
         parts = PurePosixPath(name.replace("\\", "/")).parts
         inside = parts and parts[0] != "/" and ".." not in parts and "\0" not in name and not Path(name).is_absolute()
         require(inside, "image name outside its folder")
-        short = len(name) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in parts)
-        require(short, "image name that is too long")  # the system would refuse to look for it
         if self._skip is None:
             places = ((skip, folder) for skip in range(len(parts)) for folder in self.folders)
             found = (skip for skip, folder in places if folder.joinpath(*parts[skip:]).is_file())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip.data import captions, records
+from glip.data import records
 from glip.data.captions import read_captions
 from glip.data.image import load_image
 from glip.structures import TarMember
@@ -168,7 +168,7 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
 
 
 def test_members_that_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "MAX_IMAGE", 1000)
+    monkeypatch.setattr(records, "MAX_IMAGE", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
 
         def add(name: str, content: bytes = b"", **fields: object) -> None:
