@@ -13,12 +13,12 @@ be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``wri
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from glip.data import records
-from glip.data.records import MAX_IMAGE, as_list, as_map, is_id, is_text, is_visible
+from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_id, is_text, is_visible
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.structures import Phrase, Prompt, Sample, TarMember
 
@@ -100,22 +100,13 @@ def _read_prompt(record: Row, caption: str, skipped: SkipCounter) -> tuple[Promp
     return Prompt(caption, tuple(phrases), own, is_list=record.get("list") is True), numbers
 
 
-class _Box(NamedTuple):
-    """A box of a line; its phrases are indices in the sample."""
-
-    box: records.Box
-    phrases: tuple[int, ...]
-    score: float
-    crowd: bool
-
-
-def _read_box(row: Row, numbers: dict[int, int]) -> _Box:
+def _read_box(row: Row, numbers: dict[int, int]) -> Named:
     box, score = records.read_box(row.get("box"), corners=True), row.get("score", 1.0)
     listed = as_list(row.get("phrases"))
     phrases = tuple(numbers[index] for index in listed if type(index) is int and index in numbers)
     require(phrases, "box of an unknown phrase")
     require(type(score) in (int, float) and -_FAR < score < _FAR, "score that is no number")
-    return _Box(box, phrases, float(score), row.get("crowd") is True)
+    return Named(box, phrases, row.get("crowd") is True, float(score))
 
 
 def read_names(given: Any) -> Names:

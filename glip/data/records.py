@@ -29,11 +29,12 @@ _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the out
 
 
 class Named(NamedTuple):
-    """A box and the phrases that name it, each as the spans of its words; crowd: it marks a group."""
+    """A box and what names it: the spans of each phrase, or its index; crowd: it marks a group."""
 
     box: Box
-    phrases: tuple[Spans, ...]
+    phrases: tuple[Any, ...]
     crowd: bool = False
+    score: float = 1.0
 
 
 def parse_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,9 +68,9 @@ def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> S
     def row(sample: Sample) -> tuple[Row, list[Row]]:
         _check(sample, "MDETR json", ())
         prompt, record = _boxed_prompt(sample, lost), _image_record(sample, images, taken, lost)
-        record |= {"caption": prompt.caption, "tokens_positive_eval": [_lists(p.spans) for p in prompt.phrases]}
+        record |= {"caption": prompt.caption, "tokens_positive_eval": [phrase.spans for phrase in prompt.phrases]}
         spans = [{span for phrase in own for span in prompt.phrases[phrase].spans} for own in sample.box_phrases]
-        more = [{"category_id": 1, "tokens_positive": _lists(sorted(own))} for own in spans]
+        more = [{"category_id": 1, "tokens_positive": sorted(own)} for own in spans]
         return record, [_coco_box(sample, index, record) | own for index, own in enumerate(more)]
 
     _write_coco_json(Path(path), [{"id": 1, "name": "object"}], each_row(samples, row, lost))
@@ -98,7 +98,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
                 boxes.append({"bbox": corners, "label": number, "category": names[number]})
             else:
                 own = prompt.phrases[number]
-                boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": _lists(own.spans)})
+                boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": own.spans})
         if prompt is None:
             return row | {"detection": {"instances": boxes}}
         return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
@@ -144,7 +144,9 @@ def label_row(sample: Sample, images: ImageFolders) -> Row:
         row |= {"phrases": []} if sample.vocabulary else {"caption": sample.caption, "phrases": []}
     else:
         row["caption"] = prompt.caption
-        row["phrases"] = [{"text": phrase.text, "spans": _lists(phrase.spans)} for phrase in prompt.phrases]
+        row["phrases"] = [
+            {"text": phrase.text, "spans": [list(span) for span in phrase.spans]} for phrase in prompt.phrases
+        ]
         row |= {"list": True} if prompt.is_list else {}
         row |= {"classes": list(prompt.classes)} if _has_classes(prompt) else {}
     row["boxes"] = [
@@ -234,10 +236,6 @@ def _coco_box(sample: Sample, index: int, record: Row) -> Row:
 def _decimals(row: np.ndarray) -> list[float]:
     """The shortest decimals that are these float32 numbers."""
     return [float(str(value)) for value in row]
-
-
-def _lists(spans: Iterable[tuple[int, int]]) -> list[list[int]]:
-    return [list(span) for span in spans]
 
 
 def _size(sample: Sample, lost: SkipCounter) -> Row:
