@@ -172,22 +172,3 @@ def test_phrases_are_those_the_evaluator_counts(tmp_path):
     counts = [sum(i in names for names in s.box_phrases) for s in found.samples for i in range(len(s.prompt.phrases))]
     stated = [int(row["num_boxes"]) for row in rows]
     assert sum(ours != theirs for ours, theirs in zip(counts, stated, strict=True)) == 0
-
-
-def test_quirks(tmp_path):
-    folder = GOLDEN / "flickr30k_quirks" / "annotations"
-    if not folder.is_dir():
-        pytest.skip(f"no shared data: {folder}")
-    found = read_flickr30k(folder, [tmp_path], folder / "test.txt")
-    told = {sample.image_id: sample.prompt.texts for sample in found.samples}
-    assert told == {
-        "101:0": ("A man",),  # the wire's box has no width
-        "102:0": ("People", "a car"),
-        "103:0": ("The yard",),
-        "104:0": ("Three men", "them", "hats"),
-        "105:1": ("a dog",),
-    }
-    assert found.samples[3].box_phrases == ((0, 1, 2), (0, 1), (0, 1))
-    assert found.samples[3].kinds == (("people", "people"), ("people",), ("clothing",))
-    assert found.skipped.counts["box without area"] == 2
-    assert found.skipped.places["box without area"] == ["image 101, object 1", "image 102, object 1"]
