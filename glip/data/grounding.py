@@ -54,10 +54,10 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
         number, entry = numbered[0], as_map(numbered[1])
         require(is_id(entry.get("image_id")), "entry without an image_id")
         image_id = f"{entry['image_id']}:{entry['id'] if is_id(entry.get('id')) else number}"
-        rows = list[tuple[int, Row]]()  # each box of each phrase, as MDETR's json has them
+        rows = list[tuple[str, Row]]()  # each box of each phrase, as MDETR's json has them
         for place, phrase in enumerate(map(as_map, as_list(entry.get("phrases")))):
             spans, boxes = phrase.get("tokens_positive"), as_list(phrase.get("boxes"))
-            rows += [(place, {"tokens_positive": spans, "bbox": box}) for box in boxes]
+            rows += [(f"of phrase {place}", {"tokens_positive": spans, "bbox": box}) for box in boxes]
             if not boxes:
                 skipped.add("phrase without a box", f"phrase {place}")
         return _captioned(entry, rows, image_id, folders, skipped)
