@@ -31,7 +31,7 @@ BUDGETS = {  # lines of each room
     "__main__": 10,
     "cli": 700,
     "config": 400,
-    "data": 3_820,
+    "data": 3_310,
     "detector": 380,
     "encoded": 120,
     "errors": 30,

@@ -63,9 +63,16 @@ def caption_from_names(
     candidates = keys if sample.absent is None else [keys[index] for index in sample.absent]
     absent = [names[key] for key in dict.fromkeys(candidates) if key not in shown and key not in unsure]
     positives = [names[key] for key in shown if key not in unsure]
-    negatives = _sample_negatives(absent, data, rng, least=0 if positives else 1)
+    # all absent names up to the limit, or a random number of them; an image without boxes is asked for one at least
+    least = 0 if positives else 1
+    most = min(len(absent), max(data.max_negatives, least))
+    take_all = rng.random() < data.full_vocabulary
+    number = most if take_all or most <= least else int(rng.integers(least, most + 1))
+    negatives = _shuffled(absent, rng)[:number]
     if sample.absent is None and rng.random() < data.borrow:
-        negatives += _borrow(foreign, data.max_negatives - len(negatives), rng)
+        room = min(len(foreign), data.max_negatives - len(negatives))
+        number = int(rng.integers(1, room + 1)) if room > 0 else 0
+        negatives += _shuffled(foreign, rng)[:number]
     fitting = _fitting([*_shuffled(positives, rng), *negatives], prompts, processor)
     if not fitting:
         tried = ", ".join(repr(name[:40]) for name in (positives + negatives)[:3])
@@ -77,21 +84,6 @@ def caption_from_names(
     pointed = sample.renumbered({index: phrases[key] for index, key in enumerate(keys) if key in phrases})
     made = replace(pointed, prompt=prompt, vocabulary=(), absent=None, incomplete=())
     return made, _lost_boxes(sample, keys, written)
-
-
-def _sample_negatives(absent: Sequence[str], data: DataConfig, rng: np.random.Generator, *, least: int) -> list[str]:
-    """All absent names up to the limit, or a random number of them."""
-    most = min(len(absent), max(data.max_negatives, least))
-    take_all = rng.random() < data.full_vocabulary
-    number = most if take_all or most <= least else int(rng.integers(least, most + 1))
-    return _shuffled(absent, rng)[:number]
-
-
-def _borrow(foreign: Sequence[str], room: int, rng: np.random.Generator) -> list[str]:
-    """A random number of foreign names, at most ``room``."""
-    most = min(len(foreign), room)
-    number = int(rng.integers(1, most + 1)) if most > 0 else 0
-    return _shuffled(foreign, rng)[:number]
 
 
 def _fitting(names: Sequence[str], prompts: Mapping[str, ClassPrompt], processor: Processor) -> dict[str, str]:
@@ -127,18 +119,22 @@ def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, r
     Raises:
         CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
     """
-    count = partial(_count_tokens, processor)
+    count, problem = partial(_count_tokens, processor), ""
+    budget = TokenBudget(count, processor.max_tokens)
     unread = next((phrase.text for phrase in own.phrases if count(phrase.text) <= SPECIAL_TOKENS), None)
     if unread is not None:
-        raise CaptionError(f"caption {own.caption[:40]!r}: the tokenizer reads no word of the phrase {unread!r}")
-    budget = TokenBudget(count, processor.max_tokens)
-    if not budget.take(own.caption):
-        tokens = f"{count(own.caption)} tokens, the model reads {processor.max_tokens}"
-        raise CaptionError(f"caption {own.caption[:40]!r} needs {tokens}: shorten it")
+        problem = f"has the phrase {unread!r}, of which the tokenizer reads no word"
+    elif not budget.take(own.caption):
+        problem = f"needs {count(own.caption)} tokens, the model reads {processor.max_tokens}: shorten it"
+    if problem:
+        raise CaptionError(f"caption {own.caption[:40]!r} {problem}")
     captions = {word_key(own.caption): own.caption}
-    for text in _sample_captions(others, rng):
-        if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
-            captions[word_key(text)] = text
+    draw = rng.random()
+    if others and draw < _ALL_OTHERS + _SOME_OTHERS:  # all, some or none of them (the paper's appendix on its captions)
+        number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
+        for text in [other.caption.strip() for other in _shuffled(others, rng)[:number]]:
+            if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
+                captions[word_key(text)] = text
     if len(captions) == 1:
         return own
     joined, start = "", 0
@@ -148,15 +144,6 @@ def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, r
         start = len(joined) if text is own.caption else start
         joined += text
     return Prompt(joined, tuple(phrase.shifted(start) for phrase in own.phrases), own.classes)
-
-
-def _sample_captions(others: Sequence[Prompt], rng: np.random.Generator) -> list[str]:
-    """All, some or none of the other captions, shuffled (the paper's appendix on its captions)."""
-    draw = rng.random()
-    if not others or draw >= _ALL_OTHERS + _SOME_OTHERS:
-        return []
-    number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
-    return [other.caption.strip() for other in _shuffled(others, rng)[:number]]
 
 
 def foreign_names(own: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:

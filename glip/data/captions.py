@@ -5,43 +5,30 @@ Columns and keys are recognized by name (``IMAGE_KEYS``, ``CAPTION_KEYS``).
 """
 
 import csv
-import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from glip.data.records import (
-    MAX_IMAGE,
-    as_map,
-    by_image,
-    check_exists,
-    is_text,
-    pack_sample_set,
-    parse_json,
-    parse_line,
-    read_lines,
-    read_lists,
-    read_size,
-)
-from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
-from glip.errors import DataError
+from glip.data import records
+from glip.data.image import read_member
+from glip.data.records import as_map, is_text
+from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
 
 IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
 CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-_MAX_FIELD = 1 << 20  # characters of a CSV field, where Python's own limit is 131072
 _MAX_TEXT = 1 << 20  # bytes of a text in an archive
 _IMAGES, _TEXTS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}, {"txt", "json"}
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
 _BY_URL = "image named by a URL (download it, for instance with img2dataset)"
-_BROKEN = "archive that is broken from some place on"
+_NO_COLUMNS = "first line that names no columns (give a header: image and caption)"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -55,19 +42,15 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     - ``.tar``: WebDataset as img2dataset writes it, KEY.jpg with KEY.txt or KEY.json; read in place, never extracted;
     - a folder: all its tars, else all its files of the other kinds.
 
-    Images that are named by URL only are skipped: nothing is downloaded.
-
-    Args:
-        annotations: the file or folder.
-        images: image folders; not needed for tars.
-        tree: the content of a json, if it was parsed before.
+    Images that are named by URL only are skipped: nothing is downloaded. Arguments as for ``read_coco``; tars need no
+    image folders.
     """
     path, skipped = Path(annotations), SkipCounter()
     files = caption_files(path)
     shards = all(file.suffix.lower() == ".tar" for file in files)  # their images are inside, wherever others may be
-    folders = Folders([files[0].parent] if shards or not images else images)
+    folders = Folders([path.parent] if shards or not images else images)
     samples = (sample for file in files for sample in _read_file(file, folders, skipped, tree))
-    return pack_sample_set(path, samples, skipped)
+    return records.pack_sample_set(path, samples, skipped)
 
 
 def caption_files(path: Path) -> list[Path]:
@@ -77,90 +60,66 @@ def caption_files(path: Path) -> list[Path]:
         return [path]
     inside = sorted(file for file in path.iterdir() if file.is_file())
     tars = [file for file in inside if file.suffix.lower() == ".tar"]
-    found = tars or [file for file in inside if file.suffix.lower() in _SUFFIXES]
-    if not found:
-        raise DataError(f"{path}: no captions in this folder: it needs .tar files, or {', '.join(_SUFFIXES)}")
-    return found
+    return tars or [file for file in inside if file.suffix.lower() in _SUFFIXES]
 
 
 def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) -> Iterator[Sample]:
-    suffix = path.suffix.lower()
+    """The samples of one file, whatever its kind: each record has an image, and a caption or a list of them."""
+    suffix, place = path.suffix.lower(), f"{path.name}, line"
+
+    def read(record: Any, image_id: Id | None = None) -> list[Sample]:
+        return _read_record(as_map(record), image_id, folders, skipped)
+
     if suffix == ".tar":
-        return _tar_samples(path, skipped)
-    if suffix in (".jsonl", ".csv", ".tsv", ".txt"):
-        rows = _jsonl_rows(path, skipped) if suffix == ".jsonl" else _table_rows(path, skipped)
-        return _record_samples(rows, f"{path.name}, line", folders, skipped)
-    if suffix != ".json":
-        raise DataError(f"{path}: captions with the suffix {suffix!r}: give .tar, .txt, {', '.join(_SUFFIXES)}")
-    tree = parse_json(path) if tree is None else tree
-    if isinstance(tree, list):
-        return _record_samples(enumerate(tree), f"{path.name}, record", folders, skipped)
-    return _coco_samples(read_lists(path, ("images", "annotations"), "COCO captions", tree), folders, skipped)
+        members = groupby(_members(path, skipped), key=lambda member: _split_name(member.name)[0])
+        found = skipped.each(members, lambda own: read(_record_of(own, skipped)), path.name)
+    elif suffix == ".jsonl":
+        found = skipped.each(records.read_lines(path), lambda line: read(records.parse_line(line)), place)
+    elif suffix == ".json":
+        tree = records.parse_json(path) if tree is None else tree
+        if isinstance(tree, list):
+            found = skipped.each(enumerate(tree), read, f"{path.name}, record")
+        else:
+            images = records.by_image(
+                records.read_lists(path, ("images", "annotations"), "COCO captions", tree), skipped
+            )
+            found = skipped.each(images, lambda pair: read({**pair[0], "caption": pair[1]}, pair[0]["id"]), "image")
+    else:
+        found = skipped.each(_table_rows(path, skipped), read, place)
+    return chain.from_iterable(found)
 
 
-def _coco_samples(tree: Row, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    for image, annotations in by_image(tree, skipped):
-        with skipped.catch(f"image {image['id']}"):
-            file = folders.locate(image.get("file_name"))
-            captions = [annotation.get("caption") for annotation in annotations]
-            yield from _caption_samples(file, captions, image["id"], read_size(image), skipped)
+def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: SkipCounter) -> list[Sample]:
+    """A sample for each caption of a record."""
+    name, captions, url = (
+        next((record[key] for key in keys if record.get(key) is not None), None)
+        for keys in (IMAGE_KEYS, CAPTION_KEYS, _URL_KEYS)
+    )
+    by_url = url is not None if name is None else isinstance(name, str) and re.match("https?://", name)
+    require(not by_url, _BY_URL)
+    image = name if isinstance(name, TarMember) else folders.locate(name)
+    listed = captions if isinstance(captions, list) else [] if captions is None else [captions]
+    listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
+    require(listed, "image without a caption")
+    own = str(getattr(name, "name", name)) if image_id is None else image_id
+    texts = skipped.each(enumerate(listed), lambda caption: records.read_caption(caption).strip(), "caption")
+    size = records.read_size(record)
+    return [Sample(image, torch.empty(0, 4), (), caption=text, image_id=own, size=size) for text in texts]
 
 
-def _record_samples(
-    rows: Iterable[tuple[int, Any]], place: str, folders: Folders, skipped: SkipCounter
-) -> Iterator[Sample]:
-    """The samples of numbered records, or of the rows of a table as records."""
-    for number, record in rows:
-        with skipped.catch(f"{place} {number}"):
-            require(isinstance(record, dict), "line that is no record")
-            name, captions = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
-            url = _first(record, _URL_KEYS) if name is None else name
-            require(name is url and not (isinstance(name, str) and re.match("https?://", name)), _BY_URL)
-            texts = captions if isinstance(captions, list) else [] if captions is None else [captions]
-            yield from _caption_samples(folders.locate(name), texts, str(name), read_size(record), skipped)
-
-
-def _first(record: Row, keys: Sequence[str]) -> Any:
-    return next((record[key] for key in keys if record.get(key) is not None), None)
-
-
-def _caption_samples(
-    image: Path | TarMember, captions: Sequence[Any], image_id: Id, size: tuple[int, int] | None, skipped: SkipCounter
-) -> Iterator[Sample]:
-    require(captions, "image without a caption")
-    for caption in captions:
-        text = caption.strip() if isinstance(caption, str) else ""
-        with skipped.catch(str(image)):
-            require(text, "caption that is empty or no text")
-            require(is_text(text), "caption that is not UTF-8")
-            yield Sample(image, torch.empty(0, 4), (), caption=text, image_id=image_id, size=size)
-
-
-# ---- lines of text
-
-
-def _text_lines(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, str]]:
-    for number, line in read_lines(path):
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError:
-            skipped.add("line that is not UTF-8", f"{path.name}, line {number}")
-
-
-def _jsonl_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
-    for number, line in _text_lines(path, skipped):
-        with skipped.catch(f"{path.name}, line {number}"):
-            yield number, parse_line(line)
+# ---- tables
 
 
 def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
     """The rows of a table as records, with their lines."""
-    rows = _csv_rows(path, skipped) if path.suffix.lower() == ".csv" else _tab_rows(path, skipped)
     names: list[str] = []
-    for number, row in rows:
+    for number, row in _text_rows(path, skipped):
         values = [value.strip() for value in row]
         if not names:
-            names, headless = _column_names(path, values)
+            names, headless = _column_names(values, path.suffix.lower() == ".csv")
+            if not names:
+                skipped.add(_NO_COLUMNS, f"{path.name}, line {number}")
+                return
             if not headless:
                 continue
         if len(values) != len(names):
@@ -172,131 +131,104 @@ def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
         yield number, record
 
 
-def _column_names(path: Path, row: list[str]) -> tuple[list[str], bool]:
+def _column_names(row: list[str], is_csv: bool) -> tuple[list[str], bool]:
     """The names of a table's columns, and whether its first row is data: a TSV of image and caption has no header."""
     names = [value.lower() for value in row]
     if set(names) & set(CAPTION_KEYS) and set(names) & {*IMAGE_KEYS, *_URL_KEYS}:
         return names, False
     images = [bool(_IMAGE_NAME.search(value)) for value in row]
-    if path.suffix.lower() == ".csv" or len(row) != 2 or sum(images) != 1:
-        raise DataError(
-            f"{path}: its first line {' | '.join(row)[:80]!r} names no columns: give a header with one of "
-            f"{', '.join(IMAGE_KEYS)} and one of {', '.join(CAPTION_KEYS)}, or a TSV of image and caption"
-        )
+    if is_csv or len(row) != 2 or sum(images) != 1:
+        return [], False
     return (["image", "caption"] if images[0] else ["caption", "image"]), True
 
 
-def _tab_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    """Lines cut at tabs. Web captions hold stray quotes, so quotes count only when they enclose a field properly."""
-    for number, line in _text_lines(path, skipped):
-        quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
-        yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
+def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV, or lines cut at tabs.
 
+    In a CSV a quote left open swallows no more than a field may hold (131,072 characters). Web captions in tables with
+    tabs hold stray quotes, so quotes count only when they enclose a field properly.
+    """
 
-def _csv_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(f"{line}\n" for _, line in _text_lines(path, skipped))
+    def lines() -> Iterator[tuple[int, str]]:
+        for number, line in records.read_lines(path):
+            text = line.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
+            if is_text(text):
+                yield number, text
+            else:
+                skipped.add("text that is not UTF-8", f"{path.name}, line {number}")
+
+    if path.suffix.lower() != ".csv":
+        for number, line in lines():
+            quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
+            yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
+        return
+    reader = csv.reader(f"{line}\n" for _, line in lines())
     while True:
-        limit = csv.field_size_limit(_MAX_FIELD)  # of the whole process, so it is set back between rows
         try:
-            row = next(reader, None)
+            row = next(reader)
+        except StopIteration:
+            return
         except csv.Error:
             skipped.add("line that is not CSV", f"{path.name}, line {reader.line_num}")
             continue
-        finally:
-            csv.field_size_limit(limit)
-        if row is None:
-            return
-        if row:
-            yield reader.line_num, row
+        yield reader.line_num, row
 
 
 # ---- WebDataset: images and captions read where they are in a tar; no member is ever written to disk
 
 
-class _Member(NamedTuple):
-    key: str
-    suffix: str
-    place: TarMember
+def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
+    """The images and texts of a tar in their order; other members are counted, as is that the archive breaks off."""
+    total, whole = path.stat().st_size, False
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (info := archive.next()) is not None and info.size >= 0:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+                yield from _usable(path, info, total, skipped)
+            with path.open("rb") as file:
+                file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
+                whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
+    except (tarfile.TarError, ValueError, OverflowError):  # tarfile itself stumbles over some headers
+        whole = False
+    if not whole:
+        skipped.add("tar that is compressed, or broken from some place on", path.name)
 
 
-def _tar_samples(path: Path, skipped: SkipCounter) -> Iterator[Sample]:
-    """The images of a tar that have captions: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json.
+def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
+    """The place of a member, if it can be read; else it is counted."""
+    suffix = _split_name(info.name)[1]
+    limit = records.MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
+    reasons = (
+        (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
+        (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
+        (info.size > limit, f"member of over {limit >> 20} MB"),
+        (info.offset_data + info.size > total, "member that is cut off"),
+    )
+    problem = next((reason for wrong, reason in reasons if wrong), "")
+    if not problem:
+        yield TarMember(path, info.name, info.offset_data, info.size)
+    elif not info.isdir():
+        skipped.add(problem, f"{path.name}:{info.name}")
 
-    Members that are links, devices, sparse, too large or cut off are counted, as are images without captions and
-    captions without an image.
-    """
-    for key, members in groupby(_members(path, skipped), key=lambda member: member.key):
-        parts = {member.suffix: member.place for member in members}
-        with skipped.catch(f"{path.name}:{key}"):
-            images = [place for suffix, place in parts.items() if suffix in _IMAGES]
-            require(images, "caption without an image")
-            captions, size = _read_texts(parts, skipped)
-            yield from _caption_samples(images[0], captions, images[0].name, size, skipped)
+
+def _split_name(name: str) -> tuple[str, str]:
+    """The key that an image and its caption share, and the suffix: ("a/000", "jpg") of "a/000.jpg"."""
+    path = PurePosixPath(name)
+    stem, _, suffix = path.name.partition(".")
+    return str(path.parent / stem), suffix.lower()
 
 
-def _read_texts(parts: dict[str, TarMember], skipped: SkipCounter) -> tuple[list[Any], tuple[int, int] | None]:
-    """The captions of an image, and (width, height) where its json states them."""
+def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
+    """The members of one key as a record: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json."""
+    parts = {_split_name(member.name)[1]: member for member in members}
+    images = [member for suffix, member in parts.items() if suffix in _IMAGES]
+    require(images, "caption without an image")
     record: Row = {}
-    if "json" in parts:
-        try:
-            record = as_map(json.loads(_member_text(parts["json"])))
-        except (ValueError, RecursionError):
-            skipped.add("member that is not json", str(parts["json"]))
-    caption = record.get("caption")
-    captions = [text for text in (caption if isinstance(caption, list) else [caption]) if text is not None]
-    if "txt" in parts:
-        try:
-            captions = [_member_text(parts["txt"])]
-        except ValueError:
-            skipped.add("member that is not UTF-8", str(parts["txt"]))
-    return captions, read_size(record)
-
-
-def _member_text(place: TarMember) -> str:
-    with place.archive.open("rb") as file:
-        file.seek(place.start)
-        return file.read(place.length).decode("utf-8")
-
-
-def _members(path: Path, skipped: SkipCounter) -> Iterator[_Member]:
-    """The images and texts of a tar in their order; other members are counted."""
-    total = path.stat().st_size
-    try:
-        archive = tarfile.open(path, "r:")  # noqa: SIM115  # closed below
-    except (tarfile.TarError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path}: not an uncompressed tar ({error}): unpack .tar.gz to .tar, so that it is read in place"
-        ) from None
-    with archive:
-        for info in _headers(path, archive, skipped):
-            with skipped.catch(f"{path.name}:{info.name}"):
-                yield _usable(path, info, total)
-
-
-def _headers(path: Path, archive: tarfile.TarFile, skipped: SkipCounter) -> Iterator[tarfile.TarInfo]:
-    """The members but for folders; that the archive breaks off is counted."""
-    try:
-        while (info := archive.next()) is not None:
-            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-            if info.size < 0:
-                raise tarfile.ReadError(f"member {info.name!r} of {info.size} bytes")
-            if not info.isdir():
-                yield info
-        with path.open("rb") as file:
-            file.seek(archive.offset)
-            if any(file.read(tarfile.BLOCKSIZE)):  # a whole tar ends with blocks of zeros, or with its file
-                skipped.add(_BROKEN, f"{path.name}, byte {archive.offset}")
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # tarfile itself stumbles over some headers
-        skipped.add(_BROKEN, f"{path.name}: {error}")
-
-
-def _usable(path: Path, info: tarfile.TarInfo, total: int) -> _Member:
-    name = PurePosixPath(info.name)
-    stem, _, suffix = name.name.partition(".")
-    suffix = suffix.lower()
-    require(info.isreg() and not info.issparse(), "member that is a link, a device or sparse")
-    require(suffix in _IMAGES | _TEXTS, "member that is neither an image nor a caption")
-    limit = MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
-    require(info.size <= limit, f"member of over {limit >> 20} MB")
-    require(info.offset_data + info.size <= total, "member that is cut off")
-    return _Member(str(name.parent / stem), suffix, TarMember(path, info.name, info.offset_data, info.size))
+    for suffix in ("json", "txt"):
+        if suffix in parts:
+            with skipped.catch(suffix):
+                data = read_member(parts[suffix])
+                record = (
+                    records.parse_line(data) if suffix == "json" else {**record, "caption": records.decode_text(data)}
+                )
+    return {**record, "image": images[0]}

@@ -10,12 +10,11 @@ from glip.config import Format, SetConfig
 from glip.data.captions import CAPTION_KEYS, read_captions
 from glip.data.coco import read_coco, read_lvis
 from glip.data.flickr30k import read_flickr30k
-from glip.data.grounding import read_mdetr, read_silver
+from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.labels import read_labels
-from glip.data.odvg import read_odvg
-from glip.data.records import as_map, check_exists, parse_json
-from glip.data.sets import SampleSet
+from glip.data.records import as_list, as_map, parse_json
+from glip.data.sets import SampleSet, check_exists
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
@@ -53,9 +52,8 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
     found: dict[str, SetConfig] = {}
     for table in (config_folder() / TABLE, data_root(root) / TABLE):
         tree = (read_yaml(table) or {}) if table.is_file() else {}
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{table}: expected a map of set names, got {type(tree).__name__}")
-        found.update({str(name): parse(SetConfig, entry, at=f"{table.name}: {name}") for name, entry in tree.items()})
+        entries = tree if isinstance(tree, dict) else {"(not a map)": tree}
+        found |= {str(name): parse(SetConfig, entry, at=f"{table.name}: {name}") for name, entry in entries.items()}
     return found
 
 
@@ -179,40 +177,25 @@ def recognize(path: Path) -> tuple[Format, Any]:
     suffix = path.suffix.lower()
     if suffix in (".tar", ".csv", ".tsv", ".txt"):
         return "captions", None
-    if suffix == ".jsonl":
-        return _format_of_line(_first_line(path)), None
-    try:
-        tree = parse_json(path)
-    except DataError:
-        if (line := _first_line(path)).startswith("{") and line.rstrip().endswith("}"):
-            return _format_of_line(line), None  # lines of json under the name .json, as some converters write them
-        raise
-    return _format_of_tree(tree, path), tree
-
-
-def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline(1 << 20)
-
-
-def _format_of_line(line: str) -> Format:
-    if '"detection"' in line or '"grounding"' in line:
-        return "odvg"
-    return "labels" if '"boxes"' in line and '"phrases"' in line else "captions"
-
-
-def _format_of_tree(tree: Any, path: Path) -> Format:
+        line, second = (file.readline(1 << 20).strip() for _ in range(2))
+    # lines of json may come under the name .json, as some converters write them
+    if suffix == ".jsonl" or (line.startswith("{") and line.endswith("}") and second.startswith("{")):
+        if '"detection"' in line or '"grounding"' in line:
+            return "odvg", None
+        return ("labels" if '"boxes"' in line and '"phrases"' in line else "captions"), None
+    tree = parse_json(path)
     first = as_map(tree[0]) if isinstance(tree, list) and tree else {}
     if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
-        return "label-studio"
+        return "label-studio", tree
     if not first.keys().isdisjoint(CAPTION_KEYS):
-        return "captions"
+        return "captions", tree
     lists = as_map(tree)
     for part, key, format in _MARKS:
-        rows = lists.get(part)
-        if isinstance(rows, list) and rows and key in as_map(rows[0]):
-            return format
-    if {"images", "annotations", "categories"} <= lists.keys():
-        return "coco"
-    own = ", ".join(map(str, list(lists)[:5])) or "none"
-    raise DataError(f"{path}: not COCO, LVIS, MDETR, Label Studio or captions json (its keys: {own}): see docs/data.md")
+        if key in as_map(next(iter(as_list(lists.get(part))), None)):
+            return format, tree
+    if not {"images", "annotations", "categories"} <= lists.keys():
+        own = ", ".join(map(str, list(lists)[:5])) or "none"
+        known = "COCO, LVIS, MDETR, Label Studio or captions json"
+        raise DataError(f"{path}: not {known} (its keys: {own}): see docs/data.md")
+    return "coco", tree

@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median_low
 from types import MappingProxyType
 
 import numpy as np
@@ -14,7 +15,7 @@ from glip.data.image import image_size, load_image
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import ImageError
 from glip.shapes import Bool, Float
-from glip.structures import Prompt, Sample, TarMember
+from glip.structures import Prompt, Sample
 from glip.text.prompt import is_word_edge
 from glip.text.tokens import Tokenizer, alike
 
@@ -30,32 +31,19 @@ _RAREST = 5  # classes with the fewest boxes that are shown
 
 @dataclass
 class Report:
-    """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended).
-
-    Args:
-        problems: with their places.
-        remarks: with their places.
-        images: different ones.
-        samples: as many as there are images, or pairs of image and caption.
-        without_boxes: samples.
-        boxes: all, and how many of them mark a crowd.
-        areas: boxes that are small (under 32 x 32 pixels), medium, large (from 96 x 96), as COCO counts.
-        phrases: in captions.
-        per_name: boxes of each class name.
-        words: number of captions by their number of words.
-    """
+    """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended)."""
 
     problems: SkipCounter = field(default_factory=SkipCounter)
     remarks: SkipCounter = field(default_factory=SkipCounter)
-    images: int = 0
-    samples: int = 0
-    without_boxes: int = 0
+    images: int = 0  # different ones
+    samples: int = 0  # as many as there are images, or pairs of image and caption
+    without_boxes: int = 0  # samples
     boxes: int = 0
-    crowd: int = 0
-    areas: list[int] = field(default_factory=lambda: [0, 0, 0])
-    phrases: int = 0
-    per_name: Counter[str] = field(default_factory=Counter)
-    words: Counter[int] = field(default_factory=Counter)
+    crowd: int = 0  # boxes that mark a group
+    areas: list[int] = field(default_factory=lambda: [0, 0, 0])  # boxes under 32 x 32, under 96 x 96, and larger
+    phrases: int = 0  # in captions
+    per_name: Counter[str] = field(default_factory=Counter)  # boxes of each class name
+    words: Counter[int] = field(default_factory=Counter)  # captions by their number of words
 
     def lines(self) -> Iterator[str]:
         """The report to print; what a kind of dataset does not have is not mentioned."""
@@ -64,11 +52,11 @@ class Report:
             small, medium, large = self.areas
             yield f"  boxes     {self.boxes}: {small} small, {medium} medium, {large} large; {self.crowd} crowd"
         if self.words:
-            spread = f"{min(self.words)} to {max(self.words)} words, median {_median(self.words.elements())}"
+            spread = f"{min(self.words)} to {max(self.words)} words, median {median_low(self.words.elements())}"
             yield f"  captions  {self.words.total()}: {spread}; {self.phrases} phrases"
         if self.per_name:
             times = self.per_name.values()
-            yield f"  classes   {len(times)}: {min(times)} to {max(times)} boxes each, median {_median(times)}"
+            yield f"  classes   {len(times)}: {min(times)} to {max(times)} boxes each, median {median_low(times)}"
             rarest = sorted(self.per_name.items(), key=lambda item: (item[1], item[0]))[:_RAREST]
             yield f"  rarest    {', '.join(f'{name} {boxes}' for name, boxes in rarest)}"
         for title, counter in (("remarks:", self.remarks), ("problems:", self.problems)):
@@ -77,12 +65,6 @@ class Report:
             yield "most images are missing: give their folder with --images, or the data folder with --root"
         if not self.problems:
             yield "no problems"
-
-
-def _median(values: Iterable[int]) -> int:
-    """The lower median."""
-    ordered = sorted(values)
-    return ordered[(len(ordered) - 1) // 2]
 
 
 def check(
@@ -100,17 +82,12 @@ def check(
         written: by name, the text written instead of it.
         decode: decode every image, not only its header.
     """
-    report, seen = Report(), _Seen()
+    walk = _Check(decode=decode, without_area=samples.skipped.counts.get(_NO_AREA, 0))
+    report = walk.report
     report.problems.merge(samples.skipped)
-    boxes = _Boxes(report, without_area=samples.skipped.counts.get(_NO_AREA, 0))
     for sample in samples.walk("check"):
-        _count(sample, report)
-        boxes.add(sample, _check_image(sample, seen, report, decode))
-        if sample.prompt:
-            _check_phrases(sample, sample.prompt, report)
-        else:
-            _check_names(sample.vocabulary, seen, report)
-    boxes.finish()
+        walk.add(sample)
+    walk.finish()
     for name, count in report.per_name.items():
         if count == 0:
             report.remarks.add("name without a box", name)
@@ -120,111 +97,53 @@ def check(
     return report
 
 
-@dataclass
-class _Seen:
-    """Images, samples and vocabularies seen so far, as hashes: ten million captions still fit into memory."""
+class _Check:
+    """A check under way. Boxes are checked in batches, also for how many fit their image better if read otherwise.
 
-    images: dict[int, tuple[int, int] | None] = field(default_factory=dict)
-    samples: set[int] = field(default_factory=set)
-    vocabularies: set[int] = field(default_factory=set)
+    What was seen is kept as hashes: ten million captions still fit into memory.
+    """
 
-
-def _count(sample: Sample, report: Report) -> None:
-    report.samples += 1
-    report.boxes += len(sample.boxes)
-    report.crowd += len(sample.crowd)
-    report.without_boxes += not len(sample.boxes)
-    caption = sample.prompt.caption if sample.prompt else sample.caption
-    if caption:
-        report.words[len(caption.split())] += 1
-    if sample.prompt:
-        report.phrases += len(sample.prompt.phrases)
-    else:
-        report.per_name.update(sample.vocabulary[index] for phrases in sample.box_phrases for index in phrases)
-
-
-def _check_image(sample: Sample, seen: _Seen, report: Report, decode: bool) -> tuple[int, int] | None:
-    """The image's size, or the stated one if it cannot be read; each image is opened once."""
-    image = sample.image
-    if isinstance(image, Image.Image):
-        report.images += 1
-        return image.size
-    key = hash(str(image))
-    if key not in seen.images:
-        report.images += 1
-        seen.images[key] = size = _open(image, report.problems, decode)
-        if size and sample.size and size != sample.size:
-            swapped = "stated width and height are swapped, or do not count the EXIF rotation"
-            reason = swapped if size == sample.size[::-1] else "stated size differs from the image's"
-            stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
-            report.problems.add(reason, f"{image}: stated {stated}, is {found}")
-    pair = hash((key, sample.prompt.caption if sample.prompt else sample.caption))
-    if pair in seen.samples:
-        words = " with the same caption" if sample.prompt or sample.caption else ""
-        report.problems.add(f"image that is listed twice{words}", str(image))
-    seen.samples.add(pair)
-    return seen.images[key] or sample.size
-
-
-def _open(image: Path | TarMember, problems: SkipCounter, decode: bool) -> tuple[int, int] | None:
-    try:
-        return load_image(image).size if decode else image_size(image)
-    except ImageError as error:
-        there = (image.archive if isinstance(image, TarMember) else image).exists()
-        problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
-        return None
-
-
-def _check_names(names: tuple[str, ...], seen: _Seen, report: Report) -> None:
-    if (key := hash(names)) in seen.vocabularies:
-        return
-    seen.vocabularies.add(key)
-    for name, number in Counter(names).items():
-        report.per_name.setdefault(name, 0)
-        if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
-            report.remarks.add("name that is listed twice", name)
-
-
-def _check_phrases(sample: Sample, prompt: Prompt, report: Report) -> None:
-    boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
-    for index, phrase in enumerate(prompt.phrases):
-        place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {_named(sample)}"
-        if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
-            report.problems.add("phrase without a word", place)
-        elif not all(is_word_edge(prompt.caption, edge) for span in phrase.spans for edge in span):
-            report.problems.add("span that cuts a word", place)
-        if index not in boxed:
-            report.remarks.add("phrase without a box", place)
-
-
-class _Boxes:
-    """Checks boxes in batches, and how many would fit their image better if they were read otherwise."""
-
-    def __init__(self, report: Report, *, without_area: int) -> None:
-        self._report, self._without_area = report, without_area  # that the reader skipped
+    def __init__(self, *, decode: bool, without_area: int) -> None:
+        self.report = Report()
+        self._decode, self._without_area = decode, without_area  # the latter skipped by the reader
+        self._sizes: dict[int, tuple[int, int] | None] = {}  # by image
+        self._samples, self._vocabularies = set[int](), set[int]()
         self._waiting: list[tuple[np.ndarray, str, tuple[float, float]]] = []
         self._count = 0
         self._sized = self._leaving = self._tiny = 0
         self._fits: Counter[str] = Counter()
 
-    def add(self, sample: Sample, size: tuple[int, int] | None) -> None:
-        """Take in the boxes of an image, of (width, height) where known."""
-        if not len(sample.boxes):
-            return
-        rows, place = sample.boxes.numpy(), _named(sample)
-        again = len(rows) - len(set(zip(map(tuple, rows.tolist()), sample.box_phrases, strict=True)))
-        if again:
-            self._report.problems.add("box with the same words twice", place, again)
-        self._waiting.append((rows, place, size or (np.nan, np.nan)))
-        self._count += len(rows)
+    def add(self, sample: Sample) -> None:
+        """Count and check a sample."""
+        report, prompt, image = self.report, sample.prompt, sample.image
+        report.samples += 1
+        report.boxes += len(sample.boxes)
+        report.crowd += len(sample.crowd)
+        report.without_boxes += not len(sample.boxes)
+        caption = prompt.caption if prompt else sample.caption
+        if caption:
+            report.words[len(caption.split())] += 1
+        place = f"sample {sample.image_id}" if isinstance(image, Image.Image) else str(image)
+        size = self._check_image(sample, caption)
+        if prompt:
+            self._check_phrases(sample, prompt, place)
+        else:
+            self._check_names(sample)
+        if len(sample.boxes):
+            rows = sample.boxes.numpy()
+            again = len(rows) - len(set(zip(map(tuple, rows.tolist()), sample.box_phrases, strict=True)))
+            if again:
+                report.problems.add("box with the same words twice", place, again)
+            self._waiting.append((rows, place, size or (np.nan, np.nan)))
+            self._count += len(rows)
         if self._count > _BATCH:
-            self._check()
+            self._check_boxes()
 
     def finish(self) -> None:
-        """Check the rest, and say what is wrong with most boxes, if anything."""
+        """Check the rest of the boxes, and say what is wrong with most of them, if anything."""
         if self._waiting:
-            self._check()
-        boxes, verdict = self._report.boxes, ""
+            self._check_boxes()
+        boxes, verdict = self.report.boxes, ""
         if boxes and self._tiny > _MOST * boxes:
             verdict = "lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
         elif self._without_area > _MOST * (self._without_area + boxes):
@@ -234,16 +153,64 @@ class _Boxes:
             guess = f"like {reading}" if fitting >= _CLEAR * self._sized else "to be made for images of another size"
             verdict = f"({self._leaving} of {self._sized}) leave their image: they look {guess}"
         if verdict:
-            self._report.problems.add(f"most boxes {verdict}")
+            self.report.problems.add(f"most boxes {verdict}")
 
-    def _check(self) -> None:
+    def _check_image(self, sample: Sample, caption: str) -> tuple[int, int] | None:
+        """The image's size, or the stated one if it cannot be read; each image is opened once."""
+        image, report = sample.image, self.report
+        if isinstance(image, Image.Image):
+            report.images += 1
+            return image.size
+        key = hash(str(image))
+        if key not in self._sizes:
+            report.images += 1
+            size = self._sizes[key] = None
+            try:
+                size = self._sizes[key] = load_image(image).size if self._decode else image_size(image)
+            except ImageError as error:
+                there = (image if isinstance(image, Path) else image.archive).exists()
+                report.problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
+            if size and sample.size and size != sample.size:
+                swapped = "stated width and height are swapped, or do not count the EXIF rotation"
+                reason = swapped if size == sample.size[::-1] else "stated size differs from the image's"
+                stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
+                report.problems.add(reason, f"{image}: stated {stated}, is {found}")
+        pair = hash((key, caption))
+        if pair in self._samples:
+            report.problems.add(f"image that is listed twice{' with the same caption' if caption else ''}", str(image))
+        self._samples.add(pair)
+        return self._sizes[key] or sample.size
+
+    def _check_names(self, sample: Sample) -> None:
+        names, report = sample.vocabulary, self.report
+        report.per_name.update(names[index] for phrases in sample.box_phrases for index in phrases)
+        if hash(names) not in self._vocabularies:
+            self._vocabularies.add(hash(names))
+            for name, number in Counter(names).items():
+                report.per_name.setdefault(name, 0)
+                if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
+                    report.remarks.add("name that is listed twice", name)
+
+    def _check_phrases(self, sample: Sample, prompt: Prompt, image: str) -> None:
+        self.report.phrases += len(prompt.phrases)
+        boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
+        for index, phrase in enumerate(prompt.phrases):
+            place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {image}"
+            if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
+                self.report.problems.add("phrase without a word", place)
+            elif not all(is_word_edge(prompt.caption, edge) for span in phrase.spans for edge in span):
+                self.report.problems.add("span that cuts a word", place)
+            if index not in boxed:
+                self.report.remarks.add("phrase without a box", place)
+
+    def _check_boxes(self) -> None:
         parts, places, sizes = zip(*self._waiting, strict=True)
         owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         boxes, size = np.concatenate(parts), np.array(sizes, dtype=np.float32)[owner]
         self._waiting, self._count = [], 0
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         for index, number in enumerate(np.histogram(sides.prod(1), [0, SMALL, LARGE, np.inf])[0].tolist()):
-            self._report.areas[index] += number
+            self.report.areas[index] += number
         flat, sized = (sides <= 0).any(1), ~np.isnan(size[:, 0])
         leaving = sized & ~flat & ~_inside(boxes, size)
         outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
@@ -259,7 +226,7 @@ class _Boxes:
                 place, (width, height) = places[image], sizes[image]
                 shown = ", ".join(f"{value:g}" for value in boxes[rows[first]].tolist())
                 place = place if mask is flat else f"{place} of {width} x {height}: {shown}"
-                self._report.problems.add(reason, place, int(times))
+                self.report.problems.add(reason, place, int(times))
 
 
 def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.ndarray, "box 4"]]:
@@ -276,8 +243,3 @@ def _inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"])
     """Which boxes have an area and are inside their images of (width, height), but for a rounding; none where NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.asarray(((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1))
-
-
-def _named(sample: Sample) -> str:
-    drawn = isinstance(sample.image, Image.Image)
-    return f"sample {sample.image_id}" if drawn else str(sample.image)

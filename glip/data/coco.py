@@ -5,25 +5,16 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/ground_tru
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
 
-from glip.data.records import (
-    FARTHEST,
-    as_list,
-    is_id,
-    is_text,
-    is_visible,
-    pack_sample_set,
-    read_lists,
-    read_size,
-    records_by_id,
-)
+from glip.data import records
+from glip.data.records import as_list, as_map, is_id, is_text
 from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample
@@ -31,14 +22,14 @@ from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
-_UNKNOWN, _MALFORMED = -1, -2  # in the column of images
-_NO_RECORD: Row = {}
+_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
+_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
+_UNKNOWN = -1  # in the columns of images and categories
 _LARGEST = sys.float_info.max  # json has whole numbers of any length
 _REASONS = ("", "unknown category", "malformed box", "box without area")
 
 
-@dataclass(frozen=True)
-class Categories:
+class Categories(NamedTuple):
     """Class names by ascending id; ``label[id]`` is the index of a category's name."""
 
     names: tuple[str, ...]
@@ -48,47 +39,31 @@ class Categories:
 
 def parse_coco(path: Path, tree: Any = None) -> CocoFile:
     """Parse a COCO or LVIS json; ``tree`` is its content where it was parsed before, and is emptied."""
-    tree = read_lists(path, LISTS, "COCO", tree)
+    tree = records.read_lists(path, LISTS, "COCO", tree)
     skipped = SkipCounter()
-    images, categories = records_by_id(tree["images"], "image", skipped), list(tree["categories"])
-    rows = [row if isinstance(row, dict) else _NO_RECORD for row in tree["annotations"]]
+    images, categories = records.records_by_id(tree["images"], "image", skipped), list(tree["categories"])
+    rows = [as_map(row) for row in tree["annotations"]]
     for key in LISTS:
         tree[key].clear()
-    place: dict[Any, int] = {number: index for index, number in enumerate(images)}
+    places: dict[Any, int] = {number: index for index, number in enumerate(images)}
     stated = (record.get("id") for record in categories if isinstance(record, dict))
     category_ids = {number: index for index, number in enumerate(dict.fromkeys(filter(is_id, stated)))}
 
-    def category(row: Row) -> int:
-        number = row.get("category_id")
-        return category_ids.setdefault(number, len(category_ids)) if is_id(number) else _UNKNOWN
+    def read(row: Row) -> tuple[Any, ...]:
+        image, category, area = (row.get(key) for key in ("image_id", "category_id", "area"))
+        box = as_list(row.get("bbox"))
+        return (
+            places.get(image, _UNKNOWN) if is_id(image) else _UNKNOWN,
+            category_ids.setdefault(category, len(category_ids)) if is_id(category) else _UNKNOWN,
+            tuple(box) if len(box) == 4 and all(map(is_number, box)) else (np.nan,) * 4,
+            area if is_number(area) else np.nan,
+            row.get("iscrowd") in (1, "1"),
+            row.get("ignore") in (1, "1"),
+        )
 
-    def image(row: Row) -> int:
-        number = row.get("image_id")
-        return place.get(number, _UNKNOWN) if is_id(number) else _UNKNOWN
-
-    def column(kind: Any, read: Callable[[Row], Any]) -> np.ndarray:
-        return np.fromiter(map(read, rows), kind, len(rows))
-
-    places = column(np.int64, image)
-    places[[index for index, row in enumerate(rows) if row is _NO_RECORD]] = _MALFORMED
-    return CocoFile(
-        path=path,
-        images=images,
-        categories=categories,
-        skipped=skipped,
-        image=places,
-        category=column(np.int64, category),
-        category_ids=tuple(category_ids),
-        boxes=column(np.dtype((np.float64, 4)), _box).reshape(-1, 4),
-        areas=column(np.float64, lambda row: row["area"] if is_number(row.get("area")) else np.nan),
-        crowd=column(bool, lambda row: row.get("iscrowd") in (1, "1")),
-        ignore=column(bool, lambda row: row.get("ignore") in (1, "1")),
-    )
-
-
-def _box(row: Row) -> tuple[float, ...]:
-    box = as_list(row.get("bbox"))
-    return tuple(box) if len(box) == 4 and all(map(is_number, box)) else (np.nan,) * 4
+    table = np.fromiter(map(read, rows), _COLUMNS, len(rows))
+    columns = {key: np.ascontiguousarray(table[key]) for key in _NAMES}
+    return CocoFile(path, images, categories, skipped, category_ids=tuple(category_ids), **columns)
 
 
 def is_federated(file: CocoFile) -> bool:
@@ -106,17 +81,58 @@ def read_coco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)
-    categories = read_categories(file.categories, file.path, skipped)
-    return coco_set(file, categories, folders, skipped)
+    return coco_set(file, read_categories(file.categories, file.path, skipped), folders, skipped)
 
 
-def coco_set(file: CocoFile, categories: Categories, folders: Folders, skipped: SkipCounter) -> SampleSet:
-    """The samples of a parsed COCO json under the given class names."""
-    rows = _image_samples(file, categories, lambda record: folders.locate(record.get("file_name")), skipped)
-    samples = (sample for _, sample in rows)
-    return pack_sample_set(
-        file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file
-    )
+def coco_set(
+    file: CocoFile, categories: Categories, folders: Folders, skipped: SkipCounter, *, federated: bool = False
+) -> SampleSet:
+    """The samples of a parsed COCO json under the given class names; of LVIS if ``federated``.
+
+    Boxes that cannot be used are counted.
+    """
+    skipped.merge(file.skipped)
+    for index in np.flatnonzero(file.image < 0).tolist():
+        skipped.add("annotation of an unknown image", f"annotations[{index}]")
+    known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
+    labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
+    with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
+        corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
+    malformed, flat = ~(np.abs(file.boxes) < records.FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
+    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
+    order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
+    starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
+    by_url = Folders(folders.folders)  # finds for itself how many leading parts to leave out
+
+    def read(numbered: tuple[int, Row]) -> Sample:
+        number, record = numbered
+        image = _lvis_image(record, folders, by_url) if federated else folders.locate(record.get("file_name"))
+        own = order[starts[number] : starts[number + 1]]
+        for index in own[reasons[own] > 0].tolist():
+            skipped.add(_REASONS[reasons[index]], f"annotations[{index}]")
+        good = own[reasons[own] == 0]
+        sample = Sample(
+            image=image,
+            boxes=torch.from_numpy(corners[good]),
+            box_phrases=tuple((label,) for label in labels[good].tolist()),
+            vocabulary=categories.names,
+            image_id=record["id"],
+            size=records.read_size(record),
+            crowd=tuple(np.flatnonzero(file.crowd[good]).tolist()),
+        )
+        if not federated:
+            return sample
+        absent, incomplete = (listed_labels(record, key, categories.label, skipped) for key in (ABSENT, INCOMPLETE))
+        contradicted = set(absent) & set(labels[good].tolist())
+        if contradicted:
+            skipped.add(f"name in {ABSENT} that has a box", times=len(contradicted))
+        kept = tuple(label for label in absent if label not in contradicted)
+        return replace(sample, absent=kept, incomplete=tuple(incomplete))
+
+    images = ((record["id"], (number, record)) for number, record in enumerate(file.images.values()))
+    vocabulary, ids = categories.names, categories.ids
+    samples = skipped.each(images, read, "image")
+    return records.pack_sample_set(file.path, samples, skipped, vocabulary=vocabulary, ids=ids, annotations=file)
 
 
 def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -126,56 +142,49 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     labels. Images are found by ``file_name``, else by the last two parts of ``coco_url`` ("val2017/1.jpg"), in
     COCO's folder or directly in ``train2017`` and ``val2017``.
     """
-    by_name, by_url = Folders(images), Folders(images)  # each finds for itself how many leading parts to leave out
-    file, skipped = parse_coco(Path(annotations), tree), SkipCounter()
-    if not is_federated(file):
-        raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: read it as format coco")
+    folders, skipped = Folders(images), SkipCounter()
+    file = parse_coco(Path(annotations), tree)
     categories = read_categories(file.categories, file.path, skipped, twins=True)
-    rows = _image_samples(file, categories, lambda record: _lvis_image(record, by_name, by_url), skipped)
-    samples = (_federated(record, sample, categories, skipped) for record, sample in rows)
-    return pack_sample_set(
-        file.path, samples, skipped, vocabulary=categories.names, ids=categories.ids, annotations=file
-    )
+    return coco_set(file, categories, folders, skipped, federated=True)
 
 
-def read_categories(records: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
-    """The cleaned class names of a dataset; names without a visible character are counted.
+def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
+    """The cleaned class names of a dataset; categories without an id, or a name that can be seen, are counted.
 
     Args:
-        records: maps with ``id`` and ``name``.
+        listed: maps with ``id`` and ``name``.
         path: their file, for errors.
         skipped: counts categories without a name.
         twins: whether two categories may have one name (LVIS has two kinds of "bow").
+
+    Raises:
+        DataError: an id, or a name, listed twice.
     """
-    listed = list(records)
-    for category in listed:
-        if not (isinstance(category, dict) and is_text(category.get("name")) and is_id(category.get("id"))):
-            shown = repr(category)[:80]
-            raise DataError(f"{path}: category {shown} has no id and name: a category is {{id: 1, name: cat}}")
-    check_ids(listed, path)
-    ordered = sorted(listed, key=lambda category: id_order(category["id"]))
-    named = {category["id"]: clean_name(category["name"]).strip() for category in ordered}
-    names = {number: name for number, name in named.items() if is_visible(name)}
-    for number in named.keys() - names.keys():
-        skipped.add("category without a name", f"category {number}")
-    if not names:
-        raise DataError(f"{path}: no category with a name, so nothing to look for: add {{id: 1, name: cat}}")
-    first: dict[str, Id] = {}
-    for number, name in names.items():
-        if first.setdefault(name, number) != number and not twins:
-            raise DataError(
-                f"{path}: categories {first[name]!r} and {number!r} are both called {name!r} (brackets and "
-                "underscores do not count): rename one, or give their boxes one category"
-            )
-    return Categories(tuple(names.values()), tuple(names), {number: index for index, number in enumerate(names)})
+    good: list[tuple[Id, str]] = []
+    for record in map(as_map, listed):
+        number, name = record.get("id"), record.get("name")
+        name = clean_name(name).strip() if is_text(name) else ""
+        if is_id(number) and records.is_visible(name):
+            good.append((number, name))
+        else:
+            skipped.add("category without an id and a name", f"category {str(number)[:40]}")
+    check_distinct((number for number, _ in good), "id", path)
+    if not twins:  # brackets and underscores do not count
+        check_distinct((name for _, name in good), "name", path)
+    good.sort(key=lambda one: id_order(one[0]))
+    ids, names = tuple(number for number, _ in good), tuple(name for _, name in good)
+    return Categories(names, ids, {number: index for index, number in enumerate(ids)})
 
 
-def check_ids(categories: Iterable[Row], path: Path) -> None:
-    """Refuse two categories with one id: nobody knows which of the two a box has."""
-    times = Counter(category["id"] for category in categories)
-    again = next((number for number, count in times.items() if count > 1), None)
+def check_distinct(values: Iterable[Id], what: str, path: Path) -> None:
+    """Refuse two categories with one id, or one name: nobody knows which of the two a box has.
+
+    Raises:
+        DataError: a value comes twice.
+    """
+    again = next((value for value, count in Counter(values).items() if count > 1), None)
     if again is not None:
-        raise DataError(f"{path}: category id {again!r} is listed twice: give each category an id of its own")
+        raise DataError(f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
 
 
 def id_order(number: Id) -> tuple[bool, Id]:
@@ -188,61 +197,14 @@ def is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
-def _image_samples(
-    file: CocoFile, categories: Categories, locate: Callable[[Row], Path], skipped: SkipCounter
-) -> Iterator[tuple[Row, Sample]]:
-    """Each image with its usable boxes; those that cannot be used are counted."""
-    skipped.merge(file.skipped)
-    for index in np.flatnonzero(file.image < 0).tolist():
-        reason = "malformed annotation" if file.image[index] == _MALFORMED else "unknown image"
-        skipped.add(reason, f"annotations[{index}]")
-    known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
-    labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
-    with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
-        corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
-    malformed, flat = ~(np.abs(file.boxes) < FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
-    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
-    order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
-    starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
-    for number, record in enumerate(file.images.values()):
-        place = f"image {str(record['id'])[:40]}"
-        with skipped.catch(place):
-            image = locate(record)
-            own = order[starts[number] : starts[number + 1]]
-            for index in own[reasons[own] > 0].tolist():
-                skipped.add(_REASONS[reasons[index]], f"annotations[{index}] of {place}")
-            good = own[reasons[own] == 0]
-            sample = Sample(
-                image=image,
-                boxes=torch.from_numpy(corners[good]),
-                box_phrases=tuple((label,) for label in labels[good].tolist()),
-                vocabulary=categories.names,
-                image_id=record["id"],
-                size=read_size(record),
-                crowd=tuple(np.flatnonzero(file.crowd[good]).tolist()),
-            )
-            yield record, sample
-
-
-def _federated(record: Row, sample: Sample, categories: Categories, skipped: SkipCounter) -> Sample:
-    """The sample with what an LVIS record says of absent and incomplete names."""
-    absent, incomplete = (listed_labels(record, key, categories.label, skipped) for key in (ABSENT, INCOMPLETE))
-    boxed = {label for labels in sample.box_phrases for label in labels}
-    contradicted = boxed.intersection(absent)
-    if contradicted:
-        skipped.add(f"name in {ABSENT} that has a box", f"image {str(record['id'])[:40]}", len(contradicted))
-    kept = tuple(label for label in absent if label not in contradicted)
-    return replace(sample, absent=kept, incomplete=tuple(incomplete))
-
-
 def listed_labels(record: Row, key: str, label: Mapping[Id, int], skipped: SkipCounter) -> list[int]:
     """The labels of a list of category ids; unknown ids are counted, as is a missing list: then nothing is known."""
-    place, listed = f"image {str(record['id'])[:40]}", as_list(record.get(key))
+    listed = as_list(record.get(key))
     if not isinstance(record.get(key), list):
-        skipped.add(f"image without {key}", place)
+        skipped.add(f"image without {key}")
     known = [label[number] for number in listed if is_id(number) and number in label]
     if len(listed) > len(known):
-        skipped.add(f"unknown category in {key}", place, len(listed) - len(known))
+        skipped.add(f"unknown category in {key}", times=len(listed) - len(known))
     return sorted(set(known))
 
 

@@ -3,21 +3,22 @@
 import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
 from glip.data import records
 from glip.data.records import Box, Named, Spans
-from glip.data.sets import Folders, InvalidRecord, SampleSet, SkipCounter, require
+from glip.data.sets import Folders, InvalidRecord, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, Span
 
 _LARGEST = 10_000_000  # bytes; a file of the release has some thousands
 _IMAGE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
+_NUMBER = re.compile(r"[-+]?\d{1,9}(\.\d*)?")
 _OPENING = "[/EN#"  # of "[/EN#<chain>/<type> the words]"
-
 
 Chains = dict[str, None]  # things mentioned again and again, in the order of the file
 
@@ -47,17 +48,25 @@ def read_flickr30k(
             but the release's evaluator counts them.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
-    records.check_exists(root / "Annotations")
-    records.check_exists(root / "Sentences")
+    for part in ("Annotations", "Sentences"):
+        check_exists(root / part)
     listed = _read_split(Path(names), skipped) if str(names) else None
     every = sorted(file.stem for file in (root / "Annotations").glob("*.xml")) if listed is None else listed
 
-    def samples() -> Iterator[Sample]:
-        for name in every:
-            with skipped.catch(f"image {name}"):
-                yield from _image_samples(root, name, folders, skipped, flat_boxes=flat_boxes)
+    def read(name: str) -> list[Sample]:
+        image = folders.locate(f"{name}.jpg")
+        scene = _parse_xml(root / "Annotations" / f"{name}.xml")
+        size = records.read_size({edge: scene.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")})
+        boxes = _boxes_of(scene, skipped, flat_boxes=flat_boxes)
+        text = records.decode_text(_read_bytes(root / "Sentences" / f"{name}.txt")).replace("\r\n", "\n")
+        sentences = enumerate(filter(None, text.split("\n")))
+        numbered = ((f"{name}:{number}", (f"{name}:{number}", sentence)) for number, sentence in sentences)
+        return list(
+            skipped.each(numbered, lambda row: _read_sentence(row[0], row[1], image, size, boxes, skipped), "sentence")
+        )
 
-    return records.pack_sample_set(root, samples(), skipped)
+    samples = chain.from_iterable(skipped.each(((name, name) for name in every), read, "image"))
+    return records.pack_sample_set(root, samples, skipped)
 
 
 def _read_split(path: Path, skipped: SkipCounter) -> list[str]:
@@ -73,48 +82,34 @@ def _read_split(path: Path, skipped: SkipCounter) -> list[str]:
     return list(found)
 
 
-def _image_samples(
-    root: Path, name: str, folders: Folders, skipped: SkipCounter, *, flat_boxes: bool
-) -> Iterator[Sample]:
-    image = folders.locate(f"{name}.jpg")
-    scene = _parse_xml(root / "Annotations" / f"{name}.xml")
-    size = records.read_size({edge: scene.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")})
-    boxes = _boxes_of(scene, f"image {name}", skipped, flat_boxes=flat_boxes)
-    sentences = filter(None, _read_text(root / "Sentences" / f"{name}.txt").split("\n"))
-    for number, sentence in enumerate(sentences):
-        place = f"sentence {name}:{number}"
-        with skipped.catch(place):
-            words, mentions = _parse_sentence(sentence, place, skipped)
-            caption = records.read_caption(words)
-            named, kinds = _named_boxes(mentions, caption, boxes, place, skipped)
-            sample = records.grounding_sample(image, caption, named, image_id=f"{name}:{number}", size=size)
-            assert sample.prompt is not None
-            yield replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
-
-
-def _named_boxes(
-    mentions: Sequence[_Mention], caption: str, boxes: dict[Box, Chains], place: str, skipped: SkipCounter
-) -> tuple[list[Named], dict[Spans, tuple[str, ...]]]:
-    """The boxes that a sentence's mentions name, and the kinds of each of its phrases."""
+def _read_sentence(
+    image_id: str,
+    sentence: str,
+    image: Path,
+    size: tuple[int, int] | None,
+    boxes: dict[Box, Chains],
+    skipped: SkipCounter,
+) -> Sample:
+    """The sample of a sentence: the boxes that its mentions name, and the kinds of each of its phrases."""
+    words, mentions = _parse_sentence(sentence, skipped)
+    caption = records.read_caption(words)
     spans: dict[str, list[Spans]] = {}
     kinds: dict[Spans, tuple[str, ...]] = {}
-    shown = {chain for chains in boxes.values() for chain in chains}
+    shown = set(chain(*boxes.values()))
     for mention in mentions:
-        with skipped.catch(place):
+        with skipped.catch(f"chain {mention.chain[:40]}"):
             require(mention.chain in shown, "phrase without a box")
             phrase = records.read_spans([mention.span], caption)
             spans.setdefault(mention.chain, []).append(phrase)
             kinds[phrase] = mention.kinds
-    every = [
-        Named(box, tuple(phrase for chain in chains for phrase in spans.get(chain, ())))
-        for box, chains in boxes.items()
-    ]
+    every = [Named(box, tuple(phrase for one in own for phrase in spans.get(one, ()))) for box, own in boxes.items()]
     named = [item for item in every if item.phrases]
-    require(named, "caption without a box")
-    return named, kinds
+    sample = records.grounding_sample(image, caption, named, image_id=image_id, size=size)
+    assert sample.prompt is not None
+    return replace(sample, kinds=tuple(kinds[phrase.spans] for phrase in sample.prompt.phrases))
 
 
-def _parse_sentence(sentence: str, place: str, skipped: SkipCounter) -> tuple[str, list[_Mention]]:
+def _parse_sentence(sentence: str, skipped: SkipCounter) -> tuple[str, list[_Mention]]:
     """The words without the marks, one blank between them, and the marked mentions."""
     caption, start = "", 0
     mark: list[str] | None = None  # chain and kinds of the mention that is open
@@ -129,7 +124,7 @@ def _parse_sentence(sentence: str, place: str, skipped: SkipCounter) -> tuple[st
             mentions.append(_Mention(mark[0], (start, len(caption)), tuple(filter(None, mark[1:]))))
             mark = None
     if mark is not None:
-        skipped.add("phrase without an end", place)
+        skipped.add("phrase without an end")
     return caption, mentions
 
 
@@ -147,13 +142,6 @@ def _read_bytes(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return _read_bytes(file).decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise InvalidRecord("sentences that are not UTF-8") from None
-
-
 def _parse_xml(file: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
@@ -161,14 +149,14 @@ def _parse_xml(file: Path) -> ElementTree.Element:
         raise InvalidRecord("annotations that are not xml") from None
 
 
-def _boxes_of(scene: ElementTree.Element, image: str, skipped: SkipCounter, *, flat_boxes: bool) -> dict[Box, Chains]:
+def _boxes_of(scene: ElementTree.Element, skipped: SkipCounter, *, flat_boxes: bool) -> dict[Box, Chains]:
     """The boxes of an image, each with the chains that it shows; the same box drawn for two things names both."""
     boxes: dict[Box, Chains] = {}
     for number, thing in enumerate(scene.findall("object")):
         corners = thing.find("bndbox")
         if corners is None:  # a scene, or a thing without clear bounds
             continue
-        with skipped.catch(f"object {number} of {image}"):
+        with skipped.catch(f"object {number}"):
             chains = [(name.text or "").strip() for name in thing.findall("name")]
             own = boxes.setdefault(_read_corners(corners, flat_boxes), {})
             own.update(dict.fromkeys(chain for chain in chains if chain not in ("", "0")))  # 0: not visible
@@ -176,10 +164,8 @@ def _boxes_of(scene: ElementTree.Element, image: str, skipped: SkipCounter, *, f
 
 
 def _read_corners(corners: ElementTree.Element, flat_boxes: bool) -> Box:
-    try:
-        x1, y1, x2, y2 = (float(corners.findtext(edge, "")) for edge in ("xmin", "ymin", "xmax", "ymax"))
-    except ValueError:
-        raise InvalidRecord("malformed box") from None
-    if flat_boxes and (x2 <= x1 or y2 <= y1) and all(map(math.isfinite, array("f", (x1, y1, x2, y2)))):
-        return x1, y1, x2, y2
-    return records.read_box([x1, y1, x2, y2], corners=True)
+    texts = [corners.findtext(edge, "") for edge in ("xmin", "ymin", "xmax", "ymax")]
+    four = [float(text) if _NUMBER.fullmatch(text.strip()) else math.nan for text in texts]
+    if flat_boxes and (four[2] <= four[0] or four[3] <= four[1]) and all(map(math.isfinite, array("f", four))):
+        return four[0], four[1], four[2], four[3]
+    return records.read_box(four, corners=True)

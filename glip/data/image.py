@@ -1,4 +1,8 @@
-"""Open images: a file, a member of a tar, a PIL image, an array or a tensor becomes upright RGB."""
+"""Open images: a file, a member of a tar, a PIL image, an array or a tensor becomes upright RGB.
+
+What cannot be read is an ImageError that names it: missing, not an image, broken, without pixels, or over twice
+Pillow's ``MAX_IMAGE_PIXELS``. Where only the header is read, as far as that shows it.
+"""
 
 import io
 import warnings
@@ -19,41 +23,33 @@ _OVERSHOOT = 0.1  # resampling a float image may leave 0..1 by this much
 
 
 def load_image(path: str | Path | TarMember) -> Image.Image:
-    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
-
-    Raises:
-        ImageError: missing, not an image, broken, without pixels, or over twice Pillow's ``MAX_IMAGE_PIXELS``.
-    """
+    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
     with _opened(path) as image:
         return to_rgb(image)
 
 
 def sample_image(sample: Sample) -> Image.Image:
-    """The image of a sample as RGB, read unless it is loaded.
-
-    Raises:
-        ImageError: as ``load_image``.
-    """
+    """The image of a sample as RGB, read unless it is loaded."""
     return to_rgb(sample.image) if isinstance(sample.image, Image.Image) else load_image(sample.image)
 
 
 def image_size(path: str | Path | TarMember) -> tuple[int, int]:
-    """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last.
-
-    Raises:
-        ImageError: as ``load_image``, as far as the header shows it.
-    """
+    """(width, height) of the upright image, from its header; a PNG is read whole, since its EXIF may come last."""
     with _opened(path) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
 
 
-def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
-    """(width, height) as the header states them, before EXIF rotation; nothing is decoded.
+def size_if_readable(path: str | Path | TarMember) -> tuple[int, int] | None:
+    """The same, or None where the header cannot be read."""
+    try:
+        return image_size(path)
+    except ImageError:
+        return None
 
-    Raises:
-        ImageError: as ``load_image``, as far as the header shows it.
-    """
+
+def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
+    """(width, height) as the header states them, before EXIF rotation; nothing is decoded."""
     with _opened(path) as image:
         return image.size
 
@@ -64,31 +60,26 @@ def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
-            with Image.open(_bytes_of(path) if isinstance(path, TarMember) else path) as image:
+            with Image.open(io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path) as image:
                 yield image
-    except MemoryError:
-        raise
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
-        raise ImageError(f"image {str(path)!r} {_problem(error)}") from None
+        known = (
+            (FileNotFoundError, "is not there: check the path"),
+            (IsADirectoryError, "is a folder: give a file, or the folder to glip detect"),
+            (UnidentifiedImageError, "is not an image that Pillow can read: convert it to PNG"),
+            (Image.DecompressionBombError, f"is too large ({error}): scale it down"),
+            (Exception, f"cannot be read ({str(error) or type(error).__name__}): get a complete copy of it"),
+        )
+        problem = next(text for kind, text in known if isinstance(error, kind))
+        # without memory the image may be fine
+        raise (error if isinstance(error, MemoryError) else ImageError(f"image {str(path)!r} {problem}")) from None
 
 
-def _bytes_of(member: TarMember) -> io.BytesIO:
+def read_member(member: TarMember) -> bytes:
+    """The bytes of a member of an archive."""
     with member.archive.open("rb") as file:
         file.seek(member.start)
-        return io.BytesIO(file.read(member.length))
-
-
-def _problem(error: Exception) -> str:
-    match error:
-        case FileNotFoundError():
-            return "is not there: check the path"
-        case IsADirectoryError():
-            return "is a folder: give a file, or the folder to glip detect"
-        case UnidentifiedImageError():
-            return "is not an image that Pillow can read: convert it to PNG"
-        case Image.DecompressionBombError():
-            return f"is too large ({error}): scale it down"
-    return f"cannot be read ({str(error) or type(error).__name__}): get a complete copy of it"
+        return file.read(member.length)
 
 
 def open_any(image: ImageInput) -> Image.Image:
@@ -104,56 +95,45 @@ def open_any(image: ImageInput) -> Image.Image:
         return load_image(image)
     if isinstance(image, Tensor):
         image = _to_array(image)
-    if isinstance(image, np.ndarray):
-        image = _from_array(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        grey = image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image
+        if grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4)):
+            image = Image.fromarray(grey)
     if not isinstance(image, Image.Image):
-        raise ImageError(f"image of type {type(image).__name__}: give a path, a PIL image, an array or a tensor")
+        shown = f"type {type(image).__name__}"
+        if isinstance(image, np.ndarray):
+            span = f", from {image.min():.3g} to {image.max():.3g}" if image.size else ""
+            shown = f"shape {image.shape} and type {image.dtype}{span}"
+        raise ImageError(
+            f"image of {shown}: give a path, a PIL image, an array of uint8 (height, width) or (height, width, 3) in "
+            "RGB, or a tensor (3, height, width) of uint8, or of floats in 0..1"
+        )
     return to_rgb(image)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of any Pillow image; transparent pixels become white.
+def _to_array(tensor: Tensor) -> np.ndarray:
+    """A tensor as an array with its channels last; floats in 0..1 as uint8, others as they are."""
+    values = tensor.detach().cpu()
+    if values.is_floating_point() and values.numel():
+        values = values.float()
+        if values.min() >= -_OVERSHOOT and values.max() <= 1 + _OVERSHOOT:  # also refuses NaN
+            values = (values * 255).round().clamp(0, 255).byte()
+    array: np.ndarray = (values.permute(1, 2, 0) if values.ndim == 3 else values).numpy()
+    return array
 
-    Raises:
-        ImageError: an image without pixels.
-    """
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB of any Pillow image; transparent pixels become white."""
     if 0 in image.size:
         raise ImageError(f"image of {image.width} x {image.height} pixels: it needs at least one pixel")
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):
-        return _from_wide(upright)
+    if upright.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey: Pillow would clip them to white
+        values = np.nan_to_num(np.asarray(upright).astype(np.float64), posinf=0, neginf=0)
+        highest = float(values.max())
+        top = next((limit for limit in (1.0, 255.0, 65535.0) if highest <= limit), highest)
+        upright = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
     if "A" in upright.getbands() or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return upright.convert("RGB")
-
-
-def _from_wide(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey, scaled to 8 bits: Pillow would clip them to white."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    highest = float(values.max())
-    top = next((limit for limit in (1.0, 255.0, 65535.0) if highest <= limit), highest)
-    grey = np.clip(values / top * 255, 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _to_array(tensor: Tensor) -> np.ndarray:
-    values = tensor.detach().cpu()
-    if values.is_floating_point() and values.numel():
-        low, high = float(values.min()), float(values.max())
-        if not (low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT):  # also refuses NaN
-            raise ImageError(f"tensor of floats from {low:.3g} to {high:.3g}: give floats in 0..1, or uint8")
-        values = (values.float() * 255).round().clamp(0, 255).byte()
-    array: np.ndarray = (values.permute(1, 2, 0) if values.ndim == 3 else values).numpy()
-    return array
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
-        raise ImageError(
-            f"array of shape {array.shape} and type {array.dtype}: give (height, width), or (height, width, 3) in RGB, "
-            "of uint8; or a tensor (3, height, width)"
-        )
-    return Image.fromarray(array.squeeze(2) if array.ndim == 3 and channels == 1 else array)

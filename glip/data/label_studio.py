@@ -15,12 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from glip.data.image import image_size
+from glip.data.coco import is_number
+from glip.data.image import size_if_readable
 from glip.data.labels import read_names, sample_of_row
 from glip.data.records import as_list, as_map, is_text, is_visible, pack_sample_set, parse_json, read_size
-from glip.data.sets import Folders, InvalidRecord, Row, SampleSet, SkipCounter, require
-from glip.data.writers import ImageFolders, image_file, label_row
-from glip.errors import DataError, ImageError
+from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
+from glip.data.writers import ImageFolders, each_row, image_name, label_row
+from glip.errors import DataError
 from glip.files import atomic_write
 from glip.lettering import palette
 from glip.structures import Sample
@@ -30,7 +31,6 @@ LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files of its own
 _CROWD = "crowd"  # the remark at a box that marks a group
 _RECTANGLE = "rectanglelabels"
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of an uploaded file
-_FARTHEST = 1e6  # per cent, or degrees
 _INTERFACE = """<View>
   <Header value="$caption"/>
   <Image name="image" value="$image" zoom="true"/>
@@ -39,34 +39,20 @@ _INTERFACE = """<View>
 """
 
 
-# ---- writing
-
-
 def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write tasks for Label Studio's import, and the labelling interface beside them (``interface_of``).
 
-    Args:
-        samples: images with phrases or names.
-        path: the json.
-        images: image folders. Label Studio has to serve them: its LOCAL_FILES_DOCUMENT_ROOT is the folder above, and
-            each is added to the project as a local storage.
-
-    Returns:
-        What was skipped or changed, counted.
+    Arguments and result as for ``write_coco``. Label Studio has to serve the image folders: its
+    LOCAL_FILES_DOCUMENT_ROOT is the folder above, and each is added to the project as a local storage.
     """
-    path, lost, count, choice = Path(path), SkipCounter(), 0, "single"
+    path, lost, choice = Path(path), SkipCounter(), "single"
     with atomic_write(path) as file:
-        for sample in samples.walk("convert"):
-            with lost.catch(f"image {sample.image_id!r}"):
-                file.write(("[\n" if not count else ",\n") + json.dumps(_task(sample, images, lost)))
-                count += 1
-                choice = "multiple" if any(len(phrases) > 1 for phrases in sample.box_phrases) else choice
-        if not count:
-            raise DataError(
-                f"Nothing to show in Label Studio ({lost or 'no sample'}): give images with names or phrases, such as "
-                "pseudo-labelled ones"
-            )
+        file.write("[")
+        for number, task in enumerate(each_row(samples, lambda sample: _task(sample, images, lost), lost)):
+            file.write((",\n" if number else "\n") + json.dumps(task))
         file.write("\n]\n")
+    if any(len(phrases) > 1 for sample in samples.samples for phrases in sample.box_phrases):
+        choice = "multiple"
     with atomic_write(interface_of(path)) as file:
         file.write(_INTERFACE.format(choice=choice))
     return lost
@@ -81,20 +67,19 @@ def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
     """A task for a sample."""
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     require(texts, "caption without phrases")
-    row, file = label_row(sample, images), image_file(sample, "Label Studio")
-    try:
-        size = sample.size or image_size(file)
-    except ImageError:
-        raise InvalidRecord("image that cannot be read") from None
+    name, row = image_name(sample, images, "Label Studio"), label_row(sample, images)
+    assert isinstance(sample.image, Path)
+    size = sample.size or size_if_readable(sample.image)
+    require(size, "image that cannot be read")
+    width, height = size or (0, 0)
     labels = _distinct(texts)
-    results = list(_results(row.pop("boxes"), labels, size, f"image {sample.image_id!r}", lost))
-    row |= {"width": size[0], "height": size[1]} | ({"names": texts} if not sample.prompt else {})
+    results = list(_results(row.pop("boxes"), labels, width, height, lost))
+    row |= {"width": width, "height": height} | ({"names": texts} if not sample.prompt else {})
     # the path under Label Studio's root, which has to be above the folder of the images
-    root = file.absolute().parents[len(PurePosixPath(row["image"]).parts) - 1]
-    served = f"{root.name}/{row['image']}"
+    root = sample.image.absolute().parents[len(PurePosixPath(name).parts) - 1]
     colours = ("#" + bytes(colour).hex() for colour in palette(labels))
     data = {
-        "image": f"{LOCAL_FILES}?d={quote(served)}",
+        "image": f"{LOCAL_FILES}?d={quote(f'{root.name}/{name}')}",
         "caption": row.get("caption", ""),
         "labels": [{"value": label, "background": colour} for label, colour in zip(labels, colours, strict=True)],
         "glip": row,
@@ -118,19 +103,16 @@ def _distinct(texts: Sequence[str]) -> list[str]:
     return list(labels)
 
 
-def _results(
-    boxes: Sequence[Row], labels: Sequence[str], size: tuple[int, int], place: str, lost: SkipCounter
-) -> Iterator[Row]:
+def _results(boxes: Sequence[Row], labels: Sequence[str], width: int, height: int, lost: SkipCounter) -> Iterator[Row]:
     """The boxes in per cent of the image, within it: Label Studio refuses tasks with others."""
-    width, height = size
     for number, item in enumerate(boxes):
         left, top, right, bottom = item["box"]
         cut = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
         if not (cut[2] > cut[0] and cut[3] > cut[1]):
-            lost.add("box outside the image", place)
+            lost.add("box outside the image")
             continue
         if cut != (left, top, right, bottom):
-            lost.add("part of a box outside the image", place)
+            lost.add("part of a box outside the image")
         value = {
             "x": cut[0] / width * 100,
             "y": cut[1] / height * 100,
@@ -152,12 +134,8 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     """Read Label Studio's JSON export, or tasks made for its import.
 
     The annotation used for a task is the one marked as ground truth, else the one last changed. Predictions are used
-    where there is no annotation at all, with their scores; tasks that people skipped are counted.
-
-    Args:
-        annotations: the json, a list of tasks.
-        images: image folders.
-        tree: the content of the json, if it was parsed before.
+    where there is no annotation at all, with their scores; tasks that people skipped are counted. Arguments as for
+    ``read_coco``.
     """
     path, skipped = Path(annotations), SkipCounter()
     tasks = parse_json(path) if tree is None else tree
@@ -165,24 +143,19 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
         raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     folders = Folders(images or [path.parent])
     names = tuple(dict.fromkeys(label for task in tasks for label in _foreign_labels(as_map(task))))
-
-    def samples() -> Iterator[Sample]:
-        for number, task in enumerate(tasks):
-            place = f"tasks[{number}]"
-            with skipped.catch(place):
-                yield _read_task(as_map(task), names, folders, place, skipped)
-
-    return pack_sample_set(path, samples(), skipped)
+    samples = skipped.each(enumerate(tasks), lambda task: _read_task(as_map(task), names, folders, skipped), "task")
+    return pack_sample_set(path, samples, skipped)
 
 
-def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, skipped: SkipCounter) -> Sample:
-    data = as_map(task.get("data"))
-    answers, scored = _answers(task)
-    best = max(reversed(answers), key=lambda answer: (answer.get("ground_truth") is True, _changed(answer)))
+def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: SkipCounter) -> Sample:
+    data, people = as_map(task.get("data")), _answers(task)
+    done = [answer for answer in people if answer.get("was_cancelled") is not True]
+    require(done or not people, "task that people skipped")
+    answers = done or _maps(task.get("predictions"))
+    require(answers, "task without annotation and prediction")
+    best = max(reversed(answers), key=_rank)
     if len(answers) > 1:
-        kind = "prediction" if scored else "annotation"
-        reason = f"{kind} of a task that has a later one or one marked as ground truth"
-        skipped.add(reason, place, len(answers) - 1)
+        skipped.add("answer to a task that has a later one, or one marked as ground truth", times=len(answers) - 1)
     results = _maps(best.get("result"))
     if isinstance(data.get("glip"), dict):
         row = dict(data["glip"])
@@ -190,69 +163,58 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, place: str, 
         names = read_names(row["names"]) if "names" in row else ()
     else:
         row, texts = {"image": _image_name(data), "id": task.get("id")}, list(names)
-    labels = {text: index for index, text in enumerate(texts)}
-    size = read_size(row) or _annotated_size(results)
+    stated = ({"width": one.get("original_width"), "height": one.get("original_height")} for one in results)
+    size = next(filter(None, map(read_size, [row, *stated])), None)
     if size is None and results:
-        try:
-            size = image_size(folders.locate(row.get("image")))
-        except ImageError:
-            raise InvalidRecord("boxes in per cent of an image that cannot be read") from None
+        size = size_if_readable(folders.locate(row.get("image")))
+        require(size, "boxes in per cent of an image that cannot be read")
     row |= {"width": size[0], "height": size[1]} if size else {}
-    boxes = _rectangles(results, labels, size or (0, 0), place, skipped)
-    row["boxes"] = [box | ({"score": score} if scored and score is not None else {}) for box, score in boxes]
-    return sample_of_row(row, names, folders, place, skipped)
+    labels = {text: index for index, text in enumerate(texts)}
+    row["boxes"] = list(_rectangles(results, labels, size or (0, 0), skipped, scored=not done))
+    return sample_of_row(row, names, folders, skipped)
 
 
-def _answers(task: Row) -> tuple[list[Row], bool]:
-    """The annotations of a task, else its predictions, and whether these are predictions."""
-    people, models = _maps(task.get("annotations", task.get("completions"))), _maps(task.get("predictions"))
-    done = [answer for answer in people if answer.get("was_cancelled") is not True]
-    require(done or not people, "task that people skipped")
-    require(done or models, "task without annotation and prediction")
-    return done or models, not done
+def _answers(task: Row) -> list[Row]:
+    """What people drew; old exports call it completions."""
+    return _maps(task.get("annotations", task.get("completions")))
 
 
-def _changed(answer: Row) -> str:
-    return str(answer.get("updated_at") or answer.get("created_at") or "")
+def _rank(answer: Row) -> tuple[bool, str]:
+    """Sorting key of answers: the ground truth, else the one last changed."""
+    return answer.get("ground_truth") is True, str(answer.get("updated_at") or answer.get("created_at") or "")
 
 
 def _rectangles(
-    results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], place: str, skipped: SkipCounter
-) -> Iterator[tuple[Row, Any]]:
-    """The rectangles as boxes of a label file, each with its score if it has one."""
+    results: Sequence[Row], labels: dict[str, int], size: tuple[int, int], skipped: SkipCounter, *, scored: bool
+) -> Iterator[Row]:
+    """The rectangles as boxes of a label file; people's have no scores."""
     for result in results:
         if result.get("type") != _RECTANGLE:
-            skipped.add("mark that is no labelled rectangle", place)
+            skipped.add("mark that is no labelled rectangle")
         elif result.get("image_rotation"):
-            skipped.add("box on an image that was turned in Label Studio", place)
+            skipped.add("box on an image that was turned in Label Studio")
         else:
             own = [labels[label] for label in _rectangle_labels(result) if label in labels]
             crowd = _CROWD in as_list(as_map(result.get("meta")).get("text"))
-            corners = _upright(as_map(result.get("value")), size)
-            yield {"box": corners, "phrases": own, "crowd": crowd}, result.get("score")
+            box = {"box": _corners(as_map(result.get("value")), size), "phrases": own, "crowd": crowd}
+            yield box | ({"score": result["score"]} if scored and result.get("score") is not None else {})
 
 
-def _upright(value: Row, size: tuple[int, int]) -> list[float]:
-    """The box in pixels, [] where it is none; x and y are the corner around which a rectangle is turned clockwise."""
-    x, y, width, height, turn = (_finite(value.get(key)) for key in ("x", "y", "width", "height", "rotation"))
-    if any(map(math.isnan, (x, y, width, height))):
+def _corners(value: Row, size: tuple[int, int]) -> list[float]:
+    """The upright box around a rectangle, in pixels; [] where it is none.
+
+    Its x and y are the corner around which it is turned clockwise.
+    """
+    parts = [part for part in map(value.get, ("x", "y", "width", "height")) if is_number(part)]
+    if len(parts) < 4:
         return []
-    left, top, across, down = (part * side / 100 for part, side in zip((x, y, width, height), size * 2, strict=True))
-    if not turn or math.isnan(turn):
-        return [left, top, left + across, top + down]
-    cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+    turn = value.get("rotation")
+    left, top, across, down = (part * side / 100 for part, side in zip(parts, size * 2, strict=True))
+    angle = math.radians(turn) if is_number(turn) else 0.0
+    cos, sin = math.cos(angle), math.sin(angle)
     xs = [left + a * across * cos - b * down * sin for a in (0, 1) for b in (0, 1)]
     ys = [top + a * across * sin + b * down * cos for a in (0, 1) for b in (0, 1)]
     return [min(xs), min(ys), max(xs), max(ys)]
-
-
-def _finite(value: Any) -> float:
-    return float(value) if type(value) in (int, float) and abs(value) < _FARTHEST else math.nan
-
-
-def _annotated_size(results: Sequence[Row]) -> tuple[int, int] | None:
-    sizes = (read_size({"width": one.get("original_width"), "height": one.get("original_height")}) for one in results)
-    return next(filter(None, sizes), None)
 
 
 def _image_name(data: Row) -> str:
@@ -262,8 +224,8 @@ def _image_name(data: Row) -> str:
     try:
         parts = urlsplit(link)
         served = parse_qs(parts.query).get("d", [""])[0] if parts.path.endswith(LOCAL_FILES) else ""
-    except ValueError:
-        raise InvalidRecord("image whose address is none") from None
+    except ValueError:  # an address that is none
+        return ""
     name = served or unquote(parts.path)
     if "/upload/" in name:
         name = _UPLOADED.sub("", PurePosixPath(name).name)
@@ -273,9 +235,9 @@ def _image_name(data: Row) -> str:
 def _foreign_labels(task: Row) -> Iterator[str]:
     """The labels in a task that glip did not write."""
     if not isinstance(as_map(task.get("data")).get("glip"), dict):
-        for answer in [*_maps(task.get("annotations", task.get("completions"))), *_maps(task.get("predictions"))]:
-            for result in _maps(answer.get("result")):
-                yield from _rectangle_labels(result) if result.get("type") == _RECTANGLE else ()
+        answers = [*_answers(task), *_maps(task.get("predictions"))]
+        results = (result for answer in answers for result in _maps(answer.get("result")))
+        yield from (label for one in results if one.get("type") == _RECTANGLE for label in _rectangle_labels(one))
 
 
 def _rectangle_labels(result: Row) -> list[str]:

@@ -11,12 +11,14 @@ for that line and those after it, until others are given, so that a long list is
 be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``writers.py`` writes them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
 
 from glip.data import records
-from glip.data.records import MAX_IMAGE, as_list, as_map, is_id, is_text, is_visible
+from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_id, is_text, is_visible
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.structures import Phrase, Prompt, Sample, TarMember
 
@@ -32,38 +34,41 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
         images: folders of the images, or of the tars that hold them.
     """
     path, skipped = Path(annotations), SkipCounter()
-    return records.pack_sample_set(path, _line_samples(path, Folders(images or [path.parent]), skipped), skipped)
+    folders, names = Folders(images or [path.parent]), Names()
+
+    def read(line: bytes) -> Sample:
+        nonlocal names
+        before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
+        record = records.parse_line(line)
+        names = read_names(record["names"]) if "names" in record else before
+        return sample_of_row(record, names, folders, skipped)
+
+    return records.pack_sample_set(path, skipped.each(records.read_lines(path), read, "line"), skipped)
 
 
-def _line_samples(path: Path, folders: Folders, skipped: SkipCounter) -> Iterator[Sample]:
-    names: Names = ()
-    for number, line in records.read_lines(path):
-        with skipped.catch(f"line {number}"):
-            before, names = names, ()  # what cannot be read may have been other names: the old ones would be wrong
-            record = records.parse_line(line)
-            names = read_names(record["names"]) if "names" in record else before
-            yield sample_of_row(record, names, folders, f"line {number}", skipped)
-
-
-def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipped: SkipCounter) -> Sample:
+def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCounter) -> Sample:
     """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted.
 
     Raises:
         InvalidRecord: nothing of it can be used.
     """
-    image = _locate_image(record, folders)
-    caption, prompt = "", None
+    file = folders.locate(record.get("image"))
+    image: Path | TarMember = file
+    if "member" in record:
+        places = _indices([record.get("start")], _FAR) + _indices([record.get("length")], MAX_IMAGE + 1)
+        require(len(places) == 2 and is_text(record["member"]), "member of an archive without start and length")
+        image = TarMember(file, record["member"], *places)
+    caption, prompt, numbers = "", None, dict(enumerate(range(len(names))))
     if "caption" in record:
         names, caption = (), records.read_caption(record["caption"])
-        prompt, numbers = _read_prompt(record, caption, place, skipped)
+        prompt, numbers = _read_prompt(record, caption, skipped)
     else:
         require(names, "line with neither a caption nor names")
-        numbers = {index: index for index in range(len(names))}
     rows = [as_map(row) for row in as_list(record.get("boxes"))]
-    boxes = list(skipped.each(rows, lambda row: _read_box(row, numbers), f"{place}, box"))
+    boxes = list(skipped.each(enumerate(rows), lambda row: _read_box(row, numbers), "box"))
     return Sample(
         image=image,
-        boxes=records.box_tensor([item.box for item in boxes]),
+        boxes=torch.tensor([item.box for item in boxes]).reshape(-1, 4),
         box_phrases=tuple(item.phrases for item in boxes),
         vocabulary=names,
         prompt=prompt,
@@ -71,28 +76,18 @@ def sample_of_row(record: Row, names: Names, folders: Folders, place: str, skipp
         image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
         size=records.read_size(record),
         crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
-        absent=_phrase_indices(record["absent"], names) if isinstance(record.get("absent"), list) else None,
-        incomplete=_phrase_indices(record.get("incomplete"), names),
+        absent=_indices(record["absent"], len(names)) if isinstance(record.get("absent"), list) else None,
+        incomplete=_indices(as_list(record.get("incomplete")), len(names)),
         scores=tuple(item.score for item in boxes) if any("score" in row for row in rows) else (),
     )
 
 
-def _locate_image(record: Row, folders: Folders) -> Path | TarMember:
-    file = folders.locate(record.get("image"))
-    if "member" not in record:
-        return file
-    place = _is_index(record.get("start"), _FAR) and _is_index(record.get("length"), MAX_IMAGE + 1)
-    require(place and is_text(record["member"]), "member of an archive without start and length")
-    return TarMember(file, record["member"], record["start"], record["length"])
-
-
-def _read_prompt(record: Row, caption: str, place: str, skipped: SkipCounter) -> tuple[Prompt | None, dict[int, int]]:
+def _read_prompt(record: Row, caption: str, skipped: SkipCounter) -> tuple[Prompt | None, dict[int, int]]:
     """The prompt of a caption, None without a usable phrase, and the index in it of each usable phrase of the line."""
     phrases: list[Phrase] = []
     numbers: dict[int, int] = {}
-    for index, item in enumerate(as_list(record.get("phrases"))):
-        with skipped.catch(place):
-            require(isinstance(item, dict), "malformed phrase")
+    for index, item in enumerate(map(as_map, as_list(record.get("phrases")))):
+        with skipped.catch(f"phrase {index}"):
             spans = records.read_spans(item.get("spans"), caption)
             shown = " ".join(caption[start:end] for start, end in spans)
             numbers[index] = len(phrases)
@@ -105,22 +100,13 @@ def _read_prompt(record: Row, caption: str, place: str, skipped: SkipCounter) ->
     return Prompt(caption, tuple(phrases), own, is_list=record.get("list") is True), numbers
 
 
-class _Box(NamedTuple):
-    """A box of a line; its phrases are indices in the sample."""
-
-    box: records.Box
-    phrases: tuple[int, ...]
-    score: float
-    crowd: bool
-
-
-def _read_box(row: Row, numbers: dict[int, int]) -> _Box:
+def _read_box(row: Row, numbers: dict[int, int]) -> Named:
     box, score = records.read_box(row.get("box"), corners=True), row.get("score", 1.0)
     listed = as_list(row.get("phrases"))
     phrases = tuple(numbers[index] for index in listed if type(index) is int and index in numbers)
     require(phrases, "box of an unknown phrase")
     require(type(score) in (int, float) and -_FAR < score < _FAR, "score that is no number")
-    return _Box(box, phrases, float(score), row.get("crowd") is True)
+    return Named(box, phrases, row.get("crowd") is True, float(score))
 
 
 def read_names(given: Any) -> Names:
@@ -131,9 +117,6 @@ def read_names(given: Any) -> Names:
     return tuple(words)
 
 
-def _phrase_indices(given: Any, names: Names) -> tuple[int, ...]:
-    return tuple(index for index in as_list(given) if _is_index(index, len(names)))
-
-
-def _is_index(value: Any, end: int) -> bool:
-    return type(value) is int and 0 <= value < end
+def _indices(given: Iterable[Any], end: int) -> tuple[int, ...]:
+    """The values that are whole numbers from 0 to ``end``."""
+    return tuple(index for index in given if type(index) is int and 0 <= index < end)

@@ -24,7 +24,7 @@ from glip.data.sets import SkipCounter
 from glip.data.transforms import augment
 from glip.errors import DataError, GlipError, ImageError
 from glip.processor import Processor
-from glip.structures import Batch, Prompt, Sample
+from glip.structures import Batch, Sample
 from glip.text.class_prompts import ClassPrompt
 
 _CYCLE = 1000  # images after which the order of datasets repeats; their shares are exact to a thousandth
@@ -36,35 +36,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One dataset of the mixture.
+    """One dataset of the mixture."""
 
-    Args:
-        config: its weight and how its images are varied; ``short_side`` and ``flip`` as they are used.
-        samples: its samples.
-        prompts: by class name, the text written for it.
-        foreign: names of other datasets, which may be borrowed as negatives.
-        skipped: what was skipped when it was read.
-    """
-
-    config: DatasetConfig
+    config: DatasetConfig  # its weight and how its images are varied; ``short_side`` and ``flip`` as they are used
     samples: Sequence[Sample]
-    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
-    foreign: tuple[str, ...] = ()
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+    prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)  # by class name, the text written for it
+    foreign: tuple[str, ...] = ()  # names of other datasets, which may be borrowed as negatives
+    skipped: SkipCounter = field(default_factory=SkipCounter)  # when it was read
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one process computes in one optimizer step: its micro-batches, and what was lost on the way.
-
-    ``skipped`` counts boxes and captions by the reason they were dropped for, ``broken`` names the samples that could
-    not be used and why, ``tried`` counts all samples that were read.
-    """
+    """What one process computes in one optimizer step: its micro-batches, and what was lost on the way."""
 
     batches: tuple[Batch, ...]
-    skipped: SkipCounter
-    broken: tuple[str, ...]
-    tried: int
+    skipped: SkipCounter  # boxes and captions, by the reason they were dropped for
+    broken: tuple[str, ...]  # samples that could not be used, and why
+    tried: int  # samples that were read
 
 
 @dataclass(frozen=True)
@@ -77,13 +65,17 @@ class Draw:
 
 
 def draws(sources: Sequence[Source], step: int, *, batch_size: int, seed: int) -> list[Draw]:
-    """The samples of a step. Datasets share each batch as evenly as whole images allow."""
+    """The samples of a step. Datasets share each batch as evenly as whole images allow; each epoch has a new order."""
     cycle = _cycle(tuple(source.config.weight for source in sources))
     drawn = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         cycles, place = divmod(position, _CYCLE)
-        source = cycle[place]
-        drawn.append(_draw(sources[source], cycles * cycle.count(source) + cycle[:place].count(source), seed))
+        chosen = cycle[place]
+        source, number = sources[chosen], cycles * cycle.count(chosen) + cycle[:place].count(chosen)
+        key = zlib.crc32(source.config.name.encode())  # so that the order of the datasets in the config does not matter
+        epoch, own = divmod(number, len(source.samples))
+        index = _epoch_order(seed, key, epoch, len(source.samples))[own]
+        drawn.append(Draw(source, int(index), (seed, key, number)))
     return drawn
 
 
@@ -91,14 +83,6 @@ def draws_by_shape(sources: Sequence[Source], step: int, *, batch_size: int, see
     """The same samples in another order: wide and tall images get batches of their own, which saves padding."""
     window, place = divmod(step, _WINDOW)
     return _sorted_window(tuple(sources), window, batch_size, seed)[place]
-
-
-def _draw(source: Source, number: int, seed: int) -> Draw:
-    """The ``number``-th sample that a run takes from a source: each epoch has a new random order."""
-    key = zlib.crc32(source.config.name.encode())  # so that the order of the datasets in the config does not matter
-    own, length = (seed, key, number), len(source.samples)
-    epoch, place = divmod(number, length)
-    return Draw(source, int(_epoch_order(seed, key, epoch, length)[place]), own)
 
 
 @lru_cache(maxsize=16)
@@ -122,14 +106,13 @@ def _sorted_window(sources: tuple[Source, ...], window: int, batch_size: int, se
     """The draws of some steps sorted by shape, as batches in random order."""
     steps = range(window * _WINDOW, (window + 1) * _WINDOW)
     drawn = [draw for step in steps for draw in draws(sources, step, batch_size=batch_size, seed=seed)]
-    drawn.sort(key=_is_tall)  # stable: within a group the order stays
-    batches = [drawn[first : first + batch_size] for first in range(0, len(drawn), batch_size)]
+    sizes = [draw.source.samples[draw.index].size for draw in drawn]
+    tall = [size is not None and size[1] > size[0] for size in sizes]
+    order = np.argsort(tall, kind="stable").tolist()  # within a group the order stays
+    batches = [
+        [drawn[place] for place in order[first : first + batch_size]] for first in range(0, len(drawn), batch_size)
+    ]
     return [batches[number] for number in np.random.default_rng([seed, window]).permutation(len(batches))]
-
-
-def _is_tall(draw: Draw) -> bool:
-    size = draw.source.samples[draw.index].size
-    return size is not None and size[1] > size[0]
 
 
 class MixtureDataset(Dataset["Step | GlipError"]):
@@ -163,25 +146,16 @@ class MixtureDataset(Dataset["Step | GlipError"]):
 
     def __getitem__(self, step: int) -> Step | GlipError:
         """The step, or the user's mistake that prevents it: raised in a worker, torch would wrap it in a traceback."""
-        try:
-            return self.make_step(step)
-        except GlipError as error:
-            return error
-
-    def make_step(self, step: int) -> Step:
-        """The batches of a step.
-
-        Raises:
-            ImageError: too many samples in a row cannot be used.
-        """
         skipped, broken = SkipCounter(), list[str]()
         choose = draws if self.data.crop else draws_by_shape  # crops all have one shape
         drawn = choose(self.sources, step, batch_size=self.train.batch_size, seed=self.train.seed)
-        samples = [self._sample(draw, skipped, broken) for draw in drawn[self.share]]
-        size = self.train.micro_batch or len(samples)
-        batches = tuple(
-            self.processor.training(samples[first : first + size]) for first in range(0, len(samples), size)
-        )
+        try:
+            samples = [self._sample(draw, skipped, broken) for draw in drawn[self.share]]
+            size = self.train.micro_batch or len(samples)
+            parts = (samples[first : first + size] for first in range(0, len(samples), size))
+            batches = tuple(self.processor.training(part) for part in parts)
+        except GlipError as error:
+            return error
         return Step(batches, skipped, tuple(broken), len(samples) + len(broken))
 
     def _sample(self, draw: Draw, skipped: SkipCounter, broken: list[str]) -> Sample:
@@ -204,12 +178,23 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {problem}")
 
     def _prepare(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, SkipCounter]:
-        """Load, augment and caption a sample; the boxes it lost, by reason."""
-        config, data = source.config, self.data
-        others = _other_prompts(source.samples, sample, data.pack_captions, random)
-        scores = sample.scores if config.soft else ()
+        """Load, augment and caption a sample; the boxes it lost, by reason.
+
+        Raises:
+            ImageError: it cannot be read, or has another size than its annotations are for.
+        """
+        config, data, others = source.config, self.data, list[Sample]()
+        if sample.prompt is not None:  # prompts of other images are written beside its own
+            chosen = random.integers(len(source.samples), size=data.pack_captions)
+            others = [source.samples[int(index)] for index in chosen]
+        prompts = [other.prompt for other in others if other.prompt is not None and other.image != sample.image]
+        image = sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image)
+        if image is not sample.image and sample.size and sample.size != image.size:
+            stated, found = (f"{width} x {height}" for width, height in (sample.size, image.size))
+            name = str(sample.image)
+            raise ImageError(f"image {name!r} is annotated as {stated} pixels and has {found}: run glip data check")
         sample, skipped = augment(
-            replace(sample, image=_loaded(sample), scores=scores, box_loss=config.box_loss),
+            replace(sample, image=image, scores=sample.scores if config.soft else (), box_loss=config.box_loss),
             random,
             short_side=config.short_side,
             max_size=self.processor.max_size,
@@ -218,7 +203,7 @@ class MixtureDataset(Dataset["Step | GlipError"]):
             colour=data.colour,
         )
         if sample.prompt:
-            return replace(sample, prompt=pack_captions(sample.prompt, others, self.processor, random)), skipped
+            return replace(sample, prompt=pack_captions(sample.prompt, prompts, self.processor, random)), skipped
         sample, lost = caption_from_names(sample, data, self.processor, random, source.prompts, source.foreign)
         skipped.merge(lost)
         return sample, skipped
@@ -260,27 +245,3 @@ def _ignore_signals(worker: int) -> None:
     """Ctrl-C and SIGTERM do not end a worker: the main process finishes its step first, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _loaded(sample: Sample) -> Image.Image:
-    """The image, if it has the size that its annotations are for; else its boxes would be in the wrong places.
-
-    Raises:
-        ImageError: it cannot be read, or has another size.
-    """
-    if isinstance(sample.image, Image.Image):
-        return sample.image
-    image = load_image(sample.image)
-    if sample.size and sample.size != image.size:
-        stated, found = (f"{width} x {height}" for width, height in (sample.size, image.size))
-        name = str(sample.image)
-        raise ImageError(f"image {name!r} is annotated as {stated} pixels and has {found}: run glip data check")
-    return image
-
-
-def _other_prompts(samples: Sequence[Sample], own: Sample, number: int, random: np.random.Generator) -> list[Prompt]:
-    """Prompts of other images for a grounding sample."""
-    if own.prompt is None:
-        return []
-    others = [samples[int(index)] for index in random.integers(len(samples), size=number)]
-    return [other.prompt for other in others if other.prompt is not None and other.image != own.image]

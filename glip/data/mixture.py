@@ -1,34 +1,41 @@
-"""From a config to the sources of a mixture: each dataset read, with its share, and what was skipped counted."""
+"""From a config to the sources of a mixture, each dataset read, and gone through once before a run (``survey``).
+
+Also few-shot samples of a dataset, k images or k boxes of each class, as ODinW draws them.
+"""
 
 import os
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
 
 from glip.config import DataConfig, DatasetConfig, SetConfig
-from glip.data.caption import foreign_names
+from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.transforms import says_side
 from glip.errors import ConfigError, DataError
 from glip.experiment import read_tree
+from glip.files import fingerprint
+from glip.processor import Processor
 from glip.schema import parse
-from glip.structures import Sample
-from glip.text.prompt import says_one_of
+from glip.structures import Sample, TarMember
+from glip.text.prompt import TokenBudget, says_one_of
+from glip.text.tokens import alike
 
-_MISSING = "image that is not there"
+Per = Literal["image", "box"]
+PER: tuple[Per, ...] = get_args(Per)
 _FEW = 3  # this many missing images never stop a run, whatever their share
 
 
 def build_sources(data: DataConfig) -> list[Source]:
-    """Read the datasets of a mixture.
-
-    Raises:
-        FileNotFoundError, GlipError: a dataset that is not there, cannot be read, or has nothing to learn from.
-    """
+    """Read the datasets of a mixture; errors as for ``read_training_set``."""
     rows = with_replay(data)
     sets = [read_training_set(row, data) for row in rows]
     sources = []
@@ -85,16 +92,34 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
         FileNotFoundError, GlipError: it is not there, cannot be read, or has nothing to learn from.
     """
     read = read_set(resolve(config, data), data.root)
-    read = read.select(_with_image(read, config, data))
-    if config.held_out:
+    listing = cache(lambda folder: set(os.listdir(folder)) if folder.is_dir() else set())  # a look at each file is slow
+    there, missing = list[int](), list[str]()
+    for index, sample in enumerate(islice(read.samples, config.first or None)):
+        file = sample.image
+        if isinstance(file, Path) and file.name not in listing(file.parent):
+            missing.append(str(file))
+            read.skipped.add("image that is not there", str(file))
+        else:
+            there.append(index)
+    read, total = read.select(there), len(there) + len(missing)
+    captioned = any(sample.prompt is not None for sample in read.samples) if config.held_out else False
+    if config.held_out and not captioned:
         vocabulary = tuple(name for name in read.vocabulary if not says_one_of(name, config.held_out))
         samples = PackedSamples(hold_out(sample, config.held_out) for sample in read.samples)
         read = replace(read, vocabulary=vocabulary, samples=samples)
-    if not any(len(sample.boxes) for sample in read.samples):
-        reason = f"({read.skipped or 'it lists none'}): its ids match none of its categories; run glip data check"
+    problem = ""
+    if not there or len(missing) > max(_FEW, data.max_broken * total):
+        problem = f"{len(missing)} of {total} images are not there, such as {missing[0]!r}: check its images and "
+        problem += "data.root, or raise data.max_broken"
+    elif captioned:
+        problem = "has captions: held_out works on class names only, remove it here"
+    elif not any(len(sample.boxes) for sample in read.samples):
+        problem = f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): "
+        problem += "its ids match none of its categories; run glip data check"
         if read.samples[0].caption:
-            reason = "since it has captions only: pseudo-label them first (docs/data.md)"
-        raise DataError(f"dataset {config.name!r}: no box of a known class in {len(read.samples)} images {reason}")
+            problem = "it has captions only: pseudo-label them first (docs/data.md)"
+    if problem:
+        raise DataError(f"dataset {config.name!r}: {problem}")
     return read
 
 
@@ -102,12 +127,7 @@ def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
     """A detection sample without the class names that contain one of the words, and without their boxes.
 
     Such names are unseen in training (base and novel classes, as in OVR-CNN and ViLD).
-
-    Raises:
-        DataError: a sample with a caption, which would no longer be the same without some of its words.
     """
-    if sample.prompt is not None:
-        raise DataError(f"image {sample.image_id} has a caption: held_out works on class names only, remove it here")
     kept = [index for index, name in enumerate(sample.vocabulary) if not says_one_of(name, words)]
     place = {old: new for new, old in enumerate(kept)}
     return replace(
@@ -118,29 +138,100 @@ def hold_out(sample: Sample, words: Sequence[str]) -> Sample:
     )
 
 
-def _with_image(read: SampleSet, config: DatasetConfig, data: DataConfig) -> list[int]:
-    """Which of the first ``config.first`` samples have their image; the others are counted.
+@dataclass(frozen=True)
+class Survey:
+    """A dataset in one line, with what is skipped, and its fingerprints."""
+
+    summary: str
+    data: str  # of images and annotations
+    fingerprint: str  # also of the prompts' texts
+
+
+def survey(source: Source, processor: Processor) -> Survey:
+    """Go through a dataset once.
 
     Raises:
-        DataError: too many have not.
+        DataError: names with boxes that the model reads alike, though they are other words: it could only learn that
+            the same words are present and absent.
     """
-    listing = cache(_files_in)  # one listing per folder: a look at each of a million files takes minutes
-    there, missing = list[int](), list[str]()
-    for index, sample in enumerate(islice(read.samples, config.first or None)):
-        file = sample.image
-        if isinstance(file, Path) and file.name not in listing(file.parent):
-            missing.append(str(file))
-            read.skipped.add(_MISSING, str(file))
-        else:
-            there.append(index)
-    total = len(there) + len(missing)
-    if not there or len(missing) > max(_FEW, data.max_broken * total):
+    written = {name: prompt.text for name, prompt in source.prompts.items()}
+    boxes, crowded, count_tokens = Counter[str](), 0, cache(processor.count_tokens)
+
+    def counted() -> Iterator[Sample]:
+        nonlocal crowded
+        for sample in source.samples:
+            names = sample.vocabulary  # none: boxes of phrases count together
+            shown = {names[index] for own in sample.box_phrases for index in own} if names else set()
+            budget = TokenBudget(count_tokens, processor.max_tokens)
+            crowded += not all(budget.take(written.get(name, name)) for name in shown)
+            boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
+            yield sample
+
+    data = data_fingerprint(counted())
+    skipped = [str(source.skipped)] if source.skipped else []
+    if crowded:
+        skipped.append(f"boxes of {crowded} x image with more names than a caption holds")
+    summary = f"{source.config.name}: {len(source.samples)} images, {boxes.total()} boxes"
+    summary += f"; skipped: {', '.join(skipped)}" if skipped else ""
+    boxed = {name: written.get(name, name) for name in boxes if name}
+    same = alike(processor.tokenizer, boxed)
+    for group in same:
+        if len({word_key(boxed[name]) for name in group}) > 1:
+            two = " and ".join(map(repr, group[:2]))
+            raise DataError(
+                f"Dataset {source.config.name!r}: the model reads {two} alike, as the same tokens (unknown words, or "
+                "other spaces): write other words for them (prompts: of the dataset, docs/data.md), or give their "
+                "boxes one category"
+            )
+    summary += f"; taken for one name: {'; '.join(', '.join(map(repr, group)) for group in same)}" if same else ""
+    return Survey(summary, data, fingerprint(data, sorted(written.items()))[:16])
+
+
+def data_fingerprint(samples: Iterable[Sample]) -> str:
+    """Tells a dataset from others, and from itself with other images, boxes or words; where it is stored is irrelevant.
+
+    Images count by their file names, annotations in full; each list of class names once.
+    """
+    digest, vocabularies = "", set[tuple[str, ...]]()
+    for sample in samples:
+        if sample.vocabulary not in vocabularies:
+            vocabularies.add(sample.vocabulary)
+            digest = fingerprint(digest, sample.vocabulary)
+        image = sample.image.name if isinstance(sample.image, Path | TarMember) else ""
+        prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
+        rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
+        digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
+    return digest[:16]
+
+
+def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, seed: int, per: Per) -> list[int]:
+    """The indices of samples that give every class its shots, ``per`` image that shows it or per box.
+
+    The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
+    a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
+
+    Raises:
+        DataError: a class with fewer shots.
+    """
+    shown = [count_classes(sample, per) for sample in samples]
+    total = sum(shown, Counter[int]())
+    short = [f"{name!r} {total[number]}" for number, name in enumerate(names) if total[number] < shots]
+    if shots < 1 or short:
+        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+        unit = "images" if per == "image" else "boxes"
         raise DataError(
-            f"dataset {config.name!r}: {len(missing)} of {total} images are not there, such as {missing[0]!r}: check "
-            "its images and data.root, or raise data.max_broken"
+            f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
         )
-    return there
+    lacking = Counter({number: shots for number in range(len(names))})
+    chosen = []
+    for index in np.random.default_rng(seed).permutation(len(samples)).tolist():
+        if any(lacking[number] > 0 for number in shown[index]):
+            chosen.append(index)
+            lacking.subtract(shown[index])
+    return sorted(chosen)
 
 
-def _files_in(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+def count_classes(sample: Sample, per: Per) -> Counter[int]:
+    """How often each class is shown: once in an image, or as many times as it has boxes; groups do not count."""
+    labels = [label for box, labels in enumerate(sample.box_phrases) if box not in sample.crowd for label in labels]
+    return Counter(set(labels) if per == "image" else labels)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
-from glip.data.sets import CocoFile, Id, InvalidRecord, PackedSamples, Row, SampleSet, SkipCounter, require
+from glip.data.sets import CocoFile, Id, PackedSamples, Row, SampleSet, SkipCounter, check_exists, require
 from glip.errors import DataError
 from glip.files import read_json
 from glip.structures import Prompt, Sample, Span
@@ -29,31 +29,16 @@ _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the out
 
 
 class Named(NamedTuple):
-    """A box and the phrases that name it, each as the spans of its words; crowd: it marks a group."""
+    """A box and what names it: the spans of each phrase, or its index; crowd: it marks a group."""
 
     box: Box
-    phrases: tuple[Spans, ...]
+    phrases: tuple[Any, ...]
     crowd: bool = False
-
-
-# ---- files
-
-
-def check_exists(path: Path) -> None:
-    """Make sure that a file or folder of annotations exists."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"Annotations {str(path)!r} are not there: set data.root or GLIP_DATA to the data folder"
-        )
+    score: float = 1.0
 
 
 def parse_json(path: Path) -> Any:
-    """The content of a json file without the keys that no reader reads (outlines, licences).
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not json in UTF-8.
-    """
+    """The content of a json file without the keys that no reader reads (outlines); errors as ``read_json``."""
     check_exists(path)
     return read_json(path, object_hook=_without_unused)
 
@@ -73,14 +58,21 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         yield from ((number, line) for number, line in lines if line.strip())
 
 
-def parse_line(line: str | bytes) -> Row:
+def parse_line(line: bytes) -> Row:
     """The record in a line of json."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # also of the encoding
-        raise InvalidRecord("line that is not json") from None
-    require(isinstance(record, dict), "line that is no record")
+        record = None
+    require(isinstance(record, dict), "line that is no json record")
     return dict(record)
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8."""
+    text = data.decode("utf-8-sig", "surrogateescape")
+    require(is_text(text), "text that is not UTF-8")
+    return text
 
 
 def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) -> Row:
@@ -90,8 +82,7 @@ def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) ->
         FileNotFoundError: no such file.
         DataError: not json, or a list is missing: not a file of that kind.
     """
-    tree = parse_json(path) if tree is None else tree
-    found = as_map(tree)
+    found = as_map(parse_json(path) if tree is None else tree)
     missing = [key for key in lists if not isinstance(found.get(key), list)]
     if missing:
         raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
@@ -111,26 +102,22 @@ def records_by_id(records: Iterable[Any], kind: str, skipped: SkipCounter) -> di
     return found
 
 
-def by_image(tree: Row, skipped: SkipCounter) -> Iterator[tuple[Row, list[Row]]]:
-    """Each record of ``images`` with its records of ``annotations``, in the order of the file.
+def by_image(tree: Row, skipped: SkipCounter) -> Iterator[tuple[Id, tuple[Row, list[Row]]]]:
+    """Each record of ``images`` with its records of ``annotations``, under its id, in the order of the file.
 
     Both lists are emptied, and yielded records are not kept, so that memory falls as the samples grow.
     """
     records = records_by_id(tree["images"], "image", skipped)
     rows: dict[Id, list[Row]] = {number: [] for number in records}
     for number, row in enumerate(tree["annotations"]):
-        if not isinstance(row, dict):
-            skipped.add("malformed annotation", f"annotations[{number}]")
-        elif not is_id(row.get("image_id")) or row["image_id"] not in rows:
-            skipped.add("unknown image", f"annotations[{number}]")
+        image = as_map(row).get("image_id")
+        if is_id(image) and image in rows:
+            rows[image].append(row)
         else:
-            rows[row["image_id"]].append(row)
+            skipped.add("annotation of an unknown image", f"annotations[{number}]")
     tree["images"].clear()
     tree["annotations"].clear()
-    return ((records.pop(number), rows.pop(number)) for number in list(records))
-
-
-# ---- values
+    return ((number, (records.pop(number), rows.pop(number))) for number in list(records))
 
 
 def as_map(value: Any) -> Row:
@@ -181,8 +168,7 @@ def read_size(record: Row) -> tuple[int, int] | None:
 
 def read_caption(value: Any) -> str:
     """A caption that a prompt can be made of."""
-    require(isinstance(value, str) and value.strip(), "image without a caption")
-    require(is_text(value), "caption that is not UTF-8")
+    require(is_text(value) and value.strip(), "caption that is empty or no text")
     return str(value)
 
 
@@ -191,33 +177,22 @@ def read_spans(value: Any, caption: str) -> Spans:
     require(as_list(value), "box without a phrase")
     for span in value:
         pair = isinstance(span, list | tuple) and len(span) == 2 and all(type(edge) is int for edge in span)
-        require(pair, "malformed span")
-        require(0 <= span[0] < span[1] <= len(caption), "span outside the caption")
+        require(pair and 0 <= span[0] < span[1] <= len(caption), "span that is no part of its caption")
     spans = tuple(sorted({(start, end) for start, end in value}))
-    texts = [caption[start:end] for start, end in spans]
-    require(any(text.strip() for text in texts), "empty phrase")
-    require(any(map(is_visible, texts)), "phrase without words")
+    require(any(is_visible(caption[start:end]) for start, end in spans), "phrase without words")
     return spans
-
-
-# ---- samples
-
-
-def box_tensor(boxes: Sequence[Box]) -> torch.Tensor:
-    """Boxes as a Sample holds them."""
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
 
 
 def grounding_sample(
     image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: tuple[int, int] | None
 ) -> Sample:
     """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order."""
-    require(named, "caption whose boxes are all skipped")
+    require(named, "caption without a box that can be used")
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
     return Sample(
         image=image,
-        boxes=box_tensor([item.box for item in named]),
+        boxes=torch.tensor([item.box for item in named]),
         box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
         prompt=Prompt.from_caption(caption, phrases),
         image_id=image_id,
@@ -235,7 +210,11 @@ def pack_sample_set(
     ids: tuple[Id, ...] = (),
     annotations: CocoFile | None = None,
 ) -> SampleSet:
-    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one."""
+    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one.
+
+    Raises:
+        DataError: no sample.
+    """
     packed = PackedSamples(samples)
     if not len(packed):
         why = f"skipped: {skipped}" if skipped else "it lists none"

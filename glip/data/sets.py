@@ -39,32 +39,47 @@ def require(holds: object, reason: str) -> None:
         raise InvalidRecord(reason)
 
 
+def check_exists(path: Path, missing: str = "Annotations {!r} are not there") -> None:
+    """Make sure that a file or folder of a dataset exists.
+
+    Raises:
+        FileNotFoundError: it does not.
+    """
+    if not path.exists():
+        hint = "set data.root or GLIP_DATA to the data folder, or give the full path"
+        raise FileNotFoundError(f"{missing.format(str(path))}: {hint}")
+
+
 class SkipCounter:
     """Counts what was skipped by reason, with the first few places of each."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.places: dict[str, list[str]] = {}
+        self._at: list[str] = []  # where the reader is: ["line 3", "box 2"]
 
     def add(self, reason: str, place: str = "", times: int = 1) -> None:
-        """Count a reason, such as "box without area", at a place, such as "annotations[17] of image 3"."""
+        """Count a reason, such as "box without area", at a place inside that of ``catch``."""
         self.counts[reason] = self.counts.get(reason, 0) + times
-        places = self.places.setdefault(reason, [])
-        if place and len(places) < _EXAMPLES:
-            places.append(place)
+        places, full = self.places.setdefault(reason, []), [*self._at, *filter(None, [place])]
+        if full and len(places) < _EXAMPLES:
+            places.append(", ".join(full))
 
     @contextmanager
     def catch(self, place: str, times: int = 1) -> Iterator[None]:
-        """Count the InvalidRecord that the block raises, and go on after it."""
+        """Count the InvalidRecord that the block raises, and go on after it. Places nest: "line 3, box 2"."""
+        self._at.append(place)
         try:
             yield
         except InvalidRecord as reason:
-            self.add(str(reason), place, times)
+            self.add(str(reason), times=times)
+        finally:
+            self._at.pop()
 
-    def each(self, rows: Iterable[Any], read: Callable[[Any], T], place: str) -> Iterator[T]:
-        """What ``read`` makes of each row; rows of which it makes an InvalidRecord are counted at "<place> <index>"."""
-        for number, row in enumerate(rows):
-            with self.catch(f"{place} {number}"):
+    def each(self, numbered: Iterable[tuple[Any, Any]], read: Callable[[Any], T], place: str) -> Iterator[T]:
+        """What ``read`` makes of each (number, row); where that raises InvalidRecord, it is counted."""
+        for number, row in numbered:
+            with self.catch(f"{place} {str(number)[:40]}"):
                 yield read(row)
 
     def merge(self, other: "SkipCounter") -> None:
@@ -89,54 +104,31 @@ class SkipCounter:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A COCO or LVIS json, parsed once for training and for scoring. Annotations are columns in the file's order.
-
-    Args:
-        path: the json.
-        images: records by id, in the order of the file.
-        categories: all records, unchecked.
-        skipped: records of images that cannot be used.
-        image: index of each annotation's image in ``images``; -1: unknown, -2: the annotation is no record.
-        category: index of its category in ``category_ids``; -1: no id.
-        category_ids: ids of categories and annotations.
-        boxes: x, y, width, height; NaN where they are not four finite numbers.
-        areas: as stated; NaN where they are not.
-        crowd: ``iscrowd`` is set.
-        ignore: LVIS's ``ignore`` is set.
-    """
+    """A COCO or LVIS json, parsed once for training and for scoring. Annotations are columns in the file's order."""
 
     path: Path
-    images: Mapping[Id, Row]
-    categories: Sequence[Any]
-    skipped: SkipCounter
-    image: Int[np.ndarray, " box"]
-    category: Int[np.ndarray, " box"]
-    category_ids: Sequence[Id]
-    boxes: Float[np.ndarray, "box 4"]
-    areas: Float[np.ndarray, " box"]
-    crowd: Bool[np.ndarray, " box"]
-    ignore: Bool[np.ndarray, " box"]
+    images: Mapping[Id, Row]  # records by id, in the order of the file
+    categories: Sequence[Any]  # all records, unchecked
+    skipped: SkipCounter  # records of images that cannot be used
+    image: Int[np.ndarray, " box"]  # index of each annotation's image in ``images``; -1: unknown
+    category: Int[np.ndarray, " box"]  # index of its category in ``category_ids``; -1: no id
+    category_ids: Sequence[Id]  # of categories and annotations
+    boxes: Float[np.ndarray, "box 4"]  # x, y, width, height; NaN where they are not four finite numbers
+    areas: Float[np.ndarray, " box"]  # as stated; NaN where they are not
+    crowd: Bool[np.ndarray, " box"]  # ``iscrowd`` is set
+    ignore: Bool[np.ndarray, " box"]  # LVIS's ``ignore`` is set
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The samples of a dataset.
+    """The samples of a dataset."""
 
-    Args:
-        samples: packed annotations.
-        vocabulary: class names; empty for captions.
-        skipped: what cannot be used.
-        ids: category ids of the file, one for each class name.
-        format: how it is written.
-        annotations: the parsed COCO or LVIS file, where it was read for scoring.
-    """
-
-    samples: Sequence[Sample]
-    vocabulary: tuple[str, ...] = ()
-    skipped: SkipCounter = field(default_factory=SkipCounter)
-    ids: tuple[Id, ...] = ()
-    format: str = ""
-    annotations: CocoFile | None = None
+    samples: Sequence[Sample]  # packed annotations
+    vocabulary: tuple[str, ...] = ()  # class names; empty for captions
+    skipped: SkipCounter = field(default_factory=SkipCounter)  # what cannot be used
+    ids: tuple[Id, ...] = ()  # category ids of the file, one for each class name
+    format: str = ""  # how it is written
+    annotations: CocoFile | None = None  # the parsed COCO or LVIS file, where it was read for scoring
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""
@@ -206,15 +198,9 @@ class Folders:
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
         listed = [folders] if isinstance(folders, str | Path) else folders
-        self.folders = tuple(Path(folder) for folder in listed)
-        if not self.folders:
-            raise DataError("No image folder is given: give images=, the folders to search in order")
-        missing = next((folder for folder in self.folders if not folder.is_dir()), None)
-        if missing is not None:
-            raise FileNotFoundError(
-                f"Image folder {str(missing)!r} is not there: set data.root or GLIP_DATA to the data folder, or give "
-                "the folder's full path"
-            )
+        self.folders = tuple(Path(folder) for folder in listed) or (Path("(none is given)"),)
+        for folder in self.folders:
+            check_exists(folder, "Image folder {!r} is not there")
         self._skip: int | None = None
 
     def locate(self, name: Any) -> Path:
@@ -224,18 +210,18 @@ class Folders:
             InvalidRecord: no name, one that no file can have, or one that leads out of the folders.
         """
         require(isinstance(name, str) and name, "image without a file name")
+        # the system would refuse to look for longer names
         short = len(name) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
         require(short, "image name that is too long")
         parts = PurePosixPath(name.replace("\\", "/")).parts
         inside = parts and parts[0] != "/" and ".." not in parts and "\0" not in name and not Path(name).is_absolute()
         require(inside, "image name outside its folder")
         if self._skip is None:
-            self._skip = next((skip for skip in range(len(parts)) if self._exists(parts[skip:])), None)
+            places = ((skip, folder) for skip in range(len(parts)) for folder in self.folders)
+            found = (skip for skip, folder in places if folder.joinpath(*parts[skip:]).is_file())
+            self._skip = next(found, None)
         skip = min(self._skip or 0, len(parts) - 1)
         candidates = [folder.joinpath(*parts[skip:]) for folder in self.folders]
         if len(candidates) == 1:
             return candidates[0]
         return next((file for file in candidates if file.is_file()), candidates[0])
-
-    def _exists(self, parts: tuple[str, ...]) -> bool:
-        return any(folder.joinpath(*parts).is_file() for folder in self.folders)

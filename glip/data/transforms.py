@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from glip.data.sets import SkipCounter
 from glip.processor import resized_size
-from glip.shapes import Float, Tensor
+from glip.shapes import Tensor
 from glip.structures import Sample
 
 # Any word that begins with left or right, alone or behind a place ("topleft", "left_hand", "righthanded"), but not
@@ -63,24 +63,25 @@ def augment(
     sample = _drop(sample, sample.crowd, skipped, "crowd region", visible=sample.crowd)
     height, width = _image(sample).height, _image(sample).width
     sample = replace(sample, boxes=clip_boxes_to_image(sample.boxes, (height, width)))
-    sample = _drop(sample, _indices(box_area(sample.boxes) <= 0), skipped, "box outside its image")
+    sample = _drop(sample, _where(box_area(sample.boxes) <= 0), skipped, "box outside its image")
     drawn = int(rng.integers(min(short_side), max(short_side) + 1))
     size = resized_size(height, width, drawn, max_size)
     sample = _transform(sample, lambda thing: F.resize(thing, list(size)))
     if crop:
         sample = _crop(sample, crop, rng, skipped)
-    if rng.random() < flip and not _names_a_side(sample):
-        sample = _transform(sample, F.horizontal_flip)
-    return (_recolour(sample, colour, rng) if colour else sample), skipped
+    if rng.random() < flip:
+        sided = says_side(sample.prompt.caption) if sample.prompt else _any_says_side(sample.vocabulary)
+        sample = sample if sided else _transform(sample, F.horizontal_flip)
+    image = _image(sample)
+    if colour:  # the hue stays, since captions name colours
+        for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
+            image = adjust(image, float(rng.uniform(max(0.0, 1 - colour), 1 + colour)))
+    return replace(sample, image=image), skipped
 
 
 def says_side(words: str) -> bool:
     """Whether words say left or right in any form, so that they would be wrong for the flipped image."""
     return _SIDES.search(words) is not None
-
-
-def _names_a_side(sample: Sample) -> bool:
-    return says_side(sample.prompt.caption) if sample.prompt else _any_says_side(sample.vocabulary)
 
 
 @lru_cache(maxsize=256)  # a vocabulary is the same for all images of a dataset, and may have thousands of names
@@ -102,8 +103,10 @@ def _transform(sample: Sample, change: Callable[[Any], Any]) -> Sample:
 
 def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCounter) -> Sample:
     """A square window that holds the centre of a random box, if there is one; smaller images are padded."""
-    image = _image(sample)
-    centre = _random_centre(sample.boxes, rng)
+    image, centre = _image(sample), tuple[float | None, ...]((None, None))
+    if len(sample.boxes) and rng.random() >= _ANYWHERE:
+        x1, y1, x2, y2 = sample.boxes[int(rng.integers(len(sample.boxes)))].tolist()
+        centre = ((x1 + x2) / 2, (y1 + y2) / 2)
     left, top = (_window(length, side, at, rng) for length, at in zip(image.size, centre, strict=True))
     fill = [int(value) for value in rng.integers(0, 256, 3)]
     border = [max(0, -left), max(0, -top), max(0, left + side - image.width), max(0, top + side - image.height)]
@@ -112,8 +115,13 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCoun
     cropped = _transform(sample, lambda thing: F.crop(thing, max(0, top), max(0, left), side, side))
     before, after = box_area(sample.boxes), box_area(cropped.boxes)
     lost = (after < _VISIBLE * before) | (after <= 0)
-    visible = _indices(lost & (after > 0))
-    return _drop(cropped, _indices(lost), skipped, "box cut away by the crop", visible=visible)
+    visible = _where(lost & (after > 0))
+    return _drop(cropped, _where(lost), skipped, "box cut away by the crop", visible=visible)
+
+
+def _where(mask: Tensor) -> list[int]:
+    indices: list[int] = mask.nonzero()[:, 0].tolist()
+    return indices
 
 
 def _drop(
@@ -131,30 +139,9 @@ def _drop(
     return replace(kept, incomplete=tuple(sorted({*sample.incomplete, *unsure})))
 
 
-def _random_centre(boxes: Float[Tensor, "box 4"], rng: np.random.Generator) -> Sequence[float | None]:
-    """(x, y) of a random box's centre; None where a crop may lie anywhere."""
-    if len(boxes) == 0 or rng.random() < _ANYWHERE:
-        return (None, None)
-    x1, y1, x2, y2 = boxes[int(rng.integers(len(boxes)))].tolist()
-    return ((x1 + x2) / 2, (y1 + y2) / 2)
-
-
 def _window(length: int, side: int, at: float | None, rng: np.random.Generator) -> int:
     """Where a window of ``side`` starts on an image of ``length``, so that ``at`` lies inside."""
     low, high = min(0, length - side), max(0, length - side)
     if at is not None:
         low, high = min(max(low, int(at) - side + 1), high), max(min(high, int(at)), low)
     return int(rng.integers(low, high + 1)) if high > low else low
-
-
-def _indices(mask: Tensor) -> list[int]:
-    indices: list[int] = mask.nonzero()[:, 0].tolist()
-    return indices
-
-
-def _recolour(sample: Sample, strength: float, rng: np.random.Generator) -> Sample:
-    """Brightness, contrast and saturation by up to ``strength``; the hue stays, since captions name colours."""
-    image = _image(sample)
-    for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
-        image = adjust(image, float(rng.uniform(max(0.0, 1 - strength), 1 + strength)))
-    return replace(sample, image=image)

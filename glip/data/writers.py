@@ -8,20 +8,22 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
-from glip.data.image import image_size
-from glip.data.sets import Id, Row, SampleSet, SkipCounter
-from glip.errors import DataError, ImageError
+from glip.data.image import size_if_readable
+from glip.data.sets import Id, Row, SampleSet, SkipCounter, require
+from glip.errors import DataError
 from glip.files import atomic_write
 from glip.structures import Prompt, Sample, TarMember
 from glip.text.prompt import clean_name
 
 ImageFolders = Sequence[str | Path]
+T = TypeVar("T")
 
 
 def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
@@ -38,52 +40,40 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
     Raises:
         DataError: samples with captions, or with different vocabularies; an image outside the folders.
     """
-    lost, names = SkipCounter(), samples.vocabulary
+    lost, names, taken = SkipCounter(), samples.vocabulary, set[Id]()
     ids = samples.ids if len(samples.ids) == len(names) else tuple(range(1, len(names) + 1))
     for name, times in Counter(clean_name(name).strip() for name in names).items():  # as they are read
         if times > 1:
             lost.add("name written twice, its twin cannot be told apart", name, times - 1)
 
-    def rows() -> Iterator[tuple[Row, list[Row]]]:
-        taken: set[Id] = set()
-        for sample in samples.walk("convert"):
-            _check_detection(sample, names, "COCO")
-            record = _image_record(sample, images, taken, lost)
-            if sample.absent is not None:
-                record["neg_category_ids"] = [ids[index] for index in sample.absent]
-            if sample.absent is not None or sample.incomplete:
-                record["not_exhaustive_category_ids"] = [ids[index] for index in sample.incomplete]
-            pairs = _single_names(sample, lost)
-            yield record, [_coco_box(sample, index, record, category_id=ids[phrase]) for index, phrase in pairs]
+    def row(sample: Sample) -> tuple[Row, list[Row]]:
+        _check(sample, "COCO", names)
+        record = _image_record(sample, images, taken, lost)
+        if sample.absent is not None:
+            record["neg_category_ids"] = [ids[index] for index in sample.absent]
+        if sample.absent is not None or sample.incomplete:
+            record["not_exhaustive_category_ids"] = [ids[index] for index in sample.incomplete]
+        pairs = _single_names(sample, lost)
+        return record, [_coco_box(sample, index, record) | {"category_id": ids[name]} for index, name in pairs]
 
-    _write_coco_json(
-        Path(path), [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)], rows()
-    )
+    categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+    _write_coco_json(Path(path), categories, each_row(samples, row, lost))
     return lost
 
 
 def write_mdetr(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write captions with their boxes as MDETR's form of COCO json; arguments and result as for ``write_coco``."""
-    lost = SkipCounter()
+    lost, taken = SkipCounter(), set[Id]()
 
-    def rows() -> Iterator[tuple[Row, list[Row]]]:
-        taken: set[Id] = set()
-        for sample in samples.walk("convert"):
-            prompt = _boxed_prompt(sample, "MDETR json", lost)
-            if prompt is None:
-                continue
-            record = _image_record(sample, images, taken, lost)
-            record |= {"caption": prompt.caption, "tokens_positive_eval": [_lists(p.spans) for p in prompt.phrases]}
-            spans = [
-                _lists(sorted({span for phrase in phrases for span in prompt.phrases[phrase].spans}))
-                for phrases in sample.box_phrases
-            ]
-            yield (
-                record,
-                [_coco_box(sample, i, record, category_id=1, tokens_positive=own) for i, own in enumerate(spans)],
-            )
+    def row(sample: Sample) -> tuple[Row, list[Row]]:
+        _check(sample, "MDETR json", ())
+        prompt, record = _boxed_prompt(sample, lost), _image_record(sample, images, taken, lost)
+        record |= {"caption": prompt.caption, "tokens_positive_eval": [phrase.spans for phrase in prompt.phrases]}
+        spans = [{span for phrase in own for span in prompt.phrases[phrase].spans} for own in sample.box_phrases]
+        more = [{"category_id": 1, "tokens_positive": sorted(own)} for own in spans]
+        return record, [_coco_box(sample, index, record) | own for index, own in enumerate(more)]
 
-    _write_coco_json(Path(path), [{"id": 1, "name": "object"}], rows())
+    _write_coco_json(Path(path), [{"id": 1, "name": "object"}], each_row(samples, row, lost))
     return lost
 
 
@@ -92,12 +82,32 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
 
     The label map is written beside it (``label_map_of``) when there are detection lines.
     """
-    lost = SkipCounter()
-    rows = (_odvg_row(sample, samples.vocabulary, images, lost) for sample in samples.walk("convert"))
-    _write_lines(path, filter(None, rows))
-    if samples.vocabulary:
+    lost, names = SkipCounter(), samples.vocabulary
+
+    def row(sample: Sample) -> Row:
+        _check(sample, "ODVG", names)
+        prompt = None if sample.vocabulary else _boxed_prompt(sample, lost)
+        lost.add("id of an image (its line number takes its place)")
+        row: Row = {"filename": image_name(sample, images, "ODVG")} | _size(sample, lost)
+        boxes = list[Row]()
+        for index, number in _single_names(sample, lost):
+            corners = _decimals(sample.boxes[index].numpy())
+            if index in sample.crowd:
+                lost.add("box of a crowd")
+            elif prompt is None:
+                boxes.append({"bbox": corners, "label": number, "category": names[number]})
+            else:
+                own = prompt.phrases[number]
+                boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": own.spans})
+        if prompt is None:
+            return row | {"detection": {"instances": boxes}}
+        return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
+
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(one) + "\n" for one in each_row(samples, row, lost))
+    if names:
         with atomic_write(label_map_of(path)) as file:
-            json.dump({str(label): name for label, name in enumerate(samples.vocabulary)}, file, indent=1)
+            json.dump({str(label): name for label, name in enumerate(names)}, file, indent=1)
     return lost
 
 
@@ -112,33 +122,31 @@ def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> 
     Returns:
         An empty counter.
     """
-
-    def rows() -> Iterator[Row]:
-        names: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    with atomic_write(path) as file:
         for sample in samples.walk("convert"):
             changed = sample.vocabulary and sample.vocabulary != names
-            yield label_row(sample, images) | ({"names": list(sample.vocabulary)} if changed else {})
+            row = label_row(sample, images) | ({"names": list(sample.vocabulary)} if changed else {})
+            file.write(json.dumps(row) + "\n")
             names = sample.vocabulary or names
-
-    _write_lines(path, rows())
     return SkipCounter()
 
 
 def label_row(sample: Sample, images: ImageFolders) -> Row:
     """One line of a label file, without the names of a detection dataset."""
-    image = sample.image
-    file = image.archive if isinstance(image, TarMember) else image_file(sample, "a label file")
-    row: Row = {"image": _name(file, images), "id": sample.image_id}
+    image, prompt = sample.image, sample.prompt
+    row: Row = {"image": image_name(sample, images), "id": sample.image_id}
     if isinstance(image, TarMember):
         row |= {"member": image.name, "start": image.start, "length": image.length}
     if sample.size:
         row |= {"width": sample.size[0], "height": sample.size[1]}
-    prompt = sample.prompt
     if prompt is None:
         row |= {"phrases": []} if sample.vocabulary else {"caption": sample.caption, "phrases": []}
     else:
         row["caption"] = prompt.caption
-        row["phrases"] = [{"text": phrase.text, "spans": _lists(phrase.spans)} for phrase in prompt.phrases]
+        row["phrases"] = [
+            {"text": phrase.text, "spans": [list(span) for span in phrase.spans]} for phrase in prompt.phrases
+        ]
         row |= {"list": True} if prompt.is_list else {}
         row |= {"classes": list(prompt.classes)} if _has_classes(prompt) else {}
     row["boxes"] = [
@@ -147,45 +155,46 @@ def label_row(sample: Sample, images: ImageFolders) -> Row:
         | ({"crowd": True} if index in sample.crowd else {})
         for index, (corners, phrases) in enumerate(zip(sample.boxes.numpy(), sample.box_phrases, strict=True))
     ]
-    if sample.absent is not None:
-        row["absent"] = list(sample.absent)
-    if sample.incomplete:
-        row["incomplete"] = list(sample.incomplete)
-    return row
+    row |= {"absent": list(sample.absent)} if sample.absent is not None else {}
+    return row | ({"incomplete": list(sample.incomplete)} if sample.incomplete else {})
+
+
+def each_row(samples: SampleSet, make: Callable[[Sample], T], lost: SkipCounter) -> Iterator[T]:
+    """What is written for each sample that can be; what is lost on the way is counted at its image."""
+    return lost.each(((repr(sample.image_id), sample) for sample in samples.walk("convert")), make, "image")
 
 
 # ---- what a format can hold
 
 
-def _refuse(sample: Sample, what: str, format: str, others: str) -> DataError:
-    return DataError(f"{_shown(sample)} {what}, which {format} cannot say: write --to {others}")
+def _check(sample: Sample, format: str, vocabulary: tuple[str, ...]) -> None:
+    """Refuse a sample of a kind that a format does not have; ``vocabulary`` is that of all samples."""
+    names, prompt = sample.vocabulary, sample.prompt
+    listed = sample.absent is not None or sample.incomplete
+    refusals = (
+        (not names and not prompt, "has a caption without phrases", "labels"),
+        (prompt and format == "COCO", "has a caption", "mdetr, odvg or labels"),
+        (names and format == "MDETR json", "has a list of names", "coco, odvg or labels"),
+        (names and names != vocabulary, "has a list of names of its own, not that of all images", "labels"),
+        (listed and format == "ODVG", "states which names are absent or incomplete", "coco (LVIS's fields) or labels"),
+    )
+    what, others = next(((what, others) for wrong, what, others in refusals if wrong), ("", ""))
+    if what:
+        raise DataError(f"Image {sample.image_id!r} {what}, which {format} cannot say: write --to {others}")
 
 
-def _check_detection(sample: Sample, vocabulary: tuple[str, ...], format: str) -> None:
-    if not sample.vocabulary:
-        raise _refuse(sample, "has a caption", format, "mdetr, odvg or labels" if sample.prompt else "labels")
-    if sample.vocabulary != vocabulary:
-        what = "has a list of names of its own, not the list of all images"
-        raise _refuse(sample, what, f"{format} (where a name without a box is absent)", "labels")
-
-
-def _boxed_prompt(sample: Sample, format: str, lost: SkipCounter) -> Prompt | None:
+def _boxed_prompt(sample: Sample, lost: SkipCounter) -> Prompt:
     """The prompt of a sample that has boxes; what such a file cannot hold is counted."""
-    prompt, place = sample.prompt, _shown(sample)
-    if prompt is None and sample.vocabulary:
-        raise _refuse(sample, "has a list of names", format, "coco, odvg or labels")
-    if prompt is None:
-        raise _refuse(sample, "has a caption without phrases", format, "labels")
-    if not sample.box_phrases:
-        lost.add("caption without a box", place)
-        return None
+    prompt = sample.prompt
+    assert prompt is not None
+    require(sample.box_phrases, "caption without a box")
     boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
     if len(boxed) < len(prompt.phrases):
-        lost.add("phrase without a box", place, len(prompt.phrases) - len(boxed))
+        lost.add("phrase without a box", times=len(prompt.phrases) - len(boxed))
     if prompt.is_list or _has_classes(prompt):
-        lost.add("that a caption is a list of names, or its classes", place)
+        lost.add("that a caption is a list of names, or its classes")
     if sample.scores:
-        lost.add("score", place, len(sample.scores))
+        lost.add("score", times=len(sample.scores))
     return prompt
 
 
@@ -193,41 +202,13 @@ def _has_classes(prompt: Prompt) -> bool:
     return prompt.classes != tuple(range(len(prompt.phrases)))
 
 
-def _odvg_row(sample: Sample, vocabulary: tuple[str, ...], images: ImageFolders, lost: SkipCounter) -> Row | None:
-    place, prompt = _shown(sample), None
-    if sample.vocabulary:
-        _check_detection(sample, vocabulary, "ODVG")
-        if sample.absent is not None or sample.incomplete:
-            others = "coco (LVIS's fields) or labels"
-            raise _refuse(sample, "states which names are absent or incomplete", "ODVG", others)
-    else:
-        prompt = _boxed_prompt(sample, "ODVG", lost)
-        if prompt is None:
-            return None
-    lost.add("id of an image (its line number takes its place)", place)
-    row: Row = {"filename": _name(image_file(sample, "ODVG"), images)} | _size(sample, lost)
-    boxes = []
-    for index, phrase in _single_names(sample, lost):
-        corners = _decimals(sample.boxes[index].numpy())
-        if index in sample.crowd:
-            lost.add("box of a crowd", place)
-        elif prompt is None:
-            boxes.append({"bbox": corners, "label": phrase, "category": vocabulary[phrase]})
-        else:
-            own = prompt.phrases[phrase]
-            boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": _lists(own.spans)})
-    if prompt is None:
-        return row | {"detection": {"instances": boxes}}
-    return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
-
-
 def _single_names(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]]:
     """Each box with each of its names, for formats in which a box has one."""
     if sample.scores and sample.vocabulary:
-        lost.add("score", _shown(sample), len(sample.scores))
+        lost.add("score", times=len(sample.scores))
     for index, phrases in enumerate(sample.box_phrases):
         if len(phrases) > 1:
-            lost.add("that several names are of one box (it is written once for each)", _shown(sample))
+            lost.add("that several names are of one box (it is written once for each)")
         yield from ((index, phrase) for phrase in phrases)
 
 
@@ -238,19 +219,18 @@ def _image_record(sample: Sample, images: ImageFolders, taken: set[Id], lost: Sk
     """The entry of ``images``, its id unique."""
     number = sample.image_id
     if number in taken:
-        lost.add("id of an image (another has it too)", _shown(sample))
+        lost.add("id of an image (another has it too)")
         number = next(own for own in (f"{number}#{again}" for again in range(2, 1 << 31)) if own not in taken)
     taken.add(number)
-    return {"id": number, "file_name": _name(image_file(sample, "this format"), images)} | _size(sample, lost)
+    return {"id": number, "file_name": image_name(sample, images, "this format")} | _size(sample, lost)
 
 
-def _coco_box(sample: Sample, index: int, record: Row, **more: object) -> Row:
+def _coco_box(sample: Sample, index: int, record: Row) -> Row:
     left, top, right, bottom = _decimals(sample.boxes[index].numpy())
     # nine digits: without the tails of binary fractions, and still exact when added up and rounded to float32
     width, height = round(right - left, 9), round(bottom - top, 9)
     crowd = int(index in sample.crowd)
-    box = {"image_id": record["id"], "bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
-    return box | more
+    return {"image_id": record["id"], "bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
 
 
 def _decimals(row: np.ndarray) -> list[float]:
@@ -258,45 +238,37 @@ def _decimals(row: np.ndarray) -> list[float]:
     return [float(str(value)) for value in row]
 
 
-def _lists(spans: Iterable[tuple[int, int]]) -> list[list[int]]:
-    return [list(span) for span in spans]
-
-
 def _size(sample: Sample, lost: SkipCounter) -> Row:
-    try:
-        width, height = sample.size or image_size(image_file(sample, "this format"))
-    except ImageError:
-        lost.add("size of an image that cannot be read", _shown(sample))
+    assert isinstance(sample.image, Path)  # as its name was found
+    size = sample.size or size_if_readable(sample.image)
+    if size is None:
+        lost.add("size of an image that cannot be read")
         return {}
-    return {"width": width, "height": height}
+    return {"width": size[0], "height": size[1]}
 
 
-def image_file(sample: Sample, format: str) -> Path:
-    """The file of a sample's image."""
-    if isinstance(sample.image, TarMember):
-        raise _refuse(sample, "is in an archive", format, "labels, or unpack it")
-    if isinstance(sample.image, Image.Image):
-        raise DataError(f"{_shown(sample)} is drawn: save it and put its path in the sample")
-    return sample.image
+def image_name(sample: Sample, images: ImageFolders, format: str = "") -> str:
+    """The name of a sample's image, or of its archive, relative to the first folder that holds it.
 
-
-def _name(file: Path, images: ImageFolders) -> str:
-    """The name of a file relative to the first folder that holds it."""
-    for folder in images:
-        for path, root in ((file, Path(folder)), (file.absolute(), Path(folder).absolute())):
-            if path.is_relative_to(root):
-                return path.relative_to(root).as_posix()
-    folders = ", ".join(repr(str(folder)) for folder in images) or "none given"
-    raise DataError(f"Image {str(file)!r} is not in the image folders ({folders}): give its folder")
-
-
-def _shown(sample: Sample) -> str:
-    return f"image {sample.image_id!r}"
-
-
-def _write_lines(path: str | Path, rows: Iterable[Row]) -> None:
-    with atomic_write(path) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    Raises:
+        DataError: outside the folders; drawn, so without a name; in an archive, where a ``format`` without them is
+            given.
+    """
+    image = sample.image
+    if isinstance(image, Image.Image):
+        problem = "is drawn: save it and put its path in the sample"
+    elif isinstance(image, TarMember) and format:
+        problem = f"is in an archive, which {format} cannot say: write --to labels, or unpack it"
+    else:
+        file = image.archive if isinstance(image, TarMember) else image
+        roots = [(file, Path(folder)) for folder in images]
+        pairs = (pair for path, root in roots for pair in ((path, root), (path.absolute(), root.absolute())))
+        name = next((path.relative_to(root).as_posix() for path, root in pairs if path.is_relative_to(root)), None)
+        if name is not None:
+            return name
+        folders = ", ".join(repr(str(folder)) for folder in images) or "none given"
+        problem = f"({file}) is not in the image folders ({folders}): give its folder"
+    raise DataError(f"Image {sample.image_id!r} {problem}")
 
 
 def _write_coco_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row, list[Row]]]) -> None:

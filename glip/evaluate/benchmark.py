@@ -13,8 +13,8 @@ from typing import cast
 
 from glip.config import EvaluateConfig, Format, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
+from glip.data.mixture import data_fingerprint
 from glip.data.sets import SampleSet, SkipCounter
-from glip.data.survey import data_fingerprint
 from glip.errors import ConfigError, DataError
 from glip.evaluate.ground_truth import GroundTruth, read_coco_truth, read_lvis_truth, truth_of
 from glip.evaluate.lvis import import_lvis

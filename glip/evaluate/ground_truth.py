@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from glip.data.coco import ABSENT, INCOMPLETE, check_ids, id_order, is_federated, listed_labels, parse_coco
+from glip.data.coco import ABSENT, INCOMPLETE, check_distinct, id_order, is_federated, listed_labels, parse_coco
 from glip.data.records import is_id, records_by_id
 from glip.data.sets import CocoFile, Id, Row, SkipCounter
 from glip.errors import DataError
@@ -147,7 +147,8 @@ def _read_truth(
 ) -> tuple[GroundTruth, dict[Id, Row]]:
     """Images, categories and boxes, the first two by ascending id; and the records of the categories."""
     skipped.merge(file.skipped)
-    check_ids((record for record in file.categories if isinstance(record, dict) and is_id(record.get("id"))), file.path)
+    stated = (record.get("id") for record in file.categories if isinstance(record, dict))
+    check_distinct(filter(is_id, stated), "id", file.path)
     records = records_by_id(file.categories, "category", skipped)
     images, categories = (tuple(sorted(ids, key=id_order)) for ids in (file.images, records))
     names = tuple(str(records[number].get("name", number)) for number in categories)

@@ -111,7 +111,7 @@ def _draw_samples(folder: Path) -> Image.Image | None:
     folders, samples = Folders(read_manifest(folder)["images"]), list[Sample]()
     for row in read_rows(folder):
         boxes = [box for box in row["boxes"] if box["score"] >= _CONFIDENT]
-        samples += [sample_of_row({**row, "boxes": boxes}, (), folders, "", SkipCounter())] if boxes else []
+        samples += [sample_of_row({**row, "boxes": boxes}, (), folders, SkipCounter())] if boxes else []
         if len(samples) == _SHOWN:
             break
     return contact_sheet(samples) if samples else None

@@ -9,9 +9,8 @@ from typing import Any
 
 from glip.config import TaskConfig, TuneConfig
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
+from glip.data.mixture import count_classes, data_fingerprint, draw_shots
 from glip.data.sets import SampleSet, SkipCounter
-from glip.data.shots import count_classes, draw_shots
-from glip.data.survey import data_fingerprint
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError

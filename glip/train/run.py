@@ -8,8 +8,7 @@ import torch
 
 from glip.config import ModelConfig
 from glip.data.loader import MixtureDataset, load_steps
-from glip.data.mixture import build_sources
-from glip.data.survey import survey
+from glip.data.mixture import build_sources, survey
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment

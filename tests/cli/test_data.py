@@ -148,7 +148,7 @@ def test_what_is_skipped_is_printed(glip_, birds):
         (["check", "brids"], "'brids' is neither in datasets.yaml nor a file"),
         (["check", "gone"], "gone.json' are not there"),
         (["check", "birds", "--images", "nowhere"], "nowhere' is not there"),
-        (["check", "birds", "--format", "mdetr"], "image without a caption"),
+        (["check", "birds", "--format", "mdetr"], "caption that is empty or no text"),
         (["check", "birds", "--number", "-1"], "--number -1: give a number of samples"),
         (["show", "birds", "--number", "0"], "--number 0: give a number of samples"),
         (["show", "birds", "--out", "sheet.txt"], "unknown ending '.txt'"),

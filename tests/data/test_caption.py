@@ -144,16 +144,6 @@ def test_order_and_number_of_absent_names_give_nothing_away():
     assert len(texts(empty, replace(SOME, max_negatives=0))) == 1, "an image without boxes is asked for one at least"
 
 
-def test_a_name_that_does_not_fit_makes_way_for_those_that_do():
-    long = "a name of far too many words to be of any use to anyone who reads it"
-    sample = replace(sample_of(["cat", long, "dog"], [0, 1, 2, 1]), image_id=7)
-    for seed in range(12):
-        made, lost = built(sample, seed=seed, max_tokens=10)
-        assert set(made.prompt.texts) == {"cat", "dog"}
-        assert made.boxes[:, 0].tolist() == [0, 2]
-        assert lost.counts == {NO_ROOM: 2} and lost.places[NO_ROOM] == [f"{long!r} in image 7"] * 2
-
-
 def test_the_limit_is_used_to_the_last_token():
     exact = count_tokens("cat. red bus. dog")
     sample = sample_of(["cat", "red bus", "dog"], [0, 1, 2])
@@ -187,17 +177,6 @@ def test_borrowed_names_share_no_word():
     assert not {*texts(sample, full, foreign=FOREIGN)} & {*FOREIGN}
 
 
-def test_federated_sets_ask_only_for_what_was_verified():
-    data = replace(ALL, borrow=1.0)
-    sample = sample_of(DIFFERENT, [0, 1, 2, 1], absent=(3, 8, 0, 2), incomplete=(2, 8))
-    made, lost = built(sample, data, foreign=FOREIGN)
-    assert set(made.prompt.texts) == {"cat", "red bus", "anaesthesiologist"}
-    assert lost.counts == {NOT_ASKED: 1} and made.boxes[:, 0].tolist() == [0, 1, 3]
-    assert made.absent is None and made.incomplete == () and made.vocabulary == ()
-    with pytest.raises(CaptionError, match="image 0: .*no class is known"):
-        captioned(sample_of(DIFFERENT, [0], absent=(), incomplete=(0,)), data, foreign=FOREIGN)
-
-
 def test_class_prompts_are_written_around_the_name():
     prompts = read_prompts(
         {"pothole": "there are some [holes] on the road", "car": {"suffix": " with wheels"}}, ["pothole", "car"]
@@ -211,8 +190,6 @@ def test_class_prompts_are_written_around_the_name():
     two = captioned(sample_of(["red", "blue"], [0, 1]), prompts=same)
     assert two.prompt.texts == ("car", "car") and two.box_phrases[0] != two.box_phrases[1]
 
-
-# ---- captions of other images beside a sample's own
 
 PHRASES = ("A cat", "a dog", "the cat")
 OWN = Prompt.from_caption("A cat and a dog watch the cat", list(PHRASES))
@@ -259,11 +236,6 @@ def test_packed_captions_are_joined_as_sentences():
     own = OWN.caption
     assert f"{own}. Two dogs play. a man on a horse" in made and f"a man on a horse. {own}" in made
     assert f"Two dogs play. {own}" in made and own in made
-
-
-def test_the_same_caption_is_no_negative():
-    same = Prompt.from_caption("a cat AND a dog watch the cat", ["a dog"])
-    assert {packed(others=[same], seed=seed).caption for seed in range(20)} == {OWN.caption}
 
 
 def test_captions_that_the_model_cannot_read():

@@ -5,8 +5,12 @@ import json
 import pytest
 from small import write_coco
 
-from glip.data.catalog import data_root, find_set, known_sets, read_set, recognize
+from glip.cli.main import main
+from glip.data import catalog, records
+from glip.data.catalog import data_root, dataset_name, find_set, known_sets, read_set, recognize
+from glip.data.sets import SkipCounter
 from glip.errors import ConfigError
+from glip.evaluate.ground_truth import read_coco_truth
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def test_a_table_in_the_data_root_adds_and_replaces(root):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("mine: {anotations: a.json}", "did you mean 'annotations'"), ("[1, 2]", "map of set names"), ("{", "YAML")],
+    [("mine: {anotations: a.json}", "did you mean 'annotations'"), ("[1, 2]", "give a map of keys"), ("{", "YAML")],
 )
 def test_a_broken_table_is_explained(text, message, root):
     (root / "datasets.yaml").write_text(text)
@@ -89,15 +93,73 @@ def test_other_json_is_refused(text, tmp_path):
         recognize(tmp_path / "a.json")
 
 
-def test_lines_under_another_name(tmp_path):
-    (tmp_path / "odvg.json").write_text('{"filename": "a", "detection": {}}\n{"filename": "b", "detection": {}}\n')
-    assert recognize(tmp_path / "odvg.json")[0] == "odvg"
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_a_byte_order_mark_hides_no_format(name, tmp_path):
+def test_a_byte_order_mark_hides_no_format(tmp_path):
     (tmp_path / "coco.json").write_bytes(b'\xef\xbb\xbf{"images": [], "annotations": [], "categories": []}')
     assert recognize(tmp_path / "coco.json")[0] == "coco"
-    line = b'{"image": "a", "phrases": [], "boxes": []}\n'
-    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + line + line)
-    assert recognize(tmp_path / name)[0] == "labels"
+    for name in ("a.json", "a.jsonl"):  # lines of json come under both names
+        (tmp_path / name).write_bytes(b'\xef\xbb\xbf{"image": "a", "phrases": [], "boxes": []}\n{"image": "b"}\n')
+        assert recognize(tmp_path / name)[0] == "labels"
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The files parsed so far."""
+    files = []
+
+    def parse(path):
+        files.append(path.name)
+        return whole(path)
+
+    whole = records.parse_json
+    for module in (records, catalog):
+        monkeypatch.setattr(module, "parse_json", parse)
+    return files
+
+
+def test_evaluate_parses_once(tmp_path, parsed, capsys):
+    file = write_coco(tmp_path)
+    (tmp_path / "results.json").write_text(
+        '[{"image_id": 0, "category_id": 10, "bbox": [8, 10, 44, 44], "score": 0.9}]'
+    )
+    arguments = ["evaluate", str(file), "--predictions", str(tmp_path / "results.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="0"):
+        main(arguments)
+    assert "AP50" in capsys.readouterr().out
+    assert parsed == ["instances.json"]
+
+
+def test_train_and_evaluate_parse_once(tmp_path, parsed, monkeypatch):
+    """The commands themselves: one training step on a file, then its model evaluated on the same file."""
+    monkeypatch.chdir(tmp_path)
+    file = write_coco(tmp_path)
+    small = ("model.vision.depths=[1,1,1,1]", "model.language.layers=1", "model.head.blocks=1", "data.crop=64")
+    short = ("data.short_side=[64,64]", "train.steps=1", "train.warmup=0", "train.batch_size=1", "train.output=run")
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "tiny", "--data", str(file), "--images", str(tmp_path / "images"), *small, *short])
+    assert parsed == ["instances.json"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["evaluate", "run/model", str(file), "--images", str(tmp_path / "images"), "--out", "evaluated"])
+    assert parsed == ["instances.json"] * 2
+
+
+def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path, parsed):
+    file = write_coco(tmp_path)
+    assert read_set(find_set(str(file))).annotations is None, "training does not keep the columns"
+    read = read_set(find_set(str(file)), to_score=True)
+    first, second = read_coco_truth(read.annotations, SkipCounter()), read_coco_truth(file, SkipCounter())
+    assert parsed == ["instances.json"] * 3
+    assert read.format == "coco" and first.images == second.images == (0, 1, 2, 3)
+    assert first.boxes.boxes.tolist() == second.boxes.boxes.tolist() and len(first.boxes.areas) == 9
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("raccoon/annotations/instances_test.json", "raccoon_test"),
+        ("raccoon/instances_test.json", "raccoon_test"),
+        ("coco/annotations/lvis_v1_val.json", "coco_lvis_v1_val"),
+        ("mine/instances.json", "mine_instances"),
+    ],
+)
+def test_names_of_files_do_not_collide(file, name, tmp_path):
+    assert dataset_name(file, tmp_path) == name and dataset_name("coco_val2017") == "coco_val2017"

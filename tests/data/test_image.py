@@ -41,9 +41,6 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
-# ---- what is read
-
-
 @pytest.mark.parametrize(
     ("orientation", "corner"),
     [(1, (0, 0)), (2, (5, 0)), (3, (5, 3)), (4, (0, 3)), (5, (0, 0)), (6, (3, 0)), (7, (3, 5)), (8, (0, 5))],
@@ -120,9 +117,6 @@ def test_arrays_and_tensors_are_the_same_image():
         assert np.array_equal(np.asarray(open_any(grey)), np.repeat(array[..., :1], 3, 2))
 
 
-# ---- what cannot be read
-
-
 def refused(path: str | Path | TarMember, *words: str, read=load_image) -> None:
     with pytest.raises(ImageError) as caught:
         read(path)
@@ -182,15 +176,15 @@ def test_large_images_do_not_warn(save, monkeypatch, recwarn):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3)), "type float64: give .* of uint8"),
+        (np.zeros((4, 4, 3)), "type float64, from 0 to 0: give .* of uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros((1, 4, 4, 3), np.uint8), r"shape \(1, 4, 4, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
         (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\)"),
         (torch.zeros(3, 4, 4, dtype=torch.long), "type int64"),
         (torch.zeros(3, 0, 4), "shape"),
-        (torch.full((3, 4, 4), 200.0), r"floats from 200 to 200"),
-        (torch.full((3, 4, 4), float("nan")), "floats from nan to nan"),
+        (torch.full((3, 4, 4), 200.0), r"from 200 to 200: give .* floats in 0..1"),
+        (torch.full((3, 4, 4), float("nan")), "from nan to nan"),
         (7, "image of type int: give a path"),
         (None, "image of type NoneType"),
     ],

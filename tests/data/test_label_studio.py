@@ -51,9 +51,6 @@ def foreign(*rows: dict, image: str = "/data/upload/3/0123abcd-a.jpg", **fields:
     return {"id": 7, "data": {"image": image}, "annotations": [{"id": 1, "result": list(rows)}]} | fields
 
 
-# ---- round trips
-
-
 def test_all_of_a_sample_comes_back(tmp_path):
     listed = Prompt.from_names(["dog", "cat"], negatives=["owl"], classes=[4, 4])
     samples = [
@@ -95,9 +92,6 @@ def test_what_label_studio_gets(tmp_path):
     }
 
 
-# ---- what cannot be shown
-
-
 def test_boxes_end_at_the_image(tmp_path):
     boxes = torch.tensor([[-5.0, 10, 50, 90], [120, 10, 130, 20], [1, 2, 3, 4]])
     given = SampleSet([grounding(tmp_path, boxes=boxes)])
@@ -114,9 +108,8 @@ def test_what_is_left_out(tmp_path):
     lost = write_label_studio(SampleSet(samples), tmp_path / "tasks.json", [tmp_path])
     assert lost.counts == {"caption without phrases": 1, "image that cannot be read": 1}
     same_samples([grounding(tmp_path)], list(read_label_studio(tmp_path / "tasks.json", [tmp_path]).samples))
-    with pytest.raises(ValueError, match=r"Nothing to show in Label Studio \(1 x caption without phrases\): give"):
-        write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
-    assert not (tmp_path / "none.json").exists()
+    lost = write_label_studio(SampleSet([plain]), tmp_path / "none.json", [tmp_path])
+    assert json.loads((tmp_path / "none.json").read_text()) == [] and lost.counts == {"caption without phrases": 1}
 
 
 def test_images_have_to_be_files(tmp_path):
@@ -126,9 +119,6 @@ def test_images_have_to_be_files(tmp_path):
         written(tmp_path, archived)
     with pytest.raises(ValueError, match="is not in the image folders"):
         written(tmp_path, grounding(tmp_path.parent))
-
-
-# ---- what people did
 
 
 def test_corrections_come_back(tmp_path):
@@ -141,12 +131,11 @@ def test_corrections_come_back(tmp_path):
     assert found.box_phrases == ((1,), (0,), (2,)) and found.scores == () and found.prompt == TWINS
     assert found.boxes[0].tolist()[::2] == [10, 30] and found.boxes[2].tolist() == [50, 40, 60, 48]
     assert torch.equal(found.boxes[1], BOXES[1])
-
-
-def test_an_empty_annotation_says_that_nothing_is_there(tmp_path):
-    (task,) = written(tmp_path, grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
     (found,) = read(tmp_path, [task | {"annotations": [{"result": []}]}]).samples
-    assert len(found.boxes) == 0 and found.prompt == TWINS
+    assert len(found.boxes) == 0 and found.prompt == TWINS, "people say that nothing is there"
+    task["annotations"][0]["result"][1]["value"]["rectanglelabels"] = ["zebra"]
+    found = read(tmp_path, [task])
+    assert len(found.samples[0].boxes) == 2 and found.skipped.counts == {"box of an unknown phrase": 1}
 
 
 def test_which_answer_counts(tmp_path):
@@ -183,9 +172,6 @@ def test_skipped_and_untouched_tasks_are_counted(tmp_path):
     }
 
 
-# ---- projects of others
-
-
 @pytest.mark.parametrize(
     "image",
     [
@@ -210,27 +196,20 @@ def test_a_foreign_project_is_a_detection_set(tmp_path):
     two = [rectangle("dog", 0, 0, 10, 10, **size), rectangle("cat", 50, 50, 10, 10, **size)]
     other = foreign(rectangle("owl", 0, 0, 50, 50, **size), {"type": "choices", "value": {"choices": ["good"]}})
     found = read(tmp_path, [foreign(*two), other, foreign()])
-    assert found.vocabulary == ("dog", "cat", "owl") and [s.box_phrases for s in found.samples] == [
-        ((0,), (1,)),
-        ((2,),),
-        (),
-    ]
+    assert found.vocabulary == ("dog", "cat", "owl")
+    assert [sample.box_phrases for sample in found.samples] == [((0,), (1,)), ((2,),), ()]
     assert found.skipped.counts == {"mark that is no labelled rectangle": 1}
 
 
-@pytest.mark.parametrize("turn", [90, 30, -45, 200])
+@pytest.mark.parametrize("turn", [90, 30, -45])
 def test_a_turned_rectangle_becomes_the_one_around_it(turn, tmp_path):
     row = rectangle("dog", 40, 50, 20, 10, original_width=200, original_height=100)
     row["value"]["rotation"] = turn
     (found,) = read(tmp_path, [foreign(row)]).samples
-    angle = math.radians(turn)
-    corners = [
-        complex(80, 50) + complex(a, b) * complex(math.cos(angle), math.sin(angle)) for a in (0, 40) for b in (0, 10)
-    ]
+    turned = complex(math.cos(math.radians(turn)), math.sin(math.radians(turn)))
+    corners = [complex(80, 50) + complex(a, b) * turned for a in (0, 40) for b in (0, 10)]
     xs, ys = [c.real for c in corners], [c.imag for c in corners]
     assert found.boxes[0].tolist() == pytest.approx([min(xs), min(ys), max(xs), max(ys)], abs=1e-4)
-    if turn == 90:
-        assert found.boxes[0].tolist() == pytest.approx([70, 50, 80, 90], abs=1e-4)
 
 
 def test_broken_marks_are_counted(tmp_path):
@@ -247,13 +226,6 @@ def test_broken_marks_are_counted(tmp_path):
     }
     gone = read(tmp_path, [foreign(good), foreign(rectangle("dog", 1, 1, 5, 5))])
     assert gone.skipped.counts == {"boxes in per cent of an image that cannot be read": 1}
-
-
-def test_labels_that_a_task_does_not_have(tmp_path):
-    (task,) = written(tmp_path, grounding(tmp_path))
-    task["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["zebra"]
-    found = read(tmp_path, [task])
-    assert len(found.samples[0].boxes) == 2 and found.skipped.counts == {"box of an unknown phrase": 1}
 
 
 def test_other_files_are_refused(tmp_path):

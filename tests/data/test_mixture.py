@@ -1,18 +1,36 @@
 """From a config to sources: names of the table and plain paths, shares, replay, and sets that teach nothing refused."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small import NAMES, write_coco
+from small import NAMES, TINY, VOCABULARY, scenes, write_coco
 
 from glip.config import DataConfig, DatasetConfig
-from glip.data.mixture import build_sources, hold_out, read_training_set, resolve, with_replay
-from glip.data.sets import PackedSamples
+from glip.data.loader import Source
+from glip.data.mixture import (
+    build_sources,
+    count_classes,
+    data_fingerprint,
+    draw_shots,
+    hold_out,
+    read_training_set,
+    resolve,
+    survey,
+    with_replay,
+)
+from glip.data.sets import PackedSamples, SampleSet
+from glip.data.writers import write_labels
 from glip.errors import ConfigError, DataError
+from glip.processor import Processor
 from glip.structures import Prompt, Sample
+from glip.text.class_prompts import read_prompts
+from glip.text.tokens import Tokenizer
 
+STAR = Prompt.parse("a star")
 DRAWN = DatasetConfig(name="drawn", annotations="instances.json", images=("images",), weight=3.0)
 
 
@@ -42,14 +60,6 @@ def test_a_set_is_a_name_a_path_or_written_out(root):
     assert made[0].config.short_side == (50, 60)
     with pytest.raises(ConfigError, match=r"'mien' is neither in datasets.yaml nor a file \(did you mean 'mine'"):
         build_sources(data(root, DatasetConfig(name="mien")))
-
-
-def test_a_set_is_packed_once(root, monkeypatch):
-    packed = []
-    pack = PackedSamples.__init__
-    monkeypatch.setattr(PackedSamples, "__init__", lambda self, samples: packed.append(self) or pack(self, samples))
-    build_sources(data(root))
-    assert len(packed) == 1
 
 
 def test_prompts_of_the_table(root):
@@ -127,25 +137,115 @@ def test_many_missing_images_stop(root):
         build_sources(data(root, max_broken=1.0))
 
 
-# ---- names held out of training
-
-
-def test_held_out_names_go_with_their_boxes():
+def test_held_out_names_go_with_their_boxes(root):
     names = ("red star", "starfish", "Purple car", "blue car")
     boxes = torch.arange(16.0).reshape(4, 4)
-    sample = Sample(Path("a.jpg"), boxes, ((0,), (1,), (2, 3), (2,)), vocabulary=names, crowd=(1,), absent=(0, 3))
-    left = hold_out(sample, ["star", "purple"])
+    given = Sample(Path("a.jpg"), boxes, ((0,), (1,), (2, 3), (2,)), vocabulary=names, crowd=(1,), absent=(0, 3))
+    left = hold_out(given, ["star", "purple"])
     assert left.vocabulary == ("starfish", "blue car"), "a part of a word is no word"
     assert left.box_phrases == ((0,), (1,)) and left.boxes.tolist() == boxes[1:3].tolist()
     assert left.crowd == (0,) and left.absent == (1,)
-    with pytest.raises(DataError, match="has a caption"):
-        hold_out(Sample(Path("a.jpg"), torch.empty(0, 4), (), prompt=Prompt.parse("a star")), ["star"])
-
-
-def test_a_set_without_some_names(root):
-    [source] = build_sources(data(root, DatasetConfig(name="instances.json", held_out=("star",))))
+    [made] = build_sources(data(root, DatasetConfig(name="instances.json", held_out=("star",))))
     left = tuple(name for name in NAMES if name != "blue star")
-    assert all(sample.vocabulary == left for sample in source.samples)
-    assert sum(len(sample.boxes) for sample in source.samples) == 7, "two of nine are blue stars"
+    assert all(one.vocabulary == left for one in made.samples)
+    assert sum(len(one.boxes) for one in made.samples) == 7, "two of nine are blue stars"
     with pytest.raises(DataError, match="no box of a known class in 4 images"):
         build_sources(data(root, DatasetConfig(name="instances.json", held_out=NAMES)))
+    write_labels(
+        SampleSet([Sample(root / "images/0.png", torch.empty(0, 4), (), prompt=STAR)]), root / "c.jsonl", [root]
+    )
+    with pytest.raises(DataError, match="has captions: held_out works on class names only"):
+        build_sources(data(root, DatasetConfig(name="c.jsonl", images=(str(root),), held_out=("star",))))
+
+
+# ---- gone through once before a run
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Processor(TINY, Tokenizer(VOCABULARY))
+
+
+def samples(names=NAMES):
+    """The four scenes; name i of NAMES is called names[i]."""
+    for number, (image, things) in enumerate(scenes()):
+        labels = tuple((NAMES.index(f"{thing.colour} {thing.kind}"),) for thing in things)
+        yield Sample(image, torch.tensor([thing.box for thing in things]), labels, vocabulary=names, image_id=number)
+
+
+def source(made, **changes):
+    return Source(DatasetConfig(name="mine"), PackedSamples(made), **changes)
+
+
+def test_counts_and_what_does_not_fit(processor):
+    assert survey(source(samples()), processor).summary == "mine: 4 images, 9 boxes"
+    told = survey(source(samples()), Processor(replace(TINY, max_tokens=6), Tokenizer(VOCABULARY))).summary
+    assert "skipped: boxes of 4 x image with more names than a caption holds" in told, "each shows two names or more"
+
+
+def test_the_fingerprint_tells_a_changed_set(processor):
+    first = survey(source(samples()), processor).fingerprint
+    assert survey(source(samples()), processor).fingerprint == first
+    moved = [replace(one, boxes=one.boxes + 0.5) for one in samples()]
+    other = [replace(one, image_id=one.image_id + 10) for one in samples()]
+    shuffled, longer = list(samples())[::-1], samples((*NAMES, "zebra"))
+    changed = (list(samples())[1:], moved, samples(("red giraffe", *NAMES[1:])), other, shuffled, longer)
+    marks = {survey(source(made), processor).fingerprint for made in changed}
+    prompts = read_prompts({NAMES[0]: "a [giraffe]"}, NAMES)
+    assert len(marks | {first, survey(source(samples(), prompts=prompts), processor).fingerprint}) == 8
+
+
+def test_a_dataset_stored_elsewhere_has_the_same_fingerprint():
+    here, there, other = (
+        [replace(one, image=Path(folder) / f"{one.image_id}{suffix}") for one in samples()]
+        for folder, suffix in (("/here/images", ".jpg"), ("/there", ".jpg"), ("/here/images", ".png"))
+    )
+    assert data_fingerprint(here) == data_fingerprint(PackedSamples(there)) != data_fingerprint(other)
+
+
+def test_names_that_the_model_reads_alike(processor):
+    told = survey(source(samples(("Cat", "cat", "café", "cafe"))), processor).summary
+    assert told.endswith("; taken for one name: 'Cat', 'cat'; 'café', 'cafe'")
+    names = ("แมว", "สุนัข", *NAMES[2:])
+    with pytest.raises(ValueError, match="reads 'แมว' and 'สุนัข' alike, as the same tokens"):
+        survey(source(samples(names)), processor)
+    prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
+    assert survey(source(samples(names), prompts=prompts), processor).summary == "mine: 4 images, 9 boxes"
+
+
+# ---- few shots of each class
+
+ANIMALS = ("cat", "dog", "owl")
+
+
+def shown(*labels, crowd=()):
+    boxes = torch.tensor([[0.0, 0, 5, 5]]).repeat(len(labels), 1)
+    return Sample(Path("image.jpg"), boxes, tuple((label,) for label in labels), vocabulary=ANIMALS, crowd=crowd)
+
+
+SET = [shown(0, 0), shown(0, 1), shown(1), shown(2, 2, 2), shown(), shown(0, 2), shown(1, 1), shown(2)]
+
+
+@pytest.mark.parametrize(("per", "shots"), [("image", 1), ("image", 2), ("image", 3), ("box", 4)])
+def test_every_class_has_its_shots_and_no_image_is_taken_in_vain(per, shots):
+    drawn = [draw_shots(SET, ANIMALS, shots, seed=seed, per=per) for seed in range(8)]
+    assert drawn == [draw_shots(SET, ANIMALS, shots, seed=seed, per=per) for seed in range(8)]
+    assert len({tuple(chosen) for chosen in drawn}) > 1 or shots > 2, "the seed decides"
+    for chosen in drawn:
+        had = sum((count_classes(SET[index], per) for index in chosen), Counter())
+        assert all(had[label] >= shots for label in range(3)) and chosen == sorted(set(chosen)) and 4 not in chosen
+    assert count_classes(shown(0, 0, 1, crowd=(0, 2)), "box") == {0: 1}, "groups do not count"
+
+
+@pytest.mark.parametrize(
+    ("names", "shots", "per", "message"),
+    [
+        (ANIMALS, 0, "image", "give 1 or more"),
+        (ANIMALS, 4, "image", "4 images of each class cannot be drawn .'cat' 3, 'dog' 3, 'owl' 3"),
+        (ANIMALS, 5, "box", "5 boxes of each class cannot be drawn .'cat' 4, 'dog' 4"),
+        ((*ANIMALS, "newt"), 1, "image", "'newt' 0"),
+    ],
+)
+def test_too_few_shots(names, shots, per, message):
+    with pytest.raises(ValueError, match=message):
+        draw_shots(SET, names, shots, seed=0, per=per)

@@ -3,17 +3,20 @@
 import csv
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from glip.data import captions, records
+from glip.data import records
 from glip.data.captions import read_captions
 from glip.data.image import load_image
 from glip.structures import TarMember
 
+BY_URL = "image named by a URL (download it, for instance with img2dataset)"
+BROKEN = "tar that is compressed, or broken from some place on"
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 
@@ -29,37 +32,19 @@ def written(path: Path, text: str | bytes) -> Path:
     return path
 
 
-# ---- json
-
-
 def test_coco_captions(tmp_path):
-    images = [
-        {"id": 7, "file_name": "a.jpg", "width": 40, "height": 30},
-        {"id": "x", "file_name": "sub/b.jpg"},
-        {"id": 9, "file_name": "c.jpg"},
-        {"id": 10, "file_name": "../out.jpg"},
-        {"file_name": "d.jpg"},
-    ]
-    rows = [
-        {"image_id": "x", "caption": "a cat"},
-        {"image_id": 7, "caption": " a dog\n"},
-        {"image_id": 7, "caption": "two"},
-        {"image_id": 7, "caption": "  "},
-        {"image_id": 7},
-        {"image_id": 8, "caption": "nobody's"},
-        {"image_id": 10, "caption": "outside"},
-    ]
-    found = read_captions(written(tmp_path / "a.json", json.dumps({"images": images, "annotations": rows})), [tmp_path])
+    images = [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}, {"id": "x", "file_name": "sub/b.jpg"}]
+    images += [{"id": 9, "file_name": "c.jpg"}, {"id": 10, "file_name": "../out.jpg"}, {"file_name": "d.jpg"}]
+    said = [("x", "a cat"), (7, " a dog\n"), (7, "two"), (7, "  "), (7, None), (8, "nobody's"), (10, "outside")]
+    tree = {"images": images, "annotations": [{"image_id": image, "caption": text} for image, text in said]}
+    found = read_captions(written(tmp_path / "a.json", json.dumps(tree)), [tmp_path])
     samples = list(found.samples)
-    assert [(s.image_id, s.caption, s.size) for s in samples] == [
-        (7, "a dog", (40, 30)),
-        (7, "two", (40, 30)),
-        ("x", "a cat", None),
-    ]
+    made = [(s.image_id, s.caption, s.size) for s in samples]
+    assert made == [(7, "a dog", (40, 30)), (7, "two", (40, 30)), ("x", "a cat", None)]
     assert samples[2].image == tmp_path / "sub" / "b.jpg"
     assert found.skipped.counts == {
         "image without an id": 1,
-        "unknown image": 1,
+        "annotation of an unknown image": 1,
         "caption that is empty or no text": 2,
         "image without a caption": 1,
         "image name outside its folder": 1,
@@ -75,46 +60,33 @@ def test_records_by_any_name(tmp_path, key, text):
     assert [sample.size for sample in read_captions(lines, []).samples] == [None, (4, 3), (4, 3)]
 
 
+NO_RECORDS = {
+    "line that is no json record": [b"not json", b"[" * 100_000, b"[1]", b'{"image": "a.jpg", "caption": "\xff"}'],
+    "caption that is empty or no text": [
+        b'{"image": "a.jpg", "caption": "\\ud800"}',
+        b'{"image": "a.jpg", "caption": 5}',
+    ],
+    "image without a caption": [b'{"image": "a.jpg"}'],
+    "image without a file name": [b'{"caption": "x"}', b'{"image": "", "caption": "x"}', b'{"image": {}, "text": "x"}'],
+    "image name outside its folder": [b'{"image": "/etc/passwd", "caption": "a dog"}'],
+    BY_URL: [b'{"image": "https://a.b/c.jpg", "caption": "a dog"}', b'{"url": "https://a.b/c.jpg", "text": "a dog"}'],
+}
+
+
 def test_what_is_no_record_is_counted(tmp_path):
     lines = [
         b'\xef\xbb\xbf{"image": "a.jpg", "caption": "a dog"}',
-        b"not json",
-        b"[" * 100_000,
-        b"[1]",
-        b'{"image": "a.jpg", "caption": "\xff"}',
-        b'{"image": "a.jpg", "caption": "\\ud800"}',
-        b'{"image": "a.jpg", "caption": 5}',
-        b'{"image": "a.jpg"}',
-        b'{"caption": "a dog"}',
-        b'{"image": "", "caption": "a dog"}',
-        b'{"image": {}, "caption": "a dog"}',
-        b'{"image": "/etc/passwd", "caption": "a dog"}',
-        b'{"image": "https://a.b/c.jpg", "caption": "a dog"}',
-        b'{"url": "https://a.b/c.jpg", "caption": "a dog"}',
+        *(row for rows in NO_RECORDS.values() for row in rows),
     ]
     rows, counts = read(written(tmp_path / "a.jsonl", b"\r\n".join(lines)))
-    assert rows == [("a.jpg", "a dog")]
-    assert counts == {
-        "line that is not json": 2,
-        "line that is no record": 1,
-        "line that is not UTF-8": 1,
-        "caption that is not UTF-8": 1,
-        "caption that is empty or no text": 1,
-        "image without a caption": 1,
-        "image without a file name": 3,
-        "image name outside its folder": 1,
-        "image named by a URL (download it, for instance with img2dataset)": 2,
-    }
+    assert rows == [("a.jpg", "a dog")] and counts == {reason: len(rows) for reason, rows in NO_RECORDS.items()}
 
 
 def test_an_endless_line_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_LINE", 1 << 10)
     good = '{"image": "a.jpg", "caption": "a dog"}\n'
     rows, counts = read(written(tmp_path / "a.jsonl", good + "x" * 5000 + "\n" + good))
-    assert rows == [("a.jpg", "a dog")] * 2 and counts.keys() == {"line that is not json"}
-
-
-# ---- tables
+    assert rows == [("a.jpg", "a dog")] * 2 and counts.keys() == {"line that is no json record"}
 
 
 def test_csv_with_quotes_and_line_breaks(tmp_path):
@@ -126,14 +98,11 @@ def test_csv_with_quotes_and_line_breaks(tmp_path):
     assert counts == {"line with too few or too many columns": 1, "caption that is empty or no text": 1}
 
 
-def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "_MAX_FIELD", 200)
-    before = csv.field_size_limit()
-    text = 'image,caption\na.jpg,a dog\nb.jpg,"an open quote\n' + "c.jpg,a cat\n" * 200
+def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path):
+    text = 'image,caption\na.jpg,a dog\nb.jpg,"an open quote\n' + "c.jpg,a cat\n" * 12_000
     rows, counts = read(written(tmp_path / "a.csv", text))
     assert rows[0] == ("a.jpg", "a dog") and ("c.jpg", "a cat") in rows
     assert counts["line that is not CSV"] >= 1
-    assert csv.field_size_limit() == before
 
 
 def test_tsv_with_a_header(tmp_path):
@@ -153,24 +122,16 @@ def test_tsv_without_a_header(tmp_path, order):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "a.tsv",
-            "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n",
-            r"2 x image named by a URL \(download it, for instance with img2dataset",
-        ),
-        ("a.csv", "a.jpg,a cat\n", "names no columns"),
+        ("a.tsv", "a dog\thttp://x.y/z\na cat\thttp://x.y/a.jpg\n", f"2 x {re.escape(BY_URL)}"),
+        ("a.csv", "a.jpg,a cat\n", "first line that names no columns .give a header"),
         ("a.jsonl", "", "no sample in it can be used .it lists none"),
         ("a.json", "{}", "not COCO captions"),
-        ("a.xml", "<a/>", r"captions with the suffix '.xml': give \.tar"),
-        ("a.tar", "not a tar" * 200, r"not an uncompressed tar .*unpack \.tar\.gz"),
+        ("a.tar", "not a tar" * 200, f"1 x {BROKEN}"),
     ],
 )
 def test_errors_teach(tmp_path, name, text, message):
     with pytest.raises(ValueError, match=message):
         read(written(tmp_path / name, text))
-
-
-# ---- shards
 
 
 def jpeg(colour: str) -> bytes:
@@ -192,18 +153,10 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
     monkeypatch.setattr(tarfile.TarFile, "_extract_member", lambda *_, **__: pytest.fail("extracted"), raising=False)
     record = {"caption": "ignored: the text counts", "width": 8, "height": 6}
     long = "a_name_so_long_that_it_needs_a_header_of_its_own" * 4
-    path = shard(
-        tmp_path / "00000.tar",
-        [
-            ("000.jpg", jpeg("red")),
-            ("000.txt", b"a red field\n"),
-            ("000.json", json.dumps(record).encode()),
-            ("sub/001.PNG", jpeg("blue")),
-            ("sub/001.json", json.dumps({"caption": ["blue", None, "sky"]}).encode()),
-            (f"{long}.jpg", jpeg("green")),
-            (f"{long}.txt", "grün".encode()),
-        ],
-    )
+    members = [("000.jpg", jpeg("red")), ("000.txt", b"a red field\n"), ("000.json", json.dumps(record).encode())]
+    members += [("sub/001.PNG", jpeg("blue")), ("sub/001.json", json.dumps({"caption": ["blue", "sky"]}).encode())]
+    members += [(f"{long}.jpg", jpeg("green")), (f"{long}.txt", "grün".encode())]
+    path = shard(tmp_path / "00000.tar", members)
     found = read_captions(path, [])
     samples = list(found.samples)
     assert [sample.caption for sample in samples] == ["a red field", "blue", "sky", "grün"]
@@ -215,7 +168,7 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
 
 
 def test_members_that_are_not_trusted(tmp_path, monkeypatch):
-    monkeypatch.setattr(captions, "MAX_IMAGE", 1000)
+    monkeypatch.setattr(records, "MAX_IMAGE", 1000)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
 
         def add(name: str, content: bytes = b"", **fields: object) -> None:
@@ -243,8 +196,8 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         "member that is a link, a device or sparse": 2,
         "caption without an image": 1,
         "member of over 0 MB": 1,
-        "member that is not UTF-8": 1,
-        "member that is not json": 1,
+        "text that is not UTF-8": 1,
+        "line that is no json record": 1,
         "image without a caption": 2,
         "member that is neither an image nor a caption": 1,
     }
@@ -267,11 +220,11 @@ def test_a_shard_that_was_cut_off(tmp_path):
     assert len(read_captions(tmp_path / "whole.tar", []).samples) == 3
     last = whole.rindex(b"2.jpg")
     counts = read(written(tmp_path / "in_data.tar", whole[: last + 900]))[1]
-    assert counts["archive that is broken from some place on"] == 1 and counts["member that is cut off"] == 1
+    assert counts[BROKEN] == 1 and counts["member that is cut off"] == 1
     broken = bytearray(whole)
     broken[last : last + 400] = b"x" * 400
     rows, counts = read(written(tmp_path / "broken.tar", bytes(broken)))
-    assert len(rows) == 2 and counts == {"archive that is broken from some place on": 1}
+    assert len(rows) == 2 and counts == {BROKEN: 1}
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")

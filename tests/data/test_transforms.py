@@ -104,17 +104,6 @@ def test_boxes_end_at_the_edges_of_the_image():
         assert (made.boxes >= 0).all() and (made.boxes <= 64).all()
 
 
-@given(rectangles())
-@settings(max_examples=20, deadline=None)
-def test_mirroring_twice_changes_nothing(case):
-    sample, _ = case
-    side = min(sample.image.size)
-    once = changed(sample, side, flip=1.0)
-    twice = changed(once, side, flip=1.0)
-    assert once.boxes[0].tolist() == seen(once.image)
-    assert torch.equal(twice.boxes, sample.boxes) and twice.image.tobytes() == sample.image.tobytes()
-
-
 SAYS_SIDE = [
     *("the cat left of the dog", "the leftmost cup", "on your Right", "a right-hand glove", "turned rightwards"),
     *("rightward", "left_hand", "lefthand drive", "a right-handed man", "LeftHand", "the top-left window"),

@@ -10,9 +10,8 @@ from small import same_samples
 
 from glip.data.captions import read_captions
 from glip.data.coco import read_coco, read_lvis
-from glip.data.grounding import read_mdetr, read_silver
+from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.labels import read_labels
-from glip.data.odvg import read_odvg
 from glip.data.sets import SampleSet
 from glip.data.writers import label_map_of, write_coco, write_labels, write_mdetr, write_odvg
 from glip.structures import Phrase, Prompt, Sample, TarMember
@@ -42,9 +41,6 @@ def all_same(first: SampleSet, second: SampleSet, ignore: tuple[str, ...] = ()) 
     assert len(first.samples) == len(second.samples) > 0 and first.vocabulary == second.vocabulary
     assert not second.skipped, str(second.skipped)
     same_samples(first.samples, second.samples, ignore)
-
-
-# ---- round trips
 
 
 def test_coco(tmp_path):
@@ -131,37 +127,24 @@ def test_real_sets_come_back_whole(tmp_path):
         all_same(samples, read_labels(tmp_path / f"{number}.jsonl", images))
 
 
-# ---- what a format cannot say
+OTHER = {"vocabulary": ("dog", "cat", "ant")}
 
 
 @pytest.mark.parametrize(
-    ("write", "make", "message"),
+    ("write", "make", "fields", "message"),
     [
-        (write_coco, grounding, "has a caption, which COCO cannot say: write --to mdetr, odvg or labels"),
-        (write_coco, caption, "has a caption, which COCO cannot say: write --to labels"),
-        (write_mdetr, detection, "has a list of names, which MDETR json cannot say: write --to coco, odvg or labels"),
-        (write_mdetr, caption, "a caption without phrases, which MDETR json cannot say: write --to labels"),
-        (write_odvg, caption, "a caption without phrases, which ODVG cannot say: write --to labels"),
+        (write_coco, grounding, {}, "has a caption, which COCO cannot say: write --to mdetr, odvg or labels"),
+        (write_mdetr, detection, {}, "has a list of names, which MDETR json .*: write --to coco, odvg or labels"),
+        *[(write, caption, {}, "has a caption without phrases, .* labels") for write in (write_coco, write_mdetr)],
+        *[(write, detection, OTHER, "has a list of names of its own, .* labels") for write in (write_coco, write_odvg)],
+        (write_odvg, caption, {}, "has a caption without phrases, which ODVG cannot say: write --to labels"),
+        (write_odvg, detection, {"absent": (1,)}, r"absent or incomplete, .* --to coco \(LVIS's fields\) or labels"),
     ],
 )
-def test_other_kinds_of_samples(tmp_path, write, make, message):
-    path = tmp_path / "out.json"
-    with pytest.raises(ValueError, match=rf"image 'a.jpg' .*{message}"):
-        write(SampleSet([make(tmp_path)], NAMES), path, [tmp_path])
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("write", "fields", "message"),
-    [
-        (write_coco, {"vocabulary": ("dog", "cat", "ant")}, "has a list of names of its own, .* write --to labels"),
-        (write_odvg, {"vocabulary": ("dog", "cat", "ant")}, "has a list of names of its own, .* write --to labels"),
-        (write_odvg, {"absent": (1,)}, r"absent or incomplete, .*write --to coco \(LVIS's fields\) or labels"),
-    ],
-)
-def test_what_is_refused(tmp_path, write, fields, message):
-    with pytest.raises(ValueError, match=message):
-        write(SampleSet([detection(tmp_path, **fields)], NAMES), tmp_path / "o", [tmp_path])
+def test_what_is_refused(tmp_path, write, make, fields, message):
+    with pytest.raises(ValueError, match=f"Image 'a.jpg' .*{message}"):
+        write(SampleSet([make(tmp_path, **fields)], NAMES), tmp_path / "out.json", [tmp_path])
+    assert not list(tmp_path.iterdir()), "whole or not at all"
 
 
 @pytest.mark.parametrize("write", [write_coco, write_odvg, write_mdetr, write_labels])
@@ -214,9 +197,6 @@ def test_sizes_come_from_the_image_when_they_are_not_stated(tmp_path):
     lost = write_coco(SampleSet(given, NAMES), tmp_path / "out.json", [tmp_path])
     assert lost.counts == {"size of an image that cannot be read": 1}
     assert [sample.size for sample in read_coco(tmp_path / "out.json", [tmp_path]).samples] == [(9, 7), None]
-
-
-# ---- whole or not at all
 
 
 def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):

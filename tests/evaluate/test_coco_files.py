@@ -167,7 +167,7 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
         ({"annotations": []}, "no annotation in it can be scored (it lists none): check it with glip data check"),
         ({"annotations": None}, "not COCO json: no list 'annotations' (it needs images, annotations, categories)"),
         ({"images": []}, "can be scored (2 x annotation of an unknown image)"),
-        ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category an id of its own"),
+        ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category its own id"),
     ],
 )
 def test_files_without_a_truth(tmp_path, changes, message):
