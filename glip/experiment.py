@@ -15,7 +15,7 @@ import yaml
 
 from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
-from glip.schema import checked, did_you_mean
+from glip.schema import checked, did_you_mean, parse
 
 MAX_EXTENDS = 5
 
@@ -35,7 +35,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]
     Raises:
         ConfigError: missing file, broken YAML, or an override of another form.
     """
-    return read_overrides(overrides, _read_tree(find_config(path), depth=0))
+    return read_overrides(overrides, _with_parents(find_config(path), depth=0))
 
 
 def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
@@ -46,10 +46,15 @@ def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None)
     """
     tree = {} if tree is None else tree
     for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key.strip():
+        path, separator, value = item.partition("=")
+        *parents, key = path.strip().split(".")
+        if not separator or not key:
             raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
-        _set(tree, key.strip().split("."), _parse_yaml(value, item))
+        inner = tree
+        for parent in parents:  # where a value stands it is replaced by a map, which the schema then refuses
+            inner[parent] = inner[parent] if isinstance(inner.get(parent), dict) else {}
+            inner = inner[parent]
+        inner[key] = _parse_yaml(value, item)
     return tree
 
 
@@ -59,12 +64,11 @@ def find_config(path: str | Path) -> Path:
     if given.is_file():
         return given
     name = str(path).removesuffix(".yaml")
-    named = config_folder() / f"{name}.yaml"
-    if named.is_file():
-        return named
-    known = list_configs()
-    hint = did_you_mean(name, known)
-    raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+    named, known = config_folder() / f"{name}.yaml", list_configs()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+    return named
 
 
 def list_configs() -> list[str]:
@@ -93,12 +97,10 @@ def read_yaml(path: Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
-        ConfigError: not UTF-8, or not YAML.
+        FileNotFoundError: no such file.
+        ConfigError: not YAML in UTF-8.
     """
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
+    return _parse_yaml(path.read_bytes(), str(path))
 
 
 def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
@@ -116,17 +118,15 @@ def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
+def _with_parents(path: Path, depth: int) -> dict[Any, Any]:
     if depth > MAX_EXTENDS:
         raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
-    tree = read_yaml(path) or {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
+    tree = parse(dict[str, Any], read_yaml(path) or {}, at=str(path))
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     beside = path.parent / str(parent)
-    return merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+    return merge(_with_parents(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
@@ -138,16 +138,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _set(tree: dict[Any, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key!r} is a value, not a map of keys")
-    tree[keys[-1]] = value

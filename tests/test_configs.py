@@ -93,7 +93,7 @@ def test_names_with_dots_are_not_cut():
         ),
         (["model.language.bits=16"], "model.language.bits: got 16: give one of 8, 32"),
         (["model.language.heads=5"], "model.language.heads: got 5: give a divisor of hidden"),
-        (["model.vision.depths=[1]"], "model.vision.depths: got [1]: give four numbers, one for each stage"),
+        (["model.vision.depths=[1]"], "model.vision.depths: got [1]: give a list of 4; each a whole number"),
         (["train.steps=ten"], "train.steps: got 'ten': give a whole number, 1 or more"),
         (["train.steps=true"], "train.steps: got True: give a whole number"),
         (["train.steps="], "train.steps: got None: give a whole number"),

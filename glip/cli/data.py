@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from glip.errors import ConfigError
+from glip.config import Count, CountOrZero
+from glip.schema import parse
 
 
 def run(args: argparse.Namespace) -> int:
@@ -14,8 +15,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "list":
         print(*list_datasets(args.root), sep="\n")
         return 0
-    if args.number < (1 if args.what == "show" else 0):
-        raise ConfigError(f"--number {args.number}: give a number of samples, such as 16")
+    parse(Count if args.what == "show" else CountOrZero, args.number, at="--number")
     images = [str(Path(folder).absolute()) for folder in args.images]
     config = find_set(args.name, images=images, format=args.format, root=args.root)
     if args.what == "check":

@@ -2,9 +2,8 @@
 
 import os
 
-from glip.data.catalog import data_root, missing_part, read_set
+from glip.data.catalog import read_set
 from glip.data.mixture import resolve
-from glip.errors import DataError
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment
 from glip.train.run import readable_names
@@ -14,16 +13,12 @@ def validator_of(experiment: Experiment) -> Validator | None:
     """What validates a model during a training; None where it never validates.
 
     Raises:
-        DataError: a validation set whose files are missing, before hours of other work.
+        GlipError: a validation set that is not there or cannot be used, before hours of other work.
     """
     data, most = experiment.data, experiment.train.validate_images
     if not (data.validate and experiment.train.validate_every):
         return None
     entries = {row.name: resolve(row, data) for row in data.validate}
-    for name, entry in entries.items():
-        missing = missing_part(entry, data.root)
-        if missing:
-            raise DataError(f"dataset {name!r}: {missing!r} is not under {str(data_root(data.root))!r}: set data.root")
     short = readable_names(list(entries))
     sets = {short[name]: read_set(entry, data.root).samples for name, entry in entries.items()}
     for name, samples in sets.items() if os.environ.get("RANK", "0") == "0" else ():

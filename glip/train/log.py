@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from glip.data.sets import SkipCounter
+from glip.data.sets import Validation
 from glip.errors import ConfigError
 from glip.files import append_jsonl, read_jsonl, write_jsonl
 from glip.train.step import TERMS, Outcome
@@ -21,48 +20,21 @@ from glip.train.step import TERMS, Outcome
 _MEANS = (*TERMS, "loss", "gradient_norm")
 
 
-@runtime_checkable
-class Validation(Protocol):
-    """The result of a validation."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """By name, such as "bccd_val/AP50"."""
-
-    @property
-    def best(self) -> float:
-        """The figure that the best checkpoint is chosen by; higher is better."""
-
-    @property
-    def images(self) -> dict[str, Image.Image]:
-        """Predictions beside ground truth, by name."""
-
-    @property
-    def skipped(self) -> SkipCounter:
-        """Images that could not be used, by reason."""
-
-
 @dataclass
 class Progress:
-    """What a run counts, the same in all processes.
+    """What a run counts, the same in all processes."""
 
-    ``step`` steps are done; ``skipped_steps`` had numbers that were not finite (``bad_in_row`` of them last), of which
-    ``overflows`` had too large a loss scale. ``best`` is the highest validation figure so far, of ``best_step``;
-    ``validated`` is the step of the last validation. Of ``tried`` samples ``broken`` could not be used; ``skipped``
-    counts boxes and captions by reason; ``window`` sums what the next log line reports.
-    """
-
-    step: int = 0
-    skipped_steps: int = 0
-    bad_in_row: int = 0
-    overflows: int = 0
-    best: float | None = None
+    step: int = 0  # steps done
+    skipped_steps: int = 0  # steps with numbers that were not finite
+    bad_in_row: int = 0  # how many of the last ones
+    overflows: int = 0  # how many of them had too large a loss scale
+    best: float | None = None  # the highest validation figure so far
     best_step: int = 0
-    validated: int = 0
-    tried: int = 0
-    broken: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    window: dict[str, float] = field(default_factory=dict)
+    validated: int = 0  # the step of the last validation
+    tried: int = 0  # samples
+    broken: int = 0  # samples that could not be used
+    skipped: dict[str, int] = field(default_factory=dict)  # boxes and captions, by reason
+    window: dict[str, float] = field(default_factory=dict)  # sums for the next log line
 
     def add(self, outcome: Outcome) -> None:
         """Count a step."""
@@ -94,9 +66,9 @@ class RunLog:
     """Writes the metrics of the main process.
 
     Args:
-        folder: of the run.
+        folder: of the run; rows there of steps and validations that will be repeated are cut.
         steps: how many the run has.
-        progress: of the run so far; rows that will be repeated are cut.
+        progress: of the run so far.
         device: whose memory is reported.
         tensorboard: whether to write curves for TensorBoard too.
     """
@@ -111,7 +83,9 @@ class RunLog:
         if tensorboard:
             self.board = summary_writer()(str(folder / "tensorboard"), purge_step=self.start + 1)
         if self.path.is_file():
-            cut_rows(self.path, progress)
+            rows = list(read_jsonl(self.path))
+            done = {True: progress.validated, False: progress.step}
+            write_jsonl(self.path, [row for row in rows if row["step"] <= done["validation" in row]])
 
     def row(self, progress: Progress, lr: float) -> str:
         """Write a row about the steps in the window; gives the line to show."""
@@ -176,14 +150,6 @@ def summary_writer() -> Any:
             "train.tensorboard=false (metrics.jsonl has the same figures)"
         ) from None
     return SummaryWriter
-
-
-def cut_rows(path: Path, progress: Progress) -> None:
-    """Cut from the metrics the steps and validations that will be repeated, and a line that a kill cut off."""
-    done = [
-        row for row in read_jsonl(path) if row["step"] <= (progress.validated if "validation" in row else progress.step)
-    ]
-    write_jsonl(path, done)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from glip.config import StepConfig
-from glip.errors import ConfigError
+from glip.errors import ConfigError, TrainingError
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Matching, Totals, compute_losses, match
 from glip.model.glip import GLIP
@@ -71,7 +71,7 @@ class Stepper:
         model: what is trained; called with a batch it gives Outputs.
         module: the model as it is called: itself, or wrapped so that it shares gradients between processes.
         optimizer: of the model's parameters.
-        config: precision and gradient clipping.
+        config: precision, gradient clipping, and how many bad steps in a row are too many.
         group: the processes.
 
     Raises:
@@ -93,14 +93,16 @@ class Stepper:
 
         Where a loss or a gradient is not finite, weights, optimizer and running statistics stay, in all processes.
         """
+        device = self.group.device
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         matchings = [self._match(batch) for batch in batches]
-        totals, images = self._totals(matchings)
+        own = [[one.totals.num_positive, one.totals.centerness, len(one.targets)] for one in matchings]
+        counts = self.group.sum(torch.tensor(own, dtype=torch.float64, device=device).sum(0)).tolist()
         self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self.group.device)
+        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         for number, (batch, matching) in enumerate(zip(batches, matchings, strict=True), start=1):
             with gradient_sync(self.module, last=number == len(batches)):
-                terms += self._backward(batch.to(self.group.device), matching, totals)
+                terms += self._backward(batch.to(device), matching, Totals(*counts[:2]))
         self.scaler.unscale_(self.optimizer)
         losses, norm, stopping = self._all_reduce(terms, stop)
         good_losses = all(map(math.isfinite, losses.values()))
@@ -113,15 +115,21 @@ class Stepper:
                 buffer.copy_(before)
         overflow = not stepped and good_losses and self.scaler.is_enabled() and self.scale > _SMALLEST_SCALE
         self.scaler.update()
-        return Outcome(losses, norm, images, stepped, overflow, stopping)
+        return Outcome(losses, norm, int(counts[2]), stepped, overflow, stopping)
 
     @property
     def scale(self) -> float:
         """What losses are multiplied by under float16, so that small gradients do not vanish."""
         return self.scaler.get_scale()
 
-    def diagnosis(self, outcome: Outcome) -> str:
-        """What was not finite in the step just taken, and the largest gradient of each part of the model."""
+    def stop_if_bad(self, outcome: Outcome, in_row: int, rate: float) -> None:
+        """End a run after too many bad steps, with what was not finite and each part's largest gradient.
+
+        Raises:
+            TrainingError: ``in_row`` steps, of which the outcome is the last, are as many as ``max_bad_steps``.
+        """
+        if in_row < self.config.max_bad_steps:
+            return
         largest: dict[str, float] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and parameter.grad.numel():
@@ -131,19 +139,18 @@ class Stepper:
                 largest[part] = value if math.isnan(value) or value > before else before
         terms = [f"{name} {value:g}" for name, value in outcome.losses.items() if not math.isfinite(value)]
         gradients = ", ".join(f"{part} {value:.3g}" for part, value in largest.items())
-        scale = f"; loss scale {self.scale:g}" if self.scaler.is_enabled() else ""
-        return f"{', '.join(terms) or 'losses are finite'}; largest gradients: {gradients}{scale}"
+        scale = f", loss scale {self.scale:g}" if self.scaler.is_enabled() else ""
+        raise TrainingError(
+            f"losses or gradients were not finite in {in_row} steps in a row ({', '.join(terms) or 'losses are finite'}"
+            f"; largest gradients: {gradients}; learning rate {rate:.2g}{scale}). They were skipped: start over in "
+            "another folder with a lower learning rate, a longer warm-up or precision float32; the same command goes "
+            "on after the last checkpoint"
+        )
 
     def _match(self, batch: Batch) -> Matching:
         sizes = level_sizes(*batch.images.pixels.shape[2:])
         device = self.group.device
         return match([target.to(device) for target in batch.targets], grid_anchors(sizes, device=device), sizes)
-
-    def _totals(self, matchings: Sequence[Matching]) -> tuple[Totals, int]:
-        own = [[m.totals.num_positive, m.totals.centerness, len(m.targets)] for m in matchings]
-        summed = self.group.sum(torch.tensor(own, dtype=torch.float64, device=self.group.device).sum(0))
-        num_positive, centerness, images = summed.tolist()
-        return Totals(num_positive, centerness), int(images)
 
     def _backward(self, batch: Batch, matching: Matching, totals: Totals) -> torch.Tensor:
         """Add the gradients of a micro-batch; gives its losses, which are shares of those of the step."""
@@ -166,8 +173,6 @@ class Stepper:
 
     def _clip(self, norm: float) -> None:
         factor = self.config.clip / (norm + 1e-6)
-        if factor >= 1:
-            return
-        for parameter in self.model.parameters():
+        for parameter in self.model.parameters() if factor < 1 else ():
             if parameter.grad is not None:
                 local_shard(parameter.grad).mul_(factor)

@@ -148,7 +148,7 @@ class Tuner(nn.Module):
 
 
 class Images:
-    """The training images of a task; those whose features fit into the cache are encoded once.
+    """The training images of a task, ``usable`` by index; those whose features fit into the cache are encoded once.
 
     Args:
         samples: their boxes have the task's names.
@@ -165,7 +165,7 @@ class Images:
         self, samples: Sequence[Sample], tuner: Tuner, *, augment: bool, cache: FeatureCache, skipped: SkipCounter
     ) -> None:
         self._samples, self._tuner, self._augment = samples, tuner, augment
-        self._cached: dict[int, TaskBatch] = {}
+        self.cached: dict[int, TaskBatch] = {}
         self.usable: list[int] = []
         for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
@@ -179,17 +179,9 @@ class Images:
         if not self.usable:
             raise ConfigError(f"none of the {len(samples)} training images can be used: {skipped}")
 
-    def __len__(self) -> int:
-        return len(self.usable)
-
-    @property
-    def cached(self) -> int:
-        """How many images' features are cached."""
-        return len(self._cached)
-
     def get(self, index: int, rng: np.random.Generator) -> TaskBatch:
         """One image; ``rng`` augments it where images are augmented."""
-        return self._cached.get(index) or self._prepare(index, rng, SkipCounter())
+        return self.cached.get(index) or self._prepare(index, rng, SkipCounter())
 
     def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> TaskBatch:
         sample, processor = self._samples[index], self._tuner.detector.processor
@@ -209,14 +201,12 @@ class Images:
         images, key = batch.images, ("training", image_key(self._samples[index].image))
         if cache.full and key not in cache:
             return
-
-        def encode() -> EncodedImage:
-            return EncodedImage(self._tuner.encode(images.pixels), images.resized, images.original)
-
-        levels = cache.get(key, encode, often=True).levels
+        encoded = cache.get(
+            key, lambda: EncodedImage(self._tuner.encode(images.pixels), images.resized, images.original), often=True
+        )
         if key in cache:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
-            self._cached[index] = replace(batch, images=replace(images, pixels=bare), levels=levels)
+            self.cached[index] = replace(batch, images=replace(images, pixels=bare), levels=encoded.levels)
 
 
 def by_size(batches: Sequence[TaskBatch], most: int = 0) -> Iterator[TaskBatch]:

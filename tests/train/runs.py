@@ -3,17 +3,16 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from small import NAMES, RELEASED, TINY, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
-from glip.data.sets import SkipCounter
+from glip.data.sets import SkipCounter, Validation
 from glip.experiment import Experiment
 from glip.model.glip import GLIP
 from glip.processor import Processor
@@ -50,14 +49,8 @@ def still(config: ModelConfig) -> ModelConfig:
 STILL = still(SWIN)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result of a validation."""
-
-    best: float
-    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
-    images: dict[str, Image.Image] = field(default_factory=dict)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+def validation(best: float) -> Validation:
+    return Validation({"drawn/AP50": best})
 
 
 def settings(output: Path, **changes: object) -> Experiment:

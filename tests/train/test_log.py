@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from runs import Found
 
-from glip.data.sets import SkipCounter
+from glip.data.sets import SkipCounter, Validation
 from glip.errors import ConfigError
-from glip.train.log import Progress, RunLog, cut_rows, peak_memory, summary_writer
+from glip.train.log import Progress, RunLog, peak_memory, summary_writer
 from glip.train.step import Outcome
 
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def test_the_line_and_its_row(tmp_path):
 def test_a_validation_is_a_row_and_a_line(tmp_path):
     skipped = SkipCounter()
     skipped.add("unreadable image", times=2)
-    found = Found(0.25, {"drawn/AP50": 0.25, "drawn/AP": float("nan")}, skipped=skipped)
+    found = Validation({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, skipped=skipped)
     line = opened(tmp_path).validated(4, found, best=True)
     assert "drawn/AP50 0.250  drawn/AP -  (best so far)  skipped: 2 x unreadable image" in line
     stored = {"drawn/AP50": 0.25, "drawn/AP": None}
@@ -58,9 +57,9 @@ def test_a_validation_is_a_row_and_a_line(tmp_path):
 def test_rows_past_the_checkpoint_and_half_rows_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 4, "validation": {}}\n{"step": 6}\n{"ste')
-    cut_rows(path, Progress(step=4, validated=4))
+    RunLog(tmp_path, 10, Progress(step=4, validated=4), CPU, tensorboard=False)
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 4]
-    cut_rows(path, Progress(step=4, validated=2))
+    RunLog(tmp_path, 10, Progress(step=4, validated=2), CPU, tensorboard=False)
     assert rows(tmp_path) == [{"step": 2}, {"step": 4}], "a validation that will be made again"
 
 
@@ -98,7 +97,7 @@ def test_tensorboard_gets_curves_and_images(tmp_path, monkeypatch):
     log, progress = opened(tmp_path, start=3, tensorboard=True), Progress(step=3)
     progress.add(outcome(4.0))
     log.row(progress, 1e-3)
-    log.validated(4, Found(0.5, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
+    log.validated(4, Validation({"drawn/AP50": 0.5}, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
     log.flush()
     assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("flush",)
     scalars = {call[1]: call[2:] for call in calls if call[0] == "add_scalar"}

@@ -9,7 +9,6 @@ from runs import (
     RESNET,
     STILL,
     SWIN,
-    Found,
     batches_of,
     checkpoint,
     equal,
@@ -20,15 +19,17 @@ from runs import (
     settings,
     step_of,
     stream,
+    validation,
 )
 from small import seeded
 
 from glip.config import DatasetConfig
 from glip.data.loader import Step
+from glip.data.sets import Validation
 from glip.errors import DataError, TrainingError
 from glip.model.glip import GLIP
 from glip.signals import Interrupted
-from glip.train.loop import train
+from glip.train.loop import TrainRun
 from glip.train.optim import wise_ft
 
 
@@ -40,7 +41,7 @@ def steps() -> list[Step]:
 def trained(folder, made, count=6, *, stop=None, number=0, model=None, validate=None, report=quiet, **changes) -> GLIP:
     experiment = settings(folder, steps=count, **changes)
     source = stream(made, count, stop, number)
-    return train(experiment, model or seeded(SWIN), source, validate=validate, report=report)
+    return TrainRun(experiment, model or seeded(SWIN), source, validate=validate, report=report)()
 
 
 @pytest.mark.parametrize("config", [SWIN, RESNET], ids=["swin", "resnet"])
@@ -83,7 +84,7 @@ def test_a_run_that_stays_bad_stops_with_a_diagnosis(steps, tmp_path):
     made = [steps[0], *[poisoned(steps[0])] * 3, steps[2], steps[2]]
     with pytest.raises(TrainingError) as caught:
         trained(tmp_path, made, max_bad_steps=2, save_every=50)
-    parts = ("2 steps in a row, up to step 3", "token nan", "vision nan", "rate 0.001", "last.pt", "lower train.lr")
+    parts = ("2 steps in a row (token nan", "vision nan", "rate 0.001", "last checkpoint", "lower learning rate")
     assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
     stored = checkpoint(tmp_path)
     assert all(torch.isfinite(value).all() for value in stored["model"].values())
@@ -109,11 +110,11 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     figures = iter([0.3, 0.7, 0.5])
     seen: list[dict[str, torch.Tensor]] = []
 
-    def validate(model: GLIP) -> Found:
+    def validate(model: GLIP) -> Validation:
         assert not model.training
         torch.rand(3)
         seen.append({key: value.clone() for key, value in model.state_dict().items()})
-        return Found(next(figures))
+        return validation(next(figures))
 
     said: list[str] = []
     changes = {"ema": 0.5, "wise_ft": 0.25, "keep_every": 3}
@@ -133,7 +134,7 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
 
 
 def test_a_validation_made_up_for_is_reported_once_after_a_kill(steps, tmp_path):
-    options = {"save_every": 50, "validate_every": 2, "validate": lambda model: Found(0.1)}
+    options = {"save_every": 50, "validate_every": 2, "validate": lambda model: validation(0.1)}
     with pytest.raises(Interrupted):
         trained(tmp_path, steps, 4, stop=1, number=signal.SIGTERM, **options)
     with pytest.raises(KeyboardInterrupt):
@@ -144,14 +145,14 @@ def test_a_validation_made_up_for_is_reported_once_after_a_kill(steps, tmp_path)
 
 
 def test_a_validation_that_fails_loses_no_step(steps, tmp_path):
-    def fail(model: GLIP) -> Found:
+    def fail(model: GLIP) -> Validation:
         raise ValueError("validation set 'x': nothing to score")
 
     options = {"save_every": 50, "keep_every": 2, "validate_every": 2}
     with pytest.raises(ValueError, match="nothing to score"):
         trained(tmp_path, steps, 4, validate=fail, **options)
     assert checkpoint(tmp_path, "step-2.pt") and checkpoint(tmp_path)["progress"]["step"] == 2
-    trained(tmp_path, steps, 4, validate=lambda model: Found(0.1), **options)
+    trained(tmp_path, steps, 4, validate=lambda model: validation(0.1), **options)
     last = checkpoint(tmp_path)["progress"]
     assert (last["step"], last["validated"], last["best"], last["best_step"]) == (4, 4, 0.1, 2)
 
@@ -162,13 +163,13 @@ def test_a_validation_that_fails_loses_no_step(steps, tmp_path):
 )
 def test_the_best_of_another_validation_is_forgotten(now, best, best_step, steps, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, steps, 4, stop=2, validate=lambda model: Found(0.9), warmup=0, validate_every=2)
+        trained(tmp_path, steps, 4, stop=2, validate=lambda model: validation(0.9), warmup=0, validate_every=2)
     experiment = settings(tmp_path, steps=4, warmup=0, validate_every=0 if now == "never" else 2)
     sets = (DatasetConfig(name="bccd_val"),) if now == "other sets" else ()
     again = replace(experiment, data=replace(experiment.data, validate=sets))
     said: list[str] = []
-    validate = None if now == "no validation" else lambda model: Found(0.1)
-    train(again, seeded(SWIN), stream(steps, 4), validate=validate, report=said.append)
+    validate = None if now == "no validation" else lambda model: validation(0.1)
+    TrainRun(again, seeded(SWIN), stream(steps, 4), validate=validate, report=said.append)()
     last = checkpoint(tmp_path)["progress"]
     assert (last["best"], last["best_step"]) == (best, best_step)
     assert any("best so far (0.900, step 2) is forgotten" in line for line in said) == (now != "the same")
@@ -186,9 +187,9 @@ def test_another_start_and_other_data_are_refused(changes, seed, images, message
     experiment = settings(tmp_path, steps=2, warmup=1, **changes)
     for _ in range(2):
         contents = {"drawn": "4 images, 1a2b"}
-        train(experiment, seeded(SWIN), stream(steps, 2), contents=contents, report=quiet)
+        TrainRun(experiment, seeded(SWIN), stream(steps, 2), contents=contents, report=quiet)()
     with pytest.raises(DataError, match=f"holds results made with {message}"):
-        train(experiment, seeded(SWIN, seed=seed), stream(steps, 2), contents={"drawn": images}, report=quiet)
+        TrainRun(experiment, seeded(SWIN, seed=seed), stream(steps, 2), contents={"drawn": images}, report=quiet)()
 
 
 def test_what_was_skipped_is_reported_and_stays_counted(steps, tmp_path):

@@ -21,10 +21,9 @@ from glip.train.start import load_config
         ("train.warmup=300", "train.warmup: got 300 of 300 steps"),
         ("train.drops=[89]", "train.drops[0]: got 89: give a number, 0 or more and at most 1"),
         ("train.ema=1", "train.ema: got 1: give a number, 0 or more and less than 1"),
-        ("data.crop=8", "data.crop: got 8: give 32 or more pixels, or 0 for whole images"),
         ("data.short_side=[]", "data.short_side: got []: give a list that is not empty"),
         ("data.train=[{name: a, weight: .nan}]", "data.train[0].weight: got nan"),
-        ("data.replay=0.3", "data.replay: 0.3 needs replay_from"),
+        ("data.replay=0.3", "data.replay: got 0.3 with replay_from ''"),
         ("train={start: null, wise_ft: 0.5}", "train.wise_ft: got 0.5 without train.start"),
     ],
 )

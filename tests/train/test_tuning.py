@@ -134,7 +134,7 @@ def test_a_few_epochs_lower_the_loss(mode, lr, tmp_path):
 
 def test_cached_features_change_nothing(tmp_path):
     cached, uncached = run_of(tmp_path / "cached"), run_of(tmp_path / "uncached", cache_gb=0.0)
-    assert (cached.images.cached, uncached.images.cached) == (4, 0)
+    assert (len(cached.images.cached), len(uncached.images.cached)) == (4, 0)
     assert torch.allclose(cached(quiet).offsets, uncached(quiet).offsets, atol=1e-4)  # AdamW magnifies rounding
 
 
@@ -145,7 +145,7 @@ def test_images_of_one_size_share_a_pass(most, gb, cached, sizes):
     """In a small memory only some have cached features; these have passes of their own."""
     wide = replace(task_samples()[0], image=task_samples()[0].image.resize((256, 120)), image_id=9)
     images = images_of(tuner_of(), [*task_samples(), wide], gb=gb)
-    assert images.cached == cached and len(images) == 5
+    assert len(images.cached) == cached and len(images.usable) == 5
     groups = list(by_size([images.get(index, np.random.default_rng(0)) for index in range(5)], most))
     assert sorted(len(group.targets) for group in groups) == sizes
     for group in groups:
@@ -239,7 +239,7 @@ def test_broken_images_are_counted(tmp_path):
     broken.image.write_bytes(b"no image")
     tuner, skipped = tuner_of(), SkipCounter()
     images = images_of(tuner, [*task_samples(), broken], skipped=skipped)
-    assert len(images) == 4 and skipped.counts == {"unreadable image": 1}
+    assert len(images.usable) == 4 and skipped.counts == {"unreadable image": 1}
     with pytest.raises(ConfigError, match="none of the 1 training images"):
         images_of(tuner, [broken])
 
