@@ -127,7 +127,9 @@ def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, A
     owner, field = kind, None
     for part in loc:
         inner, _ = plain(kind)
-        if isinstance(part, int):
+        if typing.get_origin(inner) is dict:
+            kind = typing.get_args(inner)[1]
+        elif isinstance(part, int):
             kind = (typing.get_args(inner) or (Any,))[0]
         elif dataclasses.is_dataclass(inner):
             owner = inner

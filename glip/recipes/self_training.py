@@ -31,20 +31,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """What self-training depends on.
+    """What self-training depends on."""
 
-    Args:
-        experiment: how a student is trained, with the annotated datasets.
-        captions: the dataset to label.
-        teacher: the first teacher: a name or a folder.
-        label: how captions are labelled.
-        select: which boxes are kept.
-        options: the rounds, and how a student uses the labels.
-    """
-
-    experiment: Experiment
-    captions: SetConfig
-    teacher: str
+    experiment: Experiment  # how a student is trained, with the annotated datasets
+    captions: SetConfig  # the dataset to label
+    teacher: str  # the first one: a name or a folder
     label: LabelConfig
     select: SelectConfig
     options: SelfTrainConfig

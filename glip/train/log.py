@@ -62,34 +62,31 @@ class Progress:
         return lines
 
 
+@dataclass
 class RunLog:
-    """Writes the metrics of the main process.
+    """Writes the metrics of the main process; rows of steps and validations that will be repeated are cut."""
 
-    Args:
-        folder: of the run; rows there of steps and validations that will be repeated are cut.
-        steps: how many the run has.
-        progress: of the run so far.
-        device: whose memory is reported.
-        tensorboard: whether to write curves for TensorBoard too.
-    """
+    folder: Path
+    steps: int  # how many the run has
+    progress: Progress
+    device: torch.device  # whose memory is reported
+    tensorboard: bool = False  # write curves for TensorBoard too
 
-    def __init__(
-        self, folder: Path, steps: int, progress: Progress, device: torch.device, *, tensorboard: bool
-    ) -> None:
-        self.path, self.steps, self.device = folder / "metrics.jsonl", steps, device
+    def __post_init__(self) -> None:
+        self.path, progress = self.folder / "metrics.jsonl", self.progress
         self.began = self.since = time.monotonic()
         self.start, self.images = progress.step, 0
         self.board: Any = None
-        if tensorboard:
-            self.board = summary_writer()(str(folder / "tensorboard"), purge_step=self.start + 1)
+        if self.tensorboard:
+            self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=self.start + 1)
         if self.path.is_file():
             rows = list(read_jsonl(self.path))
             done = {True: progress.validated, False: progress.step}
             write_jsonl(self.path, [row for row in rows if row["step"] <= done["validation" in row]])
 
-    def row(self, progress: Progress, lr: float) -> str:
+    def row(self, lr: float) -> str:
         """Write a row about the steps in the window; gives the line to show."""
-        window, step = progress.window, progress.step
+        progress, window, step = self.progress, self.progress.window, self.progress.step
         count = window.get("count", 0.0)
         means = {name: window.get(name, 0.0) / count if count else None for name in _MEANS}
         now = time.monotonic()
@@ -114,8 +111,9 @@ class RunLog:
         left = timedelta(seconds=int((now - self.began) / (step - self.start) * (self.steps - step)))
         return "  ".join([f"step {step}/{self.steps}", *shown, f"{left} left"])
 
-    def validated(self, step: int, found: Validation, *, best: bool) -> str:
+    def validated(self, found: Validation, *, best: bool) -> str:
         """Write the row of a validation; gives the line to show."""
+        step = self.progress.step
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
         skipped = found.skipped
         append_jsonl(self.path, {"step": step, "validation": figures, "best": best, "skipped": skipped.counts})

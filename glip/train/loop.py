@@ -94,25 +94,16 @@ class TrainRun:
     The model that is validated and saved has the average of the weights (``train.ema``), mixed with the starting
     weights (``train.wise_ft``). The finished one is the state with the best validation, without a validation the last.
 
-    Args:
-        experiment: the resolved config; its ``train`` part is used here and all of it is written to the output.
-        model: the model to start from; it is moved to the group's device and trained.
-        steps: gives this process's batches of each step from a step on; step n must depend on the seed and n alone.
-        group: the processes that train together.
-        contents: fingerprint of each training set; a run is only resumed on the same data.
-        validate: called in all processes every ``train.validate_every`` steps and at the end.
-        report: receives a line every ``train.log_every`` steps.
-
     Raises:
         GlipError: the output folder holds a run of another config, or a setting that cannot work.
     """
 
-    experiment: Experiment
-    model: GLIP
-    steps: Callable[[int], Iterator[Step]]
+    experiment: Experiment  # its train part is used here, and all of it is written to the output
+    model: GLIP  # to start from; it is moved to the group's device and trained
+    steps: Callable[[int], Iterator[Step]]  # from a step on; step n depends on the seed and n alone
     group: Group = ONE
-    contents: Mapping[str, str] = field(default_factory=dict)
-    validate: Callable[[GLIP], Validation] | None = None
+    contents: Mapping[str, str] = field(default_factory=dict)  # fingerprints of the training sets, the same to resume
+    validate: Callable[[GLIP], Validation] | None = None  # called in all processes
     report: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -136,7 +127,7 @@ class TrainRun:
         if group.main:
             with atomic_write(self.output / "experiment.yaml") as file:
                 file.write(to_yaml(self.experiment))
-            self.log = RunLog(self.output, config.steps, self.progress, group.device, tensorboard=config.tensorboard)
+            self.log = RunLog(self.output, config.steps, self.progress, group.device, config.tensorboard)
 
     def _resume(self, state: Tree) -> None:
         restore(state, self.stepper, self.model.state_dict(), self.ema)
@@ -212,7 +203,7 @@ class TrainRun:
         if progress.step % config.log_every == 0 or progress.step == config.steps:
             self._collect()
             if self.log:
-                self.report(self.log.row(progress, rate))
+                self.report(self.log.row(rate))
             progress.window = {}
 
     def _save_if_due(self, *, stopping: bool) -> None:
@@ -244,7 +235,7 @@ class TrainRun:
         if better:
             progress.best, progress.best_step = figure, progress.step
         if self.log:
-            self.report(self.log.validated(progress.step, found, best=better))
+            self.report(self.log.validated(found, best=better))
         self._save(*[BEST] * better, LAST)
 
     def _save(self, *names: str) -> None:

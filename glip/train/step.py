@@ -64,29 +64,25 @@ class Outcome:
         return not (self.stepped or self.overflow)
 
 
+@dataclass
 class Stepper:
     """Takes optimizer steps.
-
-    Args:
-        model: what is trained; called with a batch it gives Outputs.
-        module: the model as it is called: itself, or wrapped so that it shares gradients between processes.
-        optimizer: of the model's parameters.
-        config: precision, gradient clipping, and how many bad steps in a row are too many.
-        group: the processes.
 
     Raises:
         ConfigError: float16 on a CPU or with FSDP.
     """
 
-    def __init__(
-        self, model: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer, config: StepConfig, group: Group
-    ) -> None:
-        half = config.precision == "float16"
-        if half and (group.device.type == "cpu" or is_sharded(module)):
+    model: nn.Module  # what is trained; called with a batch it gives Outputs
+    module: nn.Module  # the model as it is called: itself, or wrapped so that it shares gradients between processes
+    optimizer: torch.optim.Optimizer
+    config: StepConfig  # precision, gradient clipping, and how many bad steps in a row are too many
+    group: Group
+
+    def __post_init__(self) -> None:
+        half = self.config.precision == "float16"
+        if half and (self.group.device.type == "cpu" or is_sharded(self.module)):
             raise ConfigError("precision float16 needs a GPU, and not FSDP: give bfloat16 or float32")
-        self.model, self.module, self.optimizer = model, module, optimizer
-        self.config, self.group = config, group
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=half)
 
     def __call__(self, batches: Sequence[Batch], *, stop: bool = False) -> Outcome:
         """Step once on micro-batches; ``stop`` lets all processes know that this one was asked to stop.
@@ -108,7 +104,10 @@ class Stepper:
         good_losses = all(map(math.isfinite, losses.values()))
         stepped = good_losses and math.isfinite(norm)
         if stepped:
-            self._clip(norm)
+            factor = self.config.clip / (norm + 1e-6)
+            for parameter in self.model.parameters() if factor < 1 else ():
+                if parameter.grad is not None:
+                    local_shard(parameter.grad).mul_(factor)
             self.scaler.step(self.optimizer)
         else:
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
@@ -170,9 +169,3 @@ class Stepper:
         token, box, centerness, square_sum, stops = met.tolist()
         losses = {"token": token, "box": box, "centerness": centerness, "loss": token + box + centerness}
         return losses, math.sqrt(square_sum), stops > 0
-
-    def _clip(self, norm: float) -> None:
-        factor = self.config.clip / (norm + 1e-6)
-        for parameter in self.model.parameters() if factor < 1 else ():
-            if parameter.grad is not None:
-                local_shard(parameter.grad).mul_(factor)

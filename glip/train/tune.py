@@ -51,26 +51,17 @@ class TuneRun:
 
     Under torchrun every process makes one; the main one writes.
 
-    Args:
-        tuner: what is tuned, on the device of this process.
-        images: what it is tuned on.
-        config: how; its mode is the tuner's.
-        validate: the figure of a detector, higher is better; called in all processes.
-        folder: where the state is written after each epoch; made if missing.
-        group: the processes that tune together.
-        inputs: identifies data and model; a state of another tuning is refused.
-
     Raises:
         GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
-    tuner: Tuner
+    tuner: Tuner  # on the device of this process
     images: Images
-    config: TuneConfig
-    validate: Callable[[Detector], float]
-    folder: Path
+    config: TuneConfig  # its mode is the tuner's
+    validate: Callable[[Detector], float]  # higher is better; called in all processes
+    folder: Path  # where the state is written after each epoch
     group: Group = ONE
-    inputs: str = ""
+    inputs: str = ""  # identifies data and model; a state of another tuning is refused
 
     def __post_init__(self) -> None:
         tuner, config = self.tuner, self.config

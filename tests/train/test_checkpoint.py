@@ -54,19 +54,6 @@ def test_everything_comes_back(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
 
 
-def test_an_error_of_torch_while_writing(tmp_path, monkeypatch):
-    before = saved(tmp_path, parts()).read_bytes()
-
-    def die(state, file):
-        file.write(b"half of it")
-        raise RuntimeError("unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", die)
-    with pytest.raises(OSError, match=r"last\.pt' could not be written"):
-        saved(tmp_path, parts())
-    assert (tmp_path / LAST).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
 def test_a_real_failing_write(tmp_path):
     before = saved(tmp_path, parts()).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -116,10 +103,8 @@ def changed(experiment: Experiment, part: str, **changes: object) -> Experiment:
     [
         ("train", {"lr": 1.0}, "train.lr 0.0001, not 1.0"),
         ("train", {"start": "glip-nano"}, 'train.start null, not "glip-nano"'),
-        ("train", {"precision": "bfloat16"}, "train.precision"),
         ("data", {"crop": 224}, "data.crop 0, not 224"),
         ("data", {"train": (DatasetConfig(name="world"),)}, "data.train []"),
-        ("model", {"max_tokens": 128}, "model.max_tokens 256, not 128"),
         ("train", {"lr": 1.0, "bert_lr": 1.0, "text_lr": 1.0, "clip": 3.0, "warmup": 3, "seed": 2}, "and 1 more"),
     ],
 )

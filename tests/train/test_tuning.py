@@ -53,7 +53,13 @@ def run_of(folder, *, config=TASK, mode="prompt", epochs=3, figures=range(1000),
     """A tuning whose validations give the figures."""
     tuner, rest = Tuner(detector_of(config), NAMES, PROMPT, mode=mode), iter(figures)
     options = TuneConfig(mode=mode, epochs=epochs, **{"images_per_epoch": 4, "batch_size": 2, **changed})
-    return TuneRun(tuner, images_of(tuner, gb=cache_gb), options, validate=lambda _: next(rest), folder=folder)
+    return TuneRun(
+        tuner,
+        images_of(tuner, gb=cache_gb, augment=options.augment),
+        options,
+        validate=lambda _: next(rest),
+        folder=folder,
+    )
 
 
 @pytest.mark.parametrize("mode", RELEASE)
@@ -165,11 +171,6 @@ def test_micro_batches_and_checkpointing_change_nothing(mode, tmp_path):
     assert first.images == second.images == 4
 
 
-def test_bfloat16_tunes(tmp_path):
-    run = run_of(tmp_path, epochs=1, precision="bfloat16")
-    assert run(quiet).offsets.isfinite().all() and math.isfinite(run.state.history[1]["loss"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "stopped_in"), [("prompt", 2), ("linear", 1), ("full", 1)])
 def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monkeypatch):
@@ -244,14 +245,19 @@ def test_broken_images_are_counted(tmp_path):
         images_of(tuner, [broken])
 
 
+@pytest.mark.parametrize(
+    "options", [{"config": without_fusion(TASK)}, {"precision": "bfloat16"}, {"augment": True}], ids=[0, 1, 2]
+)
+def test_without_fusion_in_bfloat16_and_augmented_offsets_learn(options, tmp_path):
+    run = run_of(tmp_path, epochs=1, **options)
+    offsets = run(quiet).offsets
+    assert offsets.any() and offsets.isfinite().all() and math.isfinite(run.state.history[1]["loss"])
+
+
 def test_too_many_names():
     names = [f"thing number {number}" for number in range(200)]
     with pytest.raises(ConfigError, match="the 200 names need .* tokens, the model reads 256"):
         Tuner(detector_of(), names, Prompt.from_names(names), mode="prompt")
-
-
-def test_without_fusion_offsets_reach_the_head_alone(tmp_path):
-    assert run_of(tmp_path, config=without_fusion(TASK), epochs=2)(quiet).offsets.any()
 
 
 @pytest.mark.parametrize(
