@@ -45,12 +45,10 @@ class VisionConfig:
     heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)", **_FOUR)
     window: Count = option(7, "side of the attention window in patches (swin)")
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
-    pretrained: str | None = option(None, "ImageNet weights when training from scratch: timm name or file")
+    pretrained: str | None = option(None, "ImageNet weights when training from scratch (swin): timm name or file")
 
     @model_validator(mode="after")
     def _consistent(self) -> "VisionConfig":
-        if self.pretrained and self.kind != "swin":
-            raise ValueError(f"pretrained: {self.pretrained!r} cannot be read into a {self.kind}: set it to null")
         for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
             _check_divides("heads", heads, "the stage's width", width)
         return self

@@ -5,6 +5,7 @@ A file may name one parent with ``extends:`` (maps merge, lists replace) and any
 """
 
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -16,8 +17,6 @@ import yaml
 from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
 from glip.schema import checked, did_you_mean, parse
-
-MAX_EXTENDS = 5
 
 
 @checked
@@ -35,7 +34,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]
     Raises:
         ConfigError: missing file, broken YAML, or an override of another form.
     """
-    return read_overrides(overrides, _with_parents(find_config(path), depth=0))
+    return read_overrides(overrides, _with_parents(find_config(path)))
 
 
 def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
@@ -85,7 +84,7 @@ def config_folder() -> Path:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain maps and lists, ready for JSON or YAML."""
-    return typing.cast(dict[str, Any], _listed(dataclasses.asdict(config)))
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def to_yaml(config: Any) -> str:
@@ -112,21 +111,13 @@ def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _with_parents(path: Path, depth: int) -> dict[Any, Any]:
-    if depth > MAX_EXTENDS:
-        raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
+def _with_parents(path: Path) -> dict[Any, Any]:
     tree = parse(dict[str, Any], read_yaml(path) or {}, at=str(path))
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     beside = path.parent / str(parent)
-    return merge(_with_parents(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
+    return merge(_with_parents(beside if beside.is_file() else find_config(str(parent))), tree)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there

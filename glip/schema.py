@@ -65,7 +65,7 @@ def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> An
 
 def allowed(field: FieldInfo | None, kind: Any) -> str:
     """What a field may hold, for errors, ``--help`` and ``glip config --explain``: its choices, or type and range."""
-    inner, limits = plain(kind)
+    inner, limits = bare_type(kind)
     limits += field.metadata if field else []
     most = next((limit.max_length for limit in limits if hasattr(limit, "max_length")), 0)
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
@@ -82,7 +82,7 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     return f"{said}, or null" if type(None) in typing.get_args(kind) else said
 
 
-def plain(kind: Any) -> tuple[Any, list[Any]]:
+def bare_type(kind: Any) -> tuple[Any, list[Any]]:
     """A type without Annotated and None, and the limits that Annotated gives."""
     limits: list[Any] = []
     while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
@@ -117,7 +117,7 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
         return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
     if problem["type"] in ("value_error", "assertion_error"):
         return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    choices = [str(choice) for choice in typing.get_args(plain(inner)[0])]
+    choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
     return f"{key or 'config'}: got {given!r}{hint}: give {allowed(field, inner)}"
 
@@ -126,7 +126,7 @@ def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, A
     """The dataclass that holds the last key of a path, that key's field, and its type."""
     owner, field = kind, None
     for part in loc:
-        inner, _ = plain(kind)
+        inner, _ = bare_type(kind)
         if typing.get_origin(inner) is dict:
             kind = typing.get_args(inner)[1]
         elif isinstance(part, int):

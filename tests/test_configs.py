@@ -138,14 +138,3 @@ def test_broken_files_are_explained(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "broken.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_chain_too_deep(write):
-    write("0.yaml", "train: {steps: 1, warmup: 0}")
-    for number in range(1, 7):
-        write(f"{number}.yaml", f"extends: {number - 1}.yaml")
-    assert load_config(write("5.yaml", "extends: 4.yaml")).train.steps == 1
-    with pytest.raises(ConfigError, match="'extends' goes deeper than 5 files; flatten the chain"):
-        load_config(write("6.yaml", "extends: 5.yaml"))
-    with pytest.raises(ConfigError, match="goes deeper"):
-        load_config(write("loop.yaml", "extends: loop.yaml"))

@@ -23,7 +23,7 @@ from glip.config import (
     TuneConfig,
 )
 from glip.errors import ConfigError
-from glip.schema import parse, plain
+from glip.schema import bare_type, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
@@ -219,20 +219,27 @@ def _add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_out: Sequence[str] = ()) -> None:
-    """Add a flag for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
+    """Add a flag under a heading for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
 
     A field that is true by default gets ``--no-NAME`` too. ``read_options`` reads the flags back.
-
-    Args:
-        parser: a verb's parser.
-        kind: a dataclass of ``config.py``.
-        title: heading of the group of flags.
-        leave_out: fields without a flag.
     """
     group = parser.add_argument_group(title)
     for name, field in _fields(kind).items():
-        if name not in leave_out:
-            _add_option(group, name, field)
+        if name in leave_out:
+            continue
+        text, more = str(field.description).replace("%", "%%"), dict[str, Any]()
+        own, _ = bare_type(field.annotation)
+        if "default:" not in text and field.default not in (None, (), "") and field.default is not False:
+            text += f" (default: {'yes' if field.default is True else field.default})"
+        if own is bool:
+            more = {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
+        elif typing.get_origin(own) is typing.Literal:
+            more = {"choices": typing.get_args(own)}
+        else:
+            more = {"type": own, "metavar": _METAVARS.get(name, _METAVARS.get(own, "TEXT"))}
+        if typing.get_origin(own) is tuple:
+            more |= {"type": typing.get_args(own)[0], "action": "append"}  # may be repeated
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=None, help=text, **more)
 
 
 def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
@@ -251,20 +258,3 @@ def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
 
 def _fields(kind: type) -> dict[str, FieldInfo]:
     return typing.cast(dict[str, FieldInfo], kind.__pydantic_fields__)  # type: ignore[attr-defined]
-
-
-def _add_option(group: Any, name: str, field: FieldInfo) -> None:
-    (kind, _), text = plain(field.annotation), str(field.description)
-    flag = f"--{name.replace('_', '-')}"
-    if kind is bool:
-        how: Any = argparse.BooleanOptionalAction if field.default else "store_true"
-        group.add_argument(flag, action=how, default=None, help=text + (" (default: yes)" if field.default else ""))
-        return
-    if "default:" not in text and field.default not in (None, (), ""):
-        text += f" (default: {field.default})"
-    more: dict[str, Any] = {"type": kind, "metavar": _METAVARS.get(name, _METAVARS.get(kind, "TEXT"))}
-    if typing.get_origin(kind) is typing.Literal:
-        more = {"choices": typing.get_args(kind)}
-    elif typing.get_origin(kind) is tuple:
-        more |= {"type": typing.get_args(kind)[0], "action": "append"}  # may be repeated
-    group.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **more)

@@ -91,16 +91,10 @@ class SkipCounter:
 
 @dataclass(frozen=True)
 class Validation:
-    """The figures of a model in training.
+    """The figures of a model in training."""
 
-    Args:
-        figures: by "SET/FIGURE", such as "bccd_val/AP50".
-        images: predictions (left) beside targets (right), by "SET/NUMBER".
-        skipped: counts skipped images by reason.
-    """
-
-    figures: dict[str, float] = field(default_factory=dict)
-    images: dict[str, Image.Image] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)  # by "SET/FIGURE", such as "bccd_val/AP50"
+    images: dict[str, Image.Image] = field(default_factory=dict)  # predictions beside targets, by "SET/NUMBER"
     skipped: SkipCounter = field(default_factory=SkipCounter)
 
     @property

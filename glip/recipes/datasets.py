@@ -33,13 +33,9 @@ def list_datasets(root: str | None) -> Iterator[str]:
 
 
 def check_dataset(config: SetConfig, root: str | None, *, number: int, decode: bool) -> tuple[list[str], bool]:
-    """Counts and problems of a dataset as lines, and whether there are problems.
+    """Counts and problems of a dataset's first samples (0: all) as lines, and whether there are problems.
 
-    Args:
-        config: which dataset.
-        root: the data root.
-        number: use only this many first samples; 0 for all.
-        decode: decode every image, not only its header.
+    Every image is decoded if ``decode``, else only its header.
     """
     found = _read_first(config, root, number)
     prompts = class_prompts(config, root, found.vocabulary)

@@ -47,11 +47,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
 def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
     """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
 
-    Args:
-        detector: the model.
-        paths: image files, each once.
-        prompt: what to find; None for the classes of the detector's task.
-        config: what is shown and written.
+    Without a prompt the classes of the detector's task are detected. Each path is there once.
     """
     targets, records, read = _output_names(paths, Path(config.out)), list[dict[str, Any]](), 0
     if config.json != "-":

@@ -56,15 +56,8 @@ def self_train(
 ) -> list[Row]:
     """Run the rounds that are missing; ``rounds.jsonl`` in the folder has a row for each that is finished.
 
-    Args:
-        plan: what to do.
-        folder: output folder.
-        sets: samples to evaluate the teacher and the students on, by name.
-        device: where models run; None: CUDA where available.
-        say: called with lines of progress.
-
-    Returns:
-        A row for the teacher and one for each student.
+    Gives a row for the teacher and one for each student, with their figures on ``sets`` (samples by name). Models run
+    on ``device``, by default on CUDA where available.
 
     Raises:
         GlipError: the folder is in use or holds other results, a shard or a model cannot be read, or no box is kept.

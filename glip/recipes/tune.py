@@ -94,13 +94,8 @@ def tune_task(
 ) -> Adaptation:
     """Tune a model for a task; run again after an interruption to resume.
 
-    Args:
-        detector: its own weights do not change.
-        task: the datasets.
-        config: how to tune.
-        folder: receives the task file, the list of training images, a report and a curve.
-        cache: features of the task's images, shared by several tunings of the same task.
-        group: the processes that tune together; the main one writes and prints.
+    The detector's own weights do not change. The folder receives the task file, the list of training images, a report
+    and a curve; the main process of the group writes and prints. Tunings of the same task may share a cache.
 
     Raises:
         DataError: nothing to train or validate on, or a folder with another tuning.

@@ -36,13 +36,8 @@ def save_state(
 ) -> None:
     """Write the state of a run; all processes must call this. After a kill or an error the old files are unchanged.
 
-    Args:
-        paths: of the files; all get the same.
-        stepper: its optimizer and loss scale.
-        weights: all that changes in training, by name.
-        progress: what the run counts, a dataclass.
-        made_from: config, data and whatever else must be the same to resume.
-        ema: the average of the weights.
+    ``weights`` are all that changes in training, ``progress`` is a dataclass of counts, and ``made_from`` has the
+    config, data and whatever else must be the same to resume.
     """
     group = stepper.group
     random = group.gather(random_state(group.device))

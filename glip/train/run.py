@@ -39,13 +39,8 @@ def run(
 ) -> Path:
     """Train as a config says and write the model beside the run's checkpoints; gives the model's folder.
 
-    Under torchrun each process calls this; the main one writes and reports.
-
-    Args:
-        experiment: the resolved config.
-        device: where to compute; under torchrun its type, cpu or cuda.
-        validator: evaluates the model during training, every ``train.validate_every`` steps.
-        report: receives the lines to show.
+    Under torchrun each process calls this, with cpu or cuda as device; the main one writes and reports. ``validator``
+    evaluates the model every ``train.validate_every`` steps.
 
     Raises:
         GlipError: no training set, or a set or model that cannot be read.

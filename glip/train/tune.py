@@ -171,10 +171,9 @@ class TuneRun:
         """The last epoch, and how many are left; an improvement may add more, up to ``epochs``."""
         state, last = self.state, self.state.history[-1]
         more, waiting = self.config.epochs - state.epochs, self.config.patience - state.waited
-        left = min(more, waiting)
         mean = sum(row["seconds"] for row in state.history) / state.epochs
-        ends = f"ends after {left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
-        outlook = ends + (" unless it improves" if waiting < more else "") if left else "the last epoch"
+        left = f"epochs left: {min(more, waiting)} ({min(more, waiting) * mean:.0f} s and validations)"
+        outlook = f"{left} unless it improves" if 0 < waiting < more else left
         return (
             f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
             f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {outlook}"

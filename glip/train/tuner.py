@@ -58,15 +58,11 @@ class TaskBatch(Batch):
 class Tuner(nn.Module):
     """A model in tuning for one task. The detector's own model stays as it is: what trains is a copy.
 
-    Args:
-        detector: its model is tuned.
-        names: the task's classes.
-        prompt: a phrase for each class.
-        mode: what trains.
-        frozen_stages: of the image encoder, from the bottom, in mode full; the stem is frozen with the first.
+    ``prompt`` has a phrase for each of the task's classes, ``names``. In mode full the image encoder's stem and first
+    ``frozen_stages`` stages do not train.
 
     Raises:
-        ConfigError: a prompt over the model's limit.
+        GlipError: a prompt over the model's limit: a task is tuned with all its names in one caption.
     """
 
     def __init__(
@@ -74,12 +70,6 @@ class Tuner(nn.Module):
     ) -> None:
         super().__init__()
         self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
-        needed, room = detector.processor.count_tokens(prompt.caption), detector.processor.max_tokens
-        if needed > room:
-            raise ConfigError(
-                f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
-                "names in one caption. Split them into several tasks"
-            )
         trained, own = trained_names(detector.model, mode), detector.model.state_dict()
         changing = own if mode == "full" else trained  # full: running statistics too
         self.model = with_weights(detector.model, {name: own[name].clone() for name in changing})

@@ -58,9 +58,7 @@ def test_resumed_run_equals_an_uninterrupted_one(config, steps, tmp_path):
     assert "at step 4" in said[0]
     assert "boxes skipped in this run: 2 x box without area" in said
     assert "samples that could not be used: 2 of 8 tried" in said
-    assert (
-        metrics(tmp_path / "b")[-1]["skipped"] == {"box without area": 2} and metrics(tmp_path / "b")[-1]["broken"] == 2
-    )
+    assert {"skipped": {"box without area": 2}, "broken": 2}.items() <= metrics(tmp_path / "b")[-1].items()
     assert same(weights(whole), weights(resumed)) and not whole.training
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     assert [row["step"] for row in metrics(tmp_path / "a")] == [3, 6]
@@ -208,9 +206,8 @@ def test_bfloat16_and_checkpointing_learn(tmp_path):
     exact = trained(tmp_path / "a", made)
     rounded = trained(tmp_path / "b", made, precision="bfloat16", checkpointing=True)
     assert all(value.dtype == torch.float32 for value in rounded.parameters())
-    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=0.1) and not same(
-        weights(exact), weights(rounded)
-    )
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=0.1)
+    assert not same(weights(exact), weights(rounded))
 
 
 @pytest.mark.slow
