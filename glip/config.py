@@ -14,6 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=1, le=1000)]  # a limit, since configs of models may come from strangers
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Bits = Annotated[int, Field(ge=-1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -256,9 +257,7 @@ class DetectConfig:
 
     threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
     out: str = option("out", "folder for the drawn images")
-    json: str | None = option(
-        None, "also write one JSON line per image to this file; '-' prints them and draws nothing"
-    )
+    json: str | None = option(None, "also write a JSON line per image to this file; '-' prints them and draws nothing")
     batch_size: Count = option(4, "images per forward pass")
 
 
@@ -308,12 +307,8 @@ class EvaluateConfig:
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
     task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
-    max_names: CountOrZero | None = option(
-        None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
-    )
-    max_detections: CountOrZero | None = option(
-        None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
-    )
+    max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")
+    max_detections: CountOrZero | None = option(None, "limit per image, for LVIS per chunk (default: the protocol's)")
     images: tuple[str, ...] = option((), "image folder, for annotation files; may be repeated")
     root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
@@ -351,12 +346,7 @@ class LabelConfig:
     max_tokens: int = option(0, "skip captions with more tokens; 0: the model's limit; -1: off", ge=-1)
     min_phrases: Count = option(1, "skip captions with fewer noun phrases")
     max_repeats: CountOrZero = option(10, "skip a caption after this many occurrences in a shard; 0: off")
-    same_image: int = option(
-        4,
-        "skip near-duplicate images, whose perceptual hashes differ in at most this many of 64 bits; -1: off",
-        ge=-1,
-        le=16,
-    )
+    same_image: Bits = option(4, "skip near-duplicate images, whose hashes differ in at most N of 64 bits; -1: off")
     keep_html: bool = option(False, "keep captions with HTML")
     keep_control_characters: bool = option(False, "keep captions with control characters")
     keep_without_letters: bool = option(False, "keep captions without letters, such as only emoji")
