@@ -23,16 +23,16 @@ def run(args: argparse.Namespace) -> int:
     experiment = load_config(args.config, args.overrides)
     if args.images and not (args.data or args.validate):
         raise ConfigError("--images without --data or --validate: it names the folder of their images")
-    if args.validate and not experiment.train.validate_every:
-        raise ConfigError("--validate without train.validate_every: give it too, such as train.validate_every=500")
-    data = experiment.data
+    data, settings = experiment.data, experiment.train
+    if args.validate and not settings.validate_every:
+        settings = replace(settings, validate_every=settings.steps)  # at the end
     folders = folders_of([*(args.data or ()), *(args.validate or ())], args.images, data.root)
     own, others = (
         tuple(DatasetConfig(name=name, images=folders[name]) for name in names or ())
         for names in (args.data, args.validate)
     )
     data = replace(data, train=own or data.train, validate=others or data.validate)
-    experiment = replace(experiment, data=data)
+    experiment = replace(experiment, data=data, train=settings)
     main = os.environ.get("RANK", "0") == "0"  # under torchrun one process prints
     validator = _validator(experiment, main) if data.validate and experiment.train.validate_every else None
     folder = train(experiment, device=choose_device(args.device), validator=validator)

@@ -75,13 +75,12 @@ def test_train_resume_detect(train, place, command_line):
         (["data.root=nowhere"], "'nowhere/instances.json'"),
         (["data.train=[]"], "data.train lists no set"),
         (["train.start=glip-x"], "model 'glip-x' is not known"),
-        (["--validate", "no_such_set"], "--validate without train.validate_every"),
         (["--images", "images"], "--images without --data or --validate"),
         (["data.replay_from=pretrain/nano"], "data.replay: got 0 with replay_from 'pretrain/nano'"),
         (["train.wise_ft=0.5"], "train.wise_ft: got 0.5 without train.start"),
         (["train.output=file/run", "data.root=nowhere"], "'file"),  # settings come before any dataset is read
         (["train.output=broken", "data.root=nowhere"], "last.pt' cannot be read"),
-        (["--validate", "typo", "train.validate_every=1"], "'typo'"),
+        (["--validate", "typo"], "'typo'"),
         (["train.lr=1.0e+30", "train.clip=1.0e+30", "train.max_bad_steps=2"], "lower learning rate"),
     ],
 )
@@ -99,7 +98,7 @@ def test_own_files_beside_sets_of_the_table(train, place):
     own = str(write_coco(place / "mine"))
     (place / "mine" / "images").rename(place / "photos")
     sets = ["--data", own, "--data", "listed", "--images", "photos", "--validate", "listed", "--validate", own]
-    code, said, _ = train("run", *sets, "train.steps=1", "train.validate_every=1", "train.validate_images=3")
+    code, said, _ = train("run", *sets, "train.steps=1", "train.validate_images=3")
     assert code == 0 and f"{own}: 4 images, 9 boxes" in said and "trained model in run/model" in said
     assert "listed: validating on 3 of 4 samples, evenly spread" in said and "listed/AP50" in said
     assert (place / "run" / "best.pt").is_file()
