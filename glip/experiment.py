@@ -34,25 +34,21 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]
     Raises:
         ConfigError: missing file, broken YAML, or an override of another form.
     """
-    return read_overrides(overrides, _with_parents(find_config(path)))
-
-
-def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """Plain maps with ``key.path=value`` texts set in them.
-
-    Raises:
-        ConfigError: a text of another form.
-    """
-    tree = {} if tree is None else tree
+    file = find_config(path)
+    tree = parse(dict[str, Any], read_yaml(file) or {}, at=str(file))
+    parent = tree.pop("extends", None)
+    if parent is not None:
+        beside = file.parent / str(parent)
+        tree = merge(read_tree(beside if beside.is_file() else str(parent)), tree)
     for item in overrides:
-        path, separator, value = item.partition("=")
-        *parents, key = path.strip().split(".")
+        keys, separator, value = item.partition("=")
+        *parents, key = keys.strip().split(".")
         if not separator or not key:
             raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
         inner = tree
-        for parent in parents:  # where a value stands it is replaced by a map, which the schema then refuses
-            inner[parent] = inner[parent] if isinstance(inner.get(parent), dict) else {}
-            inner = inner[parent]
+        for name in parents:  # where a value stands it is replaced by a map, which the schema then refuses
+            inner[name] = inner[name] if isinstance(inner.get(name), dict) else {}
+            inner = inner[name]
         inner[key] = _parse_yaml(value, item)
     return tree
 
@@ -109,15 +105,6 @@ def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
         both_maps = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both_maps else value
     return merged
-
-
-def _with_parents(path: Path) -> dict[Any, Any]:
-    tree = parse(dict[str, Any], read_yaml(path) or {}, at=str(path))
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    beside = path.parent / str(parent)
-    return merge(_with_parents(beside if beside.is_file() else find_config(str(parent))), tree)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
