@@ -14,11 +14,16 @@ Count = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=1, le=1000)]  # a limit, since configs of models may come from strangers
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Bits = Annotated[int, Field(ge=-1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
 Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
+
+
+_FOUR = {"min_length": 4, "max_length": 4}
 
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
@@ -36,20 +41,15 @@ class VisionConfig:
     """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
 
     kind: Literal["swin", "resnet"] = option("swin", "architecture")
-    widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage")
-    depths: tuple[Layers, ...] = option((2, 2, 6, 2), "blocks of each stage")
-    heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)")
+    widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage", **_FOUR)
+    depths: tuple[Layers, ...] = option((2, 2, 6, 2), "blocks of each stage", **_FOUR)
+    heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)", **_FOUR)
     window: Count = option(7, "side of the attention window in patches (swin)")
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
-    pretrained: str | None = option(None, "ImageNet weights when training from scratch: timm name or file")
+    pretrained: str | None = option(None, "ImageNet weights when training from scratch (swin): timm name or file")
 
     @model_validator(mode="after")
     def _consistent(self) -> "VisionConfig":
-        for key in ("widths", "depths", "heads"):
-            if len(getattr(self, key)) != 4:
-                raise ValueError(f"{key}: got {list(getattr(self, key))}: give four numbers, one for each stage")
-        if self.pretrained and self.kind != "swin":
-            raise ValueError(f"pretrained: {self.pretrained!r} cannot be read into a {self.kind}: set it to null")
         for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
             _check_divides("heads", heads, "the stage's width", width)
         return self
@@ -188,17 +188,14 @@ class DataConfig:
         if twice is not None:
             raise ValueError(f"train: lists dataset {twice!r} twice: give each its own name")
         total = sum(row.weight for row in self.train)
-        rare = next((row.name for row in self.train if 0 < row.weight < total / 1000), None)
+        rare = next((row.name for row in self.train if not total or 0 < row.weight < total / 1000), None)
         if rare is not None:
-            raise ValueError(f"train: the weight of dataset {rare!r} is less than a thousandth of all: raise it")
-        if names and not total:
-            raise ValueError("train: every weight is 0: give at least one dataset a positive weight")
-        if 0 < self.crop < 32:
-            raise ValueError(f"crop: got {self.crop}: give 32 or more pixels, or 0 for whole images")
-        if self.replay and not self.replay_from:
-            raise ValueError(f"replay: {self.replay:g} needs replay_from, the old config, such as pretrain/nano")
-        if self.replay_from and not self.replay:
-            raise ValueError(f"replay_from: {self.replay_from!r} needs replay, the share of images, such as 0.3")
+            raise ValueError(f"train: the weight of dataset {rare!r} is less than a thousandth of all, or all are 0")
+        if bool(self.replay) != bool(self.replay_from):
+            raise ValueError(
+                f"replay: got {self.replay:g} with replay_from {self.replay_from!r}: give both the share of images and "
+                "the old config, such as 0.3 and pretrain/nano"
+            )
         return self
 
 
@@ -230,7 +227,9 @@ class TrainConfig(StepConfig):
     drops: tuple[Share, ...] = option((0.67, 0.89), "schedule step: shares of the run where the rate drops 10x")
     frozen_stages: CountOrZero = option(0, "freeze the image encoder's stem and this many stages; 0: none")
     freeze_language: bool = option(False, "freeze the language model")
-    parallel: Literal["ddp", "fsdp"] = option("ddp", "under torchrun: replicate or shard the model")
+    parallel: Literal["ddp", "fsdp"] = option(
+        "ddp", "under torchrun: replicate, or shard the model (fsdp; torch 2.6 or later)"
+    )
     ema: float = option(0.0, "decay of the weight average (EMA) that is validated and saved; 0: off", ge=0, lt=1)
     wise_ft: Share = option(0.0, "share of the starting weights in the final model (WiSE-FT)")
     save_every: Count = option(500, "steps between checkpoints")
@@ -258,9 +257,7 @@ class DetectConfig:
 
     threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
     out: str = option("out", "folder for the drawn images")
-    json: str | None = option(
-        None, "also write one JSON line per image to this file; '-' prints them and draws nothing"
-    )
+    json: str | None = option(None, "also write a JSON line per image to this file; '-' prints them and draws nothing")
     batch_size: Count = option(4, "images per forward pass")
 
 
@@ -268,11 +265,18 @@ class DetectConfig:
 class TaskConfig:
     """The datasets of one task to tune for: names of ``datasets.yaml``, or annotation files."""
 
-    train: str = option("", "dataset to tune on")
+    train: Name
     validate: str = option("", "dataset to validate on (default: images not tuned on)")
     test: str = option("", "dataset to evaluate on before and after tuning (default: none)")
     images: tuple[str, ...] = option((), "image folder; may be repeated")
     prompts: str = option("", "YAML of texts for class names (default: those of the dataset, else plain names)")
+
+
+@checked
+class TableTask(TaskConfig):
+    """A task of a table of tasks, which is always tested too."""
+
+    test: Name
 
 
 @checked
@@ -303,12 +307,8 @@ class EvaluateConfig:
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
     task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
-    max_names: CountOrZero | None = option(
-        None, "class names per caption chunk; 0: as many as fit (default: the protocol's)"
-    )
-    max_detections: CountOrZero | None = option(
-        None, "maximum detections per image, for LVIS per chunk (default: the protocol's)"
-    )
+    max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")
+    max_detections: CountOrZero | None = option(None, "limit per image, for LVIS per chunk (default: the protocol's)")
     images: tuple[str, ...] = option((), "image folder, for annotation files; may be repeated")
     root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
@@ -346,26 +346,11 @@ class LabelConfig:
     max_tokens: int = option(0, "skip captions with more tokens; 0: the model's limit; -1: off", ge=-1)
     min_phrases: Count = option(1, "skip captions with fewer noun phrases")
     max_repeats: CountOrZero = option(10, "skip a caption after this many occurrences in a shard; 0: off")
-    same_image: int = option(
-        4,
-        "skip near-duplicate images, whose perceptual hashes differ in at most this many of 64 bits; -1: off",
-        ge=-1,
-        le=16,
-    )
+    same_image: Bits = option(4, "skip near-duplicate images, whose hashes differ in at most N of 64 bits; -1: off")
     keep_html: bool = option(False, "keep captions with HTML")
     keep_control_characters: bool = option(False, "keep captions with control characters")
     keep_without_letters: bool = option(False, "keep captions without letters, such as only emoji")
     latin_only: bool = option(False, "skip captions with letters of other scripts")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "LabelConfig":
-        for what in ("bytes", "words"):
-            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-            if high and low > high:
-                raise ValueError(f"min_{what}: got {low}, above max_{what} {high}: nothing would be kept")
-        if 0 < self.max_aspect < 1:
-            raise ValueError(f"max_aspect: got {self.max_aspect:g}: give 1 or more, or 0 for no limit")
-        return self
 
 
 @checked

@@ -5,6 +5,7 @@ A file may name one parent with ``extends:`` (maps merge, lists replace) and any
 """
 
 import dataclasses
+import json
 import re
 import typing
 from collections.abc import Sequence
@@ -15,9 +16,7 @@ import yaml
 
 from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
-from glip.schema import checked, did_you_mean
-
-MAX_EXTENDS = 5
+from glip.schema import checked, did_you_mean, parse
 
 
 @checked
@@ -35,21 +34,22 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]
     Raises:
         ConfigError: missing file, broken YAML, or an override of another form.
     """
-    return read_overrides(overrides, _read_tree(find_config(path), depth=0))
-
-
-def read_overrides(overrides: Sequence[str], tree: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    """Plain maps with ``key.path=value`` texts set in them.
-
-    Raises:
-        ConfigError: a text of another form.
-    """
-    tree = {} if tree is None else tree
+    file = find_config(path)
+    tree = parse(dict[str, Any], read_yaml(file) or {}, at=str(file))
+    parent = tree.pop("extends", None)
+    if parent is not None:
+        beside = file.parent / str(parent)
+        tree = merge(read_tree(beside if beside.is_file() else str(parent)), tree)
     for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator or not key.strip():
+        keys, separator, value = item.partition("=")
+        *parents, key = keys.strip().split(".")
+        if not separator or not key:
             raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
-        _set(tree, key.strip().split("."), _parse_yaml(value, item))
+        inner = tree
+        for name in parents:  # where a value stands it is replaced by a map, which the schema then refuses
+            inner[name] = inner[name] if isinstance(inner.get(name), dict) else {}
+            inner = inner[name]
+        inner[key] = _parse_yaml(value, item)
     return tree
 
 
@@ -59,12 +59,11 @@ def find_config(path: str | Path) -> Path:
     if given.is_file():
         return given
     name = str(path).removesuffix(".yaml")
-    named = config_folder() / f"{name}.yaml"
-    if named.is_file():
-        return named
-    known = list_configs()
-    hint = did_you_mean(name, known)
-    raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+    named, known = config_folder() / f"{name}.yaml", list_configs()
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ConfigError(f"config {str(path)!r}: no such file{hint}. Give a YAML file or one of: {', '.join(known)}")
+    return named
 
 
 def list_configs() -> list[str]:
@@ -81,7 +80,7 @@ def config_folder() -> Path:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain maps and lists, ready for JSON or YAML."""
-    return typing.cast(dict[str, Any], _listed(dataclasses.asdict(config)))
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def to_yaml(config: Any) -> str:
@@ -93,12 +92,10 @@ def read_yaml(path: Path) -> Any:
     """The plain values of a YAML file.
 
     Raises:
-        ConfigError: not UTF-8, or not YAML.
+        FileNotFoundError: no such file.
+        ConfigError: not YAML in UTF-8.
     """
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text: give a YAML file") from None
+    return _parse_yaml(path.read_bytes(), str(path))
 
 
 def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
@@ -110,25 +107,6 @@ def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _read_tree(path: Path, depth: int) -> dict[Any, Any]:
-    if depth > MAX_EXTENDS:
-        raise ConfigError(f"{path}: 'extends' goes deeper than {MAX_EXTENDS} files; flatten the chain")
-    tree = read_yaml(path) or {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a map of keys, got {type(tree).__name__}")
-    parent = tree.pop("extends", None)
-    if parent is None:
-        return tree
-    beside = path.parent / str(parent)
-    return merge(_read_tree(beside if beside.is_file() else find_config(str(parent)), depth + 1), tree)
-
-
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
     """YAML 1.2's numbers: PyYAML reads 1e-4 as text."""
 
@@ -138,16 +116,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _set(tree: dict[Any, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{'.'.join(keys)}: {key!r} is a value, not a map of keys")
-    tree[keys[-1]] = value

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if path.is_dir():
         raise DataError(f"{str(path)!r} is a folder: give the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
+    # The name stays the same, so that what a kill leaves is overwritten; each process of torchrun has its own.
+    partial = path.with_name(f".{path.name}{os.environ.get('RANK', '')}.partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -67,14 +69,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{str(path)!r} could not be written ({' '.join(str(error).split())[:120]}; {free:,.0f} MB free): make "
             "room or choose another folder, and run the same command again"
         ) from error
-
-
-def partial_of(path: Path) -> Path:
-    """Where a file is written first; the name stays the same, so that what a kill leaves is overwritten.
-
-    Each process of torchrun has a name of its own.
-    """
-    return path.with_name(f".{path.name}{os.environ.get('RANK', '')}.partial")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -121,41 +115,34 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
 
 def append_jsonl(path: str | Path, row: Any) -> None:
     """Append one row to a file of JSON lines; it is on the disk afterwards, in place of a line that a kill cut off."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("ab+") as file:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
         file.seek(max(file.tell() - 1, 0))
         if file.read() not in (b"", b"\n"):
             file.seek(0)
             before, newline, last = file.read().rpartition(b"\n")
-            if _is_json(last):
+            try:
+                json.loads(last)
                 file.write(b"\n")
-            else:
+            except ValueError:
                 file.truncate(len(before) + len(newline))
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def begin_run(folder: str | Path, settings: Mapping[str, Any], *, name: str = MANIFEST) -> None:
+def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Note what a folder's contents are made of and with; the same settings go on, others are refused.
 
     Raises:
         DataError: the folder holds the results of other settings, or its manifest cannot be read.
     """
-    path = Path(folder) / name
-    wanted = json.loads(json.dumps(settings))
-    if not path.is_file():
+    path, wanted = Path(folder) / MANIFEST, json.loads(json.dumps(settings))
+    if path.is_file():
+        refuse_other_run(folder, read_json(path), wanted)
+    else:
         write_json(path, wanted)
-        return
-    refuse_other_run(folder, read_manifest(folder, name=name), wanted)
 
 
 def refuse_other_run(
@@ -167,11 +154,11 @@ def refuse_other_run(
         DataError: naming each key that differs and does not begin with one of ``may_change``.
     """
     old, new = _flat(before), _flat(now)
-    changed = [
-        f"{key} {_short(old.get(key))}, not {_short(new.get(key))}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key) and not key.startswith(may_change)
-    ]
+    changed = []
+    for key in {**old, **new}:
+        if old.get(key) != new.get(key) and not key.startswith(may_change):
+            was, wanted = (json.dumps(tree.get(key), ensure_ascii=False)[:120] for tree in (old, new))
+            changed.append(f"{key} {was}, not {wanted}")
     if changed:
         more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
         listed = "; ".join([*changed[:_SHOWN], *more])
@@ -188,23 +175,14 @@ def _flat(tree: Any, at: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)[:120]
-
-
-def read_manifest(folder: str | Path, *, name: str = MANIFEST) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> dict[str, Any]:
     """What a folder's contents are made of and with.
 
     Raises:
         FileNotFoundError: it has no manifest.
         DataError: a manifest that cannot be read.
     """
-    if not (Path(folder) / name).is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no results of glip (no {name})")
-    tree = read_json(Path(folder) / name)
-    if not isinstance(tree, dict):
-        raise DataError(f"{Path(folder) / name}: not a manifest: give another folder, or delete it")
-    return tree
+    return typing.cast(dict[str, Any], read_json(Path(folder) / MANIFEST))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -90,8 +90,15 @@ def is_sentence(prompt: Prompt) -> bool:
 def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[TextRun]:
     """A caption as runs: phrases (by index) that have a colour in it, others pale grey, the words between in none."""
     edges = sorted({0, len(prompt.caption), *(edge for p in prompt.phrases for span in p.spans for edge in span)})
-    parts = zip(edges, edges[1:], strict=False)
-    return [TextRun(prompt.caption[start:end], _colour_at(prompt, start, colours)) for start, end in parts]
+    runs = []
+    for start, end in pairwise(edges):
+        over = [index for index, p in enumerate(prompt.phrases) if any(a <= start < b for a, b in p.spans)]
+        coloured = [index for index in over if index in colours]
+        colour = PALE if over else None
+        if coloured:  # the shortest, so that a phrase within a phrase is seen
+            colour = colours[min(coloured, key=lambda index: len(prompt.texts[index]))]
+        runs.append(TextRun(prompt.caption[start:end], colour))
+    return runs
 
 
 def wrapped(runs: Sequence[TextRun], size: int, width: int, rows: int) -> list[list[TextRun]]:
@@ -137,16 +144,6 @@ def _shade(phrase: str, hue: int) -> Colour:
     value = 0.80 + (_number(phrase) >> 9) % 3 * 0.09
     red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.85, value)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _colour_at(prompt: Prompt, place: int, colours: Mapping[int, Colour]) -> Colour | None:
-    """The colour of the shortest coloured phrase over a character, so that a phrase within a phrase is seen."""
-    phrases = enumerate(prompt.phrases)
-    over = [index for index, phrase in phrases if any(start <= place < end for start, end in phrase.spans)]
-    coloured = [index for index in over if index in colours]
-    if coloured:
-        return colours[min(coloured, key=lambda index: len(prompt.texts[index]))]
-    return PALE if over else None
 
 
 def _pad(run: TextRun, size: int) -> int:

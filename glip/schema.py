@@ -65,21 +65,30 @@ def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> An
 
 def allowed(field: FieldInfo | None, kind: Any) -> str:
     """What a field may hold, for errors, ``--help`` and ``glip config --explain``: its choices, or type and range."""
-    limits = list(field.metadata) if field else []
-    while typing.get_origin(kind) is typing.Annotated:
-        kind, *more = typing.get_args(kind)
-        limits += [limit for one in more if isinstance(one, FieldInfo) for limit in one.metadata]
-    inner = next(one for one in _members(kind) if one is not type(None))
-    if inner is not kind:
-        return f"{allowed(field, inner)}, or null"
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    if typing.get_origin(kind) is tuple:
-        return f"a list{' that is not empty' if limits else ''}; each {allowed(None, typing.get_args(kind)[0])}"
+    inner, limits = bare_type(kind)
+    limits += field.metadata if field else []
+    most = next((limit.max_length for limit in limits if hasattr(limit, "max_length")), 0)
+    least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
+    length = f" of {most}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
         text.format(getattr(limit, key)) for limit in limits for key, text in _BOUNDS.items() if hasattr(limit, key)
     )
-    return ", ".join([_KINDS.get(kind, "a map of keys"), " and ".join(bounds)]).removesuffix(", ")
+    if typing.get_origin(inner) is Literal:
+        said = "one of " + ", ".join(map(str, typing.get_args(inner)))
+    elif typing.get_origin(inner) is tuple:
+        said = f"a list{length}; each {allowed(None, typing.get_args(inner)[0])}"
+    else:
+        said = ", ".join(filter(None, [_KINDS.get(inner, "a map of keys") + length, " and ".join(bounds)]))
+    return f"{said}, or null" if type(None) in typing.get_args(kind) else said
+
+
+def bare_type(kind: Any) -> tuple[Any, list[Any]]:
+    """A type without Annotated and None, and the limits that Annotated gives."""
+    limits: list[Any] = []
+    while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
+        kind, *more = (one for one in typing.get_args(kind) if one is not type(None))
+        limits += [limit for one in more if isinstance(one, FieldInfo) for limit in one.metadata]
+    return kind, limits
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -91,19 +100,6 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 @cache
 def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
-
-
-def _members(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, or the type itself."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def _bare(kind: Any) -> Any:
-    """A type without Annotated and None."""
-    while typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    inner = next(one for one in _members(kind) if one is not type(None))
-    return kind if inner is kind else _bare(inner)
 
 
 def _sentence(kind: Any, problem: Any, at: str) -> str:
@@ -121,7 +117,7 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
         return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
     if problem["type"] in ("value_error", "assertion_error"):
         return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    choices = [str(choice) for choice in typing.get_args(_bare(inner))]
+    choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
     return f"{key or 'config'}: got {given!r}{hint}: give {allowed(field, inner)}"
 
@@ -130,8 +126,10 @@ def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, A
     """The dataclass that holds the last key of a path, that key's field, and its type."""
     owner, field = kind, None
     for part in loc:
-        inner = _bare(kind)
-        if isinstance(part, int):
+        inner, _ = bare_type(kind)
+        if typing.get_origin(inner) is dict:
+            kind = typing.get_args(inner)[1]
+        elif isinstance(part, int):
             kind = (typing.get_args(inner) or (Any,))[0]
         elif dataclasses.is_dataclass(inner):
             owner = inner

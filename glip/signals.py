@@ -38,6 +38,11 @@ class GracefulStop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def stop_if(self, stopping: bool, message: str) -> None:
+        """Raise ``Interrupted`` where this process, or another one that works with it, was asked to stop."""
+        if stopping:
+            raise Interrupted(self.number or signal.SIGTERM, message)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         # a second SIGTERM is only torchrun and the scheduler both sending one
         if self._at_once or number == signal.SIGINT == self.number:

@@ -60,11 +60,9 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
     cannot be read is a grey field that says why.
     """
-    if not samples:
-        raise GlipError("a contact sheet of no samples: give at least one")
     cells = [_cell(sample) for sample in samples]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    width = max(len(row) for row in rows) * (_CELL + _GAP) + _GAP
+    width = min(len(cells), columns) * (_CELL + _GAP) + _GAP
     sheet = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), _PAPER)
     y = _GAP
     for row in rows:
@@ -133,22 +131,20 @@ def _sorted(box: Sequence[float]) -> Rectangle:
 
 def _cell(sample: Sample) -> Image.Image:
     """Image, words, and the image's name, in a column of the sheet."""
-    image = _image(sample)
-    text = _text_below(sample, _palette(sample))
-    lines, small = wrapped(text, _TEXT, _CELL, _ROWS), letters(_TEXT - 4)
-    top = image.height + 8
-    cell = Image.new("RGB", (_CELL, top + line_height(_TEXT) * len(lines) + _TEXT + 4), _PAPER)
+    palette = _palette(sample)
+    image, lines = _image(sample, palette), wrapped(_text_below(sample, palette), _TEXT, _CELL, _ROWS)
+    top, end = image.height + 8, image.height + 8 + line_height(_TEXT) * len(lines)
+    cell = Image.new("RGB", (_CELL, end + _TEXT + 4), _PAPER)
     cell.paste(image, ((_CELL - image.width) // 2, 0))
     lettering.write(cell, lines, (0, top), _TEXT)
-    drawn = isinstance(sample.image, Image.Image)
+    drawn, small = isinstance(sample.image, Image.Image), letters(_TEXT - 4)
     name = f"sample {sample.image_id}" if drawn else str(sample.image).replace("\\", "/").rsplit("/", 1)[-1]
-    place = (0, top + line_height(_TEXT) * len(lines) - 1)
-    ImageDraw.Draw(cell).text(place, label(name, "", small, _CELL), fill=_FAINT, font=small)
+    ImageDraw.Draw(cell).text((0, end - 1), label(name, "", small, _CELL), fill=_FAINT, font=small)
     return cell
 
 
-def _image(sample: Sample) -> Image.Image:
-    """The sample's image at the size of a cell, with its boxes, the large ones below the small ones."""
+def _image(sample: Sample, palette: dict[int, Colour]) -> Image.Image:
+    """At the size of a cell, with boxes, the large ones below the small ones, and the scores of pseudo-labels."""
     try:
         image = sample_image(sample)
     except ImageError as error:
@@ -158,19 +154,11 @@ def _image(sample: Sample) -> Image.Image:
         return grey
     factor = _CELL / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    scaled = image.resize(size, Image.Resampling.LANCZOS)
-    _frames(scaled, sample, factor)
-    return scaled
-
-
-def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
-    """Draw a sample's boxes, the large ones below the small ones, and the scores of pseudo-labels."""
+    image = image.resize(size, Image.Resampling.LANCZOS)
     pen, font = ImageDraw.Draw(image), letters(_TEXT - 4)
-    palette = _palette(sample)
     boxes = [_sorted(box) for box in (sample.boxes * factor).tolist()]
-    order = sorted(range(len(boxes)), key=lambda i: -(boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1]))
     taken: list[Rectangle] = []
-    for index in order:
+    for index in sorted(range(len(boxes)), key=lambda i: -(boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1])):
         left, top, right, bottom = boxes[index]
         colour = palette[sample.box_phrases[index][0]]
         # a thin dark line outside lets every colour stand out from every image; a crowd has that line only
@@ -179,6 +167,7 @@ def _frames(image: Image.Image, sample: Sample, factor: float) -> None:
             pen.rectangle(boxes[index], outline=colour, width=2)
         if sample.scores:
             _draw_label(image, f"{sample.scores[index]:.2f}", boxes[index], colour, font, taken)
+    return image
 
 
 def _palette(sample: Sample) -> dict[int, Colour]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glip.errors import ConfigError
-from glip.experiment import Experiment, config_folder, find_config, to_dict, to_yaml
+from glip.experiment import Experiment, config_folder, find_config, to_dict
 from glip.model.glip import build
 from glip.schema import parse
 from glip.train.start import load_config
@@ -42,11 +42,6 @@ def test_every_config_resolves_and_builds(name):
     assert any("glip " in line or "python tools/" in line for line in lines[:3])
 
 
-def test_printed_config_reads_back(write):
-    experiment = load_config("pretrain/nano", ["train.steps=7", "train.warmup=1"])
-    assert load_config(write("again.yaml", to_yaml(experiment))) == experiment
-
-
 def test_overrides_and_numbers_as_people_write_them(write):
     overrides = ["train.lr=1e-4", "model.head.fusion=false", "model.vision.widths=[8, 16, 24, 32]", "train.start=null"]
     experiment = load_config("tiny", [*overrides, "train.output=a=b", "train.clip=3"])
@@ -80,42 +75,43 @@ def test_names_with_dots_are_not_cut():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("override", "message"),
     [
-        (
-            ["model.languge.layers=2"],
-            "model.languge: no such key (did you mean 'language'?). Known keys: name, vision,",
-        ),
-        (["optim.lr=2"], "optim: no such key. Known keys: model, data, train"),
-        (
-            ["model.vision.kind=swinn"],
-            "model.vision.kind: got 'swinn' (did you mean 'swin'?): give one of swin, resnet",
-        ),
-        (["model.language.bits=16"], "model.language.bits: got 16: give one of 8, 32"),
-        (["model.language.heads=5"], "model.language.heads: got 5: give a divisor of hidden"),
-        (["model.vision.depths=[1]"], "model.vision.depths: got [1]: give four numbers, one for each stage"),
-        (["train.steps=ten"], "train.steps: got 'ten': give a whole number, 1 or more"),
-        (["train.steps=true"], "train.steps: got True: give a whole number"),
-        (["train.steps="], "train.steps: got None: give a whole number"),
-        (["train.lr=true"], "train.lr: got True: give a number"),
-        (["model.head.fusion=1"], "model.head.fusion: got 1: give true or false"),
-        (["model.vision.widths=5"], "model.vision.widths: got 5: give a list"),
-        (["model.vision.widths=[1, x]"], "model.vision.widths[1]: got 'x': give a whole number"),
-        (["data.train=[{weight: 2}]"], "data.train[0]: missing key 'name'"),
-        (["data.train=[{name: a, wieght: 2}]"], "data.train[0].wieght: no such key (did you mean 'weight'?)"),
-        (["model=5"], "model: got 5: give a map of keys"),
-        (["model.name.x=5"], "model.name.x: 'name' is a value, not a map of keys"),
-        (["train.steps"], "override 'train.steps': give key.path=value, such as train.steps=100"),
-        (["=3"], "override '=3': give key.path=value"),
-        (["train.steps=[1"], "train.steps=[1: not valid YAML: while parsing"),
-        (["train.steps=1", "train.steps.x=1"], "train.steps.x: 'steps' is a value, not a map of keys"),
+        ("model.languge.layers=2", "model.languge: no such key (did you mean 'language'?). Known keys: name, vision,"),
+        ("optim.lr=2", "optim: no such key. Known keys: model, data, train"),
+        ("model.vision.kind=swinn", "model.vision.kind: got 'swinn' (did you mean 'swin'?): give one of swin, resnet"),
+        ("model.language.bits=16", "model.language.bits: got 16: give one of 8, 32"),
+        ("model.language.heads=5", "model.language.heads: got 5: give a divisor of hidden"),
+        ("model.vision.depths=[1]", "model.vision.depths: got [1]: give a list of 4; each a whole number"),
+        ("train.steps=ten", "train.steps: got 'ten': give a whole number, 1 or more"),
+        ("train.steps=true", "train.steps: got True: give a whole number"),
+        ("train.steps=", "train.steps: got None: give a whole number"),
+        ("train.lr=true", "train.lr: got True: give a number"),
+        ("train.lr=-1e-3", "train.lr: got -0.001: give a number, 0 or more"),
+        ("train.lr=.nan", "train.lr: got nan"),
+        ("train.bert_lr=.inf", "train.bert_lr: got inf"),
+        ("train.warmup=300000", "train.warmup: got 300000 of "),
+        ("train.drops=[89]", "train.drops[0]: got 89: give a number, 0 or more and at most 1"),
+        ("train.ema=1", "train.ema: got 1: give a number, 0 or more and less than 1"),
+        ("train={start: null, wise_ft: 0.5, warmup: 0}", "train.wise_ft: got 0.5 without train.start"),
+        ("data.short_side=[]", "data.short_side: got []: give a list that is not empty"),
+        ("data.replay=0.3", "data.replay: got 0.3 with replay_from ''"),
+        ("model.head.fusion=1", "model.head.fusion: got 1: give true or false"),
+        ("model.vision.widths=5", "model.vision.widths: got 5: give a list of 4"),
+        ("model.vision.widths=[1, x, 2, 3]", "model.vision.widths[1]: got 'x': give a whole number"),
+        ("data.train=[{weight: 2}]", "data.train[0]: missing key 'name'"),
+        ("data.train=[{name: a, wieght: 2}]", "data.train[0].wieght: no such key (did you mean 'weight'?)"),
+        ("model=5", "model: got 5: give a map of keys"),
+        ("model.name.x=5", "model.name: got {'x': 5}: give text"),
+        ("train.steps", "override 'train.steps': give key.path=value, such as train.steps=100"),
+        ("=3", "override '=3': give key.path=value"),
+        ("train.steps=[1", "train.steps=[1: not valid YAML: while parsing"),
     ],
 )
-def test_wrong_overrides_are_explained(overrides, message):
+def test_wrong_overrides_are_explained(override, message):
     with pytest.raises(ConfigError) as caught:
-        load_config("tiny", overrides)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+        load_config("tiny", [override])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["glip_tt", "", "/nowhere/x.yaml", "configs"])
@@ -128,32 +124,17 @@ def test_missing_file_is_explained(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: {vision: [", "not valid YAML"),
-        ("- a\n- b", "expected a map of keys, got list"),
-        ("just words", "expected a map of keys, got str"),
-        ("model:", "model: got None: give a map of keys"),
-        ("1: 2", "1: no such key"),
-        ("extends: nowhere.yaml", "'nowhere.yaml': no such file"),
+        (b"model: {vision: [", "not valid YAML"),
+        (b"\x89PNG\xff\xfe", "broken.yaml: not valid YAML"),
+        (b"- a\n- b", "broken.yaml: got ['a', 'b']: give a map of keys"),
+        (b"just words", "broken.yaml: got 'just words': give a map of keys"),
+        (b"model:", "model: got None: give a map of keys"),
+        (b"1: 2", "1: no such key"),
+        (b"extends: nowhere.yaml", "'nowhere.yaml': no such file"),
     ],
 )
-def test_broken_files_are_explained(write, text, message):
+def test_broken_files_are_explained(tmp_path, text, message):
+    (tmp_path / "broken.yaml").write_bytes(text)
     with pytest.raises(ConfigError) as caught:
-        load_config(write("broken.yaml", text))
+        load_config(tmp_path / "broken.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_binary_file_is_explained(tmp_path):
-    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ConfigError, match="image.yaml: not UTF-8 text"):
-        load_config(tmp_path / "image.yaml")
-
-
-def test_chain_too_deep(write):
-    write("0.yaml", "train: {steps: 1, warmup: 0}")
-    for number in range(1, 7):
-        write(f"{number}.yaml", f"extends: {number - 1}.yaml")
-    assert load_config(write("5.yaml", "extends: 4.yaml")).train.steps == 1
-    with pytest.raises(ConfigError, match="'extends' goes deeper than 5 files; flatten the chain"):
-        load_config(write("6.yaml", "extends: 5.yaml"))
-    with pytest.raises(ConfigError, match="goes deeper"):
-        load_config(write("loop.yaml", "extends: loop.yaml"))

@@ -68,8 +68,8 @@ def test_the_same_settings_go_on_and_others_are_refused(tmp_path):
     with pytest.raises(DataError, match="made with threshold 0.1, not 0.2"):
         begin_run(tmp_path, {"model": "a", "threshold": 0.2, "images": ["x"]})
     assert read_manifest(tmp_path)["model"] == "a"
-    (tmp_path / "manifest.json").write_text("5")
-    with pytest.raises(DataError, match="not a manifest"):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
         begin_run(tmp_path, {})
 
 

@@ -37,7 +37,7 @@ from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
 from glip.train.checkpoint import random_state, restore_random
 from glip.train.distributed import Group
-from glip.train.loop import train
+from glip.train.loop import TrainRun
 from glip.train.step import Stepper
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
@@ -257,7 +257,7 @@ def test_a_training_with_running_mean_resumes(device, precision, tmp_path):
     def run(folder: Path, stop: int | None = None) -> dict[str, Tensor]:
         group = Group(device=torch.device(device))
         experiment = runs.settings(folder, ema=0.9, wise_ft=0.2, precision=precision)
-        model = train(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=said.append)
+        model = TrainRun(experiment, seeded(runs.SWIN), runs.stream(made, 6, stop), group=group, report=said.append)()
         return {name: value.cpu() for name, value in model.state_dict().items()}
 
     whole = run(tmp_path / "whole")

@@ -17,7 +17,7 @@ from glip.geometry.boxes import iou
 from glip.processor import Processor
 from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer
-from glip.train.loop import train
+from glip.train.loop import TrainRun
 
 STEPS = 300
 CONFIG = still(TASK)
@@ -59,7 +59,7 @@ def test_four_images_are_learned_by_heart(tmp_path):
         save_every=STEPS,
         output=str(tmp_path),
     )
-    model = train(Experiment(train=settings), seeded(CONFIG), steps, report=lambda line: None)
+    model = TrainRun(Experiment(train=settings), seeded(CONFIG), steps, report=lambda line: None)()
     detector = Detector(model, CONFIG, tokenizer, "cpu")
     found = detector([sample.image for sample in learned], [sample.prompt for sample in learned], threshold=0.3)
     matched = [right(*pair) for pair in zip(found, learned, strict=True)]

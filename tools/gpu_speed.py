@@ -38,7 +38,7 @@ from glip.model.weights import save_pretrained
 from glip.processor import SIZE_DIVISOR
 from glip.structures import Batch
 from glip.train.distributed import Group
-from glip.train.loop import build_stepper, train
+from glip.train.loop import TrainRun, build_stepper
 from glip.train.step import Stepper
 
 _NAMES = (80, 3)
@@ -306,7 +306,7 @@ def resume_rows(setup: Setup) -> Iterator[Row]:
     def run(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
         experiment, stream = runs.settings(Path(scratch, folder)), runs.stream(steps, 6, stop)
         group = Group(device=torch.device(setup.device))
-        model = train(experiment, seeded(runs.SWIN), stream, group=group, report=said.append)
+        model = TrainRun(experiment, seeded(runs.SWIN), stream, group=group, report=said.append)()
         return {key: value.cpu() for key, value in model.state_dict().items()}
 
     with tempfile.TemporaryDirectory() as scratch, precision("float32", setup.device):

@@ -23,7 +23,7 @@ from glip.config import (
     TuneConfig,
 )
 from glip.errors import ConfigError
-from glip.schema import parse
+from glip.schema import bare_type, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
@@ -37,6 +37,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "image folder; may be repeated"},
     "--root": {"metavar": "DIR", "help": "data folder (default: environment variable GLIP_DATA, or this folder)"},
     "--device": {"help": "cpu, cuda or cuda:1 (default: cuda if available)"},
+    "--traceback": {"action": "store_true", "help": "show the full traceback of an error"},
 }
 
 
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     for verb, (summary, add) in VERBS.items():
         own = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         add(own)
-        _add_traceback(own)
+        _add_shared(own, "--traceback")
     return parser
 
 
@@ -103,15 +104,20 @@ def _tune(parser: Parser) -> None:
         f"encoder (text); {each} (default: prompt)",
     )  # fmt: skip
     text = f"few-shot: images (or boxes, see --per) per class, or all; {each} (default: all)"
-    parser.add_argument("--shots", nargs="+", type=shots, default=[None], metavar="N", help=text)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--shots", nargs="+", type=_shots, default=[None], metavar="N", help=text)
+    text = "tune on the images listed in the images.json of another tuning"
+    chosen.add_argument("--image-list", metavar="FILE", help=text)
     text = f"random seed; each draws its own few-shot sample; {each} (default: 0)"
     parser.add_argument("--seed", nargs="+", type=int, default=[0], metavar="N", help=text)
-    text = "tune on the images listed in the images.json of another tuning"
-    parser.add_argument("--image-list", metavar="FILE", help=text)
     parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/tune/MODEL)")
     _add_shared(parser, "--root", "--device")
     add_options(parser, TaskConfig, "datasets", ("train",))
     add_options(parser, TuneConfig, "tuning (docs/adaptation.md)", ("mode", "shots", "seed", "image_list"))
+
+
+def _shots(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def _evaluate(parser: Parser) -> None:
@@ -177,7 +183,7 @@ def _data(parser: Parser) -> None:
         _add_shared(own, "--images", "--root")
     convert.add_argument("out", metavar="OUT", help="file to write")
     for own in verbs.choices.values():
-        _add_traceback(own)
+        _add_shared(own, "--traceback")
 
 
 def _convert(parser: Parser) -> None:
@@ -212,30 +218,28 @@ def _add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, **_SHARED[name])
 
 
-def _add_traceback(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
-
-
-def shots(text: str) -> int | None:
-    """A number of shots; None for all."""
-    return None if text == "all" else int(text)
-
-
 def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_out: Sequence[str] = ()) -> None:
-    """Add a flag for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
+    """Add a flag under a heading for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
 
     A field that is true by default gets ``--no-NAME`` too. ``read_options`` reads the flags back.
-
-    Args:
-        parser: a verb's parser.
-        kind: a dataclass of ``config.py``.
-        title: heading of the group of flags.
-        leave_out: fields without a flag.
     """
     group = parser.add_argument_group(title)
     for name, field in _fields(kind).items():
-        if name not in leave_out:
-            _add_option(group, name, field)
+        if name in leave_out:
+            continue
+        text, more = str(field.description).replace("%", "%%"), dict[str, Any]()
+        own, _ = bare_type(field.annotation)
+        if "default:" not in text and field.default not in (None, (), "") and field.default is not False:
+            text += f" (default: {'yes' if field.default is True else field.default})"
+        if own is bool:
+            more = {"action": argparse.BooleanOptionalAction if field.default else "store_true"}
+        elif typing.get_origin(own) is typing.Literal:
+            more = {"choices": typing.get_args(own)}
+        else:
+            more = {"type": own, "metavar": _METAVARS.get(name, _METAVARS.get(own, "TEXT"))}
+        if typing.get_origin(own) is tuple:
+            more |= {"type": typing.get_args(own)[0], "action": "append"}  # may be repeated
+        group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=None, help=text, **more)
 
 
 def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
@@ -254,28 +258,3 @@ def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
 
 def _fields(kind: type) -> dict[str, FieldInfo]:
     return typing.cast(dict[str, FieldInfo], kind.__pydantic_fields__)  # type: ignore[attr-defined]
-
-
-def _add_option(group: Any, name: str, field: FieldInfo) -> None:
-    kind, text = _plain(field.annotation), str(field.description)
-    flag = f"--{name.replace('_', '-')}"
-    if kind is bool:
-        how: Any = argparse.BooleanOptionalAction if field.default else "store_true"
-        group.add_argument(flag, action=how, default=None, help=text + (" (default: yes)" if field.default else ""))
-        return
-    if "default:" not in text and field.default not in (None, (), ""):
-        text += f" (default: {field.default})"
-    more: dict[str, Any] = {"type": kind, "metavar": _METAVARS.get(name, _METAVARS.get(kind, "TEXT"))}
-    if typing.get_origin(kind) is typing.Literal:
-        more = {"choices": typing.get_args(kind)}
-    elif typing.get_origin(kind) is tuple:
-        more |= {"type": typing.get_args(kind)[0], "action": "append"}  # may be repeated
-    group.add_argument(flag, dest=name, default=None, help=text.replace("%", "%%"), **more)
-
-
-def _plain(kind: Any) -> Any:
-    """The type without Annotated and None."""
-    while typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    members = [one for one in typing.get_args(kind) if one is not type(None)]
-    return _plain(members[0]) if type(None) in typing.get_args(kind) else kind

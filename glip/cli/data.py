@@ -1,29 +1,77 @@
 """``glip data list | check | show | convert``: which datasets there are, what is in one, what is wrong with it."""
 
 import argparse
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
-from glip.errors import ConfigError
+from glip.config import Count, CountOrZero, SetConfig
+from glip.data import writers
+from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set
+from glip.data.check import check
+from glip.data.label_studio import interface_of, write_label_studio
+from glip.data.sets import SampleSet
+from glip.model.weights import ASSETS, BUNDLED
+from glip.schema import parse
+from glip.visualize import contact_sheet, save_image
+
+_WRITERS = {
+    "coco": writers.write_coco,
+    "mdetr": writers.write_mdetr,
+    "odvg": writers.write_odvg,
+    "labels": writers.write_labels,
+    "label-studio": write_label_studio,
+}
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; exit code 1 if a check finds problems."""
-    from glip.data.catalog import find_set
-    from glip.recipes.datasets import check_dataset, convert_dataset, list_datasets, show_dataset
-
     if args.what == "list":
-        print(*list_datasets(args.root), sep="\n")
+        print(*_listed(args.root), sep="\n")
         return 0
-    if args.number < (1 if args.what == "show" else 0):
-        raise ConfigError(f"--number {args.number}: give a number of samples, such as 16")
+    parse(Count if args.what == "show" else CountOrZero, args.number, at="--number")
     images = [str(Path(folder).absolute()) for folder in args.images]
     config = find_set(args.name, images=images, format=args.format, root=args.root)
-    if args.what == "check":
-        lines, problems = check_dataset(config, args.root, number=args.number, decode=args.decode)
-        print(f"{args.name}: {lines[0]}", *lines[1:], sep="\n")
-        return 1 if problems else 0
+    found = read_set(config, args.root)
     if args.what == "show":
-        print(show_dataset(config, args.root, number=args.number, seed=args.seed, out=Path(args.out)))
-    else:
-        print(*convert_dataset(config, args.root, number=args.number, to=args.to, out=Path(args.out)), sep="\n")
-    return 0
+        number = min(args.number, len(found.samples))
+        chosen = sorted(random.Random(args.seed).sample(range(len(found.samples)), number))
+        save_image(contact_sheet([found.samples[index] for index in chosen]), args.out)
+        print(f"{args.out}: {number} of {len(found.samples)} samples")
+        return 0
+    if args.number:
+        found = found.select(range(min(args.number, len(found.samples))))
+    if args.what == "convert":
+        print(*_converted(found, config, args), sep="\n")
+        return 0
+    written = {name: prompt.text for name, prompt in class_prompts(config, args.root, found.vocabulary).items()}
+    report = check(found, tokenizer=ASSETS / BUNDLED, written=written, decode=args.decode)
+    print(f"{args.name}: {len(found.samples)} samples", *report.lines(), sep="\n")
+    return 1 if report.problems else 0
+
+
+def _listed(root: str | None) -> Iterator[str]:
+    """A line for each dataset of the catalog: its format, and whether its files are present."""
+    sets = known_sets(root)
+    width = max(len(name) for name in sets)
+    for name, config in sets.items():
+        missing = missing_part(config, root)
+        yield f"{name:<{width}}  {config.format or 'any':<9}  {f'missing {missing}' if missing else 'ready'}"
+    yield f"data folder: {data_root(root).absolute()} (--root or GLIP_DATA sets it)"
+
+
+def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) -> Iterator[str]:
+    """Write a dataset in another format; gives lines about what was written, skipped and lost."""
+    out, to, root = Path(args.out), args.to, data_root(args.root)
+    annotations, folders = root / config.annotations, [root / folder for folder in config.images]
+    folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
+    lost = _WRITERS[to](found, out, folders)
+    yield f"{out}: {len(found.samples)} samples as {to}; image names are relative to {folders[0]}"
+    if to == "odvg" and found.vocabulary:
+        yield f"{writers.label_map_of(out)}: its label map"
+    if to == "label-studio":
+        yield f"{interface_of(out)}: its labelling interface; serve {folders[0].absolute().parent} as the local root"
+    if found.skipped:
+        yield from ("skipped while reading:", *found.skipped.lines())
+    if lost:
+        yield from (f"not expressible in {to}:", *lost.lines())

@@ -5,15 +5,12 @@ from dataclasses import replace
 
 from glip.cli.arguments import read_options
 from glip.config import LabelConfig, SelectConfig, SelfTrainConfig
-from glip.errors import ConfigError
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the rounds; the last line names the last student's folder."""
     label, select = read_options(LabelConfig, args), read_options(SelectConfig, args)
     options = read_options(SelfTrainConfig, args)
-    if args.engine == "torchrun":
-        raise ConfigError("--engine torchrun: glip self-train runs in one process. Choose local or ray.")
     from glip.data.catalog import find_set, read_set
     from glip.pseudo.shards import find_captions
     from glip.recipes.self_training import SelfTraining, self_train, student_folder

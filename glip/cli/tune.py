@@ -14,13 +14,11 @@ _OUT = "runs/tune"
 
 def run(args: argparse.Namespace) -> int:
     """Tune in every combination of mode, shots and seed; the task file's path is the last line."""
-    if (args.set is None) == (args.tasks is None):
-        raise ConfigError("give a dataset to tune on, or --tasks TABLE, and not both")
-    for option in ("validate", "test", "images", "prompts", "image_list") if args.tasks else ():
+    if not (args.set or args.tasks):
+        raise ConfigError("give a dataset to tune on, or --tasks TABLE")
+    for option in ("set", "validate", "test", "images", "prompts", "image_list") if args.tasks else ():
         if getattr(args, option):
-            raise ConfigError(f"--{option.replace('_', '-')} with --tasks: write it in the table, for each task")
-    if args.image_list and args.shots != [None]:
-        raise ConfigError("--image-list with --shots: the file lists the images: give one of the two")
+            raise ConfigError(f"{option.replace('_', '-')} besides --tasks: write it in the table, for each task")
     ids = tuple(map(str, read_json(args.image_list)["ids"])) if args.image_list else ()
     configs = [
         read_options(TuneConfig, args, mode=mode, shots=shots, seed=seed, image_list=ids)

@@ -1,6 +1,7 @@
 """What every reader gives: a SampleSet, and a count of what was skipped and why."""
 
 import copy
+import math
 import pickle
 import tempfile
 import weakref
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from glip.errors import DataError
@@ -100,6 +102,21 @@ class SkipCounter:
 
     def __str__(self) -> str:
         return ", ".join(f"{count} x {reason}" for reason, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The figures of a model in training."""
+
+    figures: dict[str, float] = field(default_factory=dict)  # by "SET/FIGURE", such as "bccd_val/AP50"
+    images: dict[str, Image.Image] = field(default_factory=dict)  # predictions beside targets, by "SET/NUMBER"
+    skipped: SkipCounter = field(default_factory=SkipCounter)
+
+    @property
+    def best(self) -> float:
+        """What the best checkpoint is chosen by: the mean of every set's AP50 and recall@1; nan without these."""
+        deciding = [value for name, value in self.figures.items() if name.endswith(("/AP50", "/recall@1"))]
+        return sum(deciding) / len(deciding) if deciding else math.nan
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """Validation during training: the ordinary evaluation of a model in training, on some images of each set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from glip.data.sets import SkipCounter
+from glip.data.sets import SkipCounter, Validation
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.evaluate.benchmark import has_boxes
@@ -17,27 +16,6 @@ from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.structures import Detections, Sample
 from glip.visualize import contact_sheet
-
-
-@dataclass(frozen=True)
-class Validated:
-    """The outcome of a validation.
-
-    Args:
-        figures: by "SET/FIGURE", such as "bccd_val/AP50".
-        images: predictions (left) beside targets (right), by "SET/NUMBER".
-        skipped: counts skipped images by reason.
-    """
-
-    figures: dict[str, float] = field(default_factory=dict)
-    images: dict[str, Image.Image] = field(default_factory=dict)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
-
-    @property
-    def best(self) -> float:
-        """What the best checkpoint is chosen by: the mean of every set's AP50 and recall@1."""
-        deciding = [value for name, value in self.figures.items() if name.endswith(("/AP50", "/recall@1"))]
-        return sum(deciding) / len(deciding)
 
 
 class Validator:
@@ -66,9 +44,9 @@ class Validator:
                     "glip data check, correct data.root, or remove it from data.validate"
                 )
 
-    def __call__(self, detector: Detector) -> Validated:
+    def __call__(self, detector: Detector) -> Validation:
         """Evaluate; no random number is drawn from torch."""
-        found = Validated()
+        found = Validation()
         for name, samples in self.sets.items():
             own = SkipCounter()
             pairs = list(detect_all(detector, samples, tally=own))

@@ -76,7 +76,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.bert = Bert(config)
+        self.bert, self.num_layers = Bert(config), config.layers
         if config.frozen_layers:
             self.bert.embeddings.requires_grad_(False)
             for layer in list(self.bert.encoder.get_submodule("layer").children())[: config.frozen_layers]:

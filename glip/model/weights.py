@@ -131,7 +131,7 @@ def start_language(model: GLIP, source: str | Path) -> None:
     if table in state:  # BERT has 512 positions; ours may have fewer
         state[table] = state[table][: len(own[table])]
     fit(bert, {key: value for key, value in state.items() if key in own}, path)
-    for number, stage in enumerate(model.tower, start=len(bert.encoder.layer)):
+    for number, stage in enumerate(model.tower, start=model.language.num_layers):
         prefix = f"encoder.layer.{number}."
         layer = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if layer and isinstance(stage.text, TextLayer):

@@ -47,15 +47,13 @@ def find_images(given: Sequence[str]) -> list[Path]:
 def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
     """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
 
-    Args:
-        detector: the model.
-        paths: image files.
-        prompt: what to find; None for the classes of the detector's task.
-        config: what is shown and written.
+    Without a prompt the classes of the detector's task are detected. Each path is there once.
     """
     targets, records, read = _output_names(paths, Path(config.out)), list[dict[str, Any]](), 0
+    if config.json != "-":
+        Path(config.out).mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
-        for (path, image), found in _detections(detector, paths, prompt, config, bar):
+        for path, image, found in _detections(detector, paths, prompt, config, bar):
             read += 1
             if config.json == "-":
                 print(json.dumps(to_record(path, found), ensure_ascii=False), flush=True)
@@ -73,14 +71,19 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
 
 def _detections(
     detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig, bar: "tqdm[Any]"
-) -> Iterator[tuple[tuple[Path, Image.Image], Detections]]:
+) -> Iterator[tuple[Path, Image.Image, Detections]]:
     """Each file that can be read, its image and its detections; the others are reported."""
-    for start in range(0, len(paths), config.batch_size):
-        batch = paths[start : start + config.batch_size]
-        opened = list(_open(batch))
-        images = [image for _, image in opened]
-        found = detector(images, prompt, threshold=config.threshold, batch_size=config.batch_size) if images else []
-        yield from zip(opened, found, strict=True)
+    size = config.batch_size
+    for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
+        opened = dict[Path, Image.Image]()
+        for path in batch:
+            try:
+                opened[path] = load_image(path)
+            except ImageError as error:
+                tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
+        images = list(opened.values())
+        found = detector(images, prompt, threshold=config.threshold, batch_size=size) if images else []
+        yield from zip(opened, images, found, strict=True)
         bar.update(len(batch))
 
 
@@ -135,11 +138,3 @@ def _output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
         taken.add(name.resolve())
         names[path] = name
     return names
-
-
-def _open(paths: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
-    for path in paths:
-        try:
-            yield path, load_image(path)
-        except ImageError as error:
-            tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any

@@ -31,20 +31,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """What self-training depends on.
+    """What self-training depends on."""
 
-    Args:
-        experiment: how a student is trained, with the annotated datasets.
-        captions: the dataset to label.
-        teacher: the first teacher: a name or a folder.
-        label: how captions are labelled.
-        select: which boxes are kept.
-        options: the rounds, and how a student uses the labels.
-    """
-
-    experiment: Experiment
-    captions: SetConfig
-    teacher: str
+    experiment: Experiment  # how a student is trained, with the annotated datasets
+    captions: SetConfig  # the dataset to label
+    teacher: str  # the first one: a name or a folder
     label: LabelConfig
     select: SelectConfig
     options: SelfTrainConfig
@@ -65,15 +56,8 @@ def self_train(
 ) -> list[Row]:
     """Run the rounds that are missing; ``rounds.jsonl`` in the folder has a row for each that is finished.
 
-    Args:
-        plan: what to do.
-        folder: output folder.
-        sets: samples to evaluate the teacher and the students on, by name.
-        device: where models run; None: CUDA where available.
-        say: called with lines of progress.
-
-    Returns:
-        A row for the teacher and one for each student.
+    Gives a row for the teacher and one for each student, with their figures on ``sets`` (samples by name). Models run
+    on ``device``, by default on CUDA where available.
 
     Raises:
         GlipError: the folder is in use or holds other results, a shard or a model cannot be read, or no box is kept.
@@ -102,43 +86,36 @@ def self_train(
 def _run_round(plan: SelfTraining, student: Path, number: int, teacher: str, device: str | None, say: Say) -> Row:
     """Label, select and train; returns what the labels are and how long it took."""
     began, labels, selected = time.monotonic(), student.parent / "labels", student.parent / "selected.jsonl"
-    say(f"round {number} of {plan.options.rounds}: {teacher} labels {plan.captions.annotations}")
+    options, experiment = plan.options, plan.experiment
+    say(f"round {number} of {options.rounds}: {teacher} labels {plan.captions.annotations}")
     failed = run_labelling(plan.captions, teacher, plan.label, labels, device=device, say=say)["failed"]
     if failed:
         shard, reason = next(iter(failed.items()))
         raise DataError(f"{len(failed)} shards cannot be read, such as {shard} ({reason}). Repair them and run again.")
     chosen = select(labels, selected, plan.select)
     say(f"{chosen.kept_boxes} of {chosen.boxes} boxes selected; a student is trained in {student}")
-    images = tuple(read_manifest(labels)["images"])
-    train(_student(plan, selected, images, student, teacher), device=choose_device(device), report=say)
-    minutes = round((time.monotonic() - began) / 60, 1)
-    return {"labels": {"pairs": chosen.kept_pairs, "boxes": chosen.kept_boxes}, "minutes": minutes}
-
-
-def _student(plan: SelfTraining, selected: Path, images: tuple[str, ...], output: Path, teacher: str) -> Experiment:
-    """The student's training: the annotated datasets of the experiment, and the labels with their share."""
-    data, options = plan.experiment.data, plan.options
-    annotated = sum(entry.weight for entry in data.train)
     pseudo = DatasetConfig(
         name=PSEUDO,
         format="labels",
         annotations=str(selected.absolute()),
-        images=images,
-        weight=annotated * options.share / (1 - options.share),
+        images=tuple(read_manifest(labels)["images"]),
+        weight=sum(entry.weight for entry in experiment.data.train) * options.share / (1 - options.share),
         soft=options.soft,
         box_loss=options.box_loss,
     )
-    start = teacher if options.from_teacher else plan.experiment.train.start
-    settings = replace(plan.experiment.train, output=str(output), start=start)
-    return replace(plan.experiment, data=replace(data, train=(*data.train, pseudo)), train=settings)
+    data = replace(experiment.data, train=(*experiment.data.train, pseudo))
+    start = teacher if options.from_teacher else experiment.train.start
+    settings = replace(experiment.train, output=str(student), start=start)
+    train(replace(experiment, data=data, train=settings), device=choose_device(device), report=say)
+    minutes = round((time.monotonic() - began) / 60, 1)
+    return {"labels": {"pairs": chosen.kept_pairs, "boxes": chosen.kept_boxes}, "minutes": minutes}
 
 
 def _evaluate(model: str, sets: Mapping[str, Sequence[Sample]], device: str | None, say: Say) -> dict[str, float]:
     """The figures of a model on every image of each dataset."""
     if not sets:
         return {}
-    detector = Detector.from_pretrained(model, device=device)
-    found = Validator(sets, images=0, shown=0)(detector)
+    found = Validator(sets, images=0, shown=0)(Detector.from_pretrained(model, device=device))
     if found.skipped:
         say(f"skipped in the evaluation: {found.skipped}")
     return {name: round(value, 4) for name, value in found.figures.items()}

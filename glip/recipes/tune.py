@@ -1,9 +1,8 @@
 """Tune a model for one task: choose images, train, measure, and write the task file with a report and a curve."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,10 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
     for part, file in given.items():
         parts[part] = read_set(find_set(file, images=folders[file], root=root), root)
         own, names = parts[part].vocabulary, parts["train"].vocabulary
-        if not own or any(sample.vocabulary != own for sample in parts[part].samples):
-            raise DataError(f"dataset {file!r} has no class names that all images share: give COCO json, say")
-        if own != names:
+        if not own or own != names or any(sample.vocabulary != own for sample in parts[part].samples):
+            listed = f"the classes {', '.join(own)[:80]}" if own else "no class names that all images share"
             raise DataError(
-                f"{part}: {file!r} has the classes {', '.join(own)[:80]}, not {', '.join(names)[:80]}: "
-                "give a dataset with the same classes"
+                f"{part}: dataset {file!r} has {listed}: give datasets, such as COCO json, with the same classes"
             )
     prompts = class_prompts(find_set(files.train, root=root), root, parts["train"].vocabulary, file=files.prompts)
     return task_data(name or Path(files.train).stem.removesuffix("_train"), parts, prompts)
@@ -96,13 +93,8 @@ def tune_task(
 ) -> Adaptation:
     """Tune a model for a task; run again after an interruption to resume.
 
-    Args:
-        detector: its own weights do not change.
-        task: the datasets.
-        config: how to tune.
-        folder: receives the task file, the list of training images, a report and a curve.
-        cache: features of the task's images, shared by several tunings of the same task.
-        group: the processes that tune together; the main one writes and prints.
+    The detector's own weights do not change. The folder receives the task file, the list of training images, a report
+    and a curve; the main process of the group writes and prints. Tunings of the same task may share a cache.
 
     Raises:
         DataError: nothing to train or validate on, or a folder with another tuning.
@@ -117,35 +109,35 @@ def tune_task(
     prompt = prompt_from_classes(task.names, task.prompts)
     tuner = Tuner(detector, task.names, prompt, mode=config.mode, frozen_stages=FROZEN_STAGES)
     images = Images(train, tuner, augment=config.augment, cache=cache, skipped=skipped)
-    for line in _data_lines(task, train, validate, images, skipped):
-        report(line)
-    ids = [str(sample.image_id) for sample in train]
+    _report_data(task, train, validate, images, skipped, report)
+
+    def score(title: str, tuned: Detector, samples: Sequence[Sample]) -> Score:
+        """Images are encoded once if the image encoder is the model's own."""
+        lost, own = SkipCounter(), tuned.adaptation is None or tuned.adaptation.keeps_encoder
+        scored = average_precision(detect_all(tuned, samples, tally=lost, kept=cache if own else None))
+        if lost:  # the same images every time
+            unreadable[title] = sum(lost.counts.values())
+        return scored
+
+    about = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed}
     if group.main:
-        made = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed}
-        write_json(folder / IMAGE_LIST, {**made, "ids": ids})
-    score = partial(_score, cache=cache, unreadable=unreadable)
+        write_json(folder / IMAGE_LIST, {**about, "ids": [str(sample.image_id) for sample in train]})
     data = [data_fingerprint(samples) for samples in (train, validate)]
-    run = TuneRun(
-        tuner,
-        images,
-        config,
-        validate=lambda tuned: score("validation", tuned, validate).ap,
-        folder=folder,
-        group=group,
-        inputs=fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, *data),
-    )
+    inputs = fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, *data)
+    run = TuneRun(tuner, images, config, lambda own: score("validation", own, validate).ap, folder, group, inputs)
     found = run(report)
     if config.thresholds:
         rankings = score("validation", detector.adapted(found), validate).rankings
         found = replace(found, thresholds=best_thresholds(rankings, detector.config.inference.threshold))
     figures = dict(found.figures)
-    for title, adaptation in (("before ", _untuned(found)), ("", found)) if task.test else ():
+    untuned = replace(found, offsets=None if found.offsets is None else found.offsets * 0, weights={}, thresholds=())
+    for title, adaptation in (("before ", untuned), ("", found)) if task.test else ():
         tested = score("test", detector.adapted(adaptation), task.test)
         figures |= {f"test {title}AP": tested.ap, f"test {title}AP50": tested.ap50}
     for title, count in unreadable.items():
         skipped.add(f"unreadable {title} image", times=count)
-    about = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
-    found = replace(found, figures=figures, about={**about, "images": str(len(images))})
+    told = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
+    found = replace(found, figures=figures, about={**told, "images": str(len(images.usable))})
     if group.main:
         save_adaptation(folder / TASK_FILE, found)
         _write_report(folder, found, run.state.history, skipped)
@@ -181,23 +173,6 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
     return train, list(evenly_spaced(rest, config.max_val_images))
 
 
-def _score(
-    title: str, detector: Detector, samples: Sequence[Sample], *, cache: FeatureCache, unreadable: dict[str, int]
-) -> Score:
-    """Score a detector; images are encoded once if its image encoder is the model's own."""
-    skipped, own = SkipCounter(), detector.adaptation is None or detector.adaptation.keeps_encoder
-    score = average_precision(detect_all(detector, samples, tally=skipped, kept=cache if own else None))
-    if skipped:  # the same images every time
-        unreadable[title] = sum(skipped.counts.values())
-    return score
-
-
-def _untuned(found: Adaptation) -> Adaptation:
-    """The same task before it was tuned, for the same prompt."""
-    offsets = None if found.offsets is None else found.offsets * 0
-    return replace(found, offsets=offsets, weights={}, thresholds=())
-
-
 def _report_missing(title: str, samples: Sequence[Sample], report: Callable[[str], None]) -> None:
     """Say before the work which image files are missing; without any of them there is nothing to measure."""
     files = [sample.image for sample in samples if isinstance(sample.image, Path)]
@@ -208,21 +183,26 @@ def _report_missing(title: str, samples: Sequence[Sample], report: Callable[[str
         report(f"{title}: {len(missing)} of {len(samples)} images do not exist, such as {str(missing[0])!r}")
 
 
-def _data_lines(
-    task: TaskData, train: Sequence[Sample], validate: Sequence[Sample], images: Images, skipped: SkipCounter
-) -> Iterator[str]:
+def _report_data(
+    task: TaskData,
+    train: Sequence[Sample],
+    validate: Sequence[Sample],
+    images: Images,
+    skipped: SkipCounter,
+    report: Callable[[str], None],
+) -> None:
     boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
-    yield (
-        f"{task.name}: {len(task.names)} classes; training on {len(images)} images with {count} boxes, "
-        f"{images.cached} of them cached; validating on {len(validate)} images"
+    report(
+        f"{task.name}: {len(task.names)} classes; training on {len(images.usable)} images with {count} boxes, "
+        f"{len(images.cached)} of them cached; validating on {len(validate)} images"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:
         more = ", ..." if len(without) > 8 else ""
-        yield f"classes without a box to train on: {len(without)} ({', '.join(without[:8])}{more})"
+        report(f"classes without a box to train on: {len(without)} ({', '.join(without[:8])}{more})")
     if skipped:
-        yield f"skipped: {skipped}"
+        report(f"skipped: {skipped}")
 
 
 def _write_report(folder: Path, found: Adaptation, history: Sequence[Mapping[str, Any]], skipped: SkipCounter) -> None:

@@ -1,32 +1,66 @@
 """Tune every task of a table in several ways: one row in a ledger for each, then a table and a figure.
 
-Several processes may fill one table; rows that exist are not tuned again.
+Several processes may fill one table; rows that exist are not tuned again. In the table tasks are across, mode and
+number of shots down.
 """
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-from glip.config import TaskConfig, TuneConfig
+from glip.config import Mode, TableTask, TuneConfig
 from glip.data.catalog import data_root, missing_part
 from glip.detector import Detector
 from glip.encoded import FeatureCache
-from glip.errors import ConfigError, DataError, GlipError
+from glip.errors import DataError, GlipError
+from glip.evaluate.figures import draw_by_shots
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
+from glip.evaluate.report import markdown_table
 from glip.experiment import read_yaml
-from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_jsonl
+from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_jsonl, refuse_other_run
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
-from glip.recipes.tune_report import TableRow, draw_figure, table_lines
-from glip.schema import parse
+from glip.schema import checked, parse
 from glip.train.checkpoint import LAST
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
+FIGURE_OF, UNTUNED = "test AP50", "test before AP50"
 _FREE = ("mode", "shots", "seed", "image_list", "cache_gb", "micro_batch", "checkpointing", "compile")
 Reader = Callable[[], TaskData]
+Line = dict[str, dict[int, float]]  # the figures of one model, mode and number of shots, by task and seed
+
+
+@checked
+class TableRow:
+    """One tuning; ``settings`` and ``data`` must agree within a line of the table."""
+
+    model: str
+    weights: str
+    task: str
+    mode: Mode
+    shots: str
+    seed: int
+    images: int = 0
+    settings: dict[str, Any]
+    data: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    minutes: float = 0.0
+
+    @property
+    def line(self) -> tuple[str, str, str]:
+        """What identifies the line of the table."""
+        return self.weights, self.mode, self.shots
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What identifies the row."""
+        return *self.line, self.task, str(self.seed)
 
 
 def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], out: Path, root: str | None) -> None:
@@ -43,17 +77,20 @@ def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], ou
     def read(name: str) -> tuple[TaskData, FeatureCache]:
         return readers[name](), FeatureCache(configs[0].cache_gb)
 
-    for config in configs:
-        _check_settings(ledger, detector, config)
-    cells = [(name, config) for name in readers for config in configs]
+    cells = [(_untuned_row(detector, name, config), config) for name in readers for config in configs]
+    for known in read_ledger(ledger):
+        for row, _ in cells:
+            if known.line == row.line:
+                refuse_other_run(ledger, known.settings, row.settings)
     try:
-        for number, (name, config) in enumerate(cells, start=1):
-            title = run_name(name, config)
+        for number, (row, config) in enumerate(cells, start=1):
+            name = run_name(row.task, config)
+            title = f"[{number} of {len(cells)}] {name}"
             try:
-                _fill_cell(ledger, detector, config, f"[{number} of {len(cells)}] {title}", partial(read, name), name)
+                _fill_cell(ledger, detector, row, config, partial(read, row.task), title)
             except (GlipError, FileNotFoundError) as error:
                 print(f"failed: {error}")
-                failed.append(f"{title}: {error}")
+                failed.append(f"{name}: {error}")
     finally:
         _show(ledger)
     if failed:
@@ -80,18 +117,13 @@ def read_tasks(table: str, root: str | None) -> dict[str, Reader]:
         table: a YAML file of tasks, odinw13 or odinw35.
         root: the data root.
     """
-    if table in ODINW:
-        present = [task for task in tasks(ODINW[table]) if not missing_part(task.files("train"), root)]
-        if not present:
-            raise DataError(f"No task of {table} is in {str(data_root(root))!r}. Set --root or GLIP_DATA.")
-        return {task.name: partial(_read_odinw, task, root) for task in present}
-    if not Path(table).is_file():
-        raise ConfigError(f"--tasks {table!r} is not a file: give a YAML of tasks, odinw13 or odinw35")
-    entries = parse(dict[str, TaskConfig], read_yaml(Path(table)), at=table)
-    lacking = next((name for name, task in entries.items() if not (task.train and task.test)), None)
-    if lacking is not None:
-        raise ConfigError(f"{table}: {lacking}: train or test is empty: give a dataset for each")
-    return {name: partial(read_task_data, task, root, name) for name, task in entries.items()}
+    if table not in ODINW:
+        entries = parse(dict[str, TableTask], read_yaml(Path(table)), at=table)
+        return {name: partial(read_task_data, task, root, name) for name, task in entries.items()}
+    present = [task for task in tasks(ODINW[table]) if not missing_part(task.files("train"), root)]
+    if not present:
+        raise DataError(f"No task of {table} is in {str(data_root(root))!r}. Set --root or GLIP_DATA.")
+    return {task.name: partial(_read_odinw, task, root) for task in present}
 
 
 def _read_odinw(task: OdinwTask, root: str | None) -> TaskData:
@@ -99,21 +131,33 @@ def _read_odinw(task: OdinwTask, root: str | None) -> TaskData:
     return task_data(task.name, {"train": train, "validate": validate, "test": test}, task.prompts)
 
 
+def _untuned_row(detector: Detector, task: str, config: TuneConfig) -> TableRow:
+    """What is known of a row before the tuning; its settings are what all rows of a line must share."""
+    own = {name: value for name, value in vars(config).items() if name not in _FREE}
+    return TableRow(
+        model=detector.config.name,
+        weights=detector.fingerprint[:16],
+        task=task,
+        mode=config.mode,
+        shots=str(config.shots or "all"),
+        seed=config.seed,
+        settings={**own, "preprocessing": preprocessing_of(detector)},
+    )
+
+
 def _fill_cell(
     ledger: Path,
     detector: Detector,
+    row: TableRow,
     config: TuneConfig,
-    title: str,
     read: Callable[[], tuple[TaskData, FeatureCache]],
-    name: str,
+    title: str,
 ) -> None:
     """Tune a task in one way and append its row, unless there is one."""
-    weights, shots = detector.fingerprint[:16], str(config.shots or "all")
-    key = (weights, name, config.mode, shots, str(config.seed))
-    folder = ledger.parent / f"{detector.config.name}-{weights[:6]}" / run_name(name, config)
+    folder = ledger.parent / f"{row.model}-{row.weights[:6]}" / run_name(row.task, config)
 
     def is_done() -> bool:
-        return any(row.key == key for row in read_ledger(ledger))
+        return any(known.key == row.key for known in read_ledger(ledger))
 
     try:
         task, features = read()
@@ -122,57 +166,26 @@ def _fill_cell(
             return
         raise
     data = task.fingerprint()
-    if any(row.task == name and row.data != data for row in read_ledger(ledger)):
-        raise DataError(f"{ledger} has rows of {name} with other images, boxes or prompts: give another --out")
+    for known in read_ledger(ledger):
+        if known.task == row.task:
+            what = f"images, boxes and prompts of {row.task}"
+            refuse_other_run(ledger, {what: known.data[:40]}, {what: data[:40]})
     try:
         with exclusive(folder):
             if not is_done():
                 print(title)
-                _append(ledger, _tuned_row(detector, config, task, features, folder))
+                began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
+                figures = {name: round(value, 4) for name, value in found.figures.items()}
+                minutes, images = round((time.monotonic() - began) / 60, 2), int(found.about["images"])
+                _append(ledger, replace(row, images=images, data=data, figures=figures, minutes=minutes))
             (folder / LAST).unlink(missing_ok=True)  # after full tuning four times the size of the model
     except LockedError:
         print(f"{title}: another process is tuning it")
 
 
-def _tuned_row(
-    detector: Detector, config: TuneConfig, task: TaskData, features: FeatureCache, folder: Path
-) -> TableRow:
-    began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
-    return TableRow(
-        model=detector.config.name,
-        weights=detector.fingerprint[:16],
-        task=task.name,
-        mode=config.mode,
-        shots=str(config.shots or "all"),
-        seed=config.seed,
-        images=int(found.about["images"]),
-        settings=_settings(detector, config),
-        data=task.fingerprint(),
-        figures={title: round(value, 4) for title, value in found.figures.items()},
-        minutes=round((time.monotonic() - began) / 60, 2),
-    )
-
-
 def _append(ledger: Path, row: TableRow) -> None:
     with exclusive(ledger.parent, wait=True):
         append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
-
-
-def _settings(detector: Detector, config: TuneConfig) -> dict[str, Any]:
-    """What else decides a figure: all rows of one line of the table must share it."""
-    own = {name: value for name, value in vars(config).items() if name not in _FREE}
-    return {**own, "preprocessing": preprocessing_of(detector)}
-
-
-def _check_settings(ledger: Path, detector: Detector, config: TuneConfig) -> None:
-    now, line = _settings(detector, config), (detector.fingerprint[:16], config.mode, str(config.shots or "all"))
-    for row in read_ledger(ledger):
-        if (row.weights, row.mode, row.shots) == line and row.settings != now:
-            changed = sorted(key for key in {**now, **row.settings} if now.get(key) != row.settings.get(key))
-            raise ConfigError(
-                f"{ledger} has rows of {row.mode}, shots {row.shots} with another {', '.join(changed)}: give another "
-                "--out, so that a table compares like with like"
-            )
 
 
 def _show(ledger: Path) -> None:
@@ -186,3 +199,74 @@ def _show(ledger: Path) -> None:
     drawn = draw_figure(rows, out / FIGURE)
     figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row in every line"
     print(f"{text}\ntable in {out / TABLE}, {figure}, rows in {ledger}")
+
+
+def table_lines(rows: Sequence[TableRow]) -> list[str]:
+    """A table for each model, with a heading if there are several."""
+    titles = _titles(rows)
+    tables = {title: _table([row for row in rows if row.weights == weights]) for weights, title in titles.items()}
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    return [line for title, table in tables.items() for line in (f"## {title}", "", *table, "")]
+
+
+def draw_figure(rows: Sequence[TableRow], path: Path) -> bool:
+    """Draw the mean by number of shots, a line for each model and mode, over the tasks that every point has.
+
+    The spread is the deviation over the seeds that have all these tasks; nan for one seed.
+
+    Returns:
+        False where no task is in every point: the lines would be means over different tasks.
+    """
+    titles, lines = _titles(rows), _lines(rows)
+    common = set.intersection(*(set(line) for line in lines.values()))
+    if not common:
+        return False
+    curves: dict[tuple[str, str], dict[str, tuple[float, float]]] = defaultdict(dict)
+    for (weights, mode, shots), line in lines.items():
+        own = [line[task] for task in common]
+        by_seed = [mean(seeds[seed] for seeds in own) for seed in set.intersection(*map(set, own))]
+        spread = stdev(by_seed) if len(by_seed) > 1 else math.nan
+        curves[titles[weights], mode][shots] = mean(mean(seeds.values()) for seeds in own), spread
+    names = ", ".join(sorted(common)) if len(common) <= 4 else f"{len(common)} tasks"
+    axis = sorted({row.shots for row in rows}, key=_count)
+    draw_by_shots(curves, path, shots=axis, figure=FIGURE_OF, title=f"mean of {names}")
+    return True
+
+
+def _titles(rows: Sequence[TableRow]) -> dict[str, str]:
+    """The models' names by their weights; with a part of the weights' fingerprint where a name occurs twice."""
+    names = {row.weights: row.model for row in rows}
+    listed = list(names.values())
+    return {key: f"{name} ({key[:6]})" if listed.count(name) > 1 else name for key, name in names.items()}
+
+
+def _lines(rows: Sequence[TableRow]) -> dict[tuple[str, str, str], Line]:
+    """The figures by (weights, mode, shots): modes and models in the order they first came, then by shots."""
+    modes, models = list(dict.fromkeys(row.mode for row in rows)), list(dict.fromkeys(row.weights for row in rows))
+    lines: dict[tuple[str, str, str], Line] = defaultdict(lambda: defaultdict(dict))
+    for row in sorted(rows, key=lambda row: (modes.index(row.mode), models.index(row.weights), _count(row.shots))):
+        lines[row.line][row.task][row.seed] = row.figures[FIGURE_OF]
+    return lines
+
+
+def _table(rows: Sequence[TableRow]) -> list[str]:
+    """A line for each mode and number of shots: mean and deviation over a task's seeds, and the mean over tasks."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    before = {task: mean(row.figures[UNTUNED] for row in rows if row.task == task) for task in tasks}
+    untuned = {task: _cell([value]) for task, value in before.items()}
+    table: list[dict[str, str]] = [{"mode": "untuned", "shots": "0", **untuned, "mean": _cell([mean(before.values())])}]
+    for (_, mode, shots), line in _lines(rows).items():
+        cells = {task: _cell(line[task].values()) if task in line else "missing" for task in tasks}
+        count = "" if len(line) == len(tasks) else f" of {len(line)}"
+        average = mean(mean(seeds.values()) for seeds in line.values())
+        table.append({"mode": mode, "shots": shots, **cells, "mean": f"{average:.3f}{count}"})
+    return markdown_table(table)
+
+
+def _count(shots: str) -> float:
+    return math.inf if shots == "all" else float(shots)
+
+
+def _cell(values: Collection[float]) -> str:
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 import torch
 from tokenizers import Encoding
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]
 
 from glip.errors import CheckpointError, GlipError
 from glip.shapes import Bool, Float, Tensor
@@ -49,7 +49,7 @@ class Tokenizer:
 
     def words(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The word pieces of token ids, to be read by people."""
-        return tuple(self._bert.id_to_token(number) for number in ids)
+        return tuple(self._bert.id_to_token(number) or "" for number in ids)
 
 
 def alike(tokenizer: Tokenizer, written: Mapping[str, str]) -> list[tuple[str, ...]]:

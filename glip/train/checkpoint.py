@@ -5,7 +5,8 @@ same: weights, their moving average, optimizer, loss scale, random states of eve
 (config, data, starting weights), and its progress. The loader's position is the number of steps done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,27 +26,28 @@ FORMAT = 3  # version of the files
 Tree = dict[str, Any]
 
 
-def capture(
-    stepper: Stepper, weights: Mapping[str, Tensor], progress: Tree, made_from: Tree, ema: EMA | None = None
-) -> Tree:
-    """The state of a run as plain values and whole tensors on the CPU; all processes must call this.
+def save_state(
+    paths: Sequence[Path],
+    stepper: Stepper,
+    weights: Mapping[str, Tensor],
+    progress: Any,
+    made_from: Tree,
+    ema: EMA | None = None,
+) -> None:
+    """Write the state of a run; all processes must call this. After a kill or an error the old files are unchanged.
 
-    Args:
-        stepper: its optimizer and loss scale.
-        weights: all that changes in training, by name.
-        progress: what the run counts.
-        made_from: config, data and whatever else must be the same to resume.
-        ema: the average of the weights.
+    ``weights`` are all that changes in training, ``progress`` is a dataclass of counts, and ``made_from`` has the
+    config, data and whatever else must be the same to resume.
     """
     group = stepper.group
     random = group.gather(random_state(group.device))
     if not group.main and not is_sharded(stepper.module):
-        return {}
+        return
     whole = partial(tree_map_only, Tensor, full_tensor)
-    return {
+    state = {
         "format": FORMAT,
         "made_from": made_from,
-        "progress": progress,
+        "progress": asdict(progress),
         "model": whole(dict(weights)),
         "ema": whole(ema.weights) if ema else {},
         "ema_updates": ema.updates if ema else 0,
@@ -53,20 +55,9 @@ def capture(
         "scaler": stepper.scaler.state_dict(),
         "random": random,
     }
-
-
-def restore(state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None) -> None:
-    """Bring a run to the state that ``read_state`` gave; random states only where as many processes wrote it."""
-    group = stepper.group
-    copy_into(weights, state["model"])
-    _load_optimizer(stepper.optimizer, state["optimizer"])
-    if ema:
-        ema.updates = state["ema_updates"]
-        copy_into(ema.weights, state["ema"])
-    if stepper.scaler.is_enabled():
-        stepper.scaler.load_state_dict(state["scaler"])
-    if len(state["random"]) == group.size:
-        restore_random(state["random"][group.rank], group.device)
+    for path in paths if group.main else ():
+        with atomic_write(path, "wb", durable=True) as file:
+            torch.save(state, file)
 
 
 def read_state(path: Path, *, mapped: bool = False) -> Tree:
@@ -79,17 +70,32 @@ def read_state(path: Path, *, mapped: bool = False) -> Tree:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         if state["format"] == FORMAT:
             return dict(state)
+        found = "another version"
     except Exception as error:  # a broken file makes torch raise almost anything
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read ({type(error).__name__}): delete it to start over, or give another folder"
-        ) from None
-    raise CheckpointError(f"{str(path)!r} is no checkpoint of this version of glip: give another folder")
+        found = type(error).__name__
+    raise CheckpointError(
+        f"{str(path)!r} cannot be read as a checkpoint of this version of glip ({found}): delete it to start over, or "
+        "give another folder"
+    )
 
 
-def write_state(path: Path, state: Tree) -> None:
-    """Write a checkpoint; after a kill or an error the old file is unchanged."""
-    with atomic_write(path, "wb", durable=True) as file:
-        torch.save(state, file)
+def restore(state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None) -> None:
+    """Bring a run to the state that ``read_state`` gave; random states only where as many processes wrote it."""
+    group, optimizer = stepper.group, stepper.optimizer
+    copy_into(weights, state["model"])
+    parameters = [parameter for own in optimizer.param_groups for parameter in own["params"]]
+    for number, entry in state["optimizer"]["state"].items():
+        for name, value in entry.items():
+            if value.shape == parameters[number].shape:  # not the count of steps
+                entry[name] = shard_like(value, parameters[number])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema:
+        ema.updates = state["ema_updates"]
+        copy_into(ema.weights, state["ema"])
+    if stepper.scaler.is_enabled():
+        stepper.scaler.load_state_dict(state["scaler"])
+    if len(state["random"]) == group.size:
+        restore_random(state["random"][group.rank], group.device)
 
 
 def random_state(device: torch.device) -> Tree:
@@ -103,12 +109,3 @@ def restore_random(state: Tree, device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: Tree) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, entry in state["state"].items():
-        for name, value in entry.items():
-            if value.shape == parameters[number].shape:  # not the count of steps
-                entry[name] = shard_like(value, parameters[number])
-    optimizer.load_state_dict(state)

@@ -17,14 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
 
 from glip.errors import ConfigError
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
 from glip.structures import Outputs
 
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_MINUTES = 30.0  # after which a process stops waiting for the others
 T = TypeVar("T")
 
 
@@ -66,22 +65,17 @@ def main_only(group: Group, report: Callable[[str], None]) -> Callable[[str], No
 
 
 @contextmanager
-def process_group(device: torch.device | str = "cpu", *, minutes: float = _MINUTES) -> Iterator[Group]:
+def process_group(device: torch.device | str = "cpu", *, minutes: float = 30.0) -> Iterator[Group]:
     """The group that torchrun's environment describes: gloo on CPUs, NCCL on GPUs.
 
     A process that waits longer than ``minutes`` for another one ends with an error. A process that fails leaves the
     group, so that the others end soon.
 
     Raises:
-        ConfigError: an incomplete torchrun environment, or more processes than GPUs.
+        ConfigError: more processes than GPUs.
     """
-    missing = [name for name in _TORCHRUN if name not in os.environ]
-    if 0 < len(missing) < len(_TORCHRUN):
-        raise ConfigError(
-            f"torchrun's environment is incomplete: {', '.join(missing)} not set. Start with torchrun, or unset the "
-            "others"
-        )
-    rank, size, local = (int(os.environ.get(name, default)) for name, default in zip(_TORCHRUN, "010", strict=True))
+    names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    rank, size, local = (int(os.environ.get(*name)) for name in names)
     own = torch.device(device)
     if size == 1:
         yield Group(device=own)
@@ -113,9 +107,20 @@ def wrap_model(model: nn.Module, group: Group, parallel: str = "ddp") -> nn.Modu
         return model
     for value in [*model.parameters(), *model.buffers()]:
         dist.broadcast(value.detach(), src=0)
-    if parallel == "fsdp" and isinstance(model, GLIP):
-        return _shard(model, group)
-    return DistributedDataParallel(model, device_ids=[group.device] if group.device.type == "cuda" else None)
+    if parallel == "ddp" or not isinstance(model, GLIP):
+        return DistributedDataParallel(model, device_ids=[group.device] if group.device.type == "cuda" else None)
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard  # torch 2.6
+
+    if Outputs not in SUPPORTED_NODES:
+        register_dataclass(Outputs)  # FSDP attaches hooks to the tensors in a model's outputs
+    # Outputs may be views, of which FSDP warns those who would write into them; the losses only read.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(group.device.type, (group.size,))
+    for stage in [*getattr(model.vision, "stages", ()), *model.tower, model]:
+        fully_shard(stage, mesh=mesh)
+    return model
 
 
 def gradient_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
@@ -156,29 +161,3 @@ def copy_into(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> No
     """Overwrite tensors, sharded or not, with whole ones of the same names."""
     for name, tensor in tensors.items():
         local_shard(tensor).copy_(local_shard(shard_like(values[name], tensor)))
-
-
-def _shard(model: GLIP, group: Group) -> nn.Module:
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-    except ImportError:
-        raise ConfigError(
-            f"train.parallel=fsdp needs torch 2.6 or later, this is {torch.__version__}: update torch, or give ddp"
-        ) from None
-    _show_tensors()
-    # Outputs may be views, of which FSDP warns those who would write into them; the losses only read.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    mesh = init_device_mesh(group.device.type, (group.size,))
-    for stage in [*getattr(model.vision, "stages", ()), *model.tower]:
-        fully_shard(stage, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return model
-
-
-def _show_tensors() -> None:
-    """Let FSDP find the tensors inside the model's outputs: it attaches hooks to them."""
-    from torch.utils._pytree import SUPPORTED_NODES, register_dataclass
-
-    if Outputs not in SUPPORTED_NODES:
-        register_dataclass(Outputs)

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from glip.data.sets import SkipCounter
+from glip.data.sets import Validation
 from glip.errors import ConfigError
 from glip.files import append_jsonl, read_jsonl, write_jsonl
 from glip.train.step import TERMS, Outcome
@@ -21,48 +20,21 @@ from glip.train.step import TERMS, Outcome
 _MEANS = (*TERMS, "loss", "gradient_norm")
 
 
-@runtime_checkable
-class Validation(Protocol):
-    """The result of a validation."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """By name, such as "bccd_val/AP50"."""
-
-    @property
-    def best(self) -> float:
-        """The figure that the best checkpoint is chosen by; higher is better."""
-
-    @property
-    def images(self) -> dict[str, Image.Image]:
-        """Predictions beside ground truth, by name."""
-
-    @property
-    def skipped(self) -> SkipCounter:
-        """Images that could not be used, by reason."""
-
-
 @dataclass
 class Progress:
-    """What a run counts, the same in all processes.
+    """What a run counts, the same in all processes."""
 
-    ``step`` steps are done; ``skipped_steps`` had numbers that were not finite (``bad_in_row`` of them last), of which
-    ``overflows`` had too large a loss scale. ``best`` is the highest validation figure so far, of ``best_step``;
-    ``validated`` is the step of the last validation. Of ``tried`` samples ``broken`` could not be used; ``skipped``
-    counts boxes and captions by reason; ``window`` sums what the next log line reports.
-    """
-
-    step: int = 0
-    skipped_steps: int = 0
-    bad_in_row: int = 0
-    overflows: int = 0
-    best: float | None = None
+    step: int = 0  # steps done
+    skipped_steps: int = 0  # steps with numbers that were not finite
+    bad_in_row: int = 0  # how many of the last ones
+    overflows: int = 0  # how many of them had too large a loss scale
+    best: float | None = None  # the highest validation figure so far
     best_step: int = 0
-    validated: int = 0
-    tried: int = 0
-    broken: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    window: dict[str, float] = field(default_factory=dict)
+    validated: int = 0  # the step of the last validation
+    tried: int = 0  # samples
+    broken: int = 0  # samples that could not be used
+    skipped: dict[str, int] = field(default_factory=dict)  # boxes and captions, by reason
+    window: dict[str, float] = field(default_factory=dict)  # sums for the next log line
 
     def add(self, outcome: Outcome) -> None:
         """Count a step."""
@@ -90,32 +62,31 @@ class Progress:
         return lines
 
 
+@dataclass
 class RunLog:
-    """Writes the metrics of the main process.
+    """Writes the metrics of the main process; rows of steps and validations that will be repeated are cut."""
 
-    Args:
-        folder: of the run.
-        steps: how many the run has.
-        progress: of the run so far; rows that will be repeated are cut.
-        device: whose memory is reported.
-        tensorboard: whether to write curves for TensorBoard too.
-    """
+    folder: Path
+    steps: int  # how many the run has
+    progress: Progress
+    device: torch.device  # whose memory is reported
+    tensorboard: bool = False  # write curves for TensorBoard too
 
-    def __init__(
-        self, folder: Path, steps: int, progress: Progress, device: torch.device, *, tensorboard: bool
-    ) -> None:
-        self.path, self.steps, self.device = folder / "metrics.jsonl", steps, device
+    def __post_init__(self) -> None:
+        self.path, progress = self.folder / "metrics.jsonl", self.progress
         self.began = self.since = time.monotonic()
         self.start, self.images = progress.step, 0
         self.board: Any = None
-        if tensorboard:
-            self.board = summary_writer()(str(folder / "tensorboard"), purge_step=self.start + 1)
+        if self.tensorboard:
+            self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=self.start + 1)
         if self.path.is_file():
-            cut_rows(self.path, progress)
+            rows = list(read_jsonl(self.path))
+            done = {True: progress.validated, False: progress.step}
+            write_jsonl(self.path, [row for row in rows if row["step"] <= done["validation" in row]])
 
-    def row(self, progress: Progress, lr: float) -> str:
+    def row(self, lr: float) -> str:
         """Write a row about the steps in the window; gives the line to show."""
-        window, step = progress.window, progress.step
+        progress, window, step = self.progress, self.progress.window, self.progress.step
         count = window.get("count", 0.0)
         means = {name: window.get(name, 0.0) / count if count else None for name in _MEANS}
         now = time.monotonic()
@@ -140,8 +111,9 @@ class RunLog:
         left = timedelta(seconds=int((now - self.began) / (step - self.start) * (self.steps - step)))
         return "  ".join([f"step {step}/{self.steps}", *shown, f"{left} left"])
 
-    def validated(self, step: int, found: Validation, *, best: bool) -> str:
+    def validated(self, found: Validation, *, best: bool) -> str:
         """Write the row of a validation; gives the line to show."""
+        step = self.progress.step
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
         skipped = found.skipped
         append_jsonl(self.path, {"step": step, "validation": figures, "best": best, "skipped": skipped.counts})
@@ -176,14 +148,6 @@ def summary_writer() -> Any:
             "train.tensorboard=false (metrics.jsonl has the same figures)"
         ) from None
     return SummaryWriter
-
-
-def cut_rows(path: Path, progress: Progress) -> None:
-    """Cut from the metrics the steps and validations that will be repeated, and a line that a kill cut off."""
-    done = [
-        row for row in read_jsonl(path) if row["step"] <= (progress.validated if "validation" in row else progress.step)
-    ]
-    write_jsonl(path, done)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -18,14 +18,10 @@ _TEXT_PARTS = (".text.", "gamma_text", "out_text", "value_image", "norm_text")
 def build_optimizer(
     model: nn.Module, *, lr: float, bert_lr: float, text_lr: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW; norms, biases and embeddings have no weight decay.
+    """AdamW for the parameters that require gradients; norms, biases and embeddings have no weight decay.
 
-    Args:
-        model: its parameters that require gradients are trained.
-        lr: learning rate of all but the text.
-        bert_lr: of the language model.
-        text_lr: of the layers of the tower that change the tokens.
-        weight_decay: of matrices and kernels.
+    ``bert_lr`` is the learning rate of the language model, ``text_lr`` that of the tower's layers that change the
+    tokens, ``lr`` that of all others.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -66,11 +62,7 @@ class EMA:
     """The exponential moving average of a model's parameters; buffers, such as statistics, are the model's own.
 
     After n updates the decay is at most (1 + n) / (10 + n), so that the random weights of the first steps are soon
-    forgotten (as in TensorFlow's ExponentialMovingAverage).
-
-    Args:
-        model: the model to average.
-        decay: share of the average that each update keeps.
+    forgotten (as in TensorFlow's ExponentialMovingAverage). ``decay`` is the share of the average that an update keeps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

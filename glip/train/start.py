@@ -20,18 +20,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         CheckpointError: a starting model that cannot be read.
     """
     tree = read_tree(path, overrides)
-    started = parse(Experiment, tree)
-    start, wise_ft = started.train.start, started.train.wise_ft
-    if start is None and wise_ft:
-        raise ConfigError(f"train.wise_ft: got {wise_ft:g} without train.start, whose weights it averages: give both")
+    stated = parse(Experiment, tree)
+    start, wise_ft = stated.train.start, stated.train.wise_ft
     if start is None:
-        return started
-    usual = {**_model_of(start), "name": Path(started.train.output).resolve().name}
-    return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})
-
-
-def _model_of(start: str) -> dict[str, object]:
+        if wise_ft:
+            raise ConfigError(f"train.wise_ft: got {wise_ft:g} without train.start, whose weights it averages")
+        return stated
     from glip.model.weights import pretrained_config  # late: glip config needs no torch where nothing is started from
 
     config = pretrained_config(start)
-    return to_dict(replace(config, inference=replace(config.inference, inclusive=False)))  # as our readers give boxes
+    inference = replace(config.inference, inclusive=False)  # as our readers give boxes
+    usual = to_dict(replace(config, inference=inference, name=Path(stated.train.output).resolve().name))
+    return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})

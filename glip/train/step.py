@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from glip.config import StepConfig
-from glip.errors import ConfigError
+from glip.errors import ConfigError, TrainingError
 from glip.geometry.anchors import grid_anchors, level_sizes
 from glip.loss import Matching, Totals, compute_losses, match
 from glip.model.glip import GLIP
@@ -64,64 +64,71 @@ class Outcome:
         return not (self.stepped or self.overflow)
 
 
+@dataclass
 class Stepper:
     """Takes optimizer steps.
-
-    Args:
-        model: what is trained; called with a batch it gives Outputs.
-        module: the model as it is called: itself, or wrapped so that it shares gradients between processes.
-        optimizer: of the model's parameters.
-        config: precision and gradient clipping.
-        group: the processes.
 
     Raises:
         ConfigError: float16 on a CPU or with FSDP.
     """
 
-    def __init__(
-        self, model: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer, config: StepConfig, group: Group
-    ) -> None:
-        half = config.precision == "float16"
-        if half and (group.device.type == "cpu" or is_sharded(module)):
+    model: nn.Module  # what is trained; called with a batch it gives Outputs
+    module: nn.Module  # the model as it is called: itself, or wrapped so that it shares gradients between processes
+    optimizer: torch.optim.Optimizer
+    config: StepConfig  # precision, gradient clipping, and how many bad steps in a row are too many
+    group: Group
+
+    def __post_init__(self) -> None:
+        half = self.config.precision == "float16"
+        if half and (self.group.device.type == "cpu" or is_sharded(self.module)):
             raise ConfigError("precision float16 needs a GPU, and not FSDP: give bfloat16 or float32")
-        self.model, self.module, self.optimizer = model, module, optimizer
-        self.config, self.group = config, group
-        self.scaler = torch.amp.GradScaler(group.device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(self.group.device.type, enabled=half)
 
     def __call__(self, batches: Sequence[Batch], *, stop: bool = False) -> Outcome:
         """Step once on micro-batches; ``stop`` lets all processes know that this one was asked to stop.
 
         Where a loss or a gradient is not finite, weights, optimizer and running statistics stay, in all processes.
         """
+        device = self.group.device
         buffers = [buffer.clone() for buffer in self.model.buffers()]
         matchings = [self._match(batch) for batch in batches]
-        totals, images = self._totals(matchings)
+        own = [[one.totals.num_positive, one.totals.centerness, len(one.targets)] for one in matchings]
+        counts = self.group.sum(torch.tensor(own, dtype=torch.float64, device=device).sum(0)).tolist()
         self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=self.group.device)
+        terms = torch.zeros(len(TERMS), dtype=torch.float64, device=device)
         for number, (batch, matching) in enumerate(zip(batches, matchings, strict=True), start=1):
             with gradient_sync(self.module, last=number == len(batches)):
-                terms += self._backward(batch.to(self.group.device), matching, totals)
+                terms += self._backward(batch.to(device), matching, Totals(*counts[:2]))
         self.scaler.unscale_(self.optimizer)
         losses, norm, stopping = self._all_reduce(terms, stop)
         good_losses = all(map(math.isfinite, losses.values()))
         stepped = good_losses and math.isfinite(norm)
         if stepped:
-            self._clip(norm)
+            factor = self.config.clip / (norm + 1e-6)
+            for parameter in self.model.parameters() if factor < 1 else ():
+                if parameter.grad is not None:
+                    local_shard(parameter.grad).mul_(factor)
             self.scaler.step(self.optimizer)
         else:
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
         overflow = not stepped and good_losses and self.scaler.is_enabled() and self.scale > _SMALLEST_SCALE
         self.scaler.update()
-        return Outcome(losses, norm, images, stepped, overflow, stopping)
+        return Outcome(losses, norm, int(counts[2]), stepped, overflow, stopping)
 
     @property
     def scale(self) -> float:
         """What losses are multiplied by under float16, so that small gradients do not vanish."""
         return self.scaler.get_scale()
 
-    def diagnosis(self, outcome: Outcome) -> str:
-        """What was not finite in the step just taken, and the largest gradient of each part of the model."""
+    def stop_if_bad(self, outcome: Outcome, in_row: int, rate: float) -> None:
+        """End a run after too many bad steps, with what was not finite and each part's largest gradient.
+
+        Raises:
+            TrainingError: ``in_row`` steps, of which the outcome is the last, are as many as ``max_bad_steps``.
+        """
+        if in_row < self.config.max_bad_steps:
+            return
         largest: dict[str, float] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and parameter.grad.numel():
@@ -131,19 +138,18 @@ class Stepper:
                 largest[part] = value if math.isnan(value) or value > before else before
         terms = [f"{name} {value:g}" for name, value in outcome.losses.items() if not math.isfinite(value)]
         gradients = ", ".join(f"{part} {value:.3g}" for part, value in largest.items())
-        scale = f"; loss scale {self.scale:g}" if self.scaler.is_enabled() else ""
-        return f"{', '.join(terms) or 'losses are finite'}; largest gradients: {gradients}{scale}"
+        scale = f", loss scale {self.scale:g}" if self.scaler.is_enabled() else ""
+        raise TrainingError(
+            f"losses or gradients were not finite in {in_row} steps in a row ({', '.join(terms) or 'losses are finite'}"
+            f"; largest gradients: {gradients}; learning rate {rate:.2g}{scale}). They were skipped: start over in "
+            "another folder with a lower learning rate, a longer warm-up or precision float32; the same command goes "
+            "on after the last checkpoint"
+        )
 
     def _match(self, batch: Batch) -> Matching:
         sizes = level_sizes(*batch.images.pixels.shape[2:])
         device = self.group.device
         return match([target.to(device) for target in batch.targets], grid_anchors(sizes, device=device), sizes)
-
-    def _totals(self, matchings: Sequence[Matching]) -> tuple[Totals, int]:
-        own = [[m.totals.num_positive, m.totals.centerness, len(m.targets)] for m in matchings]
-        summed = self.group.sum(torch.tensor(own, dtype=torch.float64, device=self.group.device).sum(0))
-        num_positive, centerness, images = summed.tolist()
-        return Totals(num_positive, centerness), int(images)
 
     def _backward(self, batch: Batch, matching: Matching, totals: Totals) -> torch.Tensor:
         """Add the gradients of a micro-batch; gives its losses, which are shares of those of the step."""
@@ -163,11 +169,3 @@ class Stepper:
         token, box, centerness, square_sum, stops = met.tolist()
         losses = {"token": token, "box": box, "centerness": centerness, "loss": token + box + centerness}
         return losses, math.sqrt(square_sum), stops > 0
-
-    def _clip(self, norm: float) -> None:
-        factor = self.config.clip / (norm + 1e-6)
-        if factor >= 1:
-            return
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                local_shard(parameter.grad).mul_(factor)

@@ -5,10 +5,9 @@ improvement, tuning ends after some more, and the best state is kept. Each step 
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,12 @@ from tqdm import tqdm
 
 from glip.config import TuneConfig
 from glip.detector import Detector
-from glip.errors import TrainingError
 from glip.experiment import to_dict
 from glip.files import refuse_other_run
 from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
-from glip.signals import GracefulStop, Interrupted
-from glip.train.checkpoint import LAST, capture, read_state, restore, write_state
+from glip.signals import GracefulStop
+from glip.train.checkpoint import LAST, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
 from glip.train.step import Outcome, Stepper, prepare
@@ -47,52 +45,44 @@ class TuneState:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass
 class TuneRun:
-    """One tuning, new or as its state file has it. Under torchrun every process makes one; the main one writes.
+    """One tuning, new or as its state file has it; called, it tunes to the end.
 
-    Args:
-        tuner: what is tuned, on the device of this process.
-        images: what it is tuned on.
-        config: how; its mode is the tuner's.
-        validate: the figure of a detector, higher is better; called in all processes.
-        folder: where the state is written after each epoch; made if missing.
-        group: the processes that tune together.
-        inputs: identifies data and model; a state of another tuning is refused.
+    Under torchrun every process makes one; the main one writes.
 
     Raises:
         GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
-    def __init__(
-        self,
-        tuner: Tuner,
-        images: Images,
-        config: TuneConfig,
-        *,
-        validate: Callable[[Detector], float],
-        folder: Path,
-        group: Group = ONE,
-        inputs: str = "",
-    ) -> None:
-        lr, weight_decay = _RATES[config.mode]
+    tuner: Tuner  # on the device of this process
+    images: Images
+    config: TuneConfig  # its mode is the tuner's
+    validate: Callable[[Detector], float]  # higher is better; called in all processes
+    folder: Path  # where the state is written after each epoch
+    group: Group = ONE
+    inputs: str = ""  # identifies data and model; a state of another tuning is refused
+
+    def __post_init__(self) -> None:
+        tuner, config = self.tuner, self.config
+        lr, decay = _RATES[config.mode]
         lr = lr if config.lr is None else config.lr
-        weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
-        self.config = replace(config, lr=lr, weight_decay=weight_decay)
-        self.tuner, self.images, self.validate, self.path = tuner, images, validate, folder / LAST
-        self.group = group = replace(group, device=torch.device(tuner.detector.device))
-        self.made_from = {**to_dict(self.config), "prompt": tuner.prompt.caption, "inputs": inputs}
+        decay = decay if config.weight_decay is None else config.weight_decay
+        self.config = config = replace(config, lr=lr, weight_decay=decay)
+        self.group = replace(self.group, device=torch.device(tuner.detector.device))
+        self.path, self.state = self.folder / LAST, TuneState()
+        self.made_from = {**to_dict(config), "prompt": tuner.prompt.caption, "inputs": self.inputs}
         prepare(tuner.model, config)
-        module = wrap_model(tuner, group)
+        module = wrap_model(tuner, self.group)
         if tuner.offsets is not None:
-            optimizer = torch.optim.AdamW([tuner.offsets], lr=lr, weight_decay=weight_decay)
+            optimizer = torch.optim.AdamW([tuner.offsets], lr=lr, weight_decay=decay)
         else:
             bert_lr = config.bert_lr if config.mode == "full" else lr
-            optimizer = build_optimizer(tuner.model, lr=lr, bert_lr=bert_lr, text_lr=lr, weight_decay=weight_decay)
-        self.stepper = Stepper(tuner, module, optimizer, config, group)
-        self.state = TuneState()
+            optimizer = build_optimizer(tuner.model, lr=lr, bert_lr=bert_lr, text_lr=lr, weight_decay=decay)
+        self.stepper = Stepper(tuner, module, optimizer, config, self.group)
         if self.path.is_file():
             stored = read_state(self.path)
-            refuse_other_run(folder, stored["made_from"], self.made_from, may_change=_MAY_CHANGE)
+            refuse_other_run(self.folder, stored["made_from"], self.made_from, may_change=_MAY_CHANGE)
             restore(stored, self.stepper, tuner.learned())
             self.state = TuneState(**stored["progress"])
 
@@ -114,9 +104,7 @@ class TuneRun:
                 loss = self._epoch(signals)
                 state.epochs += 1
                 self._judge(loss, time.monotonic() - began)
-                stored = capture(self.stepper, self.tuner.learned(), asdict(state), self.made_from)
-                if self.group.main:
-                    write_state(self.path, stored)
+                save_state([self.path], self.stepper, self.tuner.learned(), state, self.made_from)
                 report(self._line())
         copy_into(self.tuner.learned(), state.best)
         before = state.history[0]["validation"]
@@ -124,15 +112,9 @@ class TuneRun:
 
     def step(self, batches: Sequence[TaskBatch], *, stop: bool = False) -> Outcome:
         """One step on a few images, each padded size in a pass of its own."""
-        outcome = self.stepper(list(by_size(batches, self.config.micro_batch)), stop=stop)
-        state = self.state
+        outcome, state = self.stepper(list(by_size(batches, self.config.micro_batch)), stop=stop), self.state
         state.bad_in_row = state.bad_in_row + 1 if outcome.bad else 0
-        if state.bad_in_row >= self.config.max_bad_steps:
-            raise TrainingError(
-                f"losses or gradients were not finite in {state.bad_in_row} steps in a row "
-                f"({self.stepper.diagnosis(outcome)}; learning rate {self.rate:.2g}): tune in another folder with a "
-                "lower learning rate, or with precision float32"
-            )
+        self.stepper.stop_if_bad(outcome, state.bad_in_row, self.rate)
         return outcome
 
     @property
@@ -152,8 +134,7 @@ class TuneRun:
             own = batch[rank * share : (rank + 1) * share]
             outcome = self.step([self.images.get(index, rng) for index in own], stop=signals.number > 0)
             losses.append(outcome.losses["loss"])
-            if outcome.stopping:
-                raise Interrupted(signals.number or signal.SIGTERM, f"stopped after epoch {number}")
+            signals.stop_if(outcome.stopping, f"stopped after epoch {number}")
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
@@ -190,10 +171,9 @@ class TuneRun:
         """The last epoch, and how many are left; an improvement may add more, up to ``epochs``."""
         state, last = self.state, self.state.history[-1]
         more, waiting = self.config.epochs - state.epochs, self.config.patience - state.waited
-        left = min(more, waiting)
         mean = sum(row["seconds"] for row in state.history) / state.epochs
-        ends = f"ends after {left} more epoch{'s' if left > 1 else ''} ({left * mean:.0f} s and validations)"
-        outlook = ends + (" unless it improves" if waiting < more else "") if left else "the last epoch"
+        left = f"epochs left: {min(more, waiting)} ({min(more, waiting) * mean:.0f} s and validations)"
+        outlook = f"{left} unless it improves" if 0 < waiting < more else left
         return (
             f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
             f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {outlook}"

@@ -58,15 +58,11 @@ class TaskBatch(Batch):
 class Tuner(nn.Module):
     """A model in tuning for one task. The detector's own model stays as it is: what trains is a copy.
 
-    Args:
-        detector: its model is tuned.
-        names: the task's classes.
-        prompt: a phrase for each class.
-        mode: what trains.
-        frozen_stages: of the image encoder, from the bottom, in mode full; the stem is frozen with the first.
+    ``prompt`` has a phrase for each of the task's classes, ``names``. In mode full the image encoder's stem and first
+    ``frozen_stages`` stages do not train.
 
     Raises:
-        ConfigError: a prompt over the model's limit.
+        GlipError: a prompt over the model's limit: a task is tuned with all its names in one caption.
     """
 
     def __init__(
@@ -74,12 +70,6 @@ class Tuner(nn.Module):
     ) -> None:
         super().__init__()
         self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
-        needed, room = detector.processor.count_tokens(prompt.caption), detector.processor.max_tokens
-        if needed > room:
-            raise ConfigError(
-                f"the {len(names)} names need {needed} tokens, the model reads {room}: a task is tuned with all its "
-                "names in one caption. Split them into several tasks"
-            )
         trained, own = trained_names(detector.model, mode), detector.model.state_dict()
         changing = own if mode == "full" else trained  # full: running statistics too
         self.model = with_weights(detector.model, {name: own[name].clone() for name in changing})
@@ -147,26 +137,24 @@ class Tuner(nn.Module):
         )
 
 
+@dataclass
 class Images:
-    """The training images of a task; those whose features fit into the cache are encoded once.
-
-    Args:
-        samples: their boxes have the task's names.
-        tuner: encodes them.
-        augment: flip and resize images at random each time; their features are then not cached.
-        cache: features from this model's own encoder, also of earlier tunings; those of this one are added.
-        skipped: counts boxes and images that cannot be used.
+    """The training images of a task, ``usable`` by index; those whose features fit into the cache are encoded once.
 
     Raises:
         ConfigError: no image can be used.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], tuner: Tuner, *, augment: bool, cache: FeatureCache, skipped: SkipCounter
-    ) -> None:
-        self._samples, self._tuner, self._augment = samples, tuner, augment
-        self._cached: dict[int, TaskBatch] = {}
+    samples: Sequence[Sample]  # their boxes have the task's names
+    tuner: Tuner
+    augment: bool  # flip and resize images at random each time; their features are then not cached
+    cache: FeatureCache  # of this model's own encoder, also with features of earlier tunings
+    skipped: SkipCounter  # counts boxes and images that cannot be used
+
+    def __post_init__(self) -> None:
+        self.cached: dict[int, TaskBatch] = {}
         self.usable: list[int] = []
+        samples, skipped = self.samples, self.skipped
         for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
             try:
                 batch = self._prepare(index, np.random.default_rng(0), skipped)
@@ -174,49 +162,39 @@ class Images:
                 skipped.add("unreadable image", str(error))
                 continue
             self.usable.append(index)
-            if tuner.keeps_images and not augment:
-                self._cache(index, batch, cache)
+            if self.tuner.keeps_images and not self.augment:
+                self._cache(index, batch)
         if not self.usable:
             raise ConfigError(f"none of the {len(samples)} training images can be used: {skipped}")
 
-    def __len__(self) -> int:
-        return len(self.usable)
-
-    @property
-    def cached(self) -> int:
-        """How many images' features are cached."""
-        return len(self._cached)
-
     def get(self, index: int, rng: np.random.Generator) -> TaskBatch:
         """One image; ``rng`` augments it where images are augmented."""
-        return self._cached.get(index) or self._prepare(index, rng, SkipCounter())
+        return self.cached.get(index) or self._prepare(index, rng, SkipCounter())
 
     def _prepare(self, index: int, rng: np.random.Generator, skipped: SkipCounter) -> TaskBatch:
-        sample, processor = self._samples[index], self._tuner.detector.processor
+        sample, processor = self.samples[index], self.tuner.detector.processor
         size = processor.min_size
         varied, lost = augment(
             replace(sample, image=sample_image(sample)),
             rng,
-            short_side=(round(0.6 * size), size) if self._augment else (size,),
+            short_side=(round(0.6 * size), size) if self.augment else (size,),
             max_size=processor.max_size,
-            flip=0.5 if self._augment else 0.0,
+            flip=0.5 if self.augment else 0.0,
         )
         skipped.merge(lost)
-        batch = processor.training([replace(varied, prompt=self._tuner.prompt, vocabulary=())])
+        batch = processor.training([replace(varied, prompt=self.tuner.prompt, vocabulary=())])
         return TaskBatch(batch.images, batch.text, batch.targets)
 
-    def _cache(self, index: int, batch: TaskBatch, cache: FeatureCache) -> None:
-        images, key = batch.images, ("training", image_key(self._samples[index].image))
+    def _cache(self, index: int, batch: TaskBatch) -> None:
+        images, cache, key = batch.images, self.cache, ("training", image_key(self.samples[index].image))
         if cache.full and key not in cache:
             return
-
-        def encode() -> EncodedImage:
-            return EncodedImage(self._tuner.encode(images.pixels), images.resized, images.original)
-
-        levels = cache.get(key, encode, often=True).levels
+        encoded = cache.get(
+            key, lambda: EncodedImage(self.tuner.encode(images.pixels), images.resized, images.original), often=True
+        )
         if key in cache:
             bare = images.pixels.new_zeros(1).expand(images.pixels.shape)  # from here on only its shape is read
-            self._cached[index] = replace(batch, images=replace(images, pixels=bare), levels=levels)
+            self.cached[index] = replace(batch, images=replace(images, pixels=bare), levels=encoded.levels)
 
 
 def by_size(batches: Sequence[TaskBatch], most: int = 0) -> Iterator[TaskBatch]:

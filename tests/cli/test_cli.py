@@ -1,16 +1,22 @@
-"""The command line: what it prints and writes, and one line with exit code 2 for every mistake a user can fix."""
+"""glip detect, convert and config: what they print and write; one line and exit code 2 for every user's mistake."""
 
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
+from small import RELEASED, release_state
 
 from glip.cli.main import main
+from glip.model.weights import load_pretrained
 from glip.train.start import load_config
 
+CAPTION = "a man in a red shirt rides a brown horse"
 BLOCKED = """
 import sys
 from importlib.machinery import ModuleSpec
@@ -29,24 +35,18 @@ main(sys.argv[1:])
 """
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture
-def shots(workplace, image):
+def shots(tmp_path, image):
     """A folder with three images and a text."""
-    (workplace / "shots").mkdir()
+    (tmp_path / "shots").mkdir()
     for name in ("b.png", "a.jpg", "c.bmp"):
-        image.save(workplace / "shots" / name)
-    (workplace / "shots" / "notes.txt").write_text("no image")
-    return workplace / "shots"
+        image.save(tmp_path / "shots" / name)
+    (tmp_path / "shots" / "notes.txt").write_text("no image")
+    return tmp_path / "shots"
 
 
 @pytest.fixture
-def detect(command_line, tiny_folder):
+def detect(command_line, tiny_folder, shots):
     return lambda *arguments: command_line("detect", *arguments, "--model", tiny_folder, "--device", "cpu")
 
 
@@ -66,32 +66,36 @@ def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_detections_of_an_image(detect, shots, workplace):
+def test_detections_of_an_image(detect, tmp_path):
     code, out, err = detect("shots/a.jpg", "a red bus. dog", "--threshold", 0.5)
     assert code == 0 and err == ""
     lines = out.splitlines()
     assert lines[0].startswith("shots/a.jpg: ") and int(lines[0].split()[1]) == len(lines) - 3 > 0
     assert lines[1].split() == ["phrase", "score", "box", "(x1", "y1", "x2", "y2)"]
     assert all(line.startswith(("  a red bus   0.", "  dog         0.")) for line in lines[2:-1])
-    assert lines[-1] == "  drawn in out/a.jpg" and names(workplace / "out") == ["a.jpg"]
-    code, out, _ = detect("shots/a.jpg", "dog", "--threshold", 1)
-    assert code == 0 and "0 found" in out and "try a lower --threshold" in out
+    assert lines[-1] == "  drawn in out/a.jpg" and names(tmp_path / "out") == ["a.jpg"]
+    code, out, _ = detect("shots/a.jpg", "man. red shirt", "--threshold", 1)
+    assert code == 0 and "0 found" in out and "try a lower --threshold" in out and "not found: " not in out
+    _, out, _ = detect("shots/a.jpg", "--caption", CAPTION, "--threshold", 1)
+    assert "  not found: " in out and "red shirt" in out, "phrases of a sentence"
 
 
-def test_folders_and_patterns(detect, shots, workplace):
+def test_folders_patterns_and_a_bar_for_many(detect, shots, tmp_path, image):
     code, out, _ = detect("shots", "dog", "--out", "drawn/deep")
     found = [line.split(":")[0] for line in out.splitlines() if line.startswith("shots")]
     assert code == 0 and found == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
-    assert names(workplace / "drawn" / "deep") == ["a.jpg", "b.png", "c.png"]
+    assert names(tmp_path / "drawn" / "deep") == ["a.jpg", "b.png", "c.png"]
     (shots / "sub").mkdir()
-    assert detect("shots/*.[jp]*", "dog")[0] == 0 and names(workplace / "out") == ["a.jpg", "b.png"]
-    assert len(detect("shots/[ab]*", "shots/a.jpg", "dog", "--json", "-")[1].splitlines()) == 2
+    assert len(detect("shots/*.[jp]*", "shots/a.jpg", "dog", "--json", "-")[1].splitlines()) == 2
+    image.resize((40, 30)).save(shots / "d.png")
+    code, out, err = detect("shots", "dog", "--batch-size", 3)
+    assert code == 0 and out == "" and "4/4" in err and len(names(tmp_path / "out")) == 4
 
 
-def test_json_lines(detect, shots, workplace):
+def test_json_lines(detect, tmp_path):
     code, out, _ = detect("shots/b.png", "shots/a.jpg", "a red bus. café", "--json", "deep/found.jsonl")
-    assert code == 0 and "2 lines in deep/found.jsonl" in out
-    lines = (workplace / "deep" / "found.jsonl").read_text(encoding="utf-8").splitlines()
+    assert code == 0 and "2 lines in deep/found.jsonl" in out and names(tmp_path / "deep") == ["found.jsonl"]
+    lines = (tmp_path / "deep" / "found.jsonl").read_text(encoding="utf-8").splitlines()
     first, second = (json.loads(line) for line in lines)
     assert (first["image"], second["image"]) == ("shots/b.png", "shots/a.jpg")
     assert (first["width"], first["height"]) == (150, 110)
@@ -103,76 +107,76 @@ def test_json_lines(detect, shots, workplace):
         assert item["phrase"] == first["phrases"][item["label"]]
         assert item["spans"] == [[[0, 9]], [[11, 15]]][item["label"]]
         assert 0 <= item["box"][0] <= item["box"][2] <= 150 and 0 <= item["box"][1] <= item["box"][3] <= 110
-    assert names(workplace / "deep") == ["found.jsonl"]
 
 
-def test_json_on_standard_output_draws_nothing_whatever_the_batch_size(detect, shots, workplace):
-    results = [detect("shots", "dog. cat", "--json", "-", "--batch-size", size) for size in (1, 3)]
-    assert all(code == 0 and err == "" for code, _, err in results) and not (workplace / "out").exists()
-    rows = [[json.loads(line) for line in out.splitlines()] for _, out, _ in results]
-    assert [row["image"] for row in rows[0]] == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
-    for one, other in zip(*rows, strict=True):
-        pairs = list(zip(one["detections"], other["detections"], strict=True))
-        assert all(a["label"] == b["label"] and abs(a["score"] - b["score"]) < 1e-3 for a, b in pairs)
+def test_json_on_standard_output_draws_nothing(detect, tmp_path):
+    code, out, err = detect("--json", "-", "shots/a.jpg", "shots/b.png", "--batch-size", 1, "dog")
+    assert code == 0 and err == "" and not (tmp_path / "out").exists(), "options may stand anywhere"
+    assert [json.loads(line)["phrases"] for line in out.splitlines()] == [["dog"]] * 2
 
 
-def test_many_images_show_a_bar_and_no_tables(detect, shots, workplace, image):
-    for number in range(3):
-        image.resize((40 + number, 30)).save(shots / f"d{number}.png")
-    code, out, err = detect("shots", "dog", "--batch-size", 2)
-    assert code == 0 and out == "" and "6/6" in err
-    assert len(names(workplace / "out")) == 6
+def test_the_noun_phrases_of_a_sentence_are_detected(detect):
+    code, out, err = detect("shots/a.jpg", "--caption", CAPTION, "--json", "-")
+    assert code == 0 and err == ""
+    found = json.loads(out)
+    assert found["caption"] == CAPTION and found["detections"]
+    assert [phrase.removeprefix("a ") for phrase in found["phrases"]] == ["man", "red shirt", "brown horse"]
+    for item in found["detections"]:
+        [(start, end)] = item["spans"]
+        assert CAPTION[start:end] == item["phrase"] == found["phrases"][item["label"]]
 
 
-def test_drawn_images_never_replace_others(detect, shots, workplace, image):
-    (workplace / "more").mkdir()
-    image.save(workplace / "more" / "a.jpg")
-    image.save(workplace / "more" / "a.png")
+def test_drawn_images_never_replace_others(detect, shots, tmp_path, image):
+    (tmp_path / "more").mkdir()
+    image.save(tmp_path / "more" / "a.jpg")
+    image.save(tmp_path / "more" / "a.png")
     code, out, _ = detect("shots/a.jpg", "more/a.jpg", "more/a.png", "dog")
-    assert code == 0 and names(workplace / "out") == ["a-2.jpg", "a.jpg", "a.png"]
+    assert code == 0 and names(tmp_path / "out") == ["a-2.jpg", "a.jpg", "a.png"]
     before = (shots / "a.jpg").read_bytes()
     code, out, _ = detect("shots/a.jpg", "dog", "--out", "shots")
     assert code == 0 and "drawn in shots/a-2.jpg" in out and (shots / "a.jpg").read_bytes() == before
 
 
-def test_broken_and_missing_images(detect, shots, workplace):
+def test_broken_and_missing_images(detect, shots, tmp_path):
     (shots / "broken.png").write_bytes((shots / "b.png").read_bytes()[:200])
     code, out, err = detect("shots/none.jpg", "shots/a.jpg", "shots/broken.png", "dog")
     first, second, last = err.splitlines()
     assert code == 2 and first == "glip detect: image 'shots/none.jpg' is not there: check the path"
     assert second.startswith("glip detect: image 'shots/broken.png' ") and last == "2 of 3 images could not be read"
-    assert out.startswith("shots/a.jpg: ") and names(workplace / "out") == ["a.jpg"]
-    code, _, err = detect("x.jpg", "y.jpg", "dog", "--json", "found.jsonl")
-    assert code == 2 and err.splitlines()[-1] == "2 of 2 images could not be read"
-    assert (workplace / "found.jsonl").read_text() == ""
+    assert out.startswith("shots/a.jpg: ") and names(tmp_path / "out") == ["a.jpg"]
+    code, _, err = detect("x.jpg", "--caption", CAPTION, "--json", "found.jsonl")
+    assert code == 2 and err.splitlines()[-1] == "1 of 1 images could not be read"
+    assert (tmp_path / "found.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--threshold", "1.2"], "--threshold: got 1.2: give a number, 0 or more and at most 1"),
-        (["--threshold", "nan"], "--threshold: got nan"),
-        (["--threshold", "high"], "argument --threshold: invalid float value: 'high' (see glip detect --help)"),
-        (["--batch-size", "0"], "--batch-size: got 0: give a whole number, 1 or more"),
-        (["--device", "cuda:77"], "Unknown device 'cuda:77'. Available: cpu."),
-        (["--device", "gpu"], "Unknown device 'gpu'. Available: cpu."),
-        (["--model", "glip-tiny"], "'glip-tiny'"),
-        (["--model", "shots"], "'shots'"),
-        (["--model", "shots/notes.txt"], "'shots/notes.txt'"),
-        (["--out", "shots/a.jpg"], "--out 'shots/a.jpg' is a file: give a folder"),
-        (["--json", "shots"], "--json 'shots' is a folder: give a file, or '-'"),
-        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (["dog", "--threshold", "1.2"], "--threshold: got 1.2: give a number, 0 or more and at most 1"),
+        (["dog", "--threshold", "nan"], "--threshold: got nan"),
+        (["dog", "--threshold", "high"], "argument --threshold: invalid float value: 'high' (see glip detect --help)"),
+        (["dog", "--batch-size", "0"], "--batch-size: got 0: give a whole number, 1 or more"),
+        (["dog", "--device", "cuda:77"], "Unknown device 'cuda:77'. Available: cpu."),
+        (["dog", "--device", "gpu"], "Unknown device 'gpu'. Available: cpu."),
+        (["dog", "--model", "glip-tiny"], "'glip-tiny'"),
+        (["dog", "--model", "shots"], "'shots'"),
+        (["dog", "--model", "shots/notes.txt"], "'shots/notes.txt'"),
+        (["dog", "--out", "shots/a.jpg"], "File exists: 'shots/a.jpg'"),
+        (["dog", "--json", "shots"], "--json 'shots' is a folder: give a file, or '-'"),
+        (["dog", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["dog", "--task", "none.safetensors"], "'none.safetensors'"),
+        *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
+        ([], "no prompt: give words after the images"),
+        (["--caption", CAPTION, "--task", "x.safetensors"], "not allowed with argument"),
+        (["--caption", "..."], "names nothing"),
+        (["--caption", "a red bus and " * 3000 + "a dog"], "256"),
+        (["--caption", "a cat \udcff"], "UTF-8"),
     ],
 )
 def test_wrong_options_are_one_line(refused, shots, tiny_folder, options, words):
     model = [] if "--model" in options else ["--model", tiny_folder]
-    line = refused("detect", "shots/a.jpg", "dog", *model, *options)
+    line = refused("detect", "shots/a.jpg", *options, *model)
     assert line.startswith("glip") and words in line
-
-
-@pytest.mark.parametrize("prompt", ["", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff"])
-def test_wrong_prompts_are_one_line(refused, shots, tiny_folder, prompt):
-    assert refused("detect", "shots/a.jpg", prompt, "--model", tiny_folder).startswith("glip detect: ")
 
 
 @pytest.mark.parametrize(
@@ -181,51 +185,48 @@ def test_wrong_prompts_are_one_line(refused, shots, tiny_folder, prompt):
         (["detect", "empty", "dog"], "'empty' contains no image: give files that end in .bmp, .gif, .jpeg, .jpg"),
         (["detect", "*.jpg", "dog"], "'*.jpg' contains no image"),
         (["detect"], "the following arguments are required: IMAGE... PROMPT (see glip detect --help)"),
-        (["detect", "a.jpg"], "no prompt: give words after the images"),
         (["detct", "a.jpg"], "invalid choice: 'detct'"),
         (["convert", "nowhere.pth", "again"], "'nowhere.pth'"),
+        (["convert", "wrong.pth", "again"], "wrong.pth"),
         (["config", "nano"], "config 'nano': no such file"),
         (["config", "glip_tt"], "(did you mean 'glip_t'?)"),
         (["config", "tiny", "model.visoin.kind=swin"], "model.visoin: no such key (did you mean 'vision'?)"),
-        (["config", "tiny", "train.steps=ten"], "train.steps: got 'ten': give a whole number"),
         (["config", "tiny", "train.steps"], "override 'train.steps': give key.path=value"),
-        (["config", "tiny", "train.schedule=cosin"], "(did you mean 'cosine'?)"),
         (["train", "broken.yaml"], "broken.yaml: not valid YAML"),
     ],
 )
-def test_wrong_commands_are_one_line(refused, workplace, arguments, words):
-    (workplace / "empty").mkdir()
-    (workplace / "broken.yaml").write_text("model: {vision: [\n- x")
+def test_wrong_commands_are_one_line(refused, tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.pth").write_text("hello")
+    (tmp_path / "broken.yaml").write_text("model: {vision: [\n- x")
     line = refused(*arguments)
     assert line.startswith(("glip: ", f"glip {arguments[0]}: ")) and words in line
+    assert not (tmp_path / "again").exists()
 
 
-def test_options_may_stand_anywhere(command_line, tiny_folder, shots):
-    code, out, _ = command_line("detect", "--json", "-", "shots/a.jpg", "shots/b.png", "--model", tiny_folder, "dog")
-    assert code == 0 and len(out.splitlines()) == 2 and json.loads(out.splitlines()[0])["phrases"] == ["dog"]
-
-
-def test_printed_config_is_a_config(command_line, workplace):
+def test_printed_config_is_a_config(command_line, tmp_path):
     code, out, err = command_line("config", "pretrain/nano", "train.steps=900", "model.name=mine")
     assert code == 0 and err == "" and "name: mine" in out and "  steps: 900" in out
-    (workplace / "mine.yaml").write_text(out)
+    (tmp_path / "mine.yaml").write_text(out)
     assert load_config("mine.yaml") == load_config("pretrain/nano", ["train.steps=900", "model.name=mine"])
 
 
-def test_convert(command_line, tiny_folder, workplace):
-    code, out, _ = command_line("convert", tiny_folder, "again")
-    assert code == 0 and out.startswith("again: tiny, 6.5 M parameters")
-    assert names(workplace / "again") == ["config.json", "model.safetensors", "vocab.txt"]
-    assert (workplace / "again" / "model.safetensors").read_bytes() == (tiny_folder / "model.safetensors").read_bytes()
-
-
-def test_interrupted(command_line, monkeypatch):
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("glip.cli.config.run", interrupted)
-    code, _, err = command_line("config", "tiny")
-    assert code == 130 and err.strip() == "interrupted; run the same command again to resume"
+@pytest.mark.parametrize("half", [False, True])
+def test_convert(half, tmp_path, command_line):
+    config = replace(RELEASED, language=replace(RELEASED.language, vocabulary=300))
+    torch.save({"model": {f"module.{key}": value for key, value in release_state(config).items()}}, "glip.pth")
+    flags = ["--half"] if half else []
+    code, out, _ = command_line("convert", "glip.pth", "first", *flags)
+    assert code == 0 and out.startswith("first: ") and "M parameters" in out
+    assert names(tmp_path / "first") == ["config.json", "model.safetensors", "vocab.txt"]
+    stored = load_file(tmp_path / "first" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16 if half else torch.float32}
+    before, after = (load_pretrained(source).model.state_dict() for source in ("glip.pth", "first"))
+    rounded = {key: value.half().float() if half else value for key, value in before.items()}
+    assert all(torch.equal(value, after[key]) for key, value in rounded.items())
+    assert command_line("convert", "first", "second", *flags)[0] == 0
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert first == second, "converting again changes nothing"
 
 
 def test_files_that_cannot_be_written_are_one_line(refused, shots, tiny_folder, monkeypatch):
@@ -237,19 +238,20 @@ def test_files_that_cannot_be_written_are_one_line(refused, shots, tiny_folder, 
 
 
 @pytest.mark.slow
-def test_a_plain_terminal_and_absent_packages(workplace, tiny_folder):
+def test_a_plain_terminal_and_absent_packages(tmp_path, tiny_folder):
     """In a process of its own: lvis, cv2 and others not importable, and a terminal that only knows ASCII."""
-    Image.new("RGB", (40, 30)).save(workplace / "café.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "café.png")
     command = ["detect", "café.png", "🐈. dog", "--model", str(tiny_folder), "--threshold", "0.3", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, *command],
+        cwd=tmp_path,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode("ascii").startswith("caf\\xe9.png: ")
-    assert (workplace / "out" / "café.png").is_file()
+    assert (tmp_path / "out" / "café.png").is_file()
 
 
 @pytest.mark.parametrize("flag", [(), ("--traceback",)])
@@ -259,10 +261,20 @@ def test_a_mistake_is_a_line_and_its_traceback_on_request(command_line, flag):
     assert err.splitlines()[-1].startswith("glip config: config 'nothing': no such file")
 
 
-def test_a_bug_is_a_traceback(command_line, monkeypatch):
-    monkeypatch.setattr("glip.cli.config.run", lambda _: {}["x"])
-    code, _, err = command_line("config")
-    assert code == 1 and "Traceback" in err and "this is a bug in glip: please report it" in err
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyError("x"), 1, "this is a bug in glip: please report it"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+    ],
+)
+def test_bugs_and_interrupts(command_line, monkeypatch, error, code, words):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("glip.cli.config.run", fail)
+    given, _, err = command_line("config")
+    assert given == code and words in err and ("Traceback" in err) == (code == 1)
 
 
 def test_the_whole_command_is_needed(capsys):

@@ -1,10 +1,6 @@
 """glip evaluate: the figures, what it writes, going on after a kill, two processes, files without a model, errors."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import in_two_processes
 
 from glip.data.catalog import find_set, read_set
 from glip.detector import Detector
@@ -85,7 +82,7 @@ def report_of(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
+def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, tiny_folder, things, tmp_path):
     code, out, err = glip_(tiny_folder, things, "--out", "results", "--draw")
     assert code == 0 and "# tiny on things_boxes" in out and "red square" in out, err
     folder = written(tmp_path / "results", "things_boxes")
@@ -99,15 +96,10 @@ def test_figures_are_those_of_the_library(glip_, tiny_folder, things, tmp_path):
     assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
     assert {"curves.png", "report.md", "worst.png"} <= {file.name for file in folder.iterdir()}
     assert report["trained_on"] == "unknown" and report["samples"] == 6
-
-
-def test_a_results_file_alone_gives_the_same(glip_, tiny_folder, things, tmp_path):
-    glip_(tiny_folder, things, "--out", "results")
-    folder = written(tmp_path / "results", "things_boxes")
     code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
     assert code == 0, err
     again = report_of(tmp_path / "again" / "things_boxes")
-    assert again["figures"] == pytest.approx(report_of(folder)["figures"], abs=1e-12)
+    assert again["figures"] == pytest.approx(report["figures"], abs=1e-12)
 
 
 def test_a_killed_evaluation_goes_on(glip_, tiny_folder, things, tmp_path, monkeypatch):
@@ -149,52 +141,42 @@ def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
     code, _, err = glip_(lvis, "--predictions", folder / "results.json", "--out", "again")
     again = report_of(tmp_path / "again" / "things_lvis")["figures"]
     assert again["AP"] == pytest.approx(figures["AP"], abs=1e-12), err
+    glip_(tiny_folder, lvis, "--max-detections", 4, "--out", "capped")
+    rows = json.loads((written(tmp_path / "capped", "things_lvis") / "results.json").read_text())
+    assert set(Counter(row["image_id"] for row in rows).values()) == {4}, "all three names are one chunk"
 
 
-def test_wordings_of_one_file_name_are_compared(glip_, tiny_folder, things, tmp_path):
+def test_wordings_are_compared(glip_, tiny_folder, things, tmp_path):
     for folder, words in (("a", "a [box], flat and red"), ("b", "the [box]")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "words.yaml").write_text(f"red square: '{words}'\n")
-    given = ("--prompts", "a/words.yaml", "--prompts", "b/words.yaml")
+    given = ("--prompts", "none", "--prompts", "a/words.yaml", "--prompts", "b/words.yaml")
     code, out, err = glip_(tiny_folder, things, *given, "--out", "o")
-    assert code == 0 and "b/words.yaml" in out, err
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("| things_boxes |")]
+    assert any("| b/words.yaml | AP |" in line and ("+" in line or "-" in line) for line in lines)
     (folder,) = (tmp_path / "o").iterdir()
-    assert {part.name for part in folder.iterdir()} == {"prompts-words", "prompts-words-2"}
+    assert {part.name for part in folder.iterdir()} == {"prompts-none", "prompts-words", "prompts-words-2"}
+    plain, asked = ((part / "things_boxes" / "results.json").read_text() for part in sorted(folder.iterdir())[:2])
+    assert plain != asked
     code, _, err = glip_(tiny_folder, things, *given, "--task", "task.safetensors")
     assert code == 2 and "which has texts of its own" in err
-
-
-def test_prompts_are_asked_and_can_be_switched_off(glip_, tiny_folder, things, tmp_path):
-    (tmp_path / "words.yaml").write_text("red square: 'a [box], flat and red'\n")
-    glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "prompted")
-    glip_(tiny_folder, things, "--out", "plain")
-    found = [(written(tmp_path / kind, "things_boxes") / "results.json").read_text() for kind in ("prompted", "plain")]
-    assert found[0] != found[1]
     (tmp_path / "words.yaml").write_text("owl: 'a [bird]'\n")
     code, _, err = glip_(tiny_folder, things, "--prompts", "words.yaml", "--out", "odd")
     assert code == 2 and "no class 'owl'" in err
 
 
-def in_two_processes(*arguments: object) -> list[tuple[int, str]]:
-    """Run the command as torchrun does, with as many threads as here; exit code and standard error of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "glip", "evaluate", *map(str, arguments), "--device", "cpu"]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums in another order differ in the last digits
-    ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, text=True)
-        for r in "01"
-    ]
-    told = [process.communicate(timeout=300)[1] for process in ranks]
-    return [(process.returncode, err) for process, err in zip(ranks, told, strict=True)]
+def both(*arguments: object) -> list[tuple[int, str]]:
+    """Run the command in two processes: exit code and standard error of each."""
+    threads = str(torch.get_num_threads())  # sums in another order differ in the last digits
+    words = ("-m", "glip", "evaluate", *arguments, "--device", "cpu")
+    return [(done.returncode, done.stderr) for done in in_two_processes(*words, OMP_NUM_THREADS=threads)]
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path):
     glip_(tiny_folder, things, captions, "--out", "one")
-    ended = in_two_processes(tiny_folder, things, captions, "--out", tmp_path / "two")
+    ended = both(tiny_folder, things, captions, "--out", tmp_path / "two")
     assert [code for code, _ in ended] == [0, 0], ended
     for name in (
         "things_boxes/results.json",
@@ -211,7 +193,7 @@ def test_two_processes_equal_one(glip_, tiny_folder, things, captions, tmp_path)
 def test_what_fails_in_one_process_ends_both_in_one_line(glip_, tiny_folder, things, tmp_path):
     """Only the main process compares with the answers that are there."""
     glip_(tiny_folder, things, "--out", tmp_path / "out", "--max-detections", 5)
-    main_one, other = in_two_processes(tiny_folder, things, "--out", tmp_path / "out")
+    main_one, other = both(tiny_folder, things, "--out", tmp_path / "out")
     assert main_one[0] == other[0] == 2, (main_one, other)
     assert "made with detections" in main_one[1] and "Process 0 failed: " in other[1]
     assert "Traceback" not in main_one[1] + other[1]
@@ -251,8 +233,9 @@ def test_wrong_options(arguments, message, glip_, tiny_folder, things):
 def test_an_unreadable_image_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):
     glip_(tiny_folder, things, "--out", "good")
     (things.parent / "images" / "0.png").write_bytes(b"no image")
+    change(things, images=[{"id": 99}, *json.loads(things.read_text())["images"]])
     code, out, _ = glip_(tiny_folder, things, "--out", "bad")
-    assert code == 0 and "Noted: 1 x unreadable image" in out
+    assert code == 0 and "1 x unreadable image" in out and "1 x image without a file name (image 99)" in out
     good, bad = (report_of(written(tmp_path / folder, "things_boxes")) for folder in ("good", "bad"))
     boxes = [sum(row["boxes"] for row in report["tables"]["Per category"]) for report in (good, bad)]
     assert boxes[0] == boxes[1] and bad["figures"]["AR@100"] <= good["figures"]["AR@100"]
@@ -278,23 +261,15 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
     assert code == 0, err
     assert "# ODinW, 2 of 13 tasks; missing, and not in the mean: AerialMaritimeDrone_large" in out
     assert "| mean of 2 of 13 |" in out and "| median of 2 of 13 |" in out and "| missing |" in out
-    rows = [
-        json.loads((written(tmp_path / "runs" / "evaluate", name) / "report.json").read_text())
-        for name in names_of(out)
-    ]
+    names = [line.split(" on ")[1] for line in out.splitlines() if line.startswith("# tiny on ")]
+    rows = [report_of(written(tmp_path / "runs" / "evaluate", name)) for name in names]
     assert len(rows) == 2 and all(row["tables"]["Per category"][0]["boxes"] == 1 for row in rows)
     code, _, err = glip_(tiny_folder, "odinw35", "--root", tmp_path / "nowhere")
     assert code == 2 and "none of its tasks is under" in err and err.count("\n") == 1
 
 
-def names_of(out: str) -> list[str]:
-    return [line.split(" on ")[1] for line in out.splitlines() if line.startswith("# tiny on ")]
-
-
-def test_other_options_or_annotations_do_not_get_old_predictions(glip_, tiny_folder, things):
+def test_other_annotations_do_not_get_old_predictions(glip_, tiny_folder, things):
     glip_(tiny_folder, things)
-    code, _, err = glip_(tiny_folder, things, "--max-detections", 5)
-    assert code == 2 and "made with detections" in err and err.count("\n") == 1
     tree = json.loads(things.read_text())
     change(things, categories=[{**tree["categories"][0], "name": "owl"}, *tree["categories"][1:]])
     code, _, err = glip_(tiny_folder, things)
@@ -310,13 +285,6 @@ def test_two_trainings_of_one_config_have_a_folder_each(glip_, tiny_folder, thin
     assert len(list((tmp_path / "runs" / "evaluate").glob("tiny-*/things_boxes/report.json"))) == 2
 
 
-def test_what_the_reader_left_out_is_told(glip_, tiny_folder, things):
-    tree = json.loads(things.read_text())
-    change(things, images=[{"id": 99}, *tree["images"]])
-    code, out, _ = glip_(tiny_folder, things)
-    assert code == 0 and "Noted: 1 x image without a file name (image 99)" in out
-
-
 def test_sets_by_path_have_names_of_their_own(glip_, tiny_folder, things, tmp_path):
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "boxes.json").write_text(things.read_text())
@@ -328,10 +296,3 @@ def test_sets_by_path_have_names_of_their_own(glip_, tiny_folder, things, tmp_pa
     twins = tmp_path / "copy" / "boxes.json", tmp_path / "far" / "copy" / "boxes.json"
     code, _, err = glip_(tiny_folder, *twins, *images, "--out", "twins")
     assert code == 2 and "sets are called 'copy_boxes'" in err and not (tmp_path / "twins").exists()
-
-
-def test_a_short_list_is_capped_like_a_chunk(glip_, tiny_folder, lvis, tmp_path):
-    glip_(tiny_folder, lvis, "--max-detections", 4)
-    rows = json.loads((written(tmp_path / "runs" / "evaluate", "things_lvis") / "results.json").read_text())
-    each = Counter(row["image_id"] for row in rows)
-    assert set(each.values()) == {4}, "all three names are one chunk"

@@ -139,17 +139,6 @@ def test_missing_images_are_reported_before_the_work(tune, model, shapes, tmp_pa
     assert code == 2 and "test: none of its 4 images exists" in err and "before: " not in out
 
 
-def test_prompts_are_compared(command_line, model, shapes, tmp_path):
-    (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
-    flags = ("--prompts", "none", "--prompts", "words.yaml", "--out", "e")
-    code, out, err = command_line("evaluate", model, shapes, *flags)
-    assert code == 0, err
-    lines = [line for line in out.splitlines() if line.startswith("| shapes_instances |")]
-    assert any("| words.yaml | AP |" in line and ("+" in line or "-" in line) for line in lines)
-    (folder,) = (tmp_path / "e").iterdir()
-    assert {part.name for part in folder.iterdir()} == {"prompts-none", "prompts-words"}
-
-
 def test_a_task_does_not_change_other_classes_and_needs_the_same_order(tune, command_line, model, shapes):
     assert tune(model, shapes, *QUICK, "--out", "o")[0] == 0
     tree = json.loads(shapes.read_text())
@@ -171,22 +160,22 @@ def test_a_task_does_not_change_other_classes_and_needs_the_same_order(tune, com
     ("given", "named"),
     [
         ((), "give a dataset to tune on, or --tasks TABLE"),
-        (("SET", "--tasks", "t.yaml"), "and not both"),
+        (("SET", "--tasks", "t.yaml"), "set besides --tasks: write it in the table"),
         (("SET", "--shots", "0"), "--shots: got 0: give a whole number, 1 or more"),
         (("SET", "--shots", "few"), "--shots"),
         (("SET", "--shots", "5"), "5 images of each class cannot be drawn ('red circle' 3"),
         (("SET", "--epochs", "0"), "--epochs: got 0"),
         (("SET", "--seed", "-1"), "--seed: got -1"),
-        (("SET", "--image-list", "p.json", "--shots", "1"), "--image-list with --shots"),
-        (("--tasks", "none.yaml", "--test", "a"), "--test with --tasks"),
-        (("--tasks", "untested.yaml"), "first: train or test is empty"),
+        (("SET", "--image-list", "p.json", "--shots", "1"), "--shots: not allowed with argument --image-list"),
+        (("--tasks", "none.yaml", "--test", "a"), "test besides --tasks"),
+        (("--tasks", "untested.yaml"), "first.test: got '': give text that is not empty"),
         (("captions.jsonl", "--images", "."), "'captions.jsonl' has no class names"),
         (("no_such_set",), "'no_such_set'"),
-        (("--tasks", "none.yaml"), "'none.yaml' is not a file"),
+        (("--tasks", "none.yaml"), "No such file or directory: 'none.yaml'"),
         (("--tasks", "odinw13"), "No task of odinw13"),
         (("SET", "--prompts", "strange.yaml"), "'blue cup'"),
         (("BARE",), "is left to train on"),
-        (("SET", "--test", "OTHER"), "give a dataset with the same classes"),
+        (("SET", "--test", "OTHER"), "with the same classes"),
     ],
 )
 def test_errors_in_one_line(given, named, tune, model, shapes, tmp_path):

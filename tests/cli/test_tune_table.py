@@ -14,8 +14,7 @@ from glip.errors import DataError
 from glip.evaluate.odinw import tasks
 from glip.files import append_jsonl, exclusive
 from glip.model.weights import load_pretrained, save_pretrained
-from glip.recipes.tune_report import TableRow, draw_figure, table_lines
-from glip.recipes.tune_table import read_ledger, read_tasks
+from glip.recipes.tune_table import TableRow, draw_figure, read_ledger, read_tasks, table_lines
 
 QUICK = ("--epochs", "1", "--max-val-images", "2")
 
@@ -48,7 +47,7 @@ def stored(folder: Path) -> list[dict[str, object]]:
 
 def test_a_figure_compares_lines_over_the_same_tasks(tmp_path, monkeypatch):
     drawn = {}
-    draw = "glip.recipes.tune_report.draw_by_shots"
+    draw = "glip.recipes.tune_table.draw_by_shots"
     monkeypatch.setattr(draw, lambda curves, path, shots, figure, title: drawn.update(curves, title=title, axis=shots))
     hard = [("prompt", "all", 0, 0.3), ("prompt", "1", 0, 0.1), ("prompt", "1", 1, 0.3), ("linear", "1", 0, 0.2)]
     easy = [("prompt", "1", 0, 0.9), ("prompt", "all", 0, 0.9)]
@@ -93,24 +92,19 @@ def test_a_table_row_by_row(tune, model, table, tmp_path, seen):
     assert code == 0, err
     assert "[4 of 4] second-linear-1-0" in out and "[3 of 4]" not in out and stored(folder) == rows
     code, _, err = tune(model, *ways, "--lr", "0.01")
-    assert code == 2 and "another lr: give another --out" in err and err.count("\n") == 1
+    assert code == 2 and "made with lr null, not 0.01: give another folder" in err and err.count("\n") == 1
 
 
-def test_a_ledger_whose_last_line_was_cut_off_loses_nothing(tmp_path):
+def test_a_ledger_gives_the_first_of_two_rows_of_a_cell_and_no_strange_ones(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    first, second, third = (row(seed=seed) for seed in range(3))
-    append_jsonl(path, asdict(first))
-    whole = path.read_text()
-    line = json.dumps(asdict(second))
-    for end in (line, line + "\n" + '{"weights": "w", "ta', line + "\n"):
-        path.write_text(whole + end)
-        assert read_ledger(path) == [first, second]
-        append_jsonl(path, asdict(third))
-        assert read_ledger(path) == [first, second, third] and path.read_text().endswith("}\n")
-    append_jsonl(path, asdict(row(value=0.7)))
-    assert read_ledger(path) == [first, second, third], "of two rows of one cell the first counts"
+    first, second = row(seed=0), row(seed=1)
+    for one in (first, second, row(value=0.7)):
+        append_jsonl(path, asdict(one))
+    with path.open("a") as file:
+        file.write('{"weights": "w", "ta')  # a kill
+    assert read_ledger(path) == [first, second]
     for strange in ('{"weights"', "5", '{"model": "m"}'):
-        path.write_text(whole + strange + "\n")
+        path.write_text(json.dumps(asdict(first)) + "\n" + strange + "\n")
         with pytest.raises(DataError, match=r"ledger.jsonl, line 2"):
             read_ledger(path)
 
@@ -134,39 +128,33 @@ def test_one_cell_at_a_time_and_once(tune, model, table, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_rows_of_a_line_have_the_same_settings(tune, model, table, tmp_path):
+def test_all_rows_of_a_line_have_the_same_settings_and_of_a_task_the_same_data(tune, model, table, tmp_path, shapes):
     """Seeds with other settings, or models with other preprocessing, are refused before anything is tuned."""
     given = ("--tasks", table, "--shots", "1", *QUICK, "--out", "o")
     assert tune(model, *given)[0] == 0
     code, out, err = tune(model, *given, "--seed", "1", "--per", "box")
-    assert code == 2 and "another per" in err and "[" not in out
+    assert code == 2 and 'made with per "image", not "box"' in err and "[" not in out
     network = load_pretrained(model)
     config = replace(network.config, image=replace(network.config.image, min_size=64))
     save_pretrained(tmp_path / "smaller", seeded(config), config, VOCABULARY)
     code, out, err = tune(tmp_path / "smaller", *given)
-    assert code == 2 and "another preprocessing" in err and "[" not in out
+    assert code == 2 and "made with preprocessing" in err and "[" not in out
     assert tune(model, *given, "--mode", "linear", "--lr", "0.01")[0] == 0, "another line may have another rate"
+    tree = json.loads(shapes.read_text())
+    tree["annotations"][0]["bbox"][0] += 1
+    shapes.write_text(json.dumps(tree))
+    code, _, err = tune(model, *given)
+    assert code == 2 and "made with images, boxes and prompts of first" in err
+    shapes.unlink()  # a task whose files are gone keeps its rows, and the other goes on
+    code, out, err = tune(model, *given, "--seed", "0", "1")
+    assert code == 2 and "1 of 4 tunings failed; the first: first-prompt-1-1" in err
+    assert "[4 of 4] second-prompt-1-1" in out
 
 
 def test_a_cell_that_cannot_be_tuned_does_not_end_the_table(tune, model, table, tmp_path):
     code, out, err = tune(model, "--tasks", table, "--shots", "9", "1", *QUICK, "--out", "o")
     assert code == 2 and "2 of 4 tunings failed; the first: first-prompt-9-0: " in err and err.count("\n") == 1
     assert "failed: " in out and "| prompt | 1 |" in (tmp_path / "o" / "table.md").read_text()
-
-
-@pytest.mark.slow
-def test_rows_of_other_data_are_refused(tune, model, table, shapes):
-    given = (model, "--tasks", table, "--shots", "1", *QUICK, "--out", "o")
-    assert tune(*given)[0] == 0
-    tree = json.loads(shapes.read_text())
-    tree["annotations"][0]["bbox"][0] += 1
-    shapes.write_text(json.dumps(tree))
-    code, _, err = tune(*given)
-    assert code == 2 and "rows of first with other images, boxes or prompts" in err
-    shapes.unlink()  # a task whose files are gone keeps its rows, and the other goes on
-    code, out, err = tune(*given, "--seed", "0", "1")
-    assert code == 2 and "1 of 4 tunings failed; the first: first-prompt-1-1" in err
-    assert "[4 of 4] second-prompt-1-1" in out
 
 
 def test_odinw_names_are_those_of_the_images(tmp_path):

@@ -125,7 +125,7 @@ def test_incomplete_folders(folder, tmp_path):
         ({"languge": {}}, "did you mean 'language'?"),
         ({"language": {"heads": 7}}, "language.heads: got 7: give a divisor of hidden 128"),
         ({"head": {"groups": 5}}, "head.groups: got 5"),
-        ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give four numbers"),
+        ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give a list of 4"),
         ({"head": {"channels": 64}}, "are not of this model"),
         ({"language": {"vocabulary": 10**12}}, "are not of this model"),  # no memory is reserved for it
         ({"language": {"vocabulary": 10**30}}, "no model has such sizes"),

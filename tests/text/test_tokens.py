@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from glip.errors import CheckpointError
 from glip.structures import Prompt
 from glip.text.tokens import Tokenizer, encode_prompts, phrase_tokens, positive_map
 

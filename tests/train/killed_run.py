@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from runs import SWIN, batches_of, quiet, settings, step_of, stream  # noqa: E402
 from small import seeded  # noqa: E402
 
-from glip.train.loop import train  # noqa: E402
+from glip.train.loop import TrainRun  # noqa: E402
 
 STEPS = 6
 
@@ -27,7 +27,7 @@ def start_run(output: Path) -> None:
     """Train to the end, from the start or from the last checkpoint."""
     steps = [step_of(batch) for batch in batches_of(2)]
     experiment = settings(output, save_every=1, log_every=1, keep_every=4, steps=STEPS, ema=0.9)
-    train(experiment, seeded(SWIN), stream(steps, STEPS), report=quiet)
+    TrainRun(experiment, seeded(SWIN), stream(steps, STEPS), report=quiet)()
 
 
 def kill_before(owner: Any, name: str, count: int) -> None:

@@ -2,18 +2,20 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from small import NAMES, RELEASED, TINY, VOCABULARY, scenes
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
-from glip.data.sets import SkipCounter
+from glip.data.sets import SkipCounter, Validation
 from glip.experiment import Experiment
 from glip.model.glip import GLIP
 from glip.processor import Processor
@@ -50,14 +52,8 @@ def still(config: ModelConfig) -> ModelConfig:
 STILL = still(SWIN)
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result of a validation."""
-
-    best: float
-    figures: dict[str, float] = field(default_factory=lambda: {"drawn/AP50": 0.5})
-    images: dict[str, Image.Image] = field(default_factory=dict)
-    skipped: SkipCounter = field(default_factory=SkipCounter)
+def validation(best: float) -> Validation:
+    return Validation({"drawn/AP50": best})
 
 
 def settings(output: Path, **changes: object) -> Experiment:
@@ -128,9 +124,8 @@ def metrics(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_mb")} for row in rows]
 
 
-def equal(first: GLIP, second: GLIP) -> bool:
-    theirs = second.state_dict()
-    return all(torch.equal(value, theirs[key]) for key, value in first.state_dict().items())
+def weights(model: GLIP) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
 
 
 def same(first: object, second: object) -> bool:
@@ -144,6 +139,21 @@ def same(first: object, second: object) -> bool:
     if isinstance(first, list | tuple):
         return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
     return first == second
+
+
+def in_two_processes(*command: object, **more: str) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command twice at once, as torchrun does; the processes talk through a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more}
+    words = [sys.executable, *map(str, command)]
+    environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(words, env=own, **pipes) for own in environments]
+    ended = [process.communicate(timeout=300) for process in running]
+    codes = [process.returncode for process in running]
+    return [subprocess.CompletedProcess(words, code, *said) for code, said in zip(codes, ended, strict=True)]
 
 
 def quiet(line: str) -> None:

@@ -25,7 +25,7 @@ from glip.encoded import FeatureCache  # noqa: E402
 from glip.structures import Prompt  # noqa: E402
 from glip.text.tokens import Tokenizer  # noqa: E402
 from glip.train.distributed import Group, process_group  # noqa: E402
-from glip.train.loop import train  # noqa: E402
+from glip.train.loop import TrainRun  # noqa: E402
 from glip.train.tune import TuneRun  # noqa: E402
 from glip.train.tuner import Images, Tuner  # noqa: E402
 
@@ -55,9 +55,9 @@ def run_case(output: Path, name: str, group: Group) -> None:
     experiment = settings(output / name, **changes)
     model = seeded(STILL)
     try:
-        train(experiment, model, stream(made, STEPS, stop=3), group=group, report=quiet)
+        TrainRun(experiment, model, stream(made, STEPS, stop=3), group=group, report=quiet)()
     except KeyboardInterrupt:
-        shipped = train(experiment, seeded(STILL), stream(made, STEPS), group=group, report=quiet)
+        shipped = TrainRun(experiment, seeded(STILL), stream(made, STEPS), group=group, report=quiet)()
     if group.main:
         torch.save(dict(shipped.state_dict()), output / f"{name}.pt")
 
@@ -72,7 +72,7 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
 
     disturbed = fail if name == "fail" else stream([good], STEPS, stop=2, number=signal.SIGTERM)
     steps = disturbed if group.rank == 1 else stream([good], STEPS)
-    train(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), steps, group=group, report=quiet)
+    TrainRun(settings(output / name, batch_size=2, steps=STEPS), seeded(STILL), steps, group=group, report=quiet)()
 
 
 def run_tuning(output: Path, mode: Any, group: Group) -> None:

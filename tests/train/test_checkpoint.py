@@ -2,7 +2,7 @@
 
 import re
 import resource
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from runs import same
 from glip.config import DatasetConfig, StepConfig, TrainConfig
 from glip.errors import CheckpointError, ConfigError, DataError
 from glip.experiment import Experiment, to_dict
-from glip.train.checkpoint import FORMAT, LAST, capture, read_state, restore, write_state
+from glip.train.checkpoint import FORMAT, LAST, read_state, restore, save_state
 from glip.train.distributed import Group
 from glip.train.log import Progress
 from glip.train.loop import MAY_CHANGE, check_experiment
@@ -33,8 +33,7 @@ def parts() -> tuple[Stepper, EMA]:
 def saved(folder, made: tuple[Stepper, EMA], progress: Progress | None = None):
     path = folder / LAST
     stepper, ema = made
-    progress = progress or Progress(step=1)
-    write_state(path, capture(stepper, stepper.model.state_dict(), asdict(progress), {"config": 1}, ema))
+    save_state([path], stepper, stepper.model.state_dict(), progress or Progress(step=1), {"config": 1}, ema)
     return path
 
 
@@ -53,19 +52,6 @@ def test_everything_comes_back(tmp_path):
     assert same(stepper.optimizer.state_dict(), other.optimizer.state_dict())
     assert state["made_from"] == {"config": 1}
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
-
-
-def test_an_error_of_torch_while_writing(tmp_path, monkeypatch):
-    before = saved(tmp_path, parts()).read_bytes()
-
-    def die(state, file):
-        file.write(b"half of it")
-        raise RuntimeError("unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", die)
-    with pytest.raises(OSError, match=r"last\.pt' could not be written"):
-        saved(tmp_path, parts())
-    assert (tmp_path / LAST).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_real_failing_write(tmp_path):
@@ -87,7 +73,7 @@ def test_a_file_that_is_no_checkpoint(content, tmp_path):
         path.write_bytes(path.read_bytes()[:300] if content == "cut" else content)
     else:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"last\.pt' (cannot be read|is no checkpoint)"):
+    with pytest.raises(CheckpointError, match=r"last\.pt' cannot be read as a checkpoint"):
         read_state(path)
 
 
@@ -103,8 +89,9 @@ def first(tmp_path) -> Experiment:
 
 
 def begin(experiment: Experiment, done: int = 0) -> None:
-    state = {"format": FORMAT, "made_from": to_dict(experiment), "progress": {"step": done}}
-    write_state(Path(experiment.train.output, LAST), state)
+    path = Path(experiment.train.output, LAST)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"format": FORMAT, "made_from": to_dict(experiment), "progress": {"step": done}}, path)
 
 
 def changed(experiment: Experiment, part: str, **changes: object) -> Experiment:
@@ -116,10 +103,8 @@ def changed(experiment: Experiment, part: str, **changes: object) -> Experiment:
     [
         ("train", {"lr": 1.0}, "train.lr 0.0001, not 1.0"),
         ("train", {"start": "glip-nano"}, 'train.start null, not "glip-nano"'),
-        ("train", {"precision": "bfloat16"}, "train.precision"),
         ("data", {"crop": 224}, "data.crop 0, not 224"),
         ("data", {"train": (DatasetConfig(name="world"),)}, "data.train []"),
-        ("model", {"max_tokens": 128}, "model.max_tokens 256, not 128"),
         ("train", {"lr": 1.0, "bert_lr": 1.0, "text_lr": 1.0, "clip": 3.0, "warmup": 3, "seed": 2}, "and 1 more"),
     ],
 )

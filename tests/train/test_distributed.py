@@ -1,53 +1,24 @@
 """Two processes equal one: same losses, same weights, and neither waits forever for the other."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from runs import metrics
+from runs import in_two_processes, metrics
 from shared_run import CASES, STEPS, run_case, run_tuning
 
-from glip.errors import ConfigError
 from glip.train.distributed import Group, process_group
 
 MODES = ("prompt", "full")
 PROGRAM = Path(__file__).with_name("shared_run.py")
 
 
-def launch(*arguments: object) -> list[subprocess.CompletedProcess[str]]:
-    """Run the program in two processes, as torchrun does; they talk through a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    running = [
-        subprocess.Popen(
-            command,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    ended = [process.communicate() for process in running]
-    return [
-        subprocess.CompletedProcess(command, process.returncode, out, error)
-        for process, (out, error) in zip(running, ended, strict=True)
-    ]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The runs of two processes, and in ``alone`` the same steps in one."""
     folder = tmp_path_factory.mktemp("shared")
-    ended = launch(folder, *CASES, *MODES, "stop")
+    ended = in_two_processes(PROGRAM, folder, *CASES, *MODES, "stop")
     for number, process in enumerate(ended):
         assert "Interrupted: stopped after step 3" in process.stderr, process.stderr
         assert json.loads(process.stdout) == {"rank": number, "size": 2, "sum": 3.0}
@@ -110,7 +81,7 @@ def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
 
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_other(tmp_path):
-    first, second = launch(tmp_path, "fail")
+    first, second = in_two_processes(PROGRAM, tmp_path, "fail")
     assert second.returncode != 0 and "image 'x.jpg' cannot be read" in second.stderr
     assert first.returncode != 0, "it does not wait forever"
 
@@ -123,9 +94,3 @@ def test_without_torchrun_there_is_one_process():
     with process_group("cpu") as group:
         assert group == Group() and group.main
         assert group.sum(torch.ones(2)).tolist() == [1.0, 1.0] and group.gather("x") == ["x"]
-
-
-def test_half_an_environment(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match="WORLD_SIZE, LOCAL_RANK not set"), process_group():
-        pass

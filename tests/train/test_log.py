@@ -3,16 +3,14 @@
 import builtins
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
-from runs import Found
 
-from glip.data.sets import SkipCounter
+from glip.data.sets import SkipCounter, Validation
 from glip.errors import ConfigError
-from glip.train.log import Progress, RunLog, cut_rows, peak_memory, summary_writer
+from glip.train.log import Progress, RunLog, peak_memory
 from glip.train.step import Outcome
 
 CPU = torch.device("cpu")
@@ -23,8 +21,8 @@ def outcome(loss: float, *, stepped: bool = True) -> Outcome:
     return Outcome(losses, 0.5 * loss, 4, stepped, False, False)
 
 
-def opened(folder, start: int = 0, *, tensorboard: bool = False) -> RunLog:
-    return RunLog(folder, 10, Progress(step=start), CPU, tensorboard=tensorboard)
+def opened(folder, progress: Progress, *, tensorboard: bool = False) -> RunLog:
+    return RunLog(folder, 10, progress, CPU, tensorboard)
 
 
 def rows(folder):
@@ -32,10 +30,11 @@ def rows(folder):
 
 
 def test_the_line_and_its_row(tmp_path):
-    log, progress = opened(tmp_path), Progress(skipped={"box without area": 3})
+    progress = Progress(skipped={"box without area": 3})
+    log = opened(tmp_path, progress)
     for loss in (4.0, float("nan"), 8.0):
         progress.add(outcome(loss, stepped=loss == loss))
-    line = log.row(progress, 2e-4)
+    line = log.row(2e-4)
     assert line.startswith(
         "step 3/10  token 4.000  box 1.000  centerness 1.000  loss 6.000  lr 2.0e-04  gradient 3.000"
     )
@@ -48,8 +47,8 @@ def test_the_line_and_its_row(tmp_path):
 def test_a_validation_is_a_row_and_a_line(tmp_path):
     skipped = SkipCounter()
     skipped.add("unreadable image", times=2)
-    found = Found(0.25, {"drawn/AP50": 0.25, "drawn/AP": float("nan")}, skipped=skipped)
-    line = opened(tmp_path).validated(4, found, best=True)
+    found = Validation({"drawn/AP50": 0.25, "drawn/AP": float("nan")}, skipped=skipped)
+    line = opened(tmp_path, Progress(step=4)).validated(found, best=True)
     assert "drawn/AP50 0.250  drawn/AP -  (best so far)  skipped: 2 x unreadable image" in line
     stored = {"drawn/AP50": 0.25, "drawn/AP": None}
     assert rows(tmp_path) == [{"step": 4, "validation": stored, "best": True, "skipped": skipped.counts}]
@@ -58,9 +57,9 @@ def test_a_validation_is_a_row_and_a_line(tmp_path):
 def test_rows_past_the_checkpoint_and_half_rows_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2}\n{"step": 4}\n{"step": 4, "validation": {}}\n{"step": 6}\n{"ste')
-    cut_rows(path, Progress(step=4, validated=4))
+    opened(tmp_path, Progress(step=4, validated=4))
     assert [row["step"] for row in rows(tmp_path)] == [2, 4, 4]
-    cut_rows(path, Progress(step=4, validated=2))
+    opened(tmp_path, Progress(step=4, validated=2))
     assert rows(tmp_path) == [{"step": 2}, {"step": 4}], "a validation that will be made again"
 
 
@@ -81,36 +80,20 @@ def test_missing_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'glip.tensorboard.'"):
-        opened(tmp_path, tensorboard=True)
+        opened(tmp_path, Progress(), tensorboard=True)
 
 
-def test_tensorboard_gets_curves_and_images(tmp_path, monkeypatch):
-    calls: list[tuple] = []
-
-    def note(name):
-        return lambda *given, **named: calls.append((name, *given, *named.values()))
-
-    def writer(folder, purge_step):
-        calls.append(("open", folder, purge_step))
-        return SimpleNamespace(**{name: note(name) for name in ("add_scalar", "add_image", "flush")})
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer))
-    log, progress = opened(tmp_path, start=3, tensorboard=True), Progress(step=3)
+def test_tensorboard_gets_curves_and_images(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    progress = Progress(step=3)
+    log = opened(tmp_path, progress, tensorboard=True)
     progress.add(outcome(4.0))
-    log.row(progress, 1e-3)
-    log.validated(4, Found(0.5, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
+    log.row(1e-3)
+    log.validated(Validation({"drawn/AP50": 0.5}, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
     log.flush()
-    assert calls[0] == ("open", str(tmp_path / "tensorboard"), 4) and calls[-1] == ("flush",)
-    scalars = {call[1]: call[2:] for call in calls if call[0] == "add_scalar"}
-    assert scalars["train/loss"] == (4.0, 4) and scalars["train/lr"] == (1e-3, 4)
-    assert scalars["validation/drawn/AP50"] == (0.5, 4)
-    (image,) = (call for call in calls if call[0] == "add_image")
-    assert (image[1], image[2].shape, *image[3:]) == ("drawn/0", (6, 8, 3), 4, "HWC")
-
-
-def test_real_tensorboard_writes(tmp_path):
-    pytest.importorskip("tensorboard")
-    board = summary_writer()(str(tmp_path / "tensorboard"), purge_step=1)
-    board.add_scalar("train/loss", 1.0, 1)
-    board.close()
-    assert list((tmp_path / "tensorboard").iterdir())
+    board = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, value in (("train/loss", 4.0), ("train/lr", 1e-3), ("validation/drawn/AP50", 0.5)):
+        (event,) = board.Scalars(name)
+        assert event.step == 4 and event.value == pytest.approx(value)
+    (image,) = board.Images("drawn/0")
+    assert (image.step, image.width, image.height) == (4, 8, 6)

@@ -15,32 +15,32 @@ def model():
     return seeded(TINY)
 
 
-def test_every_trained_parameter_has_one_group(model):
-    grouped = [id(p) for group in build_optimizer(model, **RATES).param_groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    partly = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    partly[0].requires_grad_(False)
-    assert sum(len(group["params"]) for group in build_optimizer(partly, **RATES).param_groups) == 2
+def test_every_trained_parameter_has_one_group_whose_rate_is_set_from_its_base():
+    partly = seeded(TINY)
+    partly.freeze(stages=1)
+    optimizer = build_optimizer(partly, **RATES)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in partly.parameters() if p.requires_grad)
+    assert len(grouped) < len(list(partly.parameters()))
+    for factor in (0.5, 0.25):
+        set_rates(optimizer, factor)
+    assert {group["lr"] for group in optimizer.param_groups} == {2.5e-5, 7.5e-6, 2.5e-6}
 
 
 @pytest.mark.parametrize(
     ("name", "lr", "weight_decay"),
     [
         ("language.bert.encoder.layer.0.intermediate.dense.weight", 1e-5, 0.05),
-        ("language.bert.encoder.layer.0.output.LayerNorm.weight", 1e-5, 0.0),
         ("language.bert.embeddings.word_embeddings.weight", 1e-5, 0.0),
         ("vision.patch.weight", 1e-4, 0.05),
-        ("vision.patch.bias", 1e-4, 0.0),
         ("vision.stages.0.blocks.0.attn.bias_table", 1e-4, 0.0),
         ("boxes.scales", 1e-4, 0.0),
         ("tower.0.text.layer.intermediate.dense.weight", 3e-5, 0.05),
         ("tower.0.text.layer.output.LayerNorm.weight", 3e-5, 0.0),
         ("tower.0.fusion.gamma_text", 3e-5, 0.0),
-        ("tower.0.fusion.out_text.bias", 3e-5, 0.0),
         ("tower.0.fusion.norm_text.weight", 3e-5, 0.0),
         ("tower.0.fusion.value_image.weight", 3e-5, 0.05),
         ("tower.0.fusion.value_text.weight", 1e-4, 0.05),
-        ("tower.0.fusion.out_image.weight", 1e-4, 0.05),
         ("tower.0.image.offset.weight", 1e-4, 0.05),
         ("tokens.project.weight", 1e-4, 0.05),  # the head is no part of the tower
     ],
@@ -56,14 +56,11 @@ def test_rate_and_decay_of_parts(name, lr, weight_decay, model):
     ("schedule", "warmup", "step", "factor"),
     [
         ("step", 100, 0, 0.01),
-        ("step", 100, 49, 0.5),
         ("step", 100, 99, 1.0),
         ("step", 100, 669, 1.0),
         ("step", 100, 670, 0.1),
-        ("step", 100, 889, 0.1),
         ("step", 100, 890, 0.01),
         ("step", 0, 0, 1.0),
-        ("cosine", 100, 0, 0.01),
         ("cosine", 100, 100, 1.0),
         ("cosine", 100, 550, 0.5),
         ("cosine", 100, 1000, 0.0),
@@ -73,13 +70,6 @@ def test_rate_and_decay_of_parts(name, lr, weight_decay, model):
 def test_schedules(schedule, warmup, step, factor):
     given = rate_factor(step, 1000, TrainConfig(warmup=warmup, schedule=schedule))
     assert given == pytest.approx(factor, abs=1e-12)
-
-
-def test_rates_are_set_from_the_base(model):
-    optimizer = build_optimizer(model, **RATES)
-    for factor in (0.5, 0.25):
-        set_rates(optimizer, factor)
-    assert {group["lr"] for group in optimizer.param_groups} == {2.5e-5, 7.5e-6, 2.5e-6}
 
 
 def build_with(value: float) -> torch.nn.Module:

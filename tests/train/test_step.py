@@ -9,7 +9,7 @@ from runs import RESNET, STILL, batches_of, poisoned, step_of
 from small import seeded
 
 from glip.config import StepConfig, TrainConfig
-from glip.errors import ConfigError
+from glip.errors import ConfigError, TrainingError
 from glip.loss import Criterion
 from glip.train.distributed import ONE
 from glip.train.loop import build_stepper
@@ -62,7 +62,7 @@ def test_gradients_are_clipped_to_their_norm():
 @pytest.mark.parametrize("config", [STILL, RESNET], ids=["swin", "resnet"])
 def test_what_is_not_finite_changes_nothing(config):
     model = seeded(config)
-    take = stepper(model, optimizer=torch.optim.AdamW)
+    take = stepper(model, optimizer=torch.optim.AdamW, max_bad_steps=2)
     good = batches_of(2)[:1]
     take(good)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -70,9 +70,11 @@ def test_what_is_not_finite_changes_nothing(config):
     outcome = take(half_bad)
     assert outcome.bad and math.isnan(outcome.losses["loss"]) and not outcome.stepped and not outcome.overflow
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    message = take.diagnosis(outcome)
-    assert message.startswith("token nan") and all(f"{part} nan" in message for part in ("vision", "tower", "boxes"))
-    assert take(good).stepped and "losses are finite; largest gradients: vision 0." in take.diagnosis(take(good))
+    with pytest.raises(TrainingError, match=r"2 steps in a row \(token nan.* learning rate 0.1\)") as caught:
+        take.stop_if_bad(outcome, 2, 0.1)
+    assert all(f"{part} nan" in str(caught.value) for part in ("vision", "tower", "boxes"))
+    take.stop_if_bad(outcome, 1, 0.1)
+    assert take(good).stepped
 
 
 def test_float16_needs_a_gpu():
