@@ -5,7 +5,7 @@ and ``ground`` are the steps of a call.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig, Share
 from glip.data.image import ImageInput, open_any
+from glip.device import choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
-from glip.errors import CheckpointError, GlipError
+from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint, load_pretrained, save_pretrained
@@ -43,6 +44,7 @@ class DetectOptions(TypedDict, total=False):
     max_names: int | None
     batch_size: int
     token_scores: bool
+    on_error: Callable[[int, ImageError], None] | None
 
 
 class Detector:
@@ -53,13 +55,20 @@ class Detector:
         >>> for box, score, label, phrase in detector("street.jpg", "a red bus. a cyclist"): ...
     """
 
-    def __init__(self, model: GLIP, config: ModelConfig, tokenizer: Tokenizer, device: str | None = None) -> None:
-        self.device = choose_device(device)
-        self.model = self._base = model.to(self.device).eval()
+    def __init__(
+        self,
+        model: GLIP,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        device: str | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.model = self._base = model.eval()
         self.config = config
         self.processor = Processor(config, tokenizer)
         self.adaptation: Adaptation | None = None
         self._tuned_text: EncodedText | None = None
+        self.to(str(choose_device(device)), dtype)
 
     @classmethod
     def from_pretrained(
@@ -68,19 +77,56 @@ class Detector:
         *,
         task: str | Path | Adaptation | None = None,
         device: str | None = None,
+        dtype: str = "float32",
     ) -> "Detector":
         """Load a model by name ("glip-nano" is bundled, "glip-t", "glip-l", ... are the 2022 release) or from a path.
 
         With ``task``, a file that ``glip tune`` wrote, the detector is adapted to that task (see ``adapted``).
+        ``device`` and ``dtype`` are those of ``to``.
 
         Raises:
             CheckpointError: unknown, missing, broken, or of another model.
-            GlipError: an unknown device.
+            GlipError: an unknown device or dtype.
         """
-        choose_device(device)  # before the weights are loaded
+        choose_dtype(dtype, choose_device(device))  # before the weights are loaded
         loaded = load_pretrained(name_or_path)
-        detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device)
+        detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device, dtype)
         return detector if task is None else detector.adapted(task)
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> "Detector":
+        """Move this detector to a device, and change what it computes in; detectors for tasks are adapted afterwards.
+
+        Args:
+            device: cpu, cuda, cuda:1.
+            dtype: float32 gives the exact results of the 2022 release. bfloat16 and, on a GPU, float16 are faster
+                where the hardware has products in them; scores then differ in the third digit. auto is bfloat16 where
+                it is faster, else float32. Boxes, centerness and scores are computed in float32 always.
+
+        Raises:
+            GlipError: no such device or dtype, float16 on a CPU, or another dtype than that weights were rounded to.
+        """
+        place = self.device if device is None else choose_device(device)
+        chosen = self.dtype if dtype is None else choose_dtype(dtype, place)
+        if chosen != self.dtype:
+            if self.dtype != torch.float32:
+                raise GlipError(f"dtype {dtype}: the weights are rounded to {self.dtype} already: load the model again")
+            _ = self.fingerprint  # of the exact weights
+            self._base.cast(chosen)
+        self._base.to(place)
+        self._tuned_text = None
+        if self.adaptation and self.adaptation.weights:
+            self.model = with_weights(self._base, self.adaptation.weights)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self._base.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self._base.dtype
 
     def adapted(self, task: str | Path | Adaptation) -> "Detector":
         """A second detector with what was learned for a task; called without a prompt it finds the task's names.
@@ -160,6 +206,7 @@ class Detector:
         max_names: int | None = None,
         batch_size: int = 4,
         token_scores: bool = False,
+        on_error: Callable[[int, ImageError], None] | None = None,
     ) -> Iterator[Detections]:
         """Find what the prompt names in any number of images; yields one result per image, in their order.
 
@@ -174,6 +221,8 @@ class Detector:
             max_names: maximum names in a chunk of a long list; default: as many as fit.
             batch_size: images (or chunks) computed at once.
             token_scores: also give each box's alignment with every token of its caption.
+            on_error: called with the number and the error of each image that cannot be read; it is left out of the
+                results. Default: the error is raised.
         """
         if batch_size < 1:
             raise GlipError(f"batch_size: got {batch_size}: give a whole number, 1 or more")
@@ -183,12 +232,27 @@ class Detector:
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
         shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
 
+        numbers = list[int]()  # of the images that can be read
+
+        def readable() -> Iterator[Image.Image]:
+            for number, image in enumerate(images):
+                try:
+                    opened = open_any(image)
+                except ImageError as error:
+                    if on_error is None:
+                        raise
+                    on_error(number, error)
+                else:
+                    numbers.append(number)
+                    yield opened
+
         def detected() -> Iterator[tuple[int, Detections]]:
-            for group in self.group_by_size(map(open_any, images), batch_size):
+            for group in self.group_by_size(readable(), batch_size):
                 indices, opened = zip(*group, strict=True)
+                own = [prompts[numbers[index]] for index in indices] if len(prompts) > 1 else []
                 results = self.ground(
                     self.encode_image(opened),
-                    shared or self.encode_text([prompts[index] for index in indices], max_names=max_names),
+                    shared or self.encode_text(own, max_names=max_names),
                     threshold=threshold,
                     nms=nms,
                     max_detections=max_detections,
@@ -217,6 +281,7 @@ class Detector:
         yield from groups.values()
 
     @torch.no_grad()
+    @out_of_memory_explained("batch_size or the image size")
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         opened = [open_any(image) for image in (images if isinstance(images, list | tuple) else [images])]  # type: ignore[arg-type, list-item]
@@ -257,9 +322,10 @@ class Detector:
                 f"offsets of shape {tuple(offsets.shape)} for a caption of {tuple(text.hidden.shape[1:])}: the task is "
                 "broken or of another model"
             )
-        return replace(text, hidden=text.hidden + offsets.to(text.hidden.device), tuned=True)
+        return replace(text, hidden=text.hidden + offsets.to(text.hidden), tuned=True)
 
     @torch.no_grad()
+    @out_of_memory_explained("batch_size, max_names or the image size")
     def ground(
         self,
         image: EncodedImage,
@@ -337,19 +403,6 @@ class Detector:
         given = {"nms": nms, "max_detections": max_detections}
         changed = {name: value for name, value in given.items() if value is not None}
         return parse(InferenceConfig, asdict(self.config.inference) | changed) if changed else self.config.inference
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device of a name, or CUDA where there is one."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise GlipError(f"Unknown device {name!r}. Available: {', '.join(available)}.") from None
-    return device
 
 
 def _in_order(numbered: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:

@@ -9,7 +9,8 @@ from alike import assert_alike, identical
 from drawn_world.scenes import Thing, draw_scene
 from PIL import Image
 
-from glip.detector import Detector, choose_device
+from glip.detector import Detector
+from glip.device import choose_device
 from glip.errors import GlipError, ImageError
 from glip.geometry.boxes import iou
 from glip.model.weights import ASSETS

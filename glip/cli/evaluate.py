@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_options(EvaluateConfig, args)
     if args.predictions:
         return _score_file(args, config)
-    from glip.detector import choose_device
+    from glip.device import choose_device
     from glip.evaluate.evaluation import evaluate
     from glip.train.distributed import process_group
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     """Train; the model's folder is the last line."""
     from glip.data.catalog import folders_of
-    from glip.detector import choose_device
+    from glip.device import choose_device
     from glip.train.run import run as train
     from glip.train.start import load_config
 

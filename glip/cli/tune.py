@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
         for shots in args.shots
         for seed in args.seed
     ]
-    from glip.detector import Detector, choose_device
+    from glip.detector import Detector
+    from glip.device import choose_device
 
     if args.tasks:
         from glip.recipes.tune_table import tune_table

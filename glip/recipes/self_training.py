@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import DatasetConfig, LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
-from glip.detector import Detector, choose_device
+from glip.detector import Detector
+from glip.device import choose_device
 from glip.errors import DataError
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
