@@ -36,7 +36,8 @@ def deform_conv(
     # A few places at a time: what they read stays in the processor's cache until it is multiplied. With a backward
     # pass, in which each part would fill a gradient as large as the map, all at once. (To multiply every pixel with all
     # taps and gather the products takes as long, but keeps nine maps even if the weights are frozen.)
-    together = TAPS * (batch * size.numel() if torch.is_grad_enabled() else _PLACES)
+    at_once = torch.is_grad_enabled() or torch.compiler.is_compiling()  # a loop would compile anew for each size
+    together = TAPS * (batch * size.numel() if at_once else _PLACES)
     summed = [
         F.embedding_bag(part, table, mode="sum", per_sample_weights=share).view(-1, TAPS * chan) @ matrix
         for part, share in zip(rows.split(together), shares.split(together), strict=True)

@@ -50,7 +50,9 @@ class Fusion(nn.Module):
         values = self._split(self.value_text(text)) / (1 - rate)
         # A few heads at a time: S then stays in the processor's cache, and no large temporaries are made, whose memory
         # the system must clear page by page. S of all heads is 112 MB for 80 names and an image of 800 x 1088.
-        together = max(1, _SCORES // (image.shape[0] * image.shape[1] * text.shape[1]))
+        together = self.heads  # compiled: a loop would compile anew for each size
+        if not torch.compiler.is_compiling():
+            together = max(1, _SCORES // (image.shape[0] * image.shape[1] * text.shape[1]))
         read_image: list[Tensor] = []
         read_text: Tensor = self.out_image.bias
         for first in range(0, self.heads, together):

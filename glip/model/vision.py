@@ -39,7 +39,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(x).view(windows, places, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.bias_table[self.relative_index].view(places, places, -1).permute(2, 0, 1)[None]
         if mask is not None:  # one mask per window of an image
-            bias = (bias + mask[:, None]).repeat(windows // len(mask), 1, 1, 1)
+            bias = (bias + mask[:, None]).repeat(windows // mask.shape[0], 1, 1, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         return self.proj(mixed.transpose(1, 2).reshape(windows, places, width))
 
@@ -65,10 +65,10 @@ class SwinBlock(nn.Module):
         batch, height, width, chan = x.shape
         window = self.window
         # Padded after the norm and not masked, as in the release: its weights were trained that way.
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        rows, columns = (height + window - 1) // window, (width + window - 1) // window
+        x = F.pad(x, (0, 0, 0, columns * window - width, 0, rows * window - height))
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-        rows, columns = x.shape[1] // window, x.shape[2] // window
         tiles = x.view(batch, rows, window, columns, window, chan).transpose(2, 3).reshape(-1, window * window, chan)
         tiles = self.attn(tiles, mask if self.shift else None)
         x = tiles.view(batch, rows, columns, window, window, chan).transpose(2, 3).reshape(x.shape)
@@ -337,13 +337,16 @@ def _relative_index(window: int) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Float[Tensor, "window place place"]:
-    """-100 between places that only the shift made neighbours: they come from opposite sides of the map."""
-    height, width, shift = height + -height % window, width + -width % window, window // 2
-    region = torch.zeros(height, width, device=device)
-    bands = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for row, rows in enumerate(bands):
-        for column, columns in enumerate(bands):
-            region[rows, columns] = 3 * row + column
-    tiles = region.view(height // window, window, width // window, window).transpose(1, 2).reshape(-1, window**2)
+    """-100 between places that only the shift made neighbours: they come from opposite sides of the map.
+
+    Sizes and comparisons, not slices, so that one compiled program serves every image size.
+    """
+    rows, columns, shift = (height + window - 1) // window, (width + window - 1) // window, window // 2
+    bands = []
+    for length in (rows * window, columns * window):
+        place = torch.arange(length, device=device)
+        bands.append((place >= length - window).float() + (place >= length - shift).float())
+    region = 3 * bands[0][:, None] + bands[1]
+    tiles = region.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window**2)
     different = tiles[:, None, :] != tiles[:, :, None]
     return different * _SHIFT_MASK
