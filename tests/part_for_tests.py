@@ -5,8 +5,7 @@ import signal
 import time
 
 import torch
-from gpu_parity import Missing
-from measuring import Row
+from measuring import Missing, Row
 
 
 def working() -> list[Row]:

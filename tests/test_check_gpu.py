@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "tools"))
 import check_gpu  # noqa: E402
 import part_for_tests  # noqa: E402
 from check_gpu import pack, page  # noqa: E402
-from gpu_parity import Measurement, Setup  # noqa: E402
+from measuring import Measurement, Setup  # noqa: E402
 
 
 def run(*words: object, seconds: int = 600) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def measured(*names: str, seconds: float) -> tuple[check_gpu.Result, list[int]]:
     """The result of some measurements, and how many rows it had at each change."""
     planned = [Measurement(name, "Table", getattr(part_for_tests, name)) for name in names]
     result = check_gpu.Result({})
-    setup = Setup("cpu", True, 1, None, ROOT)
+    setup = Setup("cpu", 1, tiny=True)
     counts = [len(result.rows) for _ in check_gpu.run_part(planned, result, setup, time.monotonic() + seconds)]
     return result, counts
 
