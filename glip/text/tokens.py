@@ -105,8 +105,13 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
     for row, tokens in enumerate(encoded):
         input_ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
         attention_mask[row, : len(tokens.ids)] = True
-    weights = tuple(_token_weights(phrase_tokens(t, p), width) for t, p in zip(encoded, prompts, strict=True))
-    return TextBatch(input_ids, attention_mask, weights, tuple(prompts))
+    weights = []
+    for tokens, prompt in zip(encoded, prompts, strict=True):
+        rows = torch.zeros(len(prompt.phrases), width)
+        for row, own in zip(rows, phrase_tokens(tokens, prompt), strict=True):
+            row.index_add_(0, torch.tensor(own), torch.full((len(own),), 1.0 / len(own)))
+        weights.append(rows)
+    return TextBatch(input_ids, attention_mask, tuple(weights), tuple(prompts))
 
 
 def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]) -> Bool[Tensor, "box tok"]:
@@ -115,10 +120,3 @@ def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Seq
     for row, phrases in enumerate(box_phrases):
         rows[row] = (weights[list(phrases)] > 0).any(0)
     return rows
-
-
-def _token_weights(indices: Sequence[Sequence[int]], width: int) -> Float[Tensor, "phrase tok"]:
-    weights = torch.zeros(len(indices), width)
-    for row, tokens in enumerate(indices):
-        weights[row].index_add_(0, torch.tensor(tokens), torch.full((len(tokens),), 1.0 / len(tokens)))
-    return weights
