@@ -203,8 +203,8 @@ def _load(pipeline: str | Path) -> "Language":
     except (OSError, ValueError, ImportError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise GlipError(
-            f"spaCy pipeline {str(pipeline)!r} finds no noun phrases ({reason}): give the name of an installed one with "
-            "a parser (python -m spacy download en_core_web_sm), its folder, or None for the bundled one"
+            f"spaCy pipeline {str(pipeline)!r} finds no noun phrases ({reason}): give an installed one with a "
+            "parser by name (python -m spacy download en_core_web_sm), its folder, or None for the bundled one"
         ) from error
 
 

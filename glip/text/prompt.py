@@ -63,8 +63,8 @@ class Prompt:
         for phrase in self.phrases:
             if not phrase.spans or not all(0 <= start < end <= length for start, end in phrase.spans):
                 problem = (
-                    f"has a phrase {phrase.text!r} with the spans {list(phrase.spans)}: write what to look for, or give "
-                    f"at least one [start, end) within the {length} characters of the caption"
+                    f"has a phrase {phrase.text!r} with the spans {list(phrase.spans)}: write what to look for, or "
+                    f"give at least one [start, end) within the {length} characters of the caption"
                 )
         if problem:
             raise GlipError(f"prompt {self.caption[:60]!r} {problem}")
