@@ -247,26 +247,28 @@ def resume_rows(setup: Setup) -> Iterator[Row]:
     from small import seeded
 
     steps = [runs.step_of(batch) for batch in runs.batches_of(1, side=128)]
-    said: list[str] = []
+    for kind in ("float32", "bfloat16"):
+        said: list[str] = []
 
-    def run(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
-        experiment, stream = runs.settings(Path(scratch, folder)), runs.stream(steps, 6, stop)
-        group = Group(device=torch.device(setup.device))
-        model = train(experiment, seeded(runs.SWIN), stream, group=group, report=said.append)
-        return {key: value.cpu() for key, value in model.state_dict().items()}
+        def run(folder: str, stop: int | None = None, kind: str = kind) -> dict[str, torch.Tensor]:
+            experiment = runs.settings(Path(scratch, folder), ema=0.9, wise_ft=0.2, precision=kind)
+            group, stream = Group(device=torch.device(setup.device)), runs.stream(steps, 6, stop)
+            model = train(experiment, seeded(runs.SWIN), stream, group=group, report=said.append)  # noqa: B023
+            return {key: value.cpu() for key, value in model.state_dict().items()}
 
-    with tempfile.TemporaryDirectory() as scratch, precision("float32", setup.device):
-        whole, again = run("whole"), run("again")
-        with suppress(KeyboardInterrupt):
-            run("killed", stop=5)
-        resumed = run("killed")
-    went_on = any(line.startswith("resumed") and line.endswith("at step 4") for line in said)
-    unstopped, apart, moved = (
-        max(float((value.double() - state[key].double()).abs().max()) for key, value in whole.items())
-        for state in (again, resumed, seeded(runs.SWIN).state_dict())
-    )
-    row: Row = {"two unstopped runs, largest difference of a weight": unstopped, "resumed against unstopped": apart}
-    yield {**row, "passed": went_on and apart <= max(10 * unstopped, 1e-4) < moved}
+        with tempfile.TemporaryDirectory() as scratch, precision("float32", setup.device):
+            whole, again = run("whole"), run("again")
+            with suppress(KeyboardInterrupt):
+                run("killed", stop=5)
+            resumed = run("killed")
+        went_on = any(line.startswith("resumed") and line.endswith("at step 4") for line in said)
+        unstopped, apart, moved = (
+            max(float((value.double() - state[key].double()).abs().max()) for key, value in whole.items())
+            for state in (again, resumed, seeded(runs.SWIN).state_dict())
+        )
+        row: Row = {"precision": kind, "two unstopped runs, largest difference of a weight": unstopped}
+        row |= {"resumed against unstopped": apart}
+        yield {**row, "passed": went_on and apart <= max(10 * unstopped, 1e-4) < moved}
 
 
 def parallel_rows(setup: Setup) -> Iterator[Row]:
