@@ -51,7 +51,7 @@ BUDGETS = {  # lines of each room
     "shapes": 30,
     "signals": 50,
     "structures": 260,
-    "text": 760,
+    "text": 750,
     "train": 1_700,
     "visualize": 210,
 }

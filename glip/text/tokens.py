@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Encoding
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BertTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
@@ -93,24 +94,20 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
         GlipError: a caption over ``max_tokens``, or a phrase without tokens.
     """
     encoded = [tokenize(prompt.caption) for prompt in prompts]
+    input_ids = pad_sequence([torch.tensor(tokens.ids) for tokens in encoded], batch_first=True)
+    lengths = torch.tensor([len(tokens.ids) for tokens in encoded])
+    weights = []
     for tokens, prompt in zip(encoded, prompts, strict=True):
         if len(tokens.ids) > max_tokens:
             raise GlipError(
                 f"caption needs {len(tokens.ids)} tokens, the model reads {max_tokens}: shorten it, or pass its "
                 f"things as a list of names (it begins {prompt.caption[:40]!r})"
             )
-    width = max(len(tokens.ids) for tokens in encoded)
-    input_ids = torch.zeros(len(encoded), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(encoded), width, dtype=torch.bool)
-    for row, tokens in enumerate(encoded):
-        input_ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
-        attention_mask[row, : len(tokens.ids)] = True
-    weights = []
-    for tokens, prompt in zip(encoded, prompts, strict=True):
-        rows = torch.zeros(len(prompt.phrases), width)
+        rows = torch.zeros(len(prompt.phrases), input_ids.shape[1])
         for row, own in zip(rows, phrase_tokens(tokens, prompt), strict=True):
             row.index_add_(0, torch.tensor(own), torch.full((len(own),), 1.0 / len(own)))
         weights.append(rows)
+    attention_mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
     return TextBatch(input_ids, attention_mask, tuple(weights), tuple(prompts))
 
 
