@@ -12,7 +12,7 @@ import runs
 import torch
 from alike import assert_alike
 from PIL import Image
-from small import NAMES, TINY, VOCABULARY, scenes, seeded, write_coco
+from small import NAMES, QUICK, VOCABULARY, scenes, seeded, write_coco
 from torch import Tensor
 
 from glip.cli.main import main
@@ -54,18 +54,13 @@ def exact() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pair(device: str) -> tuple[Detector, Detector]:
     """The same small detector on the CPU and on the device."""
-    config: ModelConfig = replace(
-        TINY,
-        image=replace(TINY.image, min_size=96, max_size=128),
-        inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=20),
-    )
 
     def made(where: str) -> Detector:
-        model = seeded(config)
+        model = seeded(QUICK)
         with torch.no_grad():
             model.tokens.log_scale.fill_(-3.0)
             model.boxes.centerness.weight.mul_(50)
-        return Detector(model, config, Tokenizer(VOCABULARY), where)
+        return Detector(model, QUICK, Tokenizer(VOCABULARY), where)
 
     return made("cpu"), made(device)
 
@@ -260,8 +255,7 @@ def test_float16_lowers_its_scale_until_gradients_fit(device):
 
 @pytest.mark.parametrize("mode", ["prompt", "linear", "full"])
 def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
-    config = replace(TINY, image=replace(TINY.image, min_size=96, max_size=128))
-    detector = Detector(seeded(config), config, Tokenizer(VOCABULARY), device)
+    detector = Detector(seeded(QUICK), QUICK, Tokenizer(VOCABULARY), device)
     samples = runs.task_samples()
     before = fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
