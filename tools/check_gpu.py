@@ -16,16 +16,18 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -164,80 +166,60 @@ def output_of(*command: str) -> str:
 
 
 def run_part(planned: Sequence[Measurement], result: Result, setup: Setup, deadline: float) -> Iterator[None]:
-    """Run measurements until the deadline; yields whenever the result has changed."""
-    began, worker = time.monotonic(), None
+    """Run measurements until the deadline; yields after each and at the end."""
+    began, pool, worker = time.monotonic(), None, 0
     for number, measurement in enumerate(planned, start=1):
         start = time.monotonic()
         if start >= deadline:
             result.problems[measurement.name] = "did not fit into the time"
             continue
-        share = LONGEST_SHARE if number < len(planned) else 1.0
-        worker = worker or Worker(setup)
+        if pool is None:
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            worker = pool.submit(os.getpid).result()
         print(f"  {measurement.name} ...", end="", flush=True)
-        for row in worker.measure(measurement, share * (deadline - start)):
-            result.rows.append({"table": measurement.table, **row})
-            result.failed |= row.get("passed") is False
-            yield
-        if worker.problem:
-            result.problems[measurement.name], failed = worker.problem
+        share = LONGEST_SHARE if number < len(planned) else 1.0
+        rows, usable = list[Row](), False
+        problem: tuple[str, bool] | None = ("its process died", True)
+        try:
+            rows, usable, problem = pool.submit(measure, measurement, setup).result(share * (deadline - start))
+        except TimeoutError:
+            problem = ("was not finished in time", True)
+        except BrokenProcessPool:
+            pass
+        result.rows += [{"table": measurement.table, **row} for row in rows]
+        result.failed |= any(row.get("passed") is False for row in rows)
+        if problem:
+            result.problems[measurement.name], failed = problem
             result.failed |= failed and time.monotonic() < deadline
+        if not usable:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+            pool = None
         print(f" {time.monotonic() - start:.1f} s", flush=True)
-        worker = worker if worker.usable else None
-    if worker:
-        worker.process.kill()
+        yield
+    if pool:
+        pool.shutdown()
     result.seconds = time.monotonic() - began
     yield
 
 
-class Worker:
-    """A process that measures; not ``usable`` after a measurement that hangs, kills it or breaks the device."""
-
-    def __init__(self, setup: Setup) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, setup), daemon=True)
-        self.process.start()
-        other.close()
-        self.usable = True
-        self.problem: tuple[str, bool] | None = None  # and whether it fails the check
-
-    def measure(self, measurement: Measurement, seconds: float) -> Iterator[Row]:
-        """The rows of a measurement as they come; then ``problem`` is set."""
-        deadline, self.problem = time.monotonic() + seconds, ("was not finished in time", True)
-        try:
-            self.connection.send(measurement)
-            while self.connection.poll(max(0.0, deadline - time.monotonic())):
-                row, self.usable, problem = self.connection.recv()
-                if row is None:
-                    self.problem = problem
-                    return
-                yield row
-        except (EOFError, OSError):
-            self.process.join()
-            self.problem = (f"its process ended with exit code {self.process.exitcode}", True)
-        self.usable = False
-        self.process.kill()
-
-
-def work(connection: Connection, setup: Setup) -> None:
-    """The worker: send (row, True, None) for each row, at the end (None, whether the device is usable, the problem)."""
+def measure(measurement: Measurement, setup: Setup) -> tuple[list[Row], bool, tuple[str, bool] | None]:
+    """In the worker: the rows, whether the device is still usable, and what went wrong (True: which is a failure)."""
+    rows, usable, problem = list[Row](), True, None
     if setup.cuda:
         torch.cuda.set_device(setup.device)
-    while True:
-        measurement, problem, usable = connection.recv(), None, True
-        try:
-            for row in measurement.run():
-                connection.send((row, True, None))
-        except Exception as error:
-            problem = explain(error)
-        try:
-            gc.collect()
-            if setup.cuda:  # raises where an earlier error has left the device unusable
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()
-        except RuntimeError as error:
-            problem, usable = problem or explain(error), False
-        connection.send((None, usable, problem))
+    try:
+        rows.extend(measurement.run())
+    except Exception as error:
+        problem = explain(error)
+    try:
+        gc.collect()
+        if setup.cuda:  # raises where an earlier error has left the device unusable
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError as error:
+        problem, usable = problem or explain(error), False
+    return rows, usable, problem
 
 
 def explain(error: Exception) -> tuple[str, bool]:
