@@ -24,6 +24,7 @@ from typing import Any
 
 from draw_world import write_world
 from drawn_world.scenes import World, draw_sample
+from measuring import Row, table
 
 import glip
 from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
@@ -44,7 +45,6 @@ TEACHER, GOLD = ("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1)
 STUDENTS = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7)]  # from 0.8 on the teacher has no box
 STUDENTS += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
 STUDENTS += [("student, soft", POOL, 0.3, 1), ("student, no box loss", POOL, 0.3, 1)]
-Row = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Row]]  # the runs that differ in the seed alone
 
 
@@ -209,18 +209,18 @@ def scenes(split: Any, captioned: float) -> list[Sample]:
 
 def report() -> None:
     """Write both tables into docs/claims.md, between their markers, and draw both figures."""
-    arms, teacher, lines = STUDIES["arms"], STUDIES["teacher"], []
+    arms, teacher, rows = STUDIES["arms"], STUDIES["teacher"], list[Row]()
     for (arm, _), runs in sorted(arms.groups().items(), key=lambda item: (item[0][0], item[1][0]["images"])):
-        minutes = f"{mean(row['minutes'] for row in runs):.0f}"
-        lines.append([ARMS[arm], f"{runs[0]['images']:,}", *cells(arms, runs), minutes])
-    write_table(arms, ["arm", "different images", "runs", *arms.figures, "minutes"], lines)
+        row = {"arm": ARMS[arm], "different images": f"{runs[0]['images']:,}", **cells(arms, runs)}
+        rows.append({**row, "minutes": f"{mean(row['minutes'] for row in runs):.0f}"})
+    write_table(arms, rows)
     draw_arms(arms)
-    lines = []
+    rows = []
     for (arm, size, threshold, number), runs in sorted(teacher.groups().items(), key=_place):
-        name = f"{arm}, round {number}" if number > 1 else arm
-        shown = [f"{size:,}", f"{threshold:g}"] if size else ["–", "–"]
-        lines.append([name, *shown, *cells(teacher, runs)])
-    write_table(teacher, ["", "captioned images", "threshold", "runs", *teacher.figures], lines)
+        row = {"": f"{arm}, round {number}" if number > 1 else arm}
+        row |= {"captioned images": f"{size:,}" if size else "–", "threshold": f"{threshold:g}" if size else "–"}
+        rows.append({**row, **cells(teacher, runs)})
+    write_table(teacher, rows)
     draw_teaching(teacher)
 
 
@@ -230,22 +230,21 @@ def _place(group: tuple[tuple[Any, ...], list[Row]]) -> tuple[Any, ...]:
     return arm != "teacher", arm != "gold only", arm, number, -size, threshold
 
 
-def cells(study: Study, runs: list[Row]) -> list[str]:
+def cells(study: Study, runs: list[Row]) -> Row:
     """The number of runs; mean and standard deviation of each figure over the seeds."""
-    columns = [[row["figures"][figure] for row in runs] for figure in study.figures]
-    return [str(len(runs)), *(f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in columns)]
+    columns = {figure: [row["figures"][figure] for row in runs] for figure in study.figures}
+    spread = {figure: f" ± {stdev(values):.3f}" if len(values) > 1 else "" for figure, values in columns.items()}
+    return {"runs": len(runs), **{figure: f"{mean(v):.3f}{spread[figure]}" for figure, v in columns.items()}}
 
 
-def write_table(study: Study, header: list[str], lines: list[list[str]]) -> None:
+def write_table(study: Study, rows: list[Row]) -> None:
     """Write a table into the page between the study's markers, which are added at its end if they are missing."""
     begin = f"<!-- made by tools/{study.name}.py report -->"
     end = f"<!-- end of what tools/{study.name}.py makes -->"
     path = DOCS / "claims.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    rows = ["| " + " | ".join(line) + " |" for line in (header, *lines)]
-    rows[0] = rows[0].replace("|  |", "| |")
-    table = [begin, "", rows[0], "|" + "---|" * len(header), *rows[1:], "", f"![figures](images/{study.name}.png)"]
-    text = "\n".join([*table, "", end])
+    lines = "\n".join(table(rows)).replace("|  |", "| |", 1)
+    text = f"{begin}\n\n{lines}\n\n![figures](images/{study.name}.png)\n\n{end}"
     path.write_text(f"{before.rstrip()}\n\n{text}{rest.partition(end)[2] or chr(10)}", encoding="utf-8")
 
 
