@@ -20,10 +20,10 @@ from small import ROOT
 @pytest.mark.slow
 def test_the_whole_check_runs_on_a_cpu(tmp_path):
     (tmp_path / "data").mkdir()
-    words = ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--data", tmp_path / "data"]
+    words = ["--size", "tiny", "--device", "cpu", "--repeats", "1", "--minutes", "20", "--data", tmp_path / "data"]
     command = [sys.executable, ROOT / "tools" / "check_gpu.py", *words, "--out", tmp_path / "new" / "out"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests need the other processors
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=ROOT, env=alone)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     parts = {name: json.loads((tmp_path / "new" / "out" / f"{name}.json").read_text()) for name in check_gpu.PARTS}
     problems = {what: why for part in parts.values() for what, why in part["problems"].items()}
