@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ TRAIN_NAMES = ("t_c_train", "tiny_train", "tiny_prompt_train")
 LAYOUTS = ("glip_t_a", "glip_t_b", "glip_t_c", "glip_l")
 DTYPES = {"float32": torch.float32, "int64": torch.int64}
 _PROMPT_ROWS = 1000  # rows of the release's tunable_linear, of which the first max_tokens are used
+_held: "dict[tuple[str, bool], Loaded]" = {}
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class Case:
         return torch.from_numpy(self.arrays[name])
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a list of the release's state dict."""
 
     key: str
@@ -109,12 +109,8 @@ def config_of(form: str, *, prompt_offsets: bool = False) -> ModelConfig:
 def release_entries(layout: str) -> list[Entry]:
     """What a full-size checkpoint of a layout lists."""
     lines = (GOLDEN / "state_dict" / f"{layout}.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    return [Entry(key, _shape(shape), dtype, kind) for key, shape, dtype, kind in rows]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(size) for size in text.split(",") if size)
+    rows = (line.split("\t") for line in lines)
+    return [Entry(key, tuple(int(n) for n in shape.split(",") if n), dtype, kind) for key, shape, dtype, kind in rows]
 
 
 def synthetic_state(form: str, config: ModelConfig) -> tuple[State, str]:
@@ -122,22 +118,18 @@ def synthetic_state(form: str, config: ModelConfig) -> tuple[State, str]:
 
     Buffers get their type and shape and some numbers: the conversion must drop them.
     """
-    state, digest = (release_state(config), "") if form.startswith("tiny") else _full_size_state(form)
+    if form.startswith("tiny"):
+        state, digest = release_state(config), ""
+    else:
+        entries = release_entries(form)
+        drawn, digest = _drawn(tuple(entry for entry in entries if entry.kind == "parameter"))
+        buffers = [entry for entry in entries if entry.kind == "buffer"]
+        numbers = (torch.arange(math.prod(one.shape), dtype=DTYPES[one.dtype]).reshape(one.shape) for one in buffers)
+        state = drawn | dict(zip((one.key for one in buffers), numbers, strict=True))
     if config.head.prompt_offsets:  # in no list, so it is left out of the hash
         key = "rpn.tunable_linear.weight"
         state[key] = torch.from_numpy(weights.param(key, (_PROMPT_ROWS, config.language.hidden)))
     return state, digest
-
-
-def _full_size_state(layout: str) -> tuple[State, str]:
-    entries = release_entries(layout)
-    drawn, digest = _drawn(tuple(entry for entry in entries if entry.kind == "parameter"))
-    buffers = {
-        entry.key: torch.arange(math.prod(entry.shape), dtype=DTYPES[entry.dtype]).reshape(entry.shape)
-        for entry in entries
-        if entry.kind == "buffer"
-    }
-    return {**drawn, **buffers}, digest
 
 
 @lru_cache(maxsize=1)
@@ -153,33 +145,20 @@ def _drawn(entries: tuple[Entry, ...]) -> tuple[State, str]:
 
 
 def loaded_model(form: str, *, prompt_offsets: bool = False) -> Loaded:
-    """Our model with the release's synthetic weights, loaded as a checkpoint of the release is."""
-    return _tiny_model(form, prompt_offsets) if form.startswith("tiny") else _big_model(form, prompt_offsets)
+    """Our model with the release's synthetic weights, loaded as a checkpoint of the release is.
 
-
-@lru_cache(maxsize=4)
-def _tiny_model(form: str, prompt_offsets: bool) -> Loaded:
-    return _load(form, prompt_offsets)
-
-
-_held: dict[tuple[str, bool], Loaded] = {}
-
-
-def _big_model(form: str, prompt_offsets: bool) -> Loaded:
-    """One at a time: GLIP-L alone takes 1.7 GB."""
+    It is kept for the next case; of the big ones one at a time, since GLIP-L alone takes 1.7 GB.
+    """
     if (form, prompt_offsets) not in _held:
-        _held.clear()
-        gc.collect()
-        _held[form, prompt_offsets] = _load(form, prompt_offsets)
+        if not form.startswith("tiny"):
+            _held.clear()
+            gc.collect()
+        config = config_of(form, prompt_offsets=prompt_offsets)
+        state, digest = synthetic_state(form, config)
+        model = build(config)
+        fit(model, from_foreign(state, max_tokens=config.max_tokens), GOLDEN)
+        _held[form, prompt_offsets] = Loaded(model.eval(), config, digest)
     return _held[form, prompt_offsets]
-
-
-def _load(form: str, prompt_offsets: bool) -> Loaded:
-    config = config_of(form, prompt_offsets=prompt_offsets)
-    state, digest = synthetic_state(form, config)
-    model = build(config)
-    fit(model, from_foreign(state, max_tokens=config.max_tokens), GOLDEN)
-    return Loaded(model.eval(), config, digest)
 
 
 def make_processor(case: Case, config: ModelConfig) -> Processor:

@@ -3,47 +3,24 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import torch
-from gpu_parity import Missing
-from measuring import Row
+from measuring import Missing, Row
 
 
-def working() -> list[Row]:
-    return [{"figure": 1.5, "passed": True}]
-
-
-def working_again() -> list[Row]:
-    return [{"figure": 2.5}]
-
-
-def broken() -> list[Row]:
-    raise ValueError("two lines\nof text")
-
-
-def out_of_memory() -> list[Row]:
-    raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def lacking() -> list[Row]:
-    raise Missing("a file is not on this machine")
-
-
-def without_package() -> list[Row]:
-    import no_such_package  # noqa: F401
-
-    return []
-
-
-def dying() -> list[Row]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return []
-
-
-def failing() -> list[Row]:
-    return [{"figure": 9.0, "passed": False}]
-
-
-def endless() -> list[Row]:
-    time.sleep(600)
-    return []
+def measure(what: str) -> Iterator[Row]:
+    """A row, or what goes wrong instead."""
+    if what == "broken":
+        raise ValueError("two lines\nof text")
+    if what == "out of memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    if what == "lacking":
+        raise Missing("a file is not on this machine")
+    if what == "without package":
+        import no_such_package  # noqa: F401
+    if what == "dying":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "endless":
+        time.sleep(600)
+    yield {"figure": 9.0 if what == "failing" else 1.5, "passed": what != "failing"}

@@ -21,6 +21,11 @@ from glip.train.start import load_config
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = ASSETS / BUNDLED
 TINY = load_config("tiny").model
+QUICK = replace(  # of small images, and any box is a detection
+    TINY,
+    image=replace(TINY.image, min_size=96, max_size=128),
+    inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=20),
+)
 NAMES = ("red circle", "blue star", "green square", "yellow heart")
 
 # Sizes of a model in the release's layout, where BERT's heads are 64 wide and no shape says so.

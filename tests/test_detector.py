@@ -88,11 +88,8 @@ def test_a_stream_gives_the_same_in_order_and_opens_few_images(tiny_detector, im
         assert one.size == (image.height, image.width)
         if number in (0, 1, 31):
             assert_alike(one, tiny_detector(image, PROMPT), scores=1e-4, boxes=1e-2)
-
-
-def test_a_stream_checks_its_options_when_it_is_made(tiny_detector, image):
     with pytest.raises(GlipError, match="nms"):
-        tiny_detector.stream([image], PROMPT, nms=2.0)
+        tiny_detector.stream(listed, PROMPT, nms=2.0)  # checked when it is made
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
@@ -118,17 +115,12 @@ def test_a_prompt_for_each_image(tiny_detector, images):
 
 
 def test_an_encoded_image_serves_many_prompts(tiny_detector, image):
-    encoded = tiny_detector.encode_image(image)
-    for prompt in (PROMPT, NAMES, "cart"):
-        (found,) = tiny_detector.ground(encoded, tiny_detector.encode_text(prompt))
-        assert_alike(found, tiny_detector(image, prompt))
-
-
-def test_an_encoded_vocabulary_serves_many_images(tiny_detector, image):
-    text = tiny_detector.encode_text(NAMES)
+    """And an encoded prompt many images."""
     both = [image, image.rotate(180)]
-    for found, each in zip(tiny_detector.ground(tiny_detector.encode_image(both), text), both, strict=True):
-        assert_alike(found, tiny_detector(each, NAMES), scores=1e-4, boxes=1e-2)
+    encoded = tiny_detector.encode_image(both)
+    for prompt in (PROMPT, NAMES, "cart"):
+        for found, one in zip(tiny_detector.ground(encoded, tiny_detector.encode_text(prompt)), both, strict=True):
+            assert_alike(found, tiny_detector(one, prompt), scores=1e-4, boxes=1e-2)
 
 
 def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, image):
@@ -137,23 +129,16 @@ def test_a_chunked_vocabulary_is_the_union_of_its_chunks(tiny_detector, image):
     assert_alike(everything, union(parts, Prompt.from_names(NAMES)), scores=1e-4, boxes=1e-2)
     assert len(everything) > 100
     assert_alike(tiny_detector(image, NAMES, max_names=3, max_detections=12), everything.select(torch.arange(12)))
-    assert_alike(
-        tiny_detector(image, NAMES, max_names=3, batch_size=1),
-        everything.select(torch.arange(100)),
-        scores=1e-4,
-        boxes=1e-2,
-    )
+    first = tiny_detector(image, NAMES, max_names=3, batch_size=1)
+    assert_alike(first, everything.select(torch.arange(100)), scores=1e-4, boxes=1e-2)
 
 
 def test_chunks_follow_the_token_limit(tiny_detector, image, monkeypatch):
-    short = Detector(
-        tiny_detector.model, replace(tiny_detector.config, max_tokens=9), tiny_detector.processor.tokenizer
-    )
-    seen = []
-    encode = short.processor.text
-    monkeypatch.setattr(
-        short.processor, "text", lambda prompts: seen.extend(p.texts for p in prompts) or encode(prompts)
-    )
+    config = replace(tiny_detector.config, max_tokens=9)
+    short = Detector(tiny_detector.model, config, tiny_detector.processor.tokenizer)
+    seen, encode = [], short.processor.text
+    note = lambda prompts: seen.extend(p.texts for p in prompts) or encode(prompts)  # noqa: E731
+    monkeypatch.setattr(short.processor, "text", note)
     found = short(image, NAMES, max_detections=0)
     assert seen == [("a red bus", "cyclist", "dog"), ("traffic light", "car", "cart"), ("zebra",)]
     assert_alike(found, tiny_detector(image, NAMES, max_names=3, max_detections=0), scores=1e-4, boxes=1e-2)
@@ -188,6 +173,9 @@ def test_negatives_take_part_and_are_not_returned(tiny_detector, image):
     found = tiny_detector(image, Prompt.from_names(["dog"], negatives=["car", "cart"]), max_detections=0)
     assert_alike(found, plain.select(plain.labels == 0))
     assert set(found.labels.tolist()) == {0}
+    twice = tiny_detector(image, ["dog", "dog"])
+    assert set(twice.labels.tolist()) == {0, 1}, "a name that is there twice has two labels"
+    assert {detection.phrase for detection in twice} == {"dog"}
 
 
 def test_names_of_one_class_suppress_each_other(tiny_detector, image):
@@ -203,26 +191,15 @@ def test_names_of_one_class_suppress_each_other(tiny_detector, image):
     assert len(apart) > len(tiny_detector(image, prompt, nms=0.4, max_detections=0))
 
 
-def test_duplicate_names_stay_separate_labels(tiny_detector, image):
-    found = tiny_detector(image, ["dog", "dog"])
-    assert set(found.labels.tolist()) == {0, 1}
-    assert {detection.phrase for detection in found} == {"dog"}
-
-
 def test_max_detections(tiny_detector, image):
     everything = tiny_detector(image, NAMES, max_detections=0)
     assert len(everything) < 100 == len(tiny_detector(image, NAMES, nms=1))
     assert_alike(tiny_detector(image, NAMES), everything)
     assert_alike(tiny_detector(image, NAMES, max_detections=9), everything.select(torch.arange(9)))
-
-
-def test_nms_of_one_keeps_all(tiny_detector, image):
     levels = tiny_detector.encode_image(image).levels
     candidates = sum(min(level.shape[2] * level.shape[3] * 3, 200) for level in levels)
-    kept = tiny_detector(image, PROMPT, nms=1, max_detections=0)
-    assert len(kept) == candidates
-    fewer = tiny_detector(image, PROMPT, max_detections=0)
-    assert len(fewer) < candidates and set(fewer) <= set(kept)
+    kept, fewer = (tiny_detector(image, PROMPT, nms=nms, max_detections=0) for nms in (1, None))
+    assert len(fewer) < candidates == len(kept) and set(fewer) <= set(kept), "nms 1 keeps all"
 
 
 def test_token_scores(tiny_detector, image):
@@ -271,9 +248,6 @@ def test_any_size(tiny_detector):
     for size in ((1, 1), (1, 300), (700, 2)):
         found = tiny_detector(Image.new("RGB", size, (90, 10, 200)), "dog")
         assert found.size == size[::-1] and torch.isfinite(found.boxes).all()
-
-
-def test_no_images(tiny_detector):
     assert tiny_detector([], "dog") == []
 
 

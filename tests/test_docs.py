@@ -1,9 +1,19 @@
-"""What the documentation names exists: files, links, headings, symbols, options; its prose is wrapped."""
+"""The documentation: what it names exists (files, links, headings, symbols, options), and its code blocks run.
+
+Every ``python``, ``sh`` and ``bash`` block of README.md and docs/ is run, in order, as a reader would run it. Blocks of
+one file share a namespace and a working folder, in which the project's files can be read (each is a link) and what the
+blocks write stays apart. A block that cannot be run here says why in the line above it: ``<!-- not run: reason -->``;
+one that installs, clones or makes must.
+"""
 
 import argparse
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from small import ROOT
@@ -23,6 +33,9 @@ _PATH = re.compile(r"(?<![\w/.-])(?:glip|tools|tests|configs|docs)/[\w/.*-]*\w\.
 _MODULE = re.compile(r"([\w/]+\.py)(?:: ([\w.]+))?")
 _COMMAND = re.compile(r"(?:^(?:\w+=\S+ )*|-m |\$ )glip ([a-z][a-z-]*)(?: (list|check|show|convert)\b)?")
 _KEY = re.compile(r"(?<![\w/.])(?:model|data|train)\.[a-z_]+(?:\.[a-z_]+)?(?=[=`:\s])(?!\.)")
+_BLOCK = re.compile(r"^(?P<above>[^\n]*)\n+```(?P<language>python|sh|bash)\n(?P<code>.*?)^```$", re.M | re.S)
+_REASON = re.compile(r"^\s*<!-- not run: \S.* -->\s*$")
+_NEVER = re.compile(r"^\s*\$?\s*(make|git clone|(python3? -m )?pip install)\b", re.MULTILINE)
 _GENERATED = {"options.md": "## model", "gpu.md": "## Last figures"}  # from this heading on, programs write the page
 
 
@@ -109,3 +122,63 @@ def test_options_page_is_what_the_command_prints(capsys):
         main(["config", "--explain"])
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert page.endswith(capsys.readouterr().out.strip("\n") + "\n"), "write it again: glip config --explain"
+
+
+# ---- blocks of code
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, its code, whether it says that it is not run, and its line in the file."""
+
+    language: str
+    code: str
+    excused: bool
+    line: int
+
+
+def blocks(text: str) -> list[Block]:
+    found = []
+    for one in _BLOCK.finditer(text := f"\n\n{text}"):
+        line = text[: one.start("code")].count("\n") - 2
+        found.append(Block(one["language"], one["code"], bool(_REASON.match(one["above"])), line))
+    return found
+
+
+def run_shell(block: Block, folder: Path) -> None:
+    """Run the lines; where some have a prompt only these, since the others are what comes out."""
+    lines = block.code.splitlines()
+    typed = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    command = ["bash", "-euo", "pipefail", "-c", "\n".join(typed or lines)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"line {block.line}:\n{block.code}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+def test_blocks_run(page, tmp_path, monkeypatch):
+    found = [block for block in blocks(page.read_text(encoding="utf-8")) if not block.excused]
+    if page.name in ("CHANGELOG.md", "CONTRIBUTING.md") or not found:
+        pytest.skip("no block to run")
+    for name in ("docs", "configs", "glip", "tools", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in found:
+        if block.language == "python":
+            exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
+        else:
+            run_shell(block, tmp_path)
+
+
+def test_blocks_that_install_say_why_they_are_not_run(page):
+    found = blocks(page.read_text(encoding="utf-8"))
+    silent = [block.line for block in found if not block.excused and _NEVER.search(block.code)]
+    assert page.name == "CONTRIBUTING.md" or not silent, "these need a line <!-- not run: reason --> right above"
+
+
+def test_blocks_are_found():
+    text = "# x\n```python\na = 1\n```\n\n<!-- not run: needs a network -->\n```sh\nmake demo\n```\n```text\nno\n```\n"
+    first, second = blocks(text)
+    assert (first.language, first.code, first.excused, first.line) == ("python", "a = 1\n", False, 2)
+    assert (second.language, second.excused) == ("sh", True) and _NEVER.search(second.code)

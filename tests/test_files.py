@@ -4,83 +4,72 @@ import json
 
 import pytest
 
+from glip import files
 from glip.errors import DataError
-from glip.files import (
-    LockedError,
-    append_jsonl,
-    atomic_write,
-    begin_run,
-    exclusive,
-    fingerprint,
-    read_json,
-    read_jsonl,
-    read_manifest,
-    write_json,
-    write_jsonl,
-)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "deep" / "a.json"
-    write_json(path, {"a": "é"})
-    with pytest.raises(KeyError), atomic_write(path) as file:
+    files.write_json(path, {"a": "é"})
+    with pytest.raises(KeyError), files.atomic_write(path) as file:
         file.write("half")
         raise KeyError
-    assert read_json(path) == {"a": "é"} and [one.name for one in path.parent.iterdir()] == ["a.json"]
-    with atomic_write(path, "wb", durable=True) as file:
+    assert files.read_json(path) == {"a": "é"} and [one.name for one in path.parent.iterdir()] == ["a.json"]
+    with files.atomic_write(path, "wb", durable=True) as file:
         file.write(b"[]")
-    assert read_json(path) == []
+    assert files.read_json(path) == []
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
-    with pytest.raises(OSError, match="a.txt' could not be written .*MB free"), atomic_write(tmp_path / "a.txt"):
+    with pytest.raises(OSError, match="a.txt' could not be written .*MB free"), files.atomic_write(tmp_path / "a.txt"):
         raise OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="could not be written"), atomic_write(tmp_path / "a.pt", "wb"):
+    with pytest.raises(OSError, match="could not be written"), files.atomic_write(tmp_path / "a.pt", "wb"):
         raise RuntimeError("PytorchStreamWriter failed writing file")
     assert not list(tmp_path.iterdir())
 
 
 def test_lines_survive_a_kill(tmp_path):
     path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"n": 0}])
+    files.write_jsonl(path, [{"n": 0}])
     whole = path.read_text()
     second = json.dumps({"n": 1})
     for ending in (second, second + "\n", second + '\n{"n": 1'):
         path.write_text(whole + ending)
-        assert list(read_jsonl(path)) == [{"n": 0}, {"n": 1}]
-        append_jsonl(path, {"n": 2})
-        assert list(read_jsonl(path)) == [{"n": 0}, {"n": 1}, {"n": 2}] and path.read_text().endswith("}\n")
+        assert list(files.read_jsonl(path)) == [{"n": 0}, {"n": 1}]
+        files.append_jsonl(path, {"n": 2})
+        assert list(files.read_jsonl(path)) == [{"n": 0}, {"n": 1}, {"n": 2}] and path.read_text().endswith("}\n")
     path.write_text(whole + '{"n"\n' + whole)
     with pytest.raises(DataError, match="line 2: not valid JSON"):
-        list(read_jsonl(path))
+        list(files.read_jsonl(path))
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
 def test_broken_json_is_one_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match="a.json"):
-        read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
 
 
 def test_the_same_settings_go_on_and_others_are_refused(tmp_path):
-    begin_run(tmp_path, {"model": "a", "threshold": 0.1, "images": ("x",)})
-    begin_run(tmp_path, {"model": "a", "threshold": 0.1, "images": ["x"]})
+    files.begin_run(tmp_path, {"model": "a", "threshold": 0.1, "images": ("x",)})
+    files.begin_run(tmp_path, {"model": "a", "threshold": 0.1, "images": ["x"]})
     with pytest.raises(DataError, match="made with threshold 0.1, not 0.2"):
-        begin_run(tmp_path, {"model": "a", "threshold": 0.2, "images": ["x"]})
-    assert read_manifest(tmp_path)["model"] == "a"
+        files.begin_run(tmp_path, {"model": "a", "threshold": 0.2, "images": ["x"]})
+    assert files.read_manifest(tmp_path)["model"] == "a"
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
-        begin_run(tmp_path, {})
+        files.begin_run(tmp_path, {})
 
 
 def test_one_writer_per_folder(tmp_path):
-    with exclusive(tmp_path / "new"), pytest.raises(LockedError, match="writes to"), exclusive(tmp_path / "new"):
+    new = tmp_path / "new"
+    with files.exclusive(new), pytest.raises(files.LockedError, match="writes to"), files.exclusive(new):
         pass
-    with exclusive(tmp_path / "new", wait=True):
+    with files.exclusive(tmp_path / "new", wait=True):
         pass
 
 
 def test_fingerprints_tell_values_apart():
     values = ["ab", "a", ("a", "b"), b"ab", 1, 1.0, None, {"a": 1}]
-    assert len({fingerprint(value) for value in values}) == len(values)
-    assert fingerprint("a", "b") != fingerprint("ab") and fingerprint("x") == fingerprint("x")
+    assert len({files.fingerprint(value) for value in values}) == len(values)
+    assert files.fingerprint("a", "b") != files.fingerprint("ab") and files.fingerprint("x") == files.fingerprint("x")

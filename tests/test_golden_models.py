@@ -7,24 +7,10 @@ typical mistake changes. The tiny cases are always there; the full-size ones (25
 from collections.abc import Iterator
 from typing import Any
 
+import golden_compare as compare
 import pytest
 import torch
 from golden_cases import BIG_NAMES, TINY_NAMES, TRAIN_NAMES, case_path, load_case
-from golden_compare import (
-    CANDIDATES_APART,
-    LOSS,
-    SIZE_OF,
-    TOLERANCES,
-    Found,
-    detections_apart,
-    deviations,
-    golden_candidates,
-    gradient_deviations,
-    largest_difference,
-    loss_deviations,
-    pixel_deviation,
-    unmatched,
-)
 from golden_recorder import Run, TrainingRun, run_case, run_training_case
 from torch import Tensor
 
@@ -80,9 +66,9 @@ def test_pixels(run: Run, note: Any) -> None:
     images, case = run.batch.images, run.case
     assert [list(size) for size in images.resized] == case.arrays["image_sizes"].tolist()
     assert list(images.pixels.shape) == case.arrays["pixels_shape"].tolist()
-    gap = pixel_deviation(run)
+    gap = compare.pixel_deviation(run)
     note("pixels", gap)
-    assert gap <= TOLERANCES["pixels"][0]
+    assert gap <= compare.TOLERANCES["pixels"][0]
 
 
 def test_caption_tokens_and_positive_map(run: Run) -> None:
@@ -94,11 +80,11 @@ def test_caption_tokens_and_positive_map(run: Run) -> None:
         assert [row.nonzero()[:, 0].tolist() for row in rows] == [sorted(set(tokens)) for tokens in expected]
 
 
-@pytest.mark.parametrize("quantity", [name for name in TOLERANCES if name != "pixels"])
+@pytest.mark.parametrize("quantity", [name for name in compare.TOLERANCES if name != "pixels"])
 def test_stage(run: Run, quantity: str, note: Any) -> None:
     """Every stored array, sample and statistic of one kind."""
-    tolerance = TOLERANCES[quantity][SIZE_OF[run.case.form]]
-    gaps = deviations(run, quantity)
+    tolerance = compare.TOLERANCES[quantity][compare.SIZE_OF[run.case.form]]
+    gaps = compare.deviations(run, quantity)
     if not gaps:
         pytest.skip(f"{run.case.name} stores no {quantity}")
     note(quantity, max(gaps.values()))
@@ -109,35 +95,35 @@ def test_candidates(run: Run, note: Any) -> None:
     """Before suppression: the same set, but for those at the threshold or at the cut."""
     for index, size in enumerate(run.batch.images.resized):
         ours, places = find_candidates(run.outputs, index, run.batch.text, size, InferenceConfig())
-        golden = golden_candidates(run, index)
+        golden = compare.golden_candidates(run, index)
         levels = run.case.tensor(f"pre_{index}_levels")
         lengths = torch.tensor([height * width for height, width in run.outputs.level_sizes])
         our_levels = torch.bucketize(places, lengths.cumsum(0), right=True) + 3
-        first = Found(ours.boxes, ours.scores, ours.labels * 8 + our_levels)
-        second = Found(golden.boxes, golden.scores, golden.labels * 8 + levels)
-        lost, gained = unmatched(second, first), unmatched(first, second)
+        first = compare.Found(ours.boxes, ours.scores, ours.labels * 8 + our_levels)
+        second = compare.Found(golden.boxes, golden.scores, golden.labels * 8 + levels)
+        lost, gained = compare.unmatched(second, first), compare.unmatched(first, second)
         note("candidates apart", (lost, gained, len(second.scores)))
-        assert lost <= CANDIDATES_APART * len(second.scores)
-        assert gained <= CANDIDATES_APART * len(second.scores)
+        assert lost <= compare.CANDIDATES_APART * len(second.scores)
+        assert gained <= compare.CANDIDATES_APART * len(second.scores)
 
 
 def test_suppression_of_the_release_candidates_is_exact(run: Run) -> None:
     """The release's candidates through our suppression and cap are the release's detections, bit by bit."""
     for index, size in enumerate(run.batch.images.resized):
         config = InferenceConfig()
-        kept = cap(suppress_classes(golden_candidates(run, index), config.nms), config.max_detections)
+        kept = cap(suppress_classes(compare.golden_candidates(run, index), config.nms), config.max_detections)
         ours = table(kept.boxes, kept.scores, kept.labels)
         boxes = run.case.tensor(f"det_{index}_boxes_net")
         scores, labels = (run.case.tensor(f"det_{index}_{what}") for what in ("scores", "labels"))
         assert ours == table(boxes, scores, labels - 1)
         original = scale(boxes, size, run.batch.images.original[index])
-        assert largest_difference(original, run.case.tensor(f"det_{index}_boxes")) <= 1e-3
+        assert compare.largest_difference(original, run.case.tensor(f"det_{index}_boxes")) <= 1e-3
 
 
 def test_detections(run: Run, note: Any) -> None:
     """Images and captions in, detections out: at least 99 of 100 are the release's."""
     for index in range(len(run.detections)):
-        lost, gained, count = detections_apart(run, index)
+        lost, gained, count = compare.detections_apart(run, index)
         note("detections apart", (lost, gained, count))
         allowed = max(1, count // 100)
         assert lost <= allowed and gained <= allowed
@@ -145,15 +131,15 @@ def test_detections(run: Run, note: Any) -> None:
 
 def test_numbers_that_are_not_finite_are_infinitely_far_off() -> None:
     broken = torch.tensor([1.0, float("nan")])
-    assert largest_difference(broken, torch.ones(2)) == float("inf")
-    assert largest_difference(torch.ones(2), torch.ones(2)) == 0
+    assert compare.largest_difference(broken, torch.ones(2)) == float("inf")
+    assert compare.largest_difference(torch.ones(2), torch.ones(2)) == 0
 
 
 def test_training_inputs(training: TrainingRun) -> None:
     images, text, case = training.batch.images, training.batch.text, training.case
     assert [list(size) for size in images.resized] == case.arrays["image_sizes"].tolist()
     assert list(images.pixels.shape) == case.arrays["pixels_shape"].tolist()
-    assert pixel_deviation(training) <= TOLERANCES["pixels"][0]
+    assert compare.pixel_deviation(training) <= compare.TOLERANCES["pixels"][0]
     assert_same_tokens(text, case)
     width = text.input_ids.shape[1]
     ours = torch.cat(text.phrase_tokens) > 0
@@ -170,23 +156,23 @@ def test_assignment_and_targets(training: TrainingRun, note: Any) -> None:
         anchors = training.outputs.anchors[chosen]
         deltas = encode(training.case.tensor(f"gt_{index}_boxes")[owner[chosen]], anchors)
         share = centerness_targets(decode(deltas, anchors), anchors)
-        gaps = [largest_difference(deltas, training.case.tensor(f"reg_targets_{index}"))]
-        gaps.append(largest_difference(share, training.case.tensor(f"ctr_targets_{index}")))
+        gaps = [compare.largest_difference(deltas, training.case.tensor(f"reg_targets_{index}"))]
+        gaps.append(compare.largest_difference(share, training.case.tensor(f"ctr_targets_{index}")))
         note("targets", max(gaps))
-        assert max(gaps) <= TOLERANCES["bbox"][0]
+        assert max(gaps) <= compare.TOLERANCES["bbox"][0]
     assert positive == training.losses.num_positive == training.case.meta["num_pos"]
 
 
 def test_losses(training: TrainingRun, note: Any) -> None:
-    for name, gap in loss_deviations(training).items():
+    for name, gap in compare.loss_deviations(training).items():
         note(name, gap)
-        assert gap <= LOSS, name
+        assert gap <= compare.LOSS, name
     assert float(training.case.arrays["loss_cls"]) == 0
 
 
 def test_gradients(training: TrainingRun, note: Any) -> None:
     """Norms of all, and some whole: their difference is as small as the norms must agree."""
-    shares = gradient_deviations(training)
+    shares = compare.gradient_deviations(training)
     assert any(name.startswith("grad:") for name in shares)
     note("gradients, 1 = tolerance", max(shares.values()))
     assert {name: share for name, share in shares.items() if share > 1} == {}

@@ -16,32 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 import torch
-from measuring import (
-    COCO_NAMES,
-    VOCABULARY,
-    Row,
-    detection_batch,
-    elapsed,
-    fresh_process,
-    grounding_dino,
-    growth,
-    noise,
-    peak_gb,
-    random_boxes,
-    random_detector,
-    random_model,
-    stage_rows,
-    stages_of,
-    table,
-    training_batch,
-    write_photos,
-)
+from measuring import COCO_NAMES, elapsed, fresh_process, peak_gb, random_boxes, random_detector, random_model
 from PIL import Image
 
 import glip
@@ -60,7 +43,8 @@ from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
 
 SIZE = (800, 1066)  # height, width; padded to 800 x 1088
-DETECT_BARS = {80: 0.60, 3: 0.46}  # GLIP-T (C) / Grounding DINO-T, at most, by number of names
+OURS, DINO = "GLIP-T (C)", "Grounding DINO-T"
+DETECT_BARS = {80: 0.60, 3: 0.46}  # ours / Grounding DINO-T, at most, by number of names
 PEAK_BAR = 3.0  # GB of detection
 STEP = ("forward with loss", "backward", "optimizer")
 TRAIN_PEAK_BAR, RATIO_BAR, LOADER_BAR = 10.0, 3.5, 20.0  # GB, (forward + backward) / forward, images/s of a core
@@ -69,71 +53,13 @@ TUNE_TIME_BAR, TUNE_PEAK_BAR, SWITCH_BAR = 3.0, 2.0, 50.0  # full / prompt, full
 PASSES = 31  # of 1,203 names, 40 at once
 CHUNK_BARS = {40: 0.36, None: 0.24}  # time / (PASSES full passes), by names in a chunk; None: as many as fit
 CHUNK_DETECTIONS = 300
-CAPTIONS = (
-    "a man in a red shirt rides a brown horse",
-    "two dogs play on the green grass near a fence",
-    "a woman sits on a bench with a blue umbrella",
-    "a cat sleeps on a small table next to a lamp",
-    "several people stand in front of a large white bus",
-)
-
-
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "detect": {"--prompt-names": {"type": int, "nargs": "+", "default": [80, 3], "choices": sorted(DETECT_BARS)}},
-    "training": {"--folder": {"type": Path, "help": "JPEGs for the loader (default: photo-like ones are made)"}},
-    "tuning": {"--model": {"default": "glip_t_c", "help": "name of a config"}},
-    "vocabulary": {
-        "--categories": {
-            "type": Path,
-            "required": True,
-            "help": "JSON: LVIS annotations or a list of categories",
-        },
-        "--batch-size": {"type": int, "default": 1, "help": "chunks computed at once"},
-        "--check": {"action": "store_true", "help": "compare with every chunk from the image on"},
-    },
-    "labelling": {
-        "--model": {"default": "glip-nano"},
-        "--together": {"type": int, "default": 1, "help": "captions of an image in one prompt"},
-        "--images": {"type": int, "default": 64},
-        "--boxes": {"type": int, "default": 1_000_000, "help": "stored boxes to select from"},
-    },
-    "phrases": {
-        "--captions": {"type": Path, "required": True, "help": "a text file with one caption per line"},
-        "--pipeline": {"help": "spaCy pipeline (default: the bundled one)"},
-    },
-    "scoring": {
-        "--images": {"type": int, "default": 20_000},
-        "--detections": {"type": int, "default": 300, "help": "results per image"},
-        "--seed": {"type": int, "default": 0},
-    },
+CAPTIONS = {  # and their noun phrases
+    "a man in a red shirt rides a brown horse": ("a man", "a red shirt", "a brown horse"),
+    "two dogs play on the green grass near a fence": ("two dogs", "the green grass", "a fence"),
+    "a woman sits on a bench with a blue umbrella": ("a woman", "a bench", "a blue umbrella"),
+    "a cat sleeps on a small table next to a lamp": ("a cat", "a small table", "a lamp"),
+    "several people stand in front of a large white bus": ("several people", "a large white bus"),
 }
-
-
-def main() -> None:
-    """Run one benchmark; detection where none is named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="benchmark", required=True)
-    for run in (detect, training, tuning, vocabulary, labelling, phrases, scoring):
-        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        command.set_defaults(run=run)
-        if run not in (phrases, scoring):
-            command.add_argument("--threads", type=int, default=2)
-        if run is not scoring:
-            command.add_argument("--rounds", type=int, default=2 if run in (tuning, vocabulary) else 3)
-        if run in (detect, vocabulary):
-            command.add_argument("--device", default="cpu")
-            command.add_argument("--size", type=int, nargs=2, default=list(SIZE), metavar=("HEIGHT", "WIDTH"))
-        for flag, settings in OPTIONS[run.__name__].items():
-            command.add_argument(flag, **settings)
-    words = sys.argv[1:]
-    if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
-        words = ["detect", *words]
-    args = parser.parse_args(words)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    options = {name: value for name, value in vars(args).items() if name != "run"}
-    print(f"not a timed test; torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {options}")
-    torch.set_num_threads(getattr(args, "threads", 1))
-    args.run(args)
 
 
 # ---- detection
@@ -141,49 +67,50 @@ def main() -> None:
 
 def detect(args: argparse.Namespace) -> None:
     """GLIP-T (C) against transformers' Grounding DINO-T: one image, batch 1; then the stages of GLIP-T (C)."""
+    contenders = (OURS, DINO)  # each has a process of its own; they run in turns
     for names in args.prompt_names:
-        with fresh_process() as ours, fresh_process() as theirs:
-            models = {"GLIP-T (C)": ours, "Grounding DINO-T": theirs}
-            passes: dict[str, list[tuple[float, float, float]]] = {title: [] for title in models}
+        with ExitStack() as stack:
+            calls = {title: stack.enter_context(fresh_process()) for title in contenders}
+            passes: dict[str, list[tuple[float, float, float]]] = {title: [] for title in contenders}
             for _ in range(1 + args.rounds):  # the first is a warm-up
-                for title, call in models.items():
+                for title, call in calls.items():
                     passes[title].append(call(one_pass, title, names, tuple(args.size), args.device, args.threads))
-            medians = []
+            medians = {}
             for title, rows in passes.items():
                 wall, busy = (statistics.median(row[column] for row in rows[1:]) for column in (0, 1))
-                medians.append((wall, busy))
-                each = " ".join(f"{row[0]:.2f}" for row in rows[1:])
-                costs = f"{wall:7.2f} s ({each})  processor {busy:.2f} s, {rows[-1][2]:.2f} GB"
+                medians[title] = (wall, busy)
+                walls = " ".join(f"{row[0]:.2f}" for row in rows[1:])
+                costs = f"{wall:7.2f} s ({walls})  processor {busy:.2f} s, {rows[-1][2]:.2f} GB"
                 print(f"{names:3d} names  {title:<17} {costs}")
-            wall, busy = (first / second for first, second in zip(*medians, strict=True))
+            wall, busy = (ours / theirs for ours, theirs in zip(medians[OURS], medians[DINO], strict=True))
             print(f"{names:3d} names  ratio {wall:.3f} (bar {DETECT_BARS[names]}); our peak: bar {PEAK_BAR} GB")
             print(f"           ratio of processor time {busy:.3f}, for a machine that others use too")
-            print("\n".join(table(ours(detection_stages, names, tuple(args.size), args.device))))
+            print("\n".join(measuring.table(calls[OURS](detection_stages, names, tuple(args.size), args.device))))
 
 
 @cache
 def contender(title: str, names: int, size: tuple[int, int], device: str) -> Callable[[], Any]:
     """A forward pass of one of the two models."""
-    if title == "Grounding DINO-T":
-        return grounding_dino(names, size, device)
+    if title == DINO:
+        return measuring.grounding_dino(names, size, device)
     model, config = random_model("glip_t_c", device)
-    return partial(model, detection_batch(config, size, device, names=names))
+    return partial(model, measuring.detection_batch(config, size, device, names=names))
 
 
 def one_pass(title: str, names: int, size: tuple[int, int], device: str, threads: int) -> tuple[float, float, float]:
     """Seconds of the wall clock and of the processor, and the peak in GB."""
     torch.set_num_threads(threads)
-    run, busy = contender(title, names, size, device), time.process_time()
+    run = contender(title, names, size, device)
     with torch.no_grad():
         busy = time.process_time()
         wall = elapsed(run, device) / 1e3
     return wall, time.process_time() - busy, peak_gb(device)
 
 
-def detection_stages(names: int, size: tuple[int, int], device: str) -> list[Row]:
+def detection_stages(names: int, size: tuple[int, int], device: str) -> list[measuring.Row]:
     """The stages of the same pass of GLIP-T (C)."""
-    run: Any = contender("GLIP-T (C)", names, size, device)
-    return stage_rows(run.func, run.args[0], "float32", device, 1)
+    run: Any = contender(OURS, names, size, device)
+    return measuring.stage_rows(run.func, run.args[0], "float32", device, 1)
 
 
 # ---- training
@@ -211,7 +138,7 @@ def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[
     model, config = random_model("glip_t_c")
     model.train().checkpoint_gradients(checkpointing)
     optimizer = build_optimizer(model, lr=1e-4, bert_lr=1e-5, text_lr=1e-4, weight_decay=0.05)
-    batch = training_batch(config, SIZE)
+    batch = measuring.training_batch(config, SIZE)
 
     def step() -> list[float]:
         losses = []
@@ -227,8 +154,8 @@ def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[
     step()  # warm-up
     medians = [statistics.median(times) / 1e3 for times in zip(*(step() for _ in range(rounds)), strict=True)]
     rows = {stage: (seconds, 0.0) for stage, seconds in zip(STEP, medians, strict=True)}
-    parts = {part: modules for part, modules in stages_of(model).items() if not part.startswith(" ")}
-    seconds = growth(lambda: model(batch), parts, time.perf_counter)
+    parts = {part: modules for part, modules in measuring.stages_of(model).items() if not part.startswith(" ")}
+    seconds = measuring.growth(lambda: model(batch), parts, time.perf_counter)
     stored = {parameter.untyped_storage().data_ptr(): 0 for parameter in model.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -236,7 +163,7 @@ def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = growth(lambda: model(batch), parts, lambda: sum(stored.values()) / 1e9)
+        kept = measuring.growth(lambda: model(batch), parts, lambda: sum(stored.values()) / 1e9)
     return {part: (seconds[part], kept[part]) for part in parts} | rows, peak_gb()
 
 
@@ -244,10 +171,10 @@ def loader_speed(folder: Path | None) -> float:
     """Images per second of one core: opened, resized, flipped, captioned and normalized as in a training."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
-        files = sorted(folder.glob("*.jp*g")) if folder else write_photos(Path(made), 10)
+        files = sorted(folder.glob("*.jp*g")) if folder else measuring.write_photos(Path(made), 10)
         samples = [Sample(file, *random_boxes((480, 480)), vocabulary=COCO_NAMES) for file in files]
         source = Source(DatasetConfig(name="jpegs", short_side=(480,)), samples)
-        processor = Processor(glip.load_config("glip_t_c").model, Tokenizer(VOCABULARY))
+        processor = Processor(glip.load_config("glip_t_c").model, Tokenizer(measuring.VOCABULARY))
         dataset = MixtureDataset([source], processor, DataConfig(), TrainConfig(steps=51, warmup=0))
         dataset[0]  # warm-up
         return 200 / (elapsed(lambda: [dataset[step] for step in range(1, 51)]) / 1e3)
@@ -312,10 +239,10 @@ def vocabulary(args: argparse.Namespace) -> None:
     tree = json.loads(args.categories.read_text())
     records = tree["categories"] if isinstance(tree, dict) else tree
     names = [clean_name(record["name"]) for record in sorted(records, key=lambda record: record["id"])]
-    detector, image = random_detector("glip_t_c", args.size, args.device), noise(args.size)
+    detector, image = random_detector("glip_t_c", args.size, args.device), measuring.noise(args.size)
     ground = partial(ground_chunks, detector, image, names, batch_size=args.batch_size)
     with torch.no_grad():
-        full_pass = grounding_dino(80, args.size, args.device)
+        full_pass = measuring.grounding_dino(80, args.size, args.device)
         elapsed(full_pass, args.device)  # warm-up
         passes, times = [], {chunk: list[float]() for chunk in CHUNK_BARS}
         for _ in range(args.rounds):
@@ -379,13 +306,13 @@ def label_times(
     from glip.pseudo.label import Labeller
     from glip.pseudo.shards import find_captions, find_shards
 
-    names = [file.name for file in write_photos(folder / "images", images)]
+    names = [file.name for file in measuring.write_photos(folder / "images", images)]
     labeller = Labeller(model, config, folder / "out", device)
     best: dict[int, dict[str, float]] = {}
     for number in range(rounds):
         for count in (1, 5):
             file = folder / f"{count}-{number}.jsonl"
-            file.write_text("".join(json.dumps({"image": n, "captions": CAPTIONS[:count]}) + "\n" for n in names))
+            file.write_text("".join(json.dumps({"image": n, "captions": list(CAPTIONS)[:count]}) + "\n" for n in names))
             [shard] = find_shards(find_captions(str(file), [str(folder / "images")], None), 10**6)
             report = labeller(shard)
             assert report["kept"] == count * images, report
@@ -421,7 +348,7 @@ def stored_row(rng: np.random.Generator, count: int) -> dict[str, object]:
     image = {"image": f"{int(rng.integers(10**8)):09d}.jpg", "id": 0, "width": 640, "height": 480}
     texts = [{"text": text, "spans": [[0, 1]]} for text in ("man", "red shirt", "brown horse")]
     stored = [{"box": b, "phrases": [p], "score": s} for b, p, s in zip(boxes, phrases, scores, strict=True)]
-    return {**image, "caption": CAPTIONS[0], "phrases": texts, "boxes": stored}
+    return {**image, "caption": next(iter(CAPTIONS)), "phrases": texts, "boxes": stored}
 
 
 # ---- noun phrases and scoring
@@ -460,6 +387,58 @@ def scoring(args: argparse.Namespace) -> None:
         counted = sum(row["detections"] for row in figures.categories)
         cost = f"{seconds:7.1f} s ({busy:.1f} s of a core), peak {peak_gb():.2f} GB"
         print(f"{name:<12} {cost}, AP {figures.ap:.4f}, {counted} results count")
+
+
+# ---- the command line
+
+FLAGS: dict[str, Any] = {
+    "threads": {"type": int, "default": 2},
+    "rounds": {"type": int, "default": 3},
+    "device": {"default": "cpu"},
+    "size": {"type": int, "nargs": 2, "default": list(SIZE), "metavar": ("HEIGHT", "WIDTH")},
+    "prompt-names": {"type": int, "nargs": "+", "default": [80, 3], "choices": sorted(DETECT_BARS)},
+    "folder": {"type": Path, "help": "JPEGs for the loader (default: photo-like ones are made)"},
+    "model": {"help": "name of a config or model"},
+    "categories": {"type": Path, "required": True, "help": "JSON: LVIS annotations or a list of categories"},
+    "batch-size": {"type": int, "default": 1, "help": "chunks computed at once"},
+    "check": {"action": "store_true", "help": "compare with every chunk from the image on"},
+    "together": {"type": int, "default": 1, "help": "captions of an image in one prompt"},
+    "images": {"type": int},
+    "boxes": {"type": int, "default": 1_000_000, "help": "stored boxes to select from"},
+    "captions": {"type": Path, "required": True, "help": "a text file with one caption per line"},
+    "pipeline": {"help": "spaCy pipeline (default: the bundled one)"},
+    "detections": {"type": int, "default": 300, "help": "results per image"},
+    "seed": {"type": int, "default": 0},
+}
+BENCHMARKS: dict[Callable[[argparse.Namespace], None], tuple[str, dict[str, Any]]] = {  # flags, defaults of their own
+    detect: ("threads rounds device size prompt-names", {}),
+    training: ("threads rounds folder", {}),
+    tuning: ("threads rounds model", {"rounds": 2, "model": "glip_t_c"}),
+    vocabulary: ("threads rounds device size categories batch-size check", {"rounds": 2}),
+    labelling: ("threads rounds model together images boxes", {"model": "glip-nano", "images": 64}),
+    phrases: ("rounds captions pipeline", {}),
+    scoring: ("images detections seed", {"images": 20_000}),
+}
+
+
+def main() -> None:
+    """Run one benchmark; detection where none is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for run, (flags, defaults) in BENCHMARKS.items():
+        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        for flag in flags.split():
+            command.add_argument(f"--{flag}", **FLAGS[flag])
+        command.set_defaults(run=run, **defaults)
+    words = sys.argv[1:]
+    if not words or (words[0] not in commands.choices and words[0] not in ("-h", "--help")):
+        words = ["detect", *words]
+    args = parser.parse_args(words)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    print(f"not a timed test; torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {options}")
+    torch.set_num_threads(getattr(args, "threads", 1))
+    args.run(args)
 
 
 if __name__ == "__main__":

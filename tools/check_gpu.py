@@ -16,16 +16,18 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,7 @@ import gpu_parity  # noqa: E402
 import gpu_speed  # noqa: E402
 import torch  # noqa: E402
 from golden_cases import BIG_CASES, BIG_NAMES, TRAIN_NAMES  # noqa: E402
-from gpu_parity import Measurement, Missing, Setup  # noqa: E402
-from measuring import Row, table  # noqa: E402
+from measuring import Measurement, Missing, Row, Setup, table  # noqa: E402
 
 from glip.files import atomic_write  # noqa: E402
 
@@ -78,10 +79,10 @@ def main() -> int:
     if device is None or (args.data and not args.data.is_dir()):
         print(f"error: {reason if device is None else f'--data {args.data} is no folder'}", file=sys.stderr)
         return 2
-    roots = [args.data, ROOT / "gpu_data" / "data", os.environ.get("GLIP_DATA")]
+    roots = (args.data, ROOT / "gpu_data" / "data", os.environ.get("GLIP_DATA"))
     data = next((Path(folder) for folder in roots if folder and Path(folder).is_dir()), None)
     tiny = args.size == "tiny"
-    setup = Setup(device, tiny, args.repeats or (2 if tiny else 20), data, ROOT)
+    setup = Setup(device, args.repeats or (2 if tiny else 20), data, tiny)
     environment, deadline = describe(device, reason), time.monotonic() + 60 * args.minutes
     print("\n".join(f"{key}: {value}" for key, value in environment.items()), flush=True)
     results: dict[str, Result] = {}
@@ -142,117 +143,83 @@ def describe(device: str, reason: str) -> dict[str, str]:
         properties = torch.cuda.get_device_properties(device)
         drivers = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found["device"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"
-        found["driver"] = drivers.partition("\n")[0] or "unknown"
+        found["driver"] = drivers.partition("\n")[0]
         found["CUDA, cuDNN"] = f"{torch.version.cuda}, {torch.backends.cudnn.version()}"
     else:
         found["device"] = "CPU" + (f": {reason}" if reason else "")
     found["processor"] = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    versions = {name: "missing" for name in ("torchvision", "transformers", "timm")}
-    for name in versions:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    found["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, {packages}"
-    commit = output_of("git", "-C", str(ROOT), "describe", "--always", "--dirty")
-    return {**found, "commit": commit or "unknown", "date": time.strftime("%Y-%m-%d")}
+    packages = {one.name.lower(): one.version for one in distributions()}
+    named = (f"{name} {packages.get(name, 'missing')}" for name in ("torchvision", "transformers", "timm"))
+    found["versions"] = f"Python {platform.python_version()}, torch {torch.__version__}, {', '.join(named)}"
+    found["commit"] = output_of("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+    return {**found, "date": time.strftime("%Y-%m-%d")}
 
 
 def output_of(*command: str) -> str:
-    """What a program prints; nothing where it is missing."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
+    """What a program prints; "unknown" where it is missing or fails."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or "unknown"
+    return "unknown"
 
 
 # ---- running measurements in a worker process, which is started again after one that it does not survive
 
 
 def run_part(planned: Sequence[Measurement], result: Result, setup: Setup, deadline: float) -> Iterator[None]:
-    """Run measurements until the deadline; yields whenever the result has changed."""
-    began, worker = time.monotonic(), None
+    """Run measurements until the deadline; yields after each and at the end."""
+    began, pool, worker = time.monotonic(), None, 0
     for number, measurement in enumerate(planned, start=1):
         start = time.monotonic()
         if start >= deadline:
             result.problems[measurement.name] = "did not fit into the time"
             continue
-        share = LONGEST_SHARE if number < len(planned) else 1.0
-        worker = worker or Worker(setup)
+        if pool is None:
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            worker = pool.submit(os.getpid).result()
         print(f"  {measurement.name} ...", end="", flush=True)
-        for row in worker.measure(measurement, share * (deadline - start)):
-            result.rows.append({"table": measurement.table, **row})
-            result.failed |= row.get("passed") is False
-            yield
-        if worker.problem:
-            result.problems[measurement.name], failed = worker.problem
+        share = LONGEST_SHARE if number < len(planned) else 1.0
+        rows, usable = list[Row](), False
+        problem: tuple[str, bool] | None = ("its process died", True)
+        try:
+            rows, usable, problem = pool.submit(measure, measurement, setup).result(share * (deadline - start))
+        except TimeoutError:
+            problem = ("was not finished in time", True)
+        except BrokenProcessPool:
+            pass
+        result.rows += [{"table": measurement.table, **row} for row in rows]
+        result.failed |= any(row.get("passed") is False for row in rows)
+        if problem:
+            result.problems[measurement.name], failed = problem
             result.failed |= failed and time.monotonic() < deadline
+        if not usable:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+            pool = None
         print(f" {time.monotonic() - start:.1f} s", flush=True)
-        worker = worker if worker.usable else None
-    if worker:
-        worker.end()
+        yield
+    if pool:
+        pool.shutdown()
     result.seconds = time.monotonic() - began
     yield
 
 
-class Worker:
-    """A process that measures; not ``usable`` after a measurement that hangs, kills it or breaks the device."""
-
-    def __init__(self, setup: Setup) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, setup), daemon=True)
-        self.process.start()
-        other.close()
-        self.usable = True
-        self.problem: tuple[str, bool] | None = None  # and whether it fails the check
-
-    def measure(self, measurement: Measurement, seconds: float) -> Iterator[Row]:
-        """The rows of a measurement as they come; then ``problem`` is set."""
-        deadline, self.problem = time.monotonic() + seconds, ("was not finished in time", True)
-        try:
-            self.connection.send(measurement)
-            while self.connection.poll(max(0.0, deadline - time.monotonic())):
-                row, self.usable, problem = self.connection.recv()
-                if row is None:
-                    self.problem = problem
-                    return
-                yield row
-        except (EOFError, OSError):
-            self.process.join()
-            self.problem = (f"its process ended with exit code {self.process.exitcode}", True)
-        self.usable = False
-        self.end()
-
-    def end(self) -> None:
-        """Kill the process."""
-        self.process.kill()
-        self.process.join()
-
-
-def work(connection: Connection, setup: Setup) -> None:
-    """The worker: send (row, True, None) for each row, at the end (None, whether the device is usable, the problem)."""
+def measure(measurement: Measurement, setup: Setup) -> tuple[list[Row], bool, tuple[str, bool] | None]:
+    """In the worker: the rows, whether the device is still usable, and what went wrong (True: which is a failure)."""
+    rows, usable, problem = list[Row](), True, None
     if setup.cuda:
         torch.cuda.set_device(setup.device)
-    while True:
-        measurement, problem, usable = connection.recv(), None, True
-        try:
-            for row in measurement.run():
-                connection.send((row, True, None))
-        except Exception as error:
-            problem = explain(error)
-        try:
-            release_memory(setup)
-        except RuntimeError as error:
-            problem, usable = problem or explain(error), False
-        connection.send((None, usable, problem))
-
-
-def release_memory(setup: Setup) -> None:
-    """Give freed GPU memory back; raises where an earlier error has left the device unusable."""
-    gc.collect()
-    if setup.cuda:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+    try:
+        rows.extend(measurement.run())
+    except Exception as error:
+        problem = explain(error)
+    try:
+        gc.collect()
+        if setup.cuda:  # raises where an earlier error has left the device unusable
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+    except RuntimeError as error:
+        problem, usable = problem or explain(error), False
+    return rows, usable, problem
 
 
 def explain(error: Exception) -> tuple[str, bool]:
@@ -276,40 +243,31 @@ def explain(error: Exception) -> tuple[str, bool]:
 
 def write(out: Path, name: str, result: Result) -> None:
     """Write the part's JSON file, and the page of all parts in the folder; a folder that cannot be written is named."""
+    stored: dict[str, Any] = {}
     try:
         with atomic_write(out / f"{name}.json") as file:
             json.dump(vars(result), file, indent=1)
-        stored = {part: read_part(out / f"{part}.json") for part in PARTS}
+        for part in PARTS:
+            with suppress(OSError, ValueError, TypeError):  # what earlier calls have written; not any other file
+                stored[part] = vars(Result(**json.loads((out / f"{part}.json").read_text(encoding="utf-8"))))
         with atomic_write(out / "check_gpu.md") as file:
-            file.write(page({part: own for part, own in stored.items() if own}) + "\n")
+            file.write(page(stored) + "\n")
     except OSError as error:
         print(f"results cannot be written to {out} ({error}); they are printed at the end", file=sys.stderr)
 
 
-def read_part(file: Path) -> dict[str, Any] | None:
-    """What an earlier call has written; None for any other file."""
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stored if isinstance(stored, dict) and vars(Result({})).keys() == stored.keys() else None
-
-
 def page(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """The results as Markdown; card, versions and command are repeated where they change."""
-    lines: list[str] = []
-    heading = ""
+    lines, heading = list[str](), ""
     for name, part in parts.items():
         own = "\n".join(f"- {key}: {value}" for key, value in part["environment"].items())
-        lines += [own, ""] if own != heading else []
+        lines += ([own, ""] if own != heading else []) + [f"## {name}", "", f"{part['seconds']:.0f} s.", ""]
         heading = own
-        lines += [f"## {name}", "", f"{part['seconds']:.0f} s.", ""]
         for title in dict.fromkeys(row["table"] for row in part["rows"]):
             rows = [{k: v for k, v in row.items() if k != "table"} for row in part["rows"] if row["table"] == title]
             lines += [f"### {title}", "", *table(rows), ""]
-        if part["problems"]:
-            lines += ["| not measured | why |", "|---|---|"]
-            lines += [f"| {what} | {why.replace('|', '/')} |" for what, why in part["problems"].items()] + [""]
+        problems = [{"not measured": what, "why": why.replace("|", "/")} for what, why in part["problems"].items()]
+        lines += [*table(problems), ""] if problems else []
     return "\n".join(lines)
 
 
@@ -343,17 +301,16 @@ def pack(target: Path, *, limit_mb: float, wheels: Sequence[str] = (), python: s
         command += [word for platform in PLATFORMS for word in ("--platform", f"{platform}_x86_64")]
         if subprocess.run([*command, "-d", str(target / "wheels"), *wheels]).returncode:
             return 2
-    for name, files in sorted(there.items(), key=lambda item: size_of(item[1])):
-        if size_of([*target.rglob("*"), *files]) > limit_mb * 1e6:
-            print(f"left out, does not fit into {limit_mb:g} MB: {name} ({size_of(files) / 1e6:.1f} MB)")
+    for name, files in sorted(there.items(), key=lambda item: megabytes(item[1])):
+        if megabytes([*target.rglob("*"), *files]) > limit_mb:
+            print(f"left out, does not fit into {limit_mb:g} MB: {name} ({megabytes(files):.1f} MB)")
             continue
         for file in files:
-            place = Path("golden", file.name) if name in golden else file.relative_to(beside)
-            (target / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / place)
-    for name in wanted.keys() - there.keys():
-        print(f"missing: {name}")
-    print(f"{target}: {size_of(target.rglob('*')) / 1e6:.1f} MB")
+            place = target / (Path("golden", file.name) if name in golden else file.relative_to(beside))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    print("".join(f"missing: {name}\n" for name in wanted.keys() - there.keys()), end="")
+    print(f"{target}: {megabytes(target.rglob('*')):.1f} MB")
     return 0
 
 
@@ -366,9 +323,9 @@ def test_files(folder: Path) -> list[Path]:
     return [annotations, *(folder / "images" / image["file_name"] for image in images)]
 
 
-def size_of(files: Iterable[Path]) -> int:
-    """Bytes of files."""
-    return sum(file.stat().st_size for file in files if file.is_file())
+def megabytes(files: Iterable[Path]) -> float:
+    """The size of files."""
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 from draw_world import write_world
 from drawn_world.scenes import World, draw_sample
+from measuring import Row, table
 
 import glip
 from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
@@ -44,7 +45,6 @@ TEACHER, GOLD = ("teacher", 0, 0.0, 0), ("gold only", 0, 0.0, 1)
 STUDENTS = [("student", POOL, threshold, 1) for threshold in (0.1, 0.5, 0.7)]  # from 0.8 on the teacher has no box
 STUDENTS += [("student", size, 0.3, 1) for size in (125, 500)] + [("student", POOL, 0.3, 2)]
 STUDENTS += [("student, soft", POOL, 0.3, 1), ("student, no box loss", POOL, 0.3, 1)]
-Row = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Row]]  # the runs that differ in the seed alone
 
 
@@ -57,15 +57,10 @@ class Study:
     plan: list[tuple[int, tuple[Any, ...]]]
     figures: tuple[str, ...]
 
-    def rows(self) -> list[Row]:
-        """The runs that are finished."""
-        ledger = DOCS / f"{self.name}.jsonl"
-        return list(read_jsonl(ledger)) if ledger.is_file() else []
-
     def groups(self) -> Groups:
         """The finished runs by key."""
-        found: Groups = {}
-        for row in self.rows():
+        ledger, found = DOCS / f"{self.name}.jsonl", Groups()
+        for row in read_jsonl(ledger) if ledger.is_file() else ():
             found.setdefault(tuple(row[name] for name in self.key), []).append(row)
         return found
 
@@ -103,16 +98,16 @@ def main() -> None:
     if args.action == "report":
         return report()
     study, make = STUDIES[args.study], run_arm if args.study == "arms" else run_teaching
-    done = {(row["seed"], *(row[name] for name in study.key)) for row in study.rows()}
+    done = {(row["seed"], key) for key, rows in study.groups().items() for row in rows}
     wanted = (args.seed, args.arm, args.size)
     missing = [
         (seed, key)
         for seed, key in study.plan
-        if (seed, *key) not in done and all(w in (None, k) for w, k in zip(wanted, (seed, *key), strict=False))
+        if (seed, key) not in done
+        and all(one in (None, own) for one, own in zip(wanted, (seed, *key[:2]), strict=True))
     ]
     for seed, key in missing[: args.runs]:
-        row = {**dict(zip(study.key, key, strict=True)), "seed": seed}
-        began = time.monotonic()
+        row, began = {**dict(zip(study.key, key, strict=True)), "seed": seed}, time.monotonic()
         row |= make(seed, key, args.language, args.device)
         append_jsonl(DOCS / f"{study.name}.jsonl", {**row, "minutes": round((time.monotonic() - began) / 60, 1)})
     print(f"{max(0, len(missing) - args.runs)} of these runs are still to make")
@@ -214,19 +209,18 @@ def scenes(split: Any, captioned: float) -> list[Sample]:
 
 def report() -> None:
     """Write both tables into docs/claims.md, between their markers, and draw both figures."""
-    arms, teacher = STUDIES["arms"], STUDIES["teacher"]
-    lines = []
+    arms, teacher, rows = STUDIES["arms"], STUDIES["teacher"], list[Row]()
     for (arm, _), runs in sorted(arms.groups().items(), key=lambda item: (item[0][0], item[1][0]["images"])):
-        minutes = f"{mean(row['minutes'] for row in runs):.0f}"
-        lines.append([ARMS[arm], f"{runs[0]['images']:,}", *cells(arms, runs), minutes])
-    write_table(arms, ["arm", "different images", "runs", *arms.figures, "minutes"], lines)
+        row = {"arm": ARMS[arm], "different images": f"{runs[0]['images']:,}", **cells(arms, runs)}
+        rows.append({**row, "minutes": f"{mean(row['minutes'] for row in runs):.0f}"})
+    write_table(arms, rows)
     draw_arms(arms)
-    lines = []
+    rows = []
     for (arm, size, threshold, number), runs in sorted(teacher.groups().items(), key=_place):
-        name = f"{arm}, round {number}" if number > 1 else arm
-        shown = [f"{size:,}", f"{threshold:g}"] if size else ["–", "–"]
-        lines.append([name, *shown, *cells(teacher, runs)])
-    write_table(teacher, ["", "captioned images", "threshold", "runs", *teacher.figures], lines)
+        row = {"": f"{arm}, round {number}" if number > 1 else arm}
+        row |= {"captioned images": f"{size:,}" if size else "–", "threshold": f"{threshold:g}" if size else "–"}
+        rows.append({**row, **cells(teacher, runs)})
+    write_table(teacher, rows)
     draw_teaching(teacher)
 
 
@@ -236,22 +230,21 @@ def _place(group: tuple[tuple[Any, ...], list[Row]]) -> tuple[Any, ...]:
     return arm != "teacher", arm != "gold only", arm, number, -size, threshold
 
 
-def cells(study: Study, runs: list[Row]) -> list[str]:
+def cells(study: Study, runs: list[Row]) -> Row:
     """The number of runs; mean and standard deviation of each figure over the seeds."""
-    columns = [[row["figures"][figure] for row in runs] for figure in study.figures]
-    return [str(len(runs)), *(f"{mean(v):.3f}" + (f" ± {stdev(v):.3f}" if len(v) > 1 else "") for v in columns)]
+    columns = {figure: [row["figures"][figure] for row in runs] for figure in study.figures}
+    spread = {figure: f" ± {stdev(values):.3f}" if len(values) > 1 else "" for figure, values in columns.items()}
+    return {"runs": len(runs), **{figure: f"{mean(v):.3f}{spread[figure]}" for figure, v in columns.items()}}
 
 
-def write_table(study: Study, header: list[str], lines: list[list[str]]) -> None:
+def write_table(study: Study, rows: list[Row]) -> None:
     """Write a table into the page between the study's markers, which are added at its end if they are missing."""
     begin = f"<!-- made by tools/{study.name}.py report -->"
     end = f"<!-- end of what tools/{study.name}.py makes -->"
     path = DOCS / "claims.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    rows = ["| " + " | ".join(line) + " |" for line in (header, *lines)]
-    rows[0] = rows[0].replace("|  |", "| |")
-    table = [begin, "", rows[0], "|" + "---|" * len(header), *rows[1:], "", f"![figures](images/{study.name}.png)"]
-    text = "\n".join([*table, "", end])
+    lines = "\n".join(table(rows)).replace("|  |", "| |", 1)
+    text = f"{begin}\n\n{lines}\n\n![figures](images/{study.name}.png)\n\n{end}"
     path.write_text(f"{before.rstrip()}\n\n{text}{rest.partition(end)[2] or chr(10)}", encoding="utf-8")
 
 
@@ -277,33 +270,28 @@ def draw_teaching(study: Study) -> None:
     """Over the threshold, captioned images (0: gold only) and rounds, seed 0; dashed: the teacher."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in study.rows() if row["seed"] == 0]
-    teacher, gold, students = (
-        [row for row in rows if row["arm"] == arm] for arm in ("teacher", "gold only", "student")
-    )
-    whole = [row for row in students if row["captioned"] == POOL]
-    usual = [row for row in students if row["threshold"] == 0.3]
-    panels_rows = {
-        "threshold": [row for row in whole if row["round"] == 1],
-        "captioned": gold + [row for row in usual if row["round"] == 1],
-        "round": teacher + [row for row in usual if row["captioned"] == POOL],
-    }
-    canvas = Figure(figsize=(13, 4.2), layout="tight")
-    panels = canvas.subplots(1, 3)
-    for panel, (field, own) in zip(panels, panels_rows.items(), strict=True):
+    runs = {key: row for key, rows in study.groups().items() for row in rows if row["seed"] == 0}
+    students = [(key[1:], row) for key, row in runs.items() if key[0] == "student"]
+    teacher, gold = ([row for key, row in runs.items() if key[0] == arm] for arm in ("teacher", "gold only"))
+    whole = [row for (size, _, number), row in students if (size, number) == (POOL, 1)]
+    sizes = [row for (_, threshold, number), row in students if (threshold, number) == (0.3, 1)]
+    rounds = [row for (size, threshold, _), row in students if (size, threshold) == (POOL, 0.3)]
+    panels = Figure(figsize=(13, 4.2), layout="tight").subplots(1, 3)
+    for panel, label, field, own in (
+        (panels[0], "score threshold of the pseudo-labels", "threshold", whole),
+        (panels[1], "captioned images", "captioned", gold + sizes),
+        (panels[2], "round", "round", teacher + rounds),
+    ):
         own = sorted(own, key=lambda row: row[field])
         for number, figure in enumerate(study.figures):
             values = [row["figures"][figure] for row in own]
             panel.plot([row[field] for row in own], values, "o-", color=f"C{number}", label=figure)
-            if field != "round":
-                for row in teacher:
-                    panel.axhline(row["figures"][figure], color=f"C{number}", linestyle="--", linewidth=0.8)
-    labels = ("score threshold of the pseudo-labels", "captioned images", "round")
-    for panel, label in zip(panels, labels, strict=True):
+            for row in teacher if field != "round" else ():
+                panel.axhline(row["figures"][figure], color=f"C{number}", linestyle="--", linewidth=0.8)
         panel.set(xlabel=label, ylim=(0, 1))
-    panels[2].set_xticks(range(1 + max((row["round"] for row in students), default=0)))
+    panels[2].set_xticks(range(1 + max((row["round"] for row in runs.values()), default=0)))
     panels[0].legend(fontsize="small")
-    canvas.savefig(DOCS / "images" / f"{study.name}.png", dpi=90)
+    panels[0].figure.savefig(DOCS / "images" / f"{study.name}.png", dpi=90)
 
 
 if __name__ == "__main__":

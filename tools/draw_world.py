@@ -11,8 +11,8 @@ OUT/captions.jsonl has the captions alone, for ``glip label`` and ``glip self-tr
 import argparse
 import pickle
 import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -31,39 +31,21 @@ AT_ONCE = 32  # scenes a worker draws before it reports
 NAMES, GROUNDING, CAPTIONS = "names.jsonl", "grounding.json", "captions.jsonl"
 
 
-@dataclass(frozen=True)
-class Files:
-    """How images become files, and what is written about each: names and a caption, or one of the two."""
-
-    images: Path
-    format: str = "jpg"
-    both: bool = True
-
-
 def main() -> None:
     """Draw and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    parser.add_argument("--images", type=int, default=400, metavar="N", help="number of images (default: 400)")
-    parser.add_argument("--split", choices=typing.get_args(Split), default="train", help="default: train")
-    parser.add_argument(
-        "--first", type=int, default=0, metavar="SEED", help="seed of the first image; each image adds one (default: 0)"
-    )
-    parser.add_argument(
-        "--sides", type=int, nargs=2, default=(200, 360), metavar=("MIN", "MAX"), help="width and height, in pixels"
-    )
-    parser.add_argument("--most", type=int, default=9, choices=range(1, 10), help="maximum things in an image")
-    parser.add_argument(
-        "--captioned",
-        type=float,
-        metavar="SHARE",
-        help="share of the images that have a caption instead of class names (default: every image has both)",
-    )
-    parser.add_argument(
-        "--plain", action="store_true", help="class names without articles and synonyms, for evaluation"
-    )
-    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="image files (default: jpg)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: 2)")
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder to write")
+    add("--images", type=int, default=400, metavar="N", help="number of images (default: 400)")
+    add("--split", choices=typing.get_args(Split), default="train", help="default: train")
+    add("--first", type=int, default=0, metavar="SEED", help="seed of the first image; each adds one (default: 0)")
+    add("--sides", type=int, nargs=2, default=(200, 360), metavar=("MIN", "MAX"), help="width and height, in pixels")
+    add("--most", type=int, default=9, choices=range(1, 10), help="maximum things in an image")
+    share = "share of the images with a caption instead of class names (default: every image has both)"
+    add("--captioned", type=float, metavar="SHARE", help=share)
+    add("--plain", action="store_true", help="class names without articles and synonyms, for evaluation")
+    add("--format", choices=("jpg", "png"), default="jpg", help="image files (default: jpg)")
+    add("--workers", type=int, default=2, help="processes that draw (default: 2)")
     args = parser.parse_args()
     if min(args.sides) < 64:
         parser.error(f"--sides {args.sides[0]} {args.sides[1]}: scenes need sides of at least 64 pixels")
@@ -75,14 +57,7 @@ def main() -> None:
 
 
 def write_world(
-    out: Path,
-    world: World,
-    count: int,
-    *,
-    first: int = 0,
-    both: bool = True,
-    format: str = "jpg",
-    workers: int = 0,
+    out: Path, world: World, count: int, *, first: int = 0, both: bool = True, format: str = "jpg", workers: int = 0
 ) -> None:
     """Draw the scenes of seeds ``first``, ``first`` + 1, ... and write them as a dataset.
 
@@ -97,48 +72,39 @@ def write_world(
         format: jpg or png.
         workers: processes that draw; 0 draws in this one.
     """
-    files = Files(out / "images", format, both)
-    files.images.mkdir(parents=True, exist_ok=True)
-    for file in (NAMES, GROUNDING, CAPTIONS):
-        (out / file).unlink(missing_ok=True)
+    images = out / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for name in (NAMES, GROUNDING, CAPTIONS):
+        (out / name).unlink(missing_ok=True)
     named, captioned = list[Sample](), list[Sample]()
-    drawn = _drawn(files, world, range(first, first + count), workers)
-    for sample in tqdm(drawn, total=count * (1 + both), unit="sample", disable=None):
-        (captioned if sample.prompt else named).append(sample)
+    draw, seeds = partial(draw_files, images, format, both, world), range(first, first + count)
+    with Pool(workers) if workers else nullcontext() as pool:
+        drawn = pool.imap(draw, seeds, chunksize=AT_ONCE) if pool else map(draw, seeds)
+        for pickled in tqdm(drawn, total=count, unit="image", disable=None):
+            for sample in pickle.loads(pickled):
+                (captioned if sample.prompt else named).append(sample)
     if named:
-        write_labels(SampleSet(named), out / NAMES, [files.images])
+        write_labels(SampleSet(named), out / NAMES, [images])
     if captioned:
-        write_mdetr(SampleSet(captioned), out / GROUNDING, [files.images])
+        write_mdetr(SampleSet(captioned), out / GROUNDING, [images])
         write_jsonl(out / CAPTIONS, [_caption_row(sample) for sample in captioned])
-
-
-def _drawn(files: Files, world: World, seeds: range, workers: int) -> Iterator[Sample]:
-    draw = partial(draw_files, files, world)
-    if not workers:
-        for pickled in map(draw, seeds):
-            yield from pickle.loads(pickled)
-        return
-    with Pool(workers) as pool:
-        for pickled in pool.imap(draw, seeds, chunksize=AT_ONCE):
-            yield from pickle.loads(pickled)
-
-
-def draw_files(files: Files, world: World, seed: int) -> bytes:
-    """Draw and save one image; its samples with the file in place of the pixels.
-
-    They are pickled here, since torch would pass each tensor between processes by a file descriptor of its own.
-    """
-    samples = draw_both(seed, world) if files.both else (draw_sample(seed, world),)
-    file = files.images / f"{seed:08d}.{files.format}"
-    image = samples[0].image
-    assert isinstance(image, Image.Image)
-    image.save(file, quality=QUALITY)
-    return pickle.dumps([replace(sample, image=file) for sample in samples])
 
 
 def _caption_row(sample: Sample) -> dict[str, str]:
     assert isinstance(sample.image, Path) and sample.prompt is not None
     return {"image": sample.image.name, "caption": sample.prompt.caption}
+
+
+def draw_files(folder: Path, format: str, both: bool, world: World, seed: int) -> bytes:
+    """Draw and save one image; its samples with the file in place of the pixels.
+
+    They are pickled here, since torch would pass each tensor between processes by a file descriptor of its own.
+    """
+    samples = draw_both(seed, world) if both else (draw_sample(seed, world),)
+    file, image = folder / f"{seed:08d}.{format}", samples[0].image
+    assert isinstance(image, Image.Image)
+    image.save(file, quality=QUALITY)
+    return pickle.dumps([replace(sample, image=file) for sample in samples])
 
 
 if __name__ == "__main__":

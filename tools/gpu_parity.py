@@ -5,22 +5,21 @@ order and may take four times as much.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import golden_compare as compare
 import torch
 from golden_cases import BIG_NAMES, TINY_NAMES, TRAIN_NAMES, Case, case_path, load_case
 from golden_recorder import Run, run_case, run_training_case
-from measuring import Row, precision
+from measuring import Measurement, Missing, Row, Setup, each, held, precision
 from torch import Tensor
 
 import glip
 from glip.geometry.boxes import iou
 from glip.structures import Sample
 
+ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE_FACTOR = 4.0  # on a GPU
 _STAGES = {
     "lang": "text",
@@ -37,100 +36,27 @@ _SAME_BOX = 0.5  # IoU from which two boxes of a label are one detection
 _IMAGES = 100  # of a set at most
 
 
-class Missing(Exception):
-    """Something that a measurement needs is not on this machine; this does not fail the check."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a check runs on.
-
-    Args:
-        device: "cuda", "cuda:1" or "cpu".
-        tiny: small models, images and batches, to try the check itself.
-        repeats: timed runs of each measurement.
-        data: a folder of datasets, for the average precision of glip-nano.
-        root: the checkout.
-    """
-
-    device: str
-    tiny: bool
-    repeats: int
-    data: Path | None
-    root: Path
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device.startswith("cuda")
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """Those that the device has: TF32 is NVIDIA's, and float16 on a CPU is of no use."""
-        return ("float32", "tf32", "bfloat16", "float16") if self.cuda else ("float32", "bfloat16")
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The configs that are timed."""
-        return ("tiny",) if self.tiny else ("glip_t_c", "glip_l")
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Images at once."""
-        return (1, 2) if self.tiny else (1, 4, 8)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the resized image in pixels; 800 x 1066 is padded to 800 x 1088."""
-        return (96, 128) if self.tiny else (800, 1066)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One thing to measure.
-
-    Args:
-        name: what is measured, for lists of what failed or did not fit.
-        table: the heading of the table that its rows belong to.
-        run: measures; gives rows as they are ready. A row whose "passed" is False fails the check.
-    """
-
-    name: str
-    table: str
-    run: Callable[[], Iterable[Row]]
-
-
 def parity(setup: Setup) -> Iterator[Measurement]:
     """Each golden case on the CPU and on the device, then the tests that need a device."""
-    title = "Golden cases: largest deviation from the 2022 release"
-    for name in case_names(setup):
-        yield Measurement(name, title, partial(inference_rows, name, setup))
-    for name in TRAIN_NAMES[-2:] if setup.tiny else TRAIN_NAMES:
-        yield Measurement(name, "Golden training cases", partial(training_rows, name, setup))
-    yield Measurement("pytest -m gpu", "Tests marked gpu", partial(test_rows, setup))
+    cases = TINY_NAMES if setup.tiny else (*TINY_NAMES, *BIG_NAMES)
+    yield from each(
+        "{case}", "Golden cases: largest deviation from the 2022 release", inference_rows, setup, case=cases
+    )
+    names = TRAIN_NAMES[-2:] if setup.tiny else TRAIN_NAMES
+    yield from each("{case}", "Golden training cases", training_rows, setup, case=names)
+    yield from each("pytest -m gpu", "Tests marked gpu", test_rows, setup)
 
 
 def drift(setup: Setup) -> Iterator[Measurement]:
-    """Each golden case in each precision, then glip-nano on datasets."""
-    title = "Golden cases compared with float32 on the same device"
-    for name in case_names(setup):
-        yield Measurement(name, title, partial(drift_rows, name, setup))
-    title = "Average precision of glip-nano"
-    yield Measurement("glip-nano on drawings", title, partial(drawn_rows, setup))
-    yield Measurement("glip-nano on datasets", title, partial(dataset_rows, setup))
-
-
-def case_names(setup: Setup) -> tuple[str, ...]:
-    """The inference cases; a tiny check skips the big ones."""
-    return TINY_NAMES if setup.tiny else (*TINY_NAMES, *BIG_NAMES)
+    """Each golden case in each precision, then glip-nano on drawings and datasets."""
+    cases = TINY_NAMES if setup.tiny else (*TINY_NAMES, *BIG_NAMES)
+    yield from each("{case}", "Golden cases compared with float32 on the same device", drift_rows, setup, case=cases)
+    yield from each("glip-nano on drawings", "Average precision of glip-nano", drawn_rows, setup)
+    yield from each("glip-nano on datasets", "Average precision of glip-nano", dataset_rows, setup)
 
 
 def stored_case(name: str) -> Case:
-    """A case from its file.
-
-    Raises:
-        Missing: the file is not on this machine.
-    """
+    """A case from its file, or Missing."""
     if not case_path(name).is_file():
         raise Missing(f"{case_path(name).name} is not on this machine (tools/check_gpu.py --pack brings it)")
     return load_case(name)
@@ -139,39 +65,39 @@ def stored_case(name: str) -> Case:
 # ---- parity
 
 
-def inference_rows(name: str, setup: Setup) -> Iterator[Row]:
+def inference_rows(setup: Setup, case: str) -> Iterator[Row]:
     """Every stage's deviation and which detections differ, on the device and on the CPU; then the tolerances."""
-    case = stored_case(name)
-    tolerances = {quantity: compare.TOLERANCES[quantity][compare.SIZE_OF[case.form]] for quantity in _STAGES}
+    stored = stored_case(case)
+    tolerances = {quantity: compare.TOLERANCES[quantity][compare.SIZE_OF[stored.form]] for quantity in _STAGES}
     for device in dict.fromkeys((setup.device, "cpu")):
         with precision("float32", device):
-            run = run_case(case, device)
+            run = run_case(stored, device)
         gaps = {quantity: compare.deviations(run, quantity).values() for quantity in _STAGES}
         share = max(gap / tolerances[quantity] for quantity, own in gaps.items() for gap in own)
         apart = [compare.detections_apart(run, index) for index in range(len(run.detections))]
         lost, gained, count = (sum(column) for column in zip(*apart, strict=True))
-        row: Row = {"case": name, "device": device}
+        row: Row = {"case": case, "device": device}
         row |= {title: max(gaps[quantity], default=None) for quantity, title in _STAGES.items()}
         row |= {"deviation / tolerance": share, "detections lost, gained": f"{lost}, {gained} of {count}"}
         allowed = max(1, count // 100) * len(apart)
         yield {**row, "passed": share <= factor(device) and max(lost, gained) <= allowed}
     own = {title: tolerances[quantity] for quantity, title in _STAGES.items()}
-    yield {"case": name, "device": "tolerance of the CPU", **own}
+    yield {"case": case, "device": "tolerance of the CPU", **own}
 
 
-def training_rows(name: str, setup: Setup) -> Iterator[Row]:
+def training_rows(setup: Setup, case: str) -> Iterator[Row]:
     """Losses, gradients and the assignment of boxes to anchors, on the device and on the CPU."""
-    case = stored_case(name)
+    stored = stored_case(case)
     for device in dict.fromkeys((setup.device, "cpu")):
         with precision("float32", device):
-            run = run_training_case(case, device)
+            run = run_training_case(stored, device)
         losses = max(compare.loss_deviations(run).values())
         gradients = max(compare.gradient_deviations(run).values())
-        stored = [case.tensor(f"assign_{index}") for index in range(len(run.owners))]
-        moved = sum(int((own.cpu() != other).sum()) for own, other in zip(run.owners, stored, strict=True))
+        owners = [stored.tensor(f"assign_{index}") for index in range(len(run.owners))]
+        moved = sum(int((own.cpu() != other).sum()) for own, other in zip(run.owners, owners, strict=True))
         close = losses <= compare.LOSS * factor(device) and gradients <= factor(device)
         allowed = 0 if device == "cpu" else 1 + int(run.losses.num_positive) // 100  # of anchors near a threshold
-        row: Row = {"case": name, "device": device, "losses, relative": losses}
+        row: Row = {"case": case, "device": device, "losses, relative": losses}
         row |= {"gradients, deviation / tolerance": gradients, "anchors assigned differently": moved}
         yield {**row, "passed": close and moved <= allowed}
 
@@ -199,8 +125,8 @@ def test_rows(setup: Setup) -> Iterator[Row]:
                 failed.append(f"{report.nodeid.split('::')[-1]}: {[*errors, text.strip()[-200:]][0]}")
 
     threads = torch.get_num_threads()
-    command = ["-c", str(setup.root / "setup.cfg"), "-p", "no:cacheprovider", "-m", "gpu", "--device", setup.device]
-    code = pytest.main([*command, str(setup.root / "tests" / "test_gpu.py")], [Reports()])
+    command = ["-c", str(ROOT / "setup.cfg"), "-p", "no:cacheprovider", "-m", "gpu", "--device", setup.device]
+    code = pytest.main([*command, str(ROOT / "tests" / "test_gpu.py")], [Reports()])
     torch.set_num_threads(threads)
     yield from ({"result": "failed", "test": line, "passed": False} for line in failed)
     listed = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
@@ -210,15 +136,15 @@ def test_rows(setup: Setup) -> Iterator[Row]:
 # ---- drift
 
 
-def drift_rows(name: str, setup: Setup) -> Iterator[Row]:
+def drift_rows(setup: Setup, case: str) -> Iterator[Row]:
     """How far the logits and the detections of each precision are from those of float32."""
-    case = stored_case(name)
+    stored = stored_case(case)
     with precision("float32", setup.device):
-        exact = run_case(case, setup.device)
+        exact = run_case(stored, setup.device)
     for kind in [*setup.precisions[1:], *(["default"] if setup.cuda else [])]:
         with precision(kind, setup.device):
-            run = run_case(case, setup.device)
-        yield {"case": name, "precision": kind, **differences(exact, run)}
+            run = run_case(stored, setup.device)
+        yield {"case": case, "precision": kind, **differences(exact, run)}
 
 
 def differences(exact: Run, other: Run) -> Row:
@@ -275,12 +201,8 @@ def drawn_rows(setup: Setup) -> Iterator[Row]:
     """AP on the first images of world_novel, drawn here."""
     from drawn_world.scenes import World, draw_sample
 
-    world = World("novel", 0.0, plain=True)
-    yield precision_row("world_novel", [draw_sample(seed, world) for seed in range(_most_images(setup))], setup)
-
-
-def _most_images(setup: Setup) -> int:
-    return 2 if setup.tiny else _IMAGES
+    world, count = World("novel", 0.0, plain=True), 2 if setup.tiny else _IMAGES
+    yield precision_row("world_novel", [draw_sample(seed, world) for seed in range(count)], setup)
 
 
 def precision_row(name: str, samples: Sequence[Sample], setup: Setup) -> Row:
@@ -288,16 +210,11 @@ def precision_row(name: str, samples: Sequence[Sample], setup: Setup) -> Row:
     from glip.evaluate.coco import average_precision
     from glip.evaluate.run import detect_all
 
-    samples = [samples[index] for index in range(min(len(samples), _most_images(setup)))]
+    samples = [samples[index] for index in range(min(len(samples), 2 if setup.tiny else _IMAGES))]
+    nano = held("glip-nano", lambda: glip.Detector.from_pretrained("glip-nano", device=setup.device), setup)
     row: Row = {"set": name, "images": len(samples)}
     for kind in setup.precisions:
         with precision(kind, setup.device):
-            score = average_precision(list(detect_all(nano(setup.device), samples)))
+            score = average_precision(list(detect_all(nano, samples)))
         row |= {f"AP50 {kind}": score.ap50, f"AP {kind}": score.ap}
     return row
-
-
-@lru_cache(maxsize=1)
-def nano(device: str) -> glip.Detector:
-    """The bundled model."""
-    return glip.Detector.from_pretrained("glip-nano", device=device)

@@ -1,12 +1,16 @@
 """What the benchmarks and the GPU check share: random models and inputs; time, memory and operations; tables."""
 
+import gc
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +39,68 @@ VOCABULARY = ASSETS / "glip-nano"  # BERT's
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 WARMUP = 3  # runs before those that are timed
 _LONGEST_MS = 3000.0  # of one measurement, warm-up aside
+_held: dict[str, Any] = {}
+
+
+# ---- measurements of a GPU check
+
+
+class Missing(Exception):
+    """Something that a measurement needs is not on this machine; this does not fail the check."""
+
+
+@dataclass
+class Setup:
+    """What a check runs on: a device, timed runs of each measurement, a folder of datasets, small models and images."""
+
+    device: str  # "cuda", "cuda:1" or "cpu"
+    repeats: int = 20
+    data: Path | None = None
+    tiny: bool = False  # to try the check itself
+
+    def __post_init__(self) -> None:
+        self.cuda = self.device.startswith("cuda")
+        # TF32 is NVIDIA's, and float16 on a CPU is of no use.
+        cuda_precisions = ("float32", "tf32", "bfloat16", "float16")
+        self.precisions: tuple[str, ...] = cuda_precisions if self.cuda else ("float32", "bfloat16")
+        self.models: tuple[str, ...] = ("tiny",) if self.tiny else ("glip_t_c", "glip_l")  # that are timed
+        self.batch_sizes: tuple[int, ...] = (1, 2) if self.tiny else (1, 4, 8)
+        self.size = (96, 128) if self.tiny else (800, 1066)  # height, width; 800 x 1066 is padded to 800 x 1088
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One thing to measure, named for lists of what failed or did not fit, and the heading of the table of its rows.
+
+    ``run`` gives rows as they are ready. A row whose "passed" is False fails the check.
+    """
+
+    name: str
+    table: str
+    run: Callable[[], Iterable[Row]]
+
+
+def each(
+    name: str, table: str, run: Callable[..., Iterable[Row]], setup: Setup, **axes: Sequence[Any]
+) -> Iterator[Measurement]:
+    """A measurement for each combination of the axes, which fill ``name`` and are arguments of ``run``."""
+    for values in product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        yield Measurement(name.format(**chosen), table.format(**chosen), partial(run, setup, **chosen))
 
 
 # ---- models and inputs
+
+
+def held(key: str, make: Callable[[], Any], setup: Setup) -> Any:
+    """A model that is made once and kept until another is wanted, so that peaks of memory are of one."""
+    if key not in _held:
+        _held.clear()
+        gc.collect()
+        if setup.cuda:
+            torch.cuda.empty_cache()
+        _held[key] = make()
+    return _held[key]
 
 
 def noise(size: Sequence[int]) -> Image.Image:
@@ -106,18 +169,12 @@ def grounding_dino(
         queries = min(900, size[0] * size[1] // 64)  # a small image has fewer places
         config = GroundingDinoConfig(num_queries=queries, encoder_layers=layers, decoder_layers=layers)
         model = GroundingDinoForObjectDetection(config).eval()
-    ids = torch.full((count, DINO_TOKENS[names]), 1012)  # "."
-    ids[:, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))
-    ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
-    inputs = {
-        "pixel_values": torch.randn(count, 3, *size),
-        "pixel_mask": torch.ones(count, *size, dtype=torch.long),
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "token_type_ids": torch.zeros_like(ids),
-    }
-    inputs = {key: value.to(device) for key, value in inputs.items()}
-    return lambda: model(**inputs)
+        ids = torch.full((count, DINO_TOKENS[names]), 1012)  # "."
+        ids[:, 1::2] = torch.arange(2000, 2000 + len(ids[0, 1::2]))
+        ids[:, 0], ids[:, -1] = 101, 102  # [CLS], [SEP]
+        pixels, mask = torch.randn(count, 3, *size), torch.ones(count, *size, dtype=torch.long)
+        text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return lambda: model(pixel_values=pixels, pixel_mask=mask, **text)
 
 
 # ---- time and memory
@@ -150,23 +207,18 @@ def now(device: str) -> Any:
 
 
 def between(first: Any, last: Any) -> float:
-    """Milliseconds between two points in time; CUDA events must have been waited for."""
-    return (last - first) * 1e3 if isinstance(first, float) else float(first.elapsed_time(last))
-
-
-def synchronize(device: str) -> None:
-    """Wait for a GPU."""
-    if device != "cpu":
-        torch.cuda.synchronize()
+    """Milliseconds between two points in time; waits for a GPU."""
+    if isinstance(first, float):
+        return float(last - first) * 1e3
+    last.synchronize()
+    return float(first.elapsed_time(last))
 
 
 def elapsed(run: Callable[[], Any], device: str = "cpu") -> float:
     """Milliseconds of one run."""
     first = now(device)
     run()
-    last = now(device)
-    synchronize(device)
-    return between(first, last)
+    return between(first, now(device))
 
 
 def milliseconds(run: Callable[[], Any], device: str, repeats: int, *, warmup: int = WARMUP) -> float:
@@ -215,23 +267,17 @@ def stages_of(model: GLIP) -> dict[str, list[nn.Module]]:
 
 def meter(run: Callable[[], Any], parts: Parts, read: Callable[[], Any]) -> dict[str, list[tuple[Any, Any]]]:
     """What ``read`` gives before and after each module of each part during one run."""
-    readings: dict[str, list[tuple[Any, Any]]] = {part: [] for part in parts}
+    begun: dict[str, list[Any]] = {part: [] for part in parts}
+    ended: dict[str, list[Any]] = {part: [] for part in parts}
     hooks = []
     for part, modules in parts.items():
-        started: list[Any] = []
-
-        def begin(*_: Any, started: list[Any] = started) -> None:
-            started.append(read())
-
-        def end(*_: Any, part: str = part, started: list[Any] = started) -> None:
-            readings[part].append((started.pop(), read()))
-
         for module in modules:
-            hooks += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+            hooks.append(module.register_forward_pre_hook(lambda *_, own=begun[part]: own.append(read())))
+            hooks.append(module.register_forward_hook(lambda *_, own=ended[part]: own.append(read())))
     run()
     for hook in hooks:
         hook.remove()
-    return readings
+    return {part: list(zip(begun[part], ended[part], strict=True)) for part in parts}
 
 
 def growth(run: Callable[[], Any], parts: Parts, read: Callable[[], float]) -> dict[str, float]:
@@ -241,45 +287,39 @@ def growth(run: Callable[[], Any], parts: Parts, read: Callable[[], float]) -> d
 
 def stage_rows(model: GLIP, batch: Batch, kind: str, device: str, repeats: int) -> list[Row]:
     """Time of each stage and its floor: operations at the measured rate of products, bytes at that of copies."""
-    parts, spent = stages_of(model), []
+    parts, spent, run = stages_of(model), [], partial(model, batch)
     with torch.no_grad():
         for _ in range(WARMUP + repeats):  # autocast is entered for each pass
             with precision(kind, device):
-                spent.append(meter(lambda: model(batch), parts, lambda: now(device)))
-        synchronize(device)
+                spent.append(meter(run, parts, partial(now, device)))
         with precision(kind, device):
-            flops, moved = stage_flops(model, batch, parts), stage_bytes(model, batch, parts, kind)
-            rate, bandwidth = product_rate(kind, device, repeats), copy_rate(device, repeats)
+            with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+                flops = growth(run, parts, counter.get_total_flops)
+            moved = stage_bytes(run, parts, kind)
+            rate, bandwidth = device_rates(kind, device, repeats)
             outputs, sizes = model(batch), (batch.images.resized, batch.images.original)
             config = InferenceConfig(candidate_threshold=0.0)
             last = milliseconds(lambda: postprocess(outputs, batch.text, *sizes, config), device, repeats)
     rows: list[Row] = []
     for part in parts:
-        times = [sum(between(*pair) for pair in own[part]) for own in spent[WARMUP:]]
         floor = max(flops[part] / rate, moved[part] / bandwidth) * 1e3
-        row: Row = {"precision": kind, "stage": part, "ms": statistics.median(times), "GFLOP": flops[part] / 1e9}
-        row |= {"MB": moved[part] / 1e6, "floor ms": floor, "times the floor": row["ms"] / max(floor, 1e-9)}
-        rows.append(row)
+        ms = statistics.median(sum(between(*pair) for pair in one[part]) for one in spent[WARMUP:])
+        row: Row = {"precision": kind, "stage": part, "ms": ms, "GFLOP": flops[part] / 1e9, "MB": moved[part] / 1e6}
+        rows.append({**row, "floor ms": floor, "times the floor": ms / max(floor, 1e-9)})
     rows.append({"precision": kind, "stage": "postprocess", "ms": last})
-    return [
-        *rows,
-        {"precision": kind, "stage": f"device: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"},
-    ]
+    rates = f"device: {rate / 1e12:.3g} TFLOP/s, {bandwidth / 1e12:.3g} TB/s"
+    return [*rows, {"precision": kind, "stage": rates}]
 
 
-def stage_flops(model: GLIP, batch: Batch, parts: Parts) -> dict[str, float]:
-    """Floating point operations of the matrix products and convolutions of each stage."""
-
-    def deform_flops(image: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
-        places = image[0] * offset[2] * offset[3]  # torch does not count this convolution; sampling is left out
-        return 2 * places * weight[0] * weight[1] * weight[2] * weight[3]
-
-    counted = {torch.ops.torchvision.deform_conv2d: deform_flops}
-    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
-        return growth(lambda: model(batch), parts, counter.get_total_flops)
+def _deform_flops(image: Sequence[int], weight: Sequence[int], offset: Sequence[int], *_: Any, **__: Any) -> int:
+    """torch does not count this convolution; sampling is left out."""
+    return 2 * image[0] * offset[2] * offset[3] * weight[0] * weight[1] * weight[2] * weight[3]
 
 
-def stage_bytes(model: GLIP, batch: Batch, parts: Parts, kind: str) -> dict[str, float]:
+_UNCOUNTED = {torch.ops.torchvision.deform_conv2d: _deform_flops}
+
+
+def stage_bytes(run: Callable[[], Any], parts: Parts, kind: str) -> dict[str, float]:
     """The least that each stage must move: its inputs, its outputs and its weights, each once.
 
     Embedding tables are left out, of which a few rows are read; weights have the width of the precision.
@@ -295,7 +335,7 @@ def stage_bytes(model: GLIP, batch: Batch, parts: Parts, kind: str) -> dict[str,
             moved[part] += weights * width + sum(t.numel() * t.element_size() for t in tensors_in((inputs, output)))
 
         hooks += [module.register_forward_hook(count) for module in modules]
-    model(batch)
+    run()
     for hook in hooks:
         hook.remove()
     return moved
@@ -305,25 +345,21 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     """All tensors in nested lists, tuples and dataclasses."""
     if isinstance(tree, torch.Tensor):
         yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from tensors_in(item)
-    elif hasattr(tree, "__dataclass_fields__"):
-        yield from tensors_in(list(vars(tree).values()))
+        return
+    fields = vars(tree).values() if hasattr(tree, "__dataclass_fields__") else ()
+    for item in tree if isinstance(tree, list | tuple) else fields:
+        yield from tensors_in(item)
 
 
-def product_rate(kind: str, device: str, repeats: int) -> float:
-    """FLOP/s of a large matrix product in a precision."""
-    side = 512 if device == "cpu" else 8192
+def device_rates(kind: str, device: str, repeats: int) -> tuple[float, float]:
+    """FLOP/s of a large matrix product in a precision, and bytes read and written per second by a large copy."""
+    side, count = (512, 2**22) if device == "cpu" else (8192, 2**29)
     a, b = (torch.randn(side, side, device=device).to(HALF.get(kind, torch.float32)) for _ in range(2))
-    return 2 * side**3 / (milliseconds(lambda: a @ b, device, repeats) / 1e3)
-
-
-def copy_rate(device: str, repeats: int) -> float:
-    """Bytes read and written per second by a large copy."""
-    source = torch.empty(2**22 if device == "cpu" else 2**29, dtype=torch.float32, device=device)
+    source = torch.empty(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / (milliseconds(lambda: target.copy_(source), device, repeats) / 1e3)
+    product_ms = milliseconds(lambda: a @ b, device, repeats)
+    copy_ms = milliseconds(lambda: target.copy_(source), device, repeats)
+    return 2 * side**3 / product_ms * 1e3, 2 * count * 4 / copy_ms * 1e3
 
 
 # ---- tables
@@ -339,12 +375,10 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 def cell(value: Any) -> str:
     """A cell: three or four digits of a number."""
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return "yes" if value else "**no**"
     if isinstance(value, float):
         if value == 0 or 0.01 <= abs(value) < 1000:
             return f"{value:.3g}"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1e}"
-    return str(value)
+    return "" if value is None else str(value)

@@ -56,7 +56,8 @@ def main() -> None:
     set_current_ops(NumpyOps(use_blis=False))
     nlp = spacy.blank("en", meta=META)
     trees = [prepare(item) for item in read_conllu(args.treebank / "en_ewt-ud-train.conllu")]
-    captions = [prepare(item) for item in read_captions(CAPTIONS)] * REPEATS
+    marked = (Labelled(row["caption"], tuple(map(tuple, row["spans"]))) for row in read_jsonl(CAPTIONS))
+    captions = [prepare(item) for item in marked] * REPEATS
     known = [example(nlp, item) for item in trees]
     names = [sorted({name for one in known for name in one.labels[task]} - {"", *PLACES}) for task in range(3)]
     network = Network(nlp, names, args.rounds * sum(len(one.doc) for one in known) // WORDS)
@@ -108,12 +109,6 @@ def read_conllu(path: Path) -> Iterator[Labelled]:
         yield Labelled(text, spans, tuple(words))
 
 
-def read_captions(path: Path) -> Iterator[Labelled]:
-    """Captions with phrases that a person marked: lines {"caption": ..., "spans": [[start, end], ...]}."""
-    for record in read_jsonl(path):
-        yield Labelled(record["caption"], tuple((start, end) for start, end in record["spans"]))
-
-
 def gold_spans(words: Sequence[Word]) -> list[Span]:
     """The noun phrases of a tree, as word ranges [first, last): the outermost, in reading order.
 
@@ -123,13 +118,14 @@ def gold_spans(words: Sequence[Word]) -> list[Span]:
     found: list[Span] = []
     for head in (index for index, word in enumerate(words) if word.upos in HEADS):
         first, last = head, head + 1
-        for child in (child for child in range(head - 1, -1, -1) if words[child].head == head):
+        own = [index for index, word in enumerate(words) if word.head == head]
+        for child in reversed([index for index in own if index < head]):
             inside, relation = _subtree(words, child), words[child].relation
             wanted = relation.split(":")[0] in LEFT or relation == "nmod:poss"
             if not wanted or inside != list(range(inside[0], first)):
                 break
             first = inside[0]
-        for child in (child for child in range(head + 1, len(words)) if words[child].head == head):
+        for child in (index for index in own if index > head):
             inside = _subtree(words, child)
             if words[child].relation.split(":")[0] != "flat" or inside != list(range(last, inside[-1] + 1)):
                 break

@@ -37,10 +37,8 @@ def read_prompts(tree: Any, names: Sequence[str]) -> dict[str, ClassPrompt]:
     Raises:
         DataError: naming the class, its value and what is allowed.
     """
-    if not isinstance(tree, Mapping):
-        raise DataError(f"class prompts: got {tree!r:.80}: give a map such as pothole: 'some [holes] on the road'")
     prompts = {}
-    for name, value in ((str(key), value) for key, value in tree.items()):
+    for name, value in parse(dict[str, Any], tree, at="class prompts", error=DataError).items():
         if name not in names:
             hint, known = did_you_mean(name, names), ", ".join(map(repr, names[:10]))
             raise DataError(f"class prompts: no class {name!r} in the dataset{hint}: it has {known}")

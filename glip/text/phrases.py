@@ -5,12 +5,12 @@ pipeline with a parser can replace it. spaCy is imported when the first finder i
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -102,6 +102,7 @@ class PhraseFinder:
             whose ``noun_chunks`` are taken without pronouns. Also a folder of tools/train_phrases.py.
         drop: words that are no thing, instead of glip/assets/phrases/not_things.txt, in the same form: ``view`` drops
             each phrase that ends so, ``group of`` only where "of" follows, ``=top`` only where it is the whole phrase.
+            A string is one such word.
         referring: widen each phrase to its referring expression ("a man in a red shirt"). With a parser these are the
             words below the head, without coordinated ones, and without relative clauses where these make it too long.
             The bundled pipeline joins what prepositions of place, "of", "with", "wearing", "holding" or "carrying"
@@ -114,12 +115,10 @@ class PhraseFinder:
     def __init__(
         self, pipeline: str | Path | None = None, *, drop: Collection[str] | None = None, referring: bool = False
     ) -> None:
-        if isinstance(drop, str):
-            raise GlipError(f"drop: got the string {drop!r}: pass a list of words, such as ['view', 'group of']")
         if drop is None:
             lines = (BUNDLED / "not_things.txt").read_text(encoding="utf-8").splitlines()
             drop = [line.split("#")[0].strip() for line in lines]
-        self.drop = frozenset(word.lower() for word in drop)
+        self.drop = frozenset(word.lower() for word in ([drop] if isinstance(drop, str) else drop))
         self.referring = referring
         self.pipeline = BUNDLED if pipeline is None else pipeline
         self._open()
@@ -139,13 +138,11 @@ class PhraseFinder:
 
     def _open(self) -> None:
         nlp = _load(self.pipeline)
-        self._read = _tagger(nlp) if TAGGER in nlp.pipe_names else _parser(nlp, self.pipeline)
+        self._read = partial(_tag if TAGGER in nlp.pipe_names else _parse, nlp)
         self._vocabulary, self._known = nlp.vocab, len(nlp.vocab)
 
     def _readings(self, captions: Iterable[str]) -> Iterator[Reading]:
-        if isinstance(captions, str):
-            raise GlipError(f"captions: got the string {captions[:40]!r}: pass a list of captions")
-        waiting = iter(captions)
+        waiting = iter([captions] if isinstance(captions, str) else captions)
         while batch := list(islice(waiting, BATCH)):
             read = [plain(caption) for caption in batch]
             pieces = [_pieces(one.text) for one in read]
@@ -163,16 +160,13 @@ class PhraseFinder:
             first = start
             while first < last and (words[first] in DETERMINERS or not any(map(str.isalnum, words[first]))):
                 first += 1
-            if first < last and first >= done and words[start] != "no" and self._is_thing(words, first, last):
+            head, has_letters = words[last - 1], any(map(str.isalpha, "".join(words[first:last])))
+            is_measure = words[last : last + 1] == ("of",) and f"{head} of" in self.drop
+            is_bare = last - first == 1 and f"={head}" in self.drop
+            is_dropped = words[start] == "no" or head in self.drop or is_measure or is_bare
+            if has_letters and first >= done and not is_dropped:
                 done = reach
                 yield reading.characters(first, reach)
-
-    def _is_thing(self, words: Sequence[str], first: int, last: int) -> bool:
-        head = words[last - 1]
-        has_letters = any(letter.isalpha() for word in words[first:last] for letter in word)
-        is_measure = last < len(words) and words[last] == "of" and f"{head} of" in self.drop
-        is_bare = last - first == 1 and f"={head}" in self.drop
-        return has_letters and not (head in self.drop or is_measure or is_bare)
 
 
 @cache
@@ -202,52 +196,39 @@ def _load(pipeline: str | Path) -> "Language":
 
     try:
         with use_ops("numpy", use_blis=False):  # NumPy's own products are about three times as fast as BLIS
-            return spacy.load(pipeline)
-    except (OSError, ValueError, ImportError) as error:
+            nlp = spacy.load(pipeline)
+        if TAGGER not in nlp.pipe_names:
+            list(nlp("A cat lies on the mat.").noun_chunks)  # an error where nothing parses, or in other languages
+        return nlp
+    except (OSError, ValueError, ImportError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
         raise GlipError(
-            f"spaCy pipeline {str(pipeline)!r} cannot be loaded: give the name of an installed one "
-            "(python -m spacy download en_core_web_sm), its folder, or None for the bundled one"
+            f"spaCy pipeline {str(pipeline)!r} finds no noun phrases ({reason}): give an installed one with a "
+            "parser by name (python -m spacy download en_core_web_sm), its folder, or None for the bundled one"
         ) from error
 
 
-def _tagger(nlp: "Language") -> Callable[[list[str]], list[_ParsedPiece]]:
+def _tag(nlp: "Language", texts: list[str]) -> list[_ParsedPiece]:
     """The bundled way: the likeliest sequence of places by the tagger's scores."""
-    tagger = nlp.get_pipe(TAGGER)
-    predict: Callable[[list[Doc]], list[np.ndarray]] = tagger.model.predict  # type: ignore[attr-defined]
-    labels: Sequence[str] = tagger.labels  # type: ignore[attr-defined]
-    place_of_label = np.array([[label[0] == place for place in PLACES] for label in labels], np.float32)
-
-    def read(texts: list[str]) -> list[_ParsedPiece]:
-        docs = [nlp.make_doc(text) for text in texts]
-        if not any(len(doc) for doc in docs):
-            return [_ParsedPiece(doc, [], []) for doc in docs]
-        scores = np.concatenate(predict(docs))
-        chances = np.exp(scores - scores.max(1, keepdims=True)) @ place_of_label
-        chances = np.log(chances / chances.sum(1, keepdims=True) + 1e-9)
-        phrases = _decode(chances, [len(doc) for doc in docs])
-        return [_ParsedPiece(doc, own, []) for doc, own in zip(docs, phrases, strict=True)]
-
-    return read
+    tagger: Any = nlp.get_pipe(TAGGER)
+    docs = [nlp.make_doc(text) for text in texts]
+    if not any(map(len, docs)):
+        return [_ParsedPiece(doc, [], []) for doc in docs]
+    place_of_label = np.array([[label[0] == place for place in PLACES] for label in tagger.labels], np.float32)
+    scores = np.concatenate(tagger.model.predict(docs))
+    chances = np.exp(scores - scores.max(1, keepdims=True)) @ place_of_label
+    chances = np.log(chances / chances.sum(1, keepdims=True) + 1e-9)
+    phrases = _decode(chances, [len(doc) for doc in docs])
+    return [_ParsedPiece(doc, own, []) for doc, own in zip(docs, phrases, strict=True)]
 
 
-def _parser(nlp: "Language", name: str | Path) -> Callable[[list[str]], list[_ParsedPiece]]:
+def _parse(nlp: "Language", texts: list[str]) -> list[_ParsedPiece]:
     """The noun chunks of any pipeline with a parser."""
-    try:
-        list(nlp("A cat lies on the mat.").noun_chunks)
-    except (ValueError, NotImplementedError) as error:
-        raise GlipError(
-            f"spaCy pipeline {str(name)!r} finds no noun phrases, it has {nlp.pipe_names or 'no component'}: give "
-            "one with a parser, such as en_core_web_sm, or None for the bundled one"
-        ) from error
-
-    def read(texts: list[str]) -> list[_ParsedPiece]:
-        found = []
-        for doc in nlp.pipe(texts):
-            chunks = [chunk for chunk in doc.noun_chunks if chunk.root.pos_ != "PRON"]
-            found.append(_ParsedPiece(doc, [(chunk.start, chunk.end) for chunk in chunks], list(map(_reach, chunks))))
-        return found
-
-    return read
+    found = []
+    for doc in nlp.pipe(texts):
+        chunks = [chunk for chunk in doc.noun_chunks if chunk.root.pos_ != "PRON"]
+        found.append(_ParsedPiece(doc, [(chunk.start, chunk.end) for chunk in chunks], list(map(_reach, chunks))))
+    return found
 
 
 def _reach(chunk: "Chunk") -> int:
@@ -318,8 +299,7 @@ def plain(caption: str) -> Plain:
 
 def _pieces(text: str) -> list[str]:
     """Cut a text into pieces of at most PIECE characters: at the end of a sentence, else at a space, else anywhere."""
-    pieces: list[str] = []
-    start = 0
+    pieces, start = list[str](), 0
     while len(text) - start > PIECE:
         part = text[start : start + PIECE + 1]
         ends = [match.end() for match in re.finditer(r"[.!?] ", part)] or [part.rfind(" ") + 1]
@@ -330,11 +310,7 @@ def _pieces(text: str) -> list[str]:
 
 def _join(read: Plain, parts: Iterable[_ParsedPiece]) -> Reading:
     """The pieces of a caption, together again."""
-    words: list[str] = []
-    spans: list[Span] = []
-    phrases: list[Span] = []
-    reaches: list[int] = []
-    start = 0
+    words, spans, phrases, reaches, start = list[str](), list[Span](), list[Span](), list[int](), 0
     for part in parts:
         first, text = len(words), part.doc.text
         phrases += [(a + first, b + first) for a, b in part.phrases]

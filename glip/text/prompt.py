@@ -53,20 +53,21 @@ class Prompt:
         count, length = len(self.phrases), len(self.caption)
         if not self.classes:
             object.__setattr__(self, "classes", tuple(range(count)))
+        problem = ""
         if not count:
-            raise GlipError(
-                f"prompt {self.caption[:60]!r} names nothing: write what to look for, such as 'a red bus. a cyclist'"
-            )
-        if len(self.classes) != count:
-            raise GlipError(f"classes: got {len(self.classes)} for {count} phrases: give one class per phrase")
-        if not self.caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in self.caption):
-            raise GlipError(f"prompt {self.caption!r} holds characters that are not UTF-8: write it in UTF-8")
+            problem = "names nothing: write what to look for, such as 'a red bus. a cyclist'"
+        elif len(self.classes) != count:
+            problem = f"has {count} phrases and {len(self.classes)} classes: give one class per phrase"
+        elif not self.caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in self.caption):
+            problem = "holds characters that are not UTF-8: write it in UTF-8"
         for phrase in self.phrases:
             if not phrase.spans or not all(0 <= start < end <= length for start, end in phrase.spans):
-                raise GlipError(
-                    f"phrase {phrase.text!r} has the spans {list(phrase.spans)}: give at least one [start, end) within "
-                    f"the {length} characters of the caption"
+                problem = (
+                    f"has a phrase {phrase.text!r} with the spans {list(phrase.spans)}: write what to look for, or "
+                    f"give at least one [start, end) within the {length} characters of the caption"
                 )
+        if problem:
+            raise GlipError(f"prompt {self.caption[:60]!r} {problem}")
 
     @classmethod
     def from_names(
@@ -75,7 +76,8 @@ class Prompt:
         """Join names to a caption: ``["person", "stop sign"]`` -> "person. stop sign".
 
         Args:
-            names: what to find; label ``i`` of a detection is ``names[i]``. Duplicates stay separate labels.
+            names: what to find; label ``i`` of a detection is ``names[i]``. Duplicates stay separate labels. A string
+                is split as `parse` splits it.
             negatives: names that take part and may win a region, but are not returned.
             classes: maps names to classes (for instance synonyms to one class); suppression is per class.
 
@@ -83,10 +85,7 @@ class Prompt:
             GlipError: no name, or an empty one.
         """
         if isinstance(names, str):
-            raise GlipError(f"names: got the string {names!r}: pass a list of names, or use Prompt.parse")
-        for index, name in enumerate([*names, *negatives]):
-            if not name.strip():
-                raise GlipError(f"name {index} of the prompt is empty: remove it or write what to look for")
+            names = [part.strip() for part in re.split(r"\.+(?:\s+|$)", names) if part.strip()]
         joined = join_names(("", name, "") for name in [*names, *negatives])
         own = tuple(range(len(names)) if classes is None else classes)
         return replace(joined, classes=own + (NEGATIVE,) * len(negatives), is_list=True)
@@ -101,8 +100,7 @@ class Prompt:
         Raises:
             GlipError: no name is in the text.
         """
-        names = (part.strip() for part in re.split(r"\.+(?:\s+|$)", text))
-        return cls.from_names([name for name in names if name])
+        return cls.from_names(text)
 
     @classmethod
     def from_caption(cls, caption: str, phrases: str | Sequence[str | Sequence[Any]] | None = None) -> "Prompt":
@@ -119,7 +117,7 @@ class Prompt:
             phrases = noun_phrases(caption)
         found, position = list[Phrase](), 0
         for item in [phrases] if isinstance(phrases, str) else phrases:
-            spans = (_locate(caption, item, position),) if isinstance(item, str) else _spans(item)
+            spans = _spans(caption, item, position)
             position = spans[-1][1] if isinstance(item, str) else position
             found.append(Phrase(" ".join(caption[start:end] for start, end in spans), spans))
         return cls(caption, tuple(found))
@@ -184,14 +182,13 @@ def split_prompt(
 ) -> list[tuple[int, Prompt]]:
     """Split a list of names into chunks that the model can read, each with the index of its first name in the list.
 
+    A single name with more tokens is a chunk of its own, which the model refuses.
+
     Args:
         prompt: the names; a caption is not split, which would change its meaning.
         count_tokens: counts the tokens of a caption, [CLS] and [SEP] included.
         max_tokens: what the model reads.
         max_names: maximum names per chunk (40 in the paper's LVIS protocol); None or 0: as many as fit.
-
-    Raises:
-        GlipError: a single name that needs more tokens than the model reads.
     """
     max_names = max_names or len(prompt.phrases)
     fits = len(prompt.phrases) <= max_names and count_tokens(prompt.caption) <= max_tokens
@@ -201,11 +198,10 @@ def split_prompt(
     for index, name in enumerate(prompt.texts):
         if index - starts[-1] < max_names and budget.take(name):
             continue
-        starts.append(index)
+        if index:
+            starts.append(index)
         budget = TokenBudget(count_tokens, max_tokens)
-        if not budget.take(name):
-            needed = count_tokens(name)
-            raise GlipError(f"name {name[:40]!r} needs {needed} tokens, the model reads {max_tokens}: shorten it")
+        budget.take(name)
     ends = [*starts[1:], len(prompt.texts)]
     texts, classes = prompt.texts, prompt.classes
     return [
@@ -230,17 +226,16 @@ def _whole_words(texts: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(f"{edge}(?:{either}){edge}", re.IGNORECASE)
 
 
-def _locate(caption: str, text: str, start: int) -> Span:
-    """Where a text occurs as whole words: after ``start`` if it does, else first."""
-    pattern = _whole_words((text.strip(),))
-    match = pattern.search(caption, start) or pattern.search(caption)
-    if match is None:
-        raise GlipError(f"phrase {text!r} does not occur in the caption {caption!r}: give words of it, or a span")
-    return match.span()
-
-
-def _spans(item: Sequence[Any]) -> tuple[Span, ...]:
-    listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
-    if not all(len(span) == 2 for span in listed):
-        raise GlipError(f"phrase {item!r} is no text and no span: give words, (start, end), or a list of such pairs")
-    return tuple((int(start), int(end)) for start, end in listed)
+def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, ...]:
+    """Where a text occurs as whole words, after ``start`` if it does, else first; or the spans that are given."""
+    if isinstance(item, str):
+        pattern = _whole_words((item.strip(),))
+        if match := pattern.search(caption, start) or pattern.search(caption):
+            return (match.span(),)
+    else:
+        listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
+        if all(len(span) == 2 for span in listed):
+            return tuple((int(start), int(end)) for start, end in listed)
+    raise GlipError(
+        f"phrase {item!r} does not occur in the caption {caption!r}: give words of it, (start, end), or such pairs"
+    )

@@ -12,6 +12,7 @@ import tokenizers
 import torch
 from tokenizers import Encoding
 from tokenizers.implementations import BertWordPieceTokenizer  # type: ignore[attr-defined]
+from torch.nn.utils.rnn import pad_sequence
 
 from glip.errors import CheckpointError, GlipError
 from glip.shapes import Bool, Float, Tensor
@@ -95,20 +96,21 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
         GlipError: a caption over ``max_tokens``, or a phrase without tokens.
     """
     encoded = [tokenize(prompt.caption) for prompt in prompts]
+    input_ids = pad_sequence([torch.tensor(tokens.ids) for tokens in encoded], batch_first=True)
+    lengths = torch.tensor([len(tokens.ids) for tokens in encoded])
+    weights = []
     for tokens, prompt in zip(encoded, prompts, strict=True):
         if len(tokens.ids) > max_tokens:
             raise GlipError(
                 f"caption needs {len(tokens.ids)} tokens, the model reads {max_tokens}: shorten it, or pass its "
                 f"things as a list of names (it begins {prompt.caption[:40]!r})"
             )
-    width = max(len(tokens.ids) for tokens in encoded)
-    input_ids = torch.zeros(len(encoded), width, dtype=torch.long)
-    attention_mask = torch.zeros(len(encoded), width, dtype=torch.bool)
-    for row, tokens in enumerate(encoded):
-        input_ids[row, : len(tokens.ids)] = torch.tensor(tokens.ids)
-        attention_mask[row, : len(tokens.ids)] = True
-    weights = tuple(_token_weights(phrase_tokens(t, p), width) for t, p in zip(encoded, prompts, strict=True))
-    return TextBatch(input_ids, attention_mask, weights, tuple(prompts))
+        rows = torch.zeros(len(prompt.phrases), input_ids.shape[1])
+        for row, own in zip(rows, phrase_tokens(tokens, prompt), strict=True):
+            row.index_add_(0, torch.tensor(own), torch.full((len(own),), 1.0 / len(own)))
+        weights.append(rows)
+    attention_mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return TextBatch(input_ids, attention_mask, tuple(weights), tuple(prompts))
 
 
 def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]) -> Bool[Tensor, "box tok"]:
@@ -117,10 +119,3 @@ def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Seq
     for row, phrases in enumerate(box_phrases):
         rows[row] = (weights[list(phrases)] > 0).any(0)
     return rows
-
-
-def _token_weights(indices: Sequence[Sequence[int]], width: int) -> Float[Tensor, "phrase tok"]:
-    weights = torch.zeros(len(indices), width)
-    for row, tokens in enumerate(indices):
-        weights[row].index_add_(0, torch.tensor(tokens), torch.full((len(tokens),), 1.0 / len(tokens)))
-    return weights

@@ -8,7 +8,7 @@ import pytest
 import torch
 from alike import assert_alike, identical
 from safetensors.torch import save_file
-from small import NAMES, TINY, VOCABULARY, scenes, seeded
+from small import NAMES, QUICK, TINY, VOCABULARY, scenes, seeded
 
 from glip.detector import Detector
 from glip.errors import CheckpointError
@@ -22,12 +22,7 @@ IMAGE = scenes()[0][0]
 
 @pytest.fixture(scope="module")
 def detector():
-    config = replace(
-        TINY,
-        image=replace(TINY.image, min_size=96, max_size=128),
-        inference=replace(TINY.inference, threshold=0.0, candidate_threshold=0.0, max_detections=20),
-    )
-    return Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu")
+    return Detector(seeded(QUICK), QUICK, Tokenizer(VOCABULARY), "cpu")
 
 
 def prompt_task(detector, **more):

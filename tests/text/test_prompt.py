@@ -1,12 +1,17 @@
 """Prompts know their characters by construction, whatever the names are made of."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.errors import GlipError
-from glip.text.prompt import NEGATIVE, Phrase, Prompt, clean_name, join_names, join_prompts, split_prompt
+from glip.errors import DataError, GlipError
+from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
+from glip.text.prompt import NEGATIVE, Phrase, Prompt, join_names, join_prompts, split_prompt
 
+TASKS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip), min_size=1)
 
 
@@ -65,7 +70,7 @@ def test_captions_keep_their_characters(caption, data):
     ],
 )
 def test_parse(text, names):
-    assert Prompt.parse(text).texts == names
+    assert Prompt.parse(text).texts == Prompt.from_names(text).texts == names
 
 
 @pytest.mark.unchecked
@@ -73,24 +78,27 @@ def test_parse(text, names):
     ("make", "message"),
     [
         *((lambda text=text: Prompt.parse(text), "names nothing") for text in ("", " . . ", "...", "\n")),
+        *((lambda text=text: Prompt.from_caption(text), "names nothing") for text in ("", "  ", "quickly and often")),
         (lambda: Prompt.from_names([]), "names nothing"),
         (lambda: Prompt.from_caption("a cat", []), "'a cat' names nothing"),
-        (lambda: Prompt.from_names(["cat", " \t"]), "name 1 of the prompt is empty"),
-        (lambda: Prompt.from_names("cat"), "got the string 'cat': pass a list of names, or use Prompt.parse"),
+        (lambda: Prompt.from_names(["cat", ""]), "has a phrase '' with the spans .*: write what to look for"),
         (lambda: Prompt.from_names(["cat \udcff"]), "not UTF-8"),
-        (lambda: Prompt.from_names(["a", "b"], classes=[0]), "classes: got 1 for 2"),
-        (lambda: Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1)), "classes: got 2 for 1"),
-        (lambda: Prompt("a cat", (Phrase("cat", ()),)), "phrase 'cat' has the spans"),
+        (lambda: Prompt.from_names(["a", "b"], classes=[0]), "2 phrases and 1 classes"),
+        (lambda: Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1)), "1 phrases and 2 classes"),
+        (lambda: Prompt("a cat", (Phrase("cat", ()),)), "phrase 'cat' with the spans"),
         *(
             (lambda span=span: Prompt.from_caption("a cat", [span]), "within the 5 characters of the caption")
             for span in ((-1, 2), (0, 6), (3, 3), (4, 2), (9, 12))
         ),
         *(
-            (lambda phrase=phrase: Prompt.from_caption("a cat", [phrase]), "is no text and no span")
+            (
+                lambda phrase=phrase: Prompt.from_caption("a cat", [phrase]),
+                "does not occur in the caption .*: give words of it",
+            )
             for phrase in ((), (0, 3, 5), [(0, 3, 5)])
         ),
         (lambda: Prompt.from_caption("a cart", ["car"]), "phrase 'car' does not occur in the caption"),
-        (lambda: Prompt.from_caption("a cat", [" "]), "phrase '' has the spans"),
+        (lambda: Prompt.from_caption("a cat", [" "]), "phrase '' with the spans"),
     ],
 )
 def test_what_is_no_prompt_is_explained(make, message):
@@ -153,26 +161,6 @@ def test_the_bundled_finder_finds_them():
     assert [text.lower().removeprefix("a ") for text in texts] == ["man", "red shirt", "brown horse", "man"]
 
 
-def test_given_phrases_are_never_looked_for(monkeypatch):
-    monkeypatch.delattr("glip.text.prompt.noun_phrases")
-    assert Prompt.from_caption("a cat on a mat", ["mat"]).texts == ("mat",)
-
-
-@pytest.mark.parametrize("caption", ["", "   ", "quickly and often " * 20])
-def test_captions_that_name_nothing_are_errors(monkeypatch, caption):
-    monkeypatch.setattr("glip.text.prompt.noun_phrases", lambda _: ())
-    with pytest.raises(GlipError, match=r"prompt '.{0,60}' names nothing"):
-        Prompt.from_caption(caption)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("bat_(animal)", "bat "), ("stop sign", "stop sign"), ("a_(b)_c_(d)", "a "), ("traffic__light", "traffic light")],
-)
-def test_clean_name(name, words):
-    assert clean_name(name) == words
-
-
 def test_joined_prompts_keep_their_phrases():
     prompts = [Prompt.from_caption("A dog runs.", ["dog"]), Prompt.from_caption("two cats", ["cats", "two cats"])]
     joined = join_prompts(prompts)
@@ -193,18 +181,13 @@ def test_chunks_are_the_whole_in_order(tokenizer, names, limit, max_names):
         return len(tokenizer(caption).ids)
 
     prompt = Prompt.from_names(names, classes=[index // 2 for index in range(len(names))])
-    try:
-        chunks = split_prompt(prompt, count, max_tokens=limit, max_names=max_names)
-    except ValueError as error:
-        assert "tokens, the model reads" in str(error)
-        assert any(count(name) > limit for name in names)
-        return
+    chunks = split_prompt(prompt, count, max_tokens=limit, max_names=max_names)
     assert [text for _, part in chunks for text in part.texts] == names
     assert [number for _, part in chunks for number in part.classes] == list(prompt.classes)
     lengths = [len(part.phrases) for _, part in chunks]
     assert [first for first, _ in chunks] == [sum(lengths[:index]) for index in range(len(chunks))]
     for _, part in chunks:
-        assert count(part.caption) <= limit
+        assert count(part.caption) <= limit or len(part.phrases) == 1, "one name with too many tokens is left alone"
         assert len(part.phrases) <= (max_names or len(names))
         assert spans_say_phrases(part) and part.is_list
 
@@ -224,6 +207,52 @@ def test_what_fits_and_captions_stay_whole():
     assert split_prompt(caption, len, max_tokens=3) == [(0, caption)]
 
 
-def test_a_name_too_long_is_an_error():
-    with pytest.raises(GlipError, match="name 'long' needs 42 tokens, the model reads 10: shorten it"):
-        split_prompt(Prompt.from_names(["a", "long"]), lambda text: 42 if "l" in text else 3, max_tokens=10)
+# ---- what is written for classes: brackets or parts in a file, the name as the phrase, the rest as context
+
+
+def test_brackets_and_parts():
+    tree = {"pothole": "there are some [holes] on the road", "car": {"suffix": " with wheels"}, 3: "[three]"}
+    assert read_prompts(tree, ["pothole", "car", "3"]) == {
+        "pothole": ClassPrompt(name="holes", prefix="there are some ", suffix=" on the road"),
+        "car": ClassPrompt(name="car", suffix=" with wheels"),
+        "3": ClassPrompt(name="three"),
+    }
+
+
+def test_the_prompts_of_odinw():
+    if not TASKS.is_file():
+        pytest.skip("no list of ODinW tasks beside the project")
+    tasks = {task["task"]: task for task in json.loads(TASKS.read_text())["tasks"] if task["caption_prompt"]}
+    assert len(tasks) == 4
+    for task in tasks.values():
+        names = [category["name"] for category in task["categories"]]
+        prompts = read_prompts(dict(zip(names, task["caption_prompt"], strict=True)), names)
+        prompt = prompt_from_classes(names, prompts)
+        assert prompt.caption == ". ".join("".join(part.values()) for part in task["caption_prompt"])
+        assert prompt.texts == tuple(part["name"] for part in task["caption_prompt"])
+        assert all(prompt.caption[start:end] == p.text for p in prompt.phrases for start, end in p.spans)
+        assert not prompt.is_list
+
+
+def test_names_without_context_are_a_list_that_may_be_split():
+    names = ["cat", "dog"]
+    assert prompt_from_classes(names, {}) == Prompt.from_names(names)
+    assert prompt_from_classes(names, {"dog": ClassPrompt(name="hound")}) == Prompt.from_names(["cat", "hound"])
+    assert not prompt_from_classes(names, {"dog": ClassPrompt(name="dog", prefix="a ")}).is_list
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (["cat"], r"class prompts: got \['cat'\]"),
+        ({"cat": "a cat"}, r"'cat': 'a cat' needs one pair of \[brackets\]"),
+        ({"cat": "[a] [cat]"}, r"needs one pair of \[brackets\]"),
+        ({"cat": {"praefix": "a"}}, "'cat'.praefix: no such key .did you mean 'prefix'"),
+        ({"cat": {"prefix": 7}}, "'cat'.prefix: got 7"),
+        ({"cat": 5}, "class prompt of 'cat': got 5"),
+        ({"rat": "a [rat]"}, "no class 'rat' in the dataset .did you mean 'cat'.*it has 'cat', 'red bus'"),
+    ],
+)
+def test_what_cannot_be_read(tree, message):
+    with pytest.raises(DataError, match=message):
+        read_prompts(tree, ["cat", "red bus"])

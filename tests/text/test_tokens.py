@@ -32,13 +32,6 @@ def pieces(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[str, ...]]:
     return [tokenizer.words([tokens.ids[i] for i in row]) for row in phrase_tokens(tokens, prompt)]
 
 
-def test_special_tokens_and_offsets(tokenizer):
-    tokens = tokenizer("a red bus")
-    assert tokenizer.words(tokens.ids) == ("[CLS]", "a", "red", "bus", "[SEP]")
-    assert tokens.offsets == [(0, 0), (0, 1), (2, 5), (6, 9), (0, 0)]
-    assert [tokens.char_to_token(place) for place in range(10)] == [1, None, 2, 2, 2, None, 3, 3, 3, None]
-
-
 def test_car_and_cart_are_not_confused(tokenizer):
     prompt = Prompt.from_names(["cart", "car", "cartoon", "car"])
     assert pieces(tokenizer, prompt) == [("cart",), ("car",), ("cartoon",), ("car",)]
@@ -52,11 +45,6 @@ def test_names_of_many_pieces_and_odd_characters(tokenizer):
     )
     assert len(found[0]) > 4 and "".join(found[0]).replace("##", "") == "electroencephalographically"
     assert found[1:] == [("cafe",), ("北", "京"), ("[UNK]",), ("zebra", "'", "s"), ("!", "bat", "?")]
-
-
-def test_spans_of_a_caption(tokenizer):
-    prompt = Prompt.from_caption("red and blue cars", [[(0, 3), (13, 17)], (8, 17), (1, 2), (3, 8)])
-    assert pieces(tokenizer, prompt) == [("red", "cars"), ("blue", "cars"), ("red",), ("and",)]
 
 
 def test_overlapping_spans_repeat_a_token(tokenizer):
@@ -101,11 +89,6 @@ def test_a_phrase_without_tokens_is_an_error(tokenizer, name):
     prompt = Prompt.from_names(["cat", name, "dog"])
     with pytest.raises(ValueError, match=r"phrase '.*' yields no token: .*; use words"):
         encode_prompts(tokenizer, [prompt], max_tokens=256)
-
-
-def test_a_span_of_white_space_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="phrase ' ' yields no token"):
-        encode_prompts(tokenizer, [Prompt.from_caption("a cat", [(1, 2)])], max_tokens=256)
 
 
 def test_a_caption_too_long_is_an_error_and_nothing_is_cut(tokenizer):
