@@ -14,9 +14,8 @@ from glip.errors import ConfigError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
 from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import Report, Row, markdown_table
-from glip.evaluate.run import QueryOptions, predictions, same_vocabulary
+from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
-from glip.evaluate.store import PredictionStore
 from glip.files import atomic_write
 from glip.model.adapt import digest_of
 from glip.text.class_prompts import ClassPrompt
@@ -50,20 +49,23 @@ def evaluate(
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
         detector = Detector.from_pretrained(names[0], task=config.task, device=device)
-    folder = Path(config.out or OUT) / _model_folder_name(names[0], detector)
+    task = digest_of(detector.adaptation) if detector.adaptation else ""
+    # two trainings of one config differ in their weights
+    label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(names[0]).exists() else "")
+    folder = Path(config.out or OUT) / (label + (f"-task-{task[:6]}" if task else ""))
     reports: dict[str, list[Report]] = {}
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
         found: list[Report] = []
         for benchmark in own:
+            place = folder / part / benchmark.name
             with _all_or_none(gather):
                 options = query_options(benchmark, config, prompts)
-                place = folder / part / benchmark.name
-                store = PredictionStore(
-                    place / "predictions", _settings(benchmark, detector, options), process=share[0]
-                )
-                _check_task(detector, benchmark, show if main else None)
+                made_with = _settings(benchmark, detector, task, options)
+                store = PredictionStore(place / "predictions", made_with, process=share[0])
+            if main and detector.adaptation and detector.adaptation.names != benchmark.read.vocabulary:
+                show(f"{benchmark.name} has other names than the task, or in another order: they go without its prompt")
             with _all_or_none(gather):
-                collect(detector, benchmark, store, options, share=share)
+                _collect(detector, benchmark, store, options, share)
             with _all_or_none(gather):
                 found += [score(benchmark, store, detector.config, options, place, draw=config.draw)] if main else []
             if main:
@@ -77,33 +79,6 @@ def evaluate(
     if main:
         _compare(reports, show)
     return folder
-
-
-def collect(
-    detector: Detector,
-    benchmark: Benchmark,
-    store: PredictionStore,
-    options: QueryOptions,
-    *,
-    share: tuple[int, int] = (0, 1),
-) -> None:
-    """Predict all samples that are not in the store yet.
-
-    ``share`` is the number of this process and how many there are; each takes a run of samples, so that captions of one
-    image stay together.
-    """
-    samples = benchmark.read.samples
-    pending = sorted(set(range(len(samples))) - store.done)
-    number, processes = share
-    own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
-    quiet = True if number else None  # one process shows its progress, and only on a terminal
-    with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
-        try:
-            for prediction in predictions(detector, samples, own, options):
-                store.add(prediction)
-                bar.update()
-        finally:
-            store.flush()
 
 
 def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "") -> QueryOptions:
@@ -147,33 +122,18 @@ def _all_or_none(gather: Gather) -> Iterator[None]:
     except (ValueError, OSError, ImportError) as caught:
         error = caught
     messages = gather(str(error) if error else "")
-    if error:
-        raise error
-    for number, message in enumerate(messages):
-        if message:
-            raise ConfigError(f"Process {number} failed: {message}")
+    failed = [f"Process {number} failed: {message}" for number, message in enumerate(messages) if message]
+    if error or failed:
+        raise error or ConfigError(failed[0])
 
 
-def _check_task(detector: Detector, benchmark: Benchmark, show: Callable[[str], None] | None) -> None:
-    """Say that a set has other names than the task that the model was tuned for; refuse the same in another order."""
-    task = detector.adaptation
-    if task and not same_vocabulary(task.names, benchmark.read.vocabulary) and show:
-        show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
-
-
-def _model_folder_name(model: str, detector: Detector) -> str:
-    """Names the folder of a model; two trainings of one config differ in their weights."""
-    label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
-    return label + (f"-task-{digest_of(detector.adaptation)[:6]}" if detector.adaptation else "")
-
-
-def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -> dict[str, str]:
+def _settings(benchmark: Benchmark, detector: Detector, task: str, options: QueryOptions) -> dict[str, str]:
     """What predictions depend on."""
     config = detector.config
     return {
         "model": config.name,
         "weights": detector.fingerprint[:16],
-        "task": digest_of(detector.adaptation)[:16] if detector.adaptation else "",
+        "task": task[:16],
         "inference": repr((config.inference, config.image, config.max_tokens)),
         "set": benchmark.name,
         "images and annotations": benchmark.fingerprint,
@@ -183,25 +143,41 @@ def _settings(benchmark: Benchmark, detector: Detector, options: QueryOptions) -
     }
 
 
+def _collect(
+    detector: Detector, benchmark: Benchmark, store: PredictionStore, options: QueryOptions, share: tuple[int, int]
+) -> None:
+    """Predict the samples that are not in the store yet; each process takes a run of them.
+
+    So captions of one image stay together.
+    """
+    samples, (number, processes) = benchmark.read.samples, share
+    pending = sorted(set(range(len(samples))) - store.done)
+    own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
+    quiet = True if number else None  # one process shows its progress, and only on a terminal
+    with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
+        try:
+            for prediction in predictions(detector, samples, own, options):
+                store.add(prediction)
+                bar.update()
+        finally:
+            store.flush()
+
+
 def _compare(reports: Mapping[str, Sequence[Report]], show: Callable[[str], None]) -> None:
     """A table over all sets, and what each file of prompts gains over the first one, set by set."""
     listed = [report for own in reports.values() for report in own]
     shown = [name for name in HEADLINES if any(name in report.figures for report in listed)]
-    rows: list[Row] = [
-        {"set": one.dataset}
-        | {name: one.figures.get(name, "") for name in shown}
-        | {"samples": one.samples, "trained on": one.trained_on}
-        for one in listed
-    ]
-    if len(rows) > 1:
-        show("\n".join(markdown_table(rows)))
+    rows, gains = list[Row](), list[Row]()
+    for one in listed:
+        figures = {name: one.figures.get(name, "") for name in shown}
+        rows.append({"set": one.dataset, **figures, "samples": one.samples, "trained on": one.trained_on})
     first, *others = reports.values()
-    gains: list[Row] = []
     for place, before in enumerate(first if others else ()):
         name = next(name for name in HEADLINES if name in before.figures)
         for prompts, own in reports.items():
             value = own[place].figures[name]
             gain = "" if own is first else f"{value - before.figures[name]:+.3f}"
             gains.append({"set": before.dataset, "prompts": prompts, "figure": name, "value": value, "gain": gain})
-    if gains:
-        show("\n".join(markdown_table(gains)))
+    for table in (rows if len(rows) > 1 else (), gains):
+        if table:
+            show("\n".join(markdown_table(table)))

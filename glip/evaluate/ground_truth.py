@@ -6,14 +6,13 @@ the area that the file states (training skips some): all of it decides the offic
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from glip.data.coco import ABSENT, INCOMPLETE, check_ids, id_order, is_federated, listed_labels, parse_coco
+from glip.data.coco import ABSENT, INCOMPLETE, check_ids, id_order, is_federated, listed_labels
 from glip.data.records import is_id, records_by_id
-from glip.data.sets import CocoFile, Id, Row, SkipCounter
+from glip.data.sets import CocoFile, SkipCounter
 from glip.errors import DataError
 from glip.evaluate.results import UNKNOWN, Results, concatenate, results_of
 from glip.shapes import Bool, Float, Int
@@ -73,14 +72,6 @@ class GroundTruth:
         there[self.boxes.images, self.boxes.categories] = True
         return there
 
-    def labels_of(self, vocabulary: Sequence[str]) -> tuple[int, ...]:
-        """The place of the category of each name of a vocabulary.
-
-        Raises:
-            KeyError: a name that no category has.
-        """
-        return _labels(self.names, vocabulary)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LvisTruth(GroundTruth):
@@ -96,103 +87,68 @@ class LvisTruth(GroundTruth):
     incomplete: Bool[np.ndarray, "image category"]
 
 
-def read_coco_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> GroundTruth:
-    """The ground truth of a COCO-format json, given as a path or already parsed.
+def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> GroundTruth:
+    """The ground truth of a COCO or LVIS json; annotations that cannot be scored are counted.
 
     Images and categories are ordered by id (texts after numbers). In a json with ``neg_category_ids`` (LVIS) only
-    those are known to be absent. Annotations that cannot be scored are counted.
+    those are known to be absent.
+
+    Args:
+        file: the parsed json.
+        skipped: counts what cannot be scored.
+        lvis: give a LvisTruth. Without a frequency a category is in no AP of rare, common or frequent ones; without
+            its two lists an image has no category that is surely absent or incomplete. Both are counted.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: not COCO json, no annotation of a known image and category, or a category id listed twice.
+        DataError: a category id listed twice.
     """
-    file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    truth, _ = _read_truth(file, file.crowd, skipped)
-    if not is_federated(file):
-        return truth
-    return replace(truth, negatives=_listed(file, truth, ABSENT, SkipCounter()))
-
-
-def read_lvis_truth(source: str | Path | CocoFile, skipped: SkipCounter) -> LvisTruth:
-    """The ground truth of an LVIS json (v1, v0.5, minival), given as a path or already parsed.
-
-    Without a frequency a category is in no AP of rare, common or frequent ones; without its two lists an image has
-    no category that is surely absent or incomplete. Both are counted.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not LVIS json, no annotation to score, or a category id listed twice.
-    """
-    file = source if isinstance(source, CocoFile) else parse_coco(Path(source))
-    if not is_federated(file):
-        raise DataError(f"{file.path}: not LVIS json: no image has {ABSENT}: score it with the protocol of COCO")
-    truth, records = _read_truth(file, file.ignore, skipped)
-    stated = [str(records[number].get("frequency")) for number in truth.categories]
-    for number, frequency in zip(truth.categories, stated, strict=True):
-        if frequency not in FREQUENCIES:
-            skipped.add("category without a frequency (r, c or f)", f"category {number}")
-    return LvisTruth(
-        truth.images,
-        truth.categories,
-        truth.names,
-        truth.boxes,
-        _listed(file, truth, ABSENT, skipped),
-        frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
-        incomplete=_listed(file, truth, INCOMPLETE, skipped),
-    )
-
-
-def _read_truth(
-    file: CocoFile, crowd: Bool[np.ndarray, " box"], skipped: SkipCounter
-) -> tuple[GroundTruth, dict[Id, Row]]:
-    """Images, categories and boxes, the first two by ascending id; and the records of the categories."""
     skipped.merge(file.skipped)
     check_ids((record for record in file.categories if isinstance(record, dict) and is_id(record.get("id"))), file.path)
     records = records_by_id(file.categories, "category", skipped)
     images, categories = (tuple(sorted(ids, key=id_order)) for ids in (file.images, records))
     names = tuple(str(records[number].get("name", number)) for number in categories)
-    return GroundTruth(images, categories, names, _file_boxes(file, images, categories, crowd, skipped)), records
-
-
-def _file_boxes(
-    file: CocoFile,
-    images: Sequence[Id],
-    categories: Sequence[Id],
-    crowd: Bool[np.ndarray, " box"],
-    skipped: SkipCounter,
-) -> Boxes:
-    """The annotations that can be scored, in the file's order."""
     place, label = ({number: index for index, number in enumerate(ids)} for ids in (images, categories))
+
+    def listed(key: str, tally: SkipCounter) -> Bool[np.ndarray, "image category"]:
+        """Which categories a list of each image names."""
+        marks = np.zeros((len(images), len(categories)), dtype=bool)
+        for index, number in enumerate(images):
+            marks[index, listed_labels(file.images[number], key, label, tally)] = True
+        return marks
+
     # an unknown image or category is -1, the last element of each table
     own_images = np.array([place[number] for number in file.images] + [-1])[np.maximum(file.image, -1)]
     own_labels = np.array([label.get(number, -1) for number in file.category_ids] + [-1])[file.category]
-    malformed = np.asarray(~(file.boxes[:, 2:] >= 0).all(axis=1))  # also of NaN
     good: np.ndarray = np.ones(len(own_images), dtype=bool)
     for wrong, reason in (
         (own_images < 0, "annotation of an unknown image"),
         (own_labels < 0, "annotation of an unknown category"),
-        (malformed, "annotation with a malformed box"),
+        (~(file.boxes[:, 2:] >= 0).all(axis=1), "annotation with a malformed box"),  # also of NaN
     ):
         for index in np.flatnonzero(good & wrong).tolist():
             skipped.add(reason, f"annotations[{index}]")
         good = good & ~wrong
     for index in np.flatnonzero(good & np.isnan(file.areas)).tolist():
         skipped.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
-    if not good.any():
-        why = str(skipped) or "it lists none"
-        raise DataError(f"{file.path}: no annotation in it can be scored ({why}): check it with glip data check")
-    boxes = file.boxes[good]
-    areas = np.where(np.isnan(file.areas[good]), boxes[:, 2] * boxes[:, 3], file.areas[good])
-    return Boxes(own_images[good], own_labels[good], boxes, areas, crowd[good])
-
-
-def _listed(file: CocoFile, truth: GroundTruth, key: str, skipped: SkipCounter) -> Bool[np.ndarray, "image category"]:
-    """Which categories a list of each image names."""
-    label = {number: index for index, number in enumerate(truth.categories)}
-    marks = np.zeros((len(truth.images), len(label)), dtype=bool)
-    for place, number in enumerate(truth.images):
-        marks[place, listed_labels(file.images[number], key, label, skipped)] = True
-    return marks
+    areas = np.where(np.isnan(file.areas), file.boxes[:, 2] * file.boxes[:, 3], file.areas)
+    crowd = file.ignore if lvis else file.crowd
+    boxes = Boxes(own_images, own_labels, file.boxes, areas, crowd).select(good)
+    if not lvis:
+        negatives = listed(ABSENT, SkipCounter()) if is_federated(file) else None
+        return GroundTruth(images, categories, names, boxes, negatives)
+    stated = [records[number].get("frequency") for number in categories]
+    for number, frequency in zip(categories, stated, strict=True):
+        if frequency not in FREQUENCIES:
+            skipped.add("category without a frequency (r, c or f)", f"category {number}")
+    return LvisTruth(
+        images,
+        categories,
+        names,
+        boxes,
+        negatives=listed(ABSENT, skipped),
+        frequencies=tuple(frequency if frequency in FREQUENCIES else "" for frequency in stated),
+        incomplete=listed(INCOMPLETE, skipped),
+    )
 
 
 def truth_of(samples: Sequence[Sample]) -> GroundTruth:
@@ -203,20 +159,17 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     those that may have more boxes (``Sample.incomplete``) only what matches one is. Names that a set lists twice stay
     two categories; over several vocabularies equal names are one. Ids are places, from 0.
     """
-    vocabularies = dict.fromkeys(sample.vocabulary for sample in samples if sample.prompt is None)
-    names = (
-        next(iter(vocabularies))
-        if len(vocabularies) == 1
-        else tuple(sorted({name for listed in vocabularies for name in listed}))
-    )
-    labels = {listed: _labels(names, listed) for listed in vocabularies}
-    negatives = np.zeros((len(samples), len(names)), dtype=bool)
+    vocabularies = list(dict.fromkeys(sample.vocabulary for sample in samples if sample.prompt is None))
+    every = vocabularies[0] if len(vocabularies) == 1 else sorted({name for one in vocabularies for name in one})
+    labels = {listed: labels_of(every, listed) for listed in vocabularies}
+    negatives = np.zeros((len(samples), len(every)), dtype=bool)
     rows: list[tuple[float, ...]] = []  # image, category, x, y, width, height, crowd
     for place, sample in enumerate(samples):
         if sample.prompt is not None:
             continue
         label = labels[sample.vocabulary]
-        negatives[place, [label[name] for name in absent_names(sample)]] = True
+        absent = range(len(label)) if sample.absent is None else sample.absent
+        negatives[place, [label[name] for name in absent]] = True
         for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
             x1, y1, x2, y2 = box
             rows += [(place, label[one], x1, y1, x2 - x1, y2 - y1, index in sample.crowd) for one in numbers]
@@ -225,51 +178,41 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)
     places = table[:, :2].astype(np.int64)
     boxes = Boxes(places[:, 0], places[:, 1], table[:, 2:6], table[:, 4] * table[:, 5], table[:, 6].astype(bool))
-    return GroundTruth(tuple(range(len(samples))), tuple(range(len(names))), names, boxes, negatives)
+    negatives[boxes.images, boxes.categories] = False
+    return GroundTruth(tuple(range(len(samples))), tuple(range(len(every))), tuple(every), boxes, negatives)
+
+
+def labels_of(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
+    """The place of each listed name among the names of a ground truth."""
+    if tuple(listed) == tuple(names):  # two of them may be equal
+        return tuple(range(len(names)))
+    place = {name: index for index, name in enumerate(names)}
+    return tuple(place[name] for name in listed)
 
 
 def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
     """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
 
     Raises:
-        ValueError: no image, a sample without vocabulary, or detections of other names.
+        DataError: a sample without vocabulary, or detections of other names.
     """
     listed = list(pairs)
-    if not listed:
-        raise DataError("no image to score: none was given, or none could be read")
-    for sample, found in listed:
-        _check_names(sample, found)
-    truth = truth_of([sample for sample, _ in listed])
-    parts = []
+    truth, parts = truth_of([sample for sample, _ in listed]), list[Results]()
     for place, (sample, found) in enumerate(listed):
+        check_words(sample, found, () if sample.prompt else sample.vocabulary)
         more = len(found.prompt.phrases) - len(sample.vocabulary)  # asked beside the set's own names
-        parts.append(results_of(found, place, (*truth.labels_of(sample.vocabulary), *[UNKNOWN] * more)))
+        parts.append(results_of(found, place, (*labels_of(truth.names, sample.vocabulary), *[UNKNOWN] * more)))
     return truth, concatenate(parts)
 
 
-def absent_names(sample: Sample) -> list[int]:
-    """The names of a sample that are surely not in the image; phrases of a caption count as there."""
-    if sample.prompt is not None:
-        return []
-    there = {number for numbers in sample.box_phrases for number in numbers}
-    listed = range(len(sample.vocabulary)) if sample.absent is None else sample.absent
-    return [number for number in listed if number not in there and number not in sample.incomplete]
+def check_words(sample: Sample, found: Detections, words: tuple[str, ...]) -> None:
+    """Refuse detections of other words than a sample is scored by: no label of theirs would mean the right thing.
 
-
-def _check_names(sample: Sample, found: Detections) -> None:
-    if not sample.vocabulary or sample.prompt is not None:
+    Raises:
+        DataError: no such words, or the first ones asked for are others.
+    """
+    if not words or found.prompt.texts[: len(words)] != words:
         raise DataError(
-            f"image {sample.image_id} has no list of names: AP is for detection sets, captions have recall (phrases)"
+            f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}, the words to score are {words[:3]}: "
+            "detect with the sample's own names, in their order, for AP, or with its own caption for recall"
         )
-    if found.prompt.texts[: len(sample.vocabulary)] != sample.vocabulary:
-        raise DataError(
-            f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., its boxes of "
-            f"{sample.vocabulary[:3]}...: no class matches; ask for the names of the set, in their order"
-        )
-
-
-def _labels(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
-    if tuple(listed) == tuple(names):
-        return tuple(range(len(names)))
-    place = {name: index for index, name in enumerate(names)}
-    return tuple(place[name] for name in listed)

@@ -8,22 +8,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from glip.data.coco import is_number
 from glip.data.records import is_id
-from glip.data.sets import SkipCounter
+from glip.data.sets import Row, SkipCounter
 from glip.errors import DataError
-from glip.files import atomic_write
+from glip.files import atomic_write, read_json
 from glip.shapes import Float, Int
 from glip.structures import Detections
 
-Row = dict[str, Any]
 UNKNOWN = -1
-_PIECE = 100_000  # rows that are objects at once
-_FORM = "give a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
+_PIECE = 100_000  # rows that are Python objects at once
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,13 @@ class Results:
     def select(self, chosen: np.ndarray) -> "Results":
         """Some of the detections, by index or by mask."""
         return Results(self.images[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
+
+    def rows(self) -> Iterator[tuple[int, int, list[float], float]]:
+        """Image, category, box and score of each detection as plain numbers."""
+        for start in range(0, len(self), _PIECE):
+            part = self.select(np.arange(start, min(start + _PIECE, len(self))))
+            columns = (part.images, part.categories, part.boxes, part.scores)
+            yield from zip(*(column.tolist() for column in columns), strict=True)
 
 
 def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
@@ -76,9 +80,6 @@ def concatenate(parts: Sequence[Results]) -> Results:
     return Results(*(np.concatenate([getattr(part, column) for part in listed]) for column in columns))
 
 
-# ---- files
-
-
 def read_results(
     path: str | Path, images: Sequence[int | str], categories: Sequence[int | str], tally: SkipCounter
 ) -> Results:
@@ -95,7 +96,7 @@ def read_results(
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: not a list of results, or not one row is of these images and categories.
+        DataError: not JSON, or not one row is a result for these images and categories.
     """
     place, label = ({number: index for index, number in enumerate(ids)} for ids in (images, categories))
     where, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")
@@ -107,55 +108,39 @@ def read_results(
         """
         if "image_id" not in row and "score" not in row:
             return row
-        values: Iterator[Any] = (row.get(key) for key in ("image_id", "category_id", "bbox", "score"))
-        image, category, box, score = values
-        reason = _unusable(box, score) if is_id(image) and image in place else "result of an unknown image"
-        if reason:
-            return reason
+        image, category, box, score = map(row.get, ("image_id", "category_id", "bbox", "score"))
+        if not is_id(image) or image not in place:
+            return "result of an unknown image"
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0):
+            return "result with a malformed box"
+        if not is_number(score):
+            return "result with a score that is no number"
         where.append(place[image])
         labels.append(label.get(category, UNKNOWN) if is_id(category) else UNKNOWN)
         boxes.extend(box)
         scores.append(score)
         return "result of an unknown category" if labels[-1] == UNKNOWN else ""
 
-    try:
-        with Path(path).open(encoding="utf-8-sig") as stream:
-            listed = json.load(stream, object_hook=take)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({str(error)[:80]}): {_FORM}") from None
-    if not isinstance(listed, list):
-        raise DataError(f"{path}: not a results file, it is no list: {_FORM}")
-    for number, reason in enumerate(listed):
+    listed = read_json(path, object_hook=take)
+    for number, reason in enumerate(listed if isinstance(listed, list) else ()):
         if reason != "":
             tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
     if all(number == UNKNOWN for number in labels):
         raise DataError(
-            f"{path}: not one of its results can be scored ({tally or 'it is empty'}): the set's image ids are such "
-            f"as {', '.join(map(repr, images[:2]))}, its category ids such as "
-            f"{', '.join(map(repr, categories[:2]))}; give the results of this set"
+            f"{path}: not one result in it can be scored ({tally or 'it lists none'}): give a JSON list of {{image_id, "
+            f"category_id, bbox: [x, y, width, height], score}}; the set's image ids are such as "
+            f"{', '.join(map(repr, images[:2]))}, its category ids such as {', '.join(map(repr, categories[:2]))}"
         )
     indices = [np.array(column, dtype=np.int64) for column in (where, labels)]
     return Results(indices[0], indices[1], np.array(boxes).reshape(-1, 4), np.array(scores))
-
-
-def _unusable(box: Any, score: Any) -> str:
-    """Why a row cannot be scored; "" if it can."""
-    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        return "result with a malformed box"
-    if box[2] < 0 or box[3] < 0:
-        return "result with a box of negative size"
-    return "" if is_number(score) else "result with a score that is no number"
 
 
 def write_results(path: Path, results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
     """Write results in COCO's format, one row per line; those of unknown categories are left out."""
     known, before = results.select(results.categories != UNKNOWN), "[\n"
     with atomic_write(path) as file:
-        for start in range(0, len(known), _PIECE):
-            part = known.select(np.arange(start, min(start + _PIECE, len(known))))
-            columns = (part.images, part.categories, part.boxes, part.scores)
-            for image, category, box, score in zip(*(column.tolist() for column in columns), strict=True):
-                row = {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
-                file.write(before + json.dumps(row))
-                before = ",\n"
+        for image, category, box, score in known.rows():
+            row = {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
+            file.write(before + json.dumps(row))
+            before = ",\n"
         file.write("\n]\n" if len(known) else "[]\n")

@@ -1,11 +1,10 @@
 """The predictions for a set -> its report: figures, tables, results in the standard formats, images on request."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
@@ -14,20 +13,12 @@ from glip.evaluate.benchmark import Benchmark
 from glip.evaluate.coco import Score, score_results
 from glip.evaluate.false_positives import RATES, false_positives
 from glip.evaluate.figures import draw_curves, draw_worst
-from glip.evaluate.ground_truth import GroundTruth, LvisTruth
+from glip.evaluate.ground_truth import GroundTruth, LvisTruth, labels_of
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
-from glip.evaluate.phrases import (
-    PhraseRecall,
-    caption_recall,
-    prediction_row,
-    ranked_boxes,
-    read_predictions,
-    scored_phrases,
-)
+from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
 from glip.evaluate.report import Report, Row
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
-from glip.evaluate.run import Prediction, QueryOptions
-from glip.evaluate.store import PredictionStore
+from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.files import write_json
 from glip.structures import Sample
 
@@ -57,7 +48,7 @@ def score(
     Raises:
         DataError: predictions are missing, or there is nothing to score.
     """
-    samples = benchmark.read.samples
+    samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
     store.reload()  # with what other processes have written
     missing = len(set(range(len(samples))) - store.done)
     if missing:
@@ -65,14 +56,12 @@ def score(
             f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
             "same command again; several machines need one --out that all of them can read"
         )
-    skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)
 
-    def stored(*, captions: bool) -> Iterator[tuple[Sample, Prediction]]:
+    def stored(*, captions: bool) -> Predictions:
         """Read again each time: those for a large set need not fit into memory."""
         return (pair for pair in store.read(samples, options) if (pair[0].prompt is not None) == captions)
 
-    kinds = set()
     for sample, one in store.read(samples, options):
         kinds.add(sample.prompt is not None)
         if one.found is None:
@@ -80,12 +69,13 @@ def score(
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
     if False in kinds:
         truth = benchmark.ground_truth(skipped)
-        parts = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
-        results, best = _best_of(parts, truth)
+        results, best = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
         _score_boxes(report, truth, results, best, folder / "curves.png" if draw else None)
         write_results(folder / "results.json", results, truth.images, truth.categories)
     if True in kinds:
-        _score_captions(report, stored(captions=True), folder / "groundings.json")
+        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
+        write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
+        _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
     report.write(folder, skipped)
     if draw:
         every = store.read(samples, options)
@@ -120,41 +110,31 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     return report
 
 
-# ---- lists of names
-
-
 def _as_results(
     benchmark: Benchmark, truth: GroundTruth, predictions: Predictions, *, inclusive: bool
-) -> Iterator[Results]:
-    """Predictions under the images and categories of the ground truth, image by image."""
-    if benchmark.config.format in ("coco", "lvis"):
-        place = {number: index for index, number in enumerate(truth.images)}
-        label = {number: index for index, number in enumerate(truth.categories)}
-        labels = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
-        inclusive = inclusive and benchmark.protocol != "lvis"
-        for sample, one in predictions:
-            if one.found is not None:
-                yield results_of(one.found, place[sample.image_id], labels, inclusive=inclusive)
-        return
-    labels_of = lru_cache(truth.labels_of)
-    for sample, one in predictions:
-        if one.found is not None:
-            yield results_of(one.found, one.index, labels_of(sample.vocabulary))
-
-
-def _best_of(parts: Iterable[Results], truth: GroundTruth) -> tuple[Results, Results]:
-    """The results, and those of which Fixed AP is computed.
+) -> tuple[Results, Results]:
+    """Predictions under the images and categories of the ground truth, and those of which Fixed AP is computed.
 
     In LVIS these are the first 300 of each image, which are the best, and the best of each category.
     """
-    if not isinstance(truth, LvisTruth):
-        results = concatenate(list(parts))
-        return results, results
+    place = {number: index for index, number in enumerate(truth.images)}
+    label = {number: index for index, number in enumerate(truth.categories)}
+    ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
+    is_lvis, own_labels = isinstance(truth, LvisTruth), lru_cache(partial(labels_of, truth.names))
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
-    for part in parts:
-        best.add(part)
-        top.append(part.select(np.arange(min(len(part), PER_IMAGE))))
-    return concatenate(top), best.results()
+    for sample, one in predictions:
+        if one.found is None:
+            continue
+        if benchmark.read.annotations:
+            part = results_of(one.found, place[sample.image_id], ids, inclusive=inclusive and not is_lvis)
+        else:
+            part = results_of(one.found, one.index, own_labels(sample.vocabulary))
+        if is_lvis:
+            best.add(part)
+            part = part.select(np.arange(min(len(part), PER_IMAGE)))
+        top.append(part)
+    results = concatenate(top)
+    return results, best.results() if is_lvis else results
 
 
 def _score_boxes(report: Report, truth: GroundTruth, results: Results, best: Results, curves: Path | None) -> None:
@@ -177,41 +157,20 @@ def _score_boxes(report: Report, truth: GroundTruth, results: Results, best: Res
         if curves:
             draw_curves(truth.names, scored.rankings, curves)
     report.tables["Per category"] = rows
-    _add_false_positives(report, truth, results, score_some)
-
-
-def _add_false_positives(
-    report: Report, truth: GroundTruth, results: Results, score_some: Callable[[Results], Score]
-) -> None:
-    """AP where absent names are rarely detected."""
     found = false_positives(truth, results)
     if found is None:
         return
-    rows, known = list[Row](), results.select(results.categories != UNKNOWN)
+    rates, known = list[Row](), results.select(results.categories != UNKNOWN)
     for allowed in RATES:
         threshold = found.threshold_at(allowed)
         scored = score_some(known.select(known.scores >= threshold))
         report.figures[f"AP at false positive rate {allowed:g}"] = scored.ap
         row = {"false positive rate at most": allowed, "threshold": threshold, "rate": found.rate(threshold)}
-        rows.append({**row, "AP": scored.ap, "AP50": scored.ap50})
-    report.tables["False positives on absent names"] = rows
+        rates.append({**row, "AP": scored.ap, "AP50": scored.ap50})
+    report.tables["False positives on absent names"] = rates
     report.tables["False positive rate by threshold"] = [
         {"threshold": step / 20, "rate": found.rate(step / 20)} for step in range(1, 20)
     ]
-
-
-# ---- captions
-
-
-def _score_captions(report: Report, predictions: Predictions, path: Path) -> None:
-    """Skipped captions count as having no detection: leaving them out would raise the recall."""
-    pairs = []
-    for sample, one in predictions:
-        nothing = [torch.zeros(1, 4)] * len(scored_phrases(sample))
-        pairs.append((sample, nothing if one.found is None else ranked_boxes(sample, one.found)))
-    write_json(path, [prediction_row(sample, ranked) for sample, ranked in pairs])
-    protocol = "merged-boxes" if report.protocol == "merged-boxes" else "any-box"
-    _add_recall(report, caption_recall(pairs, protocol=protocol))
 
 
 def _add_recall(report: Report, recall: PhraseRecall) -> None:

@@ -7,7 +7,7 @@ from glip.cli.main import main
 from glip.data import catalog, coco, records
 from glip.data.catalog import dataset_name, find_set, read_set
 from glip.data.sets import PackedSamples, SkipCounter
-from glip.evaluate.ground_truth import read_coco_truth
+from glip.evaluate.ground_truth import read_truth
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_train_and_evaluate_parse_once(tmp_path, parsed, monkeypatch):
 def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path):
     file = write_coco(tmp_path)
     read = read_set(find_set(str(file)), to_score=True)
-    first, second = read_coco_truth(read.annotations, SkipCounter()), read_coco_truth(file, SkipCounter())
+    first, second = (read_truth(one, SkipCounter()) for one in (read.annotations, coco.parse_coco(file)))
     assert read.format == "coco" and first.images == second.images == (0, 1, 2, 3)
     assert first.boxes.boxes.tolist() == second.boxes.boxes.tolist() and len(first.boxes.areas) == 9
     assert isinstance(read.samples, PackedSamples) and coco.is_federated(read.annotations) is False

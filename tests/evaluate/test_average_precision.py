@@ -132,8 +132,6 @@ def test_names_in_few_images_have_no_interval():
 
 
 def test_the_interval_weighs_images_as_repeating_them_does():
-    from glip.evaluate.coco import _weighted_ap
-
     generator = torch.Generator().manual_seed(0)
     pairs = []
     for _ in range(6):
@@ -144,4 +142,4 @@ def test_the_interval_weighs_images_as_repeating_them_does():
     weights = torch.tensor([2, 0, 1, 3, 0, 1]).numpy()
     repeated = [pair for pair, times in zip(pairs, weights.tolist(), strict=True) for _ in range(times)]
     [ranking] = average_precision(pairs).rankings
-    assert _weighted_ap(ranking, weights) == pytest.approx(average_precision(repeated).ap50, abs=1e-9)
+    assert ranking.ap50(weights) == pytest.approx(average_precision(repeated).ap50, abs=1e-9)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
 from glip.evaluate.coco import Score, score_results
-from glip.evaluate.ground_truth import GroundTruth, read_coco_truth
+from glip.evaluate.ground_truth import GroundTruth, read_truth
 from glip.evaluate.results import UNKNOWN, concatenate, read_results, results_of
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
@@ -27,7 +28,7 @@ def golden(case: str) -> Path:
 
 def score_files(annotations: Path, predictions: Path, tally: SkipCounter | None = None) -> Score:
     tally = SkipCounter() if tally is None else tally
-    truth = read_coco_truth(annotations, tally)
+    truth = read_truth(parse_coco(annotations), tally)
     return score_results(truth, read_results(predictions, truth.images, truth.categories, tally))
 
 
@@ -35,7 +36,7 @@ def score_files(annotations: Path, predictions: Path, tally: SkipCounter | None 
 def test_golden_figures(case):
     """All twelve figures and every category, as pycocotools gives them."""
     folder = golden(case)
-    truth = read_coco_truth(folder / "annotations.json", SkipCounter())
+    truth = read_truth(parse_coco(folder / "annotations.json"), SkipCounter())
     score = score_files(folder / "annotations.json", folder / "predictions.json")
     expected = json.loads((folder / "expected.json").read_text())
     assert [*score.figures.values()] == pytest.approx([*expected["stats"].values()], abs=1e-9)
@@ -52,7 +53,7 @@ def test_golden_figures(case):
 def test_golden_network_boxes_with_inclusive_widths():
     """The release's way from boxes in resized pixels to COCO's rows: +1 on widths, labels outside are dropped."""
     folder = golden("real80_from_network_boxes")
-    truth = read_coco_truth(folder / "annotations.json", SkipCounter())
+    truth = read_truth(parse_coco(folder / "annotations.json"), SkipCounter())
     sizes = {
         row["id"]: (row["height"], row["width"])
         for row in json.loads((folder / "annotations.json").read_text())["images"]
@@ -115,7 +116,7 @@ def right(**changes: object) -> dict[str, object]:
 
 def test_a_file_of_ones_own(tmp_path):
     """The table in the order of the ids, ids from 0 that are given twice, areas as stated or else the box's."""
-    truth = read_coco_truth(write(tmp_path), SkipCounter())
+    truth = read_truth(parse_coco(write(tmp_path)), SkipCounter())
     assert (truth.categories, truth.names, truth.images) == ((3, 7), ("missed", "found"), (1, 2))
     assert truth.boxes.areas.tolist() == [1600.0, 5.0] and not truth.boxes.crowd.any() and truth.negatives is None
     score = score_files(tmp_path / "annotations.json", write_rows(tmp_path, right()))
@@ -128,7 +129,7 @@ def test_a_file_of_ones_own(tmp_path):
 def test_ids_may_be_texts(tmp_path):
     rows = [{"image_id": "b/1.png", "category_id": "cat", "bbox": BOX}]
     file = write(tmp_path, images=[{"id": "b/1.png"}, {"id": 4}], categories=[{"id": "cat"}], annotations=rows)
-    truth = read_coco_truth(file, SkipCounter())
+    truth = read_truth(parse_coco(file), SkipCounter())
     assert truth.images == (4, "b/1.png") and truth.names == ("cat",)
     results = write_rows(tmp_path, right(image_id="b/1.png", category_id="cat"))
     assert score_files(file, results).ap == pytest.approx(1.0)
@@ -147,7 +148,9 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
     tally = SkipCounter()
     images = [{"id": 1}, {"id": 1}, {"file_name": "x"}]
     categories = [{"id": 7}, {"name": "cat"}, {"name": "dog"}]
-    truth = read_coco_truth(write(tmp_path, annotations=[good, *bad], images=images, categories=categories), tally)
+    truth = read_truth(
+        parse_coco(write(tmp_path, annotations=[good, *bad], images=images, categories=categories)), tally
+    )
     assert len(truth.boxes.areas) == 1 and truth.images == (1,) and truth.categories == (7,)
     assert tally.counts == {
         "image id seen before": 1,
@@ -173,7 +176,7 @@ def test_what_cannot_be_scored_with_is_counted(tmp_path):
 def test_files_without_a_truth(tmp_path, changes, message):
     file = write(tmp_path, **changes)
     with pytest.raises(ValueError) as caught:
-        read_coco_truth(file, SkipCounter())
+        read_truth(parse_coco(file), SkipCounter())
     assert str(caught.value).startswith(f"{file}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -181,12 +184,12 @@ def test_files_without_a_truth(tmp_path, changes, message):
 def test_no_json(tmp_path):
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not valid JSON"):
-        read_coco_truth(tmp_path / "broken.json", SkipCounter())
+        read_truth(parse_coco(tmp_path / "broken.json"), SkipCounter())
     (tmp_path / "list.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="not COCO json: no list 'images'"):
-        read_coco_truth(tmp_path / "list.json", SkipCounter())
+        read_truth(parse_coco(tmp_path / "list.json"), SkipCounter())
     with pytest.raises(FileNotFoundError, match="are not there"):
-        read_coco_truth(tmp_path / "nothing.json", SkipCounter())
+        read_truth(parse_coco(tmp_path / "nothing.json"), SkipCounter())
 
 
 def test_groups_alone_are_nothing_to_score(tmp_path):
@@ -210,7 +213,7 @@ def test_bad_results_are_counted_and_change_nothing(tmp_path):
 
 
 def test_results_of_another_set(tmp_path):
-    truth: GroundTruth = read_coco_truth(write(tmp_path), SkipCounter())
+    truth: GroundTruth = read_truth(parse_coco(write(tmp_path)), SkipCounter())
     for row in (right(image_id="000000001"), right(category_id="found")):
         with pytest.raises(
             ValueError, match=r"not one of its results can be scored .*ids are such as 1, 2.*such as 3, 7"
@@ -222,7 +225,7 @@ def test_federated_files_score_what_was_looked_for(tmp_path):
     """LVIS: the first image was looked through for "missed" too, the second only for what it has."""
     images = [{"id": 1, "neg_category_ids": [3, [5], 99]}, {"id": 2, "neg_category_ids": []}]
     file = write(tmp_path, images=images)
-    truth = read_coco_truth(file, SkipCounter())
+    truth = read_truth(parse_coco(file), SkipCounter())
     assert truth.negatives is not None and truth.negatives.tolist() == [[True, False], [False, False]]
     unasked = [right(image_id=2, category_id=7, score=0.9), right()]
     asked = [right(category_id=3, score=0.9), right(image_id=2, category_id=3)]

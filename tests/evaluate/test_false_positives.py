@@ -8,7 +8,7 @@ from scored import captioned, detections, sample
 
 from glip.evaluate.coco import score_results
 from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of
-from glip.evaluate.ground_truth import Boxes, GroundTruth, absent_names, to_arrays
+from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays, truth_of
 from glip.evaluate.results import UNKNOWN, Results, concatenate
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
@@ -49,10 +49,10 @@ def test_by_hand():
 
 def test_which_names_are_absent():
     one = sample(["cat", "dog", "cow"], [(A, 0)])
-    assert absent_names(one) == [1, 2]
-    assert absent_names(replace(one, incomplete=(2,))) == [1]
-    assert absent_names(replace(one, absent=(2,))) == [2]
-    assert absent_names(captioned("a cat", ["a cat"], [])) == []
+    said = captioned("a cat", ["a cat"], [])
+    truth = truth_of([one, replace(one, incomplete=(2,)), replace(one, absent=(2,)), replace(one, absent=(0,)), said])
+    absent = [np.flatnonzero(row).tolist() for row in truth.negatives]
+    assert absent == [[1, 2], [1], [2], [], []]
 
 
 def test_a_set_whose_names_are_everywhere_says_nothing():

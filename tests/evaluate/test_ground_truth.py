@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scored import captioned, detections, sample
 
-from glip.evaluate.ground_truth import to_arrays, truth_of
+from glip.evaluate.ground_truth import labels_of, to_arrays, truth_of
 from glip.evaluate.results import UNKNOWN
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
@@ -14,7 +14,7 @@ A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
 def test_one_vocabulary_keeps_its_order_and_its_twins():
     names = ["cow", "cat", "cow"]
     truth = truth_of([sample(names, [(A, 2), (B, 0)]), replace(sample(names, [(A, 1)]), crowd=(0,))])
-    assert truth.names == tuple(names) and truth.labels_of(tuple(names)) == (0, 1, 2)
+    assert truth.names == tuple(names) and labels_of(names, names) == (0, 1, 2)
     assert truth.boxes.images.tolist() == [0, 0, 1] and truth.boxes.categories.tolist() == [2, 0, 1]
     assert truth.boxes.boxes.tolist() == [[10, 10, 40, 40], [60, 60, 30, 20], [10, 10, 40, 40]]
     assert truth.boxes.areas.tolist() == [1600, 600, 1600] and truth.boxes.crowd.tolist() == [False, False, True]
@@ -26,7 +26,7 @@ def test_one_vocabulary_keeps_its_order_and_its_twins():
 
 def test_names_of_several_vocabularies_are_one_where_they_are_equal():
     truth = truth_of([sample(["dog", "cat"], [(A, 0)]), sample(["cow", "dog"], [(A, 1)])])
-    assert truth.names == ("cat", "cow", "dog") and truth.labels_of(("cow", "dog")) == (1, 2)
+    assert truth.names == ("cat", "cow", "dog") and labels_of(truth.names, ("cow", "dog")) == (1, 2)
     assert truth.boxes.categories.tolist() == [2, 2]
     assert truth.negatives is not None and truth.negatives.tolist() == [[True, False, False], [False, True, False]]
 

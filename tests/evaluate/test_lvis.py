@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
 from glip.evaluate import lvis
-from glip.evaluate.ground_truth import read_lvis_truth
+from glip.evaluate.ground_truth import read_truth
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results
 from glip.geometry.boxes import scale
@@ -36,7 +37,7 @@ def folder(case):
 @cache
 def truth_of(case):
     tally = SkipCounter()
-    truth = read_lvis_truth(folder(case) / "annotations.json", tally)
+    truth = read_truth(parse_coco(folder(case) / "annotations.json"), tally, lvis=True)
     assert not tally
     return truth
 
@@ -221,7 +222,7 @@ def test_the_package_agrees(seed, tmp_path, monkeypatch):
     official = LVISEval(LVIS(str(path)), LVISResults(LVIS(str(path)), rows, max_dets=50), "bbox")
     official.params.max_dets = 50
     official.run()
-    truth = read_lvis_truth(path, SkipCounter())
+    truth = read_truth(parse_coco(path), SkipCounter(), lvis=True)
     score = standard_ap(truth, read_results(file, truth.images, truth.categories, SkipCounter()), max_dets=50)
     check(score, official.results)
     assert score.categories[0]["AP"] == pytest.approx(official.eval["precision"][:, :, 0, 0].mean(), abs=1e-9)
@@ -252,7 +253,7 @@ def small_tree():
 @pytest.fixture
 def read(tmp_path):
     def from_tree(tree, tally=None):
-        return read_lvis_truth(written(tmp_path, tree), SkipCounter() if tally is None else tally)
+        return read_truth(parse_coco(written(tmp_path, tree)), SkipCounter() if tally is None else tally, lvis=True)
 
     return from_tree
 

@@ -9,9 +9,8 @@ from scored import detections, sample
 from glip.config import ModelConfig, SetConfig
 from glip.data.sets import SampleSet
 from glip.evaluate.benchmark import load_benchmark
-from glip.evaluate.run import Prediction, QueryOptions
+from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.evaluate.scoring import score
-from glip.evaluate.store import PredictionStore
 
 BOX = (10.0, 10.0, 50.0, 50.0)
 CATS = [replace(sample(["cat", "dog"], [(BOX, 0)]), image_id=number) for number in range(3)]

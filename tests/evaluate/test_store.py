@@ -6,9 +6,8 @@ import pytest
 import torch
 from scored import detections, sample
 
-from glip.evaluate import store as store_module
-from glip.evaluate.run import Prediction, QueryOptions
-from glip.evaluate.store import PredictionStore
+from glip.evaluate import run as store_module
+from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 
 SETTINGS = {"model": "tiny", "set": "one"}
 SAMPLES = [replace(sample(["cat", "dog"]), image_id=number) for number in range(6)]
