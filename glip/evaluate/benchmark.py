@@ -15,7 +15,7 @@ from glip.data.catalog import data_root, dataset_name, find_set, folders_of, kno
 from glip.data.sets import SampleSet, SkipCounter
 from glip.data.survey import data_fingerprint
 from glip.errors import ConfigError, DataError
-from glip.evaluate.ground_truth import GroundTruth, read_truth, truth_of
+from glip.evaluate.columns import GroundTruth, read_truth, truth_of
 from glip.evaluate.lvis import import_lvis
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.report import TrainedOn

@@ -15,8 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from glip.data.sets import Row
 from glip.errors import DataError
-from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays
-from glip.evaluate.results import UNKNOWN, Results
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, to_arrays
 from glip.structures import Detections, Sample
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")

@@ -15,8 +15,7 @@ import numpy as np
 
 from glip.data.sets import Row
 from glip.evaluate.coco import Score, annotation_rows, interpolated_ap, mean_of_valid, result_rows
-from glip.evaluate.ground_truth import FREQUENCIES, Boxes, LvisTruth
-from glip.evaluate.results import UNKNOWN, Results, concatenate
+from glip.evaluate.columns import FREQUENCIES, UNKNOWN, Boxes, LvisTruth, Results, concatenate
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB

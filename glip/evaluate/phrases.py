@@ -18,7 +18,7 @@ import torch
 
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
-from glip.evaluate.ground_truth import check_words
+from glip.evaluate.columns import check_words
 from glip.files import read_json
 from glip.geometry.boxes import iou
 from glip.schema import checked, parse

@@ -11,13 +11,22 @@ from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.evaluate.benchmark import Benchmark
 from glip.evaluate.coco import Score, score_results
+from glip.evaluate.columns import (
+    UNKNOWN,
+    GroundTruth,
+    LvisTruth,
+    Results,
+    concatenate,
+    labels_of,
+    read_results,
+    results_of,
+    write_results,
+)
 from glip.evaluate.false_positives import RATES, false_positives
 from glip.evaluate.figures import draw_curves, draw_worst
-from glip.evaluate.ground_truth import GroundTruth, LvisTruth, labels_of
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
 from glip.evaluate.report import Report, Row
-from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.files import write_json
 from glip.structures import Sample

@@ -13,21 +13,19 @@ import torch
 from PIL import Image
 
 from glip.config import LabelConfig
-from glip.data.sets import InvalidRecord, SkipCounter, require
+from glip.data.sets import InvalidRecord, Row, SkipCounter, require
 from glip.data.writers import label_row
 from glip.detector import Detector
 from glip.errors import GlipError
+from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
-from glip.pseudo.packs import make_packs, split_detections
-from glip.pseudo.report import STAGES, count_labels
 from glip.pseudo.shards import Shard, read_shard
-from glip.pseudo.store import Row, write_shard
+from glip.pseudo.store import STAGES, count_labels, write_shard
 from glip.structures import Detections, Sample
-from glip.text.phrases import PhraseFinder, Span
+from glip.text.phrases import PhraseFinder
 from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
-_Opened = Future[tuple[Image.Image, int]]  # an image and its hash
 _READERS = 2  # threads that open images while the teacher labels others
 
 
@@ -67,6 +65,7 @@ class Labeller:
         self.config, self.folder = config, folder
         self.detector = Detector.from_pretrained(model, device=device)
         self.finder = PhraseFinder(config.pipeline, referring=config.referring)
+        self.readers = ThreadPoolExecutor(_READERS)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         """Label a shard and write it; returns its report, or its name and why its input cannot be read ("failed").
@@ -74,15 +73,12 @@ class Labeller:
         Raises:
             OSError: labels cannot be written, such as on a full disk.
         """
+        clock, skipped = _Clock(), SkipCounter()
         try:
-            return self._label(shard)
+            with clock.time("read"):
+                images, unread = read_shard(shard)
         except (GlipError, FileNotFoundError) as error:
             return {"shard": shard.name, "failed": " ".join(str(error).split())}
-
-    def _label(self, shard: Shard) -> dict[str, Any]:
-        clock, skipped = _Clock(), SkipCounter()
-        with clock.time("read"):
-            images, unread = read_shard(shard)
         with clock.time("parse"):
             queries = self._make_queries(images, skipped)
         rows: list[Row] = []
@@ -109,7 +105,7 @@ class Labeller:
         """The captions worth labelling as prompts; an image without any is not opened."""
         usable, seen, processor = list[tuple[int, str]](), Repetitions(self.config), self.detector.processor
         for index, samples in enumerate(images):
-            for caption in map(_caption_of, samples):
+            for caption in (sample.prompt.caption if sample.prompt else sample.caption for sample in samples):
                 with skipped.catch(str(samples[0].image)):
                     check_caption(caption, self.config, processor.count_tokens, processor.max_tokens)
                     seen.check_caption(caption)
@@ -119,32 +115,33 @@ class Labeller:
         for (index, caption), spans in zip(usable, found, strict=True):
             with skipped.catch(str(images[index][0].image)):
                 require(len(spans) >= self.config.min_phrases, "caption with too few noun phrases")
-                prompts[index].append(self._make_prompt(caption, spans))
+                prompt = Prompt.from_caption(caption, list(spans))
+                try:
+                    processor.text([prompt])
+                except GlipError:  # a phrase of characters that are not in the vocabulary
+                    raise InvalidRecord("caption that the teacher cannot read") from None
+                prompts[index].append(prompt)
         return [_Query(images[index][0], own) for index, own in prompts.items() if own]
 
-    def _make_prompt(self, caption: str, spans: Sequence[Span]) -> Prompt:
-        prompt = Prompt.from_caption(caption, list(spans))
-        try:
-            self.detector.processor.text([prompt])
-        except GlipError:  # a phrase of characters that are not in the vocabulary
-            raise InvalidRecord("caption that the teacher cannot read") from None
-        return prompt
-
     def _open(self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock) -> Iterator[list[_Query]]:
-        """The images that are kept, one window at a time; the next one is opened while this one is labelled."""
-        seen = Repetitions(self.config)
+        """The images that are kept, one window at a time; the next one is opened while this one is labelled.
+
+        An image is kept if it can be opened and did not occur before; all its prompts go with it.
+        """
+        seen, opening = Repetitions(self.config), list[Future[tuple[Image.Image, int]]]()
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
-        with ThreadPoolExecutor(_READERS) as readers:
-
-            def start(window: Sequence[_Query]) -> list[_Opened]:
-                return [readers.submit(open_checked, query.sample.image, self.config) for query in window]
-
-            opening = start(windows[0]) if windows else []
-            for window, following in zip(windows, [*windows[1:], []], strict=True):
-                with clock.time("decode"):
-                    wait(opening)
-                opened, opening = opening, start(following)
-                yield list(_kept(window, opened, seen, skipped))
+        for window, following in zip([[], *windows], [*windows, []], strict=True):
+            with clock.time("decode"):
+                wait(opening)
+            opened = opening
+            opening = [self.readers.submit(open_checked, query.sample.image, self.config) for query in following]
+            kept = list[_Query]()
+            for query, future in zip(window, opened, strict=True):
+                with skipped.catch(str(query.sample.image), times=len(query.prompts)):
+                    image, hash = future.result()
+                    seen.check_image(hash)
+                    kept.append(replace(query, decoded=image))
+            yield kept
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""
@@ -173,19 +170,32 @@ class Labeller:
         return [found[index] for index in range(len(queries))]
 
 
-def _kept(
-    window: Sequence[_Query], opened: Sequence[_Opened], seen: Repetitions, skipped: SkipCounter
-) -> Iterator[_Query]:
-    """The queries whose images could be opened and did not occur before; all prompts of an image go with it."""
-    for query, future in zip(window, opened, strict=True):
-        with skipped.catch(str(query.sample.image), times=len(query.prompts)):
-            image, hash = future.result()
-            seen.check_image(hash)
-            yield replace(query, decoded=image)
+def make_packs(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[list[Prompt]]:
+    """Captions of one image in packs of at most ``together``, in order; a pack ends where the next does not fit.
+
+    A pack is one prompt, so the head, which runs once per prompt, runs less often. Training packs captions of other
+    images beside the right one in the same way (GLIP's appendix on pre-training).
+    """
+    pack: list[Prompt] = []
+    for prompt in prompts:
+        full = len(pack) == together
+        if pack and (full or processor.count_tokens(join_prompts([*pack, prompt]).caption) > processor.max_tokens):
+            yield pack
+            pack = []
+        pack.append(prompt)
+    if pack:
+        yield pack
 
 
-def _caption_of(sample: Sample) -> str:
-    return sample.prompt.caption if sample.prompt else sample.caption
+def split_detections(found: Detections, pack: Sequence[Prompt], limit: int) -> list[Detections]:
+    """The detections of each prompt of a pack, best first, at most ``limit`` each."""
+    parts, first = [], 0
+    for prompt in pack:
+        end = first + len(prompt.phrases)
+        own = found.select(((found.labels >= first) & (found.labels < end)).nonzero().flatten()[:limit])
+        parts.append(Detections(own.boxes, own.scores, own.labels - first, prompt, found.size))
+        first = end
+    return parts
 
 
 def _make_row(sample: Sample, found: Detections, shard: Shard) -> Row:

@@ -23,9 +23,8 @@ from glip.errors import ConfigError
 from glip.files import begin_run, exclusive
 from glip.model.weights import fingerprint, load_pretrained
 from glip.pseudo.label import Labeller
-from glip.pseudo.report import draw_report, write_report
 from glip.pseudo.shards import Shard, find_shards
-from glip.pseudo.store import is_done
+from glip.pseudo.store import draw_report, is_done, write_report
 
 Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
 MakeLabeller = partial[Labeller]

@@ -4,6 +4,7 @@ A folder is cut at its files (tars as img2dataset writes them: one shard each), 
 For many millions of captions give many files, so that no worker reads more than its own.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -55,10 +56,12 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
     path = Path(entry.annotations)
     files = caption_files(path)
     if path.is_dir() or path.suffix.lower() == ".tar":
-        by_name = {file.stem: Shard(file.stem, _entry_of_file(entry, file)) for file in files}
-        if len(by_name) < len(files):
-            raise DataError(f"Two files in {str(path)!r} differ only in their suffix. Rename one of them.")
-        return list(by_name.values())
+        shards, stems = list[Shard](), Counter(file.stem for file in files)
+        for file in files:
+            name = file.stem if stems[file.stem] == 1 else file.name  # a.csv beside a.tsv
+            folders = (str(file.parent),) if file.suffix.lower() == ".tar" else entry.images  # a tar holds its images
+            shards.append(Shard(name, replace(entry, annotations=str(file), images=folders)))
+        return shards
     samples = _read(entry).samples
     firsts = (next(group)[0] for _, group in groupby(enumerate(samples), key=lambda item: item[1].image))
     starts = list(islice(firsts, None, None, images))
@@ -83,8 +86,3 @@ def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
 def _read(entry: SetConfig) -> SampleSet:
     """A dataset; the last one is cached, because a file cut into many shards is read once for all of them."""
     return read_set(entry)
-
-
-def _entry_of_file(entry: SetConfig, file: Path) -> SetConfig:
-    is_tar = file.suffix.lower() == ".tar"  # its images are inside
-    return replace(entry, annotations=str(file), images=(str(file.parent),) if is_tar else entry.images)

@@ -7,7 +7,7 @@ from glip.cli.main import main
 from glip.data import catalog, coco, records
 from glip.data.catalog import dataset_name, find_set, read_set
 from glip.data.sets import PackedSamples, SkipCounter
-from glip.evaluate.ground_truth import read_truth
+from glip.evaluate.columns import read_truth
 
 
 @pytest.fixture

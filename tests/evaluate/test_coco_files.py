@@ -11,8 +11,7 @@ import torch
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
 from glip.evaluate.coco import Score, score_results
-from glip.evaluate.ground_truth import GroundTruth, read_truth
-from glip.evaluate.results import UNKNOWN, concatenate, read_results, results_of
+from glip.evaluate.columns import UNKNOWN, GroundTruth, concatenate, read_results, read_truth, results_of
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
 

@@ -7,9 +7,8 @@ import pytest
 from scored import captioned, detections, sample
 
 from glip.evaluate.coco import score_results
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate, to_arrays, truth_of
 from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of
-from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays, truth_of
-from glip.evaluate.results import UNKNOWN, Results, concatenate
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
 NONE = -np.inf

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 from scored import captioned, detections, sample
 
-from glip.evaluate.ground_truth import labels_of, to_arrays, truth_of
-from glip.evaluate.results import UNKNOWN
+from glip.evaluate.columns import UNKNOWN, labels_of, to_arrays, truth_of
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
 

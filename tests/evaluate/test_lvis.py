@@ -13,9 +13,8 @@ import torch
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
 from glip.evaluate import lvis
-from glip.evaluate.ground_truth import read_truth
+from glip.evaluate.columns import UNKNOWN, Results, concatenate, read_results, read_truth
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
-from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results
 from glip.geometry.boxes import scale
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "lvis"

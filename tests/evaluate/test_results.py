@@ -8,7 +8,7 @@ import pytest
 from scored import detections, sample
 
 from glip.data.sets import SkipCounter
-from glip.evaluate.results import UNKNOWN, Results, concatenate, read_results, results_of, write_results
+from glip.evaluate.columns import UNKNOWN, Results, concatenate, read_results, results_of, write_results
 
 IMAGES, CATEGORIES = (7, "b.png"), (3, "cat")
 GOOD = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}

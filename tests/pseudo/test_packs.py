@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glip.pseudo.packs import make_packs, split_detections
+from glip.pseudo.label import make_packs, split_detections
 from glip.structures import Detections
 from glip.text.prompt import Prompt, join_prompts
 

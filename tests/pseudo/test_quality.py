@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glip.errors import DataError
-from glip.pseudo.quality import HELD_OUT, SEEN, draw_quality, quality_table, score_labels
+from glip.pseudo.select import HELD_OUT, SEEN, draw_quality, quality_table, score_labels
 from glip.structures import Prompt, Sample
 
 CAPTION = "a purple car and two red cups"
