@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scored import captioned, detections, sample
+from scored import detections, sample
 
 from glip.evaluate.coco import score_results
-from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate, to_arrays, truth_of
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate
 from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
@@ -44,14 +44,6 @@ def test_by_hand():
     assert found.images.tolist() == [0, 0, 1, 1, 1]
     assert found.rate(0.5) == pytest.approx(1 / 5) and found.rate(0.1) == found.rate(0.0) == pytest.approx(2 / 5)
     assert found.image_rate(0.5) == pytest.approx(1 / 2) and found.image_rate(0.95) == 0.0
-
-
-def test_which_names_are_absent():
-    one = sample(["cat", "dog", "cow"], [(A, 0)])
-    said = captioned("a cat", ["a cat"], [])
-    truth = truth_of([one, replace(one, incomplete=(2,)), replace(one, absent=(2,)), replace(one, absent=(0,)), said])
-    absent = [np.flatnonzero(row).tolist() for row in truth.negatives]
-    assert absent == [[1, 2], [1], [2], [], []]
 
 
 def test_a_set_whose_names_are_everywhere_says_nothing():
@@ -134,10 +126,3 @@ def test_ap_at_an_operating_point(rows, rate, threshold, kept, ap):
     assert len(shown) == kept
     if ap is not None:
         assert score_results(truth(), shown).ap50 == pytest.approx(ap)
-
-
-def test_samples_and_files_are_one():
-    one, two = sample(["cat", "dog"], [(A, 0)]), sample(["cat", "dog"], [(B, 1)])
-    pairs = [(one, detections(one, [(A, 0.9, 0), (B, 0.4, 1)])), (two, detections(two, [(B, 0.5, 1), (A, 0.7, 0)]))]
-    found, same = false_positives_of(pairs), false_positives(*to_arrays(pairs))
-    assert found is not None and same is not None and found.best.tolist() == same.best.tolist()
