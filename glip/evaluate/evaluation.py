@@ -104,13 +104,10 @@ def prompt_folders(prompts: Sequence[str]) -> dict[str, str]:
     """The folder of each file of prompts inside that of the model; "" for a single one, or none."""
     if len(prompts) < 2:
         return dict.fromkeys(prompts or [""], "")
-    found: dict[str, str] = {}
-    stems = {file: f"prompts-{Path(file).stem}" for file in prompts}
-    for file, stem in stems.items():
-        numbered = (f"{stem}-{number}" for number in range(2, len(stems) + 2))
-        taken = {*found.values(), *(other for other in stems.values() if other != stem)}
-        found[file] = next(name for name in (stem, *numbered) if name not in taken)
-    return found
+    folders = [f"prompts-{Path(file).stem}" for file in prompts]
+    if len(set(folders)) < len(folders):
+        folders = [f"{folder}-{number}" for number, folder in enumerate(folders, start=1)]
+    return dict(zip(prompts, folders, strict=True))
 
 
 @contextmanager

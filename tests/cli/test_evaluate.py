@@ -159,7 +159,7 @@ def test_wordings_of_one_file_name_are_compared(glip_, tiny_folder, things, tmp_
     code, out, err = glip_(tiny_folder, things, *given, "--out", "o")
     assert code == 0 and "b/words.yaml" in out, err
     (folder,) = (tmp_path / "o").iterdir()
-    assert {part.name for part in folder.iterdir()} == {"prompts-words", "prompts-words-2"}
+    assert {part.name for part in folder.iterdir()} == {"prompts-words-1", "prompts-words-2"}
     code, _, err = glip_(tiny_folder, things, *given, "--task", "task.safetensors")
     assert code == 2 and "which has texts of its own" in err
 
