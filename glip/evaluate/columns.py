@@ -30,14 +30,11 @@ _PIECE = 100_000  # rows of results that are Python objects at once
 
 @dataclass(frozen=True)
 class Boxes:
-    """Annotated boxes as columns, in the order of their file.
+    """Annotated boxes as columns, in the order of their file: x, y, width, height in pixels.
 
-    Args:
-        images: the place of each box's image among the truth's images.
-        categories: likewise of its category.
-        boxes: x, y, width, height in pixels.
-        areas: as the annotations state them (COCO: of the outline), which decides what is small and large.
-        crowd: marks a group; a detection inside it is neither right nor wrong.
+    ``images`` and ``categories`` are indices into those of the truth. ``areas`` are as the annotations state them
+    (COCO: of the outline), which decides what is small and large. ``crowd`` marks a group; a detection inside it is
+    neither right nor wrong.
     """
 
     images: Int[np.ndarray, " box"]
@@ -97,11 +94,8 @@ class LvisTruth(GroundTruth):
 class Results:
     """Detections of many images, in the order of their file (which decides between equal scores).
 
-    Args:
-        images: index of each detection's image among the images of the ground truth.
-        categories: likewise of its category; ``UNKNOWN`` for one that the ground truth does not have.
-        boxes: x, y, width, height in pixels.
-        scores: any finite numbers, higher is more certain.
+    ``images`` and ``categories`` are indices into those of the ground truth; ``UNKNOWN`` is a category that it does
+    not have. Boxes are x, y, width, height in pixels; scores any finite numbers, higher is more certain.
     """
 
     images: Int[np.ndarray, " det"]
@@ -255,11 +249,8 @@ def check_words(sample: Sample, found: Detections, words: tuple[str, ...]) -> No
 def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusive: bool = False) -> Results:
     """The detections of one image as columns, in their order.
 
-    Args:
-        found: boxes in pixels of the original image.
-        image: its index among the images of the ground truth.
-        labels: for each phrase of the prompt the index of its category, or ``UNKNOWN``.
-        inclusive: count the last pixel: width = x2 - x1 + 1, as the release does for COCO (and not for LVIS).
+    ``image`` is its index, ``labels`` has for each phrase of the prompt the index of its category, or ``UNKNOWN``.
+    ``inclusive`` counts the last pixel: width = x2 - x1 + 1, as the release does for COCO (and not for LVIS).
     """
     boxes = found.boxes.numpy(force=True).astype(np.float64)
     sizes = boxes[:, 2:] - boxes[:, :2] + (1.0 if inclusive else 0.0)

@@ -99,14 +99,14 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
 
 def odinw_page(reports: Sequence[Report], which: Which = 13) -> str:
     """AP of each task as Markdown, mean and median over those with a report; the others are named in the title."""
-    by_name = {report.dataset: report for report in reports}
-    missing = [task.name for task in tasks(which) if task.name not in by_name]
-    keys, rows = ("AP", "AP50"), list[Row]()
+    by_name, keys, rows = {report.dataset: report for report in reports}, ("AP", "AP50"), list[Row]()
     for task in tasks(which):
-        one = by_name.get(task.name)
-        figures = {key: one.figures[key] if one else "missing" for key in keys}
-        about = {"images": one.samples if one else "", "trained on": one.trained_on if one else ""}
-        rows.append({"task": task.name, **figures, **about})
+        if one := by_name.get(task.name):
+            about = {"images": one.samples, "trained on": one.trained_on}
+            rows.append({"task": task.name, **{key: one.figures[key] for key in keys}, **about})
+        else:
+            rows.append({"task": task.name, **dict.fromkeys(keys, "missing"), "images": "", "trained on": ""})
+    missing = [task.name for task in tasks(which) if task.name not in by_name]
     over = f"{len(reports)} of {which}" if missing else f"{which}"
     unseen = [report for report in reports if report.trained_on == "no"]
     averages = [(f"mean of {over}", mean, reports, ""), (f"median of {over}", median, reports, "")]

@@ -57,11 +57,9 @@ def phrase_recall(pairs: Iterable[tuple[Sample, Detections]], *, protocol: str =
 
 
 def caption_recall(pairs: Iterable[tuple[Sample, Sequence[Ranked]]], *, protocol: str = "any-box") -> PhraseRecall:
-    """Recall of the boxes that were found for each phrase of each caption, best first.
+    """Recall of the boxes that were found for each of the ``scored_phrases`` of each caption, best first.
 
-    Args:
-        pairs: captions, and for each of their ``scored_phrases`` its boxes, at least one.
-        protocol: "any-box": a phrase is found by any one of its boxes. "merged-boxes": by the one box around them all.
+    By the protocol "any-box" a phrase is found by any one of its boxes, by "merged-boxes" by the one around them all.
 
     Raises:
         DataError: no phrase with a box.
