@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     if args.engine == "torchrun":
         raise ConfigError("--engine torchrun: glip self-train runs in one process. Choose local or ray.")
     from glip.data.catalog import find_set, read_set
-    from glip.pseudo.shards import find_captions
+    from glip.pseudo.label import find_captions
     from glip.recipes.self_training import SelfTraining, self_train, student_folder
     from glip.signals import GracefulStop
     from glip.train.start import load_config

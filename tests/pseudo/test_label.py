@@ -19,9 +19,8 @@ from glip.config import LabelConfig
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.files import LockedError, exclusive
-from glip.pseudo.label import Labeller, make_packs, split_detections
+from glip.pseudo.label import Labeller, find_captions, find_shards, make_packs, read_shard, split_detections
 from glip.pseudo.run import run_labelling
-from glip.pseudo.shards import find_captions, find_shards, read_shard
 from glip.pseudo.store import read_rows
 from glip.structures import Detections, Prompt
 from glip.text.phrases import noun_phrases
