@@ -150,13 +150,9 @@ def _open_images(
     for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
         image, usable = None, []
         for index, sample in run:
-            reason = detail = ""
+            reason, detail = "" if sample.prompt or sample.vocabulary else "image without words to look for", ""
             try:
-                if sample.prompt:
-                    detector.processor.text([sample.prompt])
-                elif not sample.vocabulary:
-                    reason = "image without words to look for"
-                image = image or (None if reason else sample_image(sample))
+                image = image if reason else _checked_image(detector, sample, image)
             except ImageError as error:
                 reason, detail = "unreadable image", f": {error}"
             except GlipError as error:
@@ -167,6 +163,13 @@ def _open_images(
                 usable.append((index, sample))
         if image:
             yield image, usable
+
+
+def _checked_image(detector: Detector, sample: Sample, opened: Image.Image | None) -> Image.Image:
+    """The image of a sample whose caption, if it has one, the model can read."""
+    if sample.prompt:
+        detector.processor.text([sample.prompt])
+    return opened or sample_image(sample)
 
 
 def _by_words(batch: Sequence[Sequence[Query]], size: int) -> Iterator[tuple[list[int], list[Query]]]:
