@@ -153,12 +153,15 @@ class Labeller:
         Raises:
             OSError: labels cannot be written, such as on a full disk.
         """
-        clock, skipped = _Clock(), SkipCounter()
         try:
-            with clock.time("read"):
-                images, unread = read_shard(shard)
+            return self._label(shard)
         except (GlipError, FileNotFoundError) as error:
             return {"shard": shard.name, "failed": " ".join(str(error).split())}
+
+    def _label(self, shard: Shard) -> dict[str, Any]:
+        clock, skipped = _Clock(), SkipCounter()
+        with clock.time("read"):
+            images, unread = read_shard(shard)
         with clock.time("parse"):
             queries = self._make_queries(images, skipped)
         rows: list[Row] = []
