@@ -113,7 +113,6 @@ def test_a_share_is_reached_exactly():
     [
         # five absent pairs, two false positives at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6
         (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.4, 0.5, 4, (51 + 50 * 2 / 3) / 101),
-        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.2, np.nextafter(0.5, 1), 3, (51 + 50 * 2 / 3) / 101),
         (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.0, np.nextafter(0.75, 1), 1, 51 / 101),
         (((0, 0, 0.5), (2, 0, 0.5)), 0.1, np.nextafter(0.5, 1), 0, 0.0),  # equal scores all go
         (((0, 0, 0.5), (2, 0, 0.5)), 0.2, 0.5, 2, None),

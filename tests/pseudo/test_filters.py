@@ -26,7 +26,6 @@ OFF = LabelConfig(
     keep_control_characters=True,
     keep_without_letters=True,
 )
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 
 def words(text: str) -> int:
@@ -184,16 +183,6 @@ def test_hashes_tell_images_apart_but_not_their_encodings():
     assert image_hash(Image.new("RGB", (99, 70), "red")) == image_hash(Image.new("L", (64, 64), 77))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_photographs():
-    files = sorted((SHARED / "coco_mini" / "images").glob("*.jpg"))[:12]
-    images = [Image.open(file).convert("RGB") for file in files]
-    seen = Repetitions(RULES)
-    assert len(images) == 12 and not any(reason(seen.check_image, image_hash(one)) for one in images)
-    again = [encoded(one, 40, 0.6) for one in images]
-    assert all(reason(seen.check_image, image_hash(one)) == "near-duplicate image" for one in again)
-
-
 def test_distance_of_hashes():
     """Among 3,000 random images none is taken for another; every repetition is found, up to 4 bits away."""
     codes = np.random.default_rng(0).integers(0, 1 << 64, 3_000, dtype=np.uint64).tolist()
@@ -210,8 +199,3 @@ def test_repeated_captions_are_counted_whatever_their_case_and_spaces():
             seen.check_caption(text)
     assert skipped.counts == {"caption repeated too often": 2}
     assert skipped.places["caption repeated too often"] == ["record 2", "record 4"]
-
-
-def test_repetitions_without_limits_keep_all():
-    seen = Repetitions(OFF)
-    assert not any(reason(seen.check_caption, "a dog") + reason(seen.check_image, 0) for _ in range(30))

@@ -183,11 +183,16 @@ def test_every_pair_is_stored_or_counted(pool, tiny_folder, tmp_path):
     assert (tmp_path / "out" / "report.png").is_file()
 
 
-def test_shards_end_where_an_image_ends(pool):
+def test_shards_end_where_an_image_ends(pool, tmp_path):
     shards = find_shards(find_captions(str(pool / "captions.jsonl"), [], None), 1)
     assert len(shards) == 10
     [second], _ = read_shard(shards[1])
     assert [sample.caption for sample in second][1] == "a red car and a blue star"
+    (tmp_path / "many").mkdir()
+    for name in ("a.jsonl", "a.json", "b.jsonl"):  # two differ only in their suffix
+        shutil.copy(pool / "captions.jsonl", tmp_path / "many" / name)
+    entry = find_captions(str(tmp_path / "many"), [str(pool / "images")], None)
+    assert sorted(shard.name for shard in find_shards(entry, 1)) == ["a.json", "a.jsonl", "b"]
 
 
 # ---- several captions of one image in one prompt
