@@ -35,7 +35,7 @@ BUDGETS = {  # lines of each room
     "detector": 380,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_230,
+    "evaluate": 2_240,
     "experiment": 160,
     "files": 240,
     "geometry": 230,

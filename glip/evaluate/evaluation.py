@@ -77,8 +77,9 @@ def evaluate(
                 options = query_options(benchmark, config, prompts)
                 made_with = _settings(benchmark, detector, task, options)
                 store = PredictionStore(place / "predictions", made_with, process=share[0])
-            if main and detector.adaptation and detector.adaptation.names != benchmark.read.vocabulary:
-                show(f"{benchmark.name} has other names than the task, or in another order: they go without its prompt")
+                others = _has_other_names(detector, benchmark)
+            if main and others:
+                show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
             with _all_or_none(gather):
                 _collect(detector, benchmark, store, options, share)
             with _all_or_none(gather):
@@ -137,6 +138,14 @@ def _all_or_none(gather: Gather) -> Iterator[None]:
     failed = [f"Process {number} failed: {message}" for number, message in enumerate(messages) if message]
     if error or failed:
         raise error or ConfigError(failed[0])
+
+
+def _has_other_names(detector: Detector, benchmark: Benchmark) -> bool:
+    """Whether a set has other names than the task that the model was tuned for."""
+    own, names = (detector.adaptation.names if detector.adaptation else ()), benchmark.read.vocabulary
+    if own != names and set(own) == set(names):  # would be detected without the task's prompt, unnoticed
+        raise DataError(f"the task has the names of {benchmark.name!r} in another order: list them in the same order")
+    return bool(own) and own != names
 
 
 def _settings(benchmark: Benchmark, detector: Detector, task: str, options: QueryOptions) -> dict[str, str]:
