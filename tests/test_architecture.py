@@ -56,7 +56,7 @@ DOORS = {
     "imagehash": ("pseudo/filters.py",),
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),
-    "matplotlib": ("evaluate/figures.py", "pseudo/report.py"),
+    "matplotlib": ("evaluate/figures.py", "pseudo/store.py"),
 }
 READS_CONFIG = {
     "data/caption.py",

@@ -28,8 +28,7 @@ from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _dropout_unscaled
 from glip.model.weights import fingerprint
 from glip.postprocess import postprocess
-from glip.pseudo.label import Labeller
-from glip.pseudo.shards import find_captions, find_shards
+from glip.pseudo.label import Labeller, find_captions, find_shards
 from glip.pseudo.store import read_rows
 from glip.structures import Detections, Prompt, Sample
 from glip.text.tokens import Tokenizer

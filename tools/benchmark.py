@@ -303,8 +303,7 @@ def label_times(
     folder: Path, model: str, config: LabelConfig, images: int, rounds: int, device: str | None = None
 ) -> dict[int, dict[str, float]]:
     """Seconds of each stage and in all ("wall") of the fastest round, by captions per image: one and five."""
-    from glip.pseudo.label import Labeller
-    from glip.pseudo.shards import find_captions, find_shards
+    from glip.pseudo.label import Labeller, find_captions, find_shards
 
     names = [file.name for file in measuring.write_photos(folder / "images", images)]
     labeller = Labeller(model, config, folder / "out", device)

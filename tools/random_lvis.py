@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from glip.evaluate.ground_truth import Boxes, LvisTruth
-from glip.evaluate.results import Results
+from glip.evaluate.columns import Boxes, LvisTruth, Results
 
 CATEGORIES = {"r": 337, "c": 461, "f": 405}  # LVIS v1
 SHARES = {"r": 0.005, "c": 0.055, "f": 0.94}  # of its boxes

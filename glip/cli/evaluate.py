@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     from glip.evaluate.benchmark import load_benchmarks
+    from glip.evaluate.evaluation import score_file
     from glip.evaluate.odinw import ODINW
-    from glip.evaluate.scoring import score_file
 
     if len(args.names) != 1 or args.names[0] in ODINW:
         raise ConfigError("--predictions scores one set without a model: give the set alone, glip evaluate SET")

@@ -11,8 +11,8 @@ from glip.config import LabelConfig
 def run(args: argparse.Namespace) -> int:
     """Label; the last line says where labels and report are."""
     config, out = read_options(LabelConfig, args), Path(args.out)
+    from glip.pseudo.label import find_captions
     from glip.pseudo.run import run_labelling
-    from glip.pseudo.shards import find_captions
     from glip.signals import GracefulStop
 
     with GracefulStop(at_once=True):

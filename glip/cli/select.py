@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> None:
     """Print and draw precision and recall of the labels over the score threshold."""
     from glip.data.catalog import find_set, read_set
-    from glip.pseudo.quality import draw_quality, quality_table, score_labels
+    from glip.pseudo.select import draw_quality, quality_table, score_labels
     from glip.pseudo.store import read_rows
 
     labels, folders = Path(args.labels), [str(Path(folder).absolute()) for folder in args.images]

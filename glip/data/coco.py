@@ -1,6 +1,6 @@
 """COCO json (also LVIS, Objects365, ODinW and your own): parsed once, then turned into samples for training.
 
-Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/ground_truth.py``).
+Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/columns.py``).
 """
 
 import sys

@@ -9,16 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
-from glip.config import EvaluateConfig, Format, ModelConfig, Protocol, SetConfig
+from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
 from glip.data.mixture import data_fingerprint
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
-from glip.evaluate.ground_truth import GroundTruth, read_coco_truth, read_lvis_truth, truth_of
+from glip.evaluate.columns import GroundTruth, read_truth, truth_of
 from glip.evaluate.lvis import import_lvis
-from glip.evaluate.odinw import ODINW, Task, read_task, tasks
+from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.report import TrainedOn
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt
@@ -27,7 +26,7 @@ _FAMILIES = {  # what a name stands for
     "goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco"),
     "drawn world": ("world_seen", "world_novel", "world_seen_captions", "world_novel_captions"),
 }
-_SPLITS = ("_train", "_val", "_test", "_minival", "_train2017", "_val2017")
+_SPLIT = re.compile(r"_(train|val|test|minival)(2017)?$")
 _FOR_EVALUATION = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in names of sets not to train on
 
 
@@ -37,8 +36,8 @@ class Benchmark:
 
     Args:
         name: of the set; a file is named after its folder and itself.
-        config: where its files are, all paths complete.
-        read: its samples and category ids.
+        config: where its files are.
+        read: its samples, category ids and annotations.
         protocol: which metrics are computed.
         prompts: by class name, the text written instead of it.
         same_as: other names under which a model may have been trained on it.
@@ -60,11 +59,8 @@ class Benchmark:
 
     def ground_truth(self, skipped: SkipCounter) -> GroundTruth:
         """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say."""
-        file = self.read.annotations or self.config.annotations
-        if self.protocol == "lvis":
-            return read_lvis_truth(file, skipped)
-        if self.config.format in ("coco", "lvis"):
-            return read_coco_truth(file, skipped)
+        if self.read.annotations:
+            return read_truth(self.read.annotations, skipped, lvis=self.protocol == "lvis")
         return truth_of(self.read.samples)
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
@@ -80,14 +76,8 @@ class Benchmark:
 
 def seen_in(trained_on: Sequence[str], *names: str) -> bool:
     """Whether a model trained on these sets has seen the set with any of the names, or another split of it."""
-    trained = {part for name in trained_on for part in _FAMILIES.get(name, (name,))}
-    return bool({_without_split(name) for name in names} & {_without_split(name) for name in trained})
-
-
-def _without_split(name: str) -> str:
-    for split in _SPLITS:
-        name = name.removesuffix(split)
-    return name
+    trained = {_SPLIT.sub("", part) for name in trained_on for part in _FAMILIES.get(name, (name,))}
+    return not trained.isdisjoint(_SPLIT.sub("", name) for name in names)
 
 
 def has_boxes(samples: Iterable[Sample]) -> bool:
@@ -95,23 +85,59 @@ def has_boxes(samples: Iterable[Sample]) -> bool:
     return any(phrases and box not in one.crowd for one in samples for box, phrases in enumerate(one.box_phrases))
 
 
-# ---- names -> benchmarks
+def check_samples(title: str, samples: Sequence[Sample], *, every: bool) -> None:
+    """Refuse what could not be scored before a model runs for hours.
+
+    Args:
+        title: what the samples are, for errors.
+        samples: those to score.
+        every: whether each image must be there, as for the official figures; else one is enough.
+
+    Raises:
+        DataError: missing image files, or no named box.
+    """
+    missing = [sample.image for sample in samples if isinstance(sample.image, Path) and not sample.image.is_file()]
+    lost = bool(missing) and (every or len(missing) == len(samples))
+    if lost or not has_boxes(samples):
+        files = f"{len(missing)} of its {len(samples)} images are missing, such as {str(missing[0])!r}" if lost else ""
+        raise DataError(
+            f"{title}: {files or f'none of its {len(samples)} samples has a named box'}: check it with glip data "
+            "check, and correct its image folder or the data root"
+        )
 
 
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
-    """The benchmark of each set, the tasks of odinw13 and odinw35; without names of all sets that are there.
+    """The benchmark of each set, the tasks of odinw13 and odinw35 that are there.
+
+    Without names these are all known sets for validation or tests that have boxes and are under the root, and ODinW.
 
     Raises:
-        ConfigError: an unknown set, or two of one name.
+        ConfigError: an unknown set, two of one name, or nothing that is there.
         DataError: a set that cannot be evaluated.
         FileNotFoundError: files of a set are missing.
     """
-    names = names or _sets_there(config.root)
-    folders = folders_of([name for name in names if name not in ODINW], config.images, config.root)
-    found = {
-        name: _load_tasks(name, config.root) if name in ODINW else [_load_set(name, config, folders[name])]
-        for name in names
+    root, known = config.root, known_sets(config.root)
+    there = {
+        name: [task for task in tasks(which) if not missing_part(task.files(), root)] for name, which in ODINW.items()
     }
+    usable = (name for name, entry in known.items() if entry.format != "captions" and not missing_part(entry, root))
+    every = [*filter(_FOR_EVALUATION.search, usable), *(["odinw13"] if there["odinw13"] else [])]
+    folders = folders_of([name for name in names or every if name not in ODINW], config.images, root)
+    found: dict[str, list[Benchmark]] = {}
+    for name in names or every:
+        found[name] = []
+        for task in there.get(name, ()):
+            made = load_benchmark(task.name, task.files(), read_task(task, root), "coco")
+            found[name].append(replace(made, prompts=task.prompts, same_as=task.same_as))
+        if name not in ODINW:
+            entry = find_set(name, images=folders[name], root=root)
+            read = read_set(entry, root, to_score=True)
+            made = load_benchmark(dataset_name(name, root), entry, read, config.protocol)
+            found[name].append(replace(made, listed=name in known))
+    empty = [name for name, own in found.items() if not own]
+    if empty or not found:
+        what = f"{empty[0]}: none of its tasks" if empty else "No known set for evaluation"
+        raise ConfigError(f"{what} is under {str(data_root(root))!r}: give --root or GLIP_DATA, or the path of a set")
     listed = [benchmark.name for own in found.values() for benchmark in own]
     twins = [name for name in listed if listed.count(name) > 1]
     if twins:
@@ -119,80 +145,21 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
     return found
 
 
-def _sets_there(root: str | None) -> list[str]:
-    """Every known set with boxes for validation or tests whose files are under the root, and ODinW."""
-    found = [
-        name
-        for name, config in known_sets(root).items()
-        if config.format != "captions" and _FOR_EVALUATION.search(name) and not missing_part(config, root)
-    ]
-    found += ["odinw13"] if _tasks_there("odinw13", root) else []
-    if not found:
-        raise ConfigError(
-            f"No known set for evaluation is under {str(data_root(root))!r}: give --root, GLIP_DATA, or the sets"
-        )
-    return found
-
-
-def _tasks_there(name: str, root: str | None) -> list[Task]:
-    return [task for task in tasks(ODINW[name]) if not missing_part(task.files(), root)]
-
-
-def _load_set(name: str, config: EvaluateConfig, images: Sequence[str]) -> Benchmark:
-    entry = find_set(name, images=images, root=config.root)
-    read = read_set(entry, config.root, to_score=True)
-    entry = replace(entry, format=cast(Format, read.format))
-    made = load_benchmark(dataset_name(name, config.root), _complete(entry, config.root), read, config.protocol)
-    return replace(made, listed=name in known_sets(config.root))
-
-
-def _load_tasks(name: str, root: str | None) -> list[Benchmark]:
-    """The tasks of ODinW that are there; the others are named in the table."""
-    there = _tasks_there(name, root)
-    if not there:
-        raise ConfigError(
-            f"{name}: none of its tasks is under {str(data_root(root))!r}: they are in odinw/ there, such as "
-            f"{tasks(ODINW[name])[0].files().annotations}; give --root or GLIP_DATA"
-        )
-    made = (load_benchmark(task.name, _complete(task.files(), root), read_task(task, root), "coco") for task in there)
-    return [replace(one, prompts=task.prompts, same_as=task.same_as) for task, one in zip(there, made, strict=True)]
-
-
-def _complete(config: SetConfig, root: str | None) -> SetConfig:
-    return replace(config, annotations=str(data_root(root) / config.annotations))
-
-
 def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Protocol | None) -> Benchmark:
     """A set with the protocol of its format, or the given one.
 
-    What could not be scored is refused before the model runs. Figures over a part of a set would not be those of the
-    set, so every image must be there.
+    Figures over a part of a set would not be those of the set, so every image must be there.
 
     Raises:
-        DataError: a protocol that does not fit the set, or nothing that could be scored.
-        FileNotFoundError: an image file is missing.
+        DataError: a protocol that does not fit the set, nothing that could be scored, or a missing image file.
     """
-    if config.format == "captions":
-        raise DataError(f"Set {name!r} has captions without boxes, so there is nothing to score: give a set with boxes")
+    check_samples(f"Set {name!r}", read.samples, every=True)
     captioned = {sample.prompt is not None for sample in read.samples}
-    usual: Protocol = "any-box" if captioned == {True} else "lvis" if config.format == "lvis" else "coco"
+    usual: Protocol = "any-box" if captioned == {True} else "lvis" if read.format == "lvis" else "coco"
     chosen = protocol or usual
     what, fitting = ("captions", "any-box or merged-boxes") if captioned == {True} else ("lists of names", "coco")
-    if captioned == {chosen in ("coco", "lvis")} or (chosen == "lvis" and config.format != "lvis"):
-        raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {config.format}: take {fitting}")
+    if captioned == {chosen in ("coco", "lvis")} or (chosen == "lvis" and read.format != "lvis"):
+        raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {read.format}: take {fitting}")
     if chosen == "lvis":
         import_lvis()  # if it cannot be loaded, say so before the model has run for a day
-    if not has_boxes(read.samples):
-        raise DataError(
-            f"Set {name!r}: none of its {len(read.samples)} samples has a named box, so there is nothing to score: "
-            "check it with glip data check"
-        )
-    files = [sample.image for sample in read.samples if isinstance(sample.image, Path)]
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"Set {name!r}: {len(missing)} of its {len(files)} images are missing ({shown}): correct --images or "
-            "--root, or remove them from the annotations"
-        )
     return Benchmark(name, config, read, chosen)

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glip.data.sets import Row
 from glip.errors import DataError
-from glip.evaluate.ground_truth import Boxes, GroundTruth, to_arrays
-from glip.evaluate.results import UNKNOWN, Results, Row
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, to_arrays
 from glip.structures import Detections, Sample
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
@@ -36,6 +36,11 @@ class Ranking:
     right: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
+
+    def ap50(self, weights: np.ndarray) -> float:
+        """AP where image i counts ``weights[i]`` times; NaN where no box is left."""
+        boxes, times = float(weights[self.boxes].sum()), weights[self.images]
+        return interpolated_ap(np.cumsum(times * self.right), np.cumsum(times), boxes) if boxes else float("nan")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Score:
         """
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
-        table = [[_weighted_ap(ranking, weights) for ranking in self.rankings] for weights in drawn]
+        table = [[ranking.ap50(weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             found = [np.nanmean(row) for row in table if not np.isnan(row).all()]
         low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
@@ -109,12 +114,18 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
         precisions.append(evaluator.eval["precision"].mean(axis=1))  # over the recalls
         recalls.append(evaluator.eval["recall"])
         rankings += _rankings(evaluator)
+    # each (IoU, category, size, number of detections)
     precision, recall = np.concatenate(precisions, axis=1), np.concatenate(recalls, axis=1)
     table = [
         {"name": name, "boxes": len(ranking.boxes), "AP": float(own[:, 0, -1].mean()), "AP50": float(own[0, 0, -1])}
         for name, ranking, own in zip(truth.names, rankings, precision.swapaxes(0, 1), strict=True)
     ]
-    return Score(_figures(precision, recall), table, len(truth.images), rankings)
+    chosen = [precision[:, :, 0, -1], precision[0, :, 0, -1], precision[5, :, 0, -1]]
+    chosen += [precision[:, :, size, -1] for size in (1, 2, 3)]
+    chosen += [recall[:, :, 0, limit] for limit in (0, 1, 2)]
+    chosen += [recall[:, :, size, -1] for size in (1, 2, 3)]
+    figures = dict(zip(FIGURES, map(mean_of_valid, chosen), strict=True))
+    return Score(figures, table, len(truth.images), rankings)
 
 
 def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
@@ -122,18 +133,18 @@ def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float,
 
     ``default`` is the threshold of a category without a box or without a right detection.
     """
-    return tuple(_best_threshold(ranking, default) for ranking in rankings)
-
-
-def _best_threshold(ranking: Ranking, default: float) -> float:
-    if not len(ranking.boxes) or not ranking.right.any():
-        return default
-    scores, shown = ranking.scores, np.arange(1, len(ranking.right) + 1)
-    f1 = 2 * np.cumsum(ranking.right) / (shown + len(ranking.boxes))
-    last = np.append(scores[1:] < scores[:-1], True)  # of detections with one score all are shown, or none
-    best = int(np.argmax(np.where(last, f1, -1.0)))
-    below = float(scores[best + 1]) if best + 1 < len(scores) else 0.0
-    return (float(scores[best]) + below) / 2
+    found = []
+    for ranking in rankings:
+        if not len(ranking.boxes) or not ranking.right.any():
+            found.append(default)
+            continue
+        shown = np.arange(1, len(ranking.right) + 1)
+        f1 = 2 * np.cumsum(ranking.right) / (shown + len(ranking.boxes))
+        scores = np.append(ranking.scores, 0.0)
+        last = np.append(scores[1:-1] < scores[:-2], True)  # of detections with one score all are shown, or none
+        best = int(np.argmax(np.where(last, f1, -1.0)))
+        found.append(float(scores[best] + scores[best + 1]) / 2)
+    return tuple(found)
 
 
 # ---- columns -> pycocotools -> figures
@@ -144,9 +155,13 @@ def _evaluate(boxes: Boxes, results: Results, categories: range) -> COCOeval:
     annotated = boxes.select((boxes.categories >= categories.start) & (boxes.categories < categories.stop))
     found = results.select((results.categories >= categories.start) & (results.categories < categories.stop))
     concerned = np.union1d(annotated.images, found.images).tolist()
+    named = {"images": [{"id": image} for image in concerned], "categories": [{"id": number} for number in categories]}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        rows = (annotation_rows(annotated), result_rows(found))
-        evaluator = COCOeval(*(_index(listed, concerned, categories) for listed in rows), "bbox")
+        sides = COCO(), COCO()
+        for side, rows in zip(sides, (annotation_rows(annotated), result_rows(found)), strict=True):
+            side.dataset = {**named, "annotations": rows}
+            side.createIndex()
+        evaluator = COCOeval(*sides, "bbox")
         evaluator.params.catIds, evaluator.params.imgIds = list(categories), concerned
         evaluator.evaluate()
         evaluator.accumulate()
@@ -156,33 +171,19 @@ def _evaluate(boxes: Boxes, results: Results, categories: range) -> COCOeval:
 def annotation_rows(boxes: Boxes) -> list[Row]:
     """Boxes as COCO's and LVIS's packages read them; ids from 1, since both take an id of 0 for "no match"."""
     columns = (boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
-    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
     listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
-        {"id": number, "ignore": row[-1], **dict(zip(keys, row, strict=True))}
-        for number, row in enumerate(listed, start=1)
+        {"id": i, "image_id": p, "category_id": c, "bbox": box, "area": area, "iscrowd": crowd, "ignore": crowd}
+        for i, (p, c, box, area, crowd) in enumerate(listed, start=1)
     ]
 
 
 def result_rows(results: Results) -> list[Row]:
     """Results in the same form."""
-    columns = (results.images, results.categories, results.boxes, results.scores)
-    listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {"id": i, "image_id": p, "category_id": c, "bbox": box, "score": score, "area": box[2] * box[3], "iscrowd": 0}
-        for i, (p, c, box, score) in enumerate(listed, start=1)
+        for i, (p, c, box, score) in enumerate(results.rows(), start=1)
     ]
-
-
-def _index(rows: list[Row], images: Sequence[int], categories: Sequence[int]) -> COCO:
-    index = COCO()
-    index.dataset = {
-        "images": [{"id": image} for image in images],
-        "categories": [{"id": category} for category in categories],
-        "annotations": rows,
-    }
-    index.createIndex()
-    return index
 
 
 def _rankings(evaluator: COCOeval) -> list[Ranking]:
@@ -204,18 +205,6 @@ def _rankings(evaluator: COCOeval) -> list[Ranking]:
     return rankings
 
 
-def _figures(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """COCO's twelve figures of arrays (IoU, category, size, number of detections)."""
-    chosen = [precision[:, :, 0, -1], precision[0, :, 0, -1], precision[5, :, 0, -1]]
-    chosen += [precision[:, :, size, -1] for size in (1, 2, 3)]
-    chosen += [recall[:, :, 0, cap] for cap in (0, 1, 2)]
-    chosen += [recall[:, :, size, -1] for size in (1, 2, 3)]
-    return dict(zip(FIGURES, map(mean_of_valid, chosen), strict=True))
-
-
-# ---- precision and recall
-
-
 def mean_of_valid(values: np.ndarray) -> float:
     """The mean of the figures that are not -1; -1 where there are none."""
     valid = values[values > -1]
@@ -230,9 +219,3 @@ def interpolated_ap(right: np.ndarray, shown: np.ndarray, boxes: float) -> float
     precision = np.maximum.accumulate((right / (shown + np.spacing(1)))[::-1])[::-1]
     reached = np.searchsorted(right / boxes, _RECALLS, side="left")
     return float(np.append(precision, 0.0)[reached].mean())
-
-
-def _weighted_ap(ranking: Ranking, weights: np.ndarray) -> float:
-    """AP of one category where image i counts ``weights[i]`` times; NaN where no box is left."""
-    boxes, times = float(weights[ranking.boxes].sum()), weights[ranking.images]
-    return interpolated_ap(np.cumsum(times * ranking.right), np.cumsum(times), boxes) if boxes else float("nan")

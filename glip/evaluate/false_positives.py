@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from glip.evaluate.ground_truth import GroundTruth, to_arrays
-from glip.evaluate.results import UNKNOWN, Results
+from glip.evaluate.columns import UNKNOWN, GroundTruth, Results, to_arrays
 from glip.shapes import Float, Int
 from glip.structures import Detections, Sample
 
@@ -65,6 +64,5 @@ def false_positives(truth: GroundTruth, results: Results) -> FalsePositives | No
 
 
 def false_positives_of(pairs: Iterable[tuple[Sample, Detections]]) -> FalsePositives | None:
-    """The same for samples with a vocabulary, as ``detect_all`` yields them; None also where there is none."""
-    listed = list(pairs)
-    return false_positives(*to_arrays(listed)) if listed else None
+    """The same for samples with a vocabulary, as ``detect_all`` yields them."""
+    return false_positives(*to_arrays(pairs))

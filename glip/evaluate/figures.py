@@ -52,38 +52,32 @@ def draw_worst(
     """The images with most mistakes at a threshold: detections with scores, and right of them the ground truth.
 
     A mistake is a box that no detection of its name overlaps by a half, or a detection that overlaps no box of its
-    name.
-
-    Args:
-        found: index of a sample, the sample (its image is not used), its detections.
-        samples: of the set, with their images.
-        threshold: lowest score of a detection that counts.
-        path: the image to write, unless there is no mistake.
-        count: maximum samples drawn.
+    name. ``found`` gives the index of a sample, the sample (its image is not used) and its detections; ``samples``
+    have the images. No file is written where there is no mistake.
     """
     above = ((index, sample, detections.above(threshold)) for index, sample, detections in found)
-    counted = ((-mistakes(sample, shown), index, shown) for index, sample, shown in above)
+    counted = ((-_mistakes(sample, shown), index, shown) for index, sample, shown in above)
     worst = heapq.nsmallest(count, (entry for entry in counted if entry[0]), key=lambda entry: entry[:2])
     cells = [cell for _, index, shown in worst for cell in (found_sample(samples[index], shown), samples[index])]
     if cells:
         save_image(contact_sheet(cells), path)
 
 
-def mistakes(sample: Sample, found: Detections) -> int:
+def _mistakes(sample: Sample, found: Detections) -> int:
     """Number of missed boxes and wrong detections.
 
     Groups cannot be missed; a detection of a name that may have more boxes, or that nobody looked for, is not wrong.
     """
-    labels = [set(numbers) for numbers in sample.box_phrases]
-    same = torch.tensor([[label in own for own in labels] for label in found.labels.tolist()], dtype=torch.bool)
+    boxes, labels = sample.box_phrases, found.labels.tolist()
     near = iou(found.boxes, sample.boxes, inclusive=False) >= _OVERLAP
+    same = torch.tensor([[label in own for own in boxes] for label in labels], dtype=torch.bool)
     hits = same.reshape(near.shape) & near
-    known = set(range(len(found.prompt.phrases)))
-    if sample.prompt is None:
-        known = set(range(len(sample.vocabulary))) if sample.absent is None else set().union(*labels, sample.absent)
+    known = set(range(len(found.prompt.phrases if sample.prompt else sample.vocabulary)))
+    if sample.prompt is None and sample.absent is not None:
+        known = set().union(*boxes, sample.absent)
     known -= set(sample.incomplete)
-    wrong = [label in known and not row.any() for row, label in zip(hits, found.labels.tolist(), strict=True)]
-    missed = [not hits[:, box].any() for box in range(len(labels)) if box not in sample.crowd and labels[box]]
+    wrong = [label in known and not row.any() for row, label in zip(hits, labels, strict=True)]
+    missed = [own and box not in sample.crowd and not hits[:, box].any() for box, own in enumerate(boxes)]
     return sum(map(bool, wrong)) + sum(map(bool, missed))
 
 
@@ -119,12 +113,8 @@ def draw_by_shots(
 ) -> None:
     """Mean and spread by shots, a line for each model and mode (the paper's Figure 4).
 
-    Args:
-        curves: by (model, mode), by shots ("1", "5", "all"): mean and standard deviation.
-        path: the image.
-        shots: those of the curves in the order of the axis.
-        figure: what is shown.
-        title: over what it is averaged.
+    ``curves`` give by (model, mode), and by shots ("1", "5", "all"), mean and standard deviation of a ``figure``;
+    ``shots`` are in the order of the axis.
     """
     models, modes = (list(dict.fromkeys(key[part] for key in curves)) for part in (0, 1))
     with _axes(path, 8.5, 4.5) as (axes,):

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from glip.data.sets import Row
 from glip.evaluate.coco import Score, annotation_rows, interpolated_ap, mean_of_valid, result_rows
-from glip.evaluate.ground_truth import FREQUENCIES, Boxes, LvisTruth
-from glip.evaluate.results import UNKNOWN, Results, Row, concatenate
+from glip.evaluate.columns import FREQUENCIES, UNKNOWN, Boxes, LvisTruth, Results, concatenate
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
@@ -33,8 +33,8 @@ def standard_ap(truth: LvisTruth, results: Results, *, max_dets: int = 300) -> S
     "no match"; here it is found like any other. They are AP, AP50, AP75, AP of small, medium and large boxes, of rare,
     common and frequent categories; then AR of all, small, medium and large boxes, such as AR@300.
     """
-    order = np.lexsort((-results.scores, results.images))
-    kept = order[_rank(results.images[order]) < max_dets]
+    kept = np.lexsort((-results.scores, results.images))
+    kept = kept[_rank(results.images[kept]) < max_dets]
     return _score(truth, results.select(np.sort(kept)), max_dets)
 
 
@@ -96,20 +96,19 @@ def _rank(groups: np.ndarray) -> np.ndarray:
 
 def _score(truth: LvisTruth, results: Results, max_dets: int) -> Score:
     """The figures of results that are already limited; only those count whose category was looked for in the image."""
+    looked_for, count = np.array(truth.negatives), len(truth.categories)
     boxes = truth.boxes.select(_has_area(truth.boxes.areas))
-    looked_for = np.array(truth.negatives)
     looked_for[boxes.images, boxes.categories] = True
     found = results.select((results.categories != UNKNOWN) & _has_area(results.boxes[:, 2] * results.boxes[:, 3]))
     found = found.select(looked_for[found.images, found.categories])
-    count = len(truth.categories)
     table, precisions, recalls = list[Row](), [], []
     pairs = zip(_by_category(boxes, count), _by_category(found, count), strict=True)
     for index, (own, part) in enumerate(pairs):
         ap, recall = _curves(own, part, truth.incomplete[:, index])
-        figures = zip(("AP", "AP50", "AP75", "AR"), (ap[0].mean(), ap[0, 0], ap[0, 5], recall[0].mean()), strict=True)
+        named = {"name": truth.names[index], "frequency": truth.frequencies[index]}
         counts = {"boxes": len(own.areas), "detections": len(part)}
-        row = {"name": truth.names[index], "frequency": truth.frequencies[index], **counts}
-        table.append({**row, **{name: float(value) for name, value in figures}})
+        figures = {"AP": ap[0].mean(), "AP50": ap[0, 0], "AP75": ap[0, 5], "AR": recall[0].mean()}
+        table.append({**named, **counts, **{name: float(value) for name, value in figures.items()}})
         precisions.append(ap)
         recalls.append(recall)
     ap, recall = (np.stack(each, axis=2) for each in (precisions, recalls))  # each (size, IoU, category)
@@ -117,6 +116,11 @@ def _score(truth: LvisTruth, results: Results, max_dets: int) -> Score:
     chosen = [ap[0], ap[0, 0], ap[0, 5], *ap[1:], *(ap[0][:, group] for group in groups), *recall]
     names = (*_PRECISIONS, *(f"AR{size}@{max_dets}" for size in ("", "s", "m", "l")))
     return Score(dict(zip(names, map(mean_of_valid, chosen), strict=True)), table, len(truth.images))
+
+
+def _has_area(areas: np.ndarray) -> np.ndarray:
+    """Above zero and finite; the package drops the others."""
+    return np.asarray((areas > 0) & np.isfinite(areas))
 
 
 def _by_category(columns: Columns, count: int) -> Iterator[Columns]:
@@ -190,17 +194,7 @@ def _match(boxes: Boxes, found: Results, incomplete: np.ndarray) -> list[dict[st
 
 
 def import_lvis() -> Any:
-    """The lvis package.
-
-    Raises:
-        ImportError: it, or the OpenCV that it loads, cannot be loaded here.
-    """
+    """The lvis package; an ImportError where it, or the OpenCV that it loads, cannot be loaded."""
     import lvis  # not above: it loads OpenCV and matplotlib
 
     return lvis
-
-
-def _has_area(areas: np.ndarray) -> np.ndarray:
-    """Above zero and finite; the package drops the others."""
-    inside: np.ndarray = (areas > 0) & np.isfinite(areas)
-    return inside

@@ -4,12 +4,12 @@ A task is a COCO-format set whose category names are replaced by those of the 20
 some; the files lie as ODinW distributes them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Literal
+from typing import Literal
 
 from glip.config import SetConfig
 from glip.data.catalog import data_root
@@ -65,9 +65,15 @@ class Task:
         return SetConfig(format="coco", annotations=f"{folder}/{_FILE}", images=(folder,))
 
 
+@cache
 def tasks(which: Which = 13) -> tuple[Task, ...]:
     """The 13 tasks of the paper, or all 35, in the order of the table."""
-    return tuple(task for task in _all_tasks() if task.thirteen or which == 35)
+    found = []
+    for name, entry in read_yaml(config_folder() / TABLE).items():
+        plain = {key: value for key, value in entry.items() if key != "prompts"}
+        task = parse(Task, {"name": name, **plain}, at=f"{TABLE}: {name}")
+        found.append(replace(task, prompts=read_prompts(entry.get("prompts", {}), task.names)))
+    return tuple(task for task in found if task.thirteen or which == 35)
 
 
 def read_task(task: Task, root: str | Path | None = None, split: Split = "val") -> SampleSet:
@@ -79,11 +85,9 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     """
     config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
-    file = parse_coco(path)
+    file, expected = parse_coco(path), range(1, len(task.names) + 1)
     given = read_categories(file.categories, path, SkipCounter(), twins=True).ids
-    expected = range(1, len(task.names) + 1)
-    if not set(given) <= set(expected):
-        strange = [number for number in given if number not in expected]
+    if strange := [number for number in given if number not in expected]:
         raise DataError(
             f"{path}: category {strange[0]!r} is none of the {len(task.names)} of ODinW's {task.name} (1 to "
             f"{len(task.names)}): take the annotations that ODinW distributes, without the background class"
@@ -95,37 +99,21 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
 
 def odinw_page(reports: Sequence[Report], which: Which = 13) -> str:
     """AP of each task as Markdown, mean and median over those with a report; the others are named in the title."""
-    by_name = {report.dataset: report for report in reports}
-    listed = tasks(which)
-    rows = [_row(task.name, by_name.get(task.name)) for task in listed]
-    over = f"{len(reports)} of {which}" if len(reports) < which else f"{which}"
-    rows += [_average(f"{name} of {over}", average, reports) for name, average in (("mean", mean), ("median", median))]
+    by_name, keys, rows = {report.dataset: report for report in reports}, ("AP", "AP50"), list[Row]()
+    for task in tasks(which):
+        if one := by_name.get(task.name):
+            about = {"images": one.samples, "trained on": one.trained_on}
+            rows.append({"task": task.name, **{key: one.figures[key] for key in keys}, **about})
+        else:
+            rows.append({"task": task.name, **dict.fromkeys(keys, "missing"), "images": "", "trained on": ""})
+    missing = [task.name for task in tasks(which) if task.name not in by_name]
+    over = f"{len(reports)} of {which}" if missing else f"{which}"
     unseen = [report for report in reports if report.trained_on == "no"]
+    averages = [(f"mean of {over}", mean, reports, ""), (f"median of {over}", median, reports, "")]
     if 0 < len(unseen) < len(reports):
-        rows.append({**_average(f"mean of {len(unseen)} not trained on", mean, unseen), "trained on": "no"})
-    missing = [task.name for task in listed if task.name not in by_name]
+        averages.append((f"mean of {len(unseen)} not trained on", mean, unseen, "no"))
+    for title, average, chosen, trained_on in averages:
+        figures = {key: average([report.figures[key] for report in chosen]) for key in keys}
+        rows.append({"task": title, **figures, "images": "", "trained on": trained_on})
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
     return "\n".join([f"# ODinW, {len(reports)} of {which} tasks{note}", "", *markdown_table(rows), ""])
-
-
-def _row(name: str, report: Report | None) -> Row:
-    if report is None:
-        return {"task": name, "AP": "missing", "AP50": "missing", "images": "", "trained on": ""}
-    figures = {key: report.figures[key] for key in ("AP", "AP50")}
-    return {"task": name, **figures, "images": report.samples, "trained on": report.trained_on}
-
-
-def _average(name: str, average: Callable[[Iterable[float]], float], reports: Sequence[Report]) -> Row:
-    figures = {key: average([report.figures[key] for report in reports]) for key in ("AP", "AP50")}
-    return {"task": name, **figures, "images": "", "trained on": ""}
-
-
-@cache
-def _all_tasks() -> tuple[Task, ...]:
-    return tuple(_task(name, entry) for name, entry in read_yaml(config_folder() / TABLE).items())
-
-
-def _task(name: str, entry: dict[str, Any]) -> Task:
-    plain = {key: value for key, value in entry.items() if key != "prompts"}
-    task = parse(Task, {"name": name, **plain}, at=f"{TABLE}: {name}")
-    return replace(task, prompts=read_prompts(entry.get("prompts", {}), task.names))

@@ -8,7 +8,7 @@ y2, best first, for each phrase of the sentence that has a box.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
+from glip.evaluate.columns import check_words
 from glip.files import read_json
 from glip.geometry.boxes import iou
 from glip.schema import checked, parse
@@ -56,11 +57,9 @@ def phrase_recall(pairs: Iterable[tuple[Sample, Detections]], *, protocol: str =
 
 
 def caption_recall(pairs: Iterable[tuple[Sample, Sequence[Ranked]]], *, protocol: str = "any-box") -> PhraseRecall:
-    """Recall of the boxes that were found for each phrase of each caption, best first.
+    """Recall of the boxes that were found for each of the ``scored_phrases`` of each caption, best first.
 
-    Args:
-        pairs: captions, and for each of their ``scored_phrases`` its boxes, at least one.
-        protocol: "any-box": a phrase is found by any one of its boxes. "merged-boxes": by the one box around them all.
+    By the protocol "any-box" a phrase is found by any one of its boxes, by "merged-boxes" by the one around them all.
 
     Raises:
         DataError: no phrase with a box.
@@ -103,33 +102,21 @@ def scored_phrases(sample: Sample) -> dict[int, Float[Tensor, "_box 4"]]:
     return {phrase: sample.boxes[boxes] for phrase, boxes in sorted(found.items())}
 
 
-def ranked_boxes(sample: Sample, found: Detections) -> tuple[Ranked, ...]:
+def ranked_boxes(sample: Sample, found: Detections | None) -> tuple[Ranked, ...]:
     """For each of the ``scored_phrases`` the boxes found for it, best first, and the empty box.
+
+    A caption that was skipped (None) counts as having no detection: leaving it out would raise the recall.
 
     Raises:
         DataError: a sample without caption, or detections of other phrases than the sample's.
     """
-    if sample.prompt is None:
-        raise DataError(f"image {sample.image_id} has no caption: recall is for grounding sets, lists of names have AP")
-    if found.prompt.texts != sample.prompt.texts:
-        raise DataError(
-            f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}..., which are not the phrases of "
-            "its caption: detect with the sample's own prompt"
-        )
+    if found is None:
+        return (torch.zeros(1, 4),) * len(scored_phrases(sample))
+    check_words(sample, found, sample.prompt.texts if sample.prompt else ())
     order = found.scores.argsort(descending=True, stable=True)
     boxes, labels = found.boxes[order], found.labels[order]
     empty = boxes.new_zeros(1, 4)
     return tuple(torch.cat([boxes[labels == phrase], empty]) for phrase in scored_phrases(sample))
-
-
-def caption_id(sample: Sample) -> tuple[int | str, int]:
-    """The image of a caption, a number where the id is written as one, and its sentence, counted from 0 in the image.
-
-    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is sentence 0.
-    """
-    parts = _ID.fullmatch(str(sample.image_id))
-    image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
-    return int(image) if _NUMBER.fullmatch(image) else image, int(sentence)
 
 
 # ---- files of predictions
@@ -140,6 +127,16 @@ class _PredictedCaption:
     image_id: int | str
     sentence_id: int | str
     boxes: tuple[tuple[tuple[float, float, float, float], ...], ...]
+
+
+def caption_id(sample: Sample) -> tuple[int | str, int]:
+    """The image of a caption, a number where the id is written as one, and its sentence, counted from 0 in the image.
+
+    An id "<image>:<sentence>", as the reader of Flickr30K gives it, is taken apart; any other is sentence 0.
+    """
+    parts = _ID.fullmatch(str(sample.image_id))
+    image, sentence = parts.groups() if parts else (str(sample.image_id), "0")
+    return int(image) if _NUMBER.fullmatch(image) else image, int(sentence)
 
 
 def prediction_row(sample: Sample, boxes: Sequence[Ranked]) -> dict[str, Any]:
@@ -156,37 +153,33 @@ def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCo
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: not such a list; a sentence without prediction; one for another number of phrases; a phrase without
-            boxes, which is written as [[0, 0, 0, 0]]; two captions with one id.
+        DataError: not such a list; a sentence without a prediction of its own; one for another number of phrases; a
+            phrase without boxes, which is written as [[0, 0, 0, 0]].
     """
-    by_key = {_key(*caption_id(sample)): len(scored_phrases(sample)) for sample in captions}
-    if len(by_key) < len(captions):
-        raise DataError(f"{len(captions)} captions have {len(by_key)} ids between them: give each sentence its own id")
+    keys = [_key(*caption_id(sample)) for sample in captions]
+    phrases = {key: len(scored_phrases(sample)) for key, sample in zip(keys, captions, strict=True)}
     found: dict[str, list[Ranked]] = {}
     for row in parse(tuple[_PredictedCaption, ...], read_json(path), at=str(path), error=DataError):
         key = _key(row.image_id, row.sentence_id)
-        if key in found:
-            tally.add("second prediction for a sentence", key)
-        elif key not in by_key:
-            tally.add("prediction for an unknown sentence", key)
-        elif len(row.boxes) != by_key[key] or not all(row.boxes):
+        if key in found or key not in phrases:
+            tally.add(f"{'second prediction for a' if key in found else 'prediction for an unknown'} sentence", key)
+            continue
+        if len(row.boxes) != phrases[key] or not all(row.boxes):
             raise DataError(
                 f"{path}: {key} has boxes for {sum(map(bool, row.boxes))} phrases: give a list of boxes for each of "
-                f"its {by_key[key]} phrases that have a box, in the order of the text; where nothing was "
+                f"its {phrases[key]} phrases that have a box, in the order of the text; where nothing was "
                 "found, [[0, 0, 0, 0]]"
             )
-        else:
-            found[key] = [torch.tensor(ranked, dtype=torch.float64) for ranked in row.boxes]
-            negative = sum(int((boxes[:, 2:] < boxes[:, :2]).any(1).sum()) for boxes in found[key])
-            if negative:
-                tally.add("box of negative size", key, negative)
-    missing = [key for key in by_key if key not in found]
-    if missing:
+        found[key] = [torch.tensor(ranked, dtype=torch.float64) for ranked in row.boxes]
+        if negative := sum(int((boxes[:, 2:] < boxes[:, :2]).any(1).sum()) for boxes in found[key]):
+            tally.add("box of negative size", key, negative)
+    lacking = [key for key, count in Counter(keys).items() if key not in found or count > 1]
+    if lacking:
         raise DataError(
-            f"{path}: {len(missing)} of {len(by_key)} sentences have no prediction, such as {missing[0]}: give one for "
-            "every sentence that has a phrase with a box"
+            f"{path}: {len(lacking)} of {len(keys)} sentences have no prediction of their own, such as {lacking[0]}: "
+            "give one for every sentence that has a phrase with a box, and each sentence its own id"
         )
-    return [found[key] for key in by_key]
+    return [found[key] for key in keys]
 
 
 def _key(image: Any, sentence: Any) -> str:

@@ -1,27 +1,39 @@
-"""The detector over a set of samples: each image with its own prompt, every detection kept for scoring.
+"""The detector over a set of samples: each image with its own prompt, every detection kept for scoring, and on disk.
 
 An image is encoded once for all its captions and for all chunks of a vocabulary, a vocabulary once for all images.
 Only images of one padded size share a batch, since the fusion sees the padding: results do not depend on batches.
+
+Predictions are written as they come, so that a killed evaluation resumes where it stopped. Each process writes parts of
+its own in numpy's format, ``part-PROCESS-NUMBER.npz``, whole or not at all. A detection takes 24 bytes, since LVIS's
+protocol keeps 186 million of its 20,000 images; parts are read one at a time.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
-from glip.encoded import EncodedImage, EncodedText, FeatureCache, image_key
-from glip.errors import DataError, GlipError, ImageError
+from glip.encoded import EncodedText, FeatureCache, image_key
+from glip.errors import GlipError, ImageError
+from glip.files import atomic_write, begin_run
 from glip.structures import Detections, Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 
 _KEPT_TEXTS = 4  # encoded vocabularies kept: most sets have one
 _CAPTIONS = 8  # most captions of an image computed at once: each holds a copy of its pyramid
+_SECONDS = 10.0  # what a kill loses at most
+_DETECTIONS = 1_000_000  # of a part, 24 MB
 Query = tuple[int, Sample]  # the index of a sample, and the sample
 
 
@@ -104,13 +116,15 @@ def predictions(
 
     @lru_cache(maxsize=_KEPT_TEXTS)
     def encode_names(names: tuple[str, ...]) -> EncodedText:
-        if detector.adaptation and same_vocabulary(detector.adaptation.names, names):
+        if detector.adaptation and detector.adaptation.names == names:
             return detector.encode_text()
         return detector.encode_text(options.prompt_of(names), max_names=options.max_names)
 
     for group in detector.group_by_size(opened(), options.batch_size):
         batch, queries = zip(*(waiting.pop(number) for number, _ in group), strict=True)
-        features = _encode(detector, batch, [image_key(own[0][1].image) for own in queries], cache)
+        encode = partial(detector.encode_image, batch)
+        keys = tuple(image_key(own[0][1].image) for own in queries)
+        features = encode() if cache is None else cache.get(keys, encode).to(detector.device)
         for rows, part in _by_words(queries, max(options.batch_size, _CAPTIONS)):
             prompts = [sample.prompt for _, sample in part if sample.prompt]
             results = detector.ground(
@@ -128,20 +142,6 @@ def predictions(
     yield from (done.pop(index) for index in order[place:])
 
 
-def same_vocabulary(own: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether a task's names are those of a set; other names are detected by an adapted model as by any.
-
-    Raises:
-        DataError: the same names in another order, whose labels would be mixed up.
-    """
-    if tuple(own) != tuple(names) and set(own) == set(names):
-        raise DataError(
-            f"the task was tuned for the names {', '.join(own)[:80]!r}, the set has them as {', '.join(names)[:80]!r}: "
-            "list them in the same order"
-        )
-    return tuple(own) == tuple(names)
-
-
 def _open_images(
     detector: Detector, samples: Sequence[Sample], order: Sequence[int], done: dict[int, Prediction]
 ) -> Iterator[tuple[Image.Image, list[Query]]]:
@@ -150,11 +150,13 @@ def _open_images(
     for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
         image, usable = None, []
         for index, sample in run:
-            reason, detail = _unusable_words(detector, sample)
+            reason, detail = "" if sample.prompt or sample.vocabulary else "image without words to look for", ""
             try:
-                image = image or (None if reason else sample_image(sample))
+                image = image if reason else _checked_image(detector, sample, image)
             except ImageError as error:
                 reason, detail = "unreadable image", f": {error}"
+            except GlipError as error:
+                reason, detail = "caption that the model cannot read", f": {error}"
             if reason:
                 done[index] = Prediction(index, None, reason, f"sample {index}, image {sample.image_id}{detail}")
             else:
@@ -163,24 +165,11 @@ def _open_images(
             yield image, usable
 
 
-def _unusable_words(detector: Detector, sample: Sample) -> tuple[str, str]:
-    """Why the model cannot read a sample's words, and details; two empty texts if it can."""
-    if sample.prompt is None:
-        return "" if sample.vocabulary else "image without words to look for", ""
-    try:
+def _checked_image(detector: Detector, sample: Sample, opened: Image.Image | None) -> Image.Image:
+    """The image of a sample whose caption, if it has one, the model can read."""
+    if sample.prompt:
         detector.processor.text([sample.prompt])
-    except GlipError as error:
-        return "caption that the model cannot read", f": {error}"
-    return "", ""
-
-
-def _encode(
-    detector: Detector, images: Sequence[Image.Image], keys: Sequence[Hashable], cache: FeatureCache | None
-) -> EncodedImage:
-    """Features of images of one padded size."""
-    if cache is None:
-        return detector.encode_image(images)
-    return cache.get(tuple(keys), lambda: detector.encode_image(images)).to(detector.device)
+    return opened or sample_image(sample)
 
 
 def _by_words(batch: Sequence[Sequence[Query]], size: int) -> Iterator[tuple[list[int], list[Query]]]:
@@ -193,3 +182,88 @@ def _by_words(batch: Sequence[Sequence[Query]], size: int) -> Iterator[tuple[lis
         for start in range(0, len(group), size):
             part = group[start : start + size]
             yield [row for row, _ in part], [query for _, query in part]
+
+
+class PredictionStore:
+    """The predictions of one evaluation, on disk.
+
+    Args:
+        folder: where they are kept; made if missing.
+        settings: what they are predictions of: the model, the set, the options.
+        process: number of this process; each writes parts of its own and reads those of all.
+
+    Raises:
+        DataError: the folder holds predictions made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0) -> None:
+        if process == 0:
+            begin_run(folder, settings)
+        self.folder = folder
+        self._own = f"part-{process}-"
+        self._pending: list[Prediction] = []
+        self._count, self._flushed = 0, time.monotonic()
+        self.reload()
+
+    def reload(self) -> None:
+        """Look again for what is on disk, after other processes have written."""
+        self._rows: dict[int, tuple[Path, int]] = {}
+        for path in sorted(self.folder.glob("part-*.npz")):
+            with np.load(path) as part:
+                self._rows |= {sample: (path, row) for row, sample in enumerate(part["samples"].tolist())}
+
+    @property
+    def done(self) -> set[int]:
+        """Indices of the samples that have a prediction on disk."""
+        return set(self._rows)
+
+    def add(self, prediction: Prediction) -> None:
+        """Keep a prediction; it is on disk within seconds, or after ``flush``."""
+        self._pending.append(prediction)
+        self._count += len(prediction.found or ())
+        if self._count >= _DETECTIONS or time.monotonic() - self._flushed > _SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet.
+
+        Columns go over the samples, and over all their detections; those of row ``i`` are ``ends[i]:ends[i + 1]``.
+        """
+        if not self._pending:
+            return
+        found = [prediction.found for prediction in self._pending if prediction.found is not None]
+        columns = {
+            "samples": np.array([prediction.index for prediction in self._pending]),
+            "sizes": np.array([p.found.size if p.found is not None else (0, 0) for p in self._pending]),
+            "ends": np.cumsum([0, *(len(prediction.found or ()) for prediction in self._pending)]),
+            "reasons": np.array([prediction.reason for prediction in self._pending]),
+            "places": np.array([prediction.place for prediction in self._pending]),
+            "labels": np.concatenate([np.zeros(0, np.int32), *(one.labels.numpy().astype(np.int32) for one in found)]),
+            "scores": np.concatenate([np.zeros(0, np.float32), *(one.scores.numpy() for one in found)]),
+            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes.numpy() for one in found)]),
+        }
+        path = self.folder / f"{self._own}{len(list(self.folder.glob(f'{self._own}*.npz'))):06}.npz"
+        with atomic_write(path, "wb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
+        self._rows |= {prediction.index: (path, row) for row, prediction in enumerate(self._pending)}
+        self._pending, self._count, self._flushed = [], 0, time.monotonic()
+
+    def read(self, samples: Sequence[Sample], options: QueryOptions) -> Iterator[tuple[Sample, Prediction]]:
+        """Each sample that has a prediction on disk, and the prediction, in the order of the samples."""
+        prompt_of = lru_cache(maxsize=64)(options.prompt_of)
+
+        @lru_cache(maxsize=4)
+        def load(path: Path) -> dict[str, np.ndarray]:
+            with np.load(path) as part:
+                return dict(part)
+
+        for index in sorted(self._rows):
+            path, row = self._rows[index]
+            part, sample = load(path), samples[index]
+            if part["reasons"][row]:
+                yield sample, Prediction(index, None, str(part["reasons"][row]), str(part["places"][row]))
+                continue
+            own = slice(part["ends"][row], part["ends"][row + 1])
+            boxes, scores, labels = (torch.from_numpy(part[name][own].copy()) for name in ("boxes", "scores", "labels"))
+            prompt, (height, width) = sample.prompt or prompt_of(sample.vocabulary), part["sizes"][row].tolist()
+            yield sample, Prediction(index, Detections(boxes, scores, labels.long(), prompt, (height, width)))

@@ -1,34 +1,112 @@
-"""Label one shard: find the noun phrases of each caption, and let the teacher find low-threshold boxes for them."""
+"""Captions cut into shards, and the labels of one: its noun phrases, and low-threshold boxes that the teacher finds.
+
+A shard is what one worker labels at a time, and repeats if it is killed. A folder is cut at its files (tars as
+img2dataset writes them: one shard each), a single file after a number of images. For many millions of captions give
+many files, so that no worker reads more than its own.
+"""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from glip.config import LabelConfig
-from glip.data.sets import InvalidRecord, SkipCounter, require
+from glip.config import LabelConfig, SetConfig
+from glip.data.captions import caption_files
+from glip.data.catalog import data_root, find_set, read_set, recognize
+from glip.data.sets import InvalidRecord, Row, SampleSet, SkipCounter, require
 from glip.data.writers import label_row
 from glip.detector import Detector
-from glip.errors import GlipError
+from glip.errors import DataError, GlipError
+from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
-from glip.pseudo.packs import make_packs, split_detections
-from glip.pseudo.report import STAGES, count_labels
-from glip.pseudo.shards import Shard, read_shard
-from glip.pseudo.store import Row, write_shard
+from glip.pseudo.store import STAGES, count_labels, write_shard
 from glip.structures import Detections, Sample
-from glip.text.phrases import PhraseFinder, Span
+from glip.text.phrases import PhraseFinder
 from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
-_Opened = Future[tuple[Image.Image, int]]  # an image and its hash
 _READERS = 2  # threads that open images while the teacher labels others
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The samples [start, stop) of a dataset; ``stop`` None: to its end. ``name`` is the stem of its output file."""
+
+    name: str
+    entry: SetConfig
+    start: int = 0
+    stop: int | None = None
+
+
+def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
+    """A captioned dataset with full paths.
+
+    Args:
+        name: a dataset's name, a file or a folder.
+        images: folders of its images, for a file.
+        root: the data root.
+
+    Raises:
+        GlipError: not a captioned dataset.
+    """
+    entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
+    under = data_root(root).absolute()
+    format = entry.format or recognize(under / entry.annotations)[0]
+    if format in ("coco", "lvis"):
+        raise DataError(
+            f"Dataset {name!r} of format {format} has no captions of image files. Give a captioned dataset."
+        )
+    folders = tuple(str(under / folder) for folder in entry.images)
+    return replace(entry, annotations=str(under / entry.annotations), images=folders, format=format)
+
+
+def find_shards(entry: SetConfig, images: int) -> list[Shard]:
+    """The shards of a captioned dataset, in the order of its files; a single file is cut every ``images`` images."""
+    path = Path(entry.annotations)
+    files = caption_files(path)
+    if path.is_dir() or path.suffix.lower() == ".tar":
+        shards, stems = list[Shard](), Counter(file.stem for file in files)
+        for file in files:
+            name = file.stem if stems[file.stem] == 1 else file.name  # a.csv beside a.tsv
+            folders = (str(file.parent),) if file.suffix.lower() == ".tar" else entry.images  # a tar holds its images
+            shards.append(Shard(name, replace(entry, annotations=str(file), images=folders)))
+        return shards
+    samples = _read(entry).samples
+    firsts = (next(group)[0] for _, group in groupby(enumerate(samples), key=lambda item: item[1].image))
+    starts = list(islice(firsts, None, None, images))
+    bounds = zip(starts, [*starts[1:], len(samples)], strict=True)
+    return [Shard(f"{path.stem}-{number:05d}", entry, *bound) for number, bound in enumerate(bounds)]
+
+
+def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
+    """The samples of a shard, those of one image together, and what the reader skipped in its file.
+
+    Raises:
+        OSError, DataError: the file is missing, or no caption in it can be read.
+    """
+    read = _read(shard.entry)
+    stop = len(read.samples) if shard.stop is None else shard.stop
+    samples = (read.samples[index] for index in range(shard.start, stop))
+    images = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
+    return images, read.skipped if shard.start == 0 else SkipCounter()  # counted once per file
+
+
+@lru_cache(maxsize=1)
+def _read(entry: SetConfig) -> SampleSet:
+    """A dataset; the last one is cached, because a file cut into many shards is read once for all of them."""
+    return read_set(entry)
+
+
+# ---- one shard
 
 
 @dataclass(frozen=True)
@@ -67,6 +145,7 @@ class Labeller:
         self.config, self.folder = config, folder
         self.detector = Detector.from_pretrained(model, device=device)
         self.finder = PhraseFinder(config.pipeline, referring=config.referring)
+        self.readers = ThreadPoolExecutor(_READERS)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         """Label a shard and write it; returns its report, or its name and why its input cannot be read ("failed").
@@ -109,7 +188,7 @@ class Labeller:
         """The captions worth labelling as prompts; an image without any is not opened."""
         usable, seen, processor = list[tuple[int, str]](), Repetitions(self.config), self.detector.processor
         for index, samples in enumerate(images):
-            for caption in map(_caption_of, samples):
+            for caption in (sample.prompt.caption if sample.prompt else sample.caption for sample in samples):
                 with skipped.catch(str(samples[0].image)):
                     check_caption(caption, self.config, processor.count_tokens, processor.max_tokens)
                     seen.check_caption(caption)
@@ -119,32 +198,33 @@ class Labeller:
         for (index, caption), spans in zip(usable, found, strict=True):
             with skipped.catch(str(images[index][0].image)):
                 require(len(spans) >= self.config.min_phrases, "caption with too few noun phrases")
-                prompts[index].append(self._make_prompt(caption, spans))
+                prompt = Prompt.from_caption(caption, list(spans))
+                try:
+                    processor.text([prompt])
+                except GlipError:  # a phrase of characters that are not in the vocabulary
+                    raise InvalidRecord("caption that the teacher cannot read") from None
+                prompts[index].append(prompt)
         return [_Query(images[index][0], own) for index, own in prompts.items() if own]
 
-    def _make_prompt(self, caption: str, spans: Sequence[Span]) -> Prompt:
-        prompt = Prompt.from_caption(caption, list(spans))
-        try:
-            self.detector.processor.text([prompt])
-        except GlipError:  # a phrase of characters that are not in the vocabulary
-            raise InvalidRecord("caption that the teacher cannot read") from None
-        return prompt
-
     def _open(self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock) -> Iterator[list[_Query]]:
-        """The images that are kept, one window at a time; the next one is opened while this one is labelled."""
-        seen = Repetitions(self.config)
+        """The images that are kept, one window at a time; the next one is opened while this one is labelled.
+
+        An image is kept if it can be opened and did not occur before; all its prompts go with it.
+        """
+        seen, opening = Repetitions(self.config), list[Future[tuple[Image.Image, int]]]()
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
-        with ThreadPoolExecutor(_READERS) as readers:
-
-            def start(window: Sequence[_Query]) -> list[_Opened]:
-                return [readers.submit(open_checked, query.sample.image, self.config) for query in window]
-
-            opening = start(windows[0]) if windows else []
-            for window, following in zip(windows, [*windows[1:], []], strict=True):
-                with clock.time("decode"):
-                    wait(opening)
-                opened, opening = opening, start(following)
-                yield list(_kept(window, opened, seen, skipped))
+        for window, following in zip([[], *windows], [*windows, []], strict=True):
+            with clock.time("decode"):
+                wait(opening)
+            opened = opening
+            opening = [self.readers.submit(open_checked, query.sample.image, self.config) for query in following]
+            kept = list[_Query]()
+            for query, future in zip(window, opened, strict=True):
+                with skipped.catch(str(query.sample.image), times=len(query.prompts)):
+                    image, hash = future.result()
+                    seen.check_image(hash)
+                    kept.append(replace(query, decoded=image))
+            yield kept
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""
@@ -173,19 +253,32 @@ class Labeller:
         return [found[index] for index in range(len(queries))]
 
 
-def _kept(
-    window: Sequence[_Query], opened: Sequence[_Opened], seen: Repetitions, skipped: SkipCounter
-) -> Iterator[_Query]:
-    """The queries whose images could be opened and did not occur before; all prompts of an image go with it."""
-    for query, future in zip(window, opened, strict=True):
-        with skipped.catch(str(query.sample.image), times=len(query.prompts)):
-            image, hash = future.result()
-            seen.check_image(hash)
-            yield replace(query, decoded=image)
+def make_packs(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[list[Prompt]]:
+    """Captions of one image in packs of at most ``together``, in order; a pack ends where the next does not fit.
+
+    A pack is one prompt, so the head, which runs once per prompt, runs less often. Training packs captions of other
+    images beside the right one in the same way (GLIP's appendix on pre-training).
+    """
+    pack: list[Prompt] = []
+    for prompt in prompts:
+        full = len(pack) == together
+        if pack and (full or processor.count_tokens(join_prompts([*pack, prompt]).caption) > processor.max_tokens):
+            yield pack
+            pack = []
+        pack.append(prompt)
+    if pack:
+        yield pack
 
 
-def _caption_of(sample: Sample) -> str:
-    return sample.prompt.caption if sample.prompt else sample.caption
+def split_detections(found: Detections, pack: Sequence[Prompt], limit: int) -> list[Detections]:
+    """The detections of each prompt of a pack, best first, at most ``limit`` each."""
+    parts, first = [], 0
+    for prompt in pack:
+        end = first + len(prompt.phrases)
+        own = found.select(((found.labels >= first) & (found.labels < end)).nonzero().flatten()[:limit])
+        parts.append(Detections(own.boxes, own.scores, own.labels - first, prompt, found.size))
+        first = end
+    return parts
 
 
 def _make_row(sample: Sample, found: Detections, shard: Shard) -> Row:

@@ -22,10 +22,8 @@ from glip.config import LabelConfig, SetConfig
 from glip.errors import ConfigError
 from glip.files import begin_run, exclusive
 from glip.model.weights import fingerprint, load_pretrained
-from glip.pseudo.label import Labeller
-from glip.pseudo.report import draw_report, write_report
-from glip.pseudo.shards import Shard, find_shards
-from glip.pseudo.store import is_done
+from glip.pseudo.label import Labeller, Shard, find_shards
+from glip.pseudo.store import draw_report, is_done, write_report
 
 Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
 MakeLabeller = partial[Labeller]
@@ -45,7 +43,7 @@ def run_labelling(
     """Label a dataset into a folder and write the report, also when interrupted; the same call resumes.
 
     Args:
-        entry: a captioned dataset (``shards.find_captions``).
+        entry: a captioned dataset (``label.find_captions``).
         model: the teacher: a name or a folder.
         config: the options.
         folder: output folder; every worker must see it.

@@ -1,24 +1,37 @@
-"""A folder of pseudo-labels: for each shard a file of labels, and a report that says the shard is finished.
+"""A folder of pseudo-labels: for each shard a file of labels and a report that says it is finished; a report of all.
 
 ``NAME.jsonl`` is an ordinary label file (``glip.data.labels.py``) whose boxes have raw scores down to a low
 threshold; ``NAME.parquet`` has the same in columns. ``NAME.report.json`` is written after it. A manifest says which
-teacher and options made the labels.
+teacher and options made the labels. ``report.json`` and the plots of ``report.png`` are about all shards.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from glip.files import atomic_write, read_json, read_jsonl, write_json
+import numpy as np
 
-Row = dict[str, Any]
-_REPORT = ".report.json"
+from glip.data.labels import sample_of_row
+from glip.data.sets import Folders, Row, SkipCounter
+from glip.files import atomic_write, read_json, read_jsonl, read_manifest, write_json
+from glip.structures import Sample
+from glip.visualize import contact_sheet
+
+REPORT, PAGE = "report.json", "report.png"
+STAGES = ("read", "parse", "decode", "detect", "write")
+_SHARD_REPORT = ".report.json"
+_SUMS = ("pairs", "kept", "images", "phrases", "boxes", "wall")
+_BINS = 20  # of scores in 0..1
+_SHOWN, _CONFIDENT = 8, 0.5  # sample images, and the lowest score of the boxes drawn in them
+_EXAMPLES = 5  # places listed for each reason
 
 
 def is_done(folder: Path, shard: str) -> bool:
     """Whether a shard is labelled completely."""
-    return (folder / f"{shard}{_REPORT}").is_file()
+    return (folder / f"{shard}{_SHARD_REPORT}").is_file()
 
 
 def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
@@ -29,17 +42,23 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
     """
     path = folder / f"{shard}.{form}"
     if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        integer, number, text = pa.int64(), pa.float64(), pa.string()
+        phrase = pa.struct({"text": text, "spans": pa.list_(pa.list_(integer))})
+        box = pa.struct({"box": pa.list_(number), "phrases": pa.list_(integer), "score": number})
+        columns = dict.fromkeys(("image", "member", "caption", "id"), text)
+        columns |= dict.fromkeys(("start", "length", "width", "height"), integer)
+        schema = pa.schema({**columns, "phrases": pa.list_(phrase), "boxes": pa.list_(box)})
+        # ids are numbers or text, and a column has one type: they are stored as JSON
+        table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=schema)
         with atomic_write(path, "wb", durable=True) as file:
-            _write_parquet(file, rows)
+            pyarrow.parquet.write_table(table, file)
     else:
         with atomic_write(path, durable=True) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    write_json(folder / f"{shard}{_REPORT}", report)
-
-
-def read_reports(folder: Path) -> list[dict[str, Any]]:
-    """The reports of all finished shards, by name."""
-    return [read_json(path) for path in sorted(folder.glob(f"*{_REPORT}"))]
+    write_json(folder / f"{shard}{_SHARD_REPORT}", report)
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
@@ -48,29 +67,98 @@ def read_rows(folder: Path) -> Iterator[Row]:
     Raises:
         DataError: a line that is not JSON.
     """
-    for report in sorted(folder.glob(f"*{_REPORT}")):
-        lines, columns = (report.with_name(report.name.removesuffix(_REPORT) + end) for end in (".jsonl", ".parquet"))
-        yield from _read_parquet(columns) if columns.is_file() else read_jsonl(lines)
+    for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
+        name = report.name.removesuffix(_SHARD_REPORT)
+        if not (folder / f"{name}.parquet").is_file():
+            yield from read_jsonl(folder / f"{name}.jsonl")
+            continue
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(folder / f"{name}.parquet") as file:
+            for row in (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist()):
+                given = {key: value for key, value in row.items() if value is not None}
+                yield {**given, "id": json.loads(row["id"])}
 
 
-def _write_parquet(file: IO[bytes], rows: Sequence[Row]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
+def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
+    """The numbers of one shard's labels; ``scores`` counts boxes in equal bins of 0..1."""
+    scores, per_phrase = [0] * _BINS, Counter[str]()
+    for row in rows:
+        for box in row["boxes"]:
+            scores[min(int(box["score"] * _BINS), _BINS - 1)] += 1
+        found = Counter(phrase for box in row["boxes"] for phrase in box["phrases"])
+        per_phrase.update(str(min(found[phrase], 10)) for phrase in range(len(row["phrases"])))
+    return {
+        "kept": len(rows),
+        "images": len({(row["image"], row.get("member")) for row in rows}),
+        "phrases": sum(len(row["phrases"]) for row in rows),
+        "boxes": sum(scores),
+        "scores": scores,
+        "boxes per phrase": dict(per_phrase),
+    }
 
-    integer, number, text = pa.int64(), pa.float64(), pa.string()
-    phrase = pa.struct({"text": text, "spans": pa.list_(pa.list_(integer))})
-    box = pa.struct({"box": pa.list_(number), "phrases": pa.list_(integer), "score": number})
-    columns = {"image": text, "member": text, "start": integer, "length": integer, "width": integer, "height": integer}
-    columns |= {"caption": text, "id": text, "phrases": pa.list_(phrase), "boxes": pa.list_(box)}
-    # ids are numbers or text, and a column has one type: they are stored as JSON
-    table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=pa.schema(columns))
-    pyarrow.parquet.write_table(table, file)
+
+def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:
+    """Write and return the report of all finished shards; ``images/s`` is the rate of one worker.
+
+    Args:
+        folder: the folder of labels.
+        shards: how many shards there are in all.
+        failed: shards whose input cannot be read, and why.
+    """
+    reports = [read_json(path) for path in sorted(folder.glob(f"*{_SHARD_REPORT}"))]
+    total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
+    total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}
+    for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):
+        counts = sum((Counter(report[key]) for report in reports), Counter[str]())
+        total[key] = {name: round(count, 1) for name, count in counts.most_common()}
+    total["seconds"] = {stage: total["seconds"].get(stage, 0.0) for stage in STAGES}
+    total["boxes per phrase"] = dict(sorted(total["boxes per phrase"].items(), key=lambda item: int(item[0])))
+    total["scores"] = np.sum([[0] * _BINS, *(report["scores"] for report in reports)], axis=0).tolist()
+    total["images/s"] = round(total["images"] / total["wall"], 2) if total["wall"] else 0.0
+    places: dict[str, list[str]] = {}
+    for report in reports:
+        for reason, named in report["places"].items():
+            places[reason] = [*places.get(reason, []), *named][:_EXAMPLES]
+    total |= {"places": places, "failed": failed}
+    write_json(folder / REPORT, total)
+    return total
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
+@contextmanager
+def figure(path: Path, width: float, height: float, layout: Any = "tight") -> Iterator[Any]:
+    """A matplotlib figure of the given size in inches, written as PNG when the block ends, whole or not at all."""
+    from matplotlib.figure import Figure
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                yield {**{key: value for key, value in row.items() if value is not None}, "id": json.loads(row["id"])}
+    canvas = Figure(figsize=(width, height), layout=layout)
+    yield canvas
+    with atomic_write(path, "wb") as file:
+        canvas.savefig(file, dpi=90, format="png")
+
+
+def draw_report(folder: Path, report: dict[str, Any]) -> None:
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and some images with their labels."""
+    reasons = {**report["skipped"], **report["skipped by the reader"]} or {"nothing": 0}
+    counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
+    folders, samples = Folders(read_manifest(folder)["images"]), list[Sample]()
+    for row in read_rows(folder):
+        boxes = [box for box in row["boxes"] if box["score"] >= _CONFIDENT]
+        samples += [sample_of_row({**row, "boxes": boxes}, (), folders, SkipCounter())] if boxes else []
+        if len(samples) == _SHOWN:
+            break
+    with figure(folder / PAGE, 14, 13, "constrained") as page:
+        above, below = page.subfigures(2, 1, height_ratios=(1, 1.4))
+        (scores, phrases), (skipped, seconds) = above.subplots(2, 2)
+        scores.bar(np.arange(_BINS) / _BINS, report["scores"], width=1 / _BINS, align="edge")
+        scores.set(title=f"scores of {report['boxes']:,} boxes", xlabel="score", xlim=(0, 1))
+        phrases.bar(list(counts), list(counts.values()))
+        phrases.set(title=f"boxes per phrase, {report['phrases']:,} phrases", xlabel="boxes")
+        for panel, bars in ((skipped, reasons), (seconds, report["seconds"])):
+            panel.barh(list(bars)[::-1], list(bars.values())[::-1])
+        skipped.set(title=f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled")
+        seconds.set(title=f"seconds by stage ({report['images/s']:.1f} images/s per worker)")
+        if samples:
+            panel = below.subplots()
+            panel.axis("off")
+            panel.imshow(np.asarray(contact_sheet(samples)))
+            panel.set(title=f"the first images, boxes that score {_CONFIDENT} or more")

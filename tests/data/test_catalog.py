@@ -8,9 +8,10 @@ from small import write_coco
 from glip.cli.main import main
 from glip.data import catalog, records
 from glip.data.catalog import data_root, dataset_name, find_set, known_sets, read_set, recognize
+from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
 from glip.errors import ConfigError
-from glip.evaluate.ground_truth import read_coco_truth
+from glip.evaluate.columns import read_truth
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path, parsed):
     file = write_coco(tmp_path)
     assert read_set(find_set(str(file))).annotations is None, "training does not keep the columns"
     read = read_set(find_set(str(file)), to_score=True)
-    first, second = read_coco_truth(read.annotations, SkipCounter()), read_coco_truth(file, SkipCounter())
+    first, second = (read_truth(one, SkipCounter()) for one in (read.annotations, parse_coco(file)))
     assert parsed == ["instances.json"] * 3
     assert read.format == "coco" and first.images == second.images == (0, 1, 2, 3)
     assert first.boxes.boxes.tolist() == second.boxes.boxes.tolist() and len(first.boxes.areas) == 9

@@ -1,67 +1,68 @@
-"""Which protocol a set has, what it is called, and whether a model was trained on it."""
+"""Sets to evaluate on: their protocol, whether a model was trained on them, and the score of stored predictions."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from scored import captioned, sample
+from scored import captioned, detections, sample
 from small import write_coco
 
 from glip.config import EvaluateConfig, ModelConfig, SetConfig
 from glip.data.sets import SampleSet
 from glip.evaluate.benchmark import Benchmark, load_benchmark, load_benchmarks, seen_in
-from glip.evaluate.evaluation import prompt_folders, query_options
+from glip.evaluate.evaluation import prompt_folders, query_options, score
+from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 
-BOX = (1.0, 1.0, 9.0, 9.0)
-CAT = sample(["cat"], [(BOX, 0)])
+BOX = (10.0, 10.0, 50.0, 50.0)
+CAT, FILES = sample(["cat"], [(BOX, 0)]), SetConfig(annotations="a.json")
 LISTED = SampleSet([CAT], ("cat",))
 SAID = SampleSet([captioned("a cat", ["cat"], [(BOX, 0)])])
+BOTH = SampleSet([CAT, SAID.samples[0]], ("cat",))
 
 
 @pytest.mark.parametrize(
-    ("format", "read", "protocol"),
-    [("coco", LISTED, "coco"), ("lvis", LISTED, "lvis"), ("odvg", LISTED, "coco"), ("flickr30k", SAID, "any-box")],
-)
-def test_the_usual_protocol(format, read, protocol):
-    config = SetConfig(format=format, annotations="a.json")
-    assert load_benchmark("mine", config, read, None).protocol == protocol
-
-
-@pytest.mark.parametrize(
-    ("format", "read", "protocol", "message"),
+    ("format", "read", "given", "protocol"),
     [
+        ("coco", LISTED, None, "coco"),
+        ("lvis", LISTED, None, "lvis"),
+        ("flickr30k", SAID, None, "any-box"),
+        ("odvg", BOTH, None, "coco"),
+        ("odvg", BOTH, "any-box", "any-box"),
         ("coco", LISTED, "merged-boxes", "lists of names in coco: take coco"),
-        ("flickr30k", SAID, "coco", "captions in flickr30k: take any-box or merged-boxes"),
         ("coco", LISTED, "lvis", "lists of names in coco: take coco"),
-        ("captions", SAID, None, "captions without boxes"),
+        ("flickr30k", SAID, "coco", "captions in flickr30k: take any-box or merged-boxes"),
     ],
 )
-def test_a_protocol_that_does_not_fit(format, read, protocol, message):
-    with pytest.raises(ValueError, match=message):
-        load_benchmark("mine", SetConfig(format=format), read, protocol)
+def test_the_protocol(format, read, given, protocol):
+    """A set with both kinds takes either."""
+    made = replace(read, format=format)
+    if "take" not in protocol:
+        assert load_benchmark("mine", FILES, made, given).protocol == protocol
+        return
+    with pytest.raises(ValueError, match=protocol):
+        load_benchmark("mine", FILES, made, given)
 
 
 @pytest.mark.parametrize(
-    ("name", "format", "trained_on", "seen"),
+    ("name", "trained_on", "seen"),
     [
-        ("bccd_test", "coco", ("drawn world", "bccd"), True),
-        ("bccd_val", "coco", ("bccd_train",), True),
-        ("coco_val2017", "coco", ("coco_train2017",), True),
-        ("bccd_test", "coco", ("chess_pieces",), False),
-        ("world_novel", "labels", ("drawn world",), True),
-        ("world_novel_captions", "mdetr", ("drawn world",), True),
-        ("world_novel", "labels", ("bccd",), False),
-        ("CottontailRabbits", "coco", ("rabbits",), True),
-        ("flickr30k_test", "flickr30k", ("objects365", "goldg"), True),
-        ("lvis_minival", "lvis", ("lvis_train",), True),
+        ("bccd_test", ("drawn world", "bccd"), True),
+        ("bccd_val", ("bccd_train",), True),
+        ("coco_val2017", ("coco_train2017",), True),
+        ("bccd_test", ("chess_pieces",), False),
+        ("world_novel_captions", ("drawn world",), True),
+        ("world_novel", ("bccd",), False),
+        ("CottontailRabbits", ("rabbits",), True),
+        ("flickr30k_test", ("objects365", "goldg"), True),
+        ("lvis_minival", ("lvis_train",), True),
     ],
 )
-def test_whether_a_model_was_trained_on_it_by_name(name, format, trained_on, seen):
+def test_whether_a_model_was_trained_on_it_by_name(name, trained_on, seen):
     same_as = ("rabbits",) if name == "CottontailRabbits" else ()
-    made = Benchmark(name, SetConfig(format=format), LISTED, "coco", same_as=same_as)
+    made = Benchmark(name, FILES, LISTED, "coco", same_as=same_as)
     assert made.trained_on(ModelConfig(trained_on=trained_on)) == ("yes" if seen else "no")
-    assert seen_in(trained_on, name, *same_as) is seen
-    assert made.trained_on(ModelConfig()) == "unknown"
+    assert seen_in(trained_on, name, *same_as) is seen and made.trained_on(ModelConfig()) == "unknown"
 
 
 def test_whether_a_model_was_trained_on_a_file(tmp_path):
@@ -75,8 +76,7 @@ def test_whether_a_model_was_trained_on_a_file(tmp_path):
 
 
 def test_how_the_model_is_called():
-    listed = load_benchmark("mine", SetConfig(format="coco"), LISTED, None)
-    lvis = load_benchmark("mine", SetConfig(format="lvis", annotations="a.json"), LISTED, None)
+    listed, lvis = (load_benchmark("mine", FILES, replace(LISTED, format=format), None) for format in ("coco", "lvis"))
     options = query_options(lvis, EvaluateConfig())
     assert (options.max_names, options.max_detections, options.chunk_detections) == (40, 0, 300)
     packed = query_options(lvis, EvaluateConfig(max_names=0, max_detections=100))
@@ -91,35 +91,46 @@ def test_how_the_model_is_called():
         ([], [""]),
         (["words.yaml"], [""]),
         (["none", "words.yaml"], ["prompts-none", "prompts-words"]),
-        (["a/words.yaml", "b/words.yaml"], ["prompts-words", "prompts-words-2"]),
-        (["words-2.yaml", "words.yaml", "a/words.yaml"], ["prompts-words-2", "prompts-words", "prompts-words-3"]),
+        (["words-2.yaml", "words.yaml", "a/words.yaml"], ["prompts-words-2-1", "prompts-words-2", "prompts-words-3"]),
     ],
 )
 def test_folders_of_prompts(files, folders):
     assert list(prompt_folders(files).values()) == folders
 
 
-def test_missing_images_are_named(tmp_path):
-    there = tmp_path / "a.png"
-    Image.new("RGB", (4, 4)).save(there)
-    good, config = replace(CAT, image=there), SetConfig(format="coco")
-    load_benchmark("mine", config, SampleSet([good, CAT], ("cat",)), None)
-    with pytest.raises(FileNotFoundError, match=r"'mine': 1 of its 2 images are missing .*b\.png"):
-        load_benchmark("mine", config, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
+def test_what_could_not_be_scored_is_told_before_the_model_runs(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    good, group = replace(CAT, image=tmp_path / "a.png"), replace(CAT, crowd=(0,))
+    load_benchmark("mine", FILES, SampleSet([good, CAT], ("cat",)), None)
+    with pytest.raises(ValueError, match=r"'mine': 1 of its 2 images are missing, such as '.*b\.png'"):
+        load_benchmark("mine", FILES, SampleSet([good, replace(good, image=tmp_path / "b.png")], ("cat",)), None)
+    for bare in (group, sample(["cat"]), replace(sample(()), caption="a cat")):
+        with pytest.raises(ValueError, match="none of its 1 samples has a named box"):
+            load_benchmark("mine", FILES, SampleSet([bare], ("cat",)), None)
 
 
-@pytest.mark.parametrize("crowd", [(), (0,)])
-def test_nothing_to_score_is_told_before_the_model_runs(crowd):
-    bare = replace(CAT, crowd=crowd) if crowd else sample(["cat"])
-    with pytest.raises(ValueError, match="none of its 1 samples has a named box"):
-        load_benchmark("mine", SetConfig(format="coco"), SampleSet([bare], ("cat",)), None)
+# ---- the score of stored predictions
 
 
-def test_a_set_with_both_kinds_takes_either_protocol():
-    both = SampleSet([CAT, SAID.samples[0]], ("cat",))
-    config = SetConfig(format="odvg")
-    assert [load_benchmark("mine", config, both, chosen).protocol for chosen in (None, "coco", "any-box")] == [
-        "coco",
-        "coco",
-        "any-box",
-    ]
+CATS = [replace(sample(["cat", "dog"], [(BOX, 0)]), image_id=number) for number in range(3)]
+
+
+def scored(folder: Path, *numbers: int):
+    store = PredictionStore(folder / "predictions", {"of": "this"})
+    for number in numbers:
+        store.add(Prediction(number, detections(CATS[number], [(BOX, 0.9, 0), (BOX, 0.4, 1)])))
+    store.flush()
+    cats = load_benchmark("cats", FILES, SampleSet(CATS, ("cat", "dog"), format="odvg"), None)
+    return score(cats, store, ModelConfig(), QueryOptions(), folder)
+
+
+def test_samples_of_the_set_itself(tmp_path):
+    report = scored(tmp_path, 0, 1, 2)
+    assert report.figures["AP50"] == pytest.approx(1.0) and report.samples == 3 and not report.noted
+    assert report.figures["AP at false positive rate 0.05"] == pytest.approx(1.0), "dogs are detected at 0.4 only"
+    assert report.tables["False positives on absent names"][0]["threshold"] > 0.4
+
+
+def test_missing_predictions_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="1 of 3 samples of 'cats' have no prediction .* run the same command again"):
+        scored(tmp_path, 0, 2)

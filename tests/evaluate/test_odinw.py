@@ -8,23 +8,15 @@ from PIL import Image
 
 from glip.evaluate.odinw import Task, odinw_page, read_task, tasks
 from glip.evaluate.report import Report
-from glip.text.class_prompts import prompt_from_classes
 
 LIST = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 BOX = [2, 2, 6, 6]
 
 
-@pytest.mark.unchecked
-def test_the_table_holds_13_and_35_tasks():
-    few, every = tasks(13), tasks(35)
-    assert (len(few), len(every)) == (13, 35) and set(task.name for task in few) < set(task.name for task in every)
-    assert len({task.folder for task in every}) == 35 and len(tasks()) == 13
-    assert all(task.names and task.folder.startswith("odinw/") for task in every)
-
-
 def test_golden_names_and_prompts_of_the_release():
     if not LIST.is_file():
         pytest.skip("no list of ODinW tasks beside the project")
+    assert len(tasks(13)) == 13 and set(task.name for task in tasks(13)) < set(task.name for task in tasks(35))
     listed = {row["task"]: row for row in json.loads(LIST.read_text())["tasks"] if row["in_odinw35"]}
     table = {task.name: task for task in tasks(35)}
     assert list(table) == list(listed)
@@ -38,24 +30,19 @@ def test_golden_names_and_prompts_of_the_release():
             assert text == given["prefix"] + given["name"] + given["suffix"]
 
 
-def test_a_caption_prompt_is_read():
-    pothole = next(task for task in tasks() if task.name == "pothole")
-    prompt = prompt_from_classes(pothole.names, pothole.prompts)
-    assert prompt.caption == "there are some holes on the road" and prompt.texts == ("holes",)
-
-
-def test_where_splits_lie():
-    """Most have a folder for each split; some lie flat; of the large ones the release takes a part for validation."""
-    table = {task.name: task for task in tasks(35)}
-    files = table["EgoHands_generic"].files()
-    assert files.annotations == "odinw/EgoHands/generic/mini_val/annotations_without_background.json"
-    assert files.images == ("odinw/EgoHands/generic/mini_val",) and files.format == "coco"
-    assert table["EgoHands_generic"].files("test").images == ("odinw/EgoHands/generic/test",)
-    flat = table["pistols_export"].files("test")
-    assert flat.annotations == "odinw/pistols/export/test_annotations_without_background.json"
-    assert flat.images == ("odinw/pistols/export",)
-    assert table["pothole"].files().images == ("odinw/pothole/valid",)
-    assert table["PascalVOC"].files("test") == table["PascalVOC"].files("val")
+@pytest.mark.parametrize(
+    ("task", "split", "folder", "file"),
+    [
+        ("EgoHands_generic", "val", "odinw/EgoHands/generic/mini_val", ""),  # a part that the release takes
+        ("EgoHands_generic", "test", "odinw/EgoHands/generic/test", ""),
+        ("pistols_export", "test", "odinw/pistols/export", "test_"),  # all splits lie flat
+        ("pothole", "val", "odinw/pothole/valid", ""),
+    ],
+)
+def test_where_splits_lie(task, split, folder, file):
+    [files] = [one.files(split) for one in tasks(35) if one.name == task]
+    assert files.images == (folder,) and files.format == "coco"
+    assert files.annotations == f"{folder}/{file}annotations_without_background.json"
 
 
 def write_task(task: Task, root: Path, categories: list[dict[str, object]]) -> None:

@@ -22,15 +22,9 @@ def test_trained_on_a_file(tmp_path, tiny_folder, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = write_coco(tmp_path / "own")
     Path("bare.yaml").write_text("data: {crop: 64}")
-    options = [
-        f"train.start={tiny_folder}",
-        "train.output=run",
-        "train.steps=2",
-        "train.batch_size=1",
-        "train.warmup=0",
-    ]
+    short = ("train.output=run", "train.steps=2", "train.batch_size=1", "train.warmup=0")
     with pytest.raises(SystemExit, match="0"):
-        main(["train", "bare.yaml", "--data", str(file), *options, f"train.start={tiny_folder}", "--device", "cpu"])
+        main(["train", "bare.yaml", "--data", str(file), *short, f"train.start={tiny_folder}", "--device", "cpu"])
     model = Path("run", "model")
     capsys.readouterr()
     assert told(capsys, model, file) == "yes"

@@ -26,7 +26,6 @@ OFF = LabelConfig(
     keep_control_characters=True,
     keep_without_letters=True,
 )
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 
 def words(text: str) -> int:
@@ -88,16 +87,12 @@ def huge(path: Path, width: int, height: int) -> Path:
         ("a dog\nand a cat", ""),
         (" \t\n", "empty caption"),
         ("a dog <b>runs</b>", "caption with HTML"),
-        ("a dog<br/>runs", "caption with HTML"),
         ('<a href="x.html">a dog</a>', "caption with HTML"),
-        ("dogs &amp; cats", "caption with HTML"),
         ("a dog&#8217;s bowl", "caption with HTML"),
         ("\U0001f600 \U0001f40e\U0001f3fd", "caption without letters"),
-        ("12 / 34 !!", "caption without letters"),
         ("a dog\x00 runs", "caption with control characters"),
         ("a dog \ud83d runs", "caption with control characters"),
         ("dog", "caption with too few words"),
-        ("snow-covered", "caption with too few words"),
         ("狗", "caption with too few words"),
         ("a dog " * 33, "caption with too many words"),
     ],
@@ -107,9 +102,9 @@ def test_captions(text, expected):
     assert reason(check_caption, text, OFF, words, 256) == ("empty caption" if expected == "empty caption" else "")
 
 
-@pytest.mark.parametrize("text", ["собака и кошка", "a dog 狗", "مرحبا بالعالم"])
-def test_other_scripts_are_skipped_on_request(text):
-    assert problem(text) == "" and problem(text, latin_only=True) == "caption with letters that are not Latin"
+def test_other_scripts_are_skipped_on_request():
+    for text in ("собака и кошка", "a dog 狗", "مرحبا بالعالم"):
+        assert problem(text) == "" and problem(text, latin_only=True) == "caption with letters that are not Latin"
     assert problem("un café à l'été, 3 €", latin_only=True) == ""
 
 
@@ -134,7 +129,6 @@ def test_tokens(tokenizer: Tokenizer, limit, count, kept):
         ((64, 256), 2_000, ""),
         ((64, 64), 1_999, "image file too small"),
         ((640, 480), 50_000_001, "image file too large"),
-        ((63, 100), 9_000, "image with too few pixels"),
         ((100, 63), 9_000, "image with too few pixels"),
         ((64, 257), 9_000, "image too long and narrow"),
         ((257, 64), 9_000, "image too long and narrow"),
@@ -145,7 +139,7 @@ def test_headers(size, count, expected):
     assert reason(check_size, size, count, RULES) == expected and reason(check_size, size, count, OFF) == ""
 
 
-def test_a_good_image_is_decoded_upright(tmp_path):
+def test_an_image_is_decoded_upright_also_in_a_tar(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     drawn(1, (90, 300)).save(tmp_path / "a.jpg", exif=exif)
@@ -153,30 +147,23 @@ def test_a_good_image_is_decoded_upright(tmp_path):
     assert image.size == (300, 90) and image.mode == "RGB"
     assert code == image_hash(image) and open_checked(tmp_path / "a.jpg", OFF)[1] == 0
     assert reason(open_checked, tmp_path / "a.jpg", replace(RULES, max_aspect=3)) == "image too long and narrow"
-
-
-def test_an_image_in_a_tar(tmp_path):
-    drawn(1).save(tmp_path / "a.jpg")
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "0.tar").write_bytes(bytes(512) + content)
     member = TarMember(tmp_path / "0.tar", "a.jpg", 512, len(content))
-    assert open_checked(member, RULES)[0].size == (320, 240)
+    assert open_checked(member, RULES)[0].size == (300, 90)
     assert reason(open_checked, member, replace(RULES, min_bytes=len(content) + 1)) == "image file too small"
     assert reason(open_checked, replace(member, start=0), RULES) == "image that cannot be read"
 
 
-def test_huge_images_are_refused_by_their_header(tmp_path):
-    """Decoding them would take gigabytes, and here would fail with another reason."""
-    assert reason(open_checked, huge(tmp_path / "bomb.png", 30_000, 30_000), RULES) == "image that cannot be read"
-    assert reason(open_checked, huge(tmp_path / "large.png", 10_000, 10_000), RULES) == "image with too many pixels"
-
-
-@pytest.mark.parametrize("name", ["text.jpg", "empty.jpg", "missing.jpg", ".", "cut.png"])
-def test_what_is_no_image(tmp_path, name):
+def test_what_is_no_image(tmp_path):
+    """Huge images are refused by their header: decoding them would take gigabytes."""
     (tmp_path / "text.jpg").write_text("no image" * 1000)
     (tmp_path / "empty.jpg").write_bytes(b"")
     huge(tmp_path / "cut.png", 100, 100)
-    assert reason(open_checked, tmp_path / name, OFF) == "image that cannot be read"
+    for name in ("text.jpg", "empty.jpg", "missing.jpg", ".", "cut.png"):
+        assert reason(open_checked, tmp_path / name, OFF) == "image that cannot be read"
+    assert reason(open_checked, huge(tmp_path / "bomb.png", 30_000, 30_000), RULES) == "image that cannot be read"
+    assert reason(open_checked, huge(tmp_path / "large.png", 10_000, 10_000), RULES) == "image with too many pixels"
 
 
 # ---- near-duplicates
@@ -196,16 +183,6 @@ def test_hashes_tell_images_apart_but_not_their_encodings():
     assert image_hash(Image.new("RGB", (99, 70), "red")) == image_hash(Image.new("L", (64, 64), 77))
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
-def test_photographs():
-    files = sorted((SHARED / "coco_mini" / "images").glob("*.jpg"))[:12]
-    images = [Image.open(file).convert("RGB") for file in files]
-    seen = Repetitions(RULES)
-    assert len(images) == 12 and not any(reason(seen.check_image, image_hash(one)) for one in images)
-    again = [encoded(one, 40, 0.6) for one in images]
-    assert all(reason(seen.check_image, image_hash(one)) == "near-duplicate image" for one in again)
-
-
 def test_distance_of_hashes():
     """Among 3,000 random images none is taken for another; every repetition is found, up to 4 bits away."""
     codes = np.random.default_rng(0).integers(0, 1 << 64, 3_000, dtype=np.uint64).tolist()
@@ -222,8 +199,3 @@ def test_repeated_captions_are_counted_whatever_their_case_and_spaces():
             seen.check_caption(text)
     assert skipped.counts == {"caption repeated too often": 2}
     assert skipped.places["caption repeated too often"] == ["record 2", "record 4"]
-
-
-def test_repetitions_without_limits_keep_all():
-    seen = Repetitions(OFF)
-    assert not any(reason(seen.check_caption, "a dog") + reason(seen.check_image, 0) for _ in range(30))

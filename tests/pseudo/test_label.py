@@ -8,6 +8,7 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,12 +19,12 @@ from glip.config import LabelConfig
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.files import LockedError, exclusive
-from glip.pseudo.label import Labeller
+from glip.pseudo.label import Labeller, find_captions, find_shards, make_packs, read_shard, split_detections
 from glip.pseudo.run import run_labelling
-from glip.pseudo.shards import find_captions, find_shards, read_shard
 from glip.pseudo.store import read_rows
-from glip.structures import Prompt
+from glip.structures import Detections, Prompt
 from glip.text.phrases import noun_phrases
+from glip.text.prompt import join_prompts
 
 OPTIONS = {"threshold": 0.0, "max_detections": 5, "per_shard": 4, "threads": 1}
 OPTIONS |= {"min_bytes": 0, "min_side": 0, "same_image": -1}
@@ -182,8 +183,43 @@ def test_every_pair_is_stored_or_counted(pool, tiny_folder, tmp_path):
     assert (tmp_path / "out" / "report.png").is_file()
 
 
-def test_shards_end_where_an_image_ends(pool):
+def test_shards_end_where_an_image_ends(pool, tmp_path):
     shards = find_shards(find_captions(str(pool / "captions.jsonl"), [], None), 1)
     assert len(shards) == 10
     [second], _ = read_shard(shards[1])
     assert [sample.caption for sample in second][1] == "a red car and a blue star"
+    (tmp_path / "many").mkdir()
+    for name in ("a.jsonl", "a.json", "b.jsonl"):  # two differ only in their suffix
+        shutil.copy(pool / "captions.jsonl", tmp_path / "many" / name)
+    entry = find_captions(str(tmp_path / "many"), [str(pool / "images")], None)
+    assert sorted(shard.name for shard in find_shards(entry, 1)) == ["a.json", "a.jsonl", "b"]
+
+
+# ---- several captions of one image in one prompt
+
+
+PROMPTS = [
+    Prompt.from_caption("a dog and a cat.", ["dog", "cat"]),
+    Prompt.from_caption("the cat sleeps ", ["cat"]),
+    Prompt.from_caption("two birds over a house", ["two birds", "house"]),
+]
+
+
+@pytest.mark.unchecked
+@pytest.mark.parametrize(
+    ("together", "max_tokens", "sizes"), [(1, 99, [1, 1, 1]), (2, 99, [2, 1]), (9, 99, [3]), (9, 8, [2, 1])]
+)
+def test_packs_end_where_nothing_fits(together, max_tokens, sizes):
+    counter = SimpleNamespace(max_tokens=max_tokens, count_tokens=lambda text: len(text.split()))
+    packs = list(make_packs(PROMPTS, counter, together))
+    assert [len(pack) for pack in packs] == sizes
+    assert [prompt for pack in packs for prompt in pack] == PROMPTS
+
+
+def test_detections_go_back_to_their_caption():
+    labels = torch.tensor([2, 0, 4, 1, 3, 0])
+    found = Detections(torch.rand(6, 4), torch.linspace(0.9, 0.4, 6), labels, join_prompts(PROMPTS), (9, 9))
+    first, second, third = split_detections(found, PROMPTS, 2)
+    assert first.labels.tolist() == [0, 1] and first.prompt is PROMPTS[0]  # its third detection is over the limit
+    assert second.labels.tolist() == [0] and third.labels.tolist() == [1, 0]
+    assert torch.equal(third.scores, found.scores[[2, 4]]) and torch.equal(third.boxes, found.boxes[[2, 4]])

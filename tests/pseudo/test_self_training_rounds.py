@@ -9,7 +9,7 @@ import yaml
 from glip.config import LabelConfig, SelectConfig, SelfTrainConfig
 from glip.data.catalog import find_set, read_set
 from glip.errors import DataError
-from glip.pseudo.shards import find_captions
+from glip.pseudo.label import find_captions
 from glip.recipes.self_training import SelfTraining, self_train
 from glip.train.start import load_config
 
