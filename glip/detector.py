@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig, Share
-from glip.data.image import ImageInput, open_any
+from glip.data.image import ImageInput, open_all, open_any
 from glip.device import choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
@@ -23,16 +23,15 @@ from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import fingerprint, load_pretrained, save_pretrained
 from glip.postprocess import merge_chunks, postprocess
-from glip.processor import Processor, padded_size
+from glip.processor import Processor, in_order
 from glip.schema import parse
 from glip.shapes import Float, Tensor
-from glip.structures import Detections, Size
+from glip.structures import Detections
 from glip.text.prompt import Prompt, split_prompt
 from glip.text.tokens import Tokenizer
 
 Words = str | Sequence[str] | Prompt
 _TEXT_ROWS = 32  # captions that the language model reads at once
-_LOOK_AHEAD = 4  # an image waits for others of its padded size while this many batches are read
 
 
 class DetectOptions(TypedDict, total=False):
@@ -210,7 +209,7 @@ class Detector:
     ) -> Iterator[Detections]:
         """Find what the prompt names in any number of images; yields one result per image, in their order.
 
-        Images are loaded and encoded batch by batch (see ``group_by_size``), so memory stays bounded.
+        Images are loaded and encoded batch by batch (``Processor.group_by_size``), so memory stays bounded.
 
         Args:
             images: images as for a call, also from a generator.
@@ -235,19 +234,12 @@ class Detector:
         numbers = list[int]()  # of the images that can be read
 
         def readable() -> Iterator[Image.Image]:
-            for number, image in enumerate(images):
-                try:
-                    opened = open_any(image)
-                except ImageError as error:
-                    if on_error is None:
-                        raise
-                    on_error(number, error)
-                else:
-                    numbers.append(number)
-                    yield opened
+            for number, image in open_all(images, on_error):
+                numbers.append(number)
+                yield image
 
         def detected() -> Iterator[tuple[int, Detections]]:
-            for group in self.group_by_size(readable(), batch_size):
+            for group in self.processor.group_by_size(readable(), batch_size):
                 indices, opened = zip(*group, strict=True)
                 own = [prompts[numbers[index]] for index in indices] if len(prompts) > 1 else []
                 results = self.ground(
@@ -261,24 +253,7 @@ class Detector:
                 )
                 yield from zip(indices, results, strict=True)
 
-        return _in_order(detected())
-
-    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[tuple[int, Image.Image]]]:
-        """Batches of images of one padded size, each with its number, so that no result depends on the others.
-
-        Images are read as they are needed: a batch that is not full goes when its first image has waited for four
-        batches of others.
-        """
-        groups: dict[Size, list[tuple[int, Image.Image]]] = {}
-        for index, image in enumerate(images):
-            size = padded_size([self.processor.resized_size(image)])
-            groups.setdefault(size, []).append((index, image))
-            if len(groups[size]) == batch_size:
-                yield groups.pop(size)
-            oldest = next(iter(groups), None)  # the order of a dict is that of insertion
-            if oldest and index - groups[oldest][0][0] >= _LOOK_AHEAD * batch_size:
-                yield groups.pop(oldest)
-        yield from groups.values()
+        return in_order(detected())
 
     @torch.no_grad()
     @out_of_memory_explained("batch_size or the image size")
@@ -403,17 +378,6 @@ class Detector:
         given = {"nms": nms, "max_detections": max_detections}
         changed = {name: value for name, value in given.items() if value is not None}
         return parse(InferenceConfig, asdict(self.config.inference) | changed) if changed else self.config.inference
-
-
-def _in_order(numbered: Iterable[tuple[int, Detections]]) -> Iterator[Detections]:
-    """Results in the order of their numbers 0, 1, ..., as soon as each one's turn comes."""
-    waiting: dict[int, Detections] = {}
-    done = 0
-    for number, found in numbered:
-        waiting[number] = found
-        while done in waiting:
-            yield waiting.pop(done)
-            done += 1
 
 
 def _as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:

@@ -1,6 +1,7 @@
 """Images and prompts -> Batch: the one road into the network, for training, evaluation, the demo and the teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from glip.shapes import Float, Tensor
 from glip.structures import Batch, ImageBatch, Prompt, Sample, Size, Target, TextBatch
 from glip.text.tokens import Tokenizer, encode_prompts, positive_map
 
+T = TypeVar("T")
+_LOOK_AHEAD = 4  # an image waits for others of its padded size while this many batches are read
 SIZE_DIVISOR = 32  # padded sides are multiples of it (DATALOADER.SIZE_DIVISIBILITY)
 
 
@@ -43,6 +46,23 @@ class Processor:
     def resized_size(self, image: Image.Image) -> Size:
         """The size of an image after the resize, before the padding."""
         return resized_size(image.height, image.width, self.min_size, self.max_size)
+
+    def group_by_size(self, images: Iterable[Image.Image], batch_size: int) -> Iterator[list[tuple[int, Image.Image]]]:
+        """Batches of images of one padded size, each with its number, so that no result depends on the others.
+
+        Images are read as they are needed: a batch that is not full goes when its first image has waited for four
+        batches of others.
+        """
+        groups: dict[Size, list[tuple[int, Image.Image]]] = {}
+        for index, image in enumerate(images):
+            size = padded_size([self.resized_size(image)])
+            groups.setdefault(size, []).append((index, image))
+            if len(groups[size]) == batch_size:
+                yield groups.pop(size)
+            oldest = next(iter(groups), None)  # the order of a dict is that of insertion
+            if oldest and index - groups[oldest][0][0] >= _LOOK_AHEAD * batch_size:
+                yield groups.pop(oldest)
+        yield from groups.values()
 
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
         """Tokenize prompts; a caption over the limit or a phrase that yields no token is a GlipError."""
@@ -84,6 +104,17 @@ class Processor:
             values = (values - self.mean[:, None, None]) / self.std[:, None, None]
             padded.append(F.pad(values, (0, width - image.width, 0, height - image.height)))
         return torch.stack(padded)
+
+
+def in_order(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """Results in the order of their numbers 0, 1, ..., as soon as each one's turn comes."""
+    waiting: dict[int, T] = {}
+    done = 0
+    for number, found in numbered:
+        waiting[number] = found
+        while done in waiting:
+            yield waiting.pop(done)
+            done += 1
 
 
 def padded_size(sizes: Sequence[Size]) -> Size:

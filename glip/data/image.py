@@ -6,7 +6,7 @@ Pillow's ``MAX_IMAGE_PIXELS``. Where only the header is read, as far as that sho
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,6 +80,21 @@ def read_member(member: TarMember) -> bytes:
     with member.archive.open("rb") as file:
         file.seek(member.start)
         return file.read(member.length)
+
+
+def open_all(
+    images: Iterable[ImageInput], on_error: Callable[[int, ImageError], None] | None = None
+) -> Iterator[tuple[int, Image.Image]]:
+    """Each image with its number; one that cannot be read is left out and given to ``on_error``, or is raised."""
+    for number, image in enumerate(images):
+        try:
+            opened = open_any(image)
+        except ImageError as error:
+            if on_error is None:
+                raise
+            on_error(number, error)
+        else:
+            yield number, opened
 
 
 def open_any(image: ImageInput) -> Image.Image:

@@ -120,7 +120,7 @@ def predictions(
             return detector.encode_text()
         return detector.encode_text(options.prompt_of(names), max_names=options.max_names)
 
-    for group in detector.group_by_size(opened(), options.batch_size):
+    for group in detector.processor.group_by_size(opened(), options.batch_size):
         batch, queries = zip(*(waiting.pop(number) for number, _ in group), strict=True)
         encode = partial(detector.encode_image, batch)
         keys = tuple(image_key(own[0][1].image) for own in queries)

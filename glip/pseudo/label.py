@@ -231,7 +231,7 @@ class Labeller:
         found: dict[int, list[Detections]] = defaultdict(list)
         config, detector = self.config, self.detector
         images = [query.decoded for query in queries if query.decoded is not None]
-        for batch in detector.group_by_size(images, config.batch_size):
+        for batch in detector.processor.group_by_size(images, config.batch_size):
             group = [index for index, _ in batch]
             encoded = detector.encode_image([image for _, image in batch])
             packs = [
