@@ -16,7 +16,7 @@ from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig, Share
 from glip.data.image import ImageInput, open_all, open_any
-from glip.device import choose_device, choose_dtype, out_of_memory_explained
+from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, with_weights
@@ -61,8 +61,9 @@ class Detector:
         tokenizer: Tokenizer,
         device: str | None = None,
         dtype: str = "float32",
+        compile: bool = False,
     ) -> None:
-        self.model = self._base = model.eval()
+        self._base, self._compile = model.eval(), compile
         self.config = config
         self.processor = Processor(config, tokenizer)
         self.adaptation: Adaptation | None = None
@@ -77,19 +78,23 @@ class Detector:
         task: str | Path | Adaptation | None = None,
         device: str | None = None,
         dtype: str = "float32",
+        compile: bool = False,
     ) -> "Detector":
         """Load a model by name ("glip-nano" is bundled, "glip-t", "glip-l", ... are the 2022 release) or from a path.
 
         With ``task``, a file that ``glip tune`` wrote, the detector is adapted to that task (see ``adapted``).
-        ``device`` and ``dtype`` are those of ``to``.
+        ``device`` and ``dtype`` are those of ``to``. With ``compile`` torch compiles the image encoder and the head
+        when they are first used, which takes minutes, for all image sizes and prompts.
 
         Raises:
             CheckpointError: unknown, missing, broken, or of another model.
-            GlipError: an unknown device or dtype.
+            GlipError: an unknown device or dtype, or nothing here that compiles.
         """
         choose_dtype(dtype, choose_device(device))  # before the weights are loaded
+        if compile:
+            check_compiler()
         loaded = load_pretrained(name_or_path)
-        detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device, dtype)
+        detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device, dtype, compile)
         return detector if task is None else detector.adapted(task)
 
     def to(self, device: str | None = None, dtype: str | None = None) -> "Detector":
@@ -113,9 +118,17 @@ class Detector:
             self._base.cast(chosen)
         self._base.to(place)
         self._tuned_text = None
-        if self.adaptation and self.adaptation.weights:
-            self.model = with_weights(self._base, self.adaptation.weights)
+        self._use(self.adaptation)
         return self
+
+    def _use(self, adaptation: Adaptation | None) -> None:
+        """Compute with the weights of the model, or with those that a task changed."""
+        self.adaptation = adaptation
+        self.model = with_weights(self._base, adaptation.weights) if adaptation and adaptation.weights else self._base
+        self._encode_image, self._fuse = self.model.encode_image, self.model.fuse_and_predict
+        if self._compile:
+            self._encode_image = torch.compile(self._encode_image, dynamic=True)
+            self._fuse = torch.compile(self._fuse, dynamic=True)
 
     @property
     def device(self) -> torch.device:
@@ -144,8 +157,8 @@ class Detector:
                 f"those of this {self.config.name!r}: load the model it belongs to, or tune again"
             )
         twin = copy.copy(self)
-        twin.adaptation, twin._tuned_text = adaptation, None
-        twin.model = with_weights(self._base, adaptation.weights) if adaptation.weights else self._base
+        twin._tuned_text = None
+        twin._use(adaptation)
         return twin
 
     @cached_property
@@ -261,7 +274,7 @@ class Detector:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         opened = [open_any(image) for image in (images if isinstance(images, list | tuple) else [images])]  # type: ignore[arg-type, list-item]
         pixels, resized = self.processor.images(opened)
-        levels = self.model.encode_image(pixels.to(self.device))
+        levels = self._encode_image(pixels.to(self.device))
         return EncodedImage(levels, resized, tuple((image.height, image.width) for image in opened))
 
     @torch.no_grad()
@@ -283,10 +296,11 @@ class Detector:
             parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)
             chunks.append(tuple((first, len(rows) + number) for number, (first, _) in enumerate(parts)))
             rows += [part for _, part in parts]
-        batch = self.processor.text(rows).to(self.device)
+        tokens = self.processor.text(rows)
+        batch, lengths = tokens.to(self.device), tuple(tokens.attention_mask.sum(1).tolist())
         pieces = zip(batch.input_ids.split(_TEXT_ROWS), batch.attention_mask.split(_TEXT_ROWS), strict=True)
         hidden = torch.cat([self.model.language(ids, mask) for ids, mask in pieces])
-        return EncodedText(tuple(listed), tuple(chunks), batch, hidden)
+        return EncodedText(tuple(listed), tuple(chunks), batch, hidden, lengths)
 
     def _encode_task(self, adaptation: Adaptation) -> EncodedText:
         text, offsets = self.encode_text(adaptation.prompt), adaptation.offsets
@@ -352,7 +366,7 @@ class Detector:
     ) -> list[Detections]:
         """One pass of the head over pairs of image and text row."""
         images, (batch, hidden) = image.select([index for index, _ in pairs]), text.rows([row for _, row in pairs])
-        outputs = self.model.fuse_and_predict(images.levels, hidden, batch.attention_mask)
+        outputs = self._fuse(images.levels, hidden, batch.attention_mask)
         found = postprocess(outputs, batch, images.resized, images.original, config, token_scores=token_scores)
         if not token_scores:
             return found

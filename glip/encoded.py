@@ -34,20 +34,22 @@ class EncodedText:
     """Token features of one or more prompts; a long list of names has several rows, its chunks.
 
     ``chunks[i]`` lists the rows of prompt ``i``, each after the label that its first phrase has in the prompt.
-    ``tuned`` text is an adaptation's own prompt with what was learned for it; the adaptation's thresholds apply.
+    ``lengths`` are the tokens of each row, known here so that no GPU is waited for. ``tuned`` text is an adaptation's
+    own prompt with what was learned for it; the adaptation's thresholds apply.
     """
 
     prompts: tuple[Prompt, ...]
     chunks: tuple[tuple[tuple[int, int], ...], ...]
     batch: TextBatch
     hidden: Float[Tensor, "row tok chan"]
+    lengths: tuple[int, ...]
     tuned: bool = False
 
     def rows(self, chosen: list[int]) -> tuple[TextBatch, Float[Tensor, "chosen token chan"]]:
         """Some rows, cut to the longest of them."""
         batch = self.batch
         mask = batch.attention_mask[chosen]
-        width = int(mask.sum(1).max())
+        width = max(self.lengths[row] for row in chosen)
         tokens = tuple(batch.phrase_tokens[row][:, :width] for row in chosen)
         prompts = tuple(batch.prompts[row] for row in chosen)
         cut = TextBatch(batch.input_ids[chosen][:, :width], mask[:, :width], tokens, prompts)

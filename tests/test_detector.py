@@ -285,7 +285,7 @@ def test_wrong_images_and_prompts_are_explained(tiny_detector, image):
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", ""])
 def test_a_device_that_is_not_there_is_explained(device):
-    with pytest.raises(ValueError, match=f"Unknown device '{device}'. Available: cpu"):
+    with pytest.raises(ValueError, match=f"device '{device}' is not here: give one of cpu"):
         choose_device(device)
 
 

@@ -74,7 +74,9 @@ class SwinBlock(nn.Module):
         x = tiles.view(batch, rows, columns, window, window, chan).transpose(2, 3).reshape(x.shape)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
-        return x[:, :height, :width]
+        x = x[:, :height, :width]
+        # Compiled, the copy keeps "is it contiguous?" from being asked, whose answer differs between sizes.
+        return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
 
 class PatchMerging(nn.Module):
@@ -343,10 +345,10 @@ def _shift_mask(height: int, width: int, window: int, device: torch.device) -> F
     """
     rows, columns, shift = (height + window - 1) // window, (width + window - 1) // window, window // 2
     bands = []
-    for length in (rows * window, columns * window):
-        place = torch.arange(length, device=device)
-        bands.append((place >= length - window).float() + (place >= length - shift).float())
-    region = 3 * bands[0][:, None] + bands[1]
-    tiles = region.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window**2)
+    for count in (rows, columns):
+        place = torch.arange(count * window, device=device) - count * window
+        bands.append(((place >= -window).float() + (place >= -shift).float()).view(count, window))
+    tiles = 3 * bands[0][:, None, :, None] + bands[1][None, :, None, :]  # row column window window
+    tiles = tiles.view(rows * columns, window**2)
     different = tiles[:, None, :] != tiles[:, :, None]
     return different * _SHIFT_MASK

@@ -151,11 +151,12 @@ def start_vision(model: GLIP, source: str | Path) -> None:
 
 
 class _WithoutInitialValues(TorchFunctionMode):
-    """Leaves out the random initial values of a model that is filled at once, which take longer than to read it."""
+    """Zeros for the random initial values of a model that is filled at once: torch draws until all are in bounds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _INITIALIZERS.fullmatch(func.__name__):
-            return args[0] if args else kwargs["tensor"]
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).zero_()
         return func(*args, **kwargs or {})
 
 
