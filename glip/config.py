@@ -18,12 +18,13 @@ Bits = Annotated[int, Field(ge=-1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
 Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
 
-
 _FOUR = {"min_length": 4, "max_length": 4}
+_DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
@@ -259,6 +260,7 @@ class DetectConfig:
     out: str = option("out", "folder for the drawn images")
     json: str | None = option(None, "also write a JSON line per image to this file; '-' prints them and draws nothing")
     batch_size: Count = option(4, "images per forward pass")
+    dtype: Dtype = option("float32", _DTYPE)
 
 
 @checked
@@ -306,6 +308,7 @@ class EvaluateConfig:
     protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
     task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
+    dtype: Dtype = option("float32", _DTYPE)
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
     max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")
     max_detections: CountOrZero | None = option(None, "limit per image, for LVIS per chunk (default: the protocol's)")
@@ -327,6 +330,7 @@ class LabelConfig:
 
     threshold: Share = option(0.1, "lowest score stored")
     max_detections: Count = option(100, "maximum detections per caption")
+    dtype: Dtype = option("float32", _DTYPE)
     batch_size: Count = option(4, "images or captions per forward pass")
     together: Count = option(1, "maximum captions of one image joined in one prompt; 1: one forward pass per caption")
     form: Literal["jsonl", "parquet"] = option("jsonl", "file format of the labels")

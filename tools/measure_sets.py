@@ -38,8 +38,9 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--images", type=int, default=10**9, help="of each set at most (default: all)")
     parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
     args = parser.parse_args()
-    detector = glip.Detector.from_pretrained(args.model, device=args.device)
+    detector = glip.Detector.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     others = [name for small in SMALL for name in read_set(find_set(f"{small}_{args.split}"), args.data).vocabulary]
     threshold, tally = detector.config.inference.threshold, SkipCounter()
     boxes, captions = list[Row](), list[Row]()

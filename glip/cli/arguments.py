@@ -37,12 +37,6 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "image folder; may be repeated"},
     "--root": {"metavar": "DIR", "help": "data folder (default: environment variable GLIP_DATA, or this folder)"},
     "--device": {"help": "cpu, cuda or cuda:1 (default: cuda if available)"},
-    "--dtype": {
-        "choices": ("auto", "float32", "bfloat16", "float16"),
-        "default": "float32",
-        "help": "what to compute in: float32 is exact, bfloat16 and float16 (GPU) are faster, auto: bfloat16 where it "
-        "is faster (default: float32)",
-    },
     "--traceback": {"action": "store_true", "help": "show the full traceback of an error"},
 }
 
@@ -87,7 +81,7 @@ def _detect(parser: Parser) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--caption", metavar="SENTENCE", help="detect the objects that a sentence mentions")
     instead.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: detect its classes")
-    _add_shared(parser, "--device", "--dtype")
+    _add_shared(parser, "--device")
     add_options(parser, DetectConfig, "output")
 
 
@@ -135,14 +129,14 @@ def _evaluate(parser: Parser) -> None:
         "are present); with --predictions only a dataset",
     )
     parser.add_argument("--predictions", metavar="FILE", help="score a COCO results file, without a model")
-    _add_shared(parser, "--device", "--dtype")
+    _add_shared(parser, "--device")
     add_options(parser, EvaluateConfig, "evaluation")
 
 
 def _label(parser: Parser) -> None:
     parser.add_argument("model", help=f"teacher: {_MODEL}")
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
-    _add_shared(parser, "captions", "--images", "--root", "--device", "--dtype")
+    _add_shared(parser, "captions", "--images", "--root", "--device")
     add_options(parser, LabelConfig, "labelling")
 
 

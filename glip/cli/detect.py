@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     elif not args.task:
         prompt = Prompt.parse(args.images.pop())
     paths = find_images(args.images)
-    detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=args.dtype)
+    detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
     unreadable = detect_files(detector, paths, prompt, config)
     if unreadable:
         print(f"{unreadable} of {len(paths)} images could not be read", file=sys.stderr)

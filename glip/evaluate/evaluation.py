@@ -5,11 +5,13 @@ Scoring gives figures and tables, results in the standard formats, and images on
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from glip.config import EvaluateConfig, ModelConfig
@@ -63,10 +65,12 @@ def evaluate(
     main = share[0] == 0
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names[1:], config)
-        detector = Detector.from_pretrained(names[0], task=config.task, device=device)
+        detector = Detector.from_pretrained(names[0], task=config.task, device=device, dtype=config.dtype)
     task = digest_of(detector.adaptation) if detector.adaptation else ""
+    dtype = "" if detector.dtype == torch.float32 else f"-{str(detector.dtype).removeprefix('torch.')}"
+    named = replace(detector.config, name=detector.config.name + dtype)
     # two trainings of one config differ in their weights
-    label = detector.config.name + (f"-{detector.fingerprint[:6]}" if Path(names[0]).exists() else "")
+    label = named.name + (f"-{detector.fingerprint[:6]}" if Path(names[0]).exists() else "")
     folder = Path(config.out or OUT) / (label + (f"-task-{task[:6]}" if task else ""))
     reports: dict[str, list[Report]] = {}
     for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
@@ -83,7 +87,7 @@ def evaluate(
             with _all_or_none(gather):
                 _collect(detector, benchmark, store, options, share)
             with _all_or_none(gather):
-                found += [score(benchmark, store, detector.config, options, place, draw=config.draw)] if main else []
+                found += [score(benchmark, store, named, options, place, draw=config.draw)] if main else []
             if main:
                 show(found[-1].markdown())
         reports.setdefault(prompts, []).extend(found)
@@ -154,6 +158,7 @@ def _settings(benchmark: Benchmark, detector: Detector, task: str, options: Quer
     return {
         "model": config.name,
         "weights": detector.fingerprint[:16],
+        "dtype": str(detector.dtype),
         "task": task[:16],
         "inference": repr((config.inference, config.image, config.max_tokens)),
         "set": benchmark.name,

@@ -143,7 +143,7 @@ class Labeller:
 
     def __init__(self, model: str | Path, config: LabelConfig, folder: Path, device: str | None) -> None:
         self.config, self.folder = config, folder
-        self.detector = Detector.from_pretrained(model, device=device)
+        self.detector = Detector.from_pretrained(model, device=device, dtype=config.dtype)
         self.finder = PhraseFinder(config.pipeline, referring=config.referring)
         self.readers = ThreadPoolExecutor(_READERS)
 
