@@ -27,10 +27,9 @@ from glip.processor import Processor, in_order
 from glip.schema import parse
 from glip.shapes import Float, Tensor
 from glip.structures import Detections
-from glip.text.prompt import Prompt, split_prompt
+from glip.text.prompt import Prompt, Words, as_prompts, split_prompt
 from glip.text.tokens import Tokenizer
 
-Words = str | Sequence[str] | Prompt
 _TEXT_ROWS = 32  # captions that the language model reads at once
 
 
@@ -239,7 +238,7 @@ class Detector:
         if batch_size < 1:
             raise GlipError(f"batch_size: got {batch_size}: give a whole number, 1 or more")
         self._inference(nms, max_detections)
-        prompts = [] if prompt is None else _as_prompts(prompt)
+        prompts = [] if prompt is None else as_prompts(prompt)
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
         shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
@@ -290,7 +289,7 @@ class Detector:
                 raise GlipError("no prompt: say what to look for, or load a task of glip tune, which has its own names")
             self._tuned_text = self._tuned_text or self._encode_task(self.adaptation)
             return self._tuned_text
-        listed, rows, chunks = _as_prompts(prompts), list[Prompt](), []
+        listed, rows, chunks = as_prompts(prompts), list[Prompt](), []
         count_tokens, max_tokens = self.processor.count_tokens, self.processor.max_tokens
         for prompt in listed:
             parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)
@@ -392,14 +391,3 @@ class Detector:
         given = {"nms": nms, "max_detections": max_detections}
         changed = {name: value for name, value in given.items() if value is not None}
         return parse(InferenceConfig, asdict(self.config.inference) | changed) if changed else self.config.inference
-
-
-def _as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
-    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
-    if isinstance(words, Prompt):
-        return [words]
-    if isinstance(words, str):
-        return [Prompt.parse(words)]
-    if all(isinstance(item, str) for item in words):
-        return [Prompt.from_names(list(words))]  # type: ignore[arg-type]
-    return [_as_prompts(item)[0] for item in words]

@@ -27,7 +27,7 @@ GROUND = (
     "experiment.py",
 )
 LEVELS = (  # from floor 1 on
-    ("lettering", "text", "geometry"),
+    ("lettering", "text", "geometry", "device"),
     ("model", "loss", "processor"),
     ("data", "encoded", "postprocess"),
     ("detector", "visualize"),
@@ -65,6 +65,7 @@ READS_CONFIG = {
     "data/mixture.py",
     "model/adapt.py",
     "model/glip.py",
+    "model/language.py",
     "model/release.py",
     "model/weights.py",
     "postprocess.py",

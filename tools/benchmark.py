@@ -11,13 +11,15 @@ it first. tools/check_gpu.py measures a GPU.
 import argparse
 import json
 import os
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ import glip
 from glip.config import DataConfig, DatasetConfig, LabelConfig, Mode, SelectConfig, TrainConfig, TuneConfig
 from glip.data.loader import MixtureDataset, Source
 from glip.data.sets import SkipCounter
+from glip.device import DTYPES, bfloat16_time
 from glip.encoded import FeatureCache
 from glip.loss import Criterion
 from glip.model.adapt import Adaptation, save_adaptation
@@ -43,7 +46,11 @@ from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
 
 SIZE = (800, 1066)  # height, width; padded to 800 x 1088
+ROOT = Path(__file__).resolve().parent.parent
 OURS, DINO = "GLIP-T (C)", "Grounding DINO-T"
+KEPT_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+HALF_BARS = {80: 0.45, 3: 0.42}  # bfloat16 / float32, by number of names
+OLD_BAR, COMMAND_BAR = 0.85, 0.70  # of the time of the commit before, b079f33
 DETECT_BARS = {80: 0.60, 3: 0.46}  # ours / Grounding DINO-T, at most, by number of names
 PEAK_BAR = 3.0  # GB of detection
 STEP = ("forward with loss", "backward", "optimizer")
@@ -66,51 +73,128 @@ CAPTIONS = {  # and their noun phrases
 
 
 def detect(args: argparse.Namespace) -> None:
-    """GLIP-T (C) against transformers' Grounding DINO-T: one image, batch 1; then the stages of GLIP-T (C)."""
-    contenders = (OURS, DINO)  # each has a process of its own; they run in turns
+    """GLIP-T (C) against Grounding DINO-T of transformers, another dtype and another commit; then its stages."""
+    keep_pages(args.keep_pages)
+    with ExitStack() as stack:
+        trees = {OURS: ROOT}
+        if args.against:
+            trees[f"{OURS} {args.against}"] = stack.enter_context(checkout(args.against))
+        for names in args.prompt_names:
+            with ExitStack() as running:
+                contenders = {title: Contender(tree, "glip", names, "float32", args) for title, tree in trees.items()}
+                contenders[DINO] = Contender(ROOT, "grounding-dino", names, "float32", args)
+                if args.dtype != "float32":
+                    for title, model in ((OURS, "glip"), (DINO, "grounding-dino")):
+                        contenders[f"{title} {args.dtype}"] = Contender(ROOT, model, names, args.dtype, args)
+                for contender in contenders.values():
+                    running.enter_context(contender.process)
+                print_passes(names, run_in_turns(contenders, args.rounds), args)
+        if args.against:
+            print_command(trees, args.rounds)
     for names in args.prompt_names:
-        with ExitStack() as stack:
-            calls = {title: stack.enter_context(fresh_process()) for title in contenders}
-            passes: dict[str, list[tuple[float, float, float]]] = {title: [] for title in contenders}
-            for _ in range(1 + args.rounds):  # the first is a warm-up
-                for title, call in calls.items():
-                    passes[title].append(call(one_pass, title, names, tuple(args.size), args.device, args.threads))
-            medians = {}
-            for title, rows in passes.items():
-                wall, busy = (statistics.median(row[column] for row in rows[1:]) for column in (0, 1))
-                medians[title] = (wall, busy)
-                walls = " ".join(f"{row[0]:.2f}" for row in rows[1:])
-                costs = f"{wall:7.2f} s ({walls})  processor {busy:.2f} s, {rows[-1][2]:.2f} GB"
-                print(f"{names:3d} names  {title:<17} {costs}")
-            wall, busy = (ours / theirs for ours, theirs in zip(medians[OURS], medians[DINO], strict=True))
-            print(f"{names:3d} names  ratio {wall:.3f} (bar {DETECT_BARS[names]}); our peak: bar {PEAK_BAR} GB")
-            print(f"           ratio of processor time {busy:.3f}, for a machine that others use too")
-            print("\n".join(measuring.table(calls[OURS](detection_stages, names, tuple(args.size), args.device))))
+        with fresh_process() as call:
+            rows = call(detection_stages, names, tuple(args.size), args.device, args.threads, args.dtype)
+        print("\n".join(measuring.table(rows)))
 
 
-@cache
-def contender(title: str, names: int, size: tuple[int, int], device: str) -> Callable[[], Any]:
-    """A forward pass of one of the two models."""
-    if title == DINO:
-        return measuring.grounding_dino(names, size, device)
-    model, config = random_model("glip_t_c", device)
-    return partial(model, measuring.detection_batch(config, size, device, names=names))
+def keep_pages(choice: str | None) -> None:
+    """Let malloc of the processes to come keep freed memory, or not; without a choice as the environment says."""
+    if choice:
+        for name, value in KEPT_PAGES.items():
+            os.environ.pop(name, None)
+            os.environ.update({name: value} if choice == "on" else {})
 
 
-def one_pass(title: str, names: int, size: tuple[int, int], device: str, threads: int) -> tuple[float, float, float]:
-    """Seconds of the wall clock and of the processor, and the peak in GB."""
+@contextmanager
+def checkout(commit: str) -> Iterator[Path]:
+    """A folder with the project as it was at a commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", tree, commit], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+
+
+class Contender:
+    """A process of ``benchmark_worker.py`` with the package of a folder."""
+
+    def __init__(self, tree: Path, model: str, names: int, dtype: str, args: argparse.Namespace) -> None:
+        words = [model, str(names), *map(str, args.size), str(args.threads), dtype, args.device]
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tools" / "benchmark_worker.py"), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tree)},
+        )
+
+    def __call__(self) -> list[float]:
+        """One pass: seconds of the wall clock, of the processor, peak in GB."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return [float(value) for value in self.process.stdout.readline().split()]
+
+    def wait(self) -> None:
+        """Wait until it is loaded."""
+        assert self.process.stdout and self.process.stdout.readline() == "ready\n", "the worker has stopped"
+
+
+def run_in_turns(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[list[float]]]:
+    """The passes of each contender but for the first, a warm-up."""
+    for contender in contenders.values():
+        contender.wait()
+    turns = [{title: contender() for title, contender in contenders.items()} for _ in range(1 + rounds)]
+    return {title: [turn[title] for turn in turns[1:]] for title in contenders}
+
+
+def print_passes(names: int, passes: Mapping[str, list[list[float]]], args: argparse.Namespace) -> None:
+    """Medians and the ratios that have bars."""
+    medians = {}
+    for title, rows in passes.items():
+        wall, busy, peak = (statistics.median(column) for column in zip(*rows, strict=True))
+        medians[title] = (wall, busy)
+        walls = " ".join(f"{row[0]:.2f}" for row in rows)
+        print(f"{names:3d} names  {title:<26} {wall:6.2f} s ({walls})  processor {busy:6.2f} s, {peak:.2f} GB")
+    pairs = [(OURS, DINO, f"bar {DETECT_BARS[names]}; our peak: bar {PEAK_BAR} GB")]
+    if args.against:
+        pairs.append((OURS, f"{OURS} {args.against}", f"bar {OLD_BAR} with pages kept"))
+    if args.dtype != "float32":
+        fast = bfloat16_time(torch.device(args.device)) < 1
+        bar = f"bar {HALF_BARS[names]}" if fast else f"no bar: this processor has no products in {args.dtype}"
+        pairs += [(f"{OURS} {args.dtype}", OURS, bar), (f"{OURS} {args.dtype}", f"{DINO} {args.dtype}", "no bar")]
+    for first, second, bar in pairs:
+        wall, busy = (one / other for one, other in zip(medians[first], medians[second], strict=True))
+        print(f"{names:3d} names  {first} / {second}: {wall:.3f} ({bar}); of processor time {busy:.3f}")
+
+
+def print_command(trees: Mapping[str, Path], rounds: int) -> None:
+    """Processor time of the whole command ``glip detect`` with glip-nano on one thread."""
+    image, spent = ROOT / "docs" / "images" / "street.png", {title: list[float]() for title in trees}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "glip", "detect", str(image), "a red bus. a cyclist", "--out", folder]
+        for _ in range(1 + rounds):
+            for title, tree in trees.items():
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+                subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, env=environment)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                spent[title].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    now, old = (statistics.median(times[1:]) for times in spent.values())
+    ratio = f"{now / old:.2f} (bar {COMMAND_BAR})"
+    print(f"glip detect, whole command: {now:.2f} s of processor time, before {old:.2f} s: {ratio}")
+
+
+def detection_stages(names: int, size: tuple[int, int], device: str, threads: int, dtype: str) -> list[measuring.Row]:
+    """The stages of a pass of GLIP-T (C)."""
     torch.set_num_threads(threads)
-    run = contender(title, names, size, device)
-    with torch.no_grad():
-        busy = time.process_time()
-        wall = elapsed(run, device) / 1e3
-    return wall, time.process_time() - busy, peak_gb(device)
-
-
-def detection_stages(names: int, size: tuple[int, int], device: str) -> list[measuring.Row]:
-    """The stages of the same pass of GLIP-T (C)."""
-    run: Any = contender(OURS, names, size, device)
-    return measuring.stage_rows(run.func, run.args[0], "float32", device, 1)
+    model, config = random_model("glip_t_c", device)
+    if dtype != "float32":
+        model.cast(DTYPES[dtype])
+    batch = measuring.detection_batch(config, size, device, names=names)
+    return measuring.stage_rows(model, batch, "float32", device, 1)
 
 
 # ---- training
@@ -408,9 +492,12 @@ FLAGS: dict[str, Any] = {
     "pipeline": {"help": "spaCy pipeline (default: the bundled one)"},
     "detections": {"type": int, "default": 300, "help": "results per image"},
     "seed": {"type": int, "default": 0},
+    "dtype": {"default": "float32", "choices": sorted(DTYPES), "help": "measure this beside float32"},
+    "against": {"metavar": "COMMIT", "help": "measure the package as it was at a commit too"},
+    "keep-pages": {"choices": ["on", "off"], "help": "malloc keeps freed memory, or not (default: the environment's)"},
 }
 BENCHMARKS: dict[Callable[[argparse.Namespace], None], tuple[str, dict[str, Any]]] = {  # flags, defaults of their own
-    detect: ("threads rounds device size prompt-names", {}),
+    detect: ("threads rounds device size prompt-names dtype against keep-pages", {"rounds": 7}),
     training: ("threads rounds folder", {}),
     tuning: ("threads rounds model", {"rounds": 2, "model": "glip_t_c"}),
     vocabulary: ("threads rounds device size categories batch-size check", {"rounds": 2}),

@@ -30,32 +30,33 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 720,
-    "config": 380,
-    "data": 3_330,
-    "detector": 380,
+    "cli": 740,
+    "config": 390,
+    "data": 3_350,
+    "detector": 400,
+    "device": 100,
     "encoded": 120,
     "errors": 30,
     "evaluate": 2_240,
     "experiment": 130,
     "files": 220,
-    "geometry": 230,
+    "geometry": 250,
     "lettering": 180,
     "loss": 160,
-    "model": 1_550,
+    "model": 1_690,
     "postprocess": 120,
-    "processor": 110,
+    "processor": 140,
     "pseudo": 930,
     "recipes": 770,
     "schema": 140,
     "shapes": 30,
     "signals": 50,
     "structures": 260,
-    "text": 750,
+    "text": 770,
     "train": 1_530,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 15_900, 14.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 14_900, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -128,6 +128,9 @@ class Prompt:
         return tuple(phrase.text for phrase in self.phrases)
 
 
+Words = str | Sequence[str] | Prompt  # what a user may give as one prompt
+
+
 def join_names(names: Iterable[tuple[str, str, str]]) -> Prompt:
     """Names with the text around each (before, name, after) as one caption; only the names are phrases."""
     caption, phrases = "", list[Phrase]()
@@ -239,3 +242,14 @@ def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, .
     raise GlipError(
         f"phrase {item!r} does not occur in the caption {caption!r}: give words of it, (start, end), or such pairs"
     )
+
+
+def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
+    if isinstance(words, Prompt):
+        return [words]
+    if isinstance(words, str):
+        return [Prompt.parse(words)]
+    if all(isinstance(item, str) for item in words):
+        return [Prompt.from_names(list(words))]  # type: ignore[arg-type]
+    return [as_prompts(item)[0] for item in words]

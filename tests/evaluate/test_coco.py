@@ -161,7 +161,7 @@ CROWD = {"image_id": 1, "category_id": 7, "bbox": BOX, "iscrowd": 1}
         ({"annotations": []}, "the 2 images have no box of any of the 2 names ('missed', 'found'): there is nothing"),
         ({"annotations": [CROWD]}, "the 2 images have no box of any of the 2 names"),
         ({"annotations": None}, "not COCO json: no list 'annotations' (it needs images, annotations, categories)"),
-        ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category an id of its own"),
+        ({"categories": [{"id": 7}, {"id": 7}]}, "category id 7 is listed twice: give each category its own id"),
     ],
 )
 def test_files_without_a_truth(tmp_path, changes, message):

@@ -19,12 +19,11 @@ from glip.structures import Prompt
 def passes(tiny_detector, monkeypatch):
     """How many rows each pass of the image encoder, "image", and of the texts, "text", has taken."""
     counted = {"image": [], "text": []}
-    image, text = tiny_detector.model.encode_image, tiny_detector.encode_text
-    monkeypatch.setattr(
-        tiny_detector.model, "encode_image", lambda pixels: counted["image"].append(len(pixels)) or image(pixels)
-    )
+    text = tiny_detector.encode_text
+    hook = tiny_detector.model.vision.register_forward_pre_hook(lambda _, given: counted["image"].append(len(given[0])))
     monkeypatch.setattr(tiny_detector, "encode_text", lambda *a, **more: counted["text"].append(1) or text(*a, **more))
-    return counted
+    yield counted
+    hook.remove()
 
 
 def test_each_image_has_its_own_words(tiny_detector, image, passes):
