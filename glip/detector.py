@@ -34,15 +34,21 @@ _TEXT_ROWS = 32  # captions that the language model reads at once
 
 
 class DetectOptions(TypedDict, total=False):
-    """The keyword arguments of a call: those of ``Detector.stream``."""
+    """How boxes are chosen, the keyword arguments of a call.
+
+    Args:
+        threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
+        nms: IoU above which the lower-scored of two boxes of a class is removed; 1 keeps all.
+        max_detections: maximum detections per image, 0 for no limit.
+        batch_size: images (or chunks of a long list of names) computed at once; default 4.
+        token_scores: also give each box's alignment with every token of its caption.
+    """
 
     threshold: float | Sequence[float] | None
     nms: float | None
     max_detections: int | None
-    max_names: int | None
     batch_size: int
     token_scores: bool
-    on_error: Callable[[int, ImageError], None] | None
 
 
 class Detector:
@@ -171,19 +177,28 @@ class Detector:
 
     @overload
     def __call__(  # type: ignore[overload-overlap]
-        self, images: ImageInput, prompt: Words | None = None, **options: Unpack[DetectOptions]
+        self,
+        images: ImageInput,
+        prompt: Words | None = None,
+        *,
+        max_names: int | None = None,
+        **options: Unpack[DetectOptions],
     ) -> Detections: ...
     @overload
     def __call__(
         self,
         images: Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
+        *,
+        max_names: int | None = None,
         **options: Unpack[DetectOptions],
     ) -> list[Detections]: ...
     def __call__(
         self,
         images: ImageInput | Sequence[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
+        *,
+        max_names: int | None = None,
         **options: Unpack[DetectOptions],
     ) -> Detections | list[Detections]:
         """Find what the prompt names.
@@ -193,7 +208,8 @@ class Detector:
                 uint8 or 0..1), or a list of them.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
                 Prompts (or of lists of names), one for each. Default: the names of the adapted detector's task.
-            **options: as for ``stream``.
+            max_names: maximum names in a chunk of a long list; default: as many as fit.
+            **options: see ``DetectOptions``.
 
         Returns:
             Detections for one image, a list of them for a list.
@@ -202,8 +218,8 @@ class Detector:
             GlipError: an unreadable image, a bad prompt, a caption over the limit, an option out of range.
         """
         if isinstance(images, list | tuple):
-            return list(self.stream(images, prompt, **options))
-        [found] = self.stream([images], prompt, **options)  # type: ignore[list-item]
+            return list(self.stream(images, prompt, max_names=max_names, **options))
+        [found] = self.stream([images], prompt, max_names=max_names, **options)  # type: ignore[list-item]
         return found
 
     def stream(
@@ -211,13 +227,9 @@ class Detector:
         images: Iterable[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
         *,
-        threshold: float | Sequence[float] | None = None,
-        nms: float | None = None,
-        max_detections: int | None = None,
         max_names: int | None = None,
-        batch_size: int = 4,
-        token_scores: bool = False,
         on_error: Callable[[int, ImageError], None] | None = None,
+        **options: Unpack[DetectOptions],
     ) -> Iterator[Detections]:
         """Find what the prompt names in any number of images; yields one result per image, in their order.
 
@@ -226,18 +238,15 @@ class Detector:
         Args:
             images: images as for a call, also from a generator.
             prompt: one for all images, or a list of Prompts, one for each.
-            threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
-            nms: IoU above which the lower-scored of two boxes of a class is removed; 1 keeps all.
-            max_detections: maximum detections per image, 0 for no limit.
-            max_names: maximum names in a chunk of a long list; default: as many as fit.
-            batch_size: images (or chunks) computed at once.
-            token_scores: also give each box's alignment with every token of its caption.
+            max_names: as for a call.
             on_error: called with the number and the error of each image that cannot be read; it is left out of the
                 results. Default: the error is raised.
+            **options: see ``DetectOptions``.
         """
+        batch_size = options.get("batch_size", 4)
         if batch_size < 1:
             raise GlipError(f"batch_size: got {batch_size}: give a whole number, 1 or more")
-        self._inference(nms, max_detections)
+        self._inference(options.get("nms"), options.get("max_detections"))  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
@@ -254,16 +263,8 @@ class Detector:
             for group in self.processor.group_by_size(readable(), batch_size):
                 indices, opened = zip(*group, strict=True)
                 own = [prompts[numbers[index]] for index in indices] if len(prompts) > 1 else []
-                results = self.ground(
-                    self.encode_image(opened),
-                    shared or self.encode_text(own, max_names=max_names),
-                    threshold=threshold,
-                    nms=nms,
-                    max_detections=max_detections,
-                    batch_size=batch_size,
-                    token_scores=token_scores,
-                )
-                yield from zip(indices, results, strict=True)
+                text = shared or self.encode_text(own, max_names=max_names)
+                yield from zip(indices, self.ground(self.encode_image(opened), text, **options), strict=True)
 
         return in_order(detected())
 

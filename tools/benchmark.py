@@ -1,6 +1,6 @@
-"""Measure time and memory of detection, training, tuning, long vocabularies, labelling, noun phrases and scoring.
+"""Measure time and memory of detection, streams, training, tuning, long vocabularies, labelling, noun phrases and scoring.
 
-    python tools/benchmark.py [detect | training | tuning | vocabulary | labelling | phrases | scoring] [--help]
+    python tools/benchmark.py [detect | stream | training | tuning | vocabulary | labelling | phrases | scoring] [--help]
 
 These are no tests: they print figures beside their targets ("bar"). Weights are random and nothing is downloaded. What
 is compared runs in turns, and medians count. A peak is that of a process of its own. For training and tuning set
@@ -50,6 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS, DINO = "GLIP-T (C)", "Grounding DINO-T"
 KEPT_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 HALF_BARS = {80: 0.45, 3: 0.42}  # bfloat16 / float32, by number of names
+STEP_BAR = 0.70  # the same of a training step
 OLD_BAR, COMMAND_BAR = 0.85, 0.70  # of the time of the commit before, b079f33
 DETECT_BARS = {80: 0.60, 3: 0.46}  # ours / Grounding DINO-T, at most, by number of names
 PEAK_BAR = 3.0  # GB of detection
@@ -60,6 +61,19 @@ TUNE_TIME_BAR, TUNE_PEAK_BAR, SWITCH_BAR = 3.0, 2.0, 50.0  # full / prompt, full
 PASSES = 31  # of 1,203 names, 40 at once
 CHUNK_BARS = {40: 0.36, None: 0.24}  # time / (PASSES full passes), by names in a chunk; None: as many as fit
 CHUNK_DETECTIONS = 300
+STREAM_BAR = 1.5  # GB
+STREAM = """
+import sys, time, resource, glip
+count, photos = int(sys.argv[1]), sys.argv[2:]
+paths = (photos * count)[:count]
+detector = glip.Detector.from_pretrained("glip-nano", device="cpu")
+loaded, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+stream = getattr(detector, "stream", detector)
+found = sum(1 for _ in stream(paths, "a tree. a car", batch_size=4))
+assert found == count
+seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(count / seconds, (peak - loaded) * 1024 / 1e9)
+"""
 CAPTIONS = {  # and their noun phrases
     "a man in a red shirt rides a brown horse": ("a man", "a red shirt", "a brown horse"),
     "two dogs play on the green grass near a fence": ("two dogs", "the green grass", "a fence"),
@@ -197,6 +211,22 @@ def detection_stages(names: int, size: tuple[int, int], device: str, threads: in
     return measuring.stage_rows(model, batch, "float32", device, 1)
 
 
+def stream(args: argparse.Namespace) -> None:
+    """Photos of 12 MP through glip-nano, four at once: images per second and memory above the model."""
+    trees = {"now": ROOT}
+    with ExitStack() as stack:
+        if args.against:
+            trees[args.against] = stack.enter_context(checkout(args.against))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        photos = measuring.write_photos(folder, 8, size=(4000, 3000))
+        for title, tree in trees.items():
+            environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(args.threads)}
+            command = [sys.executable, "-c", STREAM, str(args.images), *map(str, photos)]
+            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+            rate, above = map(float, done.stdout.split())
+            print(f"{title:<10} {rate:.2f} images/s, {above:.2f} GB above the model (bar {STREAM_BAR} GB)")
+
+
 # ---- training
 
 
@@ -204,9 +234,18 @@ def training(args: argparse.Namespace) -> None:
     """A training step of GLIP-T (C) without and with gradient checkpointing, and the speed of the loader."""
     with fresh_process() as call:
         print(f"loader: {call(loader_speed, args.folder):.1f} images/s of a core, 480 px from JPEG (bar {LOADER_BAR})")
+    if args.dtype != "float32":
+        with fresh_process() as exact, fresh_process() as half:
+            steps = []
+            for call, kind in ((exact, "float32"), (half, args.dtype)):
+                rows, _ = call(training_step, args.threads, args.rounds, False, kind)
+                steps.append(sum(rows[stage][0] for stage in STEP))
+        ratio = f"{steps[1] / steps[0]:.2f} (bar {STEP_BAR})"
+        print(f"a step in {args.dtype} {steps[1]:.2f} s, in float32 {steps[0]:.2f} s: {ratio}")
+        return
     for checkpointing in (False, True):
         with fresh_process() as call:
-            rows, peak = call(training_step, args.threads, args.rounds, checkpointing)
+            rows, peak = call(training_step, args.threads, args.rounds, checkpointing, "float32")
         print(f"{'with' if checkpointing else 'without'} checkpointing\n  {'stage':<18} {'s':>6} {'GB kept':>8}")
         for stage, (seconds, kept) in rows.items():
             print(f"  {stage:<18} {seconds:6.2f}" + (f" {kept:8.2f}" if kept else ""))
@@ -216,7 +255,9 @@ def training(args: argparse.Namespace) -> None:
         print(f"  peak, AdamW's means included, {peak:.2f} GB{bar}")
 
 
-def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[str, tuple[float, float]], float]:
+def training_step(
+    threads: int, rounds: int, checkpointing: bool, dtype: str
+) -> tuple[dict[str, tuple[float, float]], float]:
     """(Median seconds, GB kept for the backward pass) of each stage, and the peak in GB."""
     torch.set_num_threads(threads)
     model, config = random_model("glip_t_c")
@@ -226,9 +267,13 @@ def training_step(threads: int, rounds: int, checkpointing: bool) -> tuple[dict[
 
     def step() -> list[float]:
         losses = []
-        forward = elapsed(
-            lambda: losses.append(Criterion()(model(batch), batch.targets, batch.text.attention_mask).total)
-        )
+
+        def compute() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != "float32"):
+                outputs = model(batch)
+            losses.append(Criterion()(outputs, batch.targets, batch.text.attention_mask).total)
+
+        forward = elapsed(compute)
         backward = elapsed(losses[0].backward)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         update = elapsed(optimizer.step)
@@ -325,6 +370,16 @@ def vocabulary(args: argparse.Namespace) -> None:
     names = [clean_name(record["name"]) for record in sorted(records, key=lambda record: record["id"])]
     detector, image = random_detector("glip_t_c", args.size, args.device), measuring.noise(args.size)
     ground = partial(ground_chunks, detector, image, names, batch_size=args.batch_size)
+    if args.dtype != "float32":
+        half = random_detector("glip_t_c", args.size, args.device).to(dtype=args.dtype)
+        calls = [
+            partial(ground_chunks, one, image, names, None, batch_size=args.batch_size) for one in (detector, half)
+        ]
+        turns = [[elapsed(call, args.device) / 1e3 for call in calls] for _ in range(args.rounds)]
+        exact, fast = map(statistics.median, zip(*turns, strict=True))
+        ratio = f"{fast / exact:.3f} (bar {HALF_BARS[80]})"
+        print(f"{len(names)} names packed: {args.dtype} {fast:.1f} s, float32 {exact:.1f} s: {ratio}")
+        return
     with torch.no_grad():
         full_pass = measuring.grounding_dino(80, args.size, args.device)
         elapsed(full_pass, args.device)  # warm-up
@@ -498,9 +553,10 @@ FLAGS: dict[str, Any] = {
 }
 BENCHMARKS: dict[Callable[[argparse.Namespace], None], tuple[str, dict[str, Any]]] = {  # flags, defaults of their own
     detect: ("threads rounds device size prompt-names dtype against keep-pages", {"rounds": 7}),
-    training: ("threads rounds folder", {}),
+    stream: ("threads images against", {"images": 200}),
+    training: ("threads rounds folder dtype", {}),
     tuning: ("threads rounds model", {"rounds": 2, "model": "glip_t_c"}),
-    vocabulary: ("threads rounds device size categories batch-size check", {"rounds": 2}),
+    vocabulary: ("threads rounds device size categories batch-size check dtype", {"rounds": 2}),
     labelling: ("threads rounds model together images boxes", {"model": "glip-nano", "images": 64}),
     phrases: ("rounds captions pipeline", {}),
     scoring: ("images detections seed", {"images": 20_000}),

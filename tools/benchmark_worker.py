@@ -32,13 +32,13 @@ def glip_pass(names: int, size: tuple[int, int], dtype: torch.dtype, device: str
     config = glip.load_config("glip_t_c").model
     torch.manual_seed(0)
     model = build(config).eval()
-    if dtype != torch.float32:
-        model.cast(dtype)
     folder = Path(glip.__file__).parent / "assets" / "glip-nano"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     processor = glip.Detector(model, config, Tokenizer(folder), device).processor
     processor.min_size, processor.max_size = min(size), max(size)
     batch = processor([image], [glip.Prompt.from_names(listed[:names])]).to(device)
+    if dtype != torch.float32:
+        model.cast(dtype)
     return lambda: model(batch)
 
 

@@ -114,14 +114,14 @@ def random_boxes(size: Sequence[int]) -> tuple[torch.Tensor, tuple[tuple[int, ..
     return corners.flatten(1), tuple((7 * number,) for number in range(10))
 
 
-def write_photos(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 640 x 480: soft shapes under fine grain, which compress about as photos do."""
+def write_photos(folder: Path, count: int, *, size: tuple[int, int] = (640, 480)) -> list[Path]:
+    """JPEGs of (width, height) pixels: soft shapes under fine grain, which compress about as photos do."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:04d}.jpg" for number in range(count)]
     for file in files:
         layers = []
-        for size in ((16, 12), (640, 480)):
-            channels = [Image.effect_noise(size, 90).resize((640, 480), Image.Resampling.BICUBIC) for _ in "RGB"]
+        for grain in ((16, 12), (640, 480)):
+            channels = [Image.effect_noise(grain, 90).resize(size, Image.Resampling.BICUBIC) for _ in "RGB"]
             layers.append(Image.merge("RGB", channels))
         Image.blend(layers[0], layers[1], 0.15).save(file, quality=90)
     return files
