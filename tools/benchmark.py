@@ -1,6 +1,6 @@
-"""Measure time and memory of detection, streams, training, tuning, long vocabularies, labelling, noun phrases and scoring.
+"""Measure time and memory of detection, training, tuning, labelling, noun phrases, scoring and long vocabularies.
 
-    python tools/benchmark.py [detect | stream | training | tuning | vocabulary | labelling | phrases | scoring] [--help]
+    python tools/benchmark.py [detect | stream | training | tuning | vocabulary | labelling | phrases | scoring] -h
 
 These are no tests: they print figures beside their targets ("bar"). Weights are random and nothing is downloaded. What
 is compared runs in turns, and medians count. A peak is that of a process of its own. For training and tuning set
@@ -193,7 +193,9 @@ def print_command(trees: Mapping[str, Path], rounds: int) -> None:
             for title, tree in trees.items():
                 before = resource.getrusage(resource.RUSAGE_CHILDREN)
                 environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-                subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True, env=environment)
+                subprocess.run(
+                    [*command, "--device", "cpu"], check=True, capture_output=True, env=environment, cwd=folder
+                )
                 after = resource.getrusage(resource.RUSAGE_CHILDREN)
                 spent[title].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     now, old = (statistics.median(times[1:]) for times in spent.values())
