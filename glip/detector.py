@@ -21,7 +21,7 @@ from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
-from glip.model.weights import fingerprint, load_pretrained, save_pretrained
+from glip.model.weights import load_pretrained, save_pretrained, weights_fingerprint
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, in_order
 from glip.schema import parse
@@ -169,7 +169,7 @@ class Detector:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the weights of the model, without adaptations."""
-        return fingerprint(self._base.state_dict())
+        return weights_fingerprint(self._base.state_dict())
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""

@@ -28,18 +28,20 @@ class Experiment:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
 
-def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[Any, Any]:
+def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tuple[Path, ...] = ()) -> dict[Any, Any]:
     """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML.
 
     Raises:
-        ConfigError: missing file, broken YAML, or an override of another form.
+        ConfigError: missing file, broken YAML, an override of another form, or files that extend each other.
     """
     file = find_config(path)
+    if file in children:
+        raise ConfigError(f"{file}: extends itself, by way of {children[-1]}: remove one of the two lines")
     tree = parse(dict[str, Any], read_yaml(file) or {}, at=str(file))
     parent = tree.pop("extends", None)
     if parent is not None:
         beside = file.parent / str(parent)
-        tree = merge(read_tree(beside if beside.is_file() else str(parent)), tree)
+        tree = merge(read_tree(beside if beside.is_file() else str(parent), children=(*children, file)), tree)
     for item in overrides:
         keys, separator, value = item.partition("=")
         *parents, key = keys.strip().split(".")

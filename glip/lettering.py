@@ -36,7 +36,7 @@ def letters(size: int) -> Font:
 
 def phrase_colour(phrase: str) -> Colour:
     """The colour of a phrase: the same in every image and every run."""
-    return _shade(phrase, _number(phrase) % 360)
+    return _shade(phrase, _colour_number(phrase) % 360)
 
 
 def palette(names: Iterable[str]) -> list[Colour]:
@@ -50,7 +50,7 @@ def palette(names: Iterable[str]) -> list[Colour]:
         return min((min((hue - other) % 360, (other - hue) % 360) for other in hues.values()), default=360)
 
     for name in names:
-        key, own = name.strip().lower(), _number(name) % 360
+        key, own = name.strip().lower(), _colour_number(name) % 360
         turned = [(own + 137 * turn) % 360 for turn in range(12)]  # the golden angle: each turn lands far from the last
         if key not in hues:
             hues[key] = next((hue for hue in turned if distance(hue) >= _APART), max(turned, key=distance))
@@ -104,7 +104,7 @@ def marked(prompt: Prompt, colours: Mapping[int, Colour]) -> list[TextRun]:
 def wrapped(runs: Sequence[TextRun], size: int, width: int, rows: int) -> list[list[TextRun]]:
     """Runs broken into lines of a width, at spaces, or where a word alone is wider; what is too much ends in dots."""
     lines: list[list[TextRun]] = [[]]
-    for gap, piece in _pieces(runs, size, width):
+    for gap, piece in _line_pieces(runs, size, width):
         longer = [*lines[-1], *gap, *piece] if lines[-1] else piece
         if lines[-1] and _width(longer, size) > width:
             lines.append(piece)
@@ -113,7 +113,7 @@ def wrapped(runs: Sequence[TextRun], size: int, width: int, rows: int) -> list[l
         if len(lines) > rows:
             lines = [*lines[: rows - 1], [*lines[rows - 1][:-1], TextRun("...", None)]]
             break
-    return [_joined(line) for line in lines if line]
+    return [_merged_runs(line) for line in lines if line]
 
 
 def line_height(size: int) -> int:
@@ -136,12 +136,12 @@ def write(canvas: Image.Image, lines: Sequence[Sequence[TextRun]], corner: tuple
         y += line_height(size)
 
 
-def _number(phrase: str) -> int:
+def _colour_number(phrase: str) -> int:
     return zlib.crc32(phrase.strip().lower().encode())
 
 
 def _shade(phrase: str, hue: int) -> Colour:
-    value = 0.80 + (_number(phrase) >> 9) % 3 * 0.09
+    value = 0.80 + (_colour_number(phrase) >> 9) % 3 * 0.09
     red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.85, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -152,10 +152,10 @@ def _pad(run: TextRun, size: int) -> int:
 
 def _width(line: Sequence[TextRun], size: int) -> float:
     """Of a line as it is written: letters, and the room at the sides of coloured fields."""
-    return sum(letters(size).getlength(run.text) + 2 * _pad(run, size) for run in _joined(line))
+    return sum(letters(size).getlength(run.text) + 2 * _pad(run, size) for run in _merged_runs(line))
 
 
-def _pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tuple[list[TextRun], list[TextRun]]]:
+def _line_pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tuple[list[TextRun], list[TextRun]]]:
     """Words, each after its white space; a word may be of several runs, such as a phrase and its comma.
 
     A word that is wider than a line comes letter by letter.
@@ -173,7 +173,7 @@ def _pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tuple[li
             gap = []
 
 
-def _joined(line: Sequence[TextRun]) -> list[TextRun]:
+def _merged_runs(line: Sequence[TextRun]) -> list[TextRun]:
     """Neighbours of one colour as one run, so that a phrase is one coloured field."""
     groups = groupby(line, key=lambda run: run.colour)
     return [TextRun("".join(run.text for run in group), colour) for colour, group in groups]

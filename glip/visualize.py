@@ -60,7 +60,7 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
     cannot be read is a grey field that says why.
     """
-    cells = [_cell(sample) for sample in samples]
+    cells = [_sheet_cell(sample) for sample in samples]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = min(len(cells), columns) * (_CELL + _GAP) + _GAP
     sheet = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), _PAPER)
@@ -129,7 +129,7 @@ def _sorted(box: Sequence[float]) -> Rectangle:
 # ---- one cell of a sheet
 
 
-def _cell(sample: Sample) -> Image.Image:
+def _sheet_cell(sample: Sample) -> Image.Image:
     """Image, words, and the image's name, in a column of the sheet."""
     palette = _palette(sample)
     image, lines = _image(sample, palette), wrapped(_text_below(sample, palette), _TEXT, _CELL, _ROWS)

@@ -131,6 +131,7 @@ def test_missing_file_is_explained(path):
         (b"model:", "model: got None: give a map of keys"),
         (b"1: 2", "1: no such key"),
         (b"extends: nowhere.yaml", "'nowhere.yaml': no such file"),
+        (b"extends: broken.yaml", "extends itself, by way of"),
     ],
 )
 def test_broken_files_are_explained(tmp_path, text, message):

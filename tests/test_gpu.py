@@ -26,7 +26,7 @@ from glip.loss import Criterion, Losses
 from glip.model.adapt import Adaptation
 from glip.model.deform import deform_conv
 from glip.model.fusion import Fusion, _dropout_unscaled
-from glip.model.weights import fingerprint
+from glip.model.weights import weights_fingerprint
 from glip.postprocess import postprocess
 from glip.pseudo.label import Labeller, find_captions, find_shards
 from glip.pseudo.store import read_rows
@@ -127,7 +127,7 @@ def test_a_tuned_prompt_is_found_with_its_offsets(pair, images):
 
 def test_weights_have_one_fingerprint_and_are_stored_alike(pair, tmp_path):
     here, there = pair
-    assert fingerprint(here.model.state_dict()) == fingerprint(there.model.state_dict())
+    assert weights_fingerprint(here.model.state_dict()) == weights_fingerprint(there.model.state_dict())
     there.save_pretrained(tmp_path)
     assert Detector.from_pretrained(tmp_path, device="cpu").fingerprint == here.fingerprint
 
@@ -256,13 +256,13 @@ def test_float16_lowers_its_scale_until_gradients_fit(device):
 def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
     detector = Detector(seeded(QUICK), QUICK, Tokenizer(VOCABULARY), device)
     samples = runs.task_samples()
-    before = fingerprint(detector.model.state_dict())
+    before = weights_fingerprint(detector.model.state_dict())
     tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
     images = Images(samples, tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     settings = TuneConfig(mode=mode, images_per_epoch=4, epochs=2, batch_size=2)
     rising = iter(range(10))
     task = TuneRun(tuner, images, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
-    assert fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"
+    assert weights_fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"
     learned = [task.offsets] if mode == "prompt" else list(task.weights.values())
     assert learned and all(value is not None and value.isfinite().all() for value in learned)
     assert any(value.any() for value in learned), "something was learned"

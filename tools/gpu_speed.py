@@ -46,6 +46,9 @@ def speed(setup: Setup) -> Iterator[Measurement]:
         title, only = f"Forward pass of {model}, eager", (model,)
         name = "{model}, {names} names, batch {size}, {kind}"
         yield from each(name, title, forward_rows, setup, model=only, **axes)
+        title = f"Forward pass of {model} with weights and activations in half precision (dtype), eager"
+        halves: Any = {**axes, "kind": [kind for kind in setup.precisions if kind in measuring.HALF]}
+        yield from each("{model} in {kind}, {names} names, batch {size}", title, half_rows, setup, model=only, **halves)
         if number == 0:
             kinds: Any = {"model": only, "kind": setup.precisions}
             title = f"Stages of {model}, batch 1, 80 names, and the least time that the device could take"
@@ -124,6 +127,19 @@ def forward_rows(setup: Setup, model: str, names: int, size: int, kind: str) -> 
     """One forward pass of our model."""
     network, batch = model_and_batch(model, names, size, setup)
     yield timed(partial(network, batch), names, size, kind, setup)
+
+
+def half_rows(setup: Setup, model: str, names: int, size: int, kind: str) -> Iterator[Row]:
+    """One forward pass of our model, cast to a type; TF32 for what stays in float32."""
+
+    def make() -> tuple[GLIP, ModelConfig]:
+        network, config = random_model(model, setup.device)
+        network.cast(measuring.HALF[kind])
+        return network, config
+
+    network, config = held(f"{model} in {kind}", make, setup)
+    batch = measuring.detection_batch(config, setup.size, setup.device, names=names, count=size)
+    yield {**timed(partial(network, batch), names, size, "tf32", setup), "precision": f"dtype {kind}"}
 
 
 def measure_stages(setup: Setup, model: str, kind: str) -> list[Row]:

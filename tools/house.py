@@ -60,8 +60,6 @@ TOTAL, RAISES, TYPES = 14_900, 9.0, 8  # lines, `raise` per 1,000 lines, types m
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
-SHARED = {"Report", "fingerprint", "parse_json"}  # public names that two files still share
-PRIVATE_TWICE = 40  # private names that several files define
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,8 @@ def broken_bars(figures: Figures) -> Iterator[str]:
     for kind, found, bar in (("function", figures.functions, FUNCTION), ("file", figures.files, FILE)):
         long = {place: lines for place, lines in found.items() if lines > bar}
         yield from (f"{kind} {place} has {lines} lines, the bar is {bar}" for place, lines in long.items())
-    private = {name for name in figures.twice if name.startswith("_")}
-    for name in sorted(figures.twice.keys() - private - INTERFACE - SHARED):
+    for name in sorted(figures.twice.keys() - INTERFACE):
         yield f"{name} is defined in {', '.join(figures.twice[name])}"
-    if len(private) > PRIVATE_TWICE:
-        yield f"{len(private)} private names are defined in several files, the bar is {PRIVATE_TWICE}"
     if len(figures.types) > TYPES:
         yield f"{len(figures.types)} types are met in one inference, the bar is {TYPES}: {', '.join(figures.types)}"
 

@@ -76,7 +76,7 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
     elif suffix == ".jsonl":
         found = skipped.each(records.read_lines(path), lambda line: read(records.parse_line(line)), place)
     elif suffix == ".json":
-        tree = records.parse_json(path) if tree is None else tree
+        tree = records.parse_file(path) if tree is None else tree
         if isinstance(tree, list):
             found = skipped.each(enumerate(tree), read, f"{path.name}, record")
         else:

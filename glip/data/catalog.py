@@ -13,7 +13,7 @@ from glip.data.flickr30k import read_flickr30k
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.labels import read_labels
-from glip.data.records import as_list, as_map, parse_json
+from glip.data.records import as_list, as_map, parse_file
 from glip.data.sets import SampleSet, check_exists
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
@@ -184,7 +184,7 @@ def recognize(path: Path) -> tuple[Format, Any]:
         if '"detection"' in line or '"grounding"' in line:
             return "odvg", None
         return ("labels" if '"boxes"' in line and '"phrases"' in line else "captions"), None
-    tree = parse_json(path)
+    tree = parse_file(path)
     first = as_map(tree[0]) if isinstance(tree, list) and tree else {}
     if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
         return "label-studio", tree

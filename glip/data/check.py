@@ -30,7 +30,7 @@ _RAREST = 5  # classes with the fewest boxes that are shown
 
 
 @dataclass
-class Report:
+class CheckReport:
     """How much of everything a dataset has, its problems (to be corrected), and remarks (that may be intended)."""
 
     problems: SkipCounter = field(default_factory=SkipCounter)
@@ -73,7 +73,7 @@ def check(
     tokenizer: Path | None = None,
     written: Mapping[str, str] = MappingProxyType({}),
     decode: bool = False,
-) -> Report:
+) -> CheckReport:
     """Go through a dataset once.
 
     Args:
@@ -104,7 +104,7 @@ class _Check:
     """
 
     def __init__(self, *, decode: bool, without_area: int) -> None:
-        self.report = Report()
+        self.report = CheckReport()
         self._decode, self._without_area = decode, without_area  # the latter skipped by the reader
         self._sizes: dict[int, tuple[int, int] | None] = {}  # by image
         self._samples, self._vocabularies = set[int](), set[int]()
@@ -212,13 +212,13 @@ class _Check:
         for index, number in enumerate(np.histogram(sides.prod(1), [0, SMALL, LARGE, np.inf])[0].tolist()):
             self.report.areas[index] += number
         flat, sized = (sides <= 0).any(1), ~np.isnan(size[:, 0])
-        leaving = sized & ~flat & ~_inside(boxes, size)
+        leaving = sized & ~flat & ~_fits_inside(boxes, size)
         outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
         self._tiny += int((boxes <= 2).all(1).sum())
         self._sized += int(sized.sum())
         self._leaving += int(leaving.sum())
         for reading, edges in _other_readings(boxes).items():
-            self._fits[reading] += int(_inside(edges, size).sum())
+            self._fits[reading] += int(_fits_inside(edges, size).sum())
         partly = leaving & ~outside
         for mask, reason in ((flat, _NO_AREA), (outside, f"box {_OUTSIDE}"), (partly, f"box partly {_OUTSIDE}")):
             rows = np.flatnonzero(mask)
@@ -239,7 +239,7 @@ def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.nda
     }
 
 
-def _inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
+def _fits_inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
     """Which boxes have an area and are inside their images of (width, height), but for a rounding; none where NaN."""
     low, high = boxes[:, :2], boxes[:, 2:]
     return np.asarray(((low >= -_SLACK) & (high <= size + _SLACK) & (high > low)).all(1))

@@ -35,7 +35,7 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
         record, rows = entry
         image, sentence = record.get("original_img_id"), record.get("sentence_id")
         image_id = f"{image}:{sentence}" if is_id(image) and is_id(sentence) else record["id"]
-        return _captioned(record, [(row.get("id"), row) for row in rows], image_id, folders, skipped)
+        return _caption_sample(record, [(row.get("id"), row) for row in rows], image_id, folders, skipped)
 
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "image"), skipped)
 
@@ -60,12 +60,12 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
             rows += [(f"of phrase {place}", {"tokens_positive": spans, "bbox": box}) for box in boxes]
             if not boxes:
                 skipped.add("phrase without a box", f"phrase {place}")
-        return _captioned(entry, rows, image_id, folders, skipped)
+        return _caption_sample(entry, rows, image_id, folders, skipped)
 
     return records.pack_sample_set(path, skipped.each(enumerate(enumerate(entries)), read, "entry"), skipped)
 
 
-def _captioned(
+def _caption_sample(
     record: Row, rows: Iterable[tuple[Any, Row]], image_id: Id, folders: Folders, skipped: SkipCounter
 ) -> Sample:
     """The sample of a caption and its numbered boxes."""
@@ -136,7 +136,7 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
 
 
 def _read_label_map(path: Path, skipped: SkipCounter) -> Categories:
-    listed = as_map(records.parse_json(path)).items()
+    listed = as_map(records.parse_file(path)).items()
     # a key that is no number stays a text, which no label is
     rows = [{"id": int(key) if key.isdecimal() and len(key) < 10 else key, "name": name} for key, name in listed]
     return read_categories(rows, path, skipped)

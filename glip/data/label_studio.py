@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from glip.data.coco import is_number
 from glip.data.image import size_if_readable
 from glip.data.labels import read_names, sample_of_row
-from glip.data.records import as_list, as_map, is_text, is_visible, pack_sample_set, parse_json, read_size
+from glip.data.records import as_list, as_map, is_text, is_visible, pack_sample_set, parse_file, read_size
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, each_row, image_name, label_row
 from glip.errors import DataError
@@ -138,7 +138,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     ``read_coco``.
     """
     path, skipped = Path(annotations), SkipCounter()
-    tasks = parse_json(path) if tree is None else tree
+    tasks = parse_file(path) if tree is None else tree
     if not isinstance(tasks, list) or any(SHORT_EXPORT in as_map(task) for task in tasks[:1]):
         raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     folders = Folders(images or [path.parent])
@@ -153,7 +153,7 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: Ski
     require(done or not people, "task that people skipped")
     answers = done or _maps(task.get("predictions"))
     require(answers, "task without annotation and prediction")
-    best = max(reversed(answers), key=_rank)
+    best = max(reversed(answers), key=_answer_rank)
     if len(answers) > 1:
         skipped.add("answer to a task that has a later one, or one marked as ground truth", times=len(answers) - 1)
     results = _maps(best.get("result"))
@@ -179,7 +179,7 @@ def _answers(task: Row) -> list[Row]:
     return _maps(task.get("annotations", task.get("completions")))
 
 
-def _rank(answer: Row) -> tuple[bool, str]:
+def _answer_rank(answer: Row) -> tuple[bool, str]:
     """Sorting key of answers: the ground truth, else the one last changed."""
     return answer.get("ground_truth") is True, str(answer.get("updated_at") or answer.get("created_at") or "")
 
@@ -196,11 +196,11 @@ def _rectangles(
         else:
             own = [labels[label] for label in _rectangle_labels(result) if label in labels]
             crowd = _CROWD in as_list(as_map(result.get("meta")).get("text"))
-            box = {"box": _corners(as_map(result.get("value")), size), "phrases": own, "crowd": crowd}
+            box = {"box": _rectangle_corners(as_map(result.get("value")), size), "phrases": own, "crowd": crowd}
             yield box | ({"score": result["score"]} if scored and result.get("score") is not None else {})
 
 
-def _corners(value: Row, size: tuple[int, int]) -> list[float]:
+def _rectangle_corners(value: Row, size: tuple[int, int]) -> list[float]:
     """The upright box around a rectangle, in pixels; [] where it is none.
 
     Its x and y are the corner around which it is turned clockwise.

@@ -37,7 +37,7 @@ class Named(NamedTuple):
     score: float = 1.0
 
 
-def parse_json(path: Path) -> Any:
+def parse_file(path: Path) -> Any:
     """The content of a json file without the keys that no reader reads (outlines); errors as ``read_json``."""
     check_exists(path)
     return read_json(path, object_hook=_without_unused)
@@ -82,7 +82,7 @@ def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) ->
         FileNotFoundError: no such file.
         DataError: not json, or a list is missing: not a file of that kind.
     """
-    found = as_map(parse_json(path) if tree is None else tree)
+    found = as_map(parse_file(path) if tree is None else tree)
     missing = [key for key in lists if not isinstance(found.get(key), list)]
     if missing:
         raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")

@@ -61,7 +61,7 @@ def augment(
     """
     skipped = SkipCounter()
     sample = _drop(sample, sample.crowd, skipped, "crowd region", visible=sample.crowd)
-    height, width = _image(sample).height, _image(sample).width
+    height, width = _loaded_image(sample).height, _loaded_image(sample).width
     sample = replace(sample, boxes=clip_boxes_to_image(sample.boxes, (height, width)))
     sample = _drop(sample, _where(box_area(sample.boxes) <= 0), skipped, "box outside its image")
     drawn = int(rng.integers(min(short_side), max(short_side) + 1))
@@ -72,7 +72,7 @@ def augment(
     if rng.random() < flip:
         sided = says_side(sample.prompt.caption) if sample.prompt else _any_says_side(sample.vocabulary)
         sample = sample if sided else _transform(sample, F.horizontal_flip)
-    image = _image(sample)
+    image = _loaded_image(sample)
     if colour:  # the hue stays, since captions name colours
         for adjust in (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation):
             image = adjust(image, float(rng.uniform(max(0.0, 1 - colour), 1 + colour)))
@@ -89,21 +89,21 @@ def _any_says_side(names: tuple[str, ...]) -> bool:
     return any(says_side(name) for name in names)
 
 
-def _image(sample: Sample) -> Image.Image:
+def _loaded_image(sample: Sample) -> Image.Image:
     assert isinstance(sample.image, Image.Image), "load the image first"
     return sample.image
 
 
 def _transform(sample: Sample, change: Callable[[Any], Any]) -> Sample:
     """The same torchvision function on the image and on its boxes."""
-    image = _image(sample)
+    image = _loaded_image(sample)
     boxes = tv_tensors.BoundingBoxes(sample.boxes, format="XYXY", canvas_size=(image.height, image.width))
     return replace(sample, image=change(image), boxes=change(boxes).as_subclass(torch.Tensor))
 
 
 def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCounter) -> Sample:
     """A square window that holds the centre of a random box, if there is one; smaller images are padded."""
-    image, centre = _image(sample), tuple[float | None, ...]((None, None))
+    image, centre = _loaded_image(sample), tuple[float | None, ...]((None, None))
     if len(sample.boxes) and rng.random() >= _ANYWHERE:
         x1, y1, x2, y2 = sample.boxes[int(rng.integers(len(sample.boxes)))].tolist()
         centre = ((x1 + x2) / 2, (y1 + y2) / 2)

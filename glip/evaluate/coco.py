@@ -110,7 +110,7 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
         scored = scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
     precisions, recalls, rankings = [], [], list[Ranking]()
     for start in range(0, len(truth.categories), _AT_ONCE):
-        evaluator = _evaluate(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
+        evaluator = _run_cocoeval(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
         precisions.append(evaluator.eval["precision"].mean(axis=1))  # over the recalls
         recalls.append(evaluator.eval["recall"])
         rankings += _rankings(evaluator)
@@ -150,7 +150,7 @@ def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float,
 # ---- columns -> pycocotools -> figures
 
 
-def _evaluate(boxes: Boxes, results: Results, categories: range) -> COCOeval:
+def _run_cocoeval(boxes: Boxes, results: Results, categories: range) -> COCOeval:
     """Match and accumulate some categories, over the images that hold a box or a detection of one of them."""
     annotated = boxes.select((boxes.categories >= categories.start) & (boxes.categories < categories.stop))
     found = results.select((results.categories >= categories.start) & (results.categories < categories.stop))

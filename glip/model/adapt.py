@@ -17,7 +17,7 @@ from safetensors import safe_open
 from glip.config import Mode, Share
 from glip.errors import CheckpointError
 from glip.model.glip import GLIP
-from glip.model.weights import check_fit, fingerprint, read_tensors, save_tensors
+from glip.model.weights import check_fit, read_tensors, save_tensors, weights_fingerprint
 from glip.schema import checked, parse_json
 from glip.shapes import Float, Tensor
 from glip.structures import Phrase, Prompt
@@ -127,7 +127,7 @@ def _check_task(task: _Task, offsets: Tensor | None) -> None:
 def digest_of(adaptation: Adaptation) -> str:
     """A hash (hex) of all that was learned for a task."""
     tensors = dict(sorted(_tensors(adaptation).items()))
-    return fingerprint({**tensors, _metadata(adaptation): torch.zeros(0)})
+    return weights_fingerprint({**tensors, _metadata(adaptation): torch.zeros(0)})
 
 
 def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:

@@ -43,8 +43,8 @@ def deform_conv(
         for part, share in zip(rows.split(together), shares.split(together), strict=True)
     ]
     whole = summed[0] if len(summed) == 1 else torch.cat(summed)
-    # Channels last, with the strides that torch knows as such: otherwise the norm, the resizing and the next fusion take
-    # two to six times as long.
+    # Channels last, with the strides that torch knows as such: otherwise the norm, the resizing and the next fusion
+    # take two to six times as long.
     return (whole + bias).view(batch, *size, -1).permute(0, 3, 1, 2)
 
 

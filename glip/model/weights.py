@@ -163,7 +163,7 @@ class _WithoutInitialValues(TorchFunctionMode):
 # ---- tensors by name
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash (hex) of names and values. Tuned tasks refer to their model by it, so it must never change."""
     digest = hashlib.sha256()
     for name, value in weights.items():

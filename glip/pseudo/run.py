@@ -21,7 +21,7 @@ import torch
 from glip.config import LabelConfig, SetConfig
 from glip.errors import ConfigError
 from glip.files import begin_run, exclusive
-from glip.model.weights import fingerprint, load_pretrained
+from glip.model.weights import load_pretrained, weights_fingerprint
 from glip.pseudo.label import Labeller, Shard, find_shards
 from glip.pseudo.store import draw_report, is_done, write_report
 
@@ -62,7 +62,7 @@ def run_labelling(
             raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
-    weights = fingerprint(load_pretrained(model).model.state_dict())[:16]
+    weights = weights_fingerprint(load_pretrained(model).model.state_dict())[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
     with exclusive(folder) if rank == 0 else nullcontext():
         begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})

@@ -62,7 +62,7 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
                 records.append(to_record(path, found))
             save_image(draw(image, found), targets[path])
             if len(paths) <= _FEW:
-                print(_table(path, found, targets[path]))
+                print(_detections_table(path, found, targets[path]))
     if config.json and config.json != "-":
         write_jsonl(config.json, records)
         print(f"{len(records)} lines in {config.json}")
@@ -109,7 +109,7 @@ def to_record(path: Path, detections: Detections) -> dict[str, Any]:
     }
 
 
-def _table(path: Path, detections: Detections, target: Path) -> str:
+def _detections_table(path: Path, detections: Detections, target: Path) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
     lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]

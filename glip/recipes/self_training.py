@@ -77,7 +77,7 @@ def self_train(
             model = str(student / "model") if number else teacher
             if number >= len(rows):
                 row = _run_round(plan, student, number, teacher, device, say) if number else {}
-                rows.append({"round": number, **row, "figures": _evaluate(model, sets, device, say)})
+                rows.append({"round": number, **row, "figures": _validate(model, sets, device, say)})
                 write_jsonl(ledger, rows)
                 _write_table(Path(folder) / TABLE, rows, say)
             teacher = model
@@ -112,7 +112,7 @@ def _run_round(plan: SelfTraining, student: Path, number: int, teacher: str, dev
     return {"labels": {"pairs": chosen.kept_pairs, "boxes": chosen.kept_boxes}, "minutes": minutes}
 
 
-def _evaluate(model: str, sets: Mapping[str, Sequence[Sample]], device: str | None, say: Say) -> dict[str, float]:
+def _validate(model: str, sets: Mapping[str, Sequence[Sample]], device: str | None, say: Say) -> dict[str, float]:
     """The figures of a model on every image of each dataset."""
     if not sets:
         return {}

@@ -254,10 +254,12 @@ def _table(rows: Sequence[TableRow]) -> list[str]:
     """A line for each mode and number of shots: mean and deviation over a task's seeds, and the mean over tasks."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     before = {task: mean(row.figures[UNTUNED] for row in rows if row.task == task) for task in tasks}
-    untuned = {task: _cell([value]) for task, value in before.items()}
-    table: list[dict[str, str]] = [{"mode": "untuned", "shots": "0", **untuned, "mean": _cell([mean(before.values())])}]
+    untuned = {task: _figure_cell([value]) for task, value in before.items()}
+    table: list[dict[str, str]] = [
+        {"mode": "untuned", "shots": "0", **untuned, "mean": _figure_cell([mean(before.values())])}
+    ]
     for (_, mode, shots), line in _lines(rows).items():
-        cells = {task: _cell(line[task].values()) if task in line else "missing" for task in tasks}
+        cells = {task: _figure_cell(line[task].values()) if task in line else "missing" for task in tasks}
         count = "" if len(line) == len(tasks) else f" of {len(line)}"
         average = mean(mean(seeds.values()) for seeds in line.values())
         table.append({"mode": mode, "shots": shots, **cells, "mean": f"{average:.3f}{count}"})
@@ -268,5 +270,5 @@ def _count(shots: str) -> float:
     return math.inf if shots == "all" else float(shots)
 
 
-def _cell(values: Collection[float]) -> str:
+def _figure_cell(values: Collection[float]) -> str:
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

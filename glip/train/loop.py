@@ -19,7 +19,7 @@ from glip.errors import ConfigError
 from glip.experiment import Experiment, to_dict, to_yaml
 from glip.files import atomic_write, refuse_other_run
 from glip.model.glip import GLIP
-from glip.model.weights import fingerprint
+from glip.model.weights import weights_fingerprint
 from glip.signals import GracefulStop
 from glip.train.checkpoint import BEST, LAST, Tree, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
@@ -112,7 +112,10 @@ class TrainRun:
         self.validate = self.validate if config.validate_every else None
         self.finished = copy.deepcopy(self.model).eval()  # receives the weights that are validated and saved
         self.start = {name: value.clone() for name, value in self.model.state_dict().items()} if config.wise_ft else {}
-        inputs = {"starting weights": fingerprint(self.start) if self.start else "", "training sets": self.contents}
+        inputs = {
+            "starting weights": weights_fingerprint(self.start) if self.start else "",
+            "training sets": self.contents,
+        }
         self.made_from = {**to_dict(self.experiment), **inputs}
         self.stepper = build_stepper(self.model, config, group)
         self.ema = EMA(self.model, config.ema) if config.ema else None

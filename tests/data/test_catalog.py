@@ -111,9 +111,9 @@ def parsed(monkeypatch):
         files.append(path.name)
         return whole(path)
 
-    whole = records.parse_json
+    whole = records.parse_file
     for module in (records, catalog):
-        monkeypatch.setattr(module, "parse_json", parse)
+        monkeypatch.setattr(module, "parse_file", parse)
     return files
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from small import VOCABULARY
 
-from glip.data.check import Report, check
+from glip.data.check import CheckReport, check
 from glip.data.coco import read_coco
 from glip.data.labels import read_labels
 from glip.data.sets import SampleSet, SkipCounter
@@ -31,7 +31,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def checked(*samples: Sample, skipped: SkipCounter | None = None, **options: object) -> Report:
+def checked(*samples: Sample, skipped: SkipCounter | None = None, **options: object) -> CheckReport:
     return check(SampleSet(samples, skipped=skipped or SkipCounter()), **options)
 
 
@@ -152,7 +152,7 @@ def test_boxes(folder):
 def coco(tmp_path):
     """A COCO file whose boxes are written by a function of (left, top, right, bottom, width, height of the image)."""
 
-    def make(write) -> Report:
+    def make(write) -> CheckReport:
         random = np.random.default_rng(0)
         images, rows = [], []
         for number in range(20):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.records import by_image, parse_json, read_box, read_size, read_spans
+from glip.data.records import by_image, parse_file, read_box, read_size, read_spans
 from glip.data.sets import Folders, InvalidRecord, PackedSamples, SkipCounter
 from glip.geometry.boxes import is_degenerate
 from glip.structures import Prompt, Sample, TarMember
@@ -57,12 +57,12 @@ def test_spans_come_in_reading_order_and_once():
 def test_no_json(content, tmp_path):
     (tmp_path / "set.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"set\.json: not valid JSON"):
-        parse_json(tmp_path / "set.json")
+        parse_file(tmp_path / "set.json")
 
 
 def test_json_with_a_byte_order_mark(tmp_path):
     (tmp_path / "set.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"name": "Käse"}).encode())
-    assert parse_json(tmp_path / "set.json") == {"name": "Käse"}
+    assert parse_file(tmp_path / "set.json") == {"name": "Käse"}
 
 
 @pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\x07", "\u200b \u2060"])
@@ -77,7 +77,7 @@ def test_outlines_are_not_kept(tmp_path):
     image = {"id": 1, "file_name": "a.jpg", "coco_url": "u", "url": "v"}
     tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "isfake": 0}]}
     (tmp_path / "set.json").write_text(json.dumps(tree))
-    assert parse_json(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
+    assert parse_file(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
 
 
 def test_what_was_given_is_released():
