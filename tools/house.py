@@ -43,7 +43,7 @@ BUDGETS = {  # lines of each room
     "geometry": 250,
     "lettering": 180,
     "loss": 160,
-    "model": 1_690,
+    "model": 1_700,
     "postprocess": 120,
     "processor": 140,
     "pseudo": 930,
