@@ -351,10 +351,7 @@ class Detector:
             for (index, first, _), found in zip(piece, results, strict=True):
                 parts[index].append(replace(found, labels=found.labels + first, prompt=text.prompts[owners[index]]))
         merged = [merge_chunks(own, config) for own in parts]
-        return [
-            found.select(found.scores >= own.to(found.scores.device)[found.labels]).to("cpu")
-            for found, own in zip(merged, limits, strict=True)
-        ]
+        return [found.select(found.scores >= own[found.labels]) for found, own in zip(merged, limits, strict=True)]
 
     def _predict(
         self,

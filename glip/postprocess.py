@@ -6,6 +6,7 @@ threshold *before* centerness, are ranked with it, decoded, clipped, suppressed 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch.nn import functional as F
@@ -27,14 +28,17 @@ def postprocess(
     *,
     token_scores: bool = False,
 ) -> list[Detections]:
-    """Detections of every image of a batch, in original pixels, best first."""
+    """Detections of every image of a batch, in original pixels, best first, on the CPU.
+
+    A GPU is waited for where a number of boxes must be known: for the candidates, after suppression, and for the result.
+    """
     found = []
     for index, (size, original_size) in enumerate(zip(resized, original, strict=True)):
         candidates, locations = find_candidates(outputs, index, text, size, config)
         if token_scores:
             length = int(text.attention_mask[index].sum())
             candidates = replace(candidates, token_scores=outputs.token_logits[index, locations, :length].float())
-        kept = cap(suppress_classes(candidates, config.nms), config.max_detections)
+        kept = cap(suppress_classes(candidates, config.nms).to("cpu"), config.max_detections)
         scores = None if kept.token_scores is None else kept.token_scores.sigmoid()
         boxes = scale(kept.boxes, size, original_size)
         found.append(replace(kept, boxes=boxes, size=original_size, token_scores=scores))
@@ -67,31 +71,36 @@ def find_candidates(
     """
     scores = phrase_scores(outputs.token_logits[index], text.phrase_tokens[index], config.aggregate)
     centerness = outputs.centerness[index].float().sigmoid()
-    start, places, labels, ranks = 0, [], [], []
-    for height, width in outputs.level_sizes:
-        level = scores[start : start + height * width]
-        place, label = (level > config.candidate_threshold).nonzero(as_tuple=True)
-        rank = level[place, label] * centerness[start + place]
-        if len(rank) > config.candidates_per_level:
-            rank, best = rank.topk(config.candidates_per_level)
-            place, label = place[best], label[best]
-        places.append(place + start)
-        labels.append(label)
-        ranks.append(rank)
-        start += height * width
-    rank, order = torch.cat(ranks).sort(descending=True, stable=True)
-    place, label = torch.cat(places)[order], torch.cat(labels)[order]
+    place, label = (scores > config.candidate_threshold).nonzero(as_tuple=True)
+    rank = scores[place, label] * centerness[place]
+    if len(rank) > config.candidates_per_level:  # else no level has too many, and a GPU need not be asked
+        best = _best_of_levels(rank, place, outputs.level_sizes, config.candidates_per_level)
+        rank, place, label = rank[best], place[best], label[best]
+    rank, order = rank.sort(descending=True, stable=True)
+    place, label = place[order], label[order]
     boxes = decode(outputs.box_deltas[index, place].float(), outputs.anchors[place])
     return Detections(clip(boxes, size), rank.sqrt(), label, text.prompts[index], size), place
 
 
+def _best_of_levels(
+    rank: Float[Tensor, " det"], place: Int[Tensor, " det"], level_sizes: Sequence[Size], limit: int
+) -> Int[Tensor, " best"]:
+    """Indices of the ``limit`` best candidates of each level; the candidates are ordered by place."""
+    lengths = torch.tensor([height * width for height, width in level_sizes], device=place.device)
+    starts = [0, *torch.searchsorted(place, lengths.cumsum(0)).tolist()]
+    found = []
+    for start, end in pairwise(starts):
+        level = rank[start:end]
+        best = level.topk(limit).indices if end - start > limit else torch.arange(end - start, device=place.device)
+        found.append(best + start)
+    return torch.cat(found)
+
+
 def suppress_classes(found: Detections, nms: float) -> Detections:
     """Per-class suppression; negative phrases took part in the caption and are left out here."""
-    classes = found.classes
-    wanted = (classes != NEGATIVE).nonzero(as_tuple=True)[0]
-    if nms < 1:
-        wanted = wanted[suppress(found.boxes[wanted], found.scores[wanted], classes[wanted], nms)]
-    return found.select(wanted)
+    if NEGATIVE in found.prompt.classes:
+        found = found.select(found.classes != NEGATIVE)
+    return found.select(suppress(found.boxes, found.scores, found.classes, nms)) if nms < 1 else found
 
 
 def cap(found: Detections, limit: int) -> Detections:

@@ -8,12 +8,15 @@ import torch
 from alike import assert_alike, identical
 from drawn_world.scenes import Thing, draw_scene
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from glip.config import InferenceConfig
 from glip.detector import Detector
 from glip.device import choose_device
 from glip.errors import GlipError, ImageError
 from glip.geometry.boxes import iou
 from glip.model.weights import ASSETS
+from glip.postprocess import find_candidates
 from glip.structures import Detections, Prompt
 
 PROMPT = "a red bus. a cyclist. dog"
@@ -166,6 +169,33 @@ def test_thresholds(tiny_detector, image):
     assert not (found.labels == 1).any() and (found.labels == 2).any()
     nothing = tiny_detector(image, PROMPT, threshold=1)
     assert len(nothing) == 0 and list(nothing) == [] and nothing.boxes.shape == (0, 4)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations for whose result a GPU would be waited for: sizes and values that Python must know."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masks = [index for index in args[1] if index is not None] if func is torch.ops.aten.index.Tensor else []
+        known = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2"}
+        self.count += func.__name__.split(".")[0] in known or any(mask.dtype == torch.bool for mask in masks)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("limit", "waits"), [(10**6, 1), (3, 6)])  # the ends of five levels are read where one is full
+def test_candidates_are_waited_for_once(tiny_detector, image, limit, waits):
+    batch = tiny_detector.processor([image], [Prompt.from_names(NAMES)])
+    with torch.no_grad():
+        outputs = tiny_detector.model(batch)
+    config = InferenceConfig(candidate_threshold=0.0, candidates_per_level=limit)
+    with Waits() as counted:
+        found, places = find_candidates(outputs, 0, batch.text, batch.images.resized[0], config)
+    assert counted.count <= waits
+    ends = torch.tensor([height * width for height, width in outputs.level_sizes]).cumsum(0)
+    most = torch.bucketize(places, ends, right=True).bincount().max()
+    assert len(found) == sum(min(limit, len(NAMES) * h * w) for h, w in outputs.level_sizes)
+    assert most <= limit
 
 
 def test_negatives_take_part_and_are_not_returned(tiny_detector, image):
