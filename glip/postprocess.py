@@ -30,7 +30,7 @@ def postprocess(
 ) -> list[Detections]:
     """Detections of every image of a batch, in original pixels, best first, on the CPU.
 
-    A GPU is waited for where a number of boxes must be known: for the candidates, after suppression, and for the result.
+    A GPU is waited for where a number of boxes must be known: of candidates, after suppression, of the result.
     """
     found = []
     for index, (size, original_size) in enumerate(zip(resized, original, strict=True)):

@@ -3,13 +3,17 @@
 The only home of joining names with their spans, of shifting spans, and of counting whether names fit a caption.
 """
 
+import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from glip.errors import GlipError
+from glip.text.names import split_names
 from glip.text.phrases import Span, noun_phrases
 
 NEGATIVE = -1  # the class of a phrase that takes part in the prompt but is never returned
@@ -78,21 +82,23 @@ class Prompt:
         Args:
             names: what to find; label ``i`` of a detection is ``names[i]``. Duplicates stay separate labels. A string
                 is split as `parse` splits it.
-            negatives: names that take part and may win a region, but are not returned.
+            negatives: names that take part and may win a region, but are not returned; or a string, as for ``names``.
             classes: maps names to classes (for instance synonyms to one class); suppression is per class.
 
         Raises:
-            GlipError: no name, or an empty one.
+            GlipError: no name, an empty one, one that is not text, or a class that is not a whole number.
         """
-        if isinstance(names, str):
-            names = [part.strip() for part in re.split(r"\.+(?:\s+|$)", names) if part.strip()]
-        joined = join_names(("", name, "") for name in [*names, *negatives])
-        own = tuple(range(len(names)) if classes is None else classes)
-        return replace(joined, classes=own + (NEGATIVE,) * len(negatives), is_list=True)
+        wanted, against = _names(names), _names(negatives)
+        joined = join_names(("", name, "") for name in wanted + against)
+        try:
+            own = tuple(range(len(wanted)) if classes is None else map(operator.index, classes))
+        except TypeError:
+            raise GlipError(f"classes: got {reprlib.repr(classes)}: give a whole number for each name") from None
+        return replace(joined, classes=own + (NEGATIVE,) * len(against), is_list=True)
 
     @classmethod
     def parse(cls, text: str) -> "Prompt":
-        """Split "a red bus. a cyclist." at ". " and " . " and a trailing dot into names.
+        """Names in one text, such as "a red bus. a cyclist" (see ``split_names``).
 
         A dot inside a word is kept ("7.5 cm"); a name that itself has a dot and a space ("St. Bernard") must be
         passed in a list.
@@ -113,6 +119,8 @@ class Prompt:
         Raises:
             GlipError: a text that is not in the caption, a span outside it, or no phrase.
         """
+        if not isinstance(caption, str):
+            raise _not_words(caption)
         if phrases is None:
             phrases = noun_phrases(caption)
         found, position = list[Phrase](), 0
@@ -236,20 +244,44 @@ def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, .
         if match := pattern.search(caption, start) or pattern.search(caption):
             return (match.span(),)
     else:
-        listed: Sequence[Any] = item if item and isinstance(item[0], Sequence) else [item]
-        if all(len(span) == 2 for span in listed):
-            return tuple((int(start), int(end)) for start, end in listed)
+        with suppress(TypeError, ValueError, IndexError, KeyError):  # neither a span nor spans
+            listed: Sequence[Any] = item if isinstance(item[0], Sequence) else [item]
+            return tuple((operator.index(start), operator.index(end)) for start, end in listed)
     raise GlipError(
         f"phrase {item!r} does not occur in the caption {caption!r}: give words of it, (start, end), or such pairs"
     )
 
 
 def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
-    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names.
+
+    Raises:
+        GlipError: anything else.
+    """
     if isinstance(words, Prompt):
         return [words]
-    if isinstance(words, str):
-        return [Prompt.parse(words)]
-    if all(isinstance(item, str) for item in words):
-        return [Prompt.from_names(list(words))]  # type: ignore[arg-type]
+    if isinstance(words, str) or all(isinstance(item, str) for item in _items(words)):
+        return [Prompt.from_names(words)]  # type: ignore[arg-type]
     return [as_prompts(item)[0] for item in words]
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    if isinstance(given, str):
+        return split_names(given)
+    names = _items(given)
+    for name in names:
+        if not isinstance(name, str):
+            raise _not_words(name)
+    return names
+
+
+def _items(given: Any) -> list[Any]:
+    """The items of a list; a set has no order, which labels need, and of a dictionary or bytes nobody knows which."""
+    if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping | Set):
+        raise _not_words(given)
+    return list(given)
+
+
+def _not_words(given: Any) -> GlipError:
+    text = f"prompt: got {reprlib.repr(given)} ({type(given).__name__}): "
+    return GlipError(text + "give text such as 'a red bus. a cyclist', a list of names, or a Prompt")

@@ -1,6 +1,7 @@
 """Prompts know their characters by construction, whatever the names are made of."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from glip.errors import DataError, GlipError
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
-from glip.text.prompt import NEGATIVE, Phrase, Prompt, join_names, join_prompts, split_prompt
+from glip.text.prompt import NEGATIVE, Phrase, Prompt, as_prompts, join_names, join_prompts, split_prompt
 
 TASKS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip), min_size=1)
@@ -38,8 +39,8 @@ def test_parsed_text_keeps_its_characters(text):
         assert "names nothing" in str(error)
         return
     assert spans_say_phrases(prompt)
-    letters = "".join(prompt.texts).replace(".", "")
-    assert "".join(letters.split()) == "".join(text.replace(".", "").split()), "nothing is lost"
+    kept, given = (re.sub(r"[.,\s]", "", letters) for letters in ("".join(prompt.texts), text))
+    assert kept == given, "only separators are lost"
 
 
 @given(st.text(st.sampled_from("ab ,é北"), min_size=2, max_size=30), st.data())
@@ -67,6 +68,26 @@ def test_captions_keep_their_characters(caption, data):
         ("cat. cat", ("cat", "cat")),
         ("café. 北京. 🐈", ("café", "北京", "🐈")),
         ("dog, black", ("dog, black",)),
+        ("a red house.a tree.a car.", ("a red house", "a tree", "a car")),
+        ("dog.stick", ("dog", "stick")),
+        ("node.js on shop.com", ("node.js on shop.com",)),
+        ("a red house, a tree, a car", ("a red house", "a tree", "a car")),
+        ("person,bicycle,car,", ("person", "bicycle", "car")),
+        ("a man, a dog, and a bird", ("a man", "a dog", "a bird")),
+        ("laptop, mouse, cup and bowl", ("laptop", "mouse", "cup", "bowl")),
+        ("a big, old, red car", ("a big, old, red car",)),
+        ("a dog stands beside a big red house, a tree", ("a dog stands beside a big red house, a tree",)),
+        ("dog; cat, black | bird", ("dog", "cat, black", "bird")),
+        ("red house\ntree\r\ncar\\nsun", ("red house", "tree", "car", "sun")),
+        ("['a dog', 'a cat, black']", ("a dog", "a cat, black")),
+        ('["dog", "cat"]', ("dog", "cat")),
+        ("[dog, cat]", ("dog", "cat")),
+        ('"a dog"', ("a dog",)),
+        ("“a dog”, “a cat”", ("a dog", "a cat")),
+        ("'a dog', 'a cat'", ("a dog", "a cat")),
+        ("rock 'n' roll", ("rock 'n' roll",)),
+        ("salt &amp; pepper. a cup", ("salt & pepper", "a cup")),
+        ("[0]", ("[0]",)),
     ],
 )
 def test_parse(text, names):
@@ -84,6 +105,20 @@ def test_parse(text, names):
         (lambda: Prompt.from_names(["cat", ""]), "has a phrase '' with the spans .*: write what to look for"),
         (lambda: Prompt.from_names(["cat \udcff"]), "not UTF-8"),
         (lambda: Prompt.from_names(["a", "b"], classes=[0]), "2 phrases and 1 classes"),
+        (lambda: Prompt.from_names(["a", "b"], classes=["x", "y"]), "classes: got .*: give a whole number"),
+        *(
+            (lambda words=words: as_prompts(words), rf"prompt: got {got} \(\w+\): give text such as")
+            for words, got in (
+                (3, r"3 \(int"),
+                ([1, 2], r"1 \(int"),
+                (["a", None], "None"),
+                (b"a", "b'a'"),
+                ({"a"}, "{'a'}"),
+            )
+        ),
+        (lambda: Prompt.parse(None), "prompt: got None"),
+        (lambda: Prompt.from_caption(None), "prompt: got None"),
+        (lambda: Prompt.from_caption("a dog", [(0.0, 3.7)]), r"phrase \(0.0, 3.7\) does not occur"),
         (lambda: Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1)), "1 phrases and 2 classes"),
         (lambda: Prompt("a cat", (Phrase("cat", ()),)), "phrase 'cat' with the spans"),
         *(
@@ -95,7 +130,7 @@ def test_parse(text, names):
                 lambda phrase=phrase: Prompt.from_caption("a cat", [phrase]),
                 "does not occur in the caption .*: give words of it",
             )
-            for phrase in ((), (0, 3, 5), [(0, 3, 5)])
+            for phrase in ((), (0, 3, 5), [(0, 3, 5)], 3)
         ),
         (lambda: Prompt.from_caption("a cart", ["car"]), "phrase 'car' does not occur in the caption"),
         (lambda: Prompt.from_caption("a cat", [" "]), "phrase '' with the spans"),
@@ -111,6 +146,7 @@ def test_classes_and_negatives():
     assert prompt.classes == (0, 0, 1, NEGATIVE, NEGATIVE)
     assert prompt.texts == ("cat", "kitten", "dog", "fox", "wolf")
     assert spans_say_phrases(prompt)
+    assert Prompt.from_names(["a"], negatives="bus").texts == ("a", "bus")
 
 
 def located(caption: str, *phrases: str) -> list[tuple[int, int]]:
