@@ -6,15 +6,15 @@ and ``ground`` are the steps of a call.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypedDict, Unpack, overload
+from typing import Unpack, overload
 
 import torch
 from PIL import Image
 
-from glip.config import InferenceConfig, ModelConfig, Share
+from glip.config import Count, InferenceConfig, ModelConfig
 from glip.data.image import ImageInput, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
@@ -22,33 +22,15 @@ from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, save_pretrained, weights_fingerprint
+from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, in_order
 from glip.schema import parse
-from glip.shapes import Float, Tensor
 from glip.structures import Detections
 from glip.text.prompt import Prompt, Words, as_prompts, split_prompt
-from glip.text.tokens import Tokenizer
+from glip.text.tokens import Tokenizer, warn_of_unknown_words
 
 _TEXT_ROWS = 32  # captions that the language model reads at once
-
-
-class DetectOptions(TypedDict, total=False):
-    """How boxes are chosen, the keyword arguments of a call.
-
-    Args:
-        threshold: lowest score returned, 0..1, or one for each phrase; default: the task's, else the model's.
-        nms: IoU above which the lower-scored of two boxes of a class is removed; 1 keeps all.
-        max_detections: maximum detections per image, 0 for no limit.
-        batch_size: images (or chunks of a long list of names) computed at once; default 4.
-        token_scores: also give each box's alignment with every token of its caption.
-    """
-
-    threshold: float | Sequence[float] | None
-    nms: float | None
-    max_detections: int | None
-    batch_size: int
-    token_scores: bool
 
 
 class Detector:
@@ -243,10 +225,9 @@ class Detector:
                 results. Default: the error is raised.
             **options: see ``DetectOptions``.
         """
-        batch_size = options.get("batch_size", 4)
-        if batch_size < 1:
-            raise GlipError(f"batch_size: got {batch_size}: give a whole number, 1 or more")
-        self._inference(options.get("nms"), options.get("max_detections"))  # refused now, not with the first image
+        options["batch_size"] = batch_size = parse(Count, options.get("batch_size", 4), at="batch_size")
+        given = {name: options.get(name) for name in ("nms", "max_detections")}
+        with_options(self.config.inference, **given)  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
@@ -291,6 +272,7 @@ class Detector:
             self._tuned_text = self._tuned_text or self._encode_task(self.adaptation)
             return self._tuned_text
         listed, rows, chunks = as_prompts(prompts), list[Prompt](), []
+        warn_of_unknown_words(self.processor.tokenizer, listed)
         count_tokens, max_tokens = self.processor.count_tokens, self.processor.max_tokens
         for prompt in listed:
             parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)
@@ -320,7 +302,7 @@ class Detector:
         image: EncodedImage,
         text: EncodedText,
         *,
-        threshold: float | Sequence[float] | None = None,
+        threshold: Thresholds | None = None,
         nms: float | None = None,
         max_detections: int | None = None,
         chunk_detections: int = 0,
@@ -336,8 +318,11 @@ class Detector:
         if len(text.prompts) not in (1, count):
             raise GlipError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         owners = list(range(count)) if len(text.prompts) == count else [0] * count
-        limits = [self._thresholds(threshold, text, len(text.prompts[owner].phrases)) for owner in owners]
-        config = self._inference(nms, max_detections)
+        usual = (
+            self.adaptation.thresholds if text.tuned and self.adaptation else ()
+        ) or self.config.inference.threshold
+        limits = [read_thresholds(threshold, text.prompts[owner], usual) for owner in owners]
+        config = with_options(self.config.inference, nms=nms, max_detections=max_detections)
         passes = [(index, first, row) for index, owner in enumerate(owners) for first, row in text.chunks[owner]]
         if token_scores and len(passes) > count:
             raise GlipError("token_scores need a prompt in one piece: this list of names was split into chunks")
@@ -370,22 +355,3 @@ class Detector:
         captions = zip(batch.input_ids, batch.attention_mask, strict=True)
         words = [self.processor.tokenizer.words(ids[mask].tolist()) for ids, mask in captions]
         return [replace(part, tokens=own) for part, own in zip(found, words, strict=True)]
-
-    def _thresholds(
-        self, threshold: float | Sequence[float] | None, text: EncodedText, count: int
-    ) -> Float[Tensor, " phrase"]:
-        """The lowest score of each phrase: those of a call, else the task's for its own prompt, else the model's."""
-        if threshold is None and text.tuned and self.adaptation:
-            threshold = self.adaptation.thresholds or None
-        if threshold is None:
-            return torch.full((count,), self.config.inference.threshold)
-        values = [float(threshold)] * count if isinstance(threshold, int | float) else [float(t) for t in threshold]
-        if len(values) != count:
-            raise GlipError(f"threshold: got {len(values)} for {count} phrases: give one number, or one per phrase")
-        return torch.tensor(parse(tuple[Share, ...], values, at="threshold"))
-
-    def _inference(self, nms: float | None, max_detections: int | None) -> InferenceConfig:
-        """The model's inference options with those of a call."""
-        given = {"nms": nms, "max_detections": max_detections}
-        changed = {name: value for name, value in given.items() if value is not None}
-        return parse(InferenceConfig, asdict(self.config.inference) | changed) if changed else self.config.inference

@@ -41,14 +41,19 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
 
     Args:
         kind: the type to build.
-        value: what YAML or JSON gave.
+        value: what YAML, JSON or a caller gave.
         at: where the value stands, named in errors: a key such as ``train`` or a file.
         error: the kind of error to raise.
 
     Raises:
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
-    return _parsed(kind, json.dumps(value, default=str), at, error)
+    return _parsed(kind, json.dumps(value, default=_plain), at, error)
+
+
+def _plain(value: Any) -> Any:
+    """Scalars and arrays of NumPy and torch as numbers and lists; anything else as text, which errors can show."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:

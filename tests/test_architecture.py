@@ -21,6 +21,7 @@ GROUND = (
     "files.py",
     "signals.py",
     "text/phrases.py",
+    "text/names.py",
     "text/prompt.py",
     "structures.py",
     "config.py",
@@ -29,7 +30,7 @@ GROUND = (
 LEVELS = (  # from floor 1 on
     ("lettering", "text", "geometry", "device"),
     ("model", "loss", "processor"),
-    ("data", "encoded", "postprocess"),
+    ("data", "encoded", "options", "postprocess"),
     ("detector", "visualize"),
     ("train", "evaluate", "pseudo"),
     ("recipes",),

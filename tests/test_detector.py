@@ -159,6 +159,7 @@ def test_one_cap_for_short_and_chunked_prompts_of_a_batch(tiny_detector, image):
         assert len(found) == 7
 
 
+@pytest.mark.unchecked  # of NumPy and torch too
 def test_thresholds(tiny_detector, image):
     everything = tiny_detector(image, PROMPT)
     middle = float(everything.scores.median())
@@ -167,6 +168,12 @@ def test_thresholds(tiny_detector, image):
     found = tiny_detector(image, PROMPT, threshold=limits.tolist())
     assert_alike(found, everything.select(everything.scores >= limits[everything.labels]))
     assert not (found.labels == 1).any() and (found.labels == 2).any()
+    for given in (limits, limits.numpy(), {"a red bus": np.float32(middle), "a cyclist": 1, "dog": torch.tensor(0.0)}):
+        assert_alike(tiny_detector(image, PROMPT, threshold=given), found)
+    usual = torch.tensor([1.0, *[tiny_detector.config.inference.threshold] * 2])
+    some = tiny_detector(image, PROMPT, threshold={"a red bus": 1.0})
+    assert_alike(some, everything.select(everything.scores >= usual[everything.labels]))
+    assert_alike(tiny_detector(image, PROMPT, threshold=np.float32(middle)), everything.above(middle))
     nothing = tiny_detector(image, PROMPT, threshold=1)
     assert len(nothing) == 0 and list(nothing) == [] and nothing.boxes.shape == (0, 4)
 
@@ -287,11 +294,17 @@ def test_any_size(tiny_detector):
         ({"threshold": 1.5}, "threshold.*: got 1.5"),
         ({"threshold": float("nan")}, "threshold.*: got nan"),
         ({"threshold": [0.5, 0.5]}, "threshold: got 2 for 3 phrases: give one number, or one per phrase"),
+        ({"threshold": "0.3"}, "threshold: got '0.3': give a number"),
+        ({"threshold": {"a red bu": 0.3}}, r"'a red bu' is no phrase of the prompt \(did you mean 'a red bus'"),
+        ({"threshold": {"xyz": 0.3}}, "'xyz' is no phrase of the prompt: it has 'a red bus', 'a cyclist'"),
         ({"nms": 1.1}, "nms: got 1.1"),
+        ({"max_detections": 2.5}, "max_detections: got 2.5: give a whole number"),
+        ({"batch_size": "4"}, "batch_size: got '4': give a whole number"),
         ({"max_detections": -1}, "max_detections: got -1"),
         ({"batch_size": 0}, "batch_size: got 0"),
     ],
 )
+@pytest.mark.unchecked
 def test_wrong_options_are_explained(tiny_detector, image, options, message):
     with pytest.raises(ValueError, match=message):
         tiny_detector(image, PROMPT, **options)
@@ -306,6 +319,10 @@ def test_wrong_images_and_prompts_are_explained(tiny_detector, image):
         tiny_detector(image, [])
     with pytest.raises(ValueError, match="yields no token"):
         tiny_detector(image, ["cat", "\u200b"])
+    with pytest.raises(GlipError, match="cannot read '🐈', '红色': write it in English"):
+        tiny_detector(image, "🐈. 红色")
+    with pytest.warns(UserWarning, match="cannot read '🐈': to it such words are all alike"):
+        tiny_detector(image, "a cat. 🐈")
     with pytest.raises(ValueError, match="got 2 prompts for 3 images: give one, or one for each"):
         tiny_detector([image] * 3, [Prompt.parse("a"), Prompt.parse("b")])
     with pytest.raises(ValueError, match="got 2 prompts for 1 images"):

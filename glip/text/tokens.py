@@ -5,6 +5,7 @@ the next two) to the token of its last character (or of the two before), everyth
 the search stays within the span, so a span of dropped characters never stands for its neighbours.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -116,6 +117,21 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
         weights.append(rows)
     attention_mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
     return TextBatch(input_ids, attention_mask, tuple(weights), tuple(prompts))
+
+
+def warn_of_unknown_words(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+    """Warn of words that the tokenizer cannot read, such as emoji.
+
+    Raises:
+        GlipError: a prompt has no other words.
+    """
+    for prompt in prompts:
+        words = " ".join(prompt.texts)
+        if unknown := tuple(dict.fromkeys(tokenizer.unknown_words(words))):
+            listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+            if len(unknown) == len(set(words.split())):
+                raise GlipError(f"prompt: the model cannot read {listed}: write it in English words")
+            warnings.warn(f"the model cannot read {listed}: to it such words are all alike", stacklevel=4)
 
 
 def positive_map(weights: Float[Tensor, "phrase tok"], box_phrases: Sequence[Sequence[int]]) -> Bool[Tensor, "box tok"]:

@@ -109,8 +109,8 @@ def test_parse(text, names):
         *(
             (lambda words=words: as_prompts(words), rf"prompt: got {got} \(\w+\): give text such as")
             for words, got in (
-                (3, r"3 \(int"),
-                ([1, 2], r"1 \(int"),
+                (3, "3"),
+                ([1, 2], "1"),
                 (["a", None], "None"),
                 (b"a", "b'a'"),
                 ({"a"}, "{'a'}"),
