@@ -8,25 +8,32 @@ from glip.cli.arguments import read_options
 from glip.config import DetectConfig
 from glip.errors import ConfigError
 
+_NANO = (
+    "glip-nano knows drawings, blood cells, chess pieces, playing cards, raccoons and rabbits; for photographs take "
+    "--model glip-t (900 MB, downloaded once; without network: --model FILE.pth, fetched elsewhere)"
+)
+
 
 def run(args: argparse.Namespace) -> int:
     """Detect in all images; those that cannot be read are reported, and make the exit code 2."""
     config = read_options(DetectConfig, args)
     if config.json and Path(config.json).is_dir():  # it is written at the very end
         raise ConfigError(f"--json {config.json!r} is a folder: give a file, or '-' to print the lines")
-    if not args.task and args.caption is None and len(args.images) == 1:
-        raise ConfigError("no prompt: give words after the images, such as 'a red bus. a cyclist', --caption or --task")
     from glip.detector import Detector
-    from glip.recipes.detect_files import detect_files, find_images
+    from glip.recipes.detect_files import detect_files, find_images, split_arguments
     from glip.structures import Prompt
+    from glip.text.names import split_names
 
     prompt = None  # the classes of the task
     if args.caption is not None:
         prompt = Prompt.from_caption(args.caption)
     elif not args.task:
-        prompt = Prompt.parse(args.images.pop())
+        args.images, texts = split_arguments(args.images)
+        prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
     paths = find_images(args.images)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
+    if args.model == "glip-nano" and not args.task:
+        print(_NANO, file=sys.stderr)
     unreadable = detect_files(detector, paths, prompt, config)
     if unreadable:
         print(f"{unreadable} of {len(paths)} images could not be read", file=sys.stderr)

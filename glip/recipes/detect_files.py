@@ -4,6 +4,7 @@ import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from glip.visualize import draw, save_image
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
+_SHOWN = 10  # names of a prompt in messages
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
@@ -44,17 +46,42 @@ def find_images(given: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The images of a command line and the texts after them: from the first argument on that cannot be an image.
+
+    Raises:
+        ConfigError: no text, or an image after it.
+    """
+    images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
+    texts = list(given[len(images) :])
+    late = next((text for text in texts if _is_image(text)), None)
+    if late is not None and len(texts) > 1:
+        raise ConfigError(f"{texts[0]!r} is not an image, and {late!r} after it is one: give all images, then the words")
+    if late is not None or not texts:
+        raise ConfigError("no prompt: give words after the images, such as 'a red bus. a cyclist', --caption or --task")
+    return images, texts
+
+
+def _may_be_image(text: str) -> bool:
+    path = Path(text)
+    return path.suffix.lower() in ENDINGS or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
+
+
+def _is_image(text: str) -> bool:
+    return Path(text).suffix.lower() in ENDINGS and Path(text).is_file()
+
+
 def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
     """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
 
     Without a prompt the classes of the detector's task are detected. Each path is there once.
     """
-    targets, records, read = _output_names(paths, Path(config.out)), list[dict[str, Any]](), 0
+    targets, records, summary = _output_names(paths, Path(config.out)), list[dict[str, Any]](), _Summary()
     if config.json != "-":
         Path(config.out).mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
         for path, image, found in _detections(detector, paths, prompt, config, bar):
-            read += 1
+            summary.add(found)
             if config.json == "-":
                 print(json.dumps(to_record(path, found), ensure_ascii=False), flush=True)
                 continue
@@ -65,8 +92,10 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
                 print(_detections_table(path, found, targets[path]))
     if config.json and config.json != "-":
         write_jsonl(config.json, records)
-        print(f"{len(records)} lines in {config.json}")
-    return len(paths) - read
+    if config.json != "-":
+        print(summary.text(table=len(paths) > _FEW) + f", drawn in {config.out}")
+        print(f"{count(len(records), 'line')} in {config.json}" if config.json else "", end="\n" if config.json else "")
+    return len(paths) - summary.images
 
 
 def _detections(
@@ -109,6 +138,34 @@ def to_record(path: Path, detections: Detections) -> dict[str, Any]:
     }
 
 
+class _Summary:
+    """What was found in all images."""
+
+    def __init__(self) -> None:
+        self.images, self.prompt = 0, Prompt("", ())
+        self.rows: dict[str, tuple[int, int, float]] = {}  # of each phrase: images, detections, best score
+
+    def add(self, found: Detections) -> None:
+        """One image more."""
+        self.images, self.prompt = self.images + 1, found.prompt
+        for label in found.labels.unique().tolist():
+            phrase, scores = found.prompt.texts[label].strip(), found.scores[found.labels == label]
+            images, detections, best = self.rows.get(phrase, (0, 0, 0.0))
+            self.rows[phrase] = images + 1, detections + len(scores), max(best, float(scores.max()))
+
+    def text(self, *, table: bool) -> str:
+        """How many images and detections; in a table how many of each phrase."""
+        lines, width = list[str](), max([6, *map(len, self.rows)])
+        if table and self.rows:
+            lines.append(f"  {'phrase':<{width}}  images  detections  best score")
+            for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
+                lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
+        elif table and self.images:
+            lines.append(_nothing_found(self.prompt))
+        found = sum(detections for _, detections, _ in self.rows.values())
+        return "\n".join([*lines, f"{count(self.images, 'image')}, {count(found, 'detection')}"])
+
+
 def _detections_table(path: Path, detections: Detections, target: Path) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
@@ -117,12 +174,21 @@ def _detections_table(path: Path, detections: Detections, target: Path) -> str:
         numbers = " ".join(f"{value:6.1f}" for value in box)
         lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
     if len(detections) == 0:
-        lines[1:] = ["  nothing scored high enough: try a lower --threshold, or other words"]
+        lines[1:] = [_nothing_found(detections.prompt)]
     prompt, found = detections.prompt, set(detections.labels.tolist())
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
     if missing and is_sentence(prompt):
         lines.append(f"  not found: {', '.join(missing)}")
     return "\n".join([*lines, f"  drawn in {target}"])
+
+
+def _nothing_found(prompt: Prompt) -> str:
+    """How the prompt was read, for it may have been meant otherwise, and what to try."""
+    names, more = [repr(text) for text in prompt.texts[:_SHOWN]], len(prompt.texts) - _SHOWN
+    read = f"{len(prompt.texts)} names: {', '.join(names)}" + (f" and {more} more" if more > 0 else "")
+    if len(names) == 1:
+        read = f"ONE name, {names[0]}; put '. ' between names"
+    return f"  nothing found; the prompt was read as {read}\n  or try other words, or a lower --threshold"
 
 
 def _output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
