@@ -20,6 +20,7 @@ from glip.structures import TextBatch
 from glip.text.phrases import Span
 from glip.text.prompt import Prompt
 
+UNKNOWN = "[UNK]"
 _REACH = 3  # how many characters are tried at either end of a span
 
 
@@ -51,6 +52,10 @@ class Tokenizer:
     def words(self, ids: Sequence[int]) -> tuple[str, ...]:
         """The word pieces of token ids, to be read by people."""
         return tuple(self._bert.id_to_token(number) or "" for number in ids)
+
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """The words of a text that the tokenizer cannot read, such as emoji: any of them is [UNK] to the model."""
+        return tuple(word for word in text.split() if UNKNOWN in self(word).tokens)
 
 
 def alike(tokenizer: Tokenizer, written: Mapping[str, str]) -> list[tuple[str, ...]]:

@@ -91,6 +91,19 @@ def test_a_phrase_without_tokens_is_an_error(tokenizer, name):
         encode_prompts(tokenizer, [prompt], max_tokens=256)
 
 
+@pytest.mark.parametrize(
+    "text, unknown",
+    [
+        ("a red key", ()),
+        ("a 🔑 and 红色的钥匙", ("🔑", "红色的钥匙")),
+        ("Москва café", ()),
+        ("key❤️shoes", ("key❤️shoes",)),
+    ],
+)
+def test_words_that_the_tokenizer_cannot_read_are_named(tokenizer, text, unknown):
+    assert tokenizer.unknown_words(text) == unknown
+
+
 def test_a_caption_too_long_is_an_error_and_nothing_is_cut(tokenizer):
     caption = "cat " * 255
     with pytest.raises(ValueError) as caught:
