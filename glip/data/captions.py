@@ -19,6 +19,7 @@ from glip.data.image import read_member
 from glip.data.records import as_map, is_text
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
+from glip.text.phrases import unescape
 
 IMAGE_KEYS = ("image", "picture", "file_name", "filename", "file", "filepath", "image_path", "path", "key")
 CAPTION_KEYS = ("caption", "captions", "text", "title")
@@ -42,8 +43,8 @@ def read_captions(annotations: str | Path, images: Sequence[str | Path], tree: A
     - ``.tar``: WebDataset as img2dataset writes it, KEY.jpg with KEY.txt or KEY.json; read in place, never extracted;
     - a folder: all its tars, else all its files of the other kinds.
 
-    Images that are named by URL only are skipped: nothing is downloaded. Arguments as for ``read_coco``; tars need no
-    image folders.
+    HTML entities become the characters that they stand for. Images that are named by URL only are skipped: nothing is
+    downloaded. Arguments as for ``read_coco``; tars need no image folders.
     """
     path, skipped = Path(annotations), SkipCounter()
     files = caption_files(path)
@@ -102,7 +103,7 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
     listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
     require(listed, "image without a caption")
     own = str(getattr(name, "name", name)) if image_id is None else image_id
-    texts = skipped.each(enumerate(listed), lambda caption: records.read_caption(caption).strip(), "caption")
+    texts = skipped.each(enumerate(listed), lambda caption: unescape(records.read_caption(caption)).strip(), "caption")
     size = records.read_size(record)
     return [Sample(image, torch.empty(0, 4), (), caption=text, image_id=own, size=size) for text in texts]
 

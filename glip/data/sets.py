@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
+from glip.console import ProgressBar
 from glip.errors import DataError
 from glip.shapes import Bool, Float, Int
 from glip.structures import Sample
@@ -149,7 +149,7 @@ class SampleSet:
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""
-        return iter(tqdm(self.samples, desc=title, unit="sample", disable=None, delay=1))
+        return iter(ProgressBar(self.samples, desc=title, unit="sample", delay=1))
 
     def select(self, indices: Sequence[int]) -> "SampleSet":
         """The dataset with some of its samples, by index."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from glip.config import EvaluateConfig, ModelConfig
+from glip.console import ProgressBar
 from glip.data.catalog import class_prompts
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
@@ -179,8 +179,8 @@ def _collect(
     samples, (number, processes) = benchmark.read.samples, share
     pending = sorted(set(range(len(samples))) - store.done)
     own = pending[number * len(pending) // processes : (number + 1) * len(pending) // processes]
-    quiet = True if number else None  # one process shows its progress, and only on a terminal
-    with tqdm(total=len(samples), initial=len(samples) - len(own), unit="sample", disable=quiet, leave=False) as bar:
+    shown = {"desc": benchmark.name, "unit": "sample", "disable": number > 0}  # one process shows its progress
+    with ProgressBar(total=len(samples), initial=len(samples) - len(own), **shown) as bar:
         try:
             for prediction in predictions(detector, samples, own, options):
                 store.add(prediction)

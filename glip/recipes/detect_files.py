@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from glip.config import DetectConfig
+from glip.console import ProgressBar
 from glip.data.image import load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
@@ -79,7 +79,7 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
     targets, records, summary = _output_names(paths, Path(config.out)), list[dict[str, Any]](), _Summary()
     if config.json != "-":
         Path(config.out).mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
-    with tqdm(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
+    with ProgressBar(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
         for path, image, found in _detections(detector, paths, prompt, config, bar):
             summary.add(found)
             if config.json == "-":
@@ -99,7 +99,7 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
 
 
 def _detections(
-    detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig, bar: "tqdm[Any]"
+    detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig, bar: ProgressBar
 ) -> Iterator[tuple[Path, Image.Image, Detections]]:
     """Each file that can be read, its image and its detections; the others are reported."""
     size = config.batch_size
@@ -109,7 +109,9 @@ def _detections(
             try:
                 opened[path] = load_image(path)
             except ImageError as error:
-                tqdm.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
+                ProgressBar.write(
+                    f"glip detect: {' '.join(str(error).split())}", file=sys.stderr
+                )  # above the bar, if any
         images = list(opened.values())
         found = detector(images, prompt, threshold=config.threshold, batch_size=size) if images else []
         yield from zip(opened, images, found, strict=True)

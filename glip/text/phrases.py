@@ -4,6 +4,7 @@ The bundled pipeline is a small tagger (its card: glip/assets/phrases/README.md)
 pipeline with a parser can replace it. spaCy is imported when the first finder is made.
 """
 
+import html
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,8 +44,14 @@ TAGS = (
     "input|li|link|meta|object|ol|p|pre|q|s|script|small|source|span|strong|style|sub|sup|table|tbody|td|th|tr|tt|u|ul|"
     "video"
 )
-MARKUP = re.compile(
-    rf"</?(?:{TAGS})(?:\s[^<>]{{0,500}}|/)?>|<!--.{{0,500}}?-->|&(?:[a-z]{{2,8}}\d?|#\d{{1,7}}|#x[0-9a-f]{{1,6}});",
+ENTITY = r"&(?:[a-z]{2,8}\d?|#\d{1,7}|#x[0-9a-f]{1,6});"
+MARKUP = re.compile(rf"</?(?:{TAGS})(?:\s[^<>]{{0,500}}|/)?>|<!--.{{0,500}}?-->|{ENTITY}", re.IGNORECASE)
+# What the web writes among words and no image shows: addresses, file names, hashtags and handles.
+SITES = "com|org|net|edu|gov|info|biz|io|tv|uk|de|fr|ru|jp|cn|eu|nl|au|ca"
+FILES = "jpe?g|png|gif|webp|bmp|tiff?|heic|avif|svg|psd|pdf|mp4|mov|avi|html?|php|txt"
+ADDRESS = re.compile(
+    rf"\b(?:\w{{1,9}}://|www\.)\S+|\b[\w.+-]{{1,64}}@[\w-]+\.[\w.-]+|\b(?:[\w-]{{1,63}}\.){{1,4}}(?:{SITES})\b(?:[/?]\S*)?"
+    rf"|\b[\w()-]{{1,99}}\.(?:{FILES})\b|\b(?:IMG|DSC[FN]?|PXL|VID)[-_]?\d{{3,}}\w*|(?<!\w)(?:#(?=\d*[^\W\d])|@)\w+",
     re.IGNORECASE,
 )
 ODD = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\ufeff]")
@@ -287,11 +294,22 @@ def _decode(chances: np.ndarray, lengths: Sequence[int]) -> list[list[Span]]:
 # ---- captions in pieces
 
 
+def unescape(caption: str) -> str:
+    """A caption of the web with its HTML entities as characters, also where they were escaped twice (&amp;quot;)."""
+    for _ in range(2 * ("&" in caption)):
+        caption = re.sub(ENTITY, lambda match: html.unescape(match[0]), caption, flags=re.IGNORECASE)
+    return caption
+
+
 def plain(caption: str) -> Plain:
-    """Replace markup, control characters and halves of letters by spaces, and spaces by single ones."""
-    if not ROUGH.search(caption):
+    """Replace markup, control characters and halves of letters by spaces, and spaces by single ones.
+
+    An address, a file name, a hashtag or a handle becomes a comma, which ends the phrase before it.
+    """
+    if not ROUGH.search(caption) and not ADDRESS.search(caption):
         return Plain(caption, range(len(caption)))
     text = ODD.sub(" ", MARKUP.sub(lambda match: " " * len(match[0]), caption))
+    text = ADDRESS.sub(lambda match: ",".ljust(len(match[0])), text)
     words = [(match.start(), match[0]) for match in re.finditer(r"\S+", text)]
     places = [place for start, word in words for place in range(start, start + len(word) + 1)]
     return Plain(" ".join(word for _, word in words), places)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from glip.config import TuneConfig
+from glip.console import ProgressBar
 from glip.detector import Detector
 from glip.experiment import to_dict
 from glip.files import refuse_other_run
@@ -128,8 +128,8 @@ class TuneRun:
         torch.manual_seed(seed * 100_003 + number + (rank << 32))  # a resumed run draws the same
         rng = np.random.default_rng([seed, number, rank])
         losses = []
-        hidden = None if self.group.main else True  # None: shown in a terminal
-        for batch in tqdm(self._batches(), desc=f"epoch {number + 1}", unit="step", disable=hidden, leave=False):
+        hidden = not self.group.main
+        for batch in ProgressBar(self._batches(), desc=f"epoch {number + 1}", unit="step", disable=hidden):
             share = len(batch) // self.group.size
             own = batch[rank * share : (rank + 1) * share]
             outcome = self.step([self.images.get(index, rng) for index in own], stop=signals.number > 0)

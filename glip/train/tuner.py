@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from glip.config import Mode
+from glip.console import ProgressBar
 from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.data.transforms import augment
@@ -155,7 +155,7 @@ class Images:
         self.cached: dict[int, TaskBatch] = {}
         self.usable: list[int] = []
         samples, skipped = self.samples, self.skipped
-        for index in tqdm(range(len(samples)), desc="reading", unit="image", disable=None, leave=False):
+        for index in ProgressBar(range(len(samples)), desc="reading", unit="image"):
             try:
                 batch = self._prepare(index, np.random.default_rng(0), skipped)
             except ImageError as error:

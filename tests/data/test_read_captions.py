@@ -51,6 +51,13 @@ def test_coco_captions(tmp_path):
     }
 
 
+def test_entities_are_the_characters_they_stand_for(tmp_path):
+    said = ["a red key &amp; a caf&eacute;", "&quot;a&#39;&amp;quot; AT&T &copy;", "Q&A &c &nosuch;"]
+    lines = "".join(json.dumps({"image": "a.jpg", "caption": text}) + "\n" for text in said)
+    found, _ = read(written(tmp_path / "a.jsonl", lines))
+    assert [caption for _, caption in found] == ["a red key & a café", '"a\'" AT&T ©', "Q&A &c &nosuch;"]
+
+
 @pytest.mark.parametrize(("key", "text"), [("image", "caption"), ("file_name", "text"), ("filepath", "captions")])
 def test_records_by_any_name(tmp_path, key, text):
     rows = [{key: "a.jpg", text: "a dog"}, {key: "b.jpg", text: ["a cat", "an owl"], "width": 4, "height": 3}]

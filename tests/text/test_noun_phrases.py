@@ -249,6 +249,29 @@ def test_memory_is_bounded(monkeypatch):
     assert before == PhraseFinder().many(captions)
 
 
+WEB = (
+    "http://t.co/x",
+    "www.x.org/a?b",
+    "shop.com",
+    "jane.d@home.org",
+    "#redkey",
+    "@someone",
+    "IMG_2034.JPG",
+    "DSC_0021",
+)
+
+
+@pytest.mark.parametrize("word", WEB)
+def test_addresses_tags_and_file_names_are_no_phrases(finder, word):
+    assert texts(f"a red key {word} and a blue bell, see {word} {word}", finder) == ["red key", "blue bell"]
+    assert texts(f"{word} {word}", finder) == []
+
+
+def test_words_that_only_look_like_addresses_stay(finder):
+    found = texts("a C# book, a 7.5 cm ruler, a man.The cat, a dog @ the U.S. flag", finder)
+    assert found == ["C# book", "7.5 cm ruler", "man", "cat", "dog", "U.S. flag"]
+
+
 def test_markup_is_not_read(finder):
     assert texts("<p>A <b>red</b> bus<br/>&amp; a&nbsp;dog</p>", finder) == ["red</b> bus", "dog"]
     assert texts("A\tred \r\n bus\x00 on  a\u2028street\ufeff.", finder) == ["red \r\n bus", "street"]

@@ -1,0 +1,37 @@
+"""What the commands print: counts in words, and progress as a bar on a terminal or as lines in a log file."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_SECONDS = 60.0  # between two lines
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images", "2 boxes"."""
+    ending = "" if number == 1 else "es" if noun.endswith(("x", "s")) else "s"
+    return f"{number} {noun}{ending}"
+
+
+class ProgressBar(tqdm):  # type: ignore[type-arg]
+    """tqdm on a terminal; elsewhere a line a minute, and none about what takes less."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._is_log = not sys.stderr.isatty()
+        if self._is_log:
+            options |= {"delay": _SECONDS, "mininterval": _SECONDS, "maxinterval": _SECONDS, "miniters": 1}
+            options |= {"bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left"}
+        super().__init__(*arguments, **{"leave": False, **options})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Called by tqdm whenever it is time."""
+        if self._is_log:
+            print(str(self), file=sys.stderr, flush=True)
+        else:
+            super().display(msg, pos)
+
+    def close(self) -> None:
+        """End; a log gets no last frame."""
+        self.disable = self.disable or self._is_log
+        super().close()
