@@ -5,12 +5,14 @@ and help texts. An experiment's config takes ``key.path=value`` instead.
 """
 
 import argparse
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
 
+from glip import __version__
 from glip.config import (
     DetectConfig,
     EvaluateConfig,
@@ -23,7 +25,7 @@ from glip.config import (
     TuneConfig,
 )
 from glip.errors import ConfigError
-from glip.schema import bare_type, parse
+from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
@@ -41,6 +43,32 @@ _SHARED: dict[str, dict[str, Any]] = {
 }
 
 
+_OTHERS = {  # names that the flags have in other tools
+    "threshold": (
+        "conf",
+        "conf-thres",
+        "confidence",
+        "score-thr",
+        "score-threshold",
+        "box-threshold",
+        "text-threshold",
+    ),
+    "model": ("weights", "checkpoint", "ckpt", "checkpoint-path", "model-path", "pretrained"),
+    "images": ("source", "input", "img", "image", "image-path", "img-path", "img-dir", "image-dir"),
+    "prompt": ("text", "texts", "text-prompt", "classes", "labels", "names", "query", "queries", "categories"),
+    "out": ("output", "output-dir", "out-dir", "save-dir", "project", "work-dir", "outputs"),
+    "batch-size": ("batch", "bs", "batchsize"),
+    "device": ("gpu", "gpus", "cuda", "cpu"),
+    "dtype": ("half", "fp16", "bf16", "amp", "precision"),
+    "data": ("dataset", "ann", "annotations", "ann-file", "data-path"),
+    "lr": ("learning-rate", "lr0"),
+    "workers": ("num-workers", "j"),
+    "max-detections": ("max-det", "topk", "max-per-img"),
+    "json": ("save-json", "save-txt", "save-results", "predictions"),
+    "version": ("v", "V"),
+}
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose options may stand anywhere between the positional arguments."""
 
@@ -51,16 +79,36 @@ class Parser(argparse.ArgumentParser):
         if self._subparsers is not None or self._intermixed:
             return super().parse_known_args(args, namespace)
         self._intermixed = True
-        return self.parse_known_intermixed_args(args, namespace)
+        found, extra = self.parse_known_intermixed_args(args, namespace)
+        if flag := next((text for text in extra if text.startswith("-")), None):
+            self.error(f"unknown option {flag}{self._meant(flag.partition('=')[0].strip('-'))}")
+        return found, extra
+
+    def _meant(self, flag: str) -> str:
+        """A hint at what an unknown option is called here."""
+        known = [text[2:] for text in self._option_string_actions if text.startswith("--")]
+        ours = next((name for name, theirs in _OTHERS.items() if flag.replace("_", "-") in theirs), "")
+        bare = [str(action.metavar or action.dest) for action in self._get_positional_actions()]
+        if ours in known:
+            return f" (did you mean --{ours}?)"
+        if "key=value" in bare:
+            return ": settings are given as key=value, such as train.lr=1e-4 (glip config --explain lists them)"
+        if ours in ("images", "prompt", "model", "data"):
+            return f": given without an option are {' '.join(bare)}"
+        return did_you_mean(flag, known).replace("'", "--", 1).replace("'", "")
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where help is, without the usage; exit code 2."""
+        if wrong := re.search(r"invalid choice: '(.*?)'", message):
+            hint = did_you_mean(wrong[1], re.findall(r"'(.*?)'", message[wrong.end() :]))
+            message = f"{message[: wrong.end()]}{hint}{message[wrong.end() :]}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def build_parser() -> Parser:
     """The parser of the ``glip`` command."""
     parser = Parser(prog="glip", description="Open-vocabulary object detection: find anything you can describe.")
+    parser.add_argument("--version", action="version", version=f"glip {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, (summary, add) in VERBS.items():
         own = verbs.add_parser(verb, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
@@ -70,12 +118,13 @@ def build_parser() -> Parser:
 
 
 def _detect(parser: Parser) -> None:
+    parser.usage = "%(prog)s IMAGE... PROMPT... [options]"
     parser.add_argument(
         "images",
         nargs="+",
-        metavar="IMAGE... PROMPT",
-        help="image files, folders or patterns such as 'photos/*.jpg', then what to find: 'a red bus. a cyclist' "
-        "(no prompt with --caption or --task)",
+        metavar="IMAGE... PROMPT...",
+        help="image files, folders or patterns such as 'photos/*.jpg', then what to find: 'a red bus. a cyclist', or "
+        "'a red bus' 'a cyclist' (no prompt with --caption or --task)",
     )
     parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()
@@ -121,6 +170,7 @@ def _shots(text: str) -> int | None:
 
 
 def _evaluate(parser: Parser) -> None:
+    parser.usage = "%(prog)s MODEL [SET ...] [options]"
     parser.add_argument(
         "names",
         nargs="+",

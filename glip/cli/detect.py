@@ -9,8 +9,8 @@ from glip.config import DetectConfig
 from glip.errors import ConfigError
 
 _NANO = (
-    "glip-nano knows drawings, blood cells, chess pieces, playing cards, raccoons and rabbits; for photographs take "
-    "--model glip-t (900 MB, downloaded once; without network: --model FILE.pth, fetched elsewhere)"
+    "glip-nano knows drawings, cells, chess pieces, cards, raccoons and rabbits; photographs need --model glip-t "
+    "(900 MB, downloaded once) or, without network, --model FILE.pth"
 )
 
 

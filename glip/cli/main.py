@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run and exit: 0 done, 2 a user's mistake (one line), 1 a bug (traceback), 130 or 143 interrupted."""
     args = build_parser().parse_args(argv)
     _keep_freed_memory()
+    warnings.formatwarning = lambda message, *_, **__: f"glip {args.verb}: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
     try:

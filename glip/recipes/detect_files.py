@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from glip.config import DetectConfig
-from glip.console import ProgressBar
+from glip.console import ProgressBar, counted
 from glip.data.image import load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
@@ -54,10 +54,11 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next((text for text in texts if _is_image(text)), None)
-    if late is not None and len(texts) > 1:
-        raise ConfigError(f"{texts[0]!r} is not an image, and {late!r} after it is one: give all images, then the words")
-    if late is not None or not texts:
+    late = next(filter(_is_image, texts), None)
+    words = next((text for text in given if not _may_be_image(text)), None)
+    if late and words:
+        raise ConfigError(f"the image {late!r} comes after {words!r}, which is none: give all images, then the words")
+    if late or not texts:
         raise ConfigError("no prompt: give words after the images, such as 'a red bus. a cyclist', --caption or --task")
     return images, texts
 
@@ -92,9 +93,9 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
                 print(_detections_table(path, found, targets[path]))
     if config.json and config.json != "-":
         write_jsonl(config.json, records)
-    if config.json != "-":
-        print(summary.text(table=len(paths) > _FEW) + f", drawn in {config.out}")
-        print(f"{count(len(records), 'line')} in {config.json}" if config.json else "", end="\n" if config.json else "")
+    if config.json != "-" and summary.images:
+        written = f", {counted(len(records), 'line')} in {config.json}" if config.json else ""
+        print(f"{summary.text(table=len(paths) > _FEW)}, drawn in {config.out}{written}")
     return len(paths) - summary.images
 
 
@@ -144,7 +145,8 @@ class _Summary:
     """What was found in all images."""
 
     def __init__(self) -> None:
-        self.images, self.prompt = 0, Prompt("", ())
+        self.images = 0
+        self.prompt: Prompt | None = None
         self.rows: dict[str, tuple[int, int, float]] = {}  # of each phrase: images, detections, best score
 
     def add(self, found: Detections) -> None:
@@ -162,10 +164,11 @@ class _Summary:
             lines.append(f"  {'phrase':<{width}}  images  detections  best score")
             for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
-        elif table and self.images:
-            lines.append(_nothing_found(self.prompt))
+        missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows] if self.prompt else []
+        if table and self.prompt and missing:
+            lines.append(f"  not found: {_listed(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
-        return "\n".join([*lines, f"{count(self.images, 'image')}, {count(found, 'detection')}"])
+        return "\n".join([*lines, f"{counted(self.images, 'image')}, {counted(found, 'detection')}"])
 
 
 def _detections_table(path: Path, detections: Detections, target: Path) -> str:
@@ -180,17 +183,21 @@ def _detections_table(path: Path, detections: Detections, target: Path) -> str:
     prompt, found = detections.prompt, set(detections.labels.tolist())
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
     if missing and is_sentence(prompt):
-        lines.append(f"  not found: {', '.join(missing)}")
+        lines.append(f"  not found: {_listed(missing)}")
     return "\n".join([*lines, f"  drawn in {target}"])
 
 
 def _nothing_found(prompt: Prompt) -> str:
     """How the prompt was read, for it may have been meant otherwise, and what to try."""
-    names, more = [repr(text) for text in prompt.texts[:_SHOWN]], len(prompt.texts) - _SHOWN
-    read = f"{len(prompt.texts)} names: {', '.join(names)}" + (f" and {more} more" if more > 0 else "")
-    if len(names) == 1:
-        read = f"ONE name, {names[0]}; put '. ' between names"
+    read = f"{len(prompt.texts)} names: {_listed(prompt.texts)}"
+    if len(prompt.texts) == 1:
+        read = f"ONE name, {prompt.texts[0]!r}; put '. ' between names"
     return f"  nothing found; the prompt was read as {read}\n  or try other words, or a lower --threshold"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if texts[_SHOWN:] else ""
+    return ", ".join(texts[:_SHOWN]) + more
 
 
 def _output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from small import RELEASED, release_state
 
+import glip
 from glip.cli.main import main
 from glip.model.weights import load_pretrained
 from glip.train.start import load_config
@@ -70,12 +73,17 @@ def test_detections_of_an_image(detect, tmp_path):
     code, out, err = detect("shots/a.jpg", "a red bus. dog", "--threshold", 0.5)
     assert code == 0 and err == ""
     lines = out.splitlines()
-    assert lines[0].startswith("shots/a.jpg: ") and int(lines[0].split()[1]) == len(lines) - 3 > 0
+    assert lines[0].startswith("shots/a.jpg: ") and int(lines[0].split()[1]) == len(lines) - 4 > 0
     assert lines[1].split() == ["phrase", "score", "box", "(x1", "y1", "x2", "y2)"]
-    assert all(line.startswith(("  a red bus   0.", "  dog         0.")) for line in lines[2:-1])
-    assert lines[-1] == "  drawn in out/a.jpg" and names(tmp_path / "out") == ["a.jpg"]
+    assert all(line.startswith(("  a red bus   0.", "  dog         0.")) for line in lines[2:-2])
+    assert lines[-2] == "  drawn in out/a.jpg" and lines[-1] == f"1 image, {len(lines) - 4} detections, drawn in out"
+    assert names(tmp_path / "out") == ["a.jpg"]
     code, out, _ = detect("shots/a.jpg", "man. red shirt", "--threshold", 1)
-    assert code == 0 and "0 found" in out and "try a lower --threshold" in out and "not found: " not in out
+    assert code == 0 and "0 found" in out and out.endswith("1 image, 0 detections, drawn in out\n")
+    read, advice = out.splitlines()[1:3]
+    assert read == "  nothing found; the prompt was read as 2 names: man, red shirt" and "lower --threshold" in advice
+    _, out, _ = detect("shots/a.jpg", "a small, red car", "--threshold", 1)
+    assert "read as ONE name, 'a small, red car'; put '. ' between names\n" in out
     _, out, _ = detect("shots/a.jpg", "--caption", CAPTION, "--threshold", 1)
     assert "  not found: " in out and "red shirt" in out, "phrases of a sentence"
 
@@ -88,8 +96,19 @@ def test_folders_patterns_and_a_bar_for_many(detect, shots, tmp_path, image):
     (shots / "sub").mkdir()
     assert len(detect("shots/*.[jp]*", "shots/a.jpg", "dog", "--json", "-")[1].splitlines()) == 2
     image.resize((40, 30)).save(shots / "d.png")
-    code, out, err = detect("shots", "dog", "--batch-size", 3)
-    assert code == 0 and out == "" and "4/4" in err and len(names(tmp_path / "out")) == 4
+    code, out, err = detect("shots", "dog", "--batch-size", 3, "--json", "all.jsonl", "cat; bird")
+    found = Counter(
+        item["phrase"]
+        for line in (tmp_path / "all.jsonl").read_text().splitlines()
+        for item in json.loads(line)["detections"]
+    )
+    assert code == 0 and err == "" and len(names(tmp_path / "out")) == 4 and found.total() > 0
+    *table, last = out.splitlines()
+    assert table[0].split() == ["phrase", "images", "detections", "best", "score"]
+    assert {row.split()[0]: int(row.split()[2]) for row in table[1:4]} == found
+    assert last == f"4 images, {found.total()} detections, drawn in out, 4 lines in all.jsonl"
+    code, out, _ = detect("shots", "dog", "--threshold", 1)
+    assert "read as ONE name, 'dog'" in out and out.endswith("4 images, 0 detections, drawn in out\n")
 
 
 def test_json_lines(detect, tmp_path):
@@ -163,7 +182,15 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["dog", "--model", "shots/notes.txt"], "'shots/notes.txt'"),
         (["dog", "--out", "shots/a.jpg"], "File exists: 'shots/a.jpg'"),
         (["dog", "--json", "shots"], "--json 'shots' is a folder: give a file, or '-'"),
-        (["dog", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["dog", "--colour", "red"], "unknown option --colour (see glip detect --help)"),
+        (["dog", "--conf", ".3"], "unknown option --conf (did you mean --threshold?)"),
+        (["dog", "--box_threshold=.3"], "(did you mean --threshold?)"),
+        (["dog", "--weights", "x.pth"], "(did you mean --model?)"),
+        (["dog", "--treshold", ".3"], "(did you mean --threshold?)"),
+        (["--source", "x"], "unknown option --source: given without an option are IMAGE... PROMPT..."),
+        (["shots/b.png"], "no prompt: give words after the images"),
+        (["dog", "shots/b.png"], "image 'shots/b.png' comes after 'dog', which is none: give all images, then"),
+        (["🐈"], "the model cannot read '🐈': write it in English"),
         (["dog", "--task", "none.safetensors"], "'none.safetensors'"),
         *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
         ([], "no prompt: give words after the images"),
@@ -184,8 +211,9 @@ def test_wrong_options_are_one_line(refused, shots, tiny_folder, options, words)
     [
         (["detect", "empty", "dog"], "'empty' contains no image: give files that end in .bmp, .gif, .jpeg, .jpg"),
         (["detect", "*.jpg", "dog"], "'*.jpg' contains no image"),
-        (["detect"], "the following arguments are required: IMAGE... PROMPT (see glip detect --help)"),
-        (["detct", "a.jpg"], "invalid choice: 'detct'"),
+        (["detect"], "the following arguments are required: IMAGE... PROMPT... (see glip detect --help)"),
+        (["detct", "a.jpg"], "invalid choice: 'detct' (did you mean 'detect'?)"),
+        (["train", "--lr", "1", "x"], "unknown option --lr: settings are given as key=value, such as train.lr=1e-4"),
         (["convert", "nowhere.pth", "again"], "'nowhere.pth'"),
         (["convert", "wrong.pth", "again"], "wrong.pth"),
         (["config", "nano"], "config 'nano': no such file"),
@@ -275,6 +303,21 @@ def test_bugs_and_interrupts(command_line, monkeypatch, error, code, words):
     monkeypatch.setattr("glip.cli.config.run", fail)
     given, _, err = command_line("config")
     assert given == code and words in err and ("Traceback" in err) == (code == 1)
+
+
+def test_what_glip_nano_knows_is_said_once_and_warnings_are_lines(command_line, shots):
+    with pytest.warns(UserWarning) as said:
+        code, _, err = command_line("detect", "shots", "dog 🐈", "--device", "cpu", "--threshold", 1)
+    assert code == 0 and err.count("\n") == 1
+    assert err.startswith("glip-nano knows drawings") and "--model glip-t" in err
+    line = warnings.formatwarning(said[0].message, UserWarning, "x.py", 1)
+    assert line == "glip detect: the model cannot read '🐈': to it such words are all alike\n"
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"glip {glip.__version__}\n"
 
 
 def test_the_whole_command_is_needed(capsys):
