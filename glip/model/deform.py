@@ -7,6 +7,7 @@ CUDA uses torchvision's op. On a CPU that op is slow, its backward pass above al
 import torch
 import torch.nn.functional as F
 
+from glip.model.products import linear
 from glip.shapes import Float, Int, Tensor
 
 TAPS = 9
@@ -32,14 +33,14 @@ def deform_conv(
     # In the type of the weights, which is float32 under autocast.
     table = x.to(weight.dtype).flatten(2).transpose(1, 2).reshape(batch * height * width, chan)
     shares = shares.to(weight.dtype)
-    matrix = weight.permute(2, 3, 1, 0).reshape(TAPS * chan, -1)
+    matrix = weight.permute(0, 2, 3, 1).reshape(-1, TAPS * chan)
     # A few places at a time: what they read stays in the processor's cache until it is multiplied. With a backward
     # pass, in which each part would fill a gradient as large as the map, all at once. (To multiply every pixel with all
     # taps and gather the products takes as long, but keeps nine maps even if the weights are frozen.)
     at_once = torch.is_grad_enabled() or torch.compiler.is_compiling()  # a loop would compile anew for each size
     together = TAPS * (batch * size.numel() if at_once else _PLACES)
     summed = [
-        F.embedding_bag(part, table, mode="sum", per_sample_weights=share).view(-1, TAPS * chan) @ matrix
+        linear(F.embedding_bag(part, table, mode="sum", per_sample_weights=share).view(-1, TAPS * chan), matrix)
         for part, share in zip(rows.split(together), shares.split(together), strict=True)
     ]
     whole = summed[0] if len(summed) == 1 else torch.cat(summed)

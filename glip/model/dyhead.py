@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glip.model.deform import TAPS, deform_conv
+from glip.model.products import Linear
 from glip.shapes import Float, Tensor
 
 Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
@@ -32,8 +33,8 @@ class DynamicReLU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.squeeze = nn.Linear(channels, channels // 4)
-        self.expand = nn.Linear(channels // 4, 4 * channels)
+        self.squeeze = Linear(channels, channels // 4)
+        self.expand = Linear(channels // 4, 4 * channels)
 
     def forward(self, x: Map) -> Map:
         y = self.expand(F.relu(self.squeeze(x.mean((2, 3)))))

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 
+from glip.model.products import Linear, by_onednn, linear
 from glip.shapes import Bool, Float, Tensor
 
 _CLAMP = 50000.0  # the release's guard against overflow in half precision
@@ -26,23 +27,32 @@ class Fusion(nn.Module):
         self.scale = 1.0 / math.sqrt(width // heads)
         self.norm_image = nn.LayerNorm(channels)
         self.norm_text = nn.LayerNorm(hidden)
-        self.query = nn.Linear(channels, width)  # of the image
-        self.key = nn.Linear(hidden, width)  # of the text
-        self.value_image = nn.Linear(channels, width)
-        self.value_text = nn.Linear(hidden, width)
-        self.out_image = nn.Linear(width, channels)
-        self.out_text = nn.Linear(width, hidden)
+        self.query = Linear(channels, width)  # of the image
+        self.key = Linear(hidden, width)  # of the text
+        self.value_image = Linear(channels, width)
+        self.value_text = Linear(hidden, width)
+        self.out_image = Linear(width, channels)
+        self.out_text = Linear(width, hidden)
         self.gamma_image = nn.Parameter(torch.full((channels,), residual))
         self.gamma_text = nn.Parameter(torch.full((hidden,), residual))
-        for linear in (self.query, self.key, self.value_image, self.value_text, self.out_image, self.out_text):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for projection in (self.query, self.key, self.value_image, self.value_text, self.out_image, self.out_text):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
 
     def forward(
         self,
         image: Float[Tensor, "batch loc chan"],
         text: Float[Tensor, "batch tok hidden"],
         attention_mask: Bool[Tensor, "batch tok"],
+    ) -> tuple[Float[Tensor, "batch loc chan"], Float[Tensor, "batch tok hidden"]]:
+        if len(image) == 1 or not by_onednn(image):
+            return self._fuse(image, text, attention_mask)
+        each = zip(image.split(1), text.split(1), attention_mask.split(1), strict=True)  # it multiplies no batches
+        images, texts = zip(*(self._fuse(*one) for one in each), strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+    def _fuse(
+        self, image: Tensor, text: Tensor, attention_mask: Tensor
     ) -> tuple[Float[Tensor, "batch loc chan"], Float[Tensor, "batch tok hidden"]]:
         image, text = self.norm_image(image), self.norm_text(text)
         rate = _round_rate(self.dropout) if self.training else 0.0
@@ -88,7 +98,7 @@ class Fusion(nn.Module):
         constant = (keys @ bias).flatten(1, 2).to(weight.dtype)  # batch (head tok) 1
         with torch.autocast(image.device.type, enabled=False):
             flat = folded.flatten(1, 2).to(weight.dtype)
-            scores = torch.baddbmm(constant, flat, image.to(weight.dtype).transpose(1, 2))
+            scores = _times(flat, image.to(weight.dtype).transpose(1, 2), constant)
         # Without its gradient, for which torch would keep a copy of all scores, a third of this layer's memory, though
         # such large scores occur only in a broken run.
         scores.detach().clamp_(-_CLAMP, _CLAMP)
@@ -98,10 +108,10 @@ class Fusion(nn.Module):
         """What some heads add to the image, without the bias of the output."""
         weight = self.out_image.weight.view(-1, self.heads, values.shape[-1]).permute(1, 2, 0)[heads]  # head part chan
         folded = (values @ weight).flatten(1, 2)  # batch (head tok) chan
-        return attention.flatten(1, 2).transpose(1, 2) @ folded
+        return _times(folded.transpose(1, 2), attention.flatten(1, 2)).transpose(1, 2)
 
     def _read_image(self, heads: slice, attention: Tensor, image: Tensor) -> Float[Tensor, "batch head tok part"]:
-        gathered = attention.flatten(1, 2) @ image  # batch (head tok) chan
+        gathered = _times(attention.flatten(1, 2), image)  # batch (head tok) chan
         gathered = gathered.view(*attention.shape[:3], -1)
         weight = self.value_image.weight.view(self.heads, -1, image.shape[-1])[heads].transpose(1, 2)  # head chan part
         # After dropout the rows no longer sum to one: the bias is weighted by their sums.
@@ -110,6 +120,16 @@ class Fusion(nn.Module):
 
     def _split(self, x: Tensor) -> Float[Tensor, "batch head tok part"]:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _times(
+    first: Float[Tensor, "batch row mid"], second: Float[Tensor, "batch mid col"], added: Tensor | None = None
+) -> Float[Tensor, "batch row col"]:
+    """``first @ second + added``, with one value of ``added`` for each row."""
+    if len(first) == 1 and by_onednn(first):
+        product = linear(first[0], second[0].T)[None]
+        return product if added is None else product.add_(added)
+    return first @ second if added is None else torch.baddbmm(added, first, second)
 
 
 def _round_rate(rate: float) -> float:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glip.model.products import Linear
 from glip.shapes import Float, Tensor
 
 _CLAMP = 50000.0
@@ -40,7 +41,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.project = nn.Linear(hidden, channels)
+        self.project = Linear(hidden, channels)
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.bias_text = nn.Parameter(torch.zeros(hidden))
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - _PRIOR) / _PRIOR)))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glip.config import LanguageConfig
+from glip.model.products import Linear
 from glip.shapes import Bool, Float, Int, Tensor
 
 Hidden = Float[Tensor, "batch tok chan"]
@@ -25,9 +26,9 @@ class BertLayer(nn.Module):
         super().__init__()
         width, inner = config.hidden, config.intermediate
         self.heads, self.dropout = config.heads, nn.Dropout(config.dropout)
-        projections = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        projections = nn.ModuleDict({name: Linear(width, width) for name in ("query", "key", "value")})
         self.attention = nn.ModuleDict({"self": projections, "output": _output(width, width)})
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, inner)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(width, inner)})
         self.output = _output(inner, width)
 
     def forward(self, hidden: Hidden, attention_mask: Mask) -> Hidden:
@@ -117,7 +118,7 @@ def quantize_rows(weight: Float[Tensor, "row chan"]) -> tuple[Tensor, Float[Tens
 
 
 def _output(width: int, hidden: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"dense": nn.Linear(width, hidden), "LayerNorm": nn.LayerNorm(hidden, eps=_EPS)})
+    return nn.ModuleDict({"dense": Linear(width, hidden), "LayerNorm": nn.LayerNorm(hidden, eps=_EPS)})
 
 
 def _init(module: nn.Module) -> None:
