@@ -53,6 +53,7 @@ DOORS = {
     "ray": ("pseudo/run.py",),
     "filelock": ("files.py",),
     "pyarrow": ("pseudo/store.py",),
+    "pillow_heif": ("data/image.py",),
     "imagehash": ("pseudo/filters.py",),
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),

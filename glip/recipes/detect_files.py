@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from glip.config import DetectConfig
-from glip.data.image import load_image
+from glip.data.image import image_endings, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.files import write_jsonl
@@ -19,12 +19,14 @@ from glip.lettering import is_sentence
 from glip.structures import Detections, Prompt
 from glip.visualize import draw, save_image
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
     """Files, the images in folders, and what patterns match, in order, each once.
+
+    Of a folder, and of a pattern without an ending, files that are no images are left out and told, as are sub-folders
+    with images. Hidden files are left out.
 
     Raises:
         ConfigError: a folder or pattern without images.
@@ -32,16 +34,36 @@ def find_images(given: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for item in given:
         path = Path(item)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
-        elif path.exists() or not glob.has_magic(item):
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
-        if not matches:
-            raise ConfigError(f"{item!r} contains no image: give files that end in {', '.join(sorted(ENDINGS))}")
-        found.extend(matches)
+        is_pattern = not path.exists() and glob.has_magic(item)
+        if not is_pattern and not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/*", recursive=True)))
+        files = [file for file in inside if not file.is_dir()]
+        others = [] if is_pattern and path.suffix else [file for file in files if not _is_image(file)]
+        images = [file for file in files if not others or _is_image(file)]
+        deeper = [] if is_pattern else [folder for folder in inside if any(map(_is_image, folder.glob("**/*")))]
+        notes = [f"{_listed('other file', others)} skipped"] if others else []
+        if deeper:
+            everything = f"{glob.escape(str(path))}/**"
+            notes.append(f"{_listed('sub-folder', deeper)} with images not searched: give {everything!r} to search all")
+        if not images:
+            hint = [] if deeper else ["give image files, such as .jpg or .png"]
+            raise ConfigError(f"{item!r} contains no image: {'; '.join(notes + hint)}")
+        if notes:
+            print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
+        found.extend(images)
     return list(dict.fromkeys(found))
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in image_endings()
+
+
+def _listed(what: str, paths: Sequence[Path]) -> str:
+    """How many, and the first of their names: "4 other files (a.txt, b.csv, c.md, ...)"."""
+    names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
+    return f"{len(paths)} {what}{'s' * (len(paths) > 1)} ({', '.join(names)})"
 
 
 def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
