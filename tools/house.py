@@ -32,7 +32,7 @@ BUDGETS = {  # lines of each room
     "__main__": 10,
     "cli": 740,
     "config": 390,
-    "data": 3_350,
+    "data": 3_410,
     "detector": 400,
     "device": 100,
     "encoded": 120,
@@ -47,16 +47,16 @@ BUDGETS = {  # lines of each room
     "postprocess": 120,
     "processor": 140,
     "pseudo": 930,
-    "recipes": 770,
+    "recipes": 790,
     "schema": 140,
     "shapes": 30,
     "signals": 50,
-    "structures": 260,
+    "structures": 280,
     "text": 770,
     "train": 1_530,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 14_900, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 15_000, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.image import image_endings, read_member
+from glip.data.image import ENDINGS, read_member
 from glip.data.records import as_map, is_text
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
@@ -25,11 +25,8 @@ CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _MAX_TEXT = 1 << 20  # bytes of a text in an archive
-_TEXTS = {"txt", "json"}
-_URL, _NUMBER = (
-    re.compile(r"https?://", re.IGNORECASE),
-    re.compile(r"#\d+$"),
-)  # Flickr8k.token numbers captions: a.jpg#2
+_IMAGES, _TEXTS = {ending.removeprefix(".") for ending in ENDINGS}, {"txt", "json"}
+_IMAGE_NAME = re.compile(rf"\.({'|'.join(_IMAGES)})(#\d+)?$|^https?://", re.IGNORECASE)
 _BY_URL = "image named by a URL (download it, for instance with img2dataset)"
 _NO_COLUMNS = "first line that names no columns (give a header: image and caption)"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
@@ -130,7 +127,7 @@ def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
             continue
         record = dict(zip(names, values, strict=True))
         if "image" in record:
-            record["image"] = _NUMBER.sub("", record["image"])
+            record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers the captions of an image
         yield number, record
 
 
@@ -139,9 +136,7 @@ def _column_names(row: list[str], is_csv: bool) -> tuple[list[str], bool]:
     names = [value.lower() for value in row]
     if set(names) & set(CAPTION_KEYS) and set(names) & {*IMAGE_KEYS, *_URL_KEYS}:
         return names, False
-    images = [
-        bool(_URL.match(value)) or Path(_NUMBER.sub("", value)).suffix.lower() in image_endings() for value in row
-    ]
+    images = [bool(_IMAGE_NAME.search(value)) for value in row]
     if is_csv or len(row) != 2 or sum(images) != 1:
         return [], False
     return (["image", "caption"] if images[0] else ["caption", "image"]), True
@@ -202,11 +197,10 @@ def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
 def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
     """The place of a member, if it can be read; else it is counted."""
     suffix = _split_name(info.name)[1]
-    is_image = f".{suffix}" in image_endings()
-    limit = records.MAX_IMAGE if is_image else _MAX_TEXT
+    limit = records.MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
     reasons = (
         (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
-        (not is_image and suffix not in _TEXTS, "member that is neither an image nor a caption"),
+        (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
         (info.size > limit, f"member of over {limit >> 20} MB"),
         (info.offset_data + info.size > total, "member that is cut off"),
     )
@@ -227,7 +221,7 @@ def _split_name(name: str) -> tuple[str, str]:
 def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
     """The members of one key as a record: KEY.jpg with KEY.txt, or with the ``caption`` of KEY.json."""
     parts = {_split_name(member.name)[1]: member for member in members}
-    images = [member for suffix, member in parts.items() if f".{suffix}" in image_endings()]
+    images = [member for suffix, member in parts.items() if suffix in _IMAGES]
     require(images, "caption without an image")
     record: Row = {}
     for suffix in ("json", "txt"):

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,44 +20,35 @@ from glip.errors import ImageError
 from glip.shapes import Tensor
 from glip.structures import Sample, TarMember
 
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
 _log = logging.getLogger(__name__)
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _BITS, _MAX_SAMPLE = 258, 281  # tags of TIFF
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # the largest value of floats and of 8, 10, 12, 14 and 16 bit
 _OVERSHOOT = 0.1  # resampling floats may leave black and white by this much
-# What Pillow opens, but is no photograph, has no pixels for it, or is run by another program (PostScript).
+# No photographs; Pillow has no pixels for them, or gives them to another program (PostScript).
 _NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
+Image.preinit()  # the usual formats come first
+Image.init()
+_FORMATS = [form for form in Image.ID if form not in _NO_PHOTOS]
 _HEIC = {".heic", ".heif", ".hif"}  # read where pillow-heif is installed
+ENDINGS = {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOS} | _HEIC
 
 
 def load_image(path: str | Path | TarMember) -> Image.Image:
     """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
     with _opened(path) as image:
-        return _to_rgb(image)
-
-
-def image_endings() -> set[str]:
-    """The endings of image files, such as ".jpg": of all that Pillow reads, and of HEIC."""
-    return _formats()[1]
-
-
-@cache
-def _formats() -> tuple[list[str], set[str]]:
-    """The formats that are read, and their endings."""
-    with suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    Image.preinit()  # the usual formats are tried first
-    Image.init()
-    endings = {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOS}
-    return [form for form in Image.ID if form not in _NO_PHOTOS], endings | _HEIC
+        return _upright_rgb(image)
 
 
 def sample_image(sample: Sample) -> Image.Image:
     """The image of a sample as RGB, read unless it is loaded."""
-    return to_rgb(sample.image) if isinstance(sample.image, Image.Image) else load_image(sample.image)
+    return load_image(sample.image) if isinstance(sample.image, TarMember) else open_any(sample.image)
 
 
 def image_size(path: str | Path | TarMember) -> tuple[int, int]:
@@ -87,24 +78,22 @@ def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
     with _explained(path), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
         file = io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path
-        with Image.open(file, formats=_formats()[0]) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             yield image
 
 
 @contextmanager
-def _explained(path: str | Path | TarMember, shown: str = "") -> Iterator[None]:
+def _explained(path: object, shown: str = "") -> Iterator[None]:
     """Whatever goes wrong becomes an ImageError that names the file, or what is shown of an image without one."""
     try:
         yield
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
-        suffix = PurePath(str(path)).suffix.lower()
-        is_unknown_heic = suffix in _HEIC and suffix not in Image.registered_extensions()
-        repair = "pip install 'glip[heic]'" if is_unknown_heic else "convert it to PNG"
+        heic = "pip install 'glip[heic]', or " if Path(str(path)).suffix.lower() in _HEIC else ""
         known = (
             (ImageError, str(error)),
             (FileNotFoundError, "is not there: check the path"),
             (IsADirectoryError, "is a folder: give a file, or the folder to glip detect"),
-            (UnidentifiedImageError, f"is not an image that Pillow can read: {repair}"),
+            (UnidentifiedImageError, f"is not an image that Pillow can read: {heic}convert it to PNG"),
             (Image.DecompressionBombError, f"is too large ({error}): scale it down"),
             (Exception, f"cannot be read ({str(error) or type(error).__name__}): get a complete copy of it"),
         )
@@ -146,26 +135,24 @@ def open_any(image: ImageInput) -> Image.Image:
     """
     if isinstance(image, str | Path):
         return load_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
     shown = f"of type {type(image).__name__}"
     if isinstance(image, np.ndarray | Tensor):
         shown = f"of shape {tuple(image.shape)} and type {str(image.dtype).removeprefix('torch.')}"
-    with _explained("", shown):
-        return _to_rgb(Image.fromarray(_to_bytes(_channels_last(image))))
+    with _explained(getattr(image, "filename", ""), shown):
+        return _upright_rgb(
+            image if isinstance(image, Image.Image) else Image.fromarray(_to_bytes(_channels_last(image)))
+        )
 
 
 def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
     """The values of an array or a tensor, (height, width) or (height, width, 3 or 4)."""
+    is_tensor = isinstance(image, Tensor)
     if isinstance(image, Tensor):
-        values = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
-    elif isinstance(image, np.ndarray):
-        values = image
-    else:
-        values = np.empty(0)
+        image = (image.float() if image.is_floating_point() else image).detach().cpu().numpy()
+    values = np.asarray(image)
     if values.ndim == 3:
         first, last = values.shape[0] in (1, 3, 4), values.shape[2] in (1, 3, 4)
-        if first and (isinstance(image, Tensor) or (not last and min(values.shape[1:]) > 4)):
+        if first and (is_tensor or (not last and min(values.shape[1:]) > 4)):
             values = np.moveaxis(values, 0, 2)
         values = values.squeeze(2) if values.shape[2] == 1 else values
     is_image = values.ndim > 1 and values.size and values.shape[2:] in ((), (3,), (4,))
@@ -177,32 +164,27 @@ def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
     return values
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB of any Pillow image; transparent pixels become white."""
-    with _explained(getattr(image, "filename", ""), f"of type {type(image).__name__}"):
-        return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Transparent pixels become white."""
     if 0 in image.size:
         raise ImageError(f"has {image.width} x {image.height} pixels: it needs at least one pixel")
-    white, is_deep = _stated_white(image), ";16" in str(getattr(image, "tile", ""))
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey: Pillow would clip them to white
-        upright, is_deep = Image.fromarray(_to_bytes(np.asarray(upright), white)), False
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        layer = upright.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        upright = Image.alpha_composite(paper, layer)
-    rgb = upright.convert("RGB")
-    if is_deep and np.asarray(rgb).max() < 64:
+    is_deep = ";16" in str(getattr(image, "tile", ""))
+    white = _stated_white(image) if image.mode.startswith("I") else None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey: Pillow would clip them to white
+        return Image.fromarray(_to_bytes(np.asarray(image), white)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
+    image = image.convert("RGB")
+    if is_deep and np.asarray(image).max() < 64:
         _notice("16-bit colour image, nearly black: if its values have 10, 12 or 14 bit, convert it to 8 bit first")
-    return rgb
+    return image
 
 
 def _stated_white(image: Image.Image) -> int | None:
     """The value of white as the file of a deep grey image states it, asked before its pixels are read."""
-    if image.format == "PPM" and image.mode == "I":
+    if image.format == "PPM":
         return 65535  # Pillow has scaled to it
     if image.format == "PNG" and isinstance(image, ImageFile) and image.fp and image.tile:
         place = image.fp.tell()
@@ -220,21 +202,19 @@ def _to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
 
     The guess is the smallest of the usual largest values that holds them all; it is told.
     """
-    if values.dtype in (np.uint8, np.bool_):
-        return values if values.dtype == np.uint8 else values * np.uint8(255)
-    is_float, kind = values.dtype.kind == "f", values.dtype.name
-    values = values.astype(np.float32)
+    if values.dtype == np.uint8:
+        return values
     low, high = float(values.min()), float(values.max())
-    slack = 1 + (_OVERSHOOT if is_float else 1 / 255)  # 256 for 255
+    slack = 1 + (_OVERSHOOT if values.dtype.kind == "f" else 1 / 255)  # 256 for 255
     white = next((white for white in _WHITES if high <= white * slack), high)
     if not low >= -_OVERSHOOT * max(high, 1) or white == np.inf or low == white > _WHITES[-1]:
         raise ImageError(f"has values from {low:.3g} to {high:.3g}: scale them to 0..1 as floats, or 0..255 as uint8")
     if stated and high <= stated:
         white = stated
     elif white not in (1, _WHITES[-1]):
-        how = f"white at {white:g}, from its largest value: convert it to 8 bit where that is wrong"
-        _notice(f"image of type {kind} without stated bit depth is read with {how}")
-    return np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8)
+        taken = f"white is taken as {white:g}, from the largest value: convert the images to 8 bit if that is wrong"
+        _notice(f"image of type {values.dtype} states no bit depth: {taken}")
+    return np.clip(np.rint(values * np.float32(255 / white)), 0, 255).astype(np.uint8)
 
 
 @cache

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from glip.config import DetectConfig
-from glip.data.image import image_endings, load_image
+from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.files import write_jsonl
@@ -40,16 +40,15 @@ def find_images(given: Sequence[str]) -> list[Path]:
             continue
         inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/*", recursive=True)))
         files = [file for file in inside if not file.is_dir()]
-        others = [] if is_pattern and path.suffix else [file for file in files if not _is_image(file)]
-        images = [file for file in files if not others or _is_image(file)]
+        images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
         deeper = [] if is_pattern else [folder for folder in inside if any(map(_is_image, folder.glob("**/*")))]
-        notes = [f"{_listed('other file', others)} skipped"] if others else []
+        notes = [f"{_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
         if deeper:
-            everything = f"{glob.escape(str(path))}/**"
-            notes.append(f"{_listed('sub-folder', deeper)} with images not searched: give {everything!r} to search all")
+            notes.append(f"{_names('sub-folder', deeper)} with images not searched: give '{path}/**' to search all")
+        elif not images:
+            notes.append("give image files, such as .jpg or .png")
         if not images:
-            hint = [] if deeper else ["give image files, such as .jpg or .png"]
-            raise ConfigError(f"{item!r} contains no image: {'; '.join(notes + hint)}")
+            raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
         if notes:
             print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
         found.extend(images)
@@ -57,11 +56,11 @@ def find_images(given: Sequence[str]) -> list[Path]:
 
 
 def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in image_endings()
+    return file.suffix.lower() in ENDINGS
 
 
-def _listed(what: str, paths: Sequence[Path]) -> str:
-    """How many, and the first of their names: "4 other files (a.txt, b.csv, c.md, ...)"."""
+def _names(what: str, paths: Sequence[Path]) -> str:
+    """How many, and the first of them: "4 other files (a.txt, b.csv, c.md, ...)"."""
     names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
     return f"{len(paths)} {what}{'s' * (len(paths) > 1)} ({', '.join(names)})"
 
