@@ -212,8 +212,9 @@ def _to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
     if stated and high <= stated:
         white = stated
     elif white not in (1, _WHITES[-1]):
-        taken = f"white is taken as {white:g}, from the largest value: convert the images to 8 bit if that is wrong"
-        _notice(f"image of type {values.dtype} states no bit depth: {taken}")
+        taken = f"{white}, from the" if white in _WHITES else "its own"
+        how = f"white is taken as {taken} largest value: convert the images to 8 bit if that is wrong"
+        _notice(f"image of type {values.dtype} states no bit depth: {how}")
     return np.clip(np.rint(values * np.float32(255 / white)), 0, 255).astype(np.uint8)
 
 
