@@ -186,8 +186,8 @@ class Detector:
         """Find what the prompt names.
 
         Args:
-            images: a path, a PIL image, an array (height, width[, 3], RGB, uint8) or a tensor (3, height, width,
-                uint8 or 0..1), or a list of them.
+            images: a path, a PIL image, an array (height, width[, 3], RGB) or a tensor (3, height, width) of any
+                number type (docs/data.md says how its range is read), or a list of them.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
                 Prompts (or of lists of names), one for each. Default: the names of the adapted detector's task.
             max_names: maximum names in a chunk of a long list; default: as many as fit.

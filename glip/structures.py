@@ -8,8 +8,9 @@ Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; size
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -200,7 +201,7 @@ class Detection(NamedTuple):
     phrase: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """What was found in one image, best first.
 
@@ -234,6 +235,23 @@ class Detections:
         rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.phrases, strict=True)
         for box, score, label, phrase in rows:
             yield Detection(tuple(box), score, label, phrase.text)
+
+    @overload
+    def __getitem__(self, key: int) -> Detection: ...
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | np.ndarray | Tensor) -> "Detections": ...
+    def __getitem__(self, key: Any) -> "Detection | Detections":
+        """The detection at an index; the detections of a slice, at indices or of a mask."""
+        places = np.arange(len(self))[key.cpu().numpy() if isinstance(key, Tensor) else key]
+        chosen = self.select(torch.tensor(places.reshape(-1).tolist(), dtype=torch.long, device=self.scores.device))
+        return chosen if places.ndim else next(iter(chosen))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all values are the same."""
+        return self._values() == other._values() if isinstance(other, Detections) else NotImplemented
+
+    def _values(self) -> list[Any]:
+        return [value.tolist() if isinstance(value, Tensor) else value for value in vars(self).values()]
 
     def select(self, keep: Tensor) -> "Detections":
         """The detections at the given indices or mask."""

@@ -56,6 +56,7 @@ DOORS = {
     "filelock": ("files.py",),
     "tqdm": ("console.py",),
     "pyarrow": ("pseudo/store.py",),
+    "pillow_heif": ("data/image.py",),
     "imagehash": ("pseudo/filters.py",),
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),

@@ -17,7 +17,7 @@ from glip.errors import GlipError, ImageError
 from glip.geometry.boxes import iou
 from glip.model.weights import ASSETS
 from glip.postprocess import find_candidates
-from glip.structures import Detections, Prompt
+from glip.structures import Detection, Detections, Prompt
 
 PROMPT = "a red bus. a cyclist. dog"
 NAMES = ["a red bus", "cyclist", "dog", "traffic light", "car", "cart", "zebra"]
@@ -80,6 +80,23 @@ def test_iteration_and_selection(tiny_detector, image):
     assert len(found.above(half)) == (found.scores >= half).sum()
     assert len(found.select(torch.tensor([1, 0]))) == 2
     assert torch.equal(found.classes, found.labels)
+
+
+def test_detections_are_indexed_and_compared_like_a_list(tiny_detector, image):
+    found = tiny_detector(image, PROMPT)[:3]
+    listed = list(found)
+    for key in (0, -1, np.int64(1), torch.tensor(2)):
+        assert found[key] == listed[key] and isinstance(found[key], Detection)
+    for key, places in (
+        *[(slice(2), [0, 1]), (slice(None, None, -1), [2, 1, 0]), ([2, 0], [2, 0]), ([], [])],
+        *[(np.array([1]), [1]), (found.scores >= found.scores[1], [0, 1]), (np.array([True, False, True]), [0, 2])],
+    ):
+        assert list(found[key]) == [listed[place] for place in places] and isinstance(found[key], Detections)
+    for key in (3, "boxes"):
+        with pytest.raises(IndexError):
+            _ = found[key]
+    assert (found == found[:]) is True and (found == found[::-1]) is False and found != listed
+    assert found != replace(found, token_scores=torch.zeros(3, 5)) and found != replace(found, size=(1, 1))
 
 
 def test_a_stream_gives_the_same_in_order_and_opens_few_images(tiny_detector, images):

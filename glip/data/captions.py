@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.image import read_member
+from glip.data.image import ENDINGS, read_member
 from glip.data.records import as_map, is_text
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
@@ -26,8 +26,8 @@ CAPTION_KEYS = ("caption", "captions", "text", "title")
 _URL_KEYS = ("url", "image_url")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _MAX_TEXT = 1 << 20  # bytes of a text in an archive
-_IMAGES, _TEXTS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"}, {"txt", "json"}
-_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)(#\d+)?$|^https?://", re.IGNORECASE)
+_IMAGES, _TEXTS = {ending.removeprefix(".") for ending in ENDINGS}, {"txt", "json"}
+_IMAGE_NAME = re.compile(rf"\.({'|'.join(_IMAGES)})(#\d+)?$|^https?://", re.IGNORECASE)
 _BY_URL = "image named by a URL (download it, for instance with img2dataset)"
 _NO_COLUMNS = "first line that names no columns (give a header: image and caption)"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')

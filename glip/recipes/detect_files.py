@@ -4,7 +4,7 @@ import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from glip.config import DetectConfig
 from glip.console import ProgressBar, counted
-from glip.data.image import load_image
+from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.files import write_jsonl
@@ -20,13 +20,16 @@ from glip.lettering import is_sentence
 from glip.structures import Detections, Prompt
 from glip.visualize import draw, save_image
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
+_SEARCHED = 10_000  # files of a sub-folder
 _SHOWN = 10  # names of a prompt in messages
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
     """Files, the images in folders, and what patterns match, in order, each once.
+
+    Of a folder, and of a pattern without an ending, files that are no images are left out and told, as are sub-folders
+    with images. Hidden files are left out.
 
     Raises:
         ConfigError: a folder or pattern without images.
@@ -34,15 +37,24 @@ def find_images(given: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for item in given:
         path = Path(item)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
-        elif path.exists() or not glob.has_magic(item):
-            matches = [path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(item, recursive=True) if not Path(match).is_dir())
-        if not matches:
-            raise ConfigError(f"{item!r} contains no image: give files that end in {', '.join(sorted(ENDINGS))}")
-        found.extend(matches)
+        is_pattern = not path.exists() and glob.has_magic(item)
+        if not is_pattern and not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/*", recursive=True)))
+        files = [file for file in inside if not file.is_dir()]
+        images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
+        deeper = [] if is_pattern else [folder for folder in inside if _holds_images(folder)]
+        notes = [f"{_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
+        if deeper:
+            notes.append(f"{_names('sub-folder', deeper)} with images not searched: give '{path}/**' to search all")
+        elif not images:
+            notes.append("give image files, such as .jpg or .png")
+        if not images:
+            raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
+        if notes:
+            print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
+        found.extend(images)
     return list(dict.fromkeys(found))
 
 
@@ -54,7 +66,7 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next(filter(_is_image, texts), None)
+    late = next((text for text in texts if _is_image(Path(text)) and Path(text).is_file()), None)
     words = next((text for text in given if not _may_be_image(text)), None)
     if late and words:
         raise ConfigError(f"the image {late!r} comes after {words!r}, which is none: give all images, then the words")
@@ -65,11 +77,22 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _may_be_image(text: str) -> bool:
     path = Path(text)
-    return path.suffix.lower() in ENDINGS or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
+    return _is_image(path) or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
 
 
-def _is_image(text: str) -> bool:
-    return Path(text).suffix.lower() in ENDINGS and Path(text).is_file()
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether an image is among its first files; a folder can be a whole disk."""
+    return any(map(_is_image, islice(folder.glob("**/*"), _SEARCHED)))
+
+
+def _names(what: str, paths: Sequence[Path]) -> str:
+    """How many, and the first of them: "4 other files (a.txt, b.csv, c.md, ...)"."""
+    names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
+    return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
 def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:

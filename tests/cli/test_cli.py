@@ -16,7 +16,9 @@ from small import RELEASED, release_state
 
 import glip
 from glip.cli.main import main
+from glip.errors import ConfigError
 from glip.model.weights import load_pretrained
+from glip.recipes.detect_files import find_images
 from glip.train.start import load_config
 
 CAPTION = "a man in a red shirt rides a brown horse"
@@ -109,6 +111,30 @@ def test_folders_patterns_and_a_bar_for_many(detect, shots, tmp_path, image):
     assert last == f"4 images, {found.total()} detections, drawn in out, 4 lines in all.jsonl"
     code, out, _ = detect("shots", "dog", "--threshold", 1)
     assert "read as ONE name, 'dog'" in out and out.endswith("4 images, 0 detections, drawn in out\n")
+
+
+def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
+    for name in ("d.avif", "e.JFIF", "f.jp2"):
+        image.save(shots / name, {"d.avif": "AVIF", "e.JFIF": "JPEG", "f.jp2": "JPEG2000"}[name])
+    (shots / "._a.jpg").write_bytes(b"of a Mac")
+    for name in ("deep/deeper/x.png", "empty/y.txt", "other/z.heic", "g.csv", "h.eps", "i"):
+        (shots / name).parent.mkdir(exist_ok=True, parents=True)
+        (shots / name).touch()
+    everything = ["a.jpg", "b.png", "c.bmp", "d.avif", "e.JFIF", "f.jp2"]
+    assert [path.name for path in find_images([str(shots)])] == everything
+    line = (
+        f"glip detect: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
+    )
+    assert capsys.readouterr().err == f"{line} not searched: give '{shots}/**' to search all\n"
+    assert {path.name for path in find_images([f"{shots}/**"])} == {*everything, "x.png", "z.heic"}
+    assert "5 other files (" in capsys.readouterr().err
+    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"])] == ["g.csv", "h.eps"]
+    with pytest.raises(
+        ConfigError, match=r"no image: 1 sub-folder \(deeper\) with images not searched: give '.*/deep/\*\*'"
+    ):
+        find_images([str(shots / "deep")])
+    with pytest.raises(ConfigError, match=r"no image: 1 other file \(y.txt\) skipped; give image files, such as .jpg"):
+        find_images([str(shots / "empty")])
 
 
 def test_json_lines(detect, tmp_path):
@@ -209,7 +235,7 @@ def test_wrong_options_are_one_line(refused, shots, tiny_folder, options, words)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["detect", "empty", "dog"], "'empty' contains no image: give files that end in .bmp, .gif, .jpeg, .jpg"),
+        (["detect", "empty", "dog"], "'empty' contains no image: give image files, such as .jpg or .png"),
         (["detect", "*.jpg", "dog"], "'*.jpg' contains no image"),
         (["detect"], "the following arguments are required: IMAGE... PROMPT... (see glip detect --help)"),
         (["detct", "a.jpg"], "invalid choice: 'detct' (did you mean 'detect'?)"),

@@ -161,7 +161,7 @@ def test_a_shard_is_read_in_place(tmp_path, monkeypatch):
     record = {"caption": "ignored: the text counts", "width": 8, "height": 6}
     long = "a_name_so_long_that_it_needs_a_header_of_its_own" * 4
     members = [("000.jpg", jpeg("red")), ("000.txt", b"a red field\n"), ("000.json", json.dumps(record).encode())]
-    members += [("sub/001.PNG", jpeg("blue")), ("sub/001.json", json.dumps({"caption": ["blue", "sky"]}).encode())]
+    members += [("sub/001.JFIF", jpeg("blue")), ("sub/001.json", json.dumps({"caption": ["blue", "sky"]}).encode())]
     members += [(f"{long}.jpg", jpeg("green")), (f"{long}.txt", "grün".encode())]
     path = shard(tmp_path / "00000.tar", members)
     found = read_captions(path, [])
