@@ -27,7 +27,7 @@ def test_many_places_without_gradients(stride: int) -> None:
     values = inputs((31, 37), stride, 3.0)
     with torch.no_grad():
         parts = deform_conv(*values, stride)
-    torch.testing.assert_close(parts, deform_conv(*values, stride).detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts, deform_conv(*values, stride).detach(), rtol=1e-5, atol=1e-5)
     assert parts.shape[2:].numel() * 2 > 256
 
 
