@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from glip.config import SelectConfig
+from glip.console import counted
 from glip.data.sets import Row
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
-from glip.pseudo.store import figure, read_rows
+from glip.pseudo.store import figure, read_rows, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
 
@@ -60,10 +61,13 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
             if kept := select_boxes(row, config, selection):
                 file.write(json.dumps({**row, "boxes": kept}) + "\n")
         if not selection.kept_pairs:
-            raise DataError(
-                f"No box is kept of {selection.boxes} boxes in {selection.pairs} pairs of {str(folder)!r} "
-                f"({dict(selection.dropped_boxes)}). Try a lower --min-score and --min-best-score."
+            reasons = ", ".join(f"{count} {reason}" for reason, count in selection.dropped_boxes.items())
+            problem = (
+                f"no box is kept of {selection.boxes} in {counted(selection.pairs, 'pair')} of {str(folder)!r} "
+                f"({reasons or 'nothing was found'}): try a lower --min-score and --min-best-score"
             )
+            nothing = f"{str(folder)!r} has no labelled pair: its report.json says why each one was skipped"
+            raise DataError(problem if selection.pairs else unfinished(Path(folder)) or nothing)
     return selection
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from glip.config import TuneConfig
-from glip.console import ProgressBar
+from glip.console import ProgressBar, counted
 from glip.detector import Detector
 from glip.experiment import to_dict
 from glip.files import refuse_other_run
 from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
-from glip.signals import GracefulStop
+from glip.signals import AGAIN, GracefulStop
 from glip.train.checkpoint import LAST, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
@@ -134,7 +134,7 @@ class TuneRun:
             own = batch[rank * share : (rank + 1) * share]
             outcome = self.step([self.images.get(index, rng) for index in own], stop=signals.number > 0)
             losses.append(outcome.losses["loss"])
-            signals.stop_if(outcome.stopping, f"stopped after epoch {number}")
+            signals.stop_if(outcome.stopping, f"{counted(number, 'epoch')} done and saved; {AGAIN}")
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 
