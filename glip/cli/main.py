@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
         resumes = args.verb in _RESUMING and not getattr(args, "predictions", None)
-        usual = AGAIN if resumes else "the same command starts over"
+        kept = "images drawn so far are kept, a --json file is not written; " * (args.verb == "detect")
+        usual = AGAIN if resumes else f"{kept}the same command starts over"
         print(f"\ninterrupted: {str(error) or usual}", file=sys.stderr)
         code = getattr(error, "code", 130)  # 143 after SIGTERM
     except BrokenPipeError:  # the reader, such as head, has seen enough

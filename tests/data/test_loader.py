@@ -239,7 +239,7 @@ def test_an_image_of_another_size_is_broken(mixture):
 
 @pytest.mark.unchecked
 def test_workers_start_deaf_to_signals():
-    """Ctrl-C reaches every process of a terminal, and one that is just starting would die and leave the others waiting."""
+    """Ctrl-C reaches all processes of a terminal; one that is just starting would die and leave the others waiting."""
     before, masks = signal.pthread_sigmask(signal.SIG_BLOCK, ()), []
 
     class Loader:
