@@ -127,20 +127,22 @@ class _Actor:
 
 
 def _label_with_ray(shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig) -> Iterator[Outcome]:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read at the import
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     import ray
     import ray.data
 
     if not ray.is_initialized():
         # on a single machine more logical CPUs than actors, or Ray Data has none left for reading
         cpus = None if os.environ.get("RAY_ADDRESS") else config.workers + 2
-        ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     on_gpu = make_labeller.args[-1] != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     outcomes = ray.data.range(len(shards), override_num_blocks=len(shards)).map_batches(
         _Actor,
         fn_constructor_args=(list(shards), make_labeller, _threads(config)),
         batch_size=1,
-        concurrency=config.workers,
+        compute=ray.data.ActorPoolStrategy(size=config.workers),
         num_cpus=1,
         num_gpus=int(on_gpu),
     )
