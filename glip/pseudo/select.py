@@ -213,7 +213,9 @@ def quality_table(quality: dict[str, PhraseQuality]) -> str:
     for threshold in THRESHOLDS:
         cells = " | ".join(f"{value:.3f}" for one in quality.values() for value in one.at(threshold))
         lines.append(f"| {threshold:.2f} | {cells} |")
-    totals = ", ".join(f"{one.phrases} phrases ({one.boxes} boxes) with {kind}" for kind, one in quality.items())
+    totals = ", ".join(
+        f"{counted(one.phrases, 'phrase')} ({counted(one.boxes, 'box')}) with {kind}" for kind, one in quality.items()
+    )
     missed = sum(one.missed for one in quality.values())
     return "\n".join([*lines, "", f"{totals}; the phrase finder missed {missed} of them"])
 

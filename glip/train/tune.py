@@ -28,7 +28,16 @@ from glip.train.step import Outcome, Stepper, prepare
 from glip.train.tuner import Images, TaskBatch, Tuner, by_size
 
 _FEWEST_IMAGES = 64  # of an epoch: few shots are shown often
-_MAY_CHANGE = ("epochs", "micro_batch", "checkpointing", "compile", "max_bad_steps", "cache_gb", "thresholds")
+_MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "micro_batch",
+    "checkpointing",
+    "compile",
+    "max_bad_steps",
+    "cache_gb",
+    "thresholds",
+)
 _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
 
 
@@ -94,12 +103,15 @@ class TuneRun:
             Interrupted: a signal came; the same call resumes.
             OSError: the state cannot be written.
         """
-        state, config, report = self.state, self.config, main_only(self.group, report)
+        state, report = self.state, main_only(self.group, report)
         with GracefulStop() as signals:
             if not state.history:
                 self._judge(0.0, 0.0)
                 report(f"before: {state.figure:.3f} on validation")
-            while state.epochs < config.epochs and state.waited < config.patience:
+            elif self._ended_by:
+                done = f"this tuning has finished after {counted(state.epochs, 'epoch')}"
+                report(f"{done}; to tune longer give a larger --{self._ended_by}")
+            while not self._ended_by:
                 began = time.monotonic()
                 loss = self._epoch(signals)
                 state.epochs += 1
@@ -116,6 +128,12 @@ class TuneRun:
         state.bad_in_row = state.bad_in_row + 1 if outcome.bad else 0
         self.stepper.stop_if_bad(outcome, state.bad_in_row, self.rate)
         return outcome
+
+    @property
+    def _ended_by(self) -> str:
+        """The option that ends the tuning now; "" while it goes on."""
+        is_last, is_stalled = self.state.epochs >= self.config.epochs, self.state.waited >= self.config.patience
+        return "epochs" if is_last else "patience" if is_stalled else ""
 
     @property
     def rate(self) -> float:
