@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from glip.errors import DataError, GlipError
 from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.store import STAGES, count_labels, write_shard
-from glip.structures import Detections, Sample
+from glip.structures import Detections, Sample, TarMember
 from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
@@ -96,18 +96,21 @@ def check_images(shards: Iterable[Shard]) -> None:
     Raises:
         DataError: naming the first image that is missing.
     """
-    missing, first = 0, None
-    for shard in shards:
-        with suppress(GlipError, FileNotFoundError):  # a shard that cannot be read fails by itself
-            for image in (samples[0].image for samples in read_shard(shard)[0]):
-                if not isinstance(image, Path) or image.is_file():
-                    return
-                missing, first = missing + 1, first or image
-    if first:
-        raise DataError(
-            f"none of the {counted(missing, 'image')} is there, such as {str(first)!r}: give the folder of the images "
-            "with --images"
-        )
+    missing = list[Path]()
+    for image in chain.from_iterable(map(_images_of, shards)):
+        if not isinstance(image, Path) or image.is_file():
+            return
+        missing.append(image)
+    if missing:
+        number = counted(len(missing), "image")
+        raise DataError(f"none of the {number} is there, such as {str(missing[0])!r}: give their folder with --images")
+
+
+def _images_of(shard: Shard) -> list[Path | TarMember | Image.Image]:
+    """The images of a shard; none where it cannot be read, which is reported when it is labelled."""
+    with suppress(GlipError, FileNotFoundError):
+        return [samples[0].image for samples in read_shard(shard)[0]]
+    return []
 
 
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:

@@ -62,12 +62,11 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
                 file.write(json.dumps({**row, "boxes": kept}) + "\n")
         if not selection.kept_pairs:
             reasons = ", ".join(f"{count} {reason}" for reason, count in selection.dropped_boxes.items())
-            problem = (
-                f"no box is kept of {selection.boxes} in {counted(selection.pairs, 'pair')} of {str(folder)!r} "
+            raise DataError(
+                (unfinished(Path(folder)) if not selection.pairs else "")
+                or f"no box is kept of {selection.boxes} in {counted(selection.pairs, 'pair')} of {str(folder)!r} "
                 f"({reasons or 'nothing was found'}): try a lower --min-score and --min-best-score"
             )
-            nothing = f"{str(folder)!r} has no labelled pair: its report.json says why each one was skipped"
-            raise DataError(problem if selection.pairs else unfinished(Path(folder)) or nothing)
     return selection
 
 

@@ -206,7 +206,7 @@ def test_web_captions(pool, tiny_folder, tmp_path, keep, kept):
 
 def test_captions_without_a_single_image_are_refused(pool, tiny_folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"none of the 10 images is there, such as '.*empty/.*': give the folder"):
+    with pytest.raises(DataError, match=r"none of the 10 images is there, such as '.*empty/.*': give their folder"):
         label(pool / "captions.jsonl", tiny_folder, tmp_path / "out", tmp_path / "empty")
     report = label(pool / "captions.jsonl", tiny_folder, tmp_path / "out", pool / "images")
     assert report["pairs"] == 11, "the same output folder is free for the right one"
