@@ -338,7 +338,9 @@ class LabelConfig:
     referring: bool = option(False, "widen noun phrases to whole referring expressions")
     engine: Literal["local", "torchrun", "ray"] = option("local", "where workers run")
     workers: Count = option(1, "number of Ray actors")
-    threads: CountOrZero = option(0, "CPU threads per worker; 0: this machine's cores divided by the workers")
+    threads: CountOrZero = option(
+        0, "CPU threads per worker; 0: OMP_NUM_THREADS, else the usable cores divided by the workers"
+    )
     per_shard: Count = option(1000, "images per shard, where all captions are in one file")
     min_side: CountOrZero = option(64, "skip images whose short side is below this many pixels; 0: off")
     max_aspect: Rate = option(4.0, "skip images whose aspect ratio (long side / short side) is above this; 0: off")
@@ -354,6 +356,7 @@ class LabelConfig:
     keep_html: bool = option(False, "keep captions with HTML")
     keep_control_characters: bool = option(False, "keep captions with control characters")
     keep_without_letters: bool = option(False, "keep captions without letters, such as only emoji")
+    keep_unknown_words: bool = option(False, "keep phrases with words that the tokenizer cannot read, such as emoji")
     latin_only: bool = option(False, "skip captions with letters of other scripts")
 
 

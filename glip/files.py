@@ -166,12 +166,16 @@ def refuse_other_run(
 
 
 def _flat(tree: Any, at: str = "") -> dict[str, Any]:
-    """The values of nested maps by their path, such as ``train.lr``."""
-    if not isinstance(tree, Mapping):
-        return {at: tree}
+    """The values of nested maps, also in lists, by their path, such as ``train.lr`` or ``data.train[0].name``."""
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{at}.{key}" if at else str(key))
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            flat |= _flat(value, f"{at}.{key}" if at else str(key))
+    elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
+        for place, value in enumerate(tree):
+            flat |= _flat(value, f"{at}[{place}]")
+    else:
+        flat[at] = tree
     return flat
 
 

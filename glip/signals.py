@@ -1,9 +1,12 @@
 """SIGINT and SIGTERM as a request to stop between two steps, so that a run can write its checkpoint first."""
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+AGAIN = "run the same command again to resume"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -20,10 +23,11 @@ class GracefulStop:
     Outside the main thread, the only one that may handle signals, it does nothing.
 
     Args:
-        at_once: raise ``Interrupted`` at the first signal, for work that needs no last step, only its clean-up.
+        at_once: raise ``Interrupted`` with this message at the first signal, for work that needs no last step, only its
+            clean-up.
     """
 
-    def __init__(self, *, at_once: bool = False) -> None:
+    def __init__(self, *, at_once: str = "") -> None:
         self.number = 0  # of the signal that came
         self._at_once = at_once
         self._before: dict[int, Any] = {}
@@ -46,5 +50,8 @@ class GracefulStop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         # a second SIGTERM is only torchrun and the scheduler both sending one
         if self._at_once or number == signal.SIGINT == self.number:
-            raise Interrupted(number, "stopped at once; the last steps may not be saved")
+            resumed = "stopped at once, without saving; run the same command again to resume from the last checkpoint"
+            raise Interrupted(number, self._at_once or resumed)
         self.number = number
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")  # print may be interrupted

@@ -61,6 +61,12 @@ def test_the_same_settings_go_on_and_others_are_refused(tmp_path):
         files.begin_run(tmp_path, {})
 
 
+def test_what_differs_in_a_list_of_maps_is_named_alone(tmp_path):
+    files.begin_run(tmp_path, {"train": [{"name": "a", "weight": 1.0, "images": ["x"]}]})
+    with pytest.raises(DataError, match=r"made with train\[0\].weight 1.0, not 2.0: give"):
+        files.begin_run(tmp_path, {"train": [{"name": "a", "weight": 2.0, "images": ["x"]}]})
+
+
 def test_one_writer_per_folder(tmp_path):
     new = tmp_path / "new"
     with files.exclusive(new), pytest.raises(files.LockedError, match="writes to"), files.exclusive(new):

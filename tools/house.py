@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 740,
+    "cli": 760,
     "config": 390,
     "console": 40,
     "data": 3_410,
@@ -47,17 +47,17 @@ BUDGETS = {  # lines of each room
     "model": 1_700,
     "postprocess": 120,
     "processor": 140,
-    "pseudo": 930,
+    "pseudo": 1_000,
     "recipes": 790,
     "schema": 140,
     "shapes": 30,
-    "signals": 50,
+    "signals": 60,
     "structures": 280,
-    "text": 770,
-    "train": 1_530,
+    "text": 800,
+    "train": 1_560,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 15_000, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 15_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glip.config import Count, CountOrZero, SetConfig
+from glip.console import counted
 from glip.data import writers
 from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set
 from glip.data.check import check
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     written = {name: prompt.text for name, prompt in class_prompts(config, args.root, found.vocabulary).items()}
     report = check(found, tokenizer=ASSETS / BUNDLED, written=written, decode=args.decode)
-    print(f"{args.name}: {len(found.samples)} samples", *report.lines(), sep="\n")
+    print(f"{args.name}: {counted(len(found.samples), 'sample')}", *report.lines(), sep="\n")
     return 1 if report.problems else 0
 
 
@@ -66,7 +67,7 @@ def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) ->
     annotations, folders = root / config.annotations, [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
     lost = _WRITERS[to](found, out, folders)
-    yield f"{out}: {len(found.samples)} samples as {to}; image names are relative to {folders[0]}"
+    yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; image names are relative to {folders[0]}"
     if to == "odvg" and found.vocabulary:
         yield f"{writers.label_map_of(out)}: its label map"
     if to == "label-studio":

@@ -12,7 +12,9 @@ from importlib import import_module
 
 from glip.cli.arguments import build_parser
 from glip.errors import GlipError
+from glip.signals import AGAIN
 
+_RESUMING = ("train", "tune", "label", "self-train", "evaluate")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt in glibc
 
 
@@ -26,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
-        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+        resumes = args.verb in _RESUMING and not getattr(args, "predictions", None)
+        kept = "images drawn so far are kept, a --json file is not written; " * (args.verb == "detect")
+        usual = AGAIN if resumes else f"{kept}the same command starts over"
+        print(f"\ninterrupted: {str(error) or usual}", file=sys.stderr)
         code = getattr(error, "code", 130)  # 143 after SIGTERM
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

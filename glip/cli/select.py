@@ -1,10 +1,12 @@
 """``glip select LABELS``: filter pseudo-labels; the result is an ordinary dataset to train on."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from glip.cli.arguments import read_options
 from glip.config import SelectConfig
+from glip.console import counted
 
 
 def run(args: argparse.Namespace) -> int:
@@ -12,18 +14,24 @@ def run(args: argparse.Namespace) -> int:
     config = read_options(SelectConfig, args)
     from glip.files import read_manifest, write_json
     from glip.pseudo.select import select
+    from glip.pseudo.store import unfinished
 
     labels = Path(args.labels)
     images = read_manifest(labels)["images"]
+    if missing := unfinished(labels):
+        print(f"notice: {missing}", file=sys.stderr)
     if args.ground_truth:
         _measure(args)
     out = Path(args.out or labels / "selected.jsonl")
     found = select(labels, out, config)
     totals = {"pairs": found.pairs, "boxes": found.boxes}
     write_json(out.with_suffix(".summary.json"), {"options": vars(config), **totals, **vars(found)})
-    for what, total in totals.items():
+    for (what, total), one in zip(totals.items(), ("pair", "box"), strict=True):
         reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
-        print(f"{getattr(found, f'kept_{what}')} of {total} {what} kept" + (f"; dropped: {reasons}" if reasons else ""))
+        print(
+            f"{getattr(found, f'kept_{what}')} of {counted(total, one)} kept"
+            + (f"; dropped: {reasons}" if reasons else "")
+        )
     folders = " ".join(f"--images {folder}" for folder in images)
     print(f"selected labels in {out}; train on them with: glip train CONFIG --data {out} {folders}")
     return 0

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     captions = find_captions(args.captions, args.images, root)
     sets = {name: read_set(find_set(name, root=root), root, to_score=True).samples for name in args.evaluate}
     plan = SelfTraining(experiment, captions, args.teacher, label, select, options)
-    with GracefulStop(at_once=True):
+    with GracefulStop(at_once="finished shards and rounds are saved; run the same command again to resume"):
         self_train(plan, args.out, sets=sets, device=args.device)
     print(f"last student in {student_folder(args.out, options.rounds) / 'model'}, figures in {args.out}/table.md")
     return 0

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from multiprocessing import resource_tracker
 
 import numpy as np
 import torch
@@ -223,11 +224,10 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # its own, so that the model's random numbers do not depend on the loader
     )
     tried, broken = 0, set[str]()
-    for step in loader:
+    for step in _started(loader):
         if isinstance(step, GlipError):
             raise step
         for line in sorted(set(step.broken) - broken):
@@ -241,7 +241,10 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
         yield step
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM do not end a worker: the main process finishes its step first, then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _started(loader: "DataLoader[Step | GlipError]") -> Iterator[Step | GlipError]:
+    """Start the workers, which never see Ctrl-C and SIGTERM: the main process ends its step first, then its workers."""
+    resource_tracker.ensure_running()  # as it starts, it unblocks these signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # processes inherit it
+    steps = iter(loader)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return steps

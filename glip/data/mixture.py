@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from glip.config import DataConfig, DatasetConfig, SetConfig
+from glip.console import counted
 from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set
 from glip.data.loader import Source
@@ -157,7 +158,7 @@ def survey(source: Source, processor: Processor) -> Survey:
     written = {name: prompt.text for name, prompt in source.prompts.items()}
     boxes, crowded, count_tokens = Counter[str](), 0, cache(processor.count_tokens)
 
-    def counted() -> Iterator[Sample]:
+    def noted() -> Iterator[Sample]:
         nonlocal crowded
         for sample in source.samples:
             names = sample.vocabulary  # none: boxes of phrases count together
@@ -167,11 +168,11 @@ def survey(source: Source, processor: Processor) -> Survey:
             boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
             yield sample
 
-    data = data_fingerprint(counted())
+    data = data_fingerprint(noted())
     skipped = [str(source.skipped)] if source.skipped else []
     if crowded:
         skipped.append(f"boxes of {crowded} x image with more names than a caption holds")
-    summary = f"{source.config.name}: {len(source.samples)} images, {boxes.total()} boxes"
+    summary = f"{source.config.name}: {counted(len(source.samples), 'image')}, {counted(boxes.total(), 'box')}"
     summary += f"; skipped: {', '.join(skipped)}" if skipped else ""
     boxed = {name: written.get(name, name) for name in boxes if name}
     same = alike(processor.tokenizer, boxed)

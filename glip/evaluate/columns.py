@@ -310,7 +310,9 @@ def read_results(
     for number, reason in enumerate(listed if isinstance(listed, list) else ()):
         if reason != "":
             tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
-    if all(number == UNKNOWN for number in labels):
+    if listed == []:
+        tally.add("results file without a result: every figure is 0")
+    elif all(number == UNKNOWN for number in labels):
         raise DataError(
             f"{path}: not one result in it can be scored ({tally or 'it lists none'}): give a JSON list of {{image_id, "
             f"category_id, bbox: [x, y, width, height], score}}; the set's image ids are such as "

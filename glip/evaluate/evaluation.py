@@ -289,7 +289,7 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     else:
         truth = benchmark.ground_truth(skipped)
         results = columns.read_results(file, truth.images, truth.categories, skipped)
-        if isinstance(truth, LvisTruth) and np.bincount(results.images).max() == PER_IMAGE:
+        if isinstance(truth, LvisTruth) and np.bincount(results.images, minlength=1).max() == PER_IMAGE:
             skipped.add("image whose results end at 300: Fixed AP is of those only", "the file")
         _score_boxes(report, truth, results, results, folder / "curves.png" if draw else None)
     report.write(folder, skipped)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from glip.console import counted
 from glip.data.sets import SkipCounter
 from glip.files import atomic_write, write_json
 
@@ -49,7 +50,7 @@ class Report:
     def markdown(self) -> str:
         """The report as a page."""
         lines = [f"# {self.model} on {self.dataset}", ""]
-        lines += [f"{self.protocol}; {self.samples} samples; trained on this set: {self.trained_on}.", ""]
+        lines += [f"{self.protocol}; {counted(self.samples, 'sample')}; trained on this set: {self.trained_on}.", ""]
         lines += markdown_table([{"figure": name, "value": value} for name, value in self.figures.items()])
         for reason, count in self.noted.items():
             places = "; ".join(self.places.get(reason, ()))

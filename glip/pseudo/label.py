@@ -5,14 +5,15 @@ img2dataset writes them: one shard each), a single file after a number of images
 many files, so that no worker reads more than its own.
 """
 
+import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from glip.config import LabelConfig, SetConfig
+from glip.console import ProgressBar, counted
 from glip.data.captions import caption_files
 from glip.data.catalog import data_root, find_set, read_set, recognize
 from glip.data.sets import InvalidRecord, Row, SampleSet, SkipCounter, require
@@ -29,11 +31,12 @@ from glip.errors import DataError, GlipError
 from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.store import STAGES, count_labels, write_shard
-from glip.structures import Detections, Sample
-from glip.text.phrases import PhraseFinder
+from glip.structures import Detections, Sample, TarMember
+from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
 _WINDOW = 32  # images opened and grouped by size at a time
+_UNREADABLE = "caption whose phrases the tokenizer cannot read"
 _READERS = 2  # threads that open images while the teacher labels others
 
 
@@ -85,6 +88,29 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
     starts = list(islice(firsts, None, None, images))
     bounds = zip(starts, [*starts[1:], len(samples)], strict=True)
     return [Shard(f"{path.stem}-{number:05d}", entry, *bound) for number, bound in enumerate(bounds)]
+
+
+def check_images(shards: Iterable[Shard]) -> None:
+    """Refuse captions of which no image is there; this looks no further than the first image that is.
+
+    Raises:
+        DataError: naming the first image that is missing.
+    """
+    missing = list[Path]()
+    for image in chain.from_iterable(map(_images_of, shards)):
+        if not isinstance(image, Path) or image.is_file():
+            return
+        missing.append(image)
+    if missing:
+        number = counted(len(missing), "image")
+        raise DataError(f"none of the {number} is there, such as {str(missing[0])!r}: give their folder with --images")
+
+
+def _images_of(shard: Shard) -> list[Path | TarMember | Image.Image]:
+    """The images of a shard; none where it cannot be read, which is reported when it is labelled."""
+    with suppress(GlipError, FileNotFoundError):
+        return [samples[0].image for samples in read_shard(shard)[0]]
+    return []
 
 
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
@@ -165,7 +191,7 @@ class Labeller:
         with clock.time("parse"):
             queries = self._make_queries(images, skipped)
         rows: list[Row] = []
-        for window in self._open(queries, skipped, clock):
+        for window in self._open(queries, skipped, clock, shard.name):
             with clock.time("detect"):
                 found = self._detect(window)
             with clock.time("write"):
@@ -197,22 +223,35 @@ class Labeller:
         found = self.finder.many([caption for _, caption in usable])
         for (index, caption), spans in zip(usable, found, strict=True):
             with skipped.catch(str(images[index][0].image)):
-                require(len(spans) >= self.config.min_phrases, "caption with too few noun phrases")
-                prompt = Prompt.from_caption(caption, list(spans))
-                try:
-                    processor.text([prompt])
-                except GlipError:  # a phrase of characters that are not in the vocabulary
-                    raise InvalidRecord("caption that the teacher cannot read") from None
-                prompts[index].append(prompt)
+                prompts[index].append(self._make_prompt(caption, spans))
         return [_Query(images[index][0], own) for index, own in prompts.items() if own]
 
-    def _open(self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock) -> Iterator[list[_Query]]:
+    def _make_prompt(self, caption: str, spans: Sequence[Span]) -> Prompt:
+        """A caption and its phrases, without those that have words which the tokenizer cannot read."""
+        least, processor = self.config.min_phrases, self.detector.processor
+        require(len(spans) >= least, "caption with too few noun phrases")
+        if not self.config.keep_unknown_words:
+            unknown = processor.tokenizer.unknown_places(caption)
+            spans = [(a, b) for a, b in spans if not any(a < end and start < b for start, end in unknown)]
+        require(len(spans) >= least, _UNREADABLE)
+        prompt = Prompt.from_caption(caption, spans)
+        try:
+            processor.text([prompt])
+        except GlipError:  # a phrase of characters that the tokenizer drops
+            raise InvalidRecord(_UNREADABLE) from None
+        return prompt
+
+    def _open(
+        self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock, title: str
+    ) -> Iterator[list[_Query]]:
         """The images that are kept, one window at a time; the next one is opened while this one is labelled.
 
         An image is kept if it can be opened and did not occur before; all its prompts go with it.
         """
         seen, opening = Repetitions(self.config), list[Future[tuple[Image.Image, int]]]()
         windows = [queries[start : start + _WINDOW] for start in range(0, len(queries), _WINDOW)]
+        hidden = self.config.engine == "ray" or os.environ.get("RANK", "0") != "0"  # one process shows its progress
+        bar = ProgressBar(total=len(queries), desc=title, unit="image", disable=hidden)
         for window, following in zip([[], *windows], [*windows, []], strict=True):
             with clock.time("decode"):
                 wait(opening)
@@ -225,6 +264,8 @@ class Labeller:
                     seen.check_image(hash)
                     kept.append(replace(query, decoded=image))
             yield kept
+            bar.update(len(window))
+        bar.close()
 
     def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""

@@ -5,6 +5,7 @@ the files do not depend on the engine.
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,11 @@ from typing import Any
 import torch
 
 from glip.config import LabelConfig, SetConfig
+from glip.console import counted
 from glip.errors import ConfigError
 from glip.files import begin_run, exclusive
 from glip.model.weights import load_pretrained, weights_fingerprint
-from glip.pseudo.label import Labeller, Shard, find_shards
+from glip.pseudo.label import Labeller, Shard, check_images, find_shards
 from glip.pseudo.store import draw_report, is_done, write_report
 
 Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
@@ -65,18 +67,20 @@ def run_labelling(
     weights = weights_fingerprint(load_pretrained(model).model.state_dict())[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
     with exclusive(folder) if rank == 0 else nullcontext():
-        begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})
         shards = find_shards(entry, config.per_shard)
+        check_images(shards)
+        begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
         label = _label_with_ray if config.engine == "ray" else _label_here
         outcomes = label(waiting, partial(Labeller, model, config, folder, device), config) if waiting else ()
         began = time.monotonic()
+        write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 done = len(own) - len(waiting) + number
-                say(f"{_progress_line(outcome)}; {done} of {len(own)} shards, {left} left")
+                say(f"{_progress_line(outcome)}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)
@@ -89,15 +93,17 @@ def _progress_line(outcome: Outcome) -> str:
         return f"{outcome['shard']} failed: {outcome['failed']}"
     rate = outcome["images"] / max(outcome["wall"], 1e-9)
     return (
-        f"{outcome['shard']}: {outcome['kept']} of {outcome['pairs']} pairs, {outcome['boxes']} boxes in "
-        f"{outcome['images']} images, {rate:.1f} images/s"
+        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], 'pair')}, "
+        f"{counted(outcome['boxes'], 'box')} in {counted(outcome['images'], 'image')}, {rate:.1f} images/s"
     )
 
 
 def _threads(config: LabelConfig) -> int:
-    """CPU threads of each worker."""
+    """CPU threads of each worker: as OMP_NUM_THREADS says, at most its share of the cores that glip may use."""
     workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if config.engine == "torchrun" else config.workers
-    return config.threads or max(1, (os.cpu_count() or 1) // workers)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores
+    return config.threads or max(1, min(most, cores // workers))
 
 
 def _label_here(shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig) -> Iterator[Outcome]:
@@ -121,19 +127,22 @@ class _Actor:
 
 
 def _label_with_ray(shards: Sequence[Shard], make_labeller: MakeLabeller, config: LabelConfig) -> Iterator[Outcome]:
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # read at the import
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     import ray
     import ray.data
 
     if not ray.is_initialized():
         # on a single machine more logical CPUs than actors, or Ray Data has none left for reading
-        ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else config.workers + 2, include_dashboard=False)
+        cpus = None if os.environ.get("RAY_ADDRESS") else config.workers + 2
+        ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     on_gpu = make_labeller.args[-1] != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     outcomes = ray.data.range(len(shards), override_num_blocks=len(shards)).map_batches(
         _Actor,
         fn_constructor_args=(list(shards), make_labeller, _threads(config)),
         batch_size=1,
-        concurrency=config.workers,
+        compute=ray.data.ActorPoolStrategy(size=config.workers),
         num_cpus=1,
         num_gpus=int(on_gpu),
     )

@@ -13,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from glip.config import SelectConfig
+from glip.console import counted
 from glip.data.sets import Row
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
-from glip.pseudo.store import figure, read_rows
+from glip.pseudo.store import figure, read_rows, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
 
@@ -60,9 +61,11 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
             if kept := select_boxes(row, config, selection):
                 file.write(json.dumps({**row, "boxes": kept}) + "\n")
         if not selection.kept_pairs:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in selection.dropped_boxes.items())
             raise DataError(
-                f"No box is kept of {selection.boxes} boxes in {selection.pairs} pairs of {str(folder)!r} "
-                f"({dict(selection.dropped_boxes)}). Try a lower --min-score and --min-best-score."
+                (unfinished(Path(folder)) if not selection.pairs else "")
+                or f"no box is kept of {selection.boxes} in {counted(selection.pairs, 'pair')} of {str(folder)!r} "
+                f"({reasons or 'nothing was found'}): try a lower --min-score and --min-best-score"
             )
     return selection
 
@@ -209,7 +212,9 @@ def quality_table(quality: dict[str, PhraseQuality]) -> str:
     for threshold in THRESHOLDS:
         cells = " | ".join(f"{value:.3f}" for one in quality.values() for value in one.at(threshold))
         lines.append(f"| {threshold:.2f} | {cells} |")
-    totals = ", ".join(f"{one.phrases} phrases ({one.boxes} boxes) with {kind}" for kind, one in quality.items())
+    totals = ", ".join(
+        f"{counted(one.phrases, 'phrase')} ({counted(one.boxes, 'box')}) with {kind}" for kind, one in quality.items()
+    )
     missed = sum(one.missed for one in quality.values())
     return "\n".join([*lines, "", f"{totals}; the phrase finder missed {missed} of them"])
 

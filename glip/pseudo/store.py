@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from glip.console import counted
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
 from glip.files import atomic_write, read_json, read_jsonl, read_manifest, write_json
@@ -96,6 +97,18 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
         "scores": scores,
         "boxes per phrase": dict(per_phrase),
     }
+
+
+def unfinished(folder: Path) -> str:
+    """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
+    done, report = len(list(folder.glob(f"*{_SHARD_REPORT}"))), folder / REPORT
+    total = read_json(report)["shards in all"] if report.is_file() else done
+    if done == total:
+        return ""
+    return (
+        f"{done} of {counted(total, 'shard')} are labelled in {str(folder)!r}, {total - done} missing: to label the "
+        "rest run the same glip label command again"
+    )
 
 
 def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import DatasetConfig, LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
+from glip.console import counted
 from glip.detector import Detector
 from glip.device import choose_device
 from glip.errors import DataError
@@ -92,9 +93,10 @@ def _run_round(plan: SelfTraining, student: Path, number: int, teacher: str, dev
     failed = run_labelling(plan.captions, teacher, plan.label, labels, device=device, say=say)["failed"]
     if failed:
         shard, reason = next(iter(failed.items()))
-        raise DataError(f"{len(failed)} shards cannot be read, such as {shard} ({reason}). Repair them and run again.")
+        many = counted(len(failed), "shard")
+        raise DataError(f"{many} cannot be read, such as {shard} ({reason}): repair and run the same command again")
     chosen = select(labels, selected, plan.select)
-    say(f"{chosen.kept_boxes} of {chosen.boxes} boxes selected; a student is trained in {student}")
+    say(f"{chosen.kept_boxes} of {counted(chosen.boxes, 'box')} selected; a student is trained in {student}")
     pseudo = DatasetConfig(
         name=PSEUDO,
         format="labels",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import TaskConfig, TuneConfig
+from glip.console import counted
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.mixture import count_classes, data_fingerprint, draw_shots
 from glip.data.sets import SampleSet, SkipCounter
@@ -194,8 +195,8 @@ def _report_data(
     boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     report(
-        f"{task.name}: {len(task.names)} classes; training on {len(images.usable)} images with {count} boxes, "
-        f"{len(images.cached)} of them cached; validating on {len(validate)} images"
+        f"{task.name}: {counted(len(task.names), 'class')}; training on {counted(len(images.usable), 'image')} with "
+        f"{counted(count, 'box')}, {len(images.cached)} of them cached; validating on {counted(len(validate), 'image')}"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:

@@ -54,6 +54,11 @@ class Tokenizer:
         """The word pieces of token ids, to be read by people."""
         return tuple(self._bert.id_to_token(number) or "" for number in ids)
 
+    def unknown_places(self, text: str) -> list[Span]:
+        """The characters [start, end) of each word, or part of one, that the tokenizer cannot read ([UNK])."""
+        read = self(text)
+        return [place for token, place in zip(read.tokens, read.offsets, strict=True) if token == UNKNOWN]
+
     def unknown_words(self, text: str) -> tuple[str, ...]:
         """The words of a text that the tokenizer cannot read, such as emoji: any of them is [UNK] to the model."""
         return tuple(word for word in text.split() if UNKNOWN in self(word).tokens)

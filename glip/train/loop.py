@@ -8,19 +8,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from glip.config import TrainConfig
+from glip.console import counted
 from glip.data.loader import Step
 from glip.data.sets import Validation
-from glip.errors import ConfigError
+from glip.errors import ConfigError, DataError
 from glip.experiment import Experiment, to_dict, to_yaml
 from glip.files import atomic_write, refuse_other_run
 from glip.model.glip import GLIP
 from glip.model.weights import weights_fingerprint
-from glip.signals import GracefulStop
+from glip.signals import AGAIN, GracefulStop
 from glip.train.checkpoint import BEST, LAST, Tree, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
 from glip.train.log import Progress, RunLog, summary_writer
@@ -69,8 +71,20 @@ def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     same_rates = old == now.steps or all(
         rate_factor(step, old, now) == rate_factor(step, now.steps, now) for step in range(done + 1)
     )
-    may_change = (*MAY_CHANGE, "train.steps") if same_rates else MAY_CHANGE
+    may_change = (*MAY_CHANGE, "train.steps")
     refuse_other_run(now.output, before, {**before, **to_dict(experiment), **inputs}, may_change=may_change)
+    if not same_rates:
+        raise DataError(
+            f"{now.output!r} has done {done} of {old} steps, whose learning rates would be others with train.steps="
+            f"{now.steps}: {f'keep train.steps={old}' if done < old else _train_longer(now.output)}"
+        )
+
+
+def _train_longer(output: str) -> str:
+    """How to go on from a finished run, with the first output folder that is free."""
+    path = Path(output)
+    free = next(name for number in count(2) if not Path(name := f"{path}-{number}").exists())
+    return f"to train longer start a new run from its model: train.start={path / 'model'} train.output={free}"
 
 
 def build_stepper(model: GLIP, config: TrainConfig, group: Group = ONE) -> Stepper:
@@ -141,10 +155,8 @@ class TrainRun:
             torch.manual_seed(self.config.seed + progress.step * self.group.size + self.group.rank)
             self.report(f"the run began with {processes} processes, now {self.group.size}: new random numbers")
         if progress.step >= self.config.steps:
-            self.report(
-                f"this run has finished its {self.config.steps} steps. To train longer, start a new run from its "
-                f"model: train.start={self.output / 'model'} train.output={self.output}-2"
-            )
+            steps = counted(self.config.steps, "step")
+            self.report(f"this run has finished its {steps}; {_train_longer(self.config.output)}")
         before, now = (
             (made_from["data"]["validate"], made_from["train"]["validate_images"])
             for made_from in (state["made_from"], self.made_from)
@@ -178,7 +190,7 @@ class TrainRun:
                 outcome = self.stepper(step.batches, stop=signals.number > 0)
                 self._note(step, outcome, config.lr * factor)
                 self._save_if_due(stopping=outcome.stopping)
-                signals.stop_if(outcome.stopping, f"stopped after step {progress.step}")
+                signals.stop_if(outcome.stopping, f"step {progress.step} is done and saved; {AGAIN}")
                 if self._validation_due():
                     self._validate()
         self._collect()

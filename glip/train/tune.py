@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from glip.config import TuneConfig
-from glip.console import ProgressBar
+from glip.console import ProgressBar, counted
 from glip.detector import Detector
 from glip.experiment import to_dict
 from glip.files import refuse_other_run
 from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
-from glip.signals import GracefulStop
+from glip.signals import AGAIN, GracefulStop
 from glip.train.checkpoint import LAST, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
@@ -28,7 +28,16 @@ from glip.train.step import Outcome, Stepper, prepare
 from glip.train.tuner import Images, TaskBatch, Tuner, by_size
 
 _FEWEST_IMAGES = 64  # of an epoch: few shots are shown often
-_MAY_CHANGE = ("epochs", "micro_batch", "checkpointing", "compile", "max_bad_steps", "cache_gb", "thresholds")
+_MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "micro_batch",
+    "checkpointing",
+    "compile",
+    "max_bad_steps",
+    "cache_gb",
+    "thresholds",
+)
 _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
 
 
@@ -94,12 +103,15 @@ class TuneRun:
             Interrupted: a signal came; the same call resumes.
             OSError: the state cannot be written.
         """
-        state, config, report = self.state, self.config, main_only(self.group, report)
+        state, report = self.state, main_only(self.group, report)
         with GracefulStop() as signals:
             if not state.history:
                 self._judge(0.0, 0.0)
                 report(f"before: {state.figure:.3f} on validation")
-            while state.epochs < config.epochs and state.waited < config.patience:
+            elif self._ended_by:
+                done = f"this tuning has finished after {counted(state.epochs, 'epoch')}"
+                report(f"{done}; to tune longer give a larger --{self._ended_by}")
+            while not self._ended_by:
                 began = time.monotonic()
                 loss = self._epoch(signals)
                 state.epochs += 1
@@ -118,6 +130,12 @@ class TuneRun:
         return outcome
 
     @property
+    def _ended_by(self) -> str:
+        """The option that ends the tuning now; "" while it goes on."""
+        is_last, is_stalled = self.state.epochs >= self.config.epochs, self.state.waited >= self.config.patience
+        return "epochs" if is_last else "patience" if is_stalled else ""
+
+    @property
     def rate(self) -> float:
         """The learning rate now."""
         return float(self.stepper.optimizer.param_groups[0]["lr"])
@@ -134,7 +152,7 @@ class TuneRun:
             own = batch[rank * share : (rank + 1) * share]
             outcome = self.step([self.images.get(index, rng) for index in own], stop=signals.number > 0)
             losses.append(outcome.losses["loss"])
-            signals.stop_if(outcome.stopping, f"stopped after epoch {number}")
+            signals.stop_if(outcome.stopping, f"{counted(number, 'epoch')} done and saved; {AGAIN}")
         finite = [loss for loss in losses if math.isfinite(loss)]
         return sum(finite) / max(len(finite), 1)
 

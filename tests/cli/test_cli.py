@@ -19,6 +19,7 @@ from glip.cli.main import main
 from glip.errors import ConfigError
 from glip.model.weights import load_pretrained
 from glip.recipes.detect_files import find_images
+from glip.signals import Interrupted
 from glip.train.start import load_config
 
 CAPTION = "a man in a red shirt rides a brown horse"
@@ -90,7 +91,7 @@ def test_detections_of_an_image(detect, tmp_path):
     assert "  not found: " in out and "red shirt" in out, "phrases of a sentence"
 
 
-def test_folders_patterns_and_a_bar_for_many(detect, shots, tmp_path, image):
+def test_folders_and_patterns(detect, shots, tmp_path, image):
     code, out, _ = detect("shots", "dog", "--out", "drawn/deep")
     found = [line.split(":")[0] for line in out.splitlines() if line.startswith("shots")]
     assert code == 0 and found == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
@@ -319,7 +320,8 @@ def test_a_mistake_is_a_line_and_its_traceback_on_request(command_line, flag):
     ("error", "code", "words"),
     [
         (KeyError("x"), 1, "this is a bug in glip: please report it"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "interrupted: the same command starts over"),
+        (Interrupted(15, "step 3 is done"), 143, "interrupted: step 3 is done"),
     ],
 )
 def test_bugs_and_interrupts(command_line, monkeypatch, error, code, words):

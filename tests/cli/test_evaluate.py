@@ -146,6 +146,13 @@ def test_lvis_has_both_figures(glip_, tiny_folder, lvis, tmp_path):
     assert set(Counter(row["image_id"] for row in rows).values()) == {4}, "all three names are one chunk"
 
 
+@pytest.mark.parametrize("name", ["things", "lvis"])
+def test_an_empty_results_file_scores_zero_with_a_notice(glip_, name, request, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    code, out, err = glip_(request.getfixturevalue(name), "--predictions", "none.json", "--out", "scored")
+    assert code == 0 and "| AP | 0.000 |" in out and "results file without a result: every figure is 0" in out, err
+
+
 def test_wordings_are_compared(glip_, tiny_folder, things, tmp_path):
     for folder, words in (("a", "a [box], flat and red"), ("b", "the [box]")):
         (tmp_path / folder).mkdir()

@@ -46,6 +46,24 @@ def test_from_captions_to_a_dataset_that_trains(command_line, captions, tiny_fol
     assert code == 0 and "tokens_positive" in (tmp_path / "labels.json").read_text()
 
 
+def test_selecting_from_unfinished_labels_says_what_is_missing(command_line, captions, tiny_folder, tmp_path):
+    label = ("label", tiny_folder, captions, "--out", "labels", "--per-shard", "1", *EASY)
+    assert command_line(*label)[0] == 0
+    (tmp_path / "labels" / "captions-00002.report.json").unlink()
+    missing = (
+        "3 of 4 shards are labelled in 'labels', 1 missing: to label the rest run the same glip label command again"
+    )
+    code, out, err = command_line("select", "labels", *KEEP)
+    assert code == 0 and err == f"notice: {missing}\n" and "3 of 3 pairs kept" in out
+    for report in (tmp_path / "labels").glob("*.report.json"):
+        report.unlink()
+    code, _, err = command_line("select", "labels", *KEEP)
+    assert code == 2 and err.endswith(
+        f"glip select: {missing.replace('3', '0', 1).replace('1 missing', '4 missing')}\n"
+    )
+    assert command_line(*label)[0] == 0 and command_line("select", "labels", *KEEP)[2] == ""
+
+
 def test_precision_and_recall(command_line, captions, tiny_folder, tmp_path):
     assert command_line("label", tiny_folder, captions, "--out", "labels", *EASY)[0] == 0
     row = json.loads((tmp_path / "labels" / "captions-00000.jsonl").read_text().splitlines()[0])
@@ -99,6 +117,7 @@ def test_a_terminated_run_reports_what_it_did(captions, tiny_folder, tmp_path):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 143 and b"run the same command again" in err
+    said = b"interrupted: the finished shards are saved; run the same command again to label the others"
+    assert process.returncode == 143 and said in err and b"\r" not in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert 0 < report["shards"] < report["shards in all"] == 800

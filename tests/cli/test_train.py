@@ -143,6 +143,19 @@ def test_a_start_gives_what_the_config_does_not_state(train, place, command_line
     assert code == 2 and "weights 'first/model' are not of this model" in err
 
 
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_the_advice_of_a_finished_run_trains_longer(train, place, schedule):
+    own = ("train.steps=2", f"train.schedule={schedule}", "train.drops=[0.5]")
+    assert train("run", *own)[0] == 0
+    (place / "run-2").mkdir()  # a name that is taken
+    said = [train("run", *own)[1], train("run", *own, "train.steps=4")[2]]
+    assert "this run has finished its 2 steps; to train longer" in said[0] and "would be others" in said[1]
+    advice = ["train.start=run/model", "train.output=run-3"]
+    assert all(" ".join(advice) in line for line in said)
+    code, out, err = train("run", *own, *advice)
+    assert code == 0 and "step 2/2" in out and "resumed" not in out and (place / "run-3" / "model").is_dir(), err
+
+
 def test_a_moved_project_goes_on(train, place, monkeypatch):
     """Folders typed relative to the project stay so in its checkpoint."""
     own = ["--data", "data/instances.json", "--images", "data/images"]

@@ -103,7 +103,7 @@ def test_without_a_validation_set_a_fifth_is_held_out(tune, model, shapes, tmp_p
     flags = ("--mode", "linear", "--no-thresholds", "--prompts", "words.yaml")
     code, out, err = tune(model, shapes, *QUICK, *flags, "--out", "o")
     assert code == 0, err
-    assert "training on 3 images" in out and "validating on 1 images" in out
+    assert "training on 3 images" in out and "validating on 1 image\n" in out
     task = load_adaptation("o/instances-linear-all-0/task.safetensors")
     assert task.thresholds == () and task.names == NAMES
     assert task.prompt.caption.startswith("a round red circle. blue star"), "the written prompt is tuned"

@@ -1,6 +1,7 @@
 """Step n depends on (seed, n) alone; epochs are complete; what cannot be used is counted, and too much of it stops."""
 
 import itertools
+import signal
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from PIL import Image
 from small import RELEASED, VOCABULARY, write_coco
 
 from glip.config import DataConfig, DatasetConfig, TrainConfig
-from glip.data.loader import MixtureDataset, Source, Step, draws, draws_by_shape, load_steps
+from glip.data.loader import MixtureDataset, Source, Step, _started, draws, draws_by_shape, load_steps
 from glip.data.mixture import build_sources
 from glip.data.sets import PackedSamples
 from glip.errors import ImageError
@@ -234,3 +235,17 @@ def test_an_image_of_another_size_is_broken(mixture):
     step = mixture(DRAWN, change=lambda samples: [samples[0], replace(samples[1], size=(1280, 1200))])[0]
     assert len(step.broken) >= 2 and "1.png" in step.broken[0]
     assert "annotated as 1280 x 1200 pixels and has 128 x 120" in step.broken[0]
+
+
+@pytest.mark.unchecked
+def test_workers_start_deaf_to_signals():
+    """Ctrl-C reaches all processes of a terminal; one that is just starting would die and leave the others waiting."""
+    before, masks = signal.pthread_sigmask(signal.SIG_BLOCK, ()), []
+
+    class Loader:
+        def __iter__(self):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return iter(())
+
+    assert list(_started(Loader())) == [] and masks == [{*before, signal.SIGINT, signal.SIGTERM}]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

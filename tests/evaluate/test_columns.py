@@ -77,6 +77,12 @@ def test_more_than_a_row_needs_is_passed_over(tmp_path):
     assert len(results) == 1 and tally.counts == {"result that is no record": 3}
 
 
+def test_no_results_at_all_are_noted(tmp_path):
+    tally = SkipCounter()
+    assert len(read(tmp_path, [], tally)) == 0
+    assert tally.counts == {"results file without a result: every figure is 0": 1}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

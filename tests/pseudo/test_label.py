@@ -19,6 +19,7 @@ from glip.config import LabelConfig
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.files import LockedError, exclusive
+from glip.pseudo import run as run_module
 from glip.pseudo.label import Labeller, find_captions, find_shards, make_packs, read_shard, split_detections
 from glip.pseudo.run import run_labelling
 from glip.pseudo.store import read_rows
@@ -181,6 +182,51 @@ def test_every_pair_is_stored_or_counted(pool, tiny_folder, tmp_path):
     assert report["skipped"]["near-duplicate image"] == 1 and report["skipped"]["image that cannot be read"] == 2
     assert {"caption with too many words", "caption with HTML", "caption without letters"} <= report["skipped"].keys()
     assert (tmp_path / "out" / "report.png").is_file()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(False, 1), (True, 4)])
+def test_web_captions(pool, tiny_folder, tmp_path, keep, kept):
+    said = [
+        "a red key &amp; a \U0001f511 bell",
+        "红色的钥匙",
+        "Москва\u2764\ufe0fcar here",
+        "#key @me IMG_1.JPG",
+        "草地 犬",
+    ]
+    names = sorted(path.name for path in (pool / "images").iterdir())
+    lines = [json.dumps({"image": name, "caption": text}) for name, text in zip(names, said, strict=False)]
+    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    report = label(tmp_path / "web.jsonl", tiny_folder, tmp_path / "out", pool / "images", keep_unknown_words=keep)
+    assert report["kept"] == kept and report["skipped"].pop("caption with too few noun phrases") == 1
+    assert report["skipped"] == ({} if keep else {"caption whose phrases the tokenizer cannot read": 3})
+    first = next(read_rows(tmp_path / "out"))
+    assert first["caption"] == "a red key & a \U0001f511 bell"
+    assert [first["caption"][slice(*phrase["spans"][0])] for phrase in first["phrases"]] == ["red key", "bell"]
+
+
+def test_captions_without_a_single_image_are_refused(pool, tiny_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"none of the 10 images is there, such as '.*empty/.*': give their folder"):
+        label(pool / "captions.jsonl", tiny_folder, tmp_path / "out", tmp_path / "empty")
+    report = label(pool / "captions.jsonl", tiny_folder, tmp_path / "out", pool / "images")
+    assert report["pairs"] == 11, "the same output folder is free for the right one"
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "threads", "expected"),
+    [("1", 1, 0, 1), ("", 2, 0, 4), ("3", 2, 0, 3), ("9", 2, 0, 4), ("1", 2, 5, 5)],
+)
+def test_workers_share_the_cores_and_heed_omp_num_threads(monkeypatch, given, workers, threads, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: int(given))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert run_module._threads(LabelConfig(workers=workers, threads=threads, engine="ray")) == expected
+
+
+def test_a_long_shard_shows_its_progress(pool, tiny_folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("glip.console._SECONDS", 1e-9)
+    label(pool / "captions.jsonl", tiny_folder, tmp_path / "out", per_shard=10)
+    assert "captions-00000: 10 of 10 images, " in capfd.readouterr().err
 
 
 def test_shards_end_where_an_image_ends(pool, tmp_path):

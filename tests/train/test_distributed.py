@@ -20,7 +20,9 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     ended = in_two_processes(PROGRAM, folder, *CASES, *MODES, "stop")
     for number, process in enumerate(ended):
-        assert "Interrupted: stopped after step 3" in process.stderr, process.stderr
+        assert "Interrupted: step 3 is done and saved; run the same command again to resume" in process.stderr, (
+            process.stderr
+        )
         assert json.loads(process.stdout) == {"rank": number, "size": 2, "sum": 3.0}
     for name in CASES:
         (folder / "alone").mkdir(exist_ok=True)

@@ -207,6 +207,16 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
     assert [row["rate"] for row in run.state.history] == pytest.approx([0.05] * 5 + [0.005] * 2)
 
 
+@pytest.mark.parametrize(("ended_by", "more"), [("epochs", {"epochs": 3}), ("patience", {"patience": 3})])
+def test_the_advice_of_a_finished_tuning_tunes_longer(ended_by, more, tmp_path):
+    short, said = {"epochs": 2} if ended_by == "epochs" else {"epochs": 50, "patience": 2}, []
+    for options in (short, short, short | more):
+        run = run_of(tmp_path, figures=[0.5, 0.1, 0.1] if not said else [0.1] * 9, **options)
+        run(said.append)
+    advice = f"this tuning has finished after 2 epochs; to tune longer give a larger --{ended_by}"
+    assert said.count(advice) == 1 and run.state.epochs == 3
+
+
 def test_epochs_go_on_where_the_last_ended(tmp_path):
     """An epoch of 3 of the 4 images: none is shown again before all were, and a resumed run has the same order."""
     run = run_of(tmp_path, images_per_epoch=3)
