@@ -17,6 +17,7 @@ import numpy as np
 from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set
+from glip.data.check import refuse_wrong_boxes
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.transforms import says_side
@@ -120,6 +121,7 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
             problem = "it has captions only: pseudo-label them first (docs/data.md)"
     if problem:
         raise DataError(f"dataset {config.name!r}: {problem}")
+    refuse_wrong_boxes(f"dataset {config.name!r}", read)
     return read
 
 

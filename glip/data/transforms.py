@@ -56,8 +56,7 @@ def augment(
         short_side: range of the short side in pixels.
         max_size: limit of the long side in pixels, as in the Processor's resize.
         flip: probability of a horizontal flip.
-        crop: side of a square crop in pixels; 0: none. It keeps one of the boxes that it shows wherever that is possible
-            at some short side of the range.
+        crop: side of a square crop in pixels; 0: none. If it shows boxes, it keeps one, where the size range allows.
         colour: brightness, contrast and saturation change by up to this share.
     """
     skipped = SkipCounter()
@@ -118,20 +117,17 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCoun
     if (kept > 0).any() and not (kept >= _VISIBLE).any():
         sides = boxes[:, 2:] - boxes[:, :2]
         low, high = boxes[int((sides.clamp(max=side) / sides).prod(1).argmax())].reshape(2, 2).numpy()
-        left, top = np.clip((left, top), np.minimum(low, high - side), np.maximum(low, high - side)).astype(int).tolist()
+        left, top = (
+            np.clip((left, top), np.minimum(low, high - side), np.maximum(low, high - side)).astype(int).tolist()
+        )
         kept = _kept_shares(boxes, left, top, side)
     fill = [int(value) for value in rng.integers(0, 256, 3)]
     border = [max(0, -left), max(0, -top), max(0, left + side - image.width), max(0, top + side - image.height)]
     if any(border):
         sample = _transform(sample, lambda thing: F.pad(thing, border, fill=fill))
     cropped = _transform(sample, lambda thing: F.crop(thing, max(0, top), max(0, left), side, side))
-    return _drop(
-        cropped,
-        _where(kept < _VISIBLE),
-        skipped,
-        "box cut away by the crop",
-        visible=_where((kept < _VISIBLE) & (kept > 0)),
-    )
+    lost = kept < _VISIBLE
+    return _drop(cropped, _where(lost), skipped, "box cut away by the crop", visible=_where(lost & (kept > 0)))
 
 
 def _kept_shares(boxes: Float[Tensor, "box 4"], left: int, top: int, side: int) -> Float[Tensor, " box"]:
