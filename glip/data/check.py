@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +102,8 @@ def check(
     """
     walk = _Check(decode=decode)
     report = walk.report
-    report.remarks.merge(_some_of(samples.skipped, {PARENT}))
-    report.problems.merge(_some_of(samples.skipped, samples.skipped.counts.keys() - {PARENT}))
+    report.remarks.merge(samples.skipped.only({PARENT}))
+    report.problems.merge(samples.skipped.only(samples.skipped.counts.keys() - {PARENT}))
     for sample in samples.walk("check"):
         walk.add(sample)
     wrong, _ = _look(samples)
@@ -127,11 +127,9 @@ def refuse_wrong_boxes(title: str, read: SampleSet) -> SkipCounter:
     wrong, seen = _look(read)
     if wrong:
         raise DataError(f"{title}: {wrong}; docs/data.md has the box of each format, and glip data check shows more")
-    doubts = _some_of(seen.problems, _DOUBTS)
+    doubts = seen.problems.only(_DOUBTS)
     if doubts and os.environ.get("RANK", "0") == "0":  # under torchrun one process warns
-        listed = "; ".join(
-            f"{count} x {reason} ({doubts.places[reason][0]})" for reason, count in doubts.counts.items()
-        )
+        listed = "; ".join(f"{count} x {why} ({doubts.places[why][0]})" for why, count in doubts.counts.items())
         _log.warning("%s: in %d images looked at: %s; glip data check shows more", title, seen.images, listed)
     return doubts
 
@@ -155,14 +153,6 @@ def _look(read: SampleSet) -> tuple[str, CheckReport]:
             place, (what, guess) = _place_of(owner, boxes[first], size[first]), reason.split(": ")
             return f"most boxes ({wrong.sum()} of {count}) {what} ({place}): {guess}", walk.report
     return "", walk.report
-
-
-def _some_of(counter: SkipCounter, reasons: Collection[str]) -> SkipCounter:
-    """Some of what was counted."""
-    found = SkipCounter()
-    found.counts = {reason: count for reason, count in counter.counts.items() if reason in reasons}
-    found.places = {reason: list(counter.places[reason]) for reason in found.counts}
-    return found
 
 
 class _Check:
@@ -248,7 +238,8 @@ class _Check:
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
         for index in np.searchsorted((SMALL, LARGE), sides.prod(1), side="right").tolist():
             report.areas[index] += 1
-        flat, leaving = (sides <= 0).any(1), _are_leaving(boxes, size)
+        flat = (sides <= 0).any(1)
+        leaving = ~np.isnan(size[:, 0]) & ~flat & ~_fits_inside(boxes, size)
         outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
         reasons: dict[str, np.ndarray] = dict(zip(_OUTSIDE, (outside, leaving & ~outside), strict=True))
         if leaving.any() and _fits_inside(boxes, size[:, ::-1])[leaving].all() and _is_rotated(sample.image):
@@ -258,11 +249,10 @@ class _Check:
                 report.problems.add(reason, _place_of(sample, boxes[found.argmax()], size[0]), int(found.sum()))
 
 
-def _suspicions(
-    boxes: Float[np.ndarray, "box 4"], sizes: Float[np.ndarray, "box 2"]
-) -> Iterator[tuple[np.ndarray, int, str]]:
+def _suspicions(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, int, str]]:
     """Which boxes are wrong if a suspicion is true, of how many, and what it says."""
-    sized, leaving = int((~np.isnan(sizes[:, 0])).sum()), _are_leaving(boxes, sizes)
+    known = ~np.isnan(sizes[:, 0])
+    sized, leaving = int(known.sum()), known & ~_fits_inside(boxes, sizes)
     remedy = "so multiply x and width by the image's width{0}, y and height by its height{0}"
     tiny = np.asarray((boxes <= 2).all(1) & ~(sizes <= 2).any(1))
     yield tiny, len(boxes), f"lie within two pixels of the corner: they look relative (0..1), {remedy.format('')}"
@@ -273,11 +263,7 @@ def _suspicions(
             yield leaving, sized, f"leave their image: they look like {reading}"
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     gone = leaving & ((centres < 0) | (centres > sizes)).any(1)
-    yield (
-        gone,
-        sized,
-        "leave their image: they look to be made for images of another size, so give those, or scale the boxes",
-    )
+    yield gone, sized, "leave their image: they look made for images of another size, so give those images"
 
 
 def _look_like_percentages(boxes: Float[np.ndarray, "box 4"], sizes: Float[np.ndarray, "box 2"]) -> bool:
@@ -285,9 +271,9 @@ def _look_like_percentages(boxes: Float[np.ndarray, "box 4"], sizes: Float[np.nd
         return False
     readings = (boxes, *_other_readings(boxes).values())
     edges = next((one for one in readings if _fits_inside(one, np.full_like(sizes, _PERCENT)).all()), None)
-    if edges is None or edges.std(0).min() < _VARIED or edges[:, 2:].max(0).min() < _REACHED:
+    if edges is None or not ((edges % 1).any() or (edges[:, 2:] - edges[:, :2]).mean() >= _SIDE):
         return False
-    return bool((edges % 1).any() or (edges[:, 2:] - edges[:, :2]).mean() >= _SIDE)
+    return bool(edges.std(0).min() >= _VARIED and edges[:, 2:].max(0).min() >= _REACHED)
 
 
 def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.ndarray, "box 4"]]:
@@ -313,11 +299,6 @@ def _is_rotated(image: Path | TarMember | Image.Image) -> bool:
     with suppress(ImageError):
         return not isinstance(image, Image.Image) and stated_size(image) != image_size(image)
     return False
-
-
-def _are_leaving(boxes: Float[np.ndarray, "box 4"], sizes: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:
-    """Which boxes have an area and are not inside their images, as far as their sizes are known."""
-    return np.asarray(~np.isnan(sizes[:, 0]) & (boxes[:, 2:] > boxes[:, :2]).all(1) & ~_fits_inside(boxes, sizes))
 
 
 def _fits_inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:

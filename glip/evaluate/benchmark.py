@@ -59,10 +59,16 @@ class Benchmark:
         return data_fingerprint(self.read.samples)
 
     def ground_truth(self, skipped: SkipCounter) -> GroundTruth:
-        """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say."""
-        if self.read.annotations:
-            return read_truth(self.read.annotations, skipped, lvis=self.protocol == "lvis")
-        return truth_of(self.read.samples)
+        """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say.
+
+        What cannot be scored is counted, unless it was when the set was read.
+        """
+        if not self.read.annotations:
+            return truth_of(self.read.samples)
+        found, counted = SkipCounter(), self.read.skipped.counts
+        truth = read_truth(self.read.annotations, found, lvis=self.protocol == "lvis")
+        skipped.merge(found.only(found.counts.keys() - counted.keys()))
+        return truth
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
         """Whether a model was trained on this set, or on another split of it, as far as its config can say.
