@@ -115,8 +115,9 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     elif captioned:
         problem = "has captions: held_out works on class names only, remove it here"
     elif not any(len(sample.boxes) for sample in read.samples):
-        problem = f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): "
-        problem += "its ids match none of its categories; run glip data check"
+        problem = (
+            f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): run glip data check"
+        )
         if read.samples[0].caption:
             problem = "it has captions only: pseudo-label them first (docs/data.md)"
     if problem:

@@ -116,10 +116,9 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCoun
     kept = _kept_shares(boxes, left, top, side)
     if (kept > 0).any() and not (kept >= _VISIBLE).any():
         sides = boxes[:, 2:] - boxes[:, :2]
-        low, high = boxes[int((sides.clamp(max=side) / sides).prod(1).argmax())].reshape(2, 2).numpy()
-        left, top = (
-            np.clip((left, top), np.minimum(low, high - side), np.maximum(low, high - side)).astype(int).tolist()
-        )
+        x1, y1, x2, y2 = boxes[int((sides.clamp(max=side) / sides).prod(1).argmax())].tolist()
+        ends = ((left, x1, x2 - side), (top, y1, y2 - side))
+        left, top = (int(np.clip(start, min(low, high), max(low, high))) for start, low, high in ends)
         kept = _kept_shares(boxes, left, top, side)
     fill = [int(value) for value in rng.integers(0, 256, 3)]
     border = [max(0, -left), max(0, -top), max(0, left + side - image.width), max(0, top + side - image.height)]

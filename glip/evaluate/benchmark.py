@@ -65,9 +65,9 @@ class Benchmark:
         """
         if not self.read.annotations:
             return truth_of(self.read.samples)
-        found, counted = SkipCounter(), self.read.skipped.counts
+        found = SkipCounter()
         truth = read_truth(self.read.annotations, found, lvis=self.protocol == "lvis")
-        skipped.merge(found.only(found.counts.keys() - counted.keys()))
+        skipped.merge(found.only(found.counts.keys() - self.read.skipped.counts.keys()))
         return truth
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
