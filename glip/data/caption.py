@@ -77,6 +77,8 @@ def caption_from_names(
     if not fitting:
         tried = ", ".join(repr(name[:40]) for name in (positives + negatives)[:3])
         reason = f"{tried} do not fit into {processor.max_tokens} tokens" if tried else "no class is known to be absent"
+        if unsure and not tried:
+            reason += ", and those that are there have no box of their own (cut by the crop, a crowd, or not annotated)"
         raise CaptionError(f"image {sample.image_id}: no caption can be written: {reason}")
     written = _shuffled(list(fitting), rng)
     prompt = prompt_from_classes([fitting[key] for key in written], prompts)

@@ -1,8 +1,14 @@
-"""What is in a dataset and what is wrong with it: counts, and problems with the places where they are."""
+"""What is in a dataset and what is wrong with it: counts, and problems with the places where they are.
 
+Whether boxes can be right is one verdict for a check and before every run, from a look at some images.
+"""
+
+import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
@@ -11,22 +17,34 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from glip.data.image import image_size, load_image
+from glip.data.coco import PARENT
+from glip.data.image import image_size, load_image, stated_size
 from glip.data.sets import SampleSet, SkipCounter
-from glip.errors import ImageError
+from glip.errors import DataError, ImageError
 from glip.shapes import Bool, Float
-from glip.structures import Prompt, Sample
+from glip.structures import Prompt, Sample, TarMember
 from glip.text.prompt import is_word_edge
 from glip.text.tokens import Tokenizer, alike
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's areas in square pixels
 _SLACK = 1.0  # pixels by which a box may leave its image: annotation tools round
+_LOOK = 100  # images, evenly spread, whose boxes decide whether all can be right
 _MOST, _CLEAR = 0.5, 0.9  # shares of boxes: that are wrong, and that another reading explains
-_BATCH = 50_000  # boxes checked at once
+# What looks like percentages: so many boxes at least, which vary by so much, reach so far, and if all numbers are whole
+# have sides of so much. Else they may lie in the corner of their images. Nearly all images are half as large again.
+_PERCENT, _FEWEST, _VARIED, _REACHED, _SIDE = 100, 8, 8, 80, 10
 _NO_AREA = "box without area"  # as the readers count it
-_OUTSIDE = "outside its image"
+_OUTSIDE = "box outside its image", "box partly outside its image"
+_UNROTATED = "box that fits its image only before the EXIF rotation"
+_SIZES = (
+    "stated size is that before the EXIF rotation: boxes may be drawn on the unrotated image",
+    "stated width and height are swapped",
+    "stated size differs from the image's",
+)
+_DOUBTS = {*_OUTSIDE, _UNROTATED, *_SIZES}  # what a run goes on with, after a warning
 _MISSING = "image that is not there"
 _RAREST = 5  # classes with the fewest boxes that are shown
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,12 +100,15 @@ def check(
         written: by name, the text written instead of it.
         decode: decode every image, not only its header.
     """
-    walk = _Check(decode=decode, without_area=samples.skipped.counts.get(_NO_AREA, 0))
+    walk = _Check(decode=decode)
     report = walk.report
-    report.problems.merge(samples.skipped)
+    report.remarks.merge(samples.skipped.only({PARENT}))
+    report.problems.merge(samples.skipped.only(samples.skipped.counts.keys() - {PARENT}))
     for sample in samples.walk("check"):
         walk.add(sample)
-    walk.finish()
+    wrong, _ = _look(samples)
+    if wrong:
+        report.problems.add(wrong)
     for name, count in report.per_name.items():
         if count == 0:
             report.remarks.add("name without a box", name)
@@ -97,25 +118,54 @@ def check(
     return report
 
 
-class _Check:
-    """A check under way. Boxes are checked in batches, also for how many fit their image better if read otherwise.
+def refuse_wrong_boxes(title: str, read: SampleSet) -> SkipCounter:
+    """Before a run: refuse a dataset whose boxes cannot be right; gives what is doubtful, after a warning.
 
-    What was seen is kept as hashes: ten million captions still fit into memory.
+    Raises:
+        DataError: most boxes are relative, percentages, outside their images or without area.
     """
+    wrong, seen = _look(read)
+    if wrong:
+        raise DataError(f"{title}: {wrong}; docs/data.md has the box of each format, and glip data check shows more")
+    doubts = seen.problems.only(_DOUBTS)
+    if doubts and os.environ.get("RANK", "0") == "0":  # under torchrun one process warns
+        listed = "; ".join(f"{count} x {why} ({doubts.places[why][0]})" for why, count in doubts.counts.items())
+        _log.warning("%s: in %d images looked at: %s; glip data check shows more", title, seen.images, listed)
+    return doubts
 
-    def __init__(self, *, decode: bool, without_area: int) -> None:
-        self.report = CheckReport()
-        self._decode, self._without_area = decode, without_area  # the latter skipped by the reader
+
+def _look(read: SampleSet) -> tuple[str, CheckReport]:
+    """What is wrong with most boxes, "" for nothing, and the report on the images looked at."""
+    total, walk = len(read.samples), _Check()
+    chosen = [read.samples[index] for index in range(0, total, -(-total // _LOOK) or 1)]
+    sizes, counts = [walk.add(sample) for sample in chosen], [len(sample.boxes) for sample in chosen]
+    if not sum(counts):
+        return "", walk.report
+    boxes = np.concatenate([sample.boxes.numpy() for sample in chosen])
+    size = np.repeat(np.array(sizes, dtype=np.float32), counts, axis=0)
+    without_area = read.skipped.counts.get(_NO_AREA, 0) * len(chosen) // total
+    if without_area > _MOST * (without_area + len(boxes)):
+        return "most boxes have no area: they look like x, y, width, height read as x1, y1, x2, y2", walk.report
+    for wrong, count, reason in _suspicions(boxes, size):
+        if wrong.sum() > _MOST * count:
+            first = int(wrong.argmax())
+            owner = chosen[int(np.searchsorted(np.cumsum(counts), first, side="right"))]
+            place, (what, guess) = _place_of(owner, boxes[first], size[first]), reason.split(": ")
+            return f"most boxes ({wrong.sum()} of {count}) {what} ({place}): {guess}", walk.report
+    return "", walk.report
+
+
+class _Check:
+    """A check under way. What was seen is kept as hashes: ten million captions still fit into memory."""
+
+    def __init__(self, *, decode: bool = False) -> None:
+        self.report, self._decode = CheckReport(), decode
         self._sizes: dict[int, tuple[int, int] | None] = {}  # by image
         self._samples, self._vocabularies = set[int](), set[int]()
-        self._waiting: list[tuple[np.ndarray, str, tuple[float, float]]] = []
-        self._count = 0
-        self._sized = self._leaving = self._tiny = 0
-        self._fits: Counter[str] = Counter()
 
-    def add(self, sample: Sample) -> None:
-        """Count and check a sample."""
-        report, prompt, image = self.report, sample.prompt, sample.image
+    def add(self, sample: Sample) -> tuple[float, float]:
+        """Count and check a sample; gives the size of its image, NaN where it is unknown."""
+        report, prompt = self.report, sample.prompt
         report.samples += 1
         report.boxes += len(sample.boxes)
         report.crowd += len(sample.crowd)
@@ -123,37 +173,14 @@ class _Check:
         caption = prompt.caption if prompt else sample.caption
         if caption:
             report.words[len(caption.split())] += 1
-        place = f"sample {sample.image_id}" if isinstance(image, Image.Image) else str(image)
-        size = self._check_image(sample, caption)
+        size = self._check_image(sample, caption) or (np.nan, np.nan)
         if prompt:
-            self._check_phrases(sample, prompt, place)
+            self._check_phrases(sample, prompt, _place_of(sample))
         else:
             self._check_names(sample)
         if len(sample.boxes):
-            rows = sample.boxes.numpy()
-            again = len(rows) - len(set(zip(map(tuple, rows.tolist()), sample.box_phrases, strict=True)))
-            if again:
-                report.problems.add("box with the same words twice", place, again)
-            self._waiting.append((rows, place, size or (np.nan, np.nan)))
-            self._count += len(rows)
-        if self._count > _BATCH:
-            self._check_boxes()
-
-    def finish(self) -> None:
-        """Check the rest of the boxes, and say what is wrong with most of them, if anything."""
-        if self._waiting:
-            self._check_boxes()
-        boxes, verdict = self.report.boxes, ""
-        if boxes and self._tiny > _MOST * boxes:
-            verdict = "lie within two pixels of the corner: they look relative (0..1), and pixels are needed"
-        elif self._without_area > _MOST * (self._without_area + boxes):
-            verdict = "have no area: they look like x, y, width, height read as x1, y1, x2, y2"
-        elif self._leaving > _MOST * self._sized:
-            reading, fitting = self._fits.most_common(1)[0]
-            guess = f"like {reading}" if fitting >= _CLEAR * self._sized else "to be made for images of another size"
-            verdict = f"({self._leaving} of {self._sized}) leave their image: they look {guess}"
-        if verdict:
-            self.report.problems.add(f"most boxes {verdict}")
+            self._check_boxes(sample, np.full((len(sample.boxes), 2), size, dtype=np.float32))
+        return size
 
     def _check_image(self, sample: Sample, caption: str) -> tuple[int, int] | None:
         """The image's size, or the stated one if it cannot be read; each image is opened once."""
@@ -171,8 +198,8 @@ class _Check:
                 there = (image if isinstance(image, Path) else image.archive).exists()
                 report.problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
             if size and sample.size and size != sample.size:
-                swapped = "stated width and height are swapped, or do not count the EXIF rotation"
-                reason = swapped if size == sample.size[::-1] else "stated size differs from the image's"
+                unrotated, swapped, other = _SIZES
+                reason = other if size != sample.size[::-1] else unrotated if _is_rotated(image) else swapped
                 stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
                 report.problems.add(reason, f"{image}: stated {stated}, is {found}")
         pair = hash((key, caption))
@@ -203,30 +230,50 @@ class _Check:
             if index not in boxed:
                 self.report.remarks.add("phrase without a box", place)
 
-    def _check_boxes(self) -> None:
-        parts, places, sizes = zip(*self._waiting, strict=True)
-        owner = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        boxes, size = np.concatenate(parts), np.array(sizes, dtype=np.float32)[owner]
-        self._waiting, self._count = [], 0
+    def _check_boxes(self, sample: Sample, size: Float[np.ndarray, "box 2"]) -> None:
+        boxes, report = sample.boxes.numpy(), self.report
+        again = len(boxes) - len(set(zip(map(tuple, boxes.tolist()), sample.box_phrases, strict=True)))
+        if again:
+            report.problems.add("box with the same words twice", _place_of(sample), again)
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-        for index, number in enumerate(np.histogram(sides.prod(1), [0, SMALL, LARGE, np.inf])[0].tolist()):
-            self.report.areas[index] += number
-        flat, sized = (sides <= 0).any(1), ~np.isnan(size[:, 0])
-        leaving = sized & ~flat & ~_fits_inside(boxes, size)
+        for index in np.searchsorted((SMALL, LARGE), sides.prod(1), side="right").tolist():
+            report.areas[index] += 1
+        flat = (sides <= 0).any(1)
+        leaving = ~np.isnan(size[:, 0]) & ~flat & ~_fits_inside(boxes, size)
         outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
-        self._tiny += int((boxes <= 2).all(1).sum())
-        self._sized += int(sized.sum())
-        self._leaving += int(leaving.sum())
-        for reading, edges in _other_readings(boxes).items():
-            self._fits[reading] += int(_fits_inside(edges, size).sum())
-        partly = leaving & ~outside
-        for mask, reason in ((flat, _NO_AREA), (outside, f"box {_OUTSIDE}"), (partly, f"box partly {_OUTSIDE}")):
-            rows = np.flatnonzero(mask)
-            for image, first, times in zip(*np.unique(owner[rows], return_index=True, return_counts=True), strict=True):
-                place, (width, height) = places[image], sizes[image]
-                shown = ", ".join(f"{value:g}" for value in boxes[rows[first]].tolist())
-                place = place if mask is flat else f"{place} of {width} x {height}: {shown}"
-                self.report.problems.add(reason, place, int(times))
+        reasons: dict[str, np.ndarray] = dict(zip(_OUTSIDE, (outside, leaving & ~outside), strict=True))
+        if leaving.any() and _fits_inside(boxes, size[:, ::-1])[leaving].all() and _is_rotated(sample.image):
+            reasons = {_UNROTATED: leaving}
+        for reason, found in ({_NO_AREA: flat} | reasons).items():
+            if found.any():
+                report.problems.add(reason, _place_of(sample, boxes[found.argmax()], size[0]), int(found.sum()))
+
+
+def _suspicions(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, int, str]]:
+    """Which boxes are wrong if a suspicion is true, of how many, and what it says."""
+    known = ~np.isnan(sizes[:, 0])
+    sized, leaving = int(known.sum()), known & ~_fits_inside(boxes, sizes)
+    remedy = "so multiply x and width by the image's width{0}, y and height by its height{0}"
+    tiny = np.asarray((boxes <= 2).all(1) & ~(sizes <= 2).any(1))
+    yield tiny, len(boxes), f"lie within two pixels of the corner: they look relative (0..1), {remedy.format('')}"
+    percent = np.full(len(boxes), _look_like_percentages(boxes, sizes))
+    yield percent, len(boxes), f"have no number above 100: they look like percentages, {remedy.format(' / 100')}"
+    for reading, edges in _other_readings(boxes).items():
+        if _fits_inside(edges, sizes).sum() >= _CLEAR * sized:
+            yield leaving, sized, f"leave their image: they look like {reading}"
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    gone = leaving & ((centres < 0) | (centres > sizes)).any(1)
+    yield gone, sized, "leave their image: they look made for images of another size, so give those images"
+
+
+def _look_like_percentages(boxes: Float[np.ndarray, "box 4"], sizes: Float[np.ndarray, "box 2"]) -> bool:
+    if len(boxes) < _FEWEST or (sizes >= 1.5 * _PERCENT).all(1).mean() < _CLEAR:
+        return False
+    readings = (boxes, *_other_readings(boxes).values())
+    edges = next((one for one in readings if _fits_inside(one, np.full_like(sizes, _PERCENT)).all()), None)
+    if edges is None or not ((edges % 1).any() or (edges[:, 2:] - edges[:, :2]).mean() >= _SIDE):
+        return False
+    return bool(edges.std(0).min() >= _VARIED and edges[:, 2:].max(0).min() >= _REACHED)
 
 
 def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.ndarray, "box 4"]]:
@@ -234,9 +281,24 @@ def _other_readings(boxes: Float[np.ndarray, "box 4"]) -> dict[str, Float[np.nda
     low, sides = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     return {
         "x1, y1, x2, y2 read as x, y, width, height": np.hstack([low, sides]),
-        "y, x read as x, y": boxes[:, [1, 0, 3, 2]],
+        "y, x read as x, y, or the image before its EXIF rotation": boxes[:, [1, 0, 3, 2]],
         "centre x, centre y, width, height read as x, y, width, height": np.hstack([low - sides / 2, low + sides / 2]),
     }
+
+
+def _place_of(sample: Sample, box: np.ndarray | None = None, size: np.ndarray | None = None) -> str:
+    """Where a sample, or a box, is, for reports."""
+    name = f"sample {sample.image_id}" if isinstance(sample.image, Image.Image) else str(sample.image)
+    if box is None or size is None:
+        return name
+    return f"{name} of {size[0]:g} x {size[1]:g}: {', '.join(f'{value:g}' for value in box.tolist())}"
+
+
+def _is_rotated(image: Path | TarMember | Image.Image) -> bool:
+    """Whether an image is a file whose EXIF rotation swaps width and height."""
+    with suppress(ImageError):
+        return not isinstance(image, Image.Image) and stated_size(image) != image_size(image)
+    return False
 
 
 def _fits_inside(boxes: Float[np.ndarray, "box 4"], size: Float[np.ndarray, "box 2"]) -> Bool[np.ndarray, " box"]:

@@ -5,7 +5,7 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/columns.py
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -26,6 +26,7 @@ _NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the colum
 _COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
 _LARGEST = sys.float_info.max  # json has whole numbers of any length
+PARENT = "category without a box that only groups all others: left out"  # category 0 of Roboflow's exports
 _REASONS = ("", "unknown category", "malformed box", "box without area")
 
 
@@ -62,8 +63,22 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
         )
 
     table = np.fromiter(map(read, rows), _COLUMNS, len(rows))
+    ids = [*category_ids, None]
+    _leave_out_parent(categories, [ids[place] for place in np.unique(table["category"]).tolist()], skipped)
     columns = {key: np.ascontiguousarray(table[key]) for key in _NAMES}
     return CocoFile(path, images, categories, skipped, category_ids=tuple(category_ids), **columns)
+
+
+def _leave_out_parent(categories: list[Any], used: Collection[Id | None], skipped: SkipCounter) -> None:
+    """Take out a category without a box that is the ``supercategory`` of all others, as Roboflow's exports have it."""
+    parents = [as_map(record).get("supercategory") for record in categories]
+    for place, record in enumerate(map(as_map, categories)):
+        name = record.get("name")
+        only = parents[place] != name and len(parents) - 1 == parents.count(name) > 0
+        if only and is_text(name) and record.get("id") not in used:
+            skipped.add(PARENT, name)
+            del categories[place]
+            return
 
 
 def is_federated(file: CocoFile) -> bool:

@@ -165,21 +165,18 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         problem = ""
         for _ in range(_TRIES):
             try:
-                sample, lost = self._prepare(source.samples[index], source, random)
+                return self._prepare(source.samples[index], source, random, skipped)
             except CaptionError as error:  # nothing is broken: its words do not fit
                 problem = f"dataset {source.config.name!r}: {error}"
                 skipped.add("sample whose caption cannot be written", problem)
             except (ImageError, DataError) as error:
                 problem = f"dataset {source.config.name!r}: {error}"
                 broken.append(problem)
-            else:
-                skipped.merge(lost)
-                return sample
             index = int(random.integers(len(source.samples)))
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {problem}")
 
-    def _prepare(self, sample: Sample, source: Source, random: np.random.Generator) -> tuple[Sample, SkipCounter]:
-        """Load, augment and caption a sample; the boxes it lost, by reason.
+    def _prepare(self, sample: Sample, source: Source, random: np.random.Generator, skipped: SkipCounter) -> Sample:
+        """Load, augment and caption a sample; the boxes it loses are counted, also where it cannot be used.
 
         Raises:
             ImageError: it cannot be read, or has another size than its annotations are for.
@@ -194,7 +191,7 @@ class MixtureDataset(Dataset["Step | GlipError"]):
             stated, found = (f"{width} x {height}" for width, height in (sample.size, image.size))
             name = str(sample.image)
             raise ImageError(f"image {name!r} is annotated as {stated} pixels and has {found}: run glip data check")
-        sample, skipped = augment(
+        sample, lost = augment(
             replace(sample, image=image, scores=sample.scores if config.soft else (), box_loss=config.box_loss),
             random,
             short_side=config.short_side,
@@ -203,11 +200,12 @@ class MixtureDataset(Dataset["Step | GlipError"]):
             crop=data.crop,
             colour=data.colour,
         )
+        skipped.merge(lost)
         if sample.prompt:
-            return replace(sample, prompt=pack_captions(sample.prompt, prompts, self.processor, random)), skipped
+            return replace(sample, prompt=pack_captions(sample.prompt, prompts, self.processor, random))
         sample, lost = caption_from_names(sample, data, self.processor, random, source.prompts, source.foreign)
         skipped.merge(lost)
-        return sample, skipped
+        return sample
 
 
 def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:

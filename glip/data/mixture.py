@@ -18,6 +18,7 @@ from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.console import counted
 from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set
+from glip.data.check import refuse_wrong_boxes
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.transforms import says_side
@@ -115,12 +116,14 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     elif captioned:
         problem = "has captions: held_out works on class names only, remove it here"
     elif not any(len(sample.boxes) for sample in read.samples):
-        problem = f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): "
-        problem += "its ids match none of its categories; run glip data check"
+        problem = (
+            f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): run glip data check"
+        )
         if read.samples[0].caption:
             problem = "it has captions only: pseudo-label them first (docs/data.md)"
     if problem:
         raise DataError(f"dataset {config.name!r}: {problem}")
+    refuse_wrong_boxes(f"dataset {config.name!r}", read)
     return read
 
 

@@ -5,7 +5,7 @@ import math
 import pickle
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -90,6 +90,13 @@ class SkipCounter:
             self.add(reason, times=count)
             places = self.places[reason]
             places += other.places[reason][: _EXAMPLES - len(places)]
+
+    def only(self, reasons: Collection[str]) -> "SkipCounter":
+        """The counts and places of some reasons."""
+        found = SkipCounter()
+        found.counts = {reason: count for reason, count in self.counts.items() if reason in reasons}
+        found.places = {reason: list(self.places[reason]) for reason in found.counts}
+        return found
 
     def lines(self) -> Iterator[str]:
         """Each reason with its count, and its places below it."""

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from glip.data.sets import SkipCounter
 from glip.processor import resized_size
-from glip.shapes import Tensor
+from glip.shapes import Float, Tensor
 from glip.structures import Sample
 
 # Any word that begins with left or right, alone or behind a place ("topleft", "left_hand", "righthanded"), but not
@@ -56,7 +56,7 @@ def augment(
         short_side: range of the short side in pixels.
         max_size: limit of the long side in pixels, as in the Processor's resize.
         flip: probability of a horizontal flip.
-        crop: side of a square crop in pixels; 0: none.
+        crop: side of a square crop in pixels; 0: none. If it shows boxes, it keeps one, where the size range allows.
         colour: brightness, contrast and saturation change by up to this share.
     """
     skipped = SkipCounter()
@@ -65,6 +65,8 @@ def augment(
     sample = replace(sample, boxes=clip_boxes_to_image(sample.boxes, (height, width)))
     sample = _drop(sample, _where(box_area(sample.boxes) <= 0), skipped, "box outside its image")
     drawn = int(rng.integers(min(short_side), max(short_side) + 1))
+    if crop and len(sample.boxes):
+        drawn = max(min(short_side), min(drawn, int(min(height, width) * _largest_scale(sample.boxes, crop))))
     size = resized_size(height, width, drawn, max_size)
     sample = _transform(sample, lambda thing: F.resize(thing, list(size)))
     if crop:
@@ -102,21 +104,41 @@ def _transform(sample: Sample, change: Callable[[Any], Any]) -> Sample:
 
 
 def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCounter) -> Sample:
-    """A square window that holds the centre of a random box, if there is one; smaller images are padded."""
-    image, centre = _loaded_image(sample), tuple[float | None, ...]((None, None))
-    if len(sample.boxes) and rng.random() >= _ANYWHERE:
-        x1, y1, x2, y2 = sample.boxes[int(rng.integers(len(sample.boxes)))].tolist()
+    """A square window that holds the centre of a random box, if there is one; smaller images are padded.
+
+    A window that shows boxes and keeps none is moved to the box of which it can hold the largest share.
+    """
+    image, boxes, centre = _loaded_image(sample), sample.boxes, tuple[float | None, ...]((None, None))
+    if len(boxes) and rng.random() >= _ANYWHERE:
+        x1, y1, x2, y2 = boxes[int(rng.integers(len(boxes)))].tolist()
         centre = ((x1 + x2) / 2, (y1 + y2) / 2)
     left, top = (_window(length, side, at, rng) for length, at in zip(image.size, centre, strict=True))
+    kept = _kept_shares(boxes, left, top, side)
+    if (kept > 0).any() and not (kept >= _VISIBLE).any():
+        sides = boxes[:, 2:] - boxes[:, :2]
+        x1, y1, x2, y2 = boxes[int((sides.clamp(max=side) / sides).prod(1).argmax())].tolist()
+        ends = ((left, x1, x2 - side), (top, y1, y2 - side))
+        left, top = (int(np.clip(start, min(low, high), max(low, high))) for start, low, high in ends)
+        kept = _kept_shares(boxes, left, top, side)
     fill = [int(value) for value in rng.integers(0, 256, 3)]
     border = [max(0, -left), max(0, -top), max(0, left + side - image.width), max(0, top + side - image.height)]
     if any(border):
         sample = _transform(sample, lambda thing: F.pad(thing, border, fill=fill))
     cropped = _transform(sample, lambda thing: F.crop(thing, max(0, top), max(0, left), side, side))
-    before, after = box_area(sample.boxes), box_area(cropped.boxes)
-    lost = (after < _VISIBLE * before) | (after <= 0)
-    visible = _where(lost & (after > 0))
-    return _drop(cropped, _where(lost), skipped, "box cut away by the crop", visible=visible)
+    lost = kept < _VISIBLE
+    return _drop(cropped, _where(lost), skipped, "box cut away by the crop", visible=_where(lost & (kept > 0)))
+
+
+def _kept_shares(boxes: Float[Tensor, "box 4"], left: int, top: int, side: int) -> Float[Tensor, " box"]:
+    """The share of each box that lies within a window."""
+    return box_area(clip_boxes_to_image(boxes - boxes.new_tensor([left, top] * 2), (side, side))) / box_area(boxes)
+
+
+def _largest_scale(boxes: Float[Tensor, "box 4"], side: int) -> float:
+    """The largest scale at which a window can hold enough of at least one box."""
+    sides, enough = boxes[:, 2:] - boxes[:, :2], 1.05 * _VISIBLE  # more, since windows start at whole pixels
+    # of a box longer than the window in one direction, or in both
+    return float((side / torch.maximum(enough * sides.amax(1), (enough * sides.prod(1)).sqrt())).max())
 
 
 def _where(mask: Tensor) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
+from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import data_fingerprint
 from glip.data.sets import SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
@@ -58,10 +59,16 @@ class Benchmark:
         return data_fingerprint(self.read.samples)
 
     def ground_truth(self, skipped: SkipCounter) -> GroundTruth:
-        """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say."""
-        if self.read.annotations:
-            return read_truth(self.read.annotations, skipped, lvis=self.protocol == "lvis")
-        return truth_of(self.read.samples)
+        """What there is to find: as the annotation file says, or for other formats than COCO's as the samples say.
+
+        What cannot be scored is counted, unless it was when the set was read.
+        """
+        if not self.read.annotations:
+            return truth_of(self.read.samples)
+        found = SkipCounter()
+        truth = read_truth(self.read.annotations, found, lvis=self.protocol == "lvis")
+        skipped.merge(found.only(found.counts.keys() - self.read.skipped.counts.keys()))
+        return truth
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
         """Whether a model was trained on this set, or on another split of it, as far as its config can say.
@@ -85,17 +92,18 @@ def has_boxes(samples: Iterable[Sample]) -> bool:
     return any(phrases and box not in one.crowd for one in samples for box, phrases in enumerate(one.box_phrases))
 
 
-def check_samples(title: str, samples: Sequence[Sample], *, every: bool) -> None:
-    """Refuse what could not be scored before a model runs for hours.
+def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
+    """Refuse what could not be scored before a model runs for hours; doubts about boxes join what was skipped.
 
     Args:
         title: what the samples are, for errors.
-        samples: those to score.
+        read: the samples to score.
         every: whether each image must be there, as for the official figures; else one is enough.
 
     Raises:
-        DataError: missing image files, or no named box.
+        DataError: missing image files, no named box, or boxes that cannot be right.
     """
+    samples = read.samples
     missing = [sample.image for sample in samples if isinstance(sample.image, Path) and not sample.image.is_file()]
     lost = bool(missing) and (every or len(missing) == len(samples))
     if lost or not has_boxes(samples):
@@ -104,6 +112,7 @@ def check_samples(title: str, samples: Sequence[Sample], *, every: bool) -> None
             f"{title}: {files or f'none of its {len(samples)} samples has a named box'}: check it with glip data "
             "check, and correct its image folder or the data root"
         )
+    read.skipped.merge(refuse_wrong_boxes(title, read))
 
 
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
@@ -153,7 +162,7 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     Raises:
         DataError: a protocol that does not fit the set, nothing that could be scored, or a missing image file.
     """
-    check_samples(f"Set {name!r}", read.samples, every=True)
+    check_samples(f"Set {name!r}", read, every=True)
     captioned = {sample.prompt is not None for sample in read.samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if read.format == "lvis" else "coco"
     chosen = protocol or usual

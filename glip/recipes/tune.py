@@ -9,6 +9,7 @@ from typing import Any
 from glip.config import TaskConfig, TuneConfig
 from glip.console import counted
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
+from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import count_classes, data_fingerprint, draw_shots
 from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
@@ -75,6 +76,7 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
             raise DataError(
                 f"{part}: dataset {file!r} has {listed}: give datasets, such as COCO json, with the same classes"
             )
+        refuse_wrong_boxes(f"{part}: dataset {file!r}", parts[part])
     prompts = class_prompts(find_set(files.train, root=root), root, parts["train"].vocabulary, file=files.prompts)
     return task_data(name or Path(files.train).stem.removesuffix("_train"), parts, prompts)
 

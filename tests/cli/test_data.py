@@ -131,3 +131,54 @@ def test_errors_are_one_line(glip_, birds, monkeypatch, arguments, message):
     code, _, err = glip_(*arguments)
     assert code == 2 and message in err and err.count("\n") == 1
     assert not Path("out.json").exists()
+
+
+def change_boxes(shapes: Path, change) -> None:
+    tree = json.loads(shapes.read_text())
+    for row in tree["annotations"]:
+        row["bbox"] = [change(number, place) for place, number in enumerate(row["bbox"])]
+    shapes.write_text(json.dumps(tree))
+
+
+def test_boxes_that_cannot_be_right_stop_every_verb(command_line, model, shapes):
+    change_boxes(shapes, lambda number, place: number / (128, 120)[place % 2])
+    verdict = "most boxes (9 of 9) lie within two pixels of the corner"
+    code, out, _ = command_line("data", "check", shapes)
+    assert code == 1 and verdict in out
+    start, quick = f"train.start={model}", ("train.steps=2", "train.warmup=0", "data.workers=0")
+    for verb in (
+        ("train", "finetune/own", "--data", shapes, start, *quick),
+        ("tune", model, shapes),
+        ("evaluate", model, shapes),
+        ("evaluate", shapes, "--predictions", "none.json"),
+    ):
+        code, _, err = command_line(*verb)
+        assert code == 2 and verdict in err and len(err.splitlines()) == 1 and "0.png of 128 x 120: 0.0625" in err, verb
+
+
+def test_doubtful_boxes_are_noted_and_scored(command_line, shapes, tmp_path, caplog):
+    change_boxes(shapes, lambda number, place: 130 if place == 0 and number == 84 else number)
+    row = {"image_id": 0, "category_id": 10, "bbox": [8, 10, 44, 44], "score": 0.9}
+    (tmp_path / "found.json").write_text(json.dumps([row]))
+    code, out, _ = command_line("evaluate", shapes, "--predictions", "found.json")
+    assert code == 0 and "Noted: 1 x box outside its image" in out
+    [notice] = caplog.messages
+    assert "in 4 images looked at: 1 x box outside its image (" in notice and "1.png of 128 x 120: 130" in notice
+
+
+def test_the_parent_category_of_roboflow_is_left_out(glip_, command_line, birds, tmp_path):
+    def add_parent(tree):
+        tree["categories"] = [{**row, "supercategory": "birds"} for row in tree["categories"]]
+        tree["categories"].insert(0, {"id": 0, "name": "birds", "supercategory": "none"})
+
+    edit(birds, add_parent)
+    reason = "1 x category without a box that only groups all others: left out"
+    code, out, _ = glip_("check", "birds", "--root", birds)
+    assert code == 0 and f"{reason}\n           birds\n" in out and "rarest    tit 0, owl 3" in out
+    row = {"image_id": 0, "category_id": 5, "bbox": [10, 10, 40, 40.5], "score": 0.9}
+    (tmp_path / "found.json").write_text(json.dumps([row]))
+    out = command_line("evaluate", "birds", "--root", birds, "--predictions", "found.json")[1]
+    assert f"Noted: {reason} (birds)." in out and "| owl |" in out and "| birds |" not in out
+    edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 0, "bbox": [1, 1, 9, 9]}))
+    out = glip_("check", "birds", "--root", birds)[1]
+    assert "left out" not in out and "rarest    tit 0, birds 1, owl 3" in out, "it has a box"

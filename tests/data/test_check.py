@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from small import VOCABULARY
 
-from glip.data.check import CheckReport, check
+from glip.data.check import CheckReport, check, refuse_wrong_boxes
 from glip.data.coco import read_coco
 from glip.data.labels import read_labels
 from glip.data.sets import SampleSet, SkipCounter
+from glip.errors import DataError
 from glip.structures import Phrase, Prompt, Sample, TarMember
 
 SIZE = (200, 100)
@@ -73,15 +74,22 @@ def test_images_missing_and_broken(folder):
     assert any("half.jpg" in place for place in decoded.places["image that cannot be read"])
 
 
-def test_stated_sizes(folder):
-    for stated, reason in (((400, 200), "size differs"), ((100, 200), "swapped, or do not count the EXIF rotation")):
-        ((told, places),) = checked(sample(folder, size=stated)).problems.places.items()
-        assert reason in told and f"stated {stated[0]} x {stated[1]}, is 200 x 100" in places[0]
+def rotated(folder: Path, name: str = "turned.png") -> Path:
+    """An image of 100 x 200 that is stored on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", SIZE).save(folder / "turned.png", exif=exif)
+    Image.new("RGB", SIZE).save(folder / name, exif=exif)
+    return folder / name
+
+
+def test_stated_sizes(folder):
+    for stated, reason in (((400, 200), "stated size differs"), ((100, 200), "stated width and height are swapped")):
+        ((told, places),) = checked(sample(folder, size=stated)).problems.places.items()
+        assert reason in told and f"stated {stated[0]} x {stated[1]}, is 200 x 100" in places[0]
+    rotated(folder)
     assert not checked(sample(folder, "turned.png", size=(100, 200))).problems
-    assert checked(sample(folder, "turned.png", size=SIZE)).problems
+    [reason] = checked(sample(folder, "turned.png", size=SIZE)).problems.counts
+    assert "before the EXIF rotation" in reason
 
 
 def test_images_listed_twice(folder):
@@ -152,11 +160,11 @@ def test_boxes(folder):
 def coco(tmp_path):
     """A COCO file whose boxes are written by a function of (left, top, right, bottom, width, height of the image)."""
 
-    def make(write) -> CheckReport:
+    def make(write) -> SampleSet:
         random = np.random.default_rng(0)
         images, rows = [], []
         for number in range(20):
-            width, height = (int(side) for side in random.integers(100, 400, 2))
+            width, height = (int(side) for side in random.integers((300, 160), (500, 250)))
             Image.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
             images.append({"id": number, "file_name": f"{number}.png"})
             for _ in range(5):
@@ -166,26 +174,82 @@ def coco(tmp_path):
                 rows.append({"image_id": number, "category_id": 1, "bbox": list(box)})
         tree = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "dog"}]}
         (tmp_path / "set.json").write_text(json.dumps(tree))
-        return check(read_coco(tmp_path / "set.json", [tmp_path]))
+        return read_coco(tmp_path / "set.json", [tmp_path])
 
     return make
 
 
-CONVENTIONS = {
-    "": lambda l, t, r, b, w, h: (l, t, r - l, b - t),
-    "like x1, y1, x2, y2 read as x, y, width, height": lambda l, t, r, b, w, h: (l, t, r, b),
-    "like centre x, centre y, width, height read as": lambda l, t, r, b, w, h: ((l + r) / 2, (t + b) / 2, r - l, b - t),
-    "like y, x read as x, y": lambda l, t, r, b, w, h: (t, l, b - t, r - l),
-    "relative (0..1)": lambda l, t, r, b, w, h: ((l + r) / 2 / w, (t + b) / 2 / h, (r - l) / w, (b - t) / h),
-    "for images of another size": lambda l, t, r, b, w, h: (3 * l, 3 * t, 3 * r - 3 * l, 3 * b - 3 * t),
-}
+CORNERS = "like x1, y1, x2, y2 read as x, y, width, height"
+CENTRES = "like centre x, centre y, width, height read as"
+CONVENTIONS = [
+    ("", lambda l, t, r, b, w, h: (l, t, r - l, b - t)),
+    (CORNERS, lambda l, t, r, b, w, h: (l, t, r, b)),
+    (CENTRES, lambda l, t, r, b, w, h: ((l + r) / 2, (t + b) / 2, r - l, b - t)),
+    ("like y, x read as x, y", lambda l, t, r, b, w, h: (t, l, b - t, r - l)),
+    ("relative (0..1)", lambda l, t, r, b, w, h: (l / w, t / h, (r - l) / w, (b - t) / h)),
+    ("relative (0..1)", lambda l, t, r, b, w, h: (l / w, t / h, r / w, b / h)),
+    ("relative (0..1)", lambda l, t, r, b, w, h: ((l + r) / 2 / w, (t + b) / 2 / h, (r - l) / w, (b - t) / h)),
+    ("like percentages", lambda l, t, r, b, w, h: (100 * l / w, 100 * t / h, 100 * (r - l) / w, 100 * (b - t) / h)),
+    ("like percentages", lambda l, t, r, b, w, h: (100 * l / w, 100 * t / h, 100 * r / w, 100 * b / h)),
+    ("like percentages", lambda l, t, r, b, w, h: (100 * l // w, 100 * t // h, 101 * (r - l) // w, 101 * (b - t) // h)),
+    ("for images of another size", lambda l, t, r, b, w, h: (3 * l, 3 * t, 3 * r - 3 * l, 3 * b - 3 * t)),
+]
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_boxes_in_another_convention_are_recognised(coco, convention):
-    problems = coco(CONVENTIONS[convention]).problems
-    most = [reason for reason in problems.counts if reason.startswith("most boxes")]
-    assert len(most) == bool(convention) and all(convention in reason for reason in most), problems
+@pytest.mark.parametrize(("convention", "write"), CONVENTIONS)
+def test_boxes_in_another_convention_are_recognised_and_refused(coco, convention, write, caplog):
+    found = coco(write)
+    most = [reason for reason in check(found).problems.counts if reason.startswith("most boxes")]
+    assert len(most) == bool(convention) and all(convention in reason for reason in most), most
+    if not convention:
+        assert not refuse_wrong_boxes("dogs", found) and not caplog.records
+        return
+    with pytest.raises(
+        DataError, match=r"^dogs: most boxes \(\d+ of \d+\) .*png of \d+ x \d+: .*: they look "
+    ) as refused:
+        refuse_wrong_boxes("dogs", found)
+    assert most[0] in str(refused.value)
+
+
+def random_boxes(count: int, start: int, end: int, side: int) -> list[tuple[int, ...]]:
+    corners = np.random.default_rng(1).integers(start, end - side, (count, 2))
+    return [(x, y, x + side, y + side) for x, y in corners.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes"),
+    [
+        ((96, 96), random_boxes(40, 0, 96, 20)),
+        ((100, 80), random_boxes(40, 0, 80, 40)),
+        ((640, 480), random_boxes(40, 0, 100, 4)),
+        ((640, 480), random_boxes(40, 2, 40, 12)),
+        ((640, 480), [(20 + n % 3, 30 + n % 2, 85 + n % 3, 90) for n in range(30)]),  # a gauge before a fixed camera
+        ((640, 480), random_boxes(5, 0, 99, 20)),
+        ((2, 2), [(0, 0, 2, 2)] * 9),
+    ],
+)
+def test_boxes_of_small_images_and_of_corners_are_not_suspected(size, boxes, caplog):
+    one = [sample(Path(), boxes=[box], image_id=n) for n, box in enumerate(boxes)]
+    found = SampleSet([Sample(**{**vars(each), "image": Image.new("RGB", size)}) for each in one])
+    assert not refuse_wrong_boxes("dogs", found) and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "reason"),
+    [
+        (None, [(10, 20, 60, 70), (300, 300, 340, 350)], "box outside its image"),
+        (None, [(10, 20, 60, 70), (50, 120, 120, 180)], "box partly outside its image"),
+        (None, [(10, 20, 60, 70), (150, 50, 190, 90)], "box that fits its image only before the EXIF rotation"),
+        (SIZE, [(10, 20, 60, 70)], "stated size is that before the EXIF rotation"),
+        ((300, 600), [(10, 20, 60, 70)], "stated size differs from the image's"),
+    ],
+)
+def test_doubts_are_told_once(tmp_path, size, boxes, reason, caplog):
+    found = SampleSet([sample(tmp_path, rotated(tmp_path).name, boxes=boxes, size=size)])
+    doubts = refuse_wrong_boxes("dogs", found)
+    [told] = [record.getMessage() for record in caplog.records]
+    assert sum(doubts.counts.values()) == 1 and reason in str(doubts) and f"1 x {reason}" in told
+    assert told.startswith("dogs: in 1 images looked at: ") and "turned.png" in told
 
 
 def test_sizes_read_as_corners_are_recognised(tmp_path):

@@ -230,6 +230,18 @@ def test_captions_that_cannot_be_written_are_skipped_and_not_broken(mixture, pro
     assert step.broken == () and len(step.batches[0].targets) == 4 and step.skipped.counts[UNWRITTEN] >= 1
 
 
+def test_what_a_sample_lost_is_counted_although_nothing_can_be_asked_for(mixture):
+    def change(samples):
+        wide = replace(samples[1].keep([0]), boxes=torch.tensor([[0.0, 0, 128, 120]]), vocabulary=("wall",))
+        return [samples[0], replace(wide, box_phrases=((0,),))]
+
+    step = mixture(DRAWN, change=change, crop=32, seed=1)[0]  # a window shows a tenth of the only box
+    lost = step.skipped.counts[UNWRITTEN]
+    assert lost and step.skipped.counts["box cut away by the crop"] >= lost
+    [place, *_] = step.skipped.places[UNWRITTEN]
+    assert "have no box of their own (cut by the crop" in place
+
+
 def test_an_image_of_another_size_is_broken(mixture):
     """Boxes are for the size that the annotations state; on a resized or turned image they lie anywhere."""
     step = mixture(DRAWN, change=lambda samples: [samples[0], replace(samples[1], size=(1280, 1200))])[0]
