@@ -5,6 +5,7 @@ A run that is killed at any moment and started again resumes at its last checkpo
 
 import copy
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,7 +85,8 @@ def _train_longer(output: str) -> str:
     """How to go on from a finished run, with the first output folder that is free."""
     path = Path(output)
     free = next(name for number in count(2) if not Path(name := f"{path}-{number}").exists())
-    return f"to train longer start a new run from its model: train.start={path / 'model'} train.output={free}"
+    changes = shlex.join([f"train.start={path / 'model'}", f"train.output={free}"])
+    return f"to train longer start a new run from its model, with the same command and {changes}"
 
 
 def build_stepper(model: GLIP, config: TrainConfig, group: Group = ONE) -> Stepper:
