@@ -76,8 +76,8 @@ def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     refuse_other_run(now.output, before, {**before, **to_dict(experiment), **inputs}, may_change=may_change)
     if not same_rates:
         raise DataError(
-            f"{now.output!r} has done {done} of {old} steps, whose learning rates would be others with train.steps="
-            f"{now.steps}: {f'keep train.steps={old}' if done < old else _train_longer(now.output)}"
+            f"{now.output!r} has done {done} of {old} steps, and train.steps={now.steps} would have given them other "
+            f"learning rates: {f'keep train.steps={old}' if done < old else _train_longer(now.output)}"
         )
 
 
