@@ -26,9 +26,10 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
             options |= {"file": io.StringIO(), "leave": False}  # for the rest that tqdm would write
         super().__init__(*arguments, **{"leave": False, **options})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Called by tqdm whenever it is time, and to clear the bar with an empty message."""
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Called by tqdm whenever it is time, and to clear the bar with an empty message; gives whether it did."""
         if not self._is_log:
-            super().display(msg, pos)
-        elif msg is None:
+            return super().display(msg, pos)  # type: ignore[func-returns-value]
+        if msg is None:
             print(str(self), file=sys.stderr, flush=True)
+        return False

@@ -30,4 +30,5 @@ def test_a_log_gets_a_line_now_and_then(capfd, monkeypatch):
 def test_a_terminal_gets_a_bar(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True, write=sys.stderr.write, flush=lambda: None))
     list(console.ProgressBar(range(5), desc="short", unit="image"))
-    assert "\rshort:   0%|" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "\rshort:   0%|" in shown and shown.endswith(" \r"), "and the next line begins where it was"
