@@ -1,5 +1,6 @@
 """What the commands print: counts in words, and progress as a bar on a terminal or as lines in a log file."""
 
+import io
 import sys
 from typing import Any
 
@@ -21,17 +22,14 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
         self._is_log = not sys.stderr.isatty()
         if self._is_log:
             options |= {"delay": _SECONDS, "mininterval": _SECONDS, "maxinterval": _SECONDS, "miniters": 1}
-            options |= {"bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {remaining} left"}
+            options |= {"bar_format": "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"}
+            options |= {"file": io.StringIO(), "leave": False}  # for the rest that tqdm would write
         super().__init__(*arguments, **{"leave": False, **options})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Called by tqdm whenever it is time."""
-        if self._is_log:
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Called by tqdm whenever it is time, and to clear the bar with an empty message; gives whether it did."""
+        if not self._is_log:
+            return super().display(msg, pos)  # type: ignore[func-returns-value]
+        if msg is None:
             print(str(self), file=sys.stderr, flush=True)
-        else:
-            super().display(msg, pos)
-
-    def close(self) -> None:
-        """End; a log gets no last frame."""
-        self.disable = self.disable or self._is_log
-        super().close()
+        return False

@@ -22,11 +22,13 @@ def test_a_log_gets_a_line_now_and_then(capfd, monkeypatch):
     monkeypatch.setattr(console, "_SECONDS", 1e-9)
     with console.ProgressBar(total=4, desc="long", unit="image") as bar:
         bar.update(2)
-    lines = capfd.readouterr().err
-    assert lines.startswith("long: 2 of 4 images, ") and lines.endswith(" left\n") and "\r" not in lines
+        console.ProgressBar.write("another line", file=sys.stderr)
+    first, *others = capfd.readouterr().err.split("\n")
+    assert first.startswith("long: 2 of 4 images, ") and first.endswith(" left") and others == ["another line", ""]
 
 
 def test_a_terminal_gets_a_bar(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True, write=sys.stderr.write, flush=lambda: None))
     list(console.ProgressBar(range(5), desc="short", unit="image"))
-    assert "\rshort:   0%|" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "\rshort:   0%|" in shown and shown.endswith(" \r"), "and the next line begins where it was"

@@ -103,7 +103,7 @@ def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
     done, report = len(list(folder.glob(f"*{_SHARD_REPORT}"))), folder / REPORT
     total = read_json(report)["shards in all"] if report.is_file() else done
-    if done == total:
+    if done >= total:
         return ""
     return (
         f"{done} of {counted(total, 'shard')} are labelled in {str(folder)!r}, {total - done} missing: to label the "

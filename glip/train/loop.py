@@ -5,6 +5,7 @@ A run that is killed at any moment and started again resumes at its last checkpo
 
 import copy
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,8 +76,8 @@ def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     refuse_other_run(now.output, before, {**before, **to_dict(experiment), **inputs}, may_change=may_change)
     if not same_rates:
         raise DataError(
-            f"{now.output!r} has done {done} of {old} steps, whose learning rates would be others with train.steps="
-            f"{now.steps}: {f'keep train.steps={old}' if done < old else _train_longer(now.output)}"
+            f"{now.output!r} has done {done} of {old} steps, and train.steps={now.steps} would have given them other "
+            f"learning rates: {f'keep train.steps={old}' if done < old else _train_longer(now.output)}"
         )
 
 
@@ -84,7 +85,8 @@ def _train_longer(output: str) -> str:
     """How to go on from a finished run, with the first output folder that is free."""
     path = Path(output)
     free = next(name for number in count(2) if not Path(name := f"{path}-{number}").exists())
-    return f"to train longer start a new run from its model: train.start={path / 'model'} train.output={free}"
+    changes = shlex.join([f"train.start={path / 'model'}", f"train.output={free}"])
+    return f"to train longer start a new run from its model, with the same command and {changes}"
 
 
 def build_stepper(model: GLIP, config: TrainConfig, group: Group = ONE) -> Stepper:

@@ -29,14 +29,8 @@ from glip.train.tuner import Images, TaskBatch, Tuner, by_size
 
 _FEWEST_IMAGES = 64  # of an epoch: few shots are shown often
 _MAY_CHANGE = (
-    "epochs",
-    "patience",
-    "micro_batch",
-    "checkpointing",
-    "compile",
-    "max_bad_steps",
-    "cache_gb",
-    "thresholds",
+    *("epochs", "patience", "micro_batch", "checkpointing", "compile", "max_bad_steps"),
+    *("cache_gb", "thresholds"),
 )
 _RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
 
