@@ -130,7 +130,8 @@ def refuse_wrong_boxes(title: str, read: SampleSet) -> SkipCounter:
     doubts = seen.problems.only(_DOUBTS)
     if doubts and os.environ.get("RANK", "0") == "0":  # under torchrun one process warns
         listed = "; ".join(f"{count} x {why} ({doubts.places[why][0]})" for why, count in doubts.counts.items())
-        _log.warning("%s: in %d images looked at: %s; glip data check shows more", title, seen.images, listed)
+        looked = f"{title}: in {seen.samples} of {len(read.samples)} samples"
+        _log.warning("%s: %s; glip data check shows more", looked, listed)
     return doubts
 
 

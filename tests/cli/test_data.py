@@ -163,7 +163,7 @@ def test_doubtful_boxes_are_noted_and_scored(command_line, shapes, tmp_path, cap
     code, out, _ = command_line("evaluate", shapes, "--predictions", "found.json")
     assert code == 0 and "Noted: 1 x box outside its image" in out
     [notice] = caplog.messages
-    assert "in 4 images looked at: 1 x box outside its image (" in notice and "1.png of 128 x 120: 130" in notice
+    assert "in 4 of 4 samples: 1 x box outside its image (" in notice and "1.png of 128 x 120: 130" in notice
 
 
 def test_the_parent_category_of_roboflow_is_left_out(glip_, command_line, birds, tmp_path):

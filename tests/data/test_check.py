@@ -249,7 +249,7 @@ def test_doubts_are_told_once(tmp_path, size, boxes, reason, caplog):
     doubts = refuse_wrong_boxes("dogs", found)
     [told] = [record.getMessage() for record in caplog.records]
     assert sum(doubts.counts.values()) == 1 and reason in str(doubts) and f"1 x {reason}" in told
-    assert told.startswith("dogs: in 1 images looked at: ") and "turned.png" in told
+    assert told.startswith("dogs: in 1 of 1 samples: ") and "turned.png" in told
 
 
 def test_sizes_read_as_corners_are_recognised(tmp_path):
