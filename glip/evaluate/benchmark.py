@@ -85,25 +85,23 @@ def has_boxes(samples: Iterable[Sample]) -> bool:
     return any(phrases and box not in one.crowd for one in samples for box, phrases in enumerate(one.box_phrases))
 
 
-def check_samples(title: str, samples: Sequence[Sample], *, every: bool) -> None:
+def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     """Refuse what could not be scored before a model runs for hours.
 
     Args:
         title: what the samples are, for errors.
-        samples: those to score.
+        read: the samples to score.
         every: whether each image must be there, as for the official figures; else one is enough.
 
     Raises:
         DataError: missing image files, or no named box.
     """
-    missing = [sample.image for sample in samples if isinstance(sample.image, Path) and not sample.image.is_file()]
-    lost = bool(missing) and (every or len(missing) == len(samples))
-    if lost or not has_boxes(samples):
-        files = f"{len(missing)} of its {len(samples)} images are missing, such as {str(missing[0])!r}" if lost else ""
-        raise DataError(
-            f"{title}: {files or f'none of its {len(samples)} samples has a named box'}: check it with glip data "
-            "check, and correct its image folder or the data root"
-        )
+    total, files = len(read.samples), (sample.image for sample in read.samples)
+    missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
+    if missing and (every or len(missing) == total):
+        raise DataError(f"{title}: {read.tell_missing(missing, total)}: correct its image folder or the data root")
+    if not has_boxes(read.samples):
+        raise DataError(f"{title}: {read.tell_boxless(total)}")
 
 
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
@@ -153,7 +151,7 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     Raises:
         DataError: a protocol that does not fit the set, nothing that could be scored, or a missing image file.
     """
-    check_samples(f"Set {name!r}", read.samples, every=True)
+    check_samples(f"Set {name!r}", read, every=True)
     captioned = {sample.prompt is not None for sample in read.samples}
     usual: Protocol = "any-box" if captioned == {True} else "lvis" if read.format == "lvis" else "coco"
     chosen = protocol or usual

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from glip.data.sets import SkipCounter, Validation
+from glip.data.sets import SampleSet, SkipCounter, Validation
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.evaluate.benchmark import check_samples, has_boxes
@@ -32,7 +32,7 @@ class Validator:
         self.shown = shown
         self.sets = {name: evenly_spaced(samples, images or len(samples)) for name, samples in sets.items()}
         for name, samples in self.sets.items():
-            check_samples(f"Validation set {name!r}, images chosen of it", samples, every=False)
+            check_samples(f"Validation set {name!r}, images chosen of it", SampleSet(samples), every=False)
 
     def __call__(self, detector: Detector) -> Validation:
         """Evaluate; no random number is drawn from torch."""
