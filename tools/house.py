@@ -32,7 +32,7 @@ BUDGETS = {  # lines of each room
     "__main__": 10,
     "cli": 740,
     "config": 390,
-    "data": 3_350,
+    "data": 3_550,
     "detector": 400,
     "device": 100,
     "encoded": 120,

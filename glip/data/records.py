@@ -9,6 +9,7 @@ import unicodedata
 from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import accumulate
+from operator import floordiv, mod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -71,16 +72,13 @@ def outline_box(outline: Any) -> list[float]:
 def _mask_box(counts: Any, size: list[Any]) -> list[float]:
     """The box of a mask: lengths of runs down the columns, of background and object in turn, also packed in letters."""
     runs = _unpack(counts) if isinstance(counts, str) else as_list(counts)
-    if not (len(size) == 2 and all(type(value) is int and value >= 0 for value in (*size, *runs))):
-        return []
-    ends = list(accumulate(runs))
+    sound = len(size) == 2 and all(type(value) is int and value >= 0 for value in (*size, *runs))
+    ends = list(accumulate(runs)) if sound and sum(runs) <= size[0] * size[1] else []
     spans = [(start, end - 1) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
-    if not spans or ends[-1] > size[0] * size[1]:
-        return []
-    xs, ys = zip(*(divmod(edge, size[0]) for span in spans for edge in span), strict=True)
-    if any(start // size[0] < end // size[0] for start, end in spans):  # over the end of a column
-        ys = (0, size[0] - 1)
-    return [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1]
+    xs, ys = ([way(edge, size[0]) for span in spans for edge in span] for way in (floordiv, mod))
+    if any(first < last for first, last in zip(xs[::2], xs[1::2], strict=True)):  # over the end of a column
+        ys = [0, size[0] - 1]
+    return [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1] if spans else []
 
 
 def _unpack(text: str) -> list[int]:
