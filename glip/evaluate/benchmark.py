@@ -100,8 +100,10 @@ def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
     if missing and (every or len(missing) == total):
         raise DataError(f"{title}: {read.tell_missing(missing, total)}: correct its image folder or the data root")
-    if not has_boxes(read.samples):
-        raise DataError(f"{title}: {read.tell_boxless(total)}")
+    stated = len(read.annotations.images) if every and read.annotations else total
+    if stated > total or not has_boxes(read.samples):
+        lost = f"{stated - total} of {stated} images cannot be used (skipped: {read.skipped}): run glip data check"
+        raise DataError(f"{title}: {lost if stated > total else read.tell_boxless(total)}")
 
 
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
