@@ -28,6 +28,7 @@ from glip.structures import Sample
 Id = int | str  # of an image or a category
 Row = dict[str, Any]
 T = TypeVar("T")
+AMBIGUOUS = "image name that fits several files (give the folder of the right ones)"
 _LONGEST = 2000  # characters of an image's name with its folders
 _DEEPEST = 6  # sub-folders in which a name is searched
 _URL = re.compile(r"[A-Za-z][\w+.-]+://[^/?#]*([^?#]*)")
@@ -280,7 +281,7 @@ class Folders:
             best = [file for file, parts_alike in alike.items() if parts_alike == max(alike.values())]
             best = [file for file in best if file.name == parts[-1]] or best  # "a.jpg" and "A.jpg" are two files
             one = len(best) < 2 or len({file.resolve() for file in best}) < 2  # links lead to one file by several ways
-            require(one, "image name that fits several files (give the folder of the right ones)")
+            require(one, AMBIGUOUS)
             if best:
                 return min(best, key=lambda file: len(file.parts))
         return None

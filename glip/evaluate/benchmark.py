@@ -13,7 +13,7 @@ from pathlib import Path
 from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
 from glip.data.mixture import data_fingerprint
-from glip.data.sets import SampleSet, SkipCounter
+from glip.data.sets import AMBIGUOUS, SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
 from glip.evaluate.columns import GroundTruth, read_truth, truth_of
 from glip.evaluate.lvis import import_lvis
@@ -100,10 +100,9 @@ def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
     if missing and (every or len(missing) == total):
         raise DataError(f"{title}: {read.tell_missing(missing, total)}: correct its image folder or the data root")
-    stated = len(read.annotations.images) if every and read.annotations else total
-    if stated > total or not has_boxes(read.samples):
-        lost = f"{stated - total} of {stated} images cannot be used (skipped: {read.skipped}): run glip data check"
-        raise DataError(f"{title}: {lost if stated > total else read.tell_boxless(total)}")
+    doubtful = every and read.skipped.counts.get(AMBIGUOUS, 0)
+    if doubtful or not has_boxes(read.samples):
+        raise DataError(f"{title}: {f'{doubtful} x {AMBIGUOUS}' if doubtful else read.tell_boxless(total)}")
 
 
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:

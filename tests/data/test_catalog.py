@@ -222,6 +222,32 @@ def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path, parsed):
     assert first.boxes.boxes.tolist() == second.boxes.boxes.tolist() and len(first.boxes.areas) == 9
 
 
+def test_ground_truth_with_whole_floats_as_ids_is_that_with_numbers(tmp_path):
+    file = write_coco(tmp_path)
+    skipped, skipped_too = SkipCounter(), SkipCounter()
+    expected = read_truth(parse_coco(file), skipped)
+    tree = json.loads(
+        file.read_text(), object_hook=lambda row: {k: float(v) if "id" in k else v for k, v in row.items()}
+    )
+    found = read_truth(parse_coco(file, tree), skipped_too)
+    assert (
+        repr(found) == repr(expected)
+        and str(skipped) == str(skipped_too)
+        and "1.0" not in repr(found.images + found.categories)
+    )
+
+
+def test_a_set_with_images_that_cannot_be_told_apart_is_not_scored(tmp_path, capsys):
+    file = write_coco(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir()
+        (tmp_path / "images" / folder / "0.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    (tmp_path / "images" / "0.png").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(file), "--predictions", "results.json", "--out", str(tmp_path / "out")])
+    assert "1 x image name that fits several files (give the folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
