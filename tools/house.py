@@ -33,7 +33,7 @@ BUDGETS = {  # lines of each room
     "cli": 760,
     "config": 390,
     "console": 40,
-    "data": 3_410,
+    "data": 3_550,
     "detector": 400,
     "device": 100,
     "encoded": 120,

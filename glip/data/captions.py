@@ -74,7 +74,7 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
     if suffix == ".tar":
         members = groupby(_members(path, skipped), key=lambda member: _split_name(member.name)[0])
         found = skipped.each(members, lambda own: read(_record_of(own, skipped)), path.name)
-    elif suffix == ".jsonl":
+    elif suffix == ".jsonl" or (suffix == ".json" and tree is None and records.first_json_line(path)):
         found = skipped.each(records.read_lines(path), lambda line: read(records.parse_line(line)), place)
     elif suffix == ".json":
         tree = records.parse_file(path) if tree is None else tree
@@ -97,8 +97,9 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
         for keys in (IMAGE_KEYS, CAPTION_KEYS, _URL_KEYS)
     )
     by_url = url is not None if name is None else isinstance(name, str) and re.match("https?://", name)
-    require(not by_url, _BY_URL)
+    require(name is not None or not by_url, _BY_URL)
     image = name if isinstance(name, TarMember) else folders.locate(name)
+    require(not by_url or (isinstance(image, Path) and image.is_file()), _BY_URL)
     listed = captions if isinstance(captions, list) else [] if captions is None else [captions]
     listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
     require(listed, "image without a caption")

@@ -2,18 +2,20 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from glip.config import Format, SetConfig
-from glip.data.captions import CAPTION_KEYS, read_captions
-from glip.data.coco import read_coco, read_lvis
+from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
+from glip.data.coco import LISTS, read_coco, read_lvis
 from glip.data.flickr30k import read_flickr30k
+from glip.data.foreign import foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.labels import read_labels
-from glip.data.records import as_list, as_map, parse_file
+from glip.data.records import as_list, as_map, first_json_line, parse_file
 from glip.data.sets import SampleSet, check_exists
 from glip.data.writers import label_map_of
 from glip.errors import ConfigError, DataError
@@ -69,7 +71,8 @@ def find_set(
     """The set meant by a name of the table, or by the path of an annotation file or folder.
 
     For a path the images are looked for in ``images``, else in a folder ``images`` beside the file or beside its
-    folder, else beside the file; the format is recognized from the content when it is not given.
+    folder, else beside the file (beside its folder, if that is called ``annotations``); the format is recognized from
+    the content when it is not given.
 
     Raises:
         ConfigError: neither a known name nor a path that is there.
@@ -84,7 +87,7 @@ def find_set(
             f"Dataset {name!r} is neither in {TABLE} nor a file{did_you_mean(name, list(known))}: give a path, or a "
             "name that glip data list shows"
         )
-    beside = [path.parent / "images", path.parent.parent / "images", path.parent]
+    beside = [path.parent / "images", path.parent.parent / "images", _dataset_folder(path)]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
     labels = label_map_of(path)
     return SetConfig(
@@ -103,8 +106,11 @@ def dataset_name(name: str, root: str | Path | None = None) -> str:
     if name in known_sets(root):
         return name
     path = _full_path(name, root)
-    folder = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return f"{folder.name}_{path.stem.removeprefix('instances_')}".strip("_")
+    return f"{_dataset_folder(path).name}_{path.stem.removeprefix('instances_')}".strip("_")
+
+
+def _dataset_folder(file: Path) -> Path:
+    return file.parent.parent if file.parent.name == "annotations" else file.parent
 
 
 def _full_path(name: str, root: str | Path | None) -> Path:
@@ -149,7 +155,7 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         found = read_labels(path, images)
     else:
         found = _JSON_READERS[format](path, images, tree)
-    return replace(found, format=format, annotations=found.annotations if to_score else None)
+    return replace(found, format=format, folders=tuple(images), annotations=found.annotations if to_score else None)
 
 
 def class_prompts(
@@ -169,33 +175,44 @@ def recognize(path: Path) -> tuple[Format, Any]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        DataError: no known format.
+        DataError: no known format; it says what the file or folder is instead.
     """
     check_exists(path)
-    if path.is_dir():
-        return ("flickr30k" if (path / "Sentences").is_dir() else "captions"), None
-    suffix = path.suffix.lower()
-    if suffix in (".tar", ".csv", ".tsv", ".txt"):
-        return "captions", None
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        line, second = (file.readline(1 << 20).strip() for _ in range(2))
-    # lines of json may come under the name .json, as some converters write them
-    if suffix == ".jsonl" or (line.startswith("{") and line.endswith("}") and second.startswith("{")):
-        if '"detection"' in line or '"grounding"' in line:
-            return "odvg", None
-        return ("labels" if '"boxes"' in line and '"phrases"' in line else "captions"), None
-    tree = parse_file(path)
-    first = as_map(tree[0]) if isinstance(tree, list) and tree else {}
+    format: Format | None = None
+    tree, problem = None, "" if path.is_dir() else foreign(path)
+    if (path / "Sentences").is_dir():
+        format = "flickr30k"
+    elif path.is_dir():
+        with suppress(DataError):  # what is wrong with its first file says nothing of the folder
+            format = next((kind for kind, _ in map(recognize, caption_files(path)[:1]) if kind == "captions"), None)
+        problem = "" if format else foreign(path)
+    elif not problem and not (format := _lines_format(path)):
+        tree = parse_file(path)
+        format, problem = _json_format(tree), foreign_json(tree)
+    if not format:
+        raise DataError(f"{path}: {problem}")
+    return format, tree
+
+
+def _lines_format(path: Path) -> Format | None:
+    """The format of a file that is read line by line, or in place."""
+    if path.suffix.lower() in (".tar", ".csv", ".tsv", ".txt"):
+        return "captions"
+    line = first_json_line(path)
+    if '"detection"' in line or '"grounding"' in line:
+        return "odvg"
+    if '"boxes"' in line and '"phrases"' in line:
+        return "labels"
+    return "captions" if line else None
+
+
+def _json_format(tree: Any) -> Format | None:
+    first, lists = as_map(next(iter(as_list(tree)), None)), as_map(tree)
     if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
-        return "label-studio", tree
+        return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
-        return "captions", tree
-    lists = as_map(tree)
+        return "captions"
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
-            return format, tree
-    if not {"images", "annotations", "categories"} <= lists.keys():
-        own = ", ".join(map(str, list(lists)[:5])) or "none"
-        known = "COCO, LVIS, MDETR, Label Studio or captions json"
-        raise DataError(f"{path}: not {known} (its keys: {own}): see docs/data.md")
-    return "coco", tree
+            return format
+    return "coco" if len(lists.keys() & set(LISTS)) > 1 else None  # the reader says which of them is missing

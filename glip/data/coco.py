@@ -3,18 +3,17 @@
 Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/columns.py``).
 """
 
-import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from glip.data import records
-from glip.data.records import as_list, as_map, is_id, is_text
+from glip.data.records import as_list, as_map, is_number, is_text, read_id
 from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample
@@ -25,9 +24,8 @@ ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's
 _NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
 _COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
-_LARGEST = sys.float_info.max  # json has whole numbers of any length
 PARENT = "category without a box that only groups all others: left out"  # category 0 of Roboflow's exports
-_REASONS = ("", "unknown category", "malformed box", "box without area")
+_REASONS = ("malformed box", "box without area")
 
 
 class Categories(NamedTuple):
@@ -47,26 +45,39 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
     for key in LISTS:
         tree[key].clear()
     places: dict[Any, int] = {number: index for index, number in enumerate(images)}
-    stated = (record.get("id") for record in categories if isinstance(record, dict))
-    category_ids = {number: index for index, number in enumerate(dict.fromkeys(filter(is_id, stated)))}
+    category_ids = {number: index for index, number in enumerate(dict.fromkeys(category_numbers(categories)))}
 
-    def read(row: Row) -> tuple[Any, ...]:
-        image, category, area = (row.get(key) for key in ("image_id", "category_id", "area"))
-        box = as_list(row.get("bbox"))
+    def read(numbered: tuple[int, Row]) -> tuple[Any, ...]:
+        index, row = numbered
+        image, category, area = read_id(row.get("image_id")), read_id(row.get("category_id")), row.get("area")
+        box, reason = as_list(row.get("bbox")), ""
+        if image not in places:
+            reason = records.unknown("annotation of an unknown image", image, places)
+        elif not row.get("bbox"):
+            reason = records.NO_BOX
+        elif records.OUTLINED in row:
+            skipped.add(f"{records.NO_BOX} (that of its segmentation is taken)", f"annotations[{index}]")
+        if reason:
+            skipped.add(reason, f"annotations[{index}]")
         return (
-            places.get(image, _UNKNOWN) if is_id(image) else _UNKNOWN,
-            category_ids.setdefault(category, len(category_ids)) if is_id(category) else _UNKNOWN,
+            _UNKNOWN if reason else places[image],
+            _UNKNOWN if category is None else category_ids.setdefault(category, len(category_ids)),
             tuple(box) if len(box) == 4 and all(map(is_number, box)) else (np.nan,) * 4,
             area if is_number(area) else np.nan,
             row.get("iscrowd") in (1, "1"),
             row.get("ignore") in (1, "1"),
         )
 
-    table = np.fromiter(map(read, rows), _COLUMNS, len(rows))
+    table = np.fromiter(map(read, enumerate(rows)), _COLUMNS, len(rows))
     ids = [*category_ids, None]
     _leave_out_parent(categories, [ids[place] for place in np.unique(table["category"]).tolist()], skipped)
     columns = {key: np.ascontiguousarray(table[key]) for key in _NAMES}
     return CocoFile(path, images, categories, skipped, category_ids=tuple(category_ids), **columns)
+
+
+def category_numbers(categories: Iterable[Any]) -> Iterator[Id]:
+    """The ids of the categories that have one."""
+    return (number for record in categories if (number := read_id(as_map(record).get("id"))) is not None)
 
 
 def _leave_out_parent(categories: list[Any], used: Collection[Id | None], skipped: SkipCounter) -> None:
@@ -75,7 +86,7 @@ def _leave_out_parent(categories: list[Any], used: Collection[Id | None], skippe
     for place, record in enumerate(map(as_map, categories)):
         name = record.get("name")
         only = parents[place] != name and len(parents) - 1 == parents.count(name) > 0
-        if only and is_text(name) and record.get("id") not in used:
+        if only and is_text(name) and read_id(record.get("id")) not in used:
             skipped.add(PARENT, name)
             del categories[place]
             return
@@ -107,25 +118,25 @@ def coco_set(
     Boxes that cannot be used are counted.
     """
     skipped.merge(file.skipped)
-    for index in np.flatnonzero(file.image < 0).tolist():
-        skipped.add("annotation of an unknown image", f"annotations[{index}]")
     known = [categories.label.get(number, _UNKNOWN) for number in file.category_ids]
     labels = np.array([*known, _UNKNOWN])[file.category]  # where there is no id, the last element
     with np.errstate(over="ignore"):  # whatever is not finite in float32 is malformed
         corners = np.concatenate([file.boxes[:, :2], file.boxes[:, :2] + file.boxes[:, 2:]], axis=1).astype(np.float32)
     malformed, flat = ~(np.abs(file.boxes) < records.FARTHEST).all(1), ~(corners[:, 2:] > corners[:, :2]).all(1)
-    reasons = np.select([labels < 0, malformed, flat], [1, 2, 3], 0)  # why each box cannot be used; 0 where it can
+    bad = (labels < 0) | malformed | flat
     order = np.argsort(file.image, kind="stable")  # annotations by image, in the order of the file
     starts = np.searchsorted(file.image, np.arange(len(file.images) + 1), sorter=order).tolist()
-    by_url = Folders(folders.folders)  # finds for itself how many leading parts to leave out
 
     def read(numbered: tuple[int, Row]) -> Sample:
         number, record = numbered
-        image = _lvis_image(record, folders, by_url) if federated else folders.locate(record.get("file_name"))
+        image = folders.locate(record.get("file_name"), record.get("coco_url"))
         own = order[starts[number] : starts[number + 1]]
-        for index in own[reasons[own] > 0].tolist():
-            skipped.add(_REASONS[reasons[index]], f"annotations[{index}]")
-        good = own[reasons[own] == 0]
+        for index in own[bad[own]].tolist():
+            stated = [*file.category_ids, None][file.category[index]]
+            reason = records.unknown("unknown category", stated, categories.label)
+            reason = reason if labels[index] < 0 else _REASONS[0] if malformed[index] else _REASONS[1]
+            skipped.add(reason, f"annotations[{index}]")
+        good = own[~bad[own]]
         sample = Sample(
             image=image,
             boxes=torch.from_numpy(corners[good]),
@@ -154,8 +165,8 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     """Read LVIS v1 or v0.5; names of ``neg_category_ids`` are absent, ``not_exhaustive_category_ids`` incomplete.
 
     Names are cleaned as the 2022 release prompts them, so a few categories share one ("bow"); they keep separate
-    labels. Images are found by ``file_name``, else by the last two parts of ``coco_url`` ("val2017/1.jpg"), in
-    COCO's folder or directly in ``train2017`` and ``val2017``.
+    labels. Images are found by ``file_name``, else by ``coco_url``, in COCO's folder or directly in ``train2017`` and
+    ``val2017``.
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)
@@ -177,12 +188,12 @@ def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, 
     """
     good: list[tuple[Id, str]] = []
     for record in map(as_map, listed):
-        number, name = record.get("id"), record.get("name")
-        name = clean_name(name).strip() if is_text(name) else ""
-        if is_id(number) and records.is_visible(name):
+        number, stated = read_id(record.get("id")), read_id(record.get("name"))  # a name may be a number, as of digits
+        name = clean_name(str(stated)).strip() if stated is not None and is_text(str(stated)) else ""
+        if number is not None and records.is_visible(name):
             good.append((number, name))
         else:
-            skipped.add("category without an id and a name", f"category {str(number)[:40]}")
+            skipped.add(f"category without {'an id' if number is None else 'a name'}", f"category {str(record)[:40]}")
     check_distinct((number for number, _ in good), "id", path)
     if not twins:  # brackets and underscores do not count
         check_distinct((name for _, name in good), "name", path)
@@ -207,26 +218,12 @@ def id_order(number: Id) -> tuple[bool, Id]:
     return isinstance(number, str), number
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of a json is a finite number."""
-    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
-
-
 def listed_labels(record: Row, key: str, label: Mapping[Id, int], skipped: SkipCounter) -> list[int]:
     """The labels of a list of category ids; unknown ids are counted, as is a missing list: then nothing is known."""
     listed = as_list(record.get(key))
     if not isinstance(record.get(key), list):
         skipped.add(f"image without {key}")
-    known = [label[number] for number in listed if is_id(number) and number in label]
+    known = [label[number] for number in map(read_id, listed) if number is not None and number in label]
     if len(listed) > len(known):
         skipped.add(f"unknown category in {key}", times=len(listed) - len(known))
     return sorted(set(known))
-
-
-def _lvis_image(record: Row, by_name: Folders, by_url: Folders) -> Path:
-    name, url = record.get("file_name"), record.get("coco_url")
-    if not isinstance(url, str) or not url:
-        return by_name.locate(name)
-    files = [by_name.locate(name)] if name else []
-    files.append(by_url.locate("/".join(url.split("/")[-2:])))
-    return next((file for file in files if file.is_file()), files[-1])

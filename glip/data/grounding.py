@@ -12,7 +12,7 @@ import torch
 
 from glip.data import records
 from glip.data.coco import Categories, read_categories
-from glip.data.records import Box, Named, Spans, as_list, as_map, is_id, is_text, is_visible
+from glip.data.records import Box, Named, Spans, as_list, as_map, is_text, is_visible, read_id
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import GlipError
 from glip.structures import Prompt, Sample
@@ -33,8 +33,8 @@ def read_mdetr(annotations: str | Path, images: Sequence[str | Path], tree: Any 
 
     def read(entry: tuple[Row, list[Row]]) -> Sample:
         record, rows = entry
-        image, sentence = record.get("original_img_id"), record.get("sentence_id")
-        image_id = f"{image}:{sentence}" if is_id(image) and is_id(sentence) else record["id"]
+        image, sentence = read_id(record.get("original_img_id")), read_id(record.get("sentence_id"))
+        image_id = record["id"] if image is None or sentence is None else f"{image}:{sentence}"
         return _caption_sample(record, [(row.get("id"), row) for row in rows], image_id, folders, skipped)
 
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "image"), skipped)
@@ -52,8 +52,9 @@ def read_silver(annotations: str | Path, images: Sequence[str | Path], tree: Any
 
     def read(numbered: tuple[int, Any]) -> Sample:
         number, entry = numbered[0], as_map(numbered[1])
-        require(is_id(entry.get("image_id")), "entry without an image_id")
-        image_id = f"{entry['image_id']}:{entry['id'] if is_id(entry.get('id')) else number}"
+        image, caption = read_id(entry.get("image_id")), read_id(entry.get("id"))
+        require(image is not None, "entry without an image_id")
+        image_id = f"{image}:{number if caption is None else caption}"
         rows = list[tuple[str, Row]]()  # each box of each phrase, as MDETR's json has them
         for place, phrase in enumerate(map(as_map, as_list(entry.get("phrases")))):
             spans, boxes = phrase.get("tokens_positive"), as_list(phrase.get("boxes"))
@@ -163,8 +164,8 @@ def _instances(record: Row) -> Iterable[tuple[int, Any]]:
 def _read_instance(row: Any, categories: Categories) -> tuple[Box, int]:
     """The box of an instance and the place of its category."""
     label, category = [as_map(row).get(key) for key in ("label", "category")]
-    key: Any = label if categories.ids else category  # without a label map the category's name says it all
-    require(is_id(key) and key in categories.label, "unknown category")
+    key: Any = read_id(label if categories.ids else category)  # without a label map the category's name says it all
+    require(key in categories.label, records.unknown("unknown category", key, categories.label))
     index = categories.label[key]
     stated, meant = (
         " ".join(clean_name(name).split()).casefold() for name in (str(category or ""), categories.names[index])

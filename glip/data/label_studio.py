@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from glip.data.coco import is_number
 from glip.data.image import size_if_readable
 from glip.data.labels import read_names, sample_of_row
-from glip.data.records import as_list, as_map, is_text, is_visible, pack_sample_set, parse_file, read_size
+from glip.data.records import as_list, as_map, is_number, is_text, is_visible, pack_sample_set, parse_file, read_size
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, each_row, image_name, label_row
 from glip.errors import DataError

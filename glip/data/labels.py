@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_id, is_text, is_visible
+from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_text, is_visible, read_id
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.structures import Phrase, Prompt, Sample, TarMember
 
@@ -64,7 +64,7 @@ def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCoun
         prompt, numbers = _read_prompt(record, caption, skipped)
     else:
         require(names, "line with neither a caption nor names")
-    rows = [as_map(row) for row in as_list(record.get("boxes"))]
+    rows, own = [as_map(row) for row in as_list(record.get("boxes"))], read_id(record.get("id"))
     boxes = list(skipped.each(enumerate(rows), lambda row: _read_box(row, numbers), "box"))
     return Sample(
         image=image,
@@ -73,7 +73,7 @@ def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCoun
         vocabulary=names,
         prompt=prompt,
         caption="" if prompt else caption,
-        image_id=record["id"] if is_id(record.get("id")) else str(record["image"]),
+        image_id=str(record["image"]) if own is None else own,
         size=records.read_size(record),
         crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
         absent=_indices(record["absent"], len(names)) if isinstance(record.get("absent"), list) else None,

@@ -95,11 +95,11 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
     """
     read = read_set(resolve(config, data), data.root)
     listing = cache(lambda folder: set(os.listdir(folder)) if folder.is_dir() else set())  # a look at each file is slow
-    there, missing = list[int](), list[str]()
+    there, missing = list[int](), list[Path]()
     for index, sample in enumerate(islice(read.samples, config.first or None)):
         file = sample.image
         if isinstance(file, Path) and file.name not in listing(file.parent):
-            missing.append(str(file))
+            missing.append(file)
             read.skipped.add("image that is not there", str(file))
         else:
             there.append(index)
@@ -111,16 +111,11 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
         read = replace(read, vocabulary=vocabulary, samples=samples)
     problem = ""
     if not there or len(missing) > max(_FEW, data.max_broken * total):
-        problem = f"{len(missing)} of {total} images are not there, such as {missing[0]!r}: check its images and "
-        problem += "data.root, or raise data.max_broken"
+        problem = f"{read.tell_missing(missing, total)}: check its images and data.root, or raise data.max_broken"
     elif captioned:
         problem = "has captions: held_out works on class names only, remove it here"
     elif not any(len(sample.boxes) for sample in read.samples):
-        problem = (
-            f"no box of a known class in {len(there)} images ({read.skipped or 'it lists none'}): run glip data check"
-        )
-        if read.samples[0].caption:
-            problem = "it has captions only: pseudo-label them first (docs/data.md)"
+        problem = read.tell_boxless(len(there))
     if problem:
         raise DataError(f"dataset {config.name!r}: {problem}")
     refuse_wrong_boxes(f"dataset {config.name!r}", read)

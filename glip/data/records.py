@@ -4,9 +4,12 @@
 """
 
 import json
+import sys
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import accumulate
+from operator import floordiv, mod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -23,6 +26,9 @@ Spans = tuple[Span, ...]
 FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
 MAX_IMAGE = 1 << 26  # bytes of an image inside an archive
 MAX_LINE = 1 << 26  # bytes of a line
+NO_BOX = "annotation without a box"
+OUTLINED = "outlined"  # key of an annotation whose box is that of its outline
+_LARGEST = sys.float_info.max  # json has whole numbers of any length
 _UNUSED = frozenset(  # what no reader reads; in COCO's and LVIS's files the outlines are most of the file
     ("segmentation", "isfake", "isreflected", "license", "date_captured", "flickr_url", "keypoints")
 )
@@ -45,9 +51,48 @@ def parse_file(path: Path) -> Any:
 
 def _without_unused(record: Row) -> Row:
     """Called as each object closes, so that the outlines of a whole dataset are never in memory at once."""
+    if "segmentation" in record and not record.get("bbox") and (box := outline_box(record["segmentation"])):
+        record |= {"bbox": box, OUTLINED: True}
     for key in _UNUSED & record.keys():
         del record[key]
     return record
+
+
+def outline_box(outline: Any) -> list[float]:
+    """x, y, width, height around an outline, polygons or a mask in COCO's run lengths; [] where it is neither."""
+    if isinstance(outline, dict):
+        return _mask_box(outline.get("counts"), as_list(outline.get("size")))
+    parts = [as_list(part) for part in as_list(outline)]
+    if not all(len(part) >= 6 and len(part) % 2 == 0 and all(map(is_number, part)) for part in parts):
+        return []
+    xs, ys = ([value for part in parts for value in part[edge::2]] for edge in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if parts else []
+
+
+def _mask_box(counts: Any, size: list[Any]) -> list[float]:
+    """The box of a mask: lengths of runs down the columns, of background and object in turn, also packed in letters."""
+    runs = _unpack(counts) if isinstance(counts, str) else as_list(counts)
+    sound = len(size) == 2 and all(type(value) is int and value >= 0 for value in (*size, *runs))
+    ends = list(accumulate(runs)) if sound and sum(runs) <= size[0] * size[1] else []
+    spans = [(start, end - 1) for start, end in zip(ends[::2], ends[1::2], strict=False) if end > start]
+    xs, ys = ([way(edge, size[0]) for span in spans for edge in span] for way in (floordiv, mod))
+    if any(first < last for first, last in zip(xs[::2], xs[1::2], strict=True)):  # over the end of a column
+        ys = [0, size[0] - 1]
+    return [min(xs), min(ys), max(xs) - min(xs) + 1, max(ys) - min(ys) + 1] if spans else []
+
+
+def _unpack(text: str) -> list[int]:
+    """Run lengths from COCO's letters: five bits each and one that more follow; from the third on, differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for code in (ord(letter) - 48 for letter in text):
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= (code & 16 > 0) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -56,6 +101,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         lines = enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
         yield from ((number, line) for number, line in lines if line.strip())
+
+
+def first_json_line(path: Path) -> str:
+    """The first line of a file of json lines, which some converters call .json; "" where it is another file."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        line, second = (file.readline(1 << 20).strip() for _ in range(2))
+    many = line.startswith("{") and line.endswith("}") and second.startswith("{")
+    return line if many or path.suffix.lower() == ".jsonl" else ""
 
 
 def parse_line(line: bytes) -> Row:
@@ -93,12 +146,14 @@ def records_by_id(records: Iterable[Any], kind: str, skipped: SkipCounter) -> di
     """Records by their id, in their order; those without an id, or with one seen before, are counted."""
     found: dict[Id, Row] = {}
     for number, record in enumerate(records):
-        if not isinstance(record, dict) or not is_id(record.get("id")):
+        own = read_id(as_map(record).get("id"))
+        if own is None:
             skipped.add(f"{kind} without an id", f"record {number}")
-        elif record["id"] in found:
+        elif own in found:
             skipped.add(f"{kind} id seen before", f"record {number}")
         else:
-            found[record["id"]] = record
+            found[own] = record
+            record["id"] = own
     return found
 
 
@@ -110,11 +165,11 @@ def by_image(tree: Row, skipped: SkipCounter) -> Iterator[tuple[Id, tuple[Row, l
     records = records_by_id(tree["images"], "image", skipped)
     rows: dict[Id, list[Row]] = {number: [] for number in records}
     for number, row in enumerate(tree["annotations"]):
-        image = as_map(row).get("image_id")
-        if is_id(image) and image in rows:
+        image = read_id(as_map(row).get("image_id"))
+        if image in rows:
             rows[image].append(row)
         else:
-            skipped.add("annotation of an unknown image", f"annotations[{number}]")
+            skipped.add(unknown("annotation of an unknown image", image, rows), f"annotations[{number}]")
     tree["images"].clear()
     tree["annotations"].clear()
     return ((number, (records.pop(number), rows.pop(number))) for number in list(records))
@@ -130,9 +185,25 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def is_id(value: Any) -> TypeGuard[Id]:
-    """Whether a value can be the id of an image or a category."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
+def read_id(value: Any) -> Id | None:
+    """The id of an image or a category, None where it is none; 1.0, as pandas, R and JavaScript write it, is 1."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def unknown(reason: str, number: Id | None, known: Container[Id]) -> str:
+    """The reason why something of an unknown image or category is skipped: its id may only be of another type."""
+    if isinstance(number, str) and number.isdecimal() and len(number) < 20 and int(number) in known:
+        return f"{reason}: its id is text such as '1', that of the set a number such as 1"
+    if isinstance(number, int) and str(number) in known:
+        return f"{reason}: its id is a number such as 1, that of the set text such as '1'"
+    return reason
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a json is a finite number."""
+    return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def is_text(value: Any) -> TypeGuard[str]:
@@ -147,6 +218,7 @@ def is_visible(text: str) -> bool:
 
 def read_box(value: Any, *, corners: bool = False) -> Box:
     """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``."""
+    require(value is not None, NO_BOX)
     four = isinstance(value, list | tuple) and len(value) == 4
     require(four and all(type(n) in (int, float) and -FARTHEST < n < FARTHEST for n in value), "malformed box")
     x, y, third, fourth = value

@@ -2,14 +2,19 @@
 
 import copy
 import math
+import os
 import pickle
+import re
 import tempfile
+import unicodedata
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -23,7 +28,10 @@ from glip.structures import Sample
 Id = int | str  # of an image or a category
 Row = dict[str, Any]
 T = TypeVar("T")
+AMBIGUOUS = "image name that fits several files (give the folder of the right ones)"
 _LONGEST = 2000  # characters of an image's name with its folders
+_DEEPEST = 6  # sub-folders in which a name is searched
+_URL = re.compile(r"[A-Za-z][\w+.-]+://[^/?#]*([^?#]*)")
 _EXAMPLES = 5  # places kept for each reason; the rest is only counted
 
 
@@ -152,11 +160,24 @@ class SampleSet:
     skipped: SkipCounter = field(default_factory=SkipCounter)  # what cannot be used
     ids: tuple[Id, ...] = ()  # category ids of the file, one for each class name
     format: str = ""  # how it is written
+    folders: tuple[Path, ...] = ()  # where its images are searched
     annotations: CocoFile | None = None  # the parsed COCO or LVIS file, where it was read for scoring
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""
         return iter(ProgressBar(self.samples, desc=title, unit="sample", delay=1))
+
+    def tell_missing(self, missing: Sequence[Path], total: int) -> str:
+        """How many images are not there, one of them, and where they were searched."""
+        searched = f" (searched in {', '.join(map(str, self.folders))})" if self.folders else ""
+        return f"{len(missing)} of {total} images are not there, such as {str(missing[0])!r}{searched}"
+
+    def tell_boxless(self, total: int) -> str:
+        """Why there is no box among some samples."""
+        if self.samples[0].caption:
+            return "it has captions only: pseudo-label them first (docs/data.md)"
+        why = f"skipped: {self.skipped}" if self.skipped else "none was skipped"
+        return f"no box of a known class in {total} images ({why}): run glip data check"
 
     def select(self, indices: Sequence[int]) -> "SampleSet":
         """The dataset with some of its samples, by index."""
@@ -216,8 +237,10 @@ class PackedSamples(Sequence[Sample]):
 class Folders:
     """Where the images of a dataset are: names in annotations are searched in one or more folders.
 
-    Some datasets state a longer path than people have on disk ("images/v1/patch8/x.jpg" for "patch8/x.jpg"); how
-    many leading parts to leave out is found with the first name.
+    Annotation tools write names of another machine: absolute, with "..", backslashes or a drive, as URLs. So a name
+    that is no path in a folder also means the file whose path ends the name ("images/v1/patch8/x.jpg" on disk as
+    "patch8/x.jpg"), or the one in a sub-folder whose path the name ends; letter case and the Unicode form of accents do
+    not count. Of several such files the one that agrees in most parts is taken. Each name is decided alone.
     """
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
@@ -225,27 +248,79 @@ class Folders:
         self.folders = tuple(Path(folder) for folder in listed) or (Path("(none is given)"),)
         for folder in self.folders:
             check_exists(folder, "Image folder {!r} is not there")
-        self._skip: int | None = None
+        self._listings: dict[tuple[str, ...], list[tuple[Path, set[str]]]] = {}
+        self._index: list[tuple[str, str, str]] | None = None
 
-    def locate(self, name: Any) -> Path:
-        """The file of an image's name; it may not exist.
+    def locate(self, *names: Any) -> Path:
+        """The file of an image that has these names (empty ones do not count), the first that is found.
+
+        Where none is found it is a path in the first folder, which does not exist.
 
         Raises:
-            InvalidRecord: no name, one that no file can have, or one that leads out of the folders.
+            InvalidRecord: no name, one that no file can have, or one that fits several files equally well.
         """
-        require(isinstance(name, str) and name, "image without a file name")
+        readings = [reading for name in names if name not in (None, "") for reading in _readings(name)]
+        require(readings, "image without a file name")
+        found = (self._find(reading) for reading in readings)
+        return next(filter(None, found), None) or self.folders[0].joinpath(*readings[-1])
+
+    def _find(self, parts: tuple[str, ...]) -> Path | None:
+        *above, name = parts
+        key = tuple(above)
+        if key not in self._listings:  # one look at each folder: millions of single looks are slow
+            places = [folder.joinpath(*above) for folder in self.folders]
+            self._listings[key] = [(place, set(os.listdir(place))) for place in places if place.is_dir()]
+        beside = next((place / name for place, listed in self._listings[key] if name in listed), None)
+        return beside or self._search(parts)
+
+    def _search(self, parts: tuple[str, ...]) -> Path | None:
+        """The file whose path in its folder ends the name, or is ended by the name."""
+        if self._index is None:
+            self._index = sorted(self._walk())
+        wanted = [_fold(part) for part in reversed(parts)]
+        tails = ["/".join(wanted[:size]) for size in range(len(wanted), 0, -1)]
+        for start in (f"{tails[0]}//", f"{tails[0]}/", *(f"{tail}//" for tail in tails[1:])):
+            first, end = (bisect_left(self._index, (edge,)) for edge in (start, f"{start}\U0010ffff"))
+            alike = {
+                Path(place, name): len(os.path.commonprefix([wanted, key.replace("//", "/").split("/")]))
+                for key, place, name in self._index[first:end]
+            }
+            best = [file for file, parts_alike in alike.items() if parts_alike == max(alike.values())]
+            best = [file for file in best if file.name == parts[-1]] or best  # "a.jpg" and "A.jpg" are two files
+            one = len(best) < 2 or len({file.resolve() for file in best}) < 2  # links lead to one file by several ways
+            require(one, AMBIGUOUS)
+            if best:
+                return min(best, key=lambda file: len(file.parts))
+        return None
+
+    def _walk(self) -> Iterator[tuple[str, str, str]]:
+        """Each file below the folders: its folded path backwards, "//" where its folder begins; its place, its name."""
+        for folder in self.folders:
+            above = [_fold(part) for part in reversed(folder.absolute().parts[1:])]
+            for place, below, files in os.walk(folder, followlinks=True):
+                inside = [_fold(part) for part in reversed(Path(place).relative_to(folder).parts)]
+                deep = len(inside) >= _DEEPEST  # links may lead in circles
+                below[:] = [] if deep else [name for name in below if not name.startswith(".")]
+                for file in files:
+                    yield "/".join([_fold(file), *inside, "", *above]), place, file
+
+
+def _fold(name: str) -> str:
+    """A name as file systems that ignore letter case and the form of accents compare it."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
+
+
+def _readings(name: Any) -> Iterator[tuple[str, ...]]:
+    """The parts of an image's name below the last ".."; of a URL those of its path; escapes (%20) also as meant."""
+    require(isinstance(name, str), "image without a file name")
+    link = _URL.match(name)
+    text = (link[1] if link else name).replace("\\", "/")
+    for meant in dict.fromkeys((text, unquote(text))):
+        parts = tuple(part for part in meant.split("/") if part not in ("", "."))
+        if ".." in parts:
+            parts = parts[len(parts) - parts[::-1].index("..") :]
+        require(parts and "\0" not in meant, "image without a file name")
         # the system would refuse to look for longer names
-        short = len(name) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in name.split("/"))
+        short = len(meant) <= _LONGEST and all(len(part.encode("utf-8", "replace")) < 256 for part in parts)
         require(short, "image name that is too long")
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        inside = parts and parts[0] != "/" and ".." not in parts and "\0" not in name and not Path(name).is_absolute()
-        require(inside, "image name outside its folder")
-        if self._skip is None:
-            places = ((skip, folder) for skip in range(len(parts)) for folder in self.folders)
-            found = (skip for skip, folder in places if folder.joinpath(*parts[skip:]).is_file())
-            self._skip = next(found, None)
-        skip = min(self._skip or 0, len(parts) - 1)
-        candidates = [folder.joinpath(*parts[skip:]) for folder in self.folders]
-        if len(candidates) == 1:
-            return candidates[0]
-        return next((file for file in candidates if file.is_file()), candidates[0])
+        yield parts

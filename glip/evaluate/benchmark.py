@@ -14,7 +14,7 @@ from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
 from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import data_fingerprint
-from glip.data.sets import SampleSet, SkipCounter
+from glip.data.sets import AMBIGUOUS, SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
 from glip.evaluate.columns import GroundTruth, read_truth, truth_of
 from glip.evaluate.lvis import import_lvis
@@ -103,15 +103,13 @@ def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     Raises:
         DataError: missing image files, no named box, or boxes that cannot be right.
     """
-    samples = read.samples
-    missing = [sample.image for sample in samples if isinstance(sample.image, Path) and not sample.image.is_file()]
-    lost = bool(missing) and (every or len(missing) == len(samples))
-    if lost or not has_boxes(samples):
-        files = f"{len(missing)} of its {len(samples)} images are missing, such as {str(missing[0])!r}" if lost else ""
-        raise DataError(
-            f"{title}: {files or f'none of its {len(samples)} samples has a named box'}: check it with glip data "
-            "check, and correct its image folder or the data root"
-        )
+    total, files = len(read.samples), (sample.image for sample in read.samples)
+    missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
+    if missing and (every or len(missing) == total):
+        raise DataError(f"{title}: {read.tell_missing(missing, total)}: correct its image folder or the data root")
+    doubtful = every and read.skipped.counts.get(AMBIGUOUS, 0)
+    if doubtful or not has_boxes(read.samples):
+        raise DataError(f"{title}: {f'{doubtful} x {AMBIGUOUS}' if doubtful else read.tell_boxless(total)}")
     read.skipped.merge(refuse_wrong_boxes(title, read))
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glip.data.coco import ABSENT, INCOMPLETE, check_distinct, id_order, is_federated, is_number, listed_labels
-from glip.data.records import is_id, records_by_id
+from glip.data.coco import ABSENT, INCOMPLETE, category_numbers, check_distinct, id_order, is_federated, listed_labels
+from glip.data.records import is_number, outline_box, read_id, records_by_id, unknown
 from glip.data.sets import CocoFile, Row, SkipCounter
 from glip.errors import DataError
 from glip.files import atomic_write, read_json
@@ -131,8 +131,7 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
         DataError: a category id listed twice.
     """
     skipped.merge(file.skipped)
-    ids = (record.get("id") for record in file.categories if isinstance(record, dict))
-    check_distinct(filter(is_id, ids), "id", file.path)
+    check_distinct(category_numbers(file.categories), "id", file.path)
     records = records_by_id(file.categories, "category", skipped)
     images, categories = (tuple(sorted(ids, key=id_order)) for ids in (file.images, records))
     names = tuple(str(records[number].get("name", number)) for number in categories)
@@ -148,9 +147,8 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
     # an unknown image or category is -1, the last element of each table
     own_images = np.array([place[number] for number in file.images] + [-1])[np.maximum(file.image, -1)]
     own_labels = np.array([label.get(number, -1) for number in file.category_ids] + [-1])[file.category]
-    good: np.ndarray = np.ones(len(own_images), dtype=bool)
+    good = own_images >= 0  # others are counted already
     for wrong, reason in (
-        (own_images < 0, "annotation of an unknown image"),
         (own_labels < 0, "annotation of an unknown category"),
         (~(file.boxes[:, 2:] >= 0).all(axis=1), "annotation with a malformed box"),  # also of NaN
     ):
@@ -293,18 +291,21 @@ def read_results(
         """
         if "image_id" not in row and "score" not in row:
             return row
-        image, category, box, score = map(row.get, ("image_id", "category_id", "bbox", "score"))
-        if not is_id(image) or image not in place:
-            return "result of an unknown image"
+        image, category = read_id(row.get("image_id")), read_id(row.get("category_id"))
+        box, score = row.get("bbox") or outline_box(row.get("segmentation")), row.get("score")
+        if image not in place:
+            return unknown("result of an unknown image", image, place)
         if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) >= 0):
             return "result with a malformed box"
         if not is_number(score):
             return "result with a score that is no number"
         where.append(place[image])
-        labels.append(label.get(category, UNKNOWN) if is_id(category) else UNKNOWN)
+        labels.append(UNKNOWN if category is None else label.get(category, UNKNOWN))
         boxes.extend(box)
         scores.append(score)
-        return "result of an unknown category" if labels[-1] == UNKNOWN else ""
+        if labels[-1] == UNKNOWN:
+            return unknown("result of an unknown category", category, label)
+        return "" if row.get("bbox") else "result without a bbox (that of its segmentation is taken)"
 
     listed = read_json(path, object_hook=take)
     for number, reason in enumerate(listed if isinstance(listed, list) else ()):

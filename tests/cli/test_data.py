@@ -72,7 +72,8 @@ def test_problems_are_named_and_make_the_exit_code(glip_, birds):
     for line in ("1 x unknown category", "1 x image that is not there", "1 x box partly outside its image"):
         assert line in out
     assert "b.png" in out and "of 90 x 60: 70, 1, 120, 6" in out
-    code, out, _ = glip_("check", birds / "birds/train.json", "--images", birds)
+    (birds / "empty").mkdir()
+    code, out, _ = glip_("check", birds / "birds/train.json", "--images", birds / "empty")
     assert code == 1 and "give their folder with --images" in out
     out = glip_("convert", "birds", "b.jsonl", "--to", "labels", "--root", birds)[1]
     assert "skipped while reading:\n       1 x unknown category" in out

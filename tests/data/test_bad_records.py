@@ -25,6 +25,13 @@ BOX = {"box": [1, 2, 3, 4], "phrases": [0], "score": 0.5}
 LABEL = {"image": "a.jpg", "caption": CAPTION, "phrases": [{"text": "a cat", "spans": [[0, 5]]}], "boxes": [BOX]}
 LVIS = {"id": 1, "file_name": "1.jpg", "neg_category_ids": [], "not_exhaustive_category_ids": []}
 
+TEXT = ": its id is text such as '1', that of the set a number such as 1"
+OUTLINES = [  # around nothing
+    *([], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, "6"]], [1, 2, 3, 4, 5, 6], [[]], "x", {}, {"size": [4, 4], "counts": [16]}),
+    *({"size": [4, 4], "counts": counts} for counts in ([1, -2, 3], [1, LARGE], "~", "0P", "P", [15, 2], None)),
+    *({"size": size, "counts": [2, 2]} for size in ([4], [0, 4], ["4", 4], None)),
+]
+
 
 def tree(reader, **lists):
     return lambda folder: reader(saved(folder, json.dumps({"info": {}, **lists})), [folder])
@@ -83,15 +90,22 @@ CASES = {
         ("mdetr", MDETR_BOX | {"image_id": 3}),
     ],
     "unknown category": [
-        *[("coco", COCO_BOX | {"category_id": value}) for value in (4, [3], "3", None)],
-        *[("instance", INSTANCE | {"label": value}) for value in (1, "0")],
+        *[("coco", COCO_BOX | {"category_id": value}) for value in (4, [3], "4", None)],
+        *[("instance", INSTANCE | {"label": value}) for value in (1, "1")],
         *[("named", INSTANCE | {"category": value}) for value in (None, "_(x)", "\u200b")],
         ("instance", "person"),
     ],
+    f"unknown category{TEXT}": [("coco", COCO_BOX | {"category_id": "3"}), ("instance", INSTANCE | {"label": "0"})],
+    f"annotation of an unknown image{TEXT}": [("coco", COCO_BOX | {"image_id": "7"})],
+    "annotation without a box": [
+        *[("coco", {"image_id": 7, "category_id": 3} | more) for more in ({}, {"bbox": None}, {"bbox": []})],
+        *[("instance", {"label": 0}), ("box", BOX | {"box": None}), ("mdetr", MDETR_BOX | {"bbox": None})],
+        *[("coco", COCO_BOX | {"bbox": None, "segmentation": value}) for value in OUTLINES],
+    ],
     "malformed box": [
         *[("coco", COCO_BOX | {"bbox": [1, 2, 3, value]}) for value in (math.nan, LARGE, "4")],
-        *[("coco", COCO_BOX | {"bbox": [1, 2, 3]}), ("coco", {"image_id": 7, "category_id": 3})],
-        *[("instance", {"label": 0}), ("box", BOX | {"box": [1, 2, 3, math.nan]}), ("region", REGION | {"bbox": []})],
+        ("coco", COCO_BOX | {"bbox": [1, 2, 3]}),
+        *[("box", BOX | {"box": [1, 2, 3, math.nan]}), ("region", REGION | {"bbox": []})],
     ],
     "box without area": [
         *[("coco", COCO_BOX | {"bbox": [1, 2, 0, 4]}), ("mdetr", MDETR_BOX | {"bbox": [1, 2, 0, 4]})],
@@ -103,17 +117,15 @@ CASES = {
     "image without a file name": [
         ("coco image", {"id": 12, "file_name": None}),
         ("lvis", LVIS | {"id": 2, "file_name": 7}),
-    ],
-    "image name outside its folder": [
-        *[("caption", MDETR_IMAGE | {"file_name": "../../etc/passwd"}), ("entry", ENTRY | {"file_name": "../9.jpg"})],
-        *[("odvg", LINE | {"filename": "../d.jpg"}), ("odvg", SAID | {"filename": "/etc/passwd"})],
-        *[("labels", LABEL | {"image": "../a.jpg"}), ("lvis", LVIS | {"id": 2, "coco_url": "http://x/../passwd"})],
+        *[("caption", MDETR_IMAGE | {"file_name": ".."}), ("entry", ENTRY | {"file_name": "9.jpg/.."})],
+        *[("odvg", LINE | {"filename": "d\0.jpg"}), ("odvg", SAID | {"filename": "/"})],
+        *[("labels", LABEL | {"image": "./"}), ("lvis", LVIS | {"id": 2, "coco_url": "http://x/"})],
     ],
     "image name that is too long": [("lvis", LVIS | {"id": 2, "file_name": "x" * 300})],
-    "category without an id and a name": [
-        *[("category", value) for value in ({"id": 1}, {"name": "cat"}, {"id": 1, "name": 5}, "cat")],
-        *[("category", {"id": 1, "name": name}) for name in ("\ud800", "_(none)", " ", "\u200b")],
-        ("category", {"id": [1], "name": "cat"}),
+    "category without an id": [("category", value) for value in ({"name": "cat"}, {"id": [1], "name": "cat"}, "cat")],
+    "category without a name": [
+        *[("category", {"id": 1, "name": name}) for name in ("\ud800", "_(none)", " ", "\u200b", None, True)],
+        ("category", {"id": 1}),
     ],
     "box without a phrase": [
         *[("mdetr", MDETR_BOX | {"tokens_positive": []}), ("phrase", PHRASE | {"tokens_positive": None})],
@@ -187,7 +199,7 @@ def test_categories_that_cannot_be_told_apart(again, told, tmp_path):
     assert MADE["category"]({"id": 5, "name": "Bat"})(tmp_path).vocabulary == ("bat", "Bat"), "letters of a game"
 
 
-@pytest.mark.parametrize("names", [["person"], {"person": 0}, {"0": 5}, {"-1": "cat"}])
+@pytest.mark.parametrize("names", [["person"], {"person": 0}, {"0": None}, {"-1": "cat"}])
 def test_a_wrong_label_map_knows_no_label(names, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps(names))
     found = read_odvg(saved(tmp_path, lines(LINE)), [tmp_path], tmp_path / "names.json")

@@ -10,7 +10,7 @@ from glip.data import catalog, records
 from glip.data.catalog import data_root, dataset_name, find_set, known_sets, read_set, recognize
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
-from glip.errors import ConfigError
+from glip.errors import ConfigError, DataError
 from glip.evaluate.columns import read_truth
 
 
@@ -57,6 +57,9 @@ def test_a_path_finds_its_images(root, monkeypatch):
     assert find_set("annotations/instances.json", root=root).images == (str(root / "images"),)
     monkeypatch.chdir(root)
     assert len(read_set(find_set("annotations/instances.json"), "/elsewhere").samples) == 4
+    (root / "images").rename(root / "val2017")
+    samples = read_set(find_set("annotations/instances.json")).samples
+    assert all(sample.image.parent == root / "val2017" and sample.image.is_file() for sample in samples)
 
 
 def test_an_unknown_name_is_explained():
@@ -85,6 +88,72 @@ def test_an_unknown_name_is_explained():
 def test_formats_are_told_from_the_content(name, content, format, tmp_path):
     (tmp_path / name).write_text(json.dumps(content) + "\n")
     assert recognize(tmp_path / name)[0] == format
+
+
+COCO = '{"images": [], "annotations": [], "categories": []}'
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "told"),
+    [
+        (
+            ["coco/annotations/instances_val2017.json", "coco/val2017/0.jpg"],
+            "coco",
+            r"annotation file in it \(annotations/",
+        ),
+        (["coco/annotations/instances_val2017.json"], "coco/annotations", r"annotation file in it \(instances_val2017"),
+        (
+            ["r/train/_annotations.coco.json", "r/valid/_annotations.coco.json"],
+            "r",
+            "coco.json, valid/_annotations.coco",
+        ),
+        (
+            ["a/b.json", "a/c.json", "a/d.json", "a/e.json", "a/f.json"],
+            "a",
+            r"b.json, c.json, d.json, e.json, \.\.\.\)",
+        ),
+        (["y/data.yaml", "y/images/train/0.jpg", "y/labels/train/0.txt"], "y", "a: it looks like YOLO, .* COCO json"),
+        (["y/images/0.jpg", "y/labels/0.txt"], "y", "looks like YOLO"),
+        (["y/data.yml"], "y/data.yml", "looks like YOLO"),
+        (["v/Annotations/0.xml", "v/JPEGImages/0.jpg"], "v", "looks like Pascal VOC"),
+        (["0.xml"], "0.xml", "looks like Pascal VOC"),
+        (["coco.zip"], "coco.zip", "a compressed archive: unpack it"),
+        (["a/coco.tar.gz"], "a", "a compressed archive: unpack it"),
+        (["p/0.jpg", "p/readme.txt"], "p", "images without annotations: .* glip detect"),
+        (["0.PNG"], "0.PNG", "images without annotations"),
+        (["a.parquet"], "a.parquet", "give it as jsonl"),
+        (["a/readme.md"], "a", "a folder without annotations"),
+    ],
+)
+def test_what_is_no_dataset_is_called_what_it_is(files, asked, told, tmp_path):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(COCO)
+    with pytest.raises(DataError, match=told.replace("a: it", f"{asked}: it")):
+        recognize(tmp_path / asked)
+
+
+@pytest.mark.parametrize("name", ["a", "a.json", "a.jsonl", "a.csv", "a.tar"])
+def test_what_is_empty_is_called_empty(name, tmp_path):
+    (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=f"{name}: it is empty"):
+        recognize(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], "these are results"),
+        ({"version": "5", "shapes": [], "imagePath": "0.jpg"}, r"\(its keys: version, shapes, imagePath\)"),
+        ([{"a": 1}], r"\(its first record's keys: a\)"),
+        ({"images": [], "annotations": []}, "not COCO json: no list 'categories'"),
+        ({"images": [], "categories": []}, "not COCO json: no list 'annotations'"),
+    ],
+)
+def test_json_of_another_kind_is_called_what_it_is(tree, told, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=told):
+        read_set(find_set(str(tmp_path / "a.json")))
 
 
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"images": []}', "7"])
@@ -151,6 +220,32 @@ def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path, parsed):
     assert parsed == ["instances.json"] * 3
     assert read.format == "coco" and first.images == second.images == (0, 1, 2, 3)
     assert first.boxes.boxes.tolist() == second.boxes.boxes.tolist() and len(first.boxes.areas) == 9
+
+
+def test_ground_truth_with_whole_floats_as_ids_is_that_with_numbers(tmp_path):
+    file = write_coco(tmp_path)
+    skipped, skipped_too = SkipCounter(), SkipCounter()
+    expected = read_truth(parse_coco(file), skipped)
+    tree = json.loads(
+        file.read_text(), object_hook=lambda row: {k: float(v) if "id" in k else v for k, v in row.items()}
+    )
+    found = read_truth(parse_coco(file, tree), skipped_too)
+    assert (
+        repr(found) == repr(expected)
+        and str(skipped) == str(skipped_too)
+        and "1.0" not in repr(found.images + found.categories)
+    )
+
+
+def test_a_set_with_images_that_cannot_be_told_apart_is_not_scored(tmp_path, capsys):
+    file = write_coco(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir()
+        (tmp_path / "images" / folder / "0.png").write_bytes((tmp_path / "images" / "0.png").read_bytes())
+    (tmp_path / "images" / "0.png").unlink()
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", str(file), "--predictions", "results.json", "--out", str(tmp_path / "out")])
+    assert "1 x image name that fits several files (give the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,30 @@ def test_coco_ids_are_arbitrary_and_boxes_become_corners(tmp_path):
     assert all(sample.absent is None for sample in found.samples)
 
 
+@pytest.mark.parametrize("kind", ["images", "annotations", "categories"])
+def test_whole_floats_are_ids(tmp_path, kind):
+    """As pandas, R and JavaScript write them, and as pycocotools takes them."""
+    tree = {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [coco_box()]}
+    tree["categories"] = [{"id": 3, "name": 5}]
+    tree[kind] = [
+        {key: float(value) if type(value) is int else value for key, value in row.items()} for row in tree[kind]
+    ]
+    found = read_tree(read_coco, tmp_path, **tree)
+    assert found.ids == (3,) and found.vocabulary == ("5",) and not found.skipped, "a name may be a number"
+    assert [type(one) for one in (*found.ids, found.samples[0].image_id)] == [int, int]
+    assert found.samples[0].image_id == 7 and found.samples[0].box_phrases == ((0,),)
+
+
+@pytest.mark.parametrize("outline", [[[1, 2, 4, 2, 4, 6, 1, 6]], {"size": [9, 9], "counts": [11, 4, 5, 4, 5, 4, 48]}])
+def test_a_box_that_is_not_stated_is_that_of_the_outline(tmp_path, outline):
+    row = {**coco_box(), "segmentation": outline}
+    del row["bbox"]
+    images, categories = [{"id": 7, "file_name": "a.jpg"}], [{"id": 3, "name": "cat"}]
+    found = read_tree(read_coco, tmp_path, images=images, annotations=[row], categories=categories)
+    assert found.samples[0].boxes.tolist() == [[1, 2, 4, 6]]
+    assert found.skipped.counts == {"annotation without a box (that of its segmentation is taken)": 1}
+
+
 LVIS_NAMES = ("bow_(weapon)", "alarm_clock", "bow_(decorative_ribbons)")
 LVIS_CATEGORIES = [{"id": number, "name": name} for number, name in zip((1, 4, 9), LVIS_NAMES, strict=True)]
 
@@ -296,7 +320,7 @@ def test_label_names_hold_until_others_are_given(tmp_path):
 @pytest.mark.parametrize("bad", [{"image": "b.jpg", "names": ["owl", 5], "boxes": []}, b'{"names": ["owl"', b"7"])
 def test_label_names_do_not_hold_beyond_a_line_that_may_have_had_others(tmp_path, bad):
     row = {"image": "c.jpg", "boxes": [{"box": [1, 2, 3, 4], "phrases": [0]}]}
-    found = labels(tmp_path, row | {"names": ["dog"]}, bad, row, row | {"names": ["cat"], "image": "../a.jpg"}, row)
+    found = labels(tmp_path, row | {"names": ["dog"]}, bad, row, row | {"names": ["cat"], "image": ".."}, row)
     assert [sample.vocabulary for sample in found.samples] == [("dog",), ("cat",)], "a bad image takes no names along"
     assert found.skipped.counts["line with neither a caption nor names"] == 1
 

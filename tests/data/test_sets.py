@@ -4,12 +4,14 @@ import json
 import pickle
 import weakref
 
+import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip.data.records import by_image, parse_file, read_box, read_size, read_spans
+from glip.data.records import by_image, outline_box, parse_file, read_box, read_size, read_spans
 from glip.data.sets import Folders, InvalidRecord, PackedSamples, SkipCounter
 from glip.geometry.boxes import is_degenerate
 from glip.structures import Prompt, Sample, TarMember
@@ -78,6 +80,39 @@ def test_outlines_are_not_kept(tmp_path):
     tree = {"images": [image | {"license": 3}], "annotations": [row | {"segmentation": [[1, 2]], "isfake": 0}]}
     (tmp_path / "set.json").write_text(json.dumps(tree))
     assert parse_file(tmp_path / "set.json") == {"images": [image], "annotations": [row]}
+
+
+def letters(mask):
+    return pycocotools.mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_the_box_of_a_mask_is_that_of_pycocotools(height, width, random):
+    mask = np.array([[random.random() < 0.2 for _ in range(width)] for _ in range(height)])
+    packed = letters(mask)
+    column, runs = mask.ravel(order="F").tolist(), [0]
+    for value in column:
+        if value != (len(runs) % 2 == 0):
+            runs.append(0)
+        runs[-1] += 1
+    expected = pycocotools.mask.toBbox(packed).tolist() if mask.any() else []
+    assert outline_box({"size": packed["size"], "counts": packed["counts"].decode()}) == expected
+    assert outline_box({"size": [height, width], "counts": runs}) == expected
+
+
+def test_the_box_of_a_large_mask():
+    mask = np.zeros((500, 700))
+    mask[100:400, 50:60] = mask[200:450, 300:650] = 1
+    packed = letters(mask)
+    assert outline_box({"size": packed["size"], "counts": packed["counts"].decode()}) == [50, 100, 600, 350]
+
+
+def test_the_box_of_polygons_ends_at_their_points():
+    """As COCO's own files state it; pycocotools would draw them first, and differs by less than a pixel."""
+    polygons = [[10.5, 5, 30, 5.25, 30, 25], [40, 20, 52.5, 20, 45, 31]]
+    assert outline_box(polygons) == [10.5, 5, 42, 26]
+    drawn = pycocotools.mask.toBbox(pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, 60, 60)))
+    assert np.abs(drawn - outline_box(polygons)).max() <= 1
 
 
 def test_what_was_given_is_released():
@@ -152,23 +187,84 @@ def test_keep_renumbers_what_belongs_to_boxes(tmp_path):
     assert kept.crowd == (0,) and kept.scores == (0.3, 0.2)
 
 
-def test_longer_names_than_on_disk(tmp_path):
-    (tmp_path / "patch8").mkdir()
-    (tmp_path / "patch8" / "x.jpg").touch()
-    folders = Folders([tmp_path])
-    assert folders.locate("images/v1/patch8/x.jpg") == tmp_path / "patch8" / "x.jpg"
-    assert folders.locate("images/v1/patch9/y.jpg") == tmp_path / "patch9" / "y.jpg"
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("patch8/x.jpg", "patch8/x.jpg"),
+        ("images/v1/patch8/x.jpg", "patch8/x.jpg"),
+        ("C:\\data\\patch8\\x.jpg", "patch8/x.jpg"),
+        ("..\\..\\upload\\x.jpg", "x.jpg"),
+        ("patch8/../x.jpg", "x.jpg"),
+        ("./x.jpg", "x.jpg"),
+        ("https://host/patch8/x.jpg?size=large#top", "patch8/x.jpg"),
+        ("file:///home/me/patch8/x.jpg", "patch8/x.jpg"),
+        ("s3://bucket/a%20b.jpg", "a b.jpg"),
+        ("a%20b.jpg", "a b.jpg"),
+        ("100%.jpg", "100%.jpg"),
+        ("PATCH8/X.JPG", "patch8/x.jpg"),
+        ("train/cafe\u0301.JPG", "caf\xe9.jpg"),
+        ("{folder}/patch8/x.jpg", "patch8/x.jpg"),
+        ("/elsewhere/x.jpg", "x.jpg"),
+        ("deep.jpg", "train/2020/deep.jpg"),
+        ("2020/deep.jpg", "train/2020/deep.jpg"),
+        ("both/twin.jpg", "val/both/twin.jpg"),
+        ("old/train/both/a.jpg", "train/both/a.jpg"),
+        ("Mixed.JPG", "Mixed.JPG"),
+        ("other/mixed.jpg", "mixed.jpg"),
+        ("link/y.jpg", "link/y.jpg"),
+        ("old/link/y.jpg", "link/y.jpg"),
+    ],
+)
+def test_names_of_another_machine(name, file, tmp_path):
+    folder = tmp_path / "images"
+    disk = [
+        "patch8/x.jpg",
+        "x.jpg",
+        "a b.jpg",
+        "100%.jpg",
+        "caf\xe9.jpg",
+        "train/2020/deep.jpg",
+        "Mixed.JPG",
+        "mixed.jpg",
+    ]
+    for one in [*disk, "train/twin.jpg", "val/both/twin.jpg", "train/both/a.jpg", "b/a.jpg", "../linked/y.jpg"]:
+        (folder / one).parent.mkdir(parents=True, exist_ok=True)
+        (folder / one).touch()
+    (folder / "link").symlink_to(tmp_path / "linked")
+    (folder / "loop").symlink_to(folder)
+    assert Folders([folder]).locate(name.format(folder=folder)) == folder / file
 
 
-def test_a_missing_first_image_says_nothing_of_the_others(tmp_path):
-    (tmp_path / "x.jpg").touch()
-    folders = Folders([tmp_path])
-    assert folders.locate("train/none.jpg") == tmp_path / "train" / "none.jpg"
-    assert folders.locate("train/x.jpg") == tmp_path / "x.jpg"
+def test_each_name_is_decided_alone(tmp_path):
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        (tmp_path / name).touch()
+    names = ("none/9.jpg", "0.jpg", "images/1.jpg", "/home/me/2.jpg", "..\\0.jpg")
+    for order in (names, names[::-1]):
+        folders = Folders([tmp_path])
+        found = [folders.locate(name).relative_to(tmp_path).as_posix() for name in order]
+        assert sorted(found) == ["0.jpg", "0.jpg", "1.jpg", "2.jpg", "none/9.jpg"]
+
+
+def test_what_could_be_another_image_is_not_guessed(tmp_path):
+    for name in ("train/0.jpg", "val/0.jpg", "train/images/1.jpg", "b/A.jpg", "b/a.JPG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("0.jpg", "/b/a.jpg"):
+        with pytest.raises(InvalidRecord, match="fits several files"):
+            Folders([tmp_path]).locate(name)
+    missing = Folders([tmp_path]).locate("val/images/1.jpg")
+    assert missing == tmp_path / "val/images/1.jpg" and not missing.exists(), "that of train is another one"
+    both = Folders([tmp_path / "train", tmp_path / "val"])
+    assert both.locate("/data/val/0.jpg").parent.name == "val" and both.locate("0.jpg").parent.name == "train"
+    with pytest.raises(InvalidRecord, match="fits several files"):
+        both.locate("/data/test/0.jpg")
+
+
+def test_folders_that_are_not_there():
     with pytest.raises(FileNotFoundError, match=r"\(none is given\)' is not there"):
         Folders(())
     with pytest.raises(FileNotFoundError, match="Image folder .*set data.root"):
-        Folders([tmp_path / "none"])
+        Folders(["no/such/folder"])
 
 
 def test_the_first_folder_that_has_it(tmp_path):
@@ -180,13 +276,17 @@ def test_the_first_folder_that_has_it(tmp_path):
     assert folders.locate("none.jpg").parent.name == "a"
 
 
-@pytest.mark.parametrize("name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "a\0b"])
-def test_names_that_lead_out_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match="outside its folder"):
-        Folders([tmp_path]).locate(name)
+@pytest.mark.parametrize(
+    "name", ["../x.jpg", "{}/x.jpg", "/etc/passwd", "a/../../x.jpg", "a\\..\\..\\x.jpg", "%2e%2e/x.jpg"]
+)
+def test_no_name_leads_out(name, tmp_path):
+    (tmp_path / "x.jpg").touch()
+    (tmp_path / "images").mkdir()
+    found = Folders([tmp_path / "images"]).locate(name.format(tmp_path))
+    assert tmp_path / "images" in found.parents and ".." not in found.parts and not found.exists()
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg", "", None, 5])
+@pytest.mark.parametrize("name", ["x" * 5000, "é" * 200, "a/" * 3000 + "b.jpg", "", None, 5, "a\0b"])
 def test_names_that_no_file_has(name, tmp_path):
     with pytest.raises(ValueError, match="too long|without a file name"):
         Folders([tmp_path]).locate(name)

@@ -22,6 +22,7 @@ from glip.evaluate.columns import (
 )
 
 IMAGES, CATEGORIES = (7, "b.png"), (3, "cat")
+TEXT = ": its id is text such as '1', that of the set a number such as 1"
 GOOD = {"image_id": 7, "category_id": 3, "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.5}
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 80.0)
 
@@ -50,7 +51,8 @@ def test_rows_become_columns_and_rows_again(tmp_path):
 @pytest.mark.parametrize(
     ("key", "values", "reason"),
     [
-        ("image_id", (8, "7", True, [7]), "result of an unknown image"),
+        ("image_id", (8, "8", True, [7], 7.5), "result of an unknown image"),
+        ("image_id", ("7",), f"result of an unknown image{TEXT}"),
         ("bbox", ([1, 2, 3], [1, 2, 3, None], [1, 2, 3, float("inf")], None), "result with a malformed box"),
         ("bbox", ([1, 2, -3, 4], [1, 2, 3, -0.5]), "result with a malformed box"),
         ("score", (float("nan"), float("-inf"), 10**400, "0.5"), "result with a score that is no number"),
@@ -61,6 +63,14 @@ def test_what_cannot_be_scored_is_left_out_and_counted(tmp_path, key, values, re
         tally = SkipCounter()
         results = read(tmp_path, [GOOD, {**GOOD, key: value}, GOOD], tally)
         assert len(results) == 2 and tally.counts == {reason: 1} and tally.places[reason] == ["row 1"]
+
+
+def test_whole_floats_are_ids_and_masks_have_boxes_as_for_pycocotools(tmp_path):
+    tally, mask = SkipCounter(), {"size": [9, 9], "counts": [10, 2, 7, 2, 60]}
+    rows = [{**GOOD, "image_id": 7.0, "category_id": 3.0}, {**GOOD, "bbox": None, "segmentation": mask}]
+    results = read(tmp_path, rows, tally)
+    assert written(tmp_path, results) == [GOOD, {**GOOD, "bbox": [1, 1, 2, 2]}]
+    assert tally.counts == {"result without a bbox (that of its segmentation is taken)": 1}
 
 
 def test_unknown_categories_are_counted_and_stay(tmp_path):
@@ -89,6 +99,7 @@ def test_no_results_at_all_are_noted(tmp_path):
         ("[{", "not valid JSON"),
         ({"annotations": []}, "not one result in it can be scored (it lists none): give a JSON list of {image_id, "),
         ([{**GOOD, "image_id": 8}] * 2, "(2 x result of an unknown image)"),
+        ([{**GOOD, "image_id": "7"}] * 2, f"(2 x result of an unknown image{TEXT})"),
         ([{**GOOD, "category_id": 8}], "image ids are such as 7, 'b.png', its category ids such as 3, 'cat'"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_task_is_asked_for_the_names_of_the_release(tmp_path):
     assert read.vocabulary == ("o", "o", "small fish") and read.ids == (1, 2, 4)
     [sample] = read.samples
     assert sample.vocabulary == read.vocabulary and sample.box_phrases == ((2,), (1,), (0,)) and sample.image_id == 5
-    assert read.skipped.counts == {"category without an id and a name": 1, "unknown category": 1}
+    assert read.skipped.counts == {"category without a name": 1, "unknown category": 1}
 
 
 def test_a_task_with_other_categories_or_without_data(tmp_path):

@@ -69,7 +69,10 @@ def test_what_cannot_be_scored_is_refused(tiny_config, tokenizer, tmp_path):
     detector = Detector(seeded(tiny_config), tiny_config, tokenizer, "cpu")
     bare = [replace(one, boxes=torch.empty(0, 4), box_phrases=()) for one in drawn()]
     lost = [replace(one, image=tmp_path / f"{index}.png") for index, one in enumerate(drawn())]
-    for samples, message in ((bare, "none of its 4 samples has a"), (lost, "4 of its 4 images are missing, such as '")):
+    for samples, message in (
+        (bare, "no box of a known class in 4 images"),
+        (lost, "4 of 4 images are not there, such as '"),
+    ):
         with pytest.raises(ValueError, match=f"'mine', images chosen of it: {message}"):
             Validator({"mine": samples})
     found = Validator({"some": [*lost[:2], *drawn()[2:]]})(detector)
