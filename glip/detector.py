@@ -225,7 +225,9 @@ class Detector:
                 results. Default: the error is raised.
             **options: see ``DetectOptions``.
         """
-        options["batch_size"] = batch_size = parse(Count, options.get("batch_size", 4), at="batch_size")
+        batch_size = options.setdefault("batch_size", 4)
+        if batch_size != 4:
+            options["batch_size"] = batch_size = parse(Count, batch_size, at="batch_size")
         given = {name: options.get(name) for name in ("nms", "max_detections")}
         with_options(self.config.inference, **given)  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)
@@ -272,7 +274,7 @@ class Detector:
             self._tuned_text = self._tuned_text or self._encode_task(self.adaptation)
             return self._tuned_text
         listed, rows, chunks = as_prompts(prompts), list[Prompt](), []
-        warn_of_unknown_words(self.processor.tokenizer, listed)
+        warn_of_unknown_words(self.processor.tokenizer.unknown_words, listed)
         count_tokens, max_tokens = self.processor.count_tokens, self.processor.max_tokens
         for prompt in listed:
             parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)

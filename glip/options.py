@@ -42,13 +42,15 @@ def read_thresholds(
     Raises:
         GlipError: another count than the prompt's, a phrase that it does not have, or a score outside 0..1.
     """
-    texts, values = prompt.texts, parse(object, usual if given is None else given)
+    texts, own = prompt.texts, torch.tensor(usual).expand(len(prompt.phrases))
+    if given is None:
+        return own
+    values: Any = parse(object, given)
     if isinstance(values, dict):
         for phrase in values.keys() - set(texts):
             hint = did_you_mean(phrase, texts) or f": it has {', '.join(map(repr, texts[:10]))}"
             raise GlipError(f"threshold: {phrase!r} is no phrase of the prompt{hint}")
-        own = usual if isinstance(usual, Sequence) else [usual] * len(texts)
-        values = [values.get(text, value) for text, value in zip(texts, own, strict=True)]
+        values = [values.get(text, value) for text, value in zip(texts, own.tolist(), strict=True)]
     elif not isinstance(values, list):
         values = [parse(Share, values, at="threshold")] * len(texts)
     if len(values) != len(texts):

@@ -72,6 +72,7 @@ READS_CONFIG = {
     "model/language.py",
     "model/release.py",
     "model/weights.py",
+    "options.py",
     "postprocess.py",
     "processor.py",
 }

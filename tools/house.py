@@ -30,11 +30,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 760,
+    "cli": 820,
     "config": 390,
     "console": 40,
-    "data": 3_550,
-    "detector": 400,
+    "data": 3_730,
+    "detector": 360,
     "device": 100,
     "encoded": 120,
     "errors": 30,
@@ -44,20 +44,21 @@ BUDGETS = {  # lines of each room
     "geometry": 250,
     "lettering": 180,
     "loss": 160,
-    "model": 1_700,
-    "postprocess": 120,
+    "model": 1_770,
+    "options": 70,
+    "postprocess": 130,
     "processor": 140,
     "pseudo": 1_000,
-    "recipes": 790,
-    "schema": 140,
+    "recipes": 880,
+    "schema": 150,
     "shapes": 30,
     "signals": 60,
     "structures": 280,
-    "text": 800,
+    "text": 900,
     "train": 1_560,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 15_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 15_880, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -308,9 +308,9 @@ def read_results(
         return "" if row.get("bbox") else "result without a bbox (that of its segmentation is taken)"
 
     listed = read_json(path, object_hook=take)
-    for number, reason in enumerate(listed if isinstance(listed, list) else ()):
-        if reason != "":
-            tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
+    rows = enumerate(listed if isinstance(listed, list) else ())
+    for number, reason in filter(lambda numbered: numbered[1] != "", rows):
+        tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
     if listed == []:
         tally.add("results file without a result: every figure is 0")
     elif all(number == UNKNOWN for number in labels):

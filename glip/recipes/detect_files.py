@@ -45,9 +45,11 @@ def find_images(given: Sequence[str]) -> list[Path]:
         files = [file for file in inside if not file.is_dir()]
         images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
         deeper = [] if is_pattern else [folder for folder in inside if _holds_images(folder)]
-        notes = [f"{_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
+        notes = [f"{_counted_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
         if deeper:
-            notes.append(f"{_names('sub-folder', deeper)} with images not searched: give '{path}/**' to search all")
+            notes.append(
+                f"{_counted_names('sub-folder', deeper)} with images not searched: give '{path}/**' to search all"
+            )
         elif not images:
             notes.append("give image files, such as .jpg or .png")
         if not images:
@@ -89,7 +91,7 @@ def _holds_images(folder: Path) -> bool:
     return any(map(_is_image, islice(folder.glob("**/*"), _SEARCHED)))
 
 
-def _names(what: str, paths: Sequence[Path]) -> str:
+def _counted_names(what: str, paths: Sequence[Path]) -> str:
     """How many, and the first of them: "4 other files (a.txt, b.csv, c.md, ...)"."""
     names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
     return f"{counted(len(paths), what)} ({', '.join(names)})"
@@ -189,7 +191,7 @@ class _Summary:
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
         missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows] if self.prompt else []
         if table and self.prompt and missing:
-            lines.append(f"  not found: {_listed(missing)}" if self.rows else _nothing_found(self.prompt))
+            lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
         return "\n".join([*lines, f"{counted(self.images, 'image')}, {counted(found, 'detection')}"])
 
@@ -206,19 +208,19 @@ def _detections_table(path: Path, detections: Detections, target: Path) -> str:
     prompt, found = detections.prompt, set(detections.labels.tolist())
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
     if missing and is_sentence(prompt):
-        lines.append(f"  not found: {_listed(missing)}")
+        lines.append(f"  not found: {_some(missing)}")
     return "\n".join([*lines, f"  drawn in {target}"])
 
 
 def _nothing_found(prompt: Prompt) -> str:
     """How the prompt was read, for it may have been meant otherwise, and what to try."""
-    read = f"{len(prompt.texts)} names: {_listed(prompt.texts)}"
+    read = f"{len(prompt.texts)} names: {_some(prompt.texts)}"
     if len(prompt.texts) == 1:
         read = f"ONE name, {prompt.texts[0]!r}; put '. ' between names"
     return f"  nothing found; the prompt was read as {read}\n  or try other words, or a lower --threshold"
 
 
-def _listed(texts: Sequence[str]) -> str:
+def _some(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if texts[_SHOWN:] else ""
     return ", ".join(texts[:_SHOWN]) + more
 

@@ -23,13 +23,13 @@ def split_names(text: str) -> list[str]:
     "a small, red car" is not. A list of strings as Python and JSON write it gives its items as they are.
     """
     text = html.unescape(text).strip()
-    if listed := _listed(text):
+    if listed := _list_items(text):
         return listed
     parts = [part for part in map(_bare, _CERTAIN.split(text)) if part]
     return parts if len(parts) != 1 else _at_commas(parts[0])
 
 
-def _listed(text: str) -> list[str]:
+def _list_items(text: str) -> list[str]:
     """The items of a list that is written as text; none if it is not one."""
     quoted = text[:1] in ("'", '"') and "," in text
     if text[:1] not in ("[", "(", "{") and not quoted:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from glip.errors import GlipError
 from glip.text.names import split_names
@@ -88,7 +88,7 @@ class Prompt:
         Raises:
             GlipError: no name, an empty one, one that is not text, or a class that is not a whole number.
         """
-        wanted, against = _names(names), _names(negatives)
+        wanted, against = _name_list(names), _name_list(negatives)
         joined = join_names(("", name, "") for name in wanted + against)
         try:
             own = tuple(range(len(wanted)) if classes is None else map(operator.index, classes))
@@ -120,7 +120,7 @@ class Prompt:
             GlipError: a text that is not in the caption, a span outside it, or no phrase.
         """
         if not isinstance(caption, str):
-            raise _not_words(caption)
+            _refuse(caption)
         if phrases is None:
             phrases = noun_phrases(caption)
         found, position = list[Phrase](), 0
@@ -265,23 +265,23 @@ def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
     return [as_prompts(item)[0] for item in words]
 
 
-def _names(given: str | Sequence[str]) -> list[str]:
+def _name_list(given: str | Sequence[str]) -> list[str]:
     if isinstance(given, str):
         return split_names(given)
     names = _items(given)
     for name in names:
         if not isinstance(name, str):
-            raise _not_words(name)
+            _refuse(name)
     return names
 
 
 def _items(given: Any) -> list[Any]:
     """The items of a list; a set has no order, which labels need, and of a dictionary or bytes nobody knows which."""
     if not isinstance(given, Iterable) or isinstance(given, bytes | Mapping | Set):
-        raise _not_words(given)
+        _refuse(given)
     return list(given)
 
 
-def _not_words(given: Any) -> GlipError:
+def _refuse(given: Any) -> NoReturn:
     text = f"prompt: got {reprlib.repr(given)} ({type(given).__name__}): "
-    return GlipError(text + "give text such as 'a red bus. a cyclist', a list of names, or a Prompt")
+    raise GlipError(text + "give text such as 'a red bus. a cyclist', a list of names, or a Prompt")

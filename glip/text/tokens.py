@@ -124,15 +124,15 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
     return TextBatch(input_ids, attention_mask, tuple(weights), tuple(prompts))
 
 
-def warn_of_unknown_words(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
-    """Warn of words that the tokenizer cannot read, such as emoji.
+def warn_of_unknown_words(unknown_words: Callable[[str], tuple[str, ...]], prompts: Sequence[Prompt]) -> None:
+    """Warn of words in which a tokenizer finds unknown ones, such as emoji.
 
     Raises:
         GlipError: a prompt has no other words.
     """
     for prompt in prompts:
         words = " ".join(prompt.texts)
-        if unknown := tuple(dict.fromkeys(tokenizer.unknown_words(words))):
+        if unknown := tuple(dict.fromkeys(unknown_words(words))):
             listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
             if len(unknown) == len(set(words.split())):
                 raise GlipError(f"prompt: the model cannot read {listed}: write it in English words")
