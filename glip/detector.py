@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack, overload
+from typing import SupportsIndex, Unpack, overload
 
 import torch
 from PIL import Image
 
-from glip.config import Count, InferenceConfig, ModelConfig
+from glip.config import InferenceConfig, ModelConfig
 from glip.data.image import ImageInput, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
@@ -25,7 +25,6 @@ from glip.model.weights import load_pretrained, save_pretrained, weights_fingerp
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, in_order
-from glip.schema import parse
 from glip.structures import Detections
 from glip.text.prompt import Prompt, Words, as_prompts, split_prompt
 from glip.text.tokens import Tokenizer, warn_of_unknown_words
@@ -225,9 +224,9 @@ class Detector:
                 results. Default: the error is raised.
             **options: see ``DetectOptions``.
         """
-        batch_size = options.setdefault("batch_size", 4)
-        if batch_size != 4:
-            options["batch_size"] = batch_size = parse(Count, batch_size, at="batch_size")
+        batch_size = options.get("batch_size", 4)
+        if not isinstance(batch_size, SupportsIndex) or batch_size < 1:
+            raise GlipError(f"batch_size: got {batch_size!r}: give a whole number, 1 or more")
         given = {name: options.get(name) for name in ("nms", "max_detections")}
         with_options(self.config.inference, **given)  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)
