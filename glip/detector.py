@@ -232,6 +232,7 @@ class Detector:
         prompts = [] if prompt is None else as_prompts(prompt)
         if len(prompts) > 1 and isinstance(images, Sized) and len(images) != len(prompts):
             raise GlipError(f"got {len(prompts)} prompts for {len(images)} images: give one, or one for each")
+        warn_of_unknown_words(self.processor.tokenizer.unknown_words, prompts)
         shared = None if len(prompts) > 1 else self.encode_text(prompts or None, max_names=max_names)
 
         numbers = list[int]()  # of the images that can be read
@@ -273,7 +274,6 @@ class Detector:
             self._tuned_text = self._tuned_text or self._encode_task(self.adaptation)
             return self._tuned_text
         listed, rows, chunks = as_prompts(prompts), list[Prompt](), []
-        warn_of_unknown_words(self.processor.tokenizer.unknown_words, listed)
         count_tokens, max_tokens = self.processor.count_tokens, self.processor.max_tokens
         for prompt in listed:
             parts = split_prompt(prompt, count_tokens, max_tokens=max_tokens, max_names=max_names)
