@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import SupportsIndex, Unpack, overload
+from typing import SupportsIndex, Unpack, cast, overload
 
 import torch
 from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig
-from glip.data.image import ImageInput, open_all, open_any
+from glip.data.image import ImageInput, is_batch, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
@@ -168,7 +168,7 @@ class Detector:
     @overload
     def __call__(
         self,
-        images: Sequence[ImageInput],
+        images: Iterable[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
         *,
         max_names: int | None = None,
@@ -176,7 +176,7 @@ class Detector:
     ) -> list[Detections]: ...
     def __call__(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         prompt: Words | Sequence[Words] | None = None,
         *,
         max_names: int | None = None,
@@ -185,8 +185,9 @@ class Detector:
         """Find what the prompt names.
 
         Args:
-            images: a path, a PIL image, an array (height, width[, 3], RGB) or a tensor (3, height, width) of any
-                number type (docs/data.md says how its range is read), or a list of them.
+            images: a path, the bytes of a file, a PIL image, an array (height, width[, 3], RGB) or a tensor (3, height,
+                width) of any number type (docs/data.md says how its range is read); or several, as a list, a
+                generator, or an array of four axes.
             prompt: "a red bus. a cyclist", a list of names, or a Prompt; for a list of images also a list of
                 Prompts (or of lists of names), one for each. Default: the names of the adapted detector's task.
             max_names: maximum names in a chunk of a long list; default: as many as fit.
@@ -198,8 +199,8 @@ class Detector:
         Raises:
             GlipError: an unreadable image, a bad prompt, a caption over the limit, an option out of range.
         """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, prompt, max_names=max_names, **options))
+        if is_batch(images):
+            return list(self.stream(cast(Iterable[ImageInput], images), prompt, max_names=max_names, **options))
         [found] = self.stream([images], prompt, max_names=max_names, **options)  # type: ignore[list-item]
         return found
 
@@ -255,7 +256,7 @@ class Detector:
     @out_of_memory_explained("batch_size or the image size")
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
-        opened = [open_any(image) for image in (images if isinstance(images, list | tuple) else [images])]  # type: ignore[arg-type, list-item]
+        opened = [open_any(image) for image in (images if is_batch(images) else [images])]  # type: ignore[arg-type, list-item, union-attr]
         pixels, resized = self.processor.images(opened)
         levels = self._encode_image(pixels.to(self.device))
         return EncodedImage(levels, resized, tuple((image.height, image.width) for image in opened))

@@ -1,5 +1,6 @@
 """The Detector's promises, on a tiny model with random weights: every road to a result gives the same result."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -43,10 +44,15 @@ def test_kinds_of_input_give_the_same(tiny_detector, image, tmp_path):
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     expected = tiny_detector(image, PROMPT)
-    for kind in (tmp_path / "a.png", str(tmp_path / "a.png"), array, tensor, tensor.float() / 255):
+    data = (tmp_path / "a.png").read_bytes()
+    files = (tmp_path / "a.png", str(tmp_path / "a.png"), data, io.BytesIO(data))
+    for kind in (*files, array, tensor, tensor.float() / 255):
         assert_alike(tiny_detector(kind, PROMPT), expected)
-    (listed,) = tiny_detector([array], PROMPT)
-    assert_alike(listed, expected)
+    for several in ([array], iter([array]), array[None], tensor[None]):
+        (listed,) = tiny_detector(several, PROMPT)
+        assert_alike(listed, expected)
+    with pytest.raises(ImageError, match="image in memory is not an image that Pillow can read"):
+        tiny_detector(b"hello", PROMPT)
 
 
 def test_prompts_of_every_form_give_the_same(tiny_detector, image):

@@ -26,7 +26,8 @@ with suppress(ImportError):
     pillow_heif.register_heif_opener()
 
 _log = logging.getLogger(__name__)
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | bytes | io.BufferedIOBase | Image.Image | np.ndarray | Tensor
+File = str | Path | TarMember | io.BufferedIOBase
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _BITS, _MAX_SAMPLE = 258, 281  # tags of TIFF
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # the largest value of floats and of 8, 10, 12, 14 and 16 bit
@@ -40,7 +41,7 @@ _HEIC = {".heic", ".heif", ".hif"}  # read where pillow-heif is installed
 ENDINGS = {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOS} | _HEIC
 
 
-def load_image(path: str | Path | TarMember) -> Image.Image:
+def load_image(path: File) -> Image.Image:
     """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
     with _opened(path) as image:
         return _upright_rgb(image)
@@ -73,12 +74,13 @@ def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: str | Path | TarMember) -> Iterator[Image.Image]:
+def _opened(path: File) -> Iterator[Image.Image]:
     """The image while Pillow reads it."""
-    with _explained(path), warnings.catch_warnings():
+    name = getattr(path, "name", "") if isinstance(path, io.IOBase) else path
+    with _explained(name, "in memory"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
         file = io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path
-        with Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS) as image:  # type: ignore[arg-type]
             yield image
 
 
@@ -124,6 +126,12 @@ def open_all(
             yield number, opened
 
 
+def is_batch(images: object) -> bool:
+    """Whether several images are given: in a list or a generator, or as an array or tensor of four axes."""
+    listed = isinstance(images, list | tuple | Iterator) and not isinstance(images, io.IOBase)
+    return listed or getattr(images, "ndim", 0) == 4
+
+
 def open_any(image: ImageInput) -> Image.Image:
     """An image of any kind that a Detector takes, as RGB.
 
@@ -133,7 +141,9 @@ def open_any(image: ImageInput) -> Image.Image:
     Raises:
         ImageError: what cannot be read, or an array or tensor of another shape, type or range.
     """
-    if isinstance(image, str | Path):
+    if isinstance(image, bytes):
+        image = io.BytesIO(image)
+    if isinstance(image, str | Path | io.BufferedIOBase):
         return load_image(image)
     shown = f"of type {type(image).__name__}"
     if isinstance(image, np.ndarray | Tensor):
@@ -158,8 +168,8 @@ def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
     is_image = values.ndim > 1 and values.size and values.shape[2:] in ((), (3,), (4,))
     if not is_image or values.dtype.kind not in "biuf":
         raise ImageError(
-            "is not accepted: give a path, a PIL image, an array (height, width) or (height, width, 3) in RGB, a "
-            "tensor (3, height, width), or a list of these"
+            "is not accepted: give a path, the bytes of a file, a PIL image, an array (height, width) or (height, "
+            "width, 3) in RGB, a tensor (3, height, width), or a list of these"
         )
     return values
 
