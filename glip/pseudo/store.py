@@ -138,7 +138,7 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
 
 
 def draw_report(folder: Path, report: dict[str, Any]) -> None:
-    """Draw scores, boxes per phrase, what was skipped (if anything), where the time went, and images with their labels."""
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and different images with their labels."""
     reasons = {**report["skipped"], **report["skipped by the reader"]}
     counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
     folders, samples = Folders(read_manifest(folder)["images"]), dict[str, Sample]()
@@ -158,6 +158,8 @@ def draw_report(folder: Path, report: dict[str, Any]) -> None:
     panels = [panel for panel in panels if any(panel[1].values())]
     rows, page = (len(panels) + 2) // 3, contact_sheet(list(samples.values())) if samples else None
     below = page.height / 100 if page else 0.0
+    if not (panels or page):
+        return
     with figure(folder / PAGE, 15.3, height := below + 4 * rows) as canvas:
         canvas.get_layout_engine().set(rect=(0, below / height, 1, 1 - below / height))
         for place, (title, values, across, up) in enumerate(panels, start=1):
