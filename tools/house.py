@@ -42,7 +42,7 @@ BUDGETS = {  # lines of each room
     "experiment": 130,
     "files": 220,
     "geometry": 250,
-    "lettering": 260,
+    "lettering": 250,
     "loss": 160,
     "model": 1_770,
     "options": 70,
