@@ -259,6 +259,7 @@ class DetectConfig:
     threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
     out: str = option("out", "folder for the drawn images")
     json: str | None = option(None, "also write a JSON line per image to this file; '-' prints them and draws nothing")
+    scores: bool = option(True, "write scores into the drawn images")
     batch_size: Count = option(4, "images per forward pass")
     dtype: Dtype = option("float32", _DTYPE)
 

@@ -1,23 +1,45 @@
-"""Words in images: their colours, and captions written with each phrase in the colour of its boxes."""
+"""Words in images: their colours and fonts, and captions written with each phrase in the colour of its boxes."""
 
-import colorsys
 import re
 import unicodedata
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby, pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
 from glip.text.prompt import SEPARATOR, Prompt
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
 INK, PALE = (40, 40, 44), (222, 222, 218)
-_APART = 40  # degrees of hue between the colours of one palette
-MOST_APART = 360 // _APART  # number of names whose colours nobody confuses
+# The colours of Okabe and Ito, which colour-blind people tell apart too, with a redder red.
+BLUE, RED, GREEN, ORANGE = (0, 114, 178), (204, 51, 17), (0, 158, 115), (230, 159, 0)
+SKY, PINK, YELLOW = (86, 180, 233), (204, 121, 167), (240, 228, 66)
+COLOURS = (
+    *(BLUE, RED, GREEN, ORANGE, SKY, PINK, YELLOW),
+    *((150, 25, 250), (100, 0, 100), (0, 250, 125), (125, 0, 0), (75, 50, 175)),
+)
+_FIRST, MOST_APART = 7, len(COLOURS)  # how many colours to begin with, and of how many names they differ
+_SAID = {"red": RED, "orange": ORANGE, "yellow": YELLOW, "green": GREEN, "blue": BLUE, "pink": PINK}
+_SAID |= {"cyan": SKY, "purple": COLOURS[7], "brown": (130, 80, 30)}
+_NEUTRAL = {"white": (140, 140, 136), "grey": (100, 100, 100), "black": (48, 48, 48)}
+_COLOUR_WORD = re.compile(rf"\b({'|'.join(_SAID | _NEUTRAL)})\b")
+_FONTS = (  # of Linux, macOS and Windows: first those of alphabets, then those of Chinese, Japanese and Korean
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "FreeSans.ttf", "Arial.ttf", "arial.ttf"),
+    *("NotoSansCJK-Regular.ttc", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "unifont.otf"),
+    *("Arial Unicode.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc", "AppleSDGothicNeo.ttc"),
+    *("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "ipaexg.ttf"),
+)
+_NO_LETTER = "\U0010ffff"  # drawn as what a font has for letters that it lacks, mostly an empty square
+_MISSING = (
+    "no font of this system has all letters of these words: they are drawn with '?'; install one of their script, such "
+    "as Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
+)
 
 
 @dataclass(frozen=True)
@@ -28,34 +50,31 @@ class TextRun:
     colour: Colour | None
 
 
-@cache
-def letters(size: int) -> Font:
-    """Pillow's own font at a size in pixels."""
-    return ImageFont.load_default(size=size)
-
-
-def phrase_colour(phrase: str) -> Colour:
-    """The colour of a phrase: the same in every image and every run."""
-    return _shade(phrase, _colour_number(phrase) % 360)
+# ---- colours
 
 
 def palette(names: Iterable[str]) -> list[Colour]:
-    """A colour for each name; one whose own colour is near another's here gets a more different one.
+    """A colour for each name: that which the name says, else one that depends on the name and on what is taken.
 
-    Names that differ in case only share a colour. Beyond ``MOST_APART`` names, colours come near each other again.
+    Names that differ in case or in an article only share a colour. Beyond ``MOST_APART`` names colours repeat.
     """
-    colours, hues = list[Colour](), dict[str, int]()
+    keys = [re.sub(r"^(an?|the) ", "", " ".join(name.casefold().split())) for name in names]
+    chosen, used = dict[str, Colour](), Counter[Colour]()
+    for key in sorted(dict.fromkeys(keys), key=lambda key: len(_candidates(key))):  # the least free first
+        chosen[key] = min(_candidates(key), key=lambda colour: used[colour])  # the first of those used least
+        used[chosen[key]] += 1
+    return [chosen[key] for key in keys]
 
-    def distance(hue: int) -> int:
-        return min((min((hue - other) % 360, (other - hue) % 360) for other in hues.values()), default=360)
 
-    for name in names:
-        key, own = name.strip().lower(), _colour_number(name) % 360
-        turned = [(own + 137 * turn) % 360 for turn in range(12)]  # the golden angle: each turn lands far from the last
-        if key not in hues:
-            hues[key] = next((hue for hue in turned if distance(hue) >= _APART), max(turned, key=distance))
-        colours.append(_shade(name, hues[key]))
-    return colours
+def _candidates(name: str) -> Sequence[Colour]:
+    """The colours that a name may have, the best first."""
+    word = _COLOUR_WORD.search(name)
+    if word and word[0] in _SAID:  # light and dark shades serve a second and a third name
+        red, green, blue = said = _SAID[word[0]]
+        return said, ((red + 255) // 2, (green + 255) // 2, (blue + 255) // 2), (red // 2, green // 2, blue // 2)
+    first = zlib.crc32(name.encode()) % _FIRST
+    own = [_NEUTRAL[word[0]]] if word else []  # for the first such name: twelve chess pieces are not two greys
+    return [*own, *COLOURS[first:_FIRST], *COLOURS[:first], *COLOURS[_FIRST:]]
 
 
 def ink(colour: Colour | None) -> Colour:
@@ -66,20 +85,82 @@ def ink(colour: Colour | None) -> Colour:
     return (0, 0, 0) if luminance > 140 else (255, 255, 255)
 
 
-def without_accents(text: str) -> str:
-    """The letters without accents, which Pillow's own font lacks, and every white space a space."""
-    parts = unicodedata.normalize("NFKD", text)
-    return "".join(" " if letter.isspace() else letter for letter in parts if not unicodedata.combining(letter))
+# ---- fonts
 
 
-def label(phrase: str, score: str, font: Font, width: int) -> str:
+@cache
+def letters(size: int, file: str = "") -> ImageFont.FreeTypeFont:
+    """A font at a size in pixels: Pillow's own, or that of a file."""
+    font = ImageFont.truetype(file, size) if file else ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+@cache
+def system_fonts() -> tuple[str, ...]:
+    """The font files of this system that are known to have many scripts."""
+    found = []
+    for name in _FONTS:
+        with suppress(OSError):
+            found.append(str(ImageFont.truetype(name, 12).path))
+    return tuple(found)
+
+
+@lru_cache(4096)
+def legible(text: str) -> tuple[str, str]:
+    """A text as it can be drawn, and its font file; "" for Pillow's own, which has few letters beyond English.
+
+    Where no font has all letters, accents are left out, then a letter that is in no font is drawn as "?".
+    """
+    kept = (" " if letter.isspace() else letter for letter in unicodedata.normalize("NFC", text))
+    own = "".join(letter for letter in kept if not unicodedata.category(letter).startswith("C"))
+    plain = (letter for letter in unicodedata.normalize("NFKD", own) if not unicodedata.combining(letter))
+    fonts = ("",) if all(_has("", letter) for letter in own) else ("", *system_fonts())
+    for form in (own, unicodedata.normalize("NFC", "".join(plain))):
+        for file in fonts:
+            if all(_has(file, letter) for letter in form):
+                return form, file
+    best = max(fonts, key=lambda file: sum(_has(file, letter) for letter in form))
+    warnings.warn(_MISSING, stacklevel=2)  # Python shows it once
+    return "".join(letter if _has(best, letter) else "?" for letter in form), best
+
+
+@cache
+def _has(file: str, letter: str) -> bool:
+    return letter.isspace() or _shape(file, letter) != _shape(file, _NO_LETTER)
+
+
+@lru_cache(64)
+def _shape(file: str, letter: str) -> bytes:
+    image = Image.new("L", (48, 48))
+    ImageDraw.Draw(image).text((12, 8), letter, 255, font=letters(24, file))
+    return image.tobytes()
+
+
+def width_of(text: str, size: int) -> float:
+    """Of a text as it is drawn, in pixels."""
+    shown, file = legible(text)
+    return letters(size, file).getlength(shown)
+
+
+def put(pen: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, size: int, colour: Colour) -> None:
+    """Write a text right of and below a corner; the letters of all fonts stand on one line."""
+    shown, file = legible(text)
+    base = corner[1] + letters(size).getmetrics()[0]
+    pen.text((corner[0], base), shown, fill=colour, font=letters(size, file), anchor="ls")
+
+
+def label(phrase: str, score: str, size: int, width: int) -> str:
     """Phrase and score on one line, the phrase cut to what fits."""
-    words = " ".join(without_accents(phrase).split())
-    if font.getlength(words + score) <= width:
+    words = " ".join(phrase.split())
+    if width_of(words + score, size) <= width:
         return words + score
-    while words and font.getlength(f"{words}...{score}") > width:
+    while words and width_of(f"{words}...{score}", size) > width:
         words = words[: len(words) * 9 // 10]
     return f"{words}...{score}"
+
+
+# ---- captions
 
 
 def is_sentence(prompt: Prompt) -> bool:
@@ -123,36 +204,23 @@ def line_height(size: int) -> int:
 
 def write(canvas: Image.Image, lines: Sequence[Sequence[TextRun]], corner: tuple[int, int], size: int) -> None:
     """Write lines below a corner, each phrase on a field of its colour."""
-    pen, font, y = ImageDraw.Draw(canvas), letters(size), corner[1]
+    pen, y = ImageDraw.Draw(canvas), corner[1]
     for line in lines:
         x = float(corner[0])
         for run in line:
             end = x + _width([run], size)
             if run.colour:
-                field = (x, y - size // 8, end, y + size + size * 3 // 16)
+                field = (x, y - size // 8, end - size // 6, y + size + size * 3 // 16)
                 pen.rounded_rectangle(field, size // 4, fill=run.colour)
-            pen.text((x + _pad(run, size), y - size // 16), run.text, fill=ink(run.colour), font=font)
+            put(pen, (x + (size // 4 if run.colour else 0), y - size // 16), run.text, size, ink(run.colour))
             x = end
         y += line_height(size)
 
 
-def _colour_number(phrase: str) -> int:
-    return zlib.crc32(phrase.strip().lower().encode())
-
-
-def _shade(phrase: str, hue: int) -> Colour:
-    value = 0.80 + (_colour_number(phrase) >> 9) % 3 * 0.09
-    red, green, blue = colorsys.hsv_to_rgb(hue / 360, 0.85, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _pad(run: TextRun, size: int) -> int:
-    return size // 4 if run.colour else 0
-
-
 def _width(line: Sequence[TextRun], size: int) -> float:
-    """Of a line as it is written: letters, and the room at the sides of coloured fields."""
-    return sum(letters(size).getlength(run.text) + 2 * _pad(run, size) for run in _merged_runs(line))
+    """Of a line as it is written: letters, and the room in and behind coloured fields."""
+    room = 2 * (size // 4) + size // 6
+    return sum(width_of(run.text, size) + (room if run.colour else 0) for run in _merged_runs(line))
 
 
 def _line_pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tuple[list[TextRun], list[TextRun]]]:
@@ -160,7 +228,7 @@ def _line_pieces(runs: Sequence[TextRun], size: int, width: int) -> Iterator[tup
 
     A word that is wider than a line comes letter by letter.
     """
-    parts = [TextRun(text, run.colour) for run in runs for text in re.findall(r"\S+|\s+", without_accents(run.text))]
+    parts = [TextRun(text, run.colour) for run in runs for text in re.findall(r"[\S\u00a0]+|[^\S\u00a0]+", run.text)]
     gap = list[TextRun]()
     for is_gap, group in groupby(parts, key=lambda part: part.text.isspace()):
         word = list(group)

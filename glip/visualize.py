@@ -1,57 +1,75 @@
-"""Detections drawn into their image, and samples on one sheet: one stable colour for each phrase, any size."""
+"""Detections drawn into their image, samples on one sheet, and curves: a name has one colour in all that is drawn."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from glip import lettering
 from glip.data.image import sample_image
 from glip.errors import GlipError, ImageError
 from glip.files import atomic_write
-from glip.lettering import Colour, Font, TextRun, label, letters, line_height, marked, phrase_colour, wrapped
+from glip.lettering import Colour, TextRun, label, letters, line_height, marked, width_of, wrapped
+from glip.shapes import Tensor
 from glip.structures import Detections, Sample
 
-Rectangle = tuple[float, float, float, float]
 _ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
 _CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of an image, space around it, letter size, lines of text
 _PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
+_HIDDEN, _TAGGED = 0.25, 0.125  # the share of a box under tags that hides it, and the largest share of an image
 
 
 def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
-    """A copy of the image with a frame and a label for each detection; small images are enlarged to be readable.
+    """A copy of the image with a frame and a tag for each detection; small images are enlarged to be readable.
 
-    A sentence prompt is written below, each phrase in the colour of its boxes, in grey if it has none.
+    Where tags would hide small boxes they are numbers, the labels of the results, and a legend below names them; where
+    these hide them too, colours do if they differ. A sentence prompt is written below, each phrase in the colour of its
+    boxes, in grey if it has none.
 
     Args:
         image: the RGB image the detections belong to.
         detections: boxes in its pixels.
-        scores: whether labels carry the score.
+        scores: whether tags carry the score.
     """
     factor = max(1, round(480 / max(image.size)))
     large = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     canvas = Image.new("RGB", (max(large.width, _ROOM[0]), max(large.height, _ROOM[1])), (255, 255, 255))
     canvas.paste(large)
-    pen = ImageDraw.Draw(canvas)
-    side = min(canvas.size)
-    line, size = max(2, side // 200), max(11, side // 34)
-    font = letters(size)
-    sentence = lettering.is_sentence(detections.prompt)
-    texts, boxed = detections.prompt.texts, set(detections.labels.tolist())
-    colours = _colours(texts, boxed, all_of=len(texts) <= lettering.MOST_APART) if sentence else {}
-    palette = {index: colour for index, colour in colours.items() if index in boxed}
-    drawn = [
-        (found, [value * factor for value in found.box], palette.get(found.label) or phrase_colour(found.phrase))
-        for found in detections
-    ]
-    for _, box, colour in reversed(drawn):  # the best on top
-        pen.rectangle(_sorted(box), outline=colour, width=line)
-    taken: list[Rectangle] = []
-    for found, box, colour in drawn:
-        text = label(found.phrase, f" {found.score:.2f}" if scores else "", font, canvas.width - 10)
-        _draw_label(canvas, text, box, colour, font, taken)
-    return _captioned(canvas, marked(detections.prompt, palette), size * 5 // 4) if sentence else canvas
+    side, labels = min(canvas.size), detections.labels.tolist()
+    size = max(11, side // 34)
+    boxes, palette = _upright(detections.boxes, factor), lettering.palette(detections.prompt.texts)
+    colours = [palette[index] for index in labels]
+    for box, colour in reversed([*zip(boxes.tolist(), colours, strict=True)]):  # the best on top
+        _frame(canvas, box, colour, max(2, side // 200))
+    ends = [f" {score:.2f}" if scores else "" for score in detections.scores.tolist()]
+    tags = [label(found.phrase, end, size, canvas.width - 10) for found, end in zip(detections, ends, strict=True)]
+    below = list[list[TextRun]]()
+    if lettering.is_sentence(detections.prompt):
+        below.append(marked(detections.prompt, dict(zip(labels, colours, strict=True))))
+    if not _write_tags(canvas, boxes, tags, colours, size):
+        numbered = {index: f"{index} {text}" for index, text in enumerate(detections.prompt.texts)}
+        counts = {numbered[index]: count for index, count in sorted(Counter(labels).items())}
+        below.append(counted_names(counts, dict(zip(numbered.values(), palette, strict=True))))
+        if len(counts) > 1:
+            repeated = len(set(colours)) < len(counts)  # then colours alone do not tell names apart
+            _write_tags(canvas, boxes, [str(index) for index in labels], colours, size, always=repeated)
+    return _captioned(canvas, below, size * 5 // 4) if below else canvas
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image of a sheet: its sample, the colour and the tag ("": none) of each box, and what is written around."""
+
+    sample: Sample
+    colours: Sequence[Colour]
+    tags: Sequence[str]
+    words: Sequence[TextRun]  # below
+    heading: str = ""
 
 
 def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image:
@@ -60,16 +78,25 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
     cannot be read is a grey field that says why.
     """
-    cells = [_sheet_cell(sample) for sample in samples]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    width = min(len(cells), columns) * (_CELL + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), _PAPER)
+    every = dict.fromkeys(name for sample in samples for name in _names(sample))
+    if len(every) > lettering.MOST_APART:
+        every = dict.fromkeys(_names(s)[index] for s in samples for own in s.box_phrases for index in own)
+    colours = dict(zip(every, lettering.palette(every), strict=True))
+    return sheet([_sample_cell(sample, colours) for sample in samples], columns=columns)
+
+
+def sheet(cells: Sequence[Cell], *, columns: int = 4) -> Image.Image:
+    """Cells side by side."""
+    drawn = [_drawn(cell) for cell in cells]
+    rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    width = min(len(drawn), columns) * (_CELL + _GAP) + _GAP
+    page = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), _PAPER)
     y = _GAP
     for row in rows:
         for place, cell in enumerate(row):
-            sheet.paste(cell, (_GAP + place * (_CELL + _GAP), y))
+            page.paste(cell, (_GAP + place * (_CELL + _GAP), y))
         y += max(cell.height for cell in row) + _GAP
-    return sheet
+    return page
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
@@ -81,70 +108,146 @@ def save_image(image: Image.Image, path: str | Path) -> None:
         image.save(file, format=form)
 
 
-def _colours(names: Sequence[str], boxed: set[int], *, all_of: bool) -> dict[int, Colour]:
-    """The colours of the names (indices) that have a box; or ``all_of`` few names, the same in every image."""
-    own = range(len(names)) if all_of else sorted(boxed)
-    return dict(zip(own, lettering.palette(names[index] for index in own), strict=True))
+@contextmanager
+def figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of a size in inches, its lines in our colours, written whole or not at all at the end."""
+    import matplotlib
+    from matplotlib import rcsetup
+    from matplotlib.figure import Figure
+
+    colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
+    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
+    style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
+    with matplotlib.rc_context(style):
+        canvas = Figure(figsize=(width, height), layout="constrained")
+        yield canvas
+        with atomic_write(path, "wb") as file:
+            canvas.savefig(file, dpi=100, format=path.suffix[1:])
 
 
-def _captioned(image: Image.Image, words: Sequence[TextRun], size: int) -> Image.Image:
-    """The image with words below it, which take as much room as the image at most."""
+def _captioned(image: Image.Image, words: Sequence[Sequence[TextRun]], size: int) -> Image.Image:
+    """The image with paragraphs below it, each of which takes as much room as the image at most."""
     margin, pitch = size, line_height(size)
-    lines = wrapped(words, size, image.width - 2 * margin, max(_ROWS, image.height // pitch))
+    most = max(_ROWS, image.height // pitch)
+    lines = [line for runs in words for line in wrapped(runs, size, image.width - 2 * margin, most)]
     canvas = Image.new("RGB", (image.width, image.height + 2 * margin + pitch * len(lines) - size // 4), _PAPER)
     canvas.paste(image)
     lettering.write(canvas, lines, (margin, image.height + margin), size)
     return canvas
 
 
-def _draw_label(
-    canvas: Image.Image, text: str, box: Sequence[float], colour: Colour, font: Font, taken: list[Rectangle]
-) -> None:
-    """Write the label of a box where no other label is, and add its place to those taken."""
+# ---- frames and tags
+
+
+def _upright(boxes: Tensor, factor: float) -> np.ndarray:
+    """Boxes in pixels of the canvas, their corners in order."""
+    corners = np.sort(np.array(boxes.tolist()).reshape(-1, 2, 2) * factor, axis=1)
+    return corners.reshape(-1, 4)
+
+
+def _frame(canvas: Image.Image, box: Sequence[float], colour: Colour | None, width: int) -> None:
+    """A frame within a thin dark line, which lets every colour stand out from every image; None: that line only."""
+    pen, (left, top, right, bottom) = ImageDraw.Draw(canvas), box
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
+    if colour:
+        pen.rectangle((left, top, right, bottom), outline=colour, width=width)
+
+
+def _write_tags(
+    canvas: Image.Image,
+    boxes: np.ndarray,
+    tags: Sequence[str],
+    colours: Sequence[Colour],
+    size: int,
+    always: bool = False,
+) -> bool:
+    """Write the tags of boxes ("": none) where they hide least; False, and none is written, where that is too much."""
+    high = sum(letters(size).getmetrics()) + 2
+    sizes = [(width_of(tag, size) + 6, high) if tag else (0, 0) for tag in tags]
+    places = _places(boxes, sizes, canvas.size)
+    hidden = _covered(boxes, places).sum(1) > _HIDDEN
+    share = _areas(places).sum() / (canvas.width * canvas.height)
+    if not always and (hidden.sum() > len(boxes) / 20 or share > _TAGGED):
+        return False
     pen = ImageDraw.Draw(canvas)
-    place = _place(pen.textbbox((0, 0), text, font=font), box, canvas.size, taken)
-    taken.append(place)
-    pen.rectangle(place, fill=colour)
-    pen.text((place[0] + 3, place[1] + 1), text, fill=lettering.ink(colour), font=font)
+    for place, tag, colour in [*zip(places.tolist(), tags, colours, strict=True)][::-1]:
+        if tag:
+            pen.rectangle(place, fill=colour)
+            lettering.put(pen, (place[0] + 3, place[1] + 1), tag, size, lettering.ink(colour))
+    return True
 
 
-def _place(size: Sequence[float], box: Sequence[float], canvas: tuple[int, int], taken: list[Rectangle]) -> Rectangle:
-    """Where a label goes: above its box, else inside its top, else below; moved down past labels already there."""
-    width, height = size[2] + 6, size[3] + 4
-    x = min(max(box[0], 0), max(canvas[0] - width, 0))
-    tries = [box[1] - height, box[1], box[3]] + [box[1] + step * height for step in range(1, 6)]
-    places = [(x, y, x + width, y + height) for y in (min(max(t, 0), max(canvas[1] - height, 0)) for t in tries)]
-    free = (place for place in places if not any(_overlap(place, other) for other in taken))
-    return next(free, places[0])
+def _places(boxes: np.ndarray, sizes: Sequence[tuple[float, float]], canvas: tuple[int, int]) -> np.ndarray:
+    """Where tags go: above, below, beside or in their box, where they cover least of other tags and of boxes."""
+    placed = np.zeros((0, 4))
+    for (left, top, right, bottom), (width, height) in zip(boxes, sizes, strict=True):
+        x = np.array([left, right - width, left, right - width, left, right, left - width, left])
+        y = np.array([top - height, top - height, bottom, bottom, top, top, top, bottom - height])
+        x, y = x.clip(0, max(canvas[0] - width, 0)), y.clip(0, max(canvas[1] - height, 0))
+        tries = np.stack([x, y, x + width, y + height], axis=1)
+        cost = 4 * _covered(placed, tries).sum(0) + _covered(boxes, tries).sum(0)
+        placed = np.concatenate([placed, tries[[cost.round(3).argmin()]]])
+    return placed
 
 
-def _overlap(first: Rectangle, second: Rectangle) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+def _covered(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share of each box (rows) under each of the others (columns)."""
+    corner = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    sides = (np.minimum(boxes[:, None, 2:], others[None, :, 2:]) - corner).clip(0)
+    return sides.prod(2) / _areas(boxes)[:, None].clip(1)
 
 
-def _sorted(box: Sequence[float]) -> Rectangle:
-    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
 
 
 # ---- one cell of a sheet
 
 
-def _sheet_cell(sample: Sample) -> Image.Image:
-    """Image, words, and the image's name, in a column of the sheet."""
-    palette = _palette(sample)
-    image, lines = _image(sample, palette), wrapped(_text_below(sample, palette), _TEXT, _CELL, _ROWS)
-    top, end = image.height + 8, image.height + 8 + line_height(_TEXT) * len(lines)
-    cell = Image.new("RGB", (_CELL, end + _TEXT + 4), _PAPER)
-    cell.paste(image, ((_CELL - image.width) // 2, 0))
-    lettering.write(cell, lines, (0, top), _TEXT)
-    drawn, small = isinstance(sample.image, Image.Image), letters(_TEXT - 4)
+def _names(sample: Sample) -> Sequence[str]:
+    return sample.prompt.texts if sample.prompt else sample.vocabulary
+
+
+def _sample_cell(sample: Sample, colours: Mapping[str, Colour]) -> Cell:
+    """Boxes in the colours of their names, tagged with the scores of pseudo-labels."""
+    names = _names(sample)
+    own = [colours[names[phrases[0]]] for phrases in sample.box_phrases]
+    boxed = Counter(index for phrases in sample.box_phrases for index in phrases)
+    words = [TextRun(sample.caption or "no boxes", None)]
+    if sample.prompt and lettering.is_sentence(sample.prompt):
+        words = marked(sample.prompt, {index: colours[names[index]] for index in boxed})
+    elif boxed:
+        words = counted_names({names[index]: count for index, count in boxed.most_common()}, colours)
+    return Cell(sample, own, [f"{score:.2f}" for score in sample.scores] or [""] * len(own), words)
+
+
+def counted_names(counts: Mapping[str, int], colours: Mapping[str, Colour]) -> list[TextRun]:
+    """Names in their colours, each with its count."""
+    ends = {name: f"\u00a0x{count}   " if count > 1 else "   " for name, count in counts.items()}
+    runs = ((TextRun(name.replace(" ", "\u00a0"), colours[name]), TextRun(end, None)) for name, end in ends.items())
+    return [run for pair in runs for run in pair]
+
+
+def _drawn(cell: Cell) -> Image.Image:
+    """Heading, image, words, and the image's name, in a column of the sheet."""
+    sample, small = cell.sample, _TEXT - 4
+    start = line_height(_TEXT) if cell.heading else 0
+    image, lines = _image(cell), wrapped(cell.words, _TEXT, _CELL, _ROWS)
+    top = start + image.height + 8
+    end = top + line_height(_TEXT) * len(lines)
+    column = Image.new("RGB", (_CELL, end + _TEXT + 4), _PAPER)
+    column.paste(image, ((_CELL - image.width) // 2, start))
+    lettering.write(column, [[TextRun(cell.heading, None)]], (0, 2), _TEXT)
+    lettering.write(column, lines, (0, top), _TEXT)
+    drawn = isinstance(sample.image, Image.Image)
     name = f"sample {sample.image_id}" if drawn else str(sample.image).replace("\\", "/").rsplit("/", 1)[-1]
-    ImageDraw.Draw(cell).text((0, end - 1), label(name, "", small, _CELL), fill=_FAINT, font=small)
-    return cell
+    lettering.put(ImageDraw.Draw(column), (0, end - 1), label(name, "", small, _CELL), small, _FAINT)
+    return column
 
 
-def _image(sample: Sample, palette: dict[int, Colour]) -> Image.Image:
-    """At the size of a cell, with boxes, the large ones below the small ones, and the scores of pseudo-labels."""
+def _image(cell: Cell) -> Image.Image:
+    """At the size of a cell, with boxes, the large ones below the small ones, and tags where they hide no box."""
+    sample = cell.sample
     try:
         image = sample_image(sample)
     except ImageError as error:
@@ -155,39 +258,8 @@ def _image(sample: Sample, palette: dict[int, Colour]) -> Image.Image:
     factor = _CELL / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     image = image.resize(size, Image.Resampling.LANCZOS)
-    pen, font = ImageDraw.Draw(image), letters(_TEXT - 4)
-    boxes = [_sorted(box) for box in (sample.boxes * factor).tolist()]
-    taken: list[Rectangle] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -(boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1])):
-        left, top, right, bottom = boxes[index]
-        colour = palette[sample.box_phrases[index][0]]
-        # a thin dark line outside lets every colour stand out from every image; a crowd has that line only
-        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0))
-        if index not in sample.crowd:
-            pen.rectangle(boxes[index], outline=colour, width=2)
-        if sample.scores:
-            _draw_label(image, f"{sample.scores[index]:.2f}", boxes[index], colour, font, taken)
+    boxes = _upright(sample.boxes, factor)
+    for index in np.argsort(-_areas(boxes), kind="stable").tolist():
+        _frame(image, boxes[index].tolist(), None if index in sample.crowd else cell.colours[index], 2)
+    _write_tags(image, boxes, cell.tags, cell.colours, _TEXT - 4)
     return image
-
-
-def _palette(sample: Sample) -> dict[int, Colour]:
-    """The colours of what has a box; of a short vocabulary all, so that they are the same below every image."""
-    names = sample.prompt.texts if sample.prompt else sample.vocabulary
-    boxed = {index for phrases in sample.box_phrases for index in phrases}
-    return _colours(names, boxed, all_of=0 < len(sample.vocabulary) <= lettering.MOST_APART)
-
-
-def _text_below(sample: Sample, palette: dict[int, Colour]) -> list[TextRun]:
-    """The words below an image."""
-    if sample.prompt:
-        return marked(sample.prompt, palette)
-    if not sample.vocabulary:
-        return [TextRun(sample.caption, None)]
-    times = Counter(index for phrases in sample.box_phrases for index in phrases)
-    if not times:
-        return [TextRun("no boxes", None)]
-    runs = []
-    for index, count in times.most_common():
-        often = f" x{count}   " if count > 1 else "   "
-        runs += [TextRun(sample.vocabulary[index], palette[index]), TextRun(often, None)]
-    return runs

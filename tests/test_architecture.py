@@ -60,7 +60,7 @@ DOORS = {
     "imagehash": ("pseudo/filters.py",),
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),
-    "matplotlib": ("evaluate/figures.py", "pseudo/store.py"),
+    "matplotlib": ("visualize.py",),
 }
 READS_CONFIG = {
     "data/caption.py",

@@ -1,26 +1,28 @@
 """Drawings are readable at any size; colours are told apart, captions are runs, lines fit."""
 
-import colorsys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from glip import visualize
+from glip import lettering, visualize
 from glip.lettering import (
+    BLUE,
+    COLOURS,
     INK,
     MOST_APART,
     PALE,
+    RED,
+    YELLOW,
     TextRun,
     ink,
     is_sentence,
     label,
+    legible,
     letters,
     line_height,
     marked,
     palette,
-    phrase_colour,
     wrapped,
     write,
 )
@@ -41,16 +43,25 @@ def detections(size: tuple[int, int], names: list[str], count: int = 3) -> Detec
 
 @pytest.fixture
 def places(monkeypatch):
-    """The rectangles of the labels drawn, and the canvas of each."""
+    """The rectangles of the tags of each drawing, and its canvas."""
     seen = []
-    place = visualize._place
+    place = visualize._places
 
-    def recorded(size, box, canvas, taken):
-        seen.append((place(size, box, canvas, taken), canvas))
+    def recorded(boxes, sizes, canvas):
+        seen.append((place(boxes, sizes, canvas), canvas))
         return seen[-1][0]
 
-    monkeypatch.setattr(visualize, "_place", recorded)
+    monkeypatch.setattr(visualize, "_places", recorded)
     return seen
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """A system without fonts."""
+    monkeypatch.setattr(lettering, "system_fonts", lambda: ())
+    lettering.legible.cache_clear()
+    yield
+    lettering.legible.cache_clear()
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -60,10 +71,11 @@ def test_any_size_is_drawn_with_labels_inside(places, size):
     assert drawn.mode == "RGB" and min(drawn.size) >= 48 and max(drawn.size) >= 160
     found = detections(size, ["café", "\u0301北京烤鸭\n🐈"])
     draw(image, Detections(found.boxes[:, [2, 3, 0, 1]], found.scores, found.labels, found.prompt, found.size))
-    assert len(places) == 6, "any characters, and boxes that are upside down"
-    for (left, top, right, bottom), (width, height) in places:
-        assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        assert right - left >= 30 and bottom - top >= 11, "large enough to be read"
+    assert len(places) >= 2, "any characters, and boxes that are upside down"
+    for rectangles, (width, height) in places:
+        for left, top, right, bottom in rectangles.tolist():
+            assert 0 <= left < right <= width and 0 <= top < bottom <= height
+            assert right - left >= 11 and bottom - top >= 11, "large enough to be read"
 
 
 def test_the_image_itself_is_kept():
@@ -79,7 +91,7 @@ def test_frames_lie_on_the_boxes():
     box = torch.tensor([[100.0, 120.0, 300.0, 260.0]])
     found = Detections(box, torch.tensor([0.5]), torch.tensor([0]), Prompt.from_names(["dog"]), (480, 640))
     drawn = draw(Image.new("RGB", (640, 480)), found, scores=False)
-    colour = phrase_colour("dog")
+    [colour] = palette(["dog"])
     for place in ((100, 200), (300, 200), (200, 260), (200, 120)):
         assert drawn.getpixel(place) == colour
     assert drawn.getpixel((200, 200)) == drawn.getpixel((310, 270)) == (0, 0, 0)
@@ -90,8 +102,25 @@ def test_labels_do_not_cover_each_other_while_there_is_room(places):
     names = ["dog", "cat", "fox", "owl"]
     found = Detections(box, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.arange(4), Prompt.from_names(names), (480, 640))
     draw(Image.new("RGB", (640, 480)), found)
-    rectangles = [place for place, _ in places]
-    assert not any(visualize._overlap(a, b) for i, a in enumerate(rectangles) for b in rectangles[:i])
+    [(rectangles, _)] = places
+    assert not (visualize._covered(rectangles, rectangles) - np.eye(4)).any()
+
+
+@pytest.mark.parametrize("names", [["cell"], ["cell", "platelet"]])
+def test_tags_do_not_hide_dense_objects(names):
+    """Numbers stand for names where these would cover the things, and a legend below explains them."""
+    x, y = np.meshgrid(np.arange(10, 600, 60.0), np.arange(20, 460, 40.0))
+    corners = torch.from_numpy(np.stack([x, y, x + 24, y + 24], 2).reshape(-1, 4)).float()
+    labels, count = torch.arange(len(corners)) % len(names), len(corners)
+    found = Detections(corners, torch.full((count,), 0.87), labels, Prompt.from_names(names), (480, 640))
+    image = Image.new("RGB", (640, 480), (1, 2, 3))
+    for drawn in (draw(image, found), draw(image, found, scores=False)):
+        pixels = np.asarray(drawn)
+        seen = [
+            (pixels[int(y) + 3 : int(y) + 22, int(x) + 3 : int(x) + 22] == (1, 2, 3)).mean() for x, y, *_ in corners
+        ]
+        assert drawn.height > 480 and min(seen) > 0.75
+        assert set(palette(names)) <= colours_of(drawn.crop((0, 480, *drawn.size))), "the legend"
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.JPEG", "deep/er/a.webp", "a.bmp"])
@@ -135,14 +164,13 @@ def test_a_caption_is_written_below_in_the_colours_of_its_boxes():
     assert dog in colours_of(drawn.crop((0, 0, 640, 480))) and PALE not in colours_of(drawn.crop((0, 0, 640, 480)))
 
 
-def test_boxes_and_words_of_a_sentence_have_the_same_colours_also_where_these_were_set_apart():
-    names = ["a tree", "a house"]
+def test_boxes_and_words_of_a_sentence_have_the_same_colours():
+    names = ["a blue car", "a house"]
     second = palette(names)[1]
-    assert second != phrase_colour(names[1]), "its own is too near the first one's"
     found = captioned((640, 480), [1], " beside ".join(names), names)
     drawn = draw(Image.new("RGB", (640, 480)), found, scores=False)
     for part in (drawn.crop((0, 0, 640, 480)), drawn.crop((0, 480, *drawn.size))):
-        assert second in colours_of(part) and phrase_colour(names[1]) not in colours_of(part)
+        assert second in colours_of(part) and palette(names)[0] not in colours_of(part)
 
 
 def test_of_two_equal_phrases_the_one_that_was_not_found_is_grey():
@@ -199,11 +227,10 @@ def test_a_sheet_has_a_cell_for_each_sample():
 
 
 def test_boxes_have_the_colour_of_their_words():
-    sheet, colour, gap = contact_sheet([sample()]), phrase_colour("dog"), visualize._GAP
+    sheet, [colour], gap = contact_sheet([sample()]), palette(["dog"]), visualize._GAP
     for x, y in ((60, 60), (180, 60), (120, 30), (120, 90)):
         assert sheet.getpixel((gap + round(x * 1.5), gap + round(y * 1.5))) == colour
     assert colour in colours_of(sheet.crop((0, gap + 180, *sheet.size))), "the name below the image"
-    assert phrase_colour("cat") not in colours_of(sheet)
     crowd = contact_sheet([sample(crowd=(0,))]).crop((0, 0, 396, 198))
     assert colour not in colours_of(crowd), "a crowd is framed without colour"
 
@@ -212,19 +239,23 @@ def test_phrases_of_a_caption_are_marked_and_the_others_are_not():
     prompt = Prompt.from_caption("a dog near a tree", ["a dog", "a tree"])
     sheet = contact_sheet([sample(vocabulary=(), prompt=prompt)])
     below = colours_of(sheet.crop((0, visualize._GAP + 180, *sheet.size)))
-    assert phrase_colour("a dog") in below and phrase_colour("a tree") not in below
+    dog, tree = palette(["a dog", "a tree"])
+    assert dog in below and tree not in below
 
 
-def test_a_short_vocabulary_is_coloured_as_a_whole_and_of_a_long_one_what_has_a_box():
-    names = ("red blood cell", "white blood cell", "platelet")
-    assert set(visualize._palette(sample(vocabulary=names))) == {0, 1, 2}, "the same below every image"
-    many = tuple(f"thing {number}" for number in range(40))
-    one = sample(vocabulary=many, box_phrases=((7,),))
-    assert visualize._palette(one) == {7: phrase_colour("thing 7")}
-
-
-def test_a_crowd_is_framed_without_colour():
-    assert phrase_colour("dog") not in colours_of(contact_sheet([sample(crowd=(0,))]).crop((0, 0, 396, 198)))
+def test_a_name_has_one_colour_in_a_whole_sheet():
+    one, other = (
+        sample(
+            vocabulary=(), prompt=Prompt.from_caption(" and ".join(names), names), box_phrases=((names.index(own),),)
+        )
+        for own, names in (("yellow fish", ["dog", "yellow fish"]), ("A yellow fish", ["a red cup", "A yellow fish"]))
+    )
+    many = sample(vocabulary=tuple(f"thing {number}" for number in range(40)), box_phrases=((7,),))
+    for samples in ([one, other], [other, one, many]):
+        sheet = contact_sheet(samples)
+        for place in range(2):
+            left = visualize._GAP + place * (visualize._CELL + visualize._GAP)
+            assert sheet.getpixel((left + 90, visualize._GAP + 90)) == YELLOW
 
 
 def test_unreadable_images_and_empty_samples_have_cells_too(tmp_path, places):
@@ -233,14 +264,12 @@ def test_unreadable_images_and_empty_samples_have_cells_too(tmp_path, places):
     for size, caption in (((1, 900), "x" * 400), ((900, 1), "word " * 200), ((3, 2), "a\nb\tc Á 日本")):
         one = sample(image=Image.new("RGB", size), boxes=(), vocabulary=(), caption=caption)
         assert contact_sheet([one]).height < 600
-    assert not places, "only scores are labels"
+    assert not any(visualize._areas(rectangles).any() for rectangles, _ in places), "only scores are tags"
     contact_sheet([sample(scores=(0.87,))])
-    assert len(places) == 1
+    assert visualize._areas(places[-1][0]).all()
 
 
 # ---- words in images
-
-RED, BLUE = (230, 20, 20), (20, 20, 230)
 
 
 def length(line: list[TextRun], size: int) -> float:
@@ -248,22 +277,38 @@ def length(line: list[TextRun], size: int) -> float:
     return sum(letters(size).getlength(run.text) for run in line) + pads
 
 
-def test_colours_are_stable():
-    assert phrase_colour("dog") == (37, 161, 250) == phrase_colour(" Dog ")
-    colours = {phrase_colour(name) for name in ("dog", "cat", "car", "cart", "bus", "a red bus", "tree", "zebra")}
-    assert len(colours) == 8
+def blended(colour, matrix):
+    """A colour as a colour-blind person sees it (Machado, Oliveira and Fernandes 2009), in CIELAB."""
+    linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour]
+    seen = (np.array(matrix) @ linear).clip(0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = [v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in xyz / (0.9505, 1, 1.089)]
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def nearest(names: list[str]) -> float:
-    """Degrees of hue between the two colours that are nearest to each other."""
-    hues = [colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0] * 360 for colour in palette(names)]
-    return min(min((a - b) % 360, (b - a) % 360) for i, a in enumerate(hues) for b in hues[:i])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.eye(3),
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    ],
+    ids=["all", "protanopia", "deuteranopia", "tritanopia"],
+)
+def test_colours_are_told_apart_by_colour_blind_people_too(matrix):
+    first, every = ([blended(colour, matrix) for colour in part] for part in (COLOURS[:7], COLOURS))
+    for colours, least in ((first, 16), (every, 16)):
+        assert min(np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]) > least
 
 
-def test_likely_confused_colours_are_set_apart():
-    assert nearest(["red blood cell", "white blood cell", "platelet", "dog", "cat", "fox"]) > 38
-    mixed = [f"{colour} {kind}" for colour in ("red", "blue", "green", "pink") for kind in ("dog", "bus")]
-    assert nearest(mixed) > 15, "also where there is no room for the full distance"
+def test_names_have_different_colours_and_those_that_they_say():
+    names = ["dog", "cat", "a blue car", "the red house", "white king", "white queen", "black king", "bus", "tree"]
+    colours = dict(zip(names, palette(names), strict=True))
+    assert len(set(colours.values())) == len(names)
+    assert colours["a blue car"] == BLUE and colours["the red house"] == RED
+    assert colours["white king"] == (140, 140, 136), "neutral"
+    assert palette(["dog"]) == palette([" Dog "]) == palette(["a dog"])
     assert len(palette(f"thing {number}" for number in range(MOST_APART * 5))) == MOST_APART * 5
 
 
@@ -272,11 +317,10 @@ def test_equal_names_share_a_colour():
     assert first == again != other
 
 
-def test_labels_are_one_line_without_accents():
-    font = letters(12)
-    assert label(" café\ncrème ", " 0.50", font, 300) == "cafe creme 0.50"
-    cut = label("a red bus " * 9, " 0.50", font, 100)
-    assert cut.startswith("a red") and cut.endswith("... 0.50") and font.getlength(cut) <= 100
+def test_labels_are_one_line():
+    assert label(" café\ncrème ", " 0.50", 12, 300) == "café crème 0.50"
+    cut = label("a red bus " * 9, " 0.50", 12, 100)
+    assert cut.startswith("a red") and cut.endswith("... 0.50") and letters(12).getlength(cut) <= 100
 
 
 def test_letters_are_read_on_their_field():
@@ -330,7 +374,7 @@ def test_words_wider_than_a_line_break_at_letters(text):
     lines = wrapped([TextRun("so: ", None), TextRun(text, RED)], 16, 200, 99)
     assert all(length(line, 16) <= 200 for line in lines) and len(lines) > 3
     assert "".join(run.text for line in lines for run in line if run.colour) == text
-    assert wrapped([TextRun(" \u0301", RED)], 16, 200, 5) == [], "nothing is no line"
+    assert wrapped([TextRun(" \n", RED)], 16, 200, 5) == [], "nothing is no line"
 
 
 def test_fields_lie_behind_their_words():
@@ -340,3 +384,37 @@ def test_fields_lie_behind_their_words():
     assert sum(canvas.getpixel((x, 8)) == RED for x in range(10, 40)) > 20
     assert sum(canvas.getpixel((x, 8 + high)) == BLUE for x in range(10, 40)) > 18
     assert not any(canvas.getpixel((x, y)) == RED for x in range(200) for y in range(8 + high, 60))
+
+
+# ---- other scripts
+
+
+def test_without_fonts_accents_are_dropped_and_other_letters_are_told(no_fonts):
+    assert legible("a red bus") == ("a red bus", "") and legible("café\n\u200bcrème") == ("cafe creme", "")
+    for text, shown in (("\u5317\u4eac 2", "?? 2"), ("дом", "???")):
+        with pytest.warns(UserWarning, match="no font of this system .* install one of their script"):
+            assert legible(text) == (shown, "")
+
+
+def test_letters_that_pillow_lacks_come_from_a_font_of_the_system():
+    if not any("DejaVuSans" in file for file in lettering.system_fonts()):
+        pytest.skip("DejaVu Sans is not installed")
+    for text in ("café", "красный дом", "κόκκινο σπίτι"):
+        shown, file = legible(text)
+        assert shown == text and file
+        pixels = [lettering._shape(file, letter) for letter in set(text) if letter != " "]
+        assert len(set(pixels)) == len(pixels), "no letter is an empty square"
+
+
+@pytest.mark.parametrize("size", range(11, 31, 3))
+def test_the_comma_behind_a_field_stands_on_paper(size):
+    def darkness(runs: list[TextRun]) -> int:
+        """Right of the field, which is black."""
+        canvas = Image.new("L", (200, 60), 255).convert("RGB")
+        write(canvas, [runs], (10, 8), size)
+        dark = 255 - np.asarray(canvas.convert("L"), int)
+        top = np.flatnonzero(dark[8 + size // 8])  # above the comma
+        return int(dark[:, top.max() + 1 if len(top) else 0 :].sum())
+
+    comma = TextRun(",", None)
+    assert darkness([TextRun("dog", (0, 0, 0)), comma]) > 0.9 * darkness([comma])

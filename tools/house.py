@@ -38,11 +38,11 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_240,
+    "evaluate": 2_260,
     "experiment": 130,
     "files": 220,
     "geometry": 250,
-    "lettering": 180,
+    "lettering": 250,
     "loss": 160,
     "model": 1_770,
     "options": 70,
@@ -56,9 +56,9 @@ BUDGETS = {  # lines of each room
     "structures": 280,
     "text": 900,
     "train": 1_560,
-    "visualize": 200,
+    "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 15_890, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 16_900, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

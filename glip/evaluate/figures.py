@@ -1,6 +1,7 @@
 """Figures of an evaluation: precision over recall, scores of right and wrong detections, the worst images."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 
 from glip.evaluate.coco import Ranking
-from glip.files import atomic_write
 from glip.geometry.boxes import iou
+from glip.lettering import BLUE, GREEN, RED, TextRun, legible
 from glip.structures import Detections, Sample
-from glip.visualize import contact_sheet, save_image
+from glip.visualize import Cell, figure, save_image, sheet
 
 _CURVES = 10  # categories with a curve of their own: those with most boxes
 _OVERLAP = 0.5
+_RIGHT, _WRONG, _MISSED = GREEN, RED, BLUE
 
 
 def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -> None:
@@ -28,16 +30,17 @@ def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -
             ranking = rankings[index]
             right = np.cumsum(ranking.right)
             precision = right / np.arange(1, len(right) + 1)
-            label = names[index].replace("$", r"\$")  # else matplotlib reads it as a formula
+            label = legible(names[index])[0].replace("$", r"\$")  # else matplotlib reads it as a formula
             curves.plot(right / len(ranking.boxes), precision, label=f"{label} ({len(ranking.boxes)})")
         curves.set(title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision")
         curves.set(xlim=(0, 1), ylim=(0, 1.05))
         if curves.lines:
-            curves.legend(fontsize="small")
+            curves.legend(fontsize="small", title="class (boxes)")
         right = np.concatenate([ranking.right for ranking in rankings])
         scores = np.concatenate([ranking.scores for ranking in rankings])
-        spread.hist([scores[right], scores[~right]], bins=40, label=["right", "wrong"], histtype="step", log=True)
-        spread.set(title="scores of all detections", xlabel="score", ylabel="detections")
+        style: dict[str, Any] = {"histtype": "step", "log": True, "bins": 40, "range": (0, 1), "color": ["C2", "C1"]}
+        spread.hist([scores[right], scores[~right]], label=["right", "wrong"], **style)
+        spread.set(title="scores of all detections", xlabel="score", ylabel="detections", xlim=(0, 1))
         spread.legend()
 
 
@@ -49,22 +52,43 @@ def draw_worst(
     *,
     count: int = 8,
 ) -> None:
-    """The images with most mistakes at a threshold: detections with scores, and right of them the ground truth.
+    """The images with most mistakes at a threshold: what was found, and right of it the ground truth.
 
     A mistake is a box that no detection of its name overlaps by a half, or a detection that overlaps no box of its
-    name. ``found`` gives the index of a sample, the sample (its image is not used) and its detections; ``samples``
-    have the images. No file is written where there is no mistake.
+    name. Boxes that are right, wrong and missed have three colours, mistakes have tags. ``found`` gives the index of a
+    sample, the sample (its image is not used) and its detections; ``samples`` have the images. No file is written
+    where there is no mistake.
     """
     above = ((index, sample, detections.above(threshold)) for index, sample, detections in found)
-    counted = ((-_mistakes(sample, shown), index, shown) for index, sample, shown in above)
+    counted = ((-sum(map(len, _mistakes(sample, shown))), index, shown) for index, sample, shown in above)
     worst = heapq.nsmallest(count, (entry for entry in counted if entry[0]), key=lambda entry: entry[:2])
-    cells = [cell for _, index, shown in worst for cell in (found_sample(samples[index], shown), samples[index])]
+    cells = [cell for _, index, shown in worst for cell in _compared(samples[index], shown)]
     if cells:
-        save_image(contact_sheet(cells), path)
+        save_image(sheet(cells), path)
 
 
-def _mistakes(sample: Sample, found: Detections) -> int:
-    """Number of missed boxes and wrong detections.
+def _compared(sample: Sample, found: Detections) -> Iterator[Cell]:
+    """The detections in a sample and its ground truth, side by side."""
+    wrong, missed = _mistakes(sample, found)
+    names = sample.prompt.texts if sample.prompt else sample.vocabulary
+    truth = replace(sample, scores=())
+    sides = (
+        ("found", found_sample(sample, found), [found.prompt.texts[label] for label in found.labels.tolist()], wrong),
+        ("ground truth", truth, [" / ".join(names[index] for index in own) for own in sample.box_phrases], missed),
+    )
+    for heading, shown, own, mistakes in sides:
+        colour, verdict = (_WRONG, "wrong") if heading == "found" else (_MISSED, "missed")
+        colours = [colour if box in mistakes else _RIGHT for box in range(len(own))]
+        ends = [f" {score:.2f}" for score in shown.scores] or [""] * len(own)
+        tags = [own[box] + ends[box] if box in mistakes else "" for box in range(len(own))]
+        listed = ", ".join(f"{name} x{n}" for name, n in Counter(own[box] for box in sorted(mistakes)).most_common())
+        words = [TextRun(f"{len(own) - len(mistakes)} right", _RIGHT), TextRun("   ", None)]
+        words += [TextRun(f"{len(mistakes)} {verdict}", colour), TextRun(f": {listed}", None)] if mistakes else []
+        yield Cell(shown, colours, tags, words, heading)
+
+
+def _mistakes(sample: Sample, found: Detections) -> tuple[set[int], set[int]]:
+    """The wrong detections and the missed boxes, by index.
 
     Groups cannot be missed; a detection of a name that may have more boxes, or that nobody looked for, is not wrong.
     """
@@ -76,9 +100,9 @@ def _mistakes(sample: Sample, found: Detections) -> int:
     if sample.prompt is None and sample.absent is not None:
         known = set().union(*boxes, sample.absent)
     known -= set(sample.incomplete)
-    wrong = [label in known and not row.any() for row, label in zip(hits, labels, strict=True)]
-    missed = [own and box not in sample.crowd and not hits[:, box].any() for box, own in enumerate(boxes)]
-    return sum(map(bool, wrong)) + sum(map(bool, missed))
+    wrong = {index for index, label in enumerate(labels) if label in known and not hits[index].any()}
+    missed = {box for box, own in enumerate(boxes) if own and box not in sample.crowd and not hits[:, box].any()}
+    return wrong, missed
 
 
 def found_sample(sample: Sample, found: Detections) -> Sample:
@@ -98,9 +122,11 @@ def draw_epochs(validation: Sequence[float], loss: Sequence[float], path: Path) 
     """A tuning epoch by epoch: validation from before the first epoch on, and the loss."""
     with _axes(path, 9, 3.5, columns=2) as (left, right):
         left.plot(range(len(validation)), validation, marker=".")
-        left.set(title="AP on validation", xlabel="epoch (0: before)", ylabel="AP", ylim=(0, 1))
-        right.plot(range(1, len(loss) + 1), loss, marker=".", color="tab:orange")
-        right.set(title="loss", xlabel="epoch", ylabel="mean over the steps")
+        left.set(title="AP on validation", xlabel="epoch (0: before tuning)", ylabel="AP", ylim=(0, None))
+        right.plot(range(1, len(loss) + 1), loss, marker=".", color="C1")
+        right.set(title="training loss", xlabel="epoch", ylabel="mean over the steps", ylim=(0, None))
+        for panel in (left, right):
+            panel.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_by_shots(
@@ -138,9 +164,5 @@ def draw_by_shots(
 @contextmanager
 def _axes(path: Path, width: float, height: float, *, columns: int = 1) -> Iterator[Any]:
     """Axes side by side, written to ``path`` at the end; width and height are in inches."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(width, height), layout="tight")
-    yield canvas.subplots(1, columns, squeeze=False)[0]
-    with atomic_write(path, "wb") as file:
-        canvas.savefig(file, dpi=100, format=path.suffix[1:])
+    with figure(path, width, height) as canvas:
+        yield canvas.subplots(1, columns, squeeze=False)[0]

@@ -18,9 +18,10 @@ from glip.data.sets import Row
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
-from glip.pseudo.store import figure, read_rows, unfinished
+from glip.pseudo.store import read_rows, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
+from glip.visualize import figure
 
 SEEN, HELD_OUT = "seen words", "held-out words"
 THRESHOLDS = tuple(round(number / 20, 2) for number in range(2, 20))

@@ -8,7 +8,6 @@ teacher and options made the labels. ``report.json`` and the plots of ``report.p
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
 from glip.files import atomic_write, read_json, read_jsonl, read_manifest, write_json
 from glip.structures import Sample
-from glip.visualize import contact_sheet
+from glip.visualize import contact_sheet, figure
 
 REPORT, PAGE = "report.json", "report.png"
 STAGES = ("read", "parse", "decode", "detect", "write")
@@ -138,40 +137,36 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
     return total
 
 
-@contextmanager
-def figure(path: Path, width: float, height: float, layout: Any = "tight") -> Iterator[Any]:
-    """A matplotlib figure of the given size in inches, written as PNG when the block ends, whole or not at all."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(width, height), layout=layout)
-    yield canvas
-    with atomic_write(path, "wb") as file:
-        canvas.savefig(file, dpi=90, format="png")
-
-
 def draw_report(folder: Path, report: dict[str, Any]) -> None:
-    """Draw scores, boxes per phrase, what was skipped, where the time went, and some images with their labels."""
-    reasons = {**report["skipped"], **report["skipped by the reader"]} or {"nothing": 0}
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and different images with their labels."""
+    reasons = {**report["skipped"], **report["skipped by the reader"]}
     counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
-    folders, samples = Folders(read_manifest(folder)["images"]), list[Sample]()
+    folders, samples = Folders(read_manifest(folder)["images"]), dict[str, Sample]()
     for row in read_rows(folder):
-        boxes = [box for box in row["boxes"] if box["score"] >= _CONFIDENT]
-        samples += [sample_of_row({**row, "boxes": boxes}, (), folders, SkipCounter())] if boxes else []
+        boxes, name = [box for box in row["boxes"] if box["score"] >= _CONFIDENT], f"{row['image']}:{row.get('member')}"
+        if boxes and name not in samples:
+            samples[name] = sample_of_row({**row, "boxes": boxes}, (), folders, SkipCounter())
         if len(samples) == _SHOWN:
             break
-    with figure(folder / PAGE, 14, 13, "constrained") as page:
-        above, below = page.subfigures(2, 1, height_ratios=(1, 1.4))
-        (scores, phrases), (skipped, seconds) = above.subplots(2, 2)
-        scores.bar(np.arange(_BINS) / _BINS, report["scores"], width=1 / _BINS, align="edge")
-        scores.set(title=f"scores of {report['boxes']:,} boxes", xlabel="score", xlim=(0, 1))
-        phrases.bar(list(counts), list(counts.values()))
-        phrases.set(title=f"boxes per phrase, {report['phrases']:,} phrases", xlabel="boxes")
-        for panel, bars in ((skipped, reasons), (seconds, report["seconds"])):
-            panel.barh(list(bars)[::-1], list(bars.values())[::-1])
-        skipped.set(title=f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled")
-        seconds.set(title=f"seconds by stage ({report['images/s']:.1f} images/s per worker)")
-        if samples:
-            panel = below.subplots()
-            panel.axis("off")
-            panel.imshow(np.asarray(contact_sheet(samples)))
-            panel.set(title=f"the first images, boxes that score {_CONFIDENT} or more")
+    bins = (np.arange(_BINS) + 0.5) / _BINS
+    panels = [
+        (f"scores of {report['boxes']:,} boxes", dict(zip(bins, report["scores"], strict=True)), "score", "boxes"),
+        (f"boxes per phrase, {report['phrases']:,} phrases", counts, "boxes", "phrases"),
+        (f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled", reasons, "pairs", ""),
+        (f"seconds by stage ({report['images/s']:.1f} images/s per worker)", report["seconds"], "seconds", ""),
+    ]
+    panels = [panel for panel in panels if any(panel[1].values())]
+    rows, page = (len(panels) + 2) // 3, contact_sheet(list(samples.values())) if samples else None
+    below = page.height / 100 if page else 0.0
+    if not (panels or page):
+        return
+    with figure(folder / PAGE, 15.3, height := below + 4 * rows) as canvas:
+        canvas.get_layout_engine().set(rect=(0, below / height, 1, 1 - below / height))
+        for place, (title, values, across, up) in enumerate(panels, start=1):
+            panel = canvas.add_subplot(rows, -(-len(panels) // rows), place, title=title, xlabel=across, ylabel=up)
+            if up:
+                panel.bar(list(values), list(values.values()), width=1 / _BINS if across == "score" else 0.8)
+            else:
+                panel.barh(list(values)[::-1], list(values.values())[::-1])
+        if page:
+            canvas.figimage(np.asarray(page))

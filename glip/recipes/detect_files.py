@@ -113,7 +113,7 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
                 continue
             if config.json:
                 records.append(to_record(path, found))
-            save_image(draw(image, found), targets[path])
+            save_image(draw(image, found, scores=config.scores), targets[path])
             if len(paths) <= _FEW:
                 print(_detections_table(path, found, targets[path]))
     if config.json and config.json != "-":

@@ -81,6 +81,9 @@ def test_detections_of_an_image(detect, tmp_path):
     assert all(line.startswith(("  a red bus   0.", "  dog         0.")) for line in lines[2:-2])
     assert lines[-2] == "  drawn in out/a.jpg" and lines[-1] == f"1 image, {len(lines) - 4} detections, drawn in out"
     assert names(tmp_path / "out") == ["a.jpg"]
+    drawn = (tmp_path / "out" / "a.jpg").read_bytes()
+    detect("shots/a.jpg", "a red bus. dog", "--threshold", 0.5, "--no-scores")
+    assert (tmp_path / "out" / "a.jpg").read_bytes() != drawn
     code, out, _ = detect("shots/a.jpg", "man. red shirt", "--threshold", 1)
     assert code == 0 and "0 found" in out and out.endswith("1 image, 0 detections, drawn in out\n")
     read, advice = out.splitlines()[1:3]

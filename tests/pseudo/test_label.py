@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,14 @@ from glip.detector import Detector
 from glip.errors import DataError
 from glip.files import LockedError, exclusive
 from glip.pseudo import run as run_module
+from glip.pseudo import store
 from glip.pseudo.label import Labeller, find_captions, find_shards, make_packs, read_shard, split_detections
 from glip.pseudo.run import run_labelling
 from glip.pseudo.store import read_rows
 from glip.structures import Detections, Prompt
 from glip.text.phrases import noun_phrases
 from glip.text.prompt import join_prompts
+from glip.visualize import contact_sheet, figure
 
 OPTIONS = {"threshold": 0.0, "max_detections": 5, "per_shard": 4, "threads": 1}
 OPTIONS |= {"min_bytes": 0, "min_side": 0, "same_image": -1}
@@ -269,3 +272,20 @@ def test_detections_go_back_to_their_caption():
     assert first.labels.tolist() == [0, 1] and first.prompt is PROMPTS[0]  # its third detection is over the limit
     assert second.labels.tolist() == [0] and third.labels.tolist() == [1, 0]
     assert torch.equal(third.scores, found.scores[[2, 4]]) and torch.equal(third.boxes, found.boxes[[2, 4]])
+
+
+def test_the_report_shows_each_image_once_and_no_empty_panel(run, tmp_path, monkeypatch):
+    shown, titles = [], []
+    monkeypatch.setattr(store, "_CONFIDENT", 0.0)
+    monkeypatch.setattr(store, "contact_sheet", lambda samples: shown.extend(samples) or contact_sheet(samples))
+
+    @contextmanager
+    def kept(*args):
+        with figure(*args) as canvas:
+            yield canvas
+            titles.extend(panel.get_title() for panel in canvas.axes)
+
+    monkeypatch.setattr(store, "figure", kept)
+    run(tmp_path / "out")
+    assert len({str(sample.image) for sample in shown}) == len(shown) == 8
+    assert len(titles) == 3 and not any("skipped" in title for title in titles), "nothing was skipped"
