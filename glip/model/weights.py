@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class Pretrained:
 def list_pretrained() -> tuple[str, ...]:
     """Names that ``from_pretrained`` knows: the bundled checkpoint and the 2022 release."""
     return (BUNDLED, *RELEASED)
+
+
+def is_model(name_or_path: str | Path) -> bool:
+    """Whether it is a public name or a model folder."""
+    return str(name_or_path) in list_pretrained() or (Path(name_or_path) / _WEIGHTS).is_file()
 
 
 def load_pretrained(name_or_path: str | Path) -> Pretrained:
@@ -114,6 +119,17 @@ def save_pretrained(
     with atomic_path(folder / _VOCABULARY) as file:
         file.write_bytes(words)
     write_json(folder / _CONFIG, to_dict(config))
+
+
+def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
+    """Store lowest scores by phrase in the config of a model folder; those of other phrases stay.
+
+    Raises:
+        CheckpointError: no model folder.
+    """
+    config = _read_config(Path(folder))
+    thresholds = {**config.thresholds, **thresholds}
+    write_json(Path(folder) / _CONFIG, to_dict(replace(config, thresholds=thresholds)))
 
 
 def start_language(model: GLIP, source: str | Path) -> None:
