@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 820,
+    "cli": 830,
     "config": 390,
     "console": 40,
     "data": 3_730,
@@ -38,14 +38,14 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_240,
+    "evaluate": 2_520,
     "experiment": 130,
     "files": 220,
     "geometry": 250,
     "lettering": 180,
     "loss": 160,
-    "model": 1_770,
-    "options": 70,
+    "model": 1_780,
+    "options": 80,
     "postprocess": 130,
     "processor": 140,
     "pseudo": 1_000,
@@ -58,7 +58,7 @@ BUDGETS = {  # lines of each room
     "train": 1_560,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 15_880, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 16_210, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -19,14 +19,10 @@ def run(args: argparse.Namespace) -> int:
     models, names = (args.model, args.names) if args.model else (args.names[:1], args.names[1:])
     from glip.device import choose_device
     from glip.evaluate.evaluation import evaluate
-    from glip.model.weights import is_model
     from glip.train.distributed import process_group
 
-    problem = "" if models else "no model: give glip evaluate MODEL [SET ...], or --model for each of several models"
-    if args.model and names and is_model(names[0]):
-        problem = f"{names[0]!r} is read as a dataset, because --model is given: give every model by --model"
-    if problem:
-        raise ConfigError(problem)
+    if not models or (args.model and names and Path(names[0], "config.json").is_file()):
+        raise ConfigError("give a model first, glip evaluate MODEL [SET ...], or --model before each of several models")
     with process_group(choose_device(args.device), minutes=_DAYS) as group:
         share = (group.rank, group.size)
         folder = evaluate(models, names, config, device=str(group.device), share=share, gather=group.gather)

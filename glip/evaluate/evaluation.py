@@ -68,8 +68,7 @@ def evaluate(
             reports.setdefault((model, prompts), []).extend(found)
             if name in ODINW and found:
                 page = odinw_page(found, ODINW[name])
-                with atomic_write(folder / part / f"{name}.md") as file:
-                    file.write(page)
+                _write(folder / part / f"{name}.md", page)
                 show(page)
         if config.save_thresholds and found:
             show(_save_thresholds(model, detector, config, benchmark, found[0].thresholds))
@@ -249,6 +248,10 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
             show("\n".join(markdown_table(overview(own))))
         return
     page = "\n".join([f"# Compared with {' and '.join(filter(None, first))}", "", *markdown_table(comparison(reports))])
-    with atomic_write(folder / COMPARISON) as file:
-        file.write(f"{page}\n{made_line()}")
+    _write(folder / COMPARISON, f"{page}\n{made_line()}")
     show(page)
+
+
+def _write(path: Path, page: str) -> None:
+    with atomic_write(path) as file:
+        file.write(page)

@@ -17,7 +17,7 @@ from glip.structures import Detections, Sample
 from glip.visualize import contact_sheet, save_image
 
 _CURVES = 10  # categories with a curve of their own: those with most boxes
-_CELLS = 40  # names in a confusion matrix, the same; the others are one row and column
+_CELLS = 25  # names in a confusion matrix, the same; the others are one row and column
 _OVERLAP = 0.5
 
 

@@ -58,11 +58,6 @@ def list_pretrained() -> tuple[str, ...]:
     return (BUNDLED, *RELEASED)
 
 
-def is_model(name_or_path: str | Path) -> bool:
-    """Whether it is a public name or a model folder."""
-    return str(name_or_path) in list_pretrained() or (Path(name_or_path) / _WEIGHTS).is_file()
-
-
 def load_pretrained(name_or_path: str | Path) -> Pretrained:
     """Load a model by name, from a model folder, or from a ``.pth`` of the release or of mmdetection.
 

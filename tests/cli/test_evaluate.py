@@ -239,7 +239,6 @@ def change(file: Path, **parts) -> None:
         (["--predictions", "none.json"], "give the set alone"),
         (["--save-thresholds", "--prompts", "none", "--prompts", "b"], "one wording: got things_boxes (coco)"),
         (["--save-thresholds", "SAID"], "one wording: got things_boxes (coco), said_lines (any-box)"),
-        (["--model", "glip-nano"], "is read as a dataset, because --model is given: give every model by --model"),
     ],
 )
 def test_wrong_options(arguments, message, glip_, tiny_folder, things, captions):
@@ -250,7 +249,8 @@ def test_wrong_options(arguments, message, glip_, tiny_folder, things, captions)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no model: give glip evaluate MODEL [SET ...], or --model for each of several models"),
+        ([], "give a model first, glip evaluate MODEL [SET ...], or --model before each of several models"),
+        (["MODEL", "SET", "--model", "MODEL"], "or --model before each of several models"),
         (["glip-nano", "SET", "--save-thresholds"], "'glip-nano' is no model folder: make one, glip convert glip-nano"),
         (["MODEL", "SAID", "--save-thresholds"], "--save-thresholds takes one dataset with class names"),
         (["SET", "--predictions", "r.json", "--save-thresholds"], "and no --model or --save-thresholds"),
