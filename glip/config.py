@@ -132,6 +132,9 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    thresholds: dict[str, Share] = option(
+        {}, "lowest score for single phrases, by text, instead of inference.threshold"
+    )
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
     trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
@@ -316,7 +319,8 @@ class EvaluateConfig:
     images: tuple[str, ...] = option((), "image folder, for annotation files; may be repeated")
     root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
-    draw: bool = option(False, "also draw precision-recall curves, score histograms and the worst images")
+    draw: bool = option(False, "also draw curves, a confusion matrix, score histograms and the worst images")
+    save_thresholds: bool = option(False, "store the threshold of best F1 of each class with the model or the task")
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluateConfig":

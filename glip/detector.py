@@ -320,10 +320,9 @@ class Detector:
         if len(text.prompts) not in (1, count):
             raise GlipError(f"got {len(text.prompts)} prompts for {count} images: give one, or one for each")
         owners = list(range(count)) if len(text.prompts) == count else [0] * count
-        usual = (
-            self.adaptation.thresholds if text.tuned and self.adaptation else ()
-        ) or self.config.inference.threshold
-        limits = [read_thresholds(threshold, text.prompts[owner], usual) for owner in owners]
+        tuned = self.adaptation.thresholds if text.tuned and self.adaptation else ()
+        usual, stored = tuned or self.config.inference.threshold, {} if tuned else self.config.thresholds
+        limits = [read_thresholds(threshold, text.prompts[owner], usual, stored) for owner in owners]
         config = with_options(self.config.inference, nms=nms, max_detections=max_detections)
         passes = [(index, first, row) for index, owner in enumerate(owners) for first, row in text.chunks[owner]]
         if token_scores and len(passes) > count:

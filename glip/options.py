@@ -20,7 +20,8 @@ class DetectOptions(TypedDict, total=False):
 
     Args:
         threshold: lowest score returned, 0..1; or one for each phrase, in order or by its text, such as
-            ``{"a cat": 0.3}``. Default, also for phrases that are not named: the task's, else the model's.
+            ``{"a cat": 0.3}``. Default, also for phrases that are not named: the task's, else the one stored with the
+            model for the phrase (``ModelConfig.thresholds``), else the model's one for all.
         nms: IoU above which the lower-scored of two boxes of a class is removed; 1 keeps all.
         max_detections: maximum detections per image, 0 for no limit.
         batch_size: images (or chunks of a long list of names) computed at once; default 4.
@@ -35,14 +36,19 @@ class DetectOptions(TypedDict, total=False):
 
 
 def read_thresholds(
-    given: Thresholds | None, prompt: Prompt, usual: float | Sequence[float]
+    given: Thresholds | None, prompt: Prompt, usual: float | Sequence[float], stored: Mapping[str, float]
 ) -> Float[Tensor, " phrase"]:
-    """The lowest score of each phrase; ``usual`` where none is given.
+    """The lowest score of each phrase: as given, else as ``stored`` for its text, else the ``usual`` one.
+
+    Letter case does not count in stored texts, since the model does not see it.
 
     Raises:
         GlipError: another count than the prompt's, a phrase that it does not have, or a score outside 0..1.
     """
     texts, own = prompt.texts, torch.tensor(usual).expand(len(prompt.phrases))
+    if stored:
+        known = {text.lower(): value for text, value in stored.items()}
+        own = torch.tensor([known.get(text.lower(), value) for text, value in zip(texts, own.tolist(), strict=True)])
     if given is None:
         return own
     values: Any = parse(object, given)

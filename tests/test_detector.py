@@ -1,5 +1,6 @@
 """The Detector's promises, on a tiny model with random weights: every road to a result gives the same result."""
 
+import copy
 import io
 from dataclasses import replace
 
@@ -197,6 +198,11 @@ def test_thresholds(tiny_detector, image):
     some = tiny_detector(image, PROMPT, threshold={"a red bus": 1.0})
     assert_alike(some, everything.select(everything.scores >= usual[everything.labels]))
     assert_alike(tiny_detector(image, PROMPT, threshold=np.float32(middle)), everything.above(middle))
+    stored = copy.copy(tiny_detector)
+    stored.config = replace(tiny_detector.config, thresholds={"a Red bus": 1.0, "owl": 1.0})
+    assert_alike(stored(image, PROMPT), some)
+    assert_alike(stored(image, PROMPT, threshold=middle), everything.above(middle))
+    assert_alike(stored(image, PROMPT, threshold={"a red bus": 0.0}), everything)
     nothing = tiny_detector(image, PROMPT, threshold=1)
     assert len(nothing) == 0 and list(nothing) == [] and nothing.boxes.shape == (0, 4)
 

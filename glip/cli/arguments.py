@@ -173,11 +173,13 @@ def _evaluate(parser: Parser) -> None:
     parser.usage = "%(prog)s MODEL [SET ...] [options]"
     parser.add_argument(
         "names",
-        nargs="+",
+        nargs="*",
         metavar="MODEL [SET ...]",
         help="a model, then datasets, annotation files, odinw13 or odinw35 (default: all validation and test sets that "
-        "are present); with --predictions only a dataset",
+        "are present); with --model only datasets, with --predictions only a dataset",
     )
+    text = f"instead of MODEL: {_MODEL}; repeat to compare several with the first"
+    parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
     parser.add_argument("--predictions", metavar="FILE", help="score a COCO results file, without a model")
     _add_shared(parser, "--device")
     add_options(parser, EvaluateConfig, "evaluation")

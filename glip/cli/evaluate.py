@@ -1,4 +1,4 @@
-"""``glip evaluate MODEL [SET ...]``: the official figures of a model on sets; run again to resume."""
+"""``glip evaluate MODEL [SET ...]``: the official figures of models on sets; run again to resume."""
 
 import argparse
 import sys
@@ -16,13 +16,16 @@ def run(args: argparse.Namespace) -> int:
     config = read_options(EvaluateConfig, args)
     if args.predictions:
         return _score_file(args, config)
+    models, names = (args.model, args.names) if args.model else (args.names[:1], args.names[1:])
     from glip.device import choose_device
     from glip.evaluate.evaluation import evaluate
     from glip.train.distributed import process_group
 
+    if not models or (args.model and names and Path(names[0], "config.json").is_file()):
+        raise ConfigError("give a model first, glip evaluate MODEL [SET ...], or --model before each of several models")
     with process_group(choose_device(args.device), minutes=_DAYS) as group:
         share = (group.rank, group.size)
-        folder = evaluate(args.names, config, device=str(group.device), share=share, gather=group.gather)
+        folder = evaluate(models, names, config, device=str(group.device), share=share, gather=group.gather)
         if group.main:
             print(f"reports and results are in {folder}", file=sys.stderr)
     return 0
@@ -30,11 +33,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     from glip.evaluate.benchmark import load_benchmarks
-    from glip.evaluate.evaluation import score_file
     from glip.evaluate.odinw import ODINW
+    from glip.evaluate.scoring import score_file
 
-    if len(args.names) != 1 or args.names[0] in ODINW:
-        raise ConfigError("--predictions scores one set without a model: give the set alone, glip evaluate SET")
+    if len(args.names) != 1 or args.names[0] in ODINW or args.model or config.save_thresholds:
+        raise ConfigError(
+            "--predictions scores one set without a model: give the set alone, glip evaluate SET, and no --model or "
+            "--save-thresholds"
+        )
     [[benchmark]] = load_benchmarks(args.names, config).values()
     file = Path(args.predictions)
     folder = Path(config.out) / benchmark.name if config.out else file.with_name(f"{file.stem}-{benchmark.name}")

@@ -126,6 +126,7 @@ class Validation:
     figures: dict[str, float] = field(default_factory=dict)  # by "SET/FIGURE", such as "bccd_val/AP50"
     images: dict[str, Image.Image] = field(default_factory=dict)  # predictions beside targets, by "SET/NUMBER"
     skipped: SkipCounter = field(default_factory=SkipCounter)
+    thresholds: dict[str, float] = field(default_factory=dict)  # of best F1, by class name
 
     @property
     def best(self) -> float:

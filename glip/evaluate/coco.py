@@ -6,22 +6,26 @@ whose vocabulary has it and nowhere else, as in LVIS: a false positive for an ab
 
 import contextlib
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import iou
 
 from glip.data.sets import Row
 from glip.errors import DataError
-from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, to_arrays
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, split_by, to_arrays
 from glip.structures import Detections, Sample
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of each detection and several of each match
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _OFF = 0.25  # of its width that the middle of an interval may lie off its figure
+_OVERLAP = 0.5
+BEST = ("threshold", "precision", "recall", "F1")  # what is told of the threshold of best F1
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,25 @@ class Ranking:
         """AP where image i counts ``weights[i]`` times; NaN where no box is left."""
         boxes, times = float(weights[self.boxes].sum()), weights[self.images]
         return interpolated_ap(np.cumsum(times * self.right), np.cumsum(times), boxes) if boxes else float("nan")
+
+    def curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Every score once, highest first; precision, recall and F1 of the detections that score at least as much."""
+        last = np.append(self.scores[1:] < self.scores[:-1], True)[: len(self.scores)]
+        right, shown, boxes = np.cumsum(self.right)[last], np.flatnonzero(last) + 1, len(self.boxes)
+        return self.scores[last], right / shown, right / max(boxes, 1), 2 * right / (shown + boxes)
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The threshold of best F1 at IoU 0.5, with precision, recall and F1 there; {} without a right detection.
+
+        It lies half way to the next lower score.
+        """
+        if not self.right.any():
+            return {}
+        scores, *figures = self.curves()
+        place = int(np.argmax(figures[-1]))
+        threshold = float(scores[place] + np.append(scores, 0.0)[place + 1]) / 2
+        return dict(zip(BEST, (threshold, *(float(one[place]) for one in figures)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -69,19 +92,29 @@ class Score:
         """AP at IoU 0.5."""
         return self.figures["AP50"]
 
-    def interval(self, *, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
+    def interval(self, *, less: "Score | None" = None, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
         """95 % interval of AP50 over resampled images (bootstrap), or None where it would not be one.
 
         Where most names are in a few images, which a resample shows twice or not at all, it raises AP by itself: the
         middle of what it gives is then far from the figure, and the interval may not even hold it.
+
+        With ``less``, another score on the same images, it is the interval of this AP50 less that one (paired: each
+        resample has the same images for both).
         """
+        if not self.rankings:
+            return None
+        found, figure = self._resampled(rounds, seed), self.ap50
+        if less:
+            found, figure = found - less._resampled(rounds, seed), figure - less.ap50
+        low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
+        return (low, high) if abs(middle - figure) <= _OFF * (high - low) + 1e-6 else None
+
+    def _resampled(self, rounds: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
         table = [[ranking.ap50(weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
-            found = [np.nanmean(row) for row in table if not np.isnan(row).all()]
-        low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
-        return (low, high) if abs(middle - self.ap50) <= _OFF * (high - low) + 1e-6 else None
+            return np.array([np.nanmean(row) for row in table if not np.isnan(row).all()])
 
 
 def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
@@ -105,9 +138,7 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
             f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there is "
             "nothing to score; check the annotations with glip data check"
         )
-    scored = results.select(results.categories != UNKNOWN)
-    if truth.negatives is not None:
-        scored = scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
+    scored = _scored(truth, results)
     precisions, recalls, rankings = [], [], list[Ranking]()
     for start in range(0, len(truth.categories), _AT_ONCE):
         evaluator = _run_cocoeval(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
@@ -128,23 +159,66 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
     return Score(figures, table, len(truth.images), rankings)
 
 
-def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
-    """For each category the threshold of best F1 at IoU 0.5, half way to the next lower score.
+def _scored(truth: GroundTruth, results: Results) -> Results:
+    """The results of known categories, without those that ``negatives`` leave open."""
+    scored = results.select(results.categories != UNKNOWN)
+    if truth.negatives is None:
+        return scored
+    return scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
 
-    ``default`` is the threshold of a category without a box or without a right detection.
+
+def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
+    """For each category the threshold of best F1; ``default`` for one without a right detection."""
+    return tuple(ranking.best.get("threshold", default) for ranking in rankings)
+
+
+def thresholds_by_name(rankings: Iterable[tuple[str, Ranking]]) -> dict[str, float]:
+    """The same by name, without those that have no right detection; rankings of one name count together."""
+    groups = defaultdict[str, list[Ranking]](list)
+    for name, ranking in rankings:
+        groups[name].append(ranking)
+    found = {name: pooled(own).best for name, own in groups.items()}
+    return {name: best["threshold"] for name, best in found.items() if best}
+
+
+def pooled(rankings: Sequence[Ranking]) -> Ranking:
+    """The detections and boxes of several categories as one ranking."""
+    columns = (np.concatenate([getattr(one, name) for one in rankings]) for name in ("images", "right", "scores"))
+    images, right, scores = columns
+    order = np.argsort(-scores, kind="stable")
+    return Ranking(images[order], right[order], scores[order], np.concatenate([one.boxes for one in rankings]))
+
+
+def confusion(truth: GroundTruth, results: Results, threshold: float) -> np.ndarray:
+    """How often a box of each category was found as each category: counts (found, true), last of both the background.
+
+    Detections of at least ``threshold`` take boxes at IoU 0.5, best first: those of their own category, then what is
+    left of others. Detections in a group of their category count nowhere, as in AP.
     """
-    found = []
-    for ranking in rankings:
-        if not len(ranking.boxes) or not ranking.right.any():
-            found.append(default)
-            continue
-        shown = np.arange(1, len(ranking.right) + 1)
-        f1 = 2 * np.cumsum(ranking.right) / (shown + len(ranking.boxes))
-        scores = np.append(ranking.scores, 0.0)
-        last = np.append(scores[1:-1] < scores[:-2], True)  # of detections with one score all are shown, or none
-        best = int(np.argmax(np.where(last, f1, -1.0)))
-        found.append(float(scores[best] + scores[best + 1]) / 2)
-    return tuple(found)
+    shown = _scored(truth, results.select(results.scores >= threshold))
+    shown = shown.select(np.argsort(-shown.scores, kind="stable"))
+    none = len(truth.categories)
+    table, boxes = np.zeros((none + 1, none + 1), dtype=int), truth.boxes
+    for own, found in zip(*(split_by(one.images, len(truth.images)) for one in (boxes, shown)), strict=True):
+        labels, categories, crowd = shown.categories[found], boxes.categories[own], boxes.crowd[own]
+        near = np.reshape(iou(shown.boxes[found], boxes.boxes[own], crowd.astype(int)), (len(found), len(own)))
+        near = np.where(near >= _OVERLAP, near, 0.0)
+        alike = labels[:, None] == categories
+        taken, free, grouped = np.full(len(found), -1), ~crowd, (near * alike * crowd).any(1)
+        _take_boxes(near * alike, taken, free)
+        _take_boxes(near * ~alike * ~grouped[:, None], taken, free)
+        counted = (taken >= 0) | ~grouped
+        np.add.at(table, (labels[counted], np.append(categories, none)[taken[counted]]), 1)
+        np.add.at(table, (none, categories[free]), 1)
+    return table
+
+
+def _take_boxes(near: np.ndarray, taken: np.ndarray, free: np.ndarray) -> None:
+    """Give each row that has no box yet its nearest free one, row by row; ``taken`` and ``free`` change."""
+    for row in np.flatnonzero((taken < 0) & near.any(1)):
+        best = int(np.argmax(near[row] * free))
+        if near[row, best] and free[best]:
+            taken[row], free[best] = best, False
 
 
 # ---- columns -> pycocotools -> figures

@@ -261,6 +261,12 @@ def results_of(found: Detections, image: int, labels: Sequence[int], *, inclusiv
     )
 
 
+def split_by(groups: Int[np.ndarray, " row"], count: int) -> list[np.ndarray]:
+    """The rows of each of ``count`` groups, such as images or categories, in their order."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.searchsorted(groups[order], np.arange(1, count)))
+
+
 def concatenate(parts: Sequence[Results]) -> Results:
     """Results one after the other."""
     listed = [Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0)), *parts]

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from glip.evaluate.coco import Ranking
+from glip.evaluate.coco import Ranking, pooled
 from glip.geometry.boxes import iou
 from glip.lettering import BLUE, GREEN, RED, TextRun, legible
 from glip.structures import Detections, Sample
 from glip.visualize import Cell, figure, save_image, sheet
 
 _CURVES = 10  # categories with a curve of their own: those with most boxes
+_CELLS = 25  # names in a confusion matrix, the same; the others are one row and column
 _OVERLAP = 0.5
 _RIGHT, _WRONG, _MISSED = GREEN, RED, BLUE
 
@@ -159,6 +160,54 @@ def draw_by_shots(
         axes.set_xticks(range(len(shots)), shots)
         axes.set_title(title, fontsize="medium", wrap=True)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_confidence(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -> None:
+    """F1, precision and recall at IoU 0.5 by the score threshold: of all classes together, and of the most frequent."""
+    order = sorted(range(len(names)), key=lambda index: -len(rankings[index].boxes))
+    lines = [(_short(names[index]), rankings[index], dict[str, Any](linewidth=1.0)) for index in order[:_CURVES]]
+    lines.append(("all classes", every := pooled(rankings), {"linewidth": 2.5, "color": "black"}))
+    titles = {"F1": 3, "precision": 1, "recall": 2}  # and their places in a ranking's curves
+    with _axes(path, 15, 4.5, columns=3) as panels:
+        for axes, (title, place) in zip(panels, titles.items(), strict=True):
+            for label, ranking, style in lines if len(every.scores) else ():
+                scores, values = ranking.curves()[0], ranking.curves()[place]
+                x, y = np.append(scores, 0.0)[::-1], np.append(values, values[-1:])[::-1]  # the same down to 0
+                axes.plot(x[: len(y)], y, drawstyle="steps-pre", label=label, **style)
+            axes.set(title=title, xlabel="score threshold", ylabel=title, xlim=(0, 1), ylim=(0, 1.05))
+        if every.best:
+            panels[0].set_title("F1: best {F1:.2f} at {threshold:.2f} over all classes".format(**every.best))
+            panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+
+
+def draw_confusion(names: Sequence[str], table: np.ndarray, threshold: float, path: Path) -> None:
+    """A confusion matrix as ``coco.confusion`` counts it: a column for each true name, coloured by its shares."""
+    order = np.argsort(-table[:, :-1].sum(0), kind="stable")
+    labels = [_short(names[index]) for index in order[:_CELLS]]
+    place = np.full(len(names) + 1, len(labels))
+    place[order[:_CELLS]] = np.arange(len(labels))
+    if len(names) > _CELLS:
+        labels.append(f"{len(names) - _CELLS} others")
+        place[-1] += 1
+    labels.append("background")
+    groups = np.eye(len(labels), dtype=int)[place]
+    shown = groups.T @ table @ groups
+    side = 3 + 0.4 * len(labels)
+    with _axes(path, side + 0.5, side) as (axes,):
+        axes.imshow(shown / np.maximum(shown.sum(0), 1), cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.argwhere(shown).tolist():
+            dark = shown[row, column] > shown[:, column].sum() / 2
+            style = {"ha": "center", "va": "center", "fontsize": "x-small", "color": "white" if dark else "black"}
+            axes.text(column, row, shown[row, column], **style)
+        axes.set_xticks(range(len(labels)), labels, rotation=90)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xlabel="ground truth", ylabel="found")
+        axes.set_title(f"found at threshold {threshold:.2f}, IoU 0.5", fontsize="medium")
+
+
+def _short(name: str) -> str:
+    """A name as matplotlib shows it: without formulas, and not too long."""
+    return (name if len(name) < 25 else f"{name[:23]}...").replace("$", r"\$")
 
 
 @contextmanager

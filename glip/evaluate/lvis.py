@@ -15,7 +15,7 @@ import numpy as np
 
 from glip.data.sets import Row
 from glip.evaluate.coco import Score, annotation_rows, interpolated_ap, mean_of_valid, result_rows
-from glip.evaluate.columns import FREQUENCIES, UNKNOWN, Boxes, LvisTruth, Results, concatenate
+from glip.evaluate.columns import FREQUENCIES, UNKNOWN, Boxes, LvisTruth, Results, concatenate, split_by
 
 _PRECISIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 _PENDING = 4_000_000  # results that wait until the best are chosen again, about 220 MB
@@ -125,9 +125,7 @@ def _has_area(areas: np.ndarray) -> np.ndarray:
 
 def _by_category(columns: Columns, count: int) -> Iterator[Columns]:
     """The boxes or results of each category."""
-    order = np.argsort(columns.categories, kind="stable")
-    ends = np.searchsorted(columns.categories[order], np.arange(1, count))
-    return (columns.select(part) for part in np.split(order, ends))
+    return (columns.select(part) for part in split_by(columns.categories, count))
 
 
 def _curves(boxes: Boxes, found: Results, incomplete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

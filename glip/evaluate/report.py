@@ -1,15 +1,27 @@
 """The report of an evaluation: JSON for programs, Markdown for people."""
 
+import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from glip import __version__
 from glip.console import counted
 from glip.data.sets import SkipCounter
+from glip.evaluate.coco import Score
 from glip.files import atomic_write, write_json
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
+HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
+_COMPARED, _ENDS = ("AP", "AP50", "Fixed AP", "R@1"), ("low (95 %)", "high (95 %)")
+_PACKAGES = ("torch", "torchvision", "pycocotools")  # that the figures depend on
+Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
 TrainedOn = Literal["yes", "no", "unknown"]
 
@@ -26,8 +38,11 @@ class Report:
         trained_on: whether the model was trained on this set.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
+        thresholds: of best F1, by class name (COCO's protocol).
+        pictures: the files drawn beside the report.
         noted: what was not scored, or is odd, by reason.
         places: for each reason the first few places.
+        score: what COCO's protocol gave, to compare with; it is not written.
     """
 
     model: str
@@ -37,15 +52,20 @@ class Report:
     trained_on: TrainedOn
     figures: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Sequence[Row]] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    pictures: list[str] = field(default_factory=list)
     noted: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    score: Score | None = None
 
     def write(self, folder: Path, skipped: SkipCounter) -> None:
         """Add what was skipped, and write ``report.json`` and ``report.md``."""
         self.noted, self.places = skipped.counts, skipped.places
-        write_json(folder / "report.json", asdict(self))
+        plain = {key: value for key, value in vars(self).items() if key != "score"}
+        write_json(folder / "report.json", {**plain, "made": made()})
+        pictures = [f"\n![{name}]({name})\n" for name in self.pictures]
         with atomic_write(folder / "report.md") as file:
-            file.write(self.markdown())
+            file.write("".join([self.markdown(), *pictures, made_line()]))
 
     def markdown(self) -> str:
         """The report as a page."""
@@ -58,6 +78,22 @@ class Report:
         for title, rows in self.tables.items():
             lines += ["", f"## {title}", "", *markdown_table(rows)]
         return "\n".join(lines) + "\n"
+
+
+def made() -> dict[str, str]:
+    """Date, command and versions of what is written now."""
+    program = "glip" if Path(sys.argv[0]).stem in ("glip", "__main__") else sys.argv[0]
+    versions = {"glip": __version__, "Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join([program, *sys.argv[1:]]),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+
+
+def made_line() -> str:
+    """The same as the last line of a page."""
+    return "\nMade on {date} by `{command}` with {versions}.\n".format(**made())
 
 
 def markdown_table(rows: Sequence[Row]) -> list[str]:
@@ -73,3 +109,33 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value == NOTHING else f"{value:.3f}"
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def overview(reports: Sequence[Report]) -> list[Row]:
+    """The main figures of one model, a row for each set."""
+    shown, rows = [name for name in HEADLINES if any(name in one.figures for one in reports)], list[Row]()
+    for one in reports:
+        figures = {name: one.figures.get(name, "") for name in shown}
+        rows.append({"set": one.dataset, **figures, "samples": one.samples, "trained on": one.trained_on})
+    return rows
+
+
+def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
+    """For each set and figure a row for each variant, with its difference from the first one.
+
+    The difference of AP50 has a 95 % interval (``Score.interval``) where COCO's protocol scores.
+    """
+    first, rows = next(iter(reports.values())), list[Row]()
+    varied = [place for place in (0, 1) if len({variant[place] for variant in reports}) > 1]
+    for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
+        before, one = first[place], own[place]
+        if figure not in one.figures:
+            continue
+        value, told = one.figures[figure], dict.fromkeys(("difference", *_ENDS), "")
+        if own is not first:
+            told["difference"] = f"{value - before.figures[figure]:+.3f}"
+            paired = one.score.interval(less=before.score) if figure == "AP50" and one.score else None
+            told |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
+        named = {("model", "prompts")[part]: variant[part] for part in varied}
+        rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **told})
+    return rows

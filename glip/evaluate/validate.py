@@ -8,7 +8,7 @@ from glip.data.sets import SampleSet, SkipCounter, Validation
 from glip.detector import Detector
 from glip.errors import DataError
 from glip.evaluate.benchmark import check_samples, has_boxes
-from glip.evaluate.coco import average_precision
+from glip.evaluate.coco import Ranking, average_precision, thresholds_by_name
 from glip.evaluate.figures import found_sample
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
@@ -36,7 +36,7 @@ class Validator:
 
     def __call__(self, detector: Detector) -> Validation:
         """Evaluate; no random number is drawn from torch."""
-        found = Validation()
+        found, ranked = Validation(), list[tuple[str, Ranking]]()
         for name, samples in self.sets.items():
             skipped, figures = SkipCounter(), dict[str, float]()
             pairs = list(detect_all(detector, samples, tally=skipped))
@@ -45,6 +45,7 @@ class Validator:
             if has_boxes(sample for sample, _ in listed):
                 score = average_precision(listed)
                 figures |= {"AP": score.ap, "AP50": score.ap50}
+                ranked += zip((str(row["name"]) for row in score.categories), score.rankings, strict=True)
             if has_boxes(sample for sample, _ in captioned):
                 figures |= {f"recall@{rank}": value for rank, value in phrase_recall(captioned).at.items()}
             if not figures:
@@ -60,6 +61,7 @@ class Validator:
                 best = detections.select(torch.arange(min(len(detections), count)))
                 found.images[f"{name}/{number}"] = contact_sheet([found_sample(sample, best), sample])
             found.skipped.merge(skipped)
+        found.thresholds.update(thresholds_by_name(ranked))
         return found
 
 

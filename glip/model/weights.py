@@ -9,7 +9,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,17 @@ def save_pretrained(
     with atomic_path(folder / _VOCABULARY) as file:
         file.write_bytes(words)
     write_json(folder / _CONFIG, to_dict(config))
+
+
+def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
+    """Store lowest scores by phrase in the config of a model folder; those of other phrases stay.
+
+    Raises:
+        CheckpointError: no model folder.
+    """
+    config = _read_config(Path(folder))
+    thresholds = {**config.thresholds, **thresholds}
+    write_json(Path(folder) / _CONFIG, to_dict(replace(config, thresholds=thresholds)))
 
 
 def start_language(model: GLIP, source: str | Path) -> None:

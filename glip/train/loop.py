@@ -34,7 +34,7 @@ from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 # parallel (often changed with the machine) touch their rounding, micro_batch also batch norm and dropout.
 MAY_CHANGE = (
     *("data.max_broken", "data.root", "data.validate", "data.workers"),
-    *("model.inference", "model.license", "model.name", "model.trained_on"),
+    *("model.inference", "model.license", "model.name", "model.thresholds", "model.trained_on"),
     *("train.checkpointing", "train.compile", "train.keep_every", "train.log_every", "train.max_bad_steps"),
     *("train.micro_batch", "train.output", "train.parallel", "train.save_every", "train.tensorboard"),
     *("train.validate_every", "train.validate_images"),

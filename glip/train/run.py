@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from glip.config import ModelConfig
+from glip.console import counted
 from glip.data.loader import MixtureDataset, load_steps
 from glip.data.mixture import build_sources, survey
 from glip.data.sets import Validation
@@ -39,7 +40,8 @@ def run(
     """Train as a config says and write the model beside the run's checkpoints; gives the model's folder.
 
     Under torchrun each process calls this, with cpu or cuda as device; the main one writes and reports. ``validator``
-    evaluates the model every ``train.validate_every`` steps.
+    evaluates the model every ``train.validate_every`` steps; the thresholds that it finds for the finished model are
+    stored with it, beside those that ``model.thresholds`` states.
 
     Raises:
         GlipError: no training set, or a set or model that cannot be read.
@@ -78,6 +80,10 @@ def run(
             report=report,
         )
         trained = training()
+        if validator and settings.validate_every:
+            best = validate(trained).thresholds
+            config = replace(config, thresholds=best | config.thresholds)
+            report(f"the model has a score threshold for {counted(len(best), 'class')}: that of best F1 on validation")
         if group.main:
             save_pretrained(folder, trained, config, vocabulary)
     return folder

@@ -30,5 +30,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
     config = pretrained_config(start)
     inference = replace(config.inference, inclusive=False)  # as our readers give boxes
-    usual = to_dict(replace(config, inference=inference, name=Path(stated.train.output).resolve().name))
+    name = Path(stated.train.output).resolve().name
+    usual = to_dict(replace(config, inference=inference, thresholds={}, name=name))  # thresholds are of its weights
     return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})

@@ -167,3 +167,14 @@ def test_a_moved_project_goes_on(train, place, monkeypatch):
     monkeypatch.chdir(place / "moved")
     assert train("run", *own, "train.steps=2")[0] == 0
     assert "this run has finished its 2 steps" in train("run", *own, "train.steps=2")[1]
+
+
+def test_a_trained_model_has_the_thresholds_of_its_validation(train, place, monkeypatch):
+    """Its own, not those of the model that it starts from; one that is stated stays."""
+    own = ["--validate", "data/instances.json", "train.steps=1"]
+    monkeypatch.setattr("glip.evaluate.validate.thresholds_by_name", lambda ranked: {"red circle": 0.25, "owl": 0.5})
+    code, said, _ = train("first", *own, "model.thresholds.owl=0.75")
+    assert code == 0 and "the model has a score threshold for 2 classes: that of best F1 on validation" in said
+    assert config_of(place / "first")["thresholds"] == {"red circle": 0.25, "owl": 0.75}
+    assert train("second", "train.start=first/model", "train.steps=1")[0] == 0
+    assert config_of(place / "second")["thresholds"] == {}

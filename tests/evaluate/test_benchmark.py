@@ -11,8 +11,9 @@ from small import write_coco
 from glip.config import EvaluateConfig, ModelConfig, SetConfig
 from glip.data.sets import SampleSet
 from glip.evaluate.benchmark import Benchmark, load_benchmark, load_benchmarks, seen_in
-from glip.evaluate.evaluation import prompt_folders, query_options, score
+from glip.evaluate.evaluation import prompt_folders, query_options
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
+from glip.evaluate.scoring import score
 
 BOX = (10.0, 10.0, 50.0, 50.0)
 CAT, FILES = sample(["cat"], [(BOX, 0)]), SetConfig(annotations="a.json")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,25 @@ from scored import detections, sample
 
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
-from glip.evaluate.coco import Ranking, Score, average_precision, best_thresholds, score_results
-from glip.evaluate.columns import UNKNOWN, GroundTruth, concatenate, read_results, read_truth, results_of
+from glip.evaluate.coco import (
+    Ranking,
+    Score,
+    average_precision,
+    best_thresholds,
+    confusion,
+    pooled,
+    score_results,
+    thresholds_by_name,
+)
+from glip.evaluate.columns import (
+    UNKNOWN,
+    GroundTruth,
+    concatenate,
+    read_results,
+    read_truth,
+    results_of,
+    to_arrays,
+)
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
 
@@ -324,3 +342,45 @@ def test_no_other_threshold_is_better(rows, missed):
 )
 def test_half_way_to_the_next_score_else_the_usual_one(right, scores, boxes, threshold):
     assert best_thresholds([ranking(right, scores, boxes)], 0.57) == (threshold,)
+
+
+def test_what_is_told_of_a_threshold():
+    one, other = ranking([1, 0, 1], [0.9, 0.5, 0.5], 3), ranking([1], [0.8], 1)
+    assert one.best == pytest.approx({"threshold": 0.25, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3})
+    both = pooled([one, other])
+    assert both.scores.tolist() == [0.9, 0.8, 0.5, 0.5] and both.right.tolist() == [True, True, False, True]
+    assert both.best["recall"] == 0.75 and ranking([0], [0.9], 2).best == {} == ranking([], [], 0).best
+    found = thresholds_by_name([("cat", one), ("dog", other), ("owl", ranking([], [], 1)), ("cat", other)])
+    assert found == pytest.approx({"cat": 0.25, "dog": 0.4})
+
+
+# ---- comparing, confusing
+
+
+def test_two_models_are_compared_image_by_image():
+    """The second one looks for more boxes of the same images: its gain is surer than both figures alone."""
+    rng, first, second = random.Random(2), [], []
+    for _ in range(30):
+        one = sample(["cat"], [(A, 0), (B, 0)])
+        rows = [(A if rng.random() < 0.6 else FAR, rng.random(), 0)]
+        first.append((one, detections(one, rows)))
+        second.append((one, detections(one, [*rows, (B if rng.random() < 0.5 else FAR, rng.random(), 0)])))
+    before, after = average_precision(first), average_precision(second)
+    low, high = after.interval(less=before)
+    assert 0 < low < after.ap50 - before.ap50 < high
+    assert high - low < after.interval()[1] - after.interval()[0] and before.interval()[1] > after.interval()[0]
+    assert (-high, -low) == pytest.approx(before.interval(less=after))
+    assert after.interval(less=after, rounds=50) == (0.0, 0.0)
+
+
+def test_what_is_taken_for_what():
+    """Own names first: the dog's box goes to the weaker dog. A cat in a group of cats counts nowhere."""
+    near = (12.0, 10.0, 52.0, 50.0)
+    one = sample(["cat", "dog"], [(A, 0), (near, 1), (B, 1)])
+    rows = [(near, 0.9, 0), (A, 0.8, 0), (A, 0.7, 1), (B, 0.6, 0), (FAR, 0.5, 1), (FAR, 0.2, 1)]
+    group = replace(sample(["cat", "dog"], [(A, 0), (B, 1)]), crowd=(0,))
+    pairs = [(one, detections(one, rows)), (group, detections(group, [(A, 0.9, 0)])), (sample(["cat", "dog"]), None)]
+    pairs[2] = (pairs[2][0], detections(pairs[2][0], []))
+    truth, results = to_arrays(pairs)
+    assert confusion(truth, results, 0.5).tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 0]]
+    assert confusion(truth, results, 1.0).tolist() == [[0, 0, 0], [0, 0, 0], [1, 3, 0]]

@@ -1,0 +1,206 @@
+"""Scoring: from stored predictions, or a file of results, to a report, results in the standard formats and images."""
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from glip.config import ModelConfig
+from glip.data.sets import SkipCounter
+from glip.errors import DataError
+from glip.evaluate import columns
+from glip.evaluate.benchmark import Benchmark
+from glip.evaluate.coco import BEST, Score, confusion, pooled, score_results, thresholds_by_name
+from glip.evaluate.columns import UNKNOWN, GroundTruth, LvisTruth, Results
+from glip.evaluate.false_positives import RATES, false_positives
+from glip.evaluate.figures import draw_confidence, draw_confusion, draw_curves, draw_worst
+from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
+from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
+from glip.evaluate.report import NOTHING, Report, Row
+from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
+from glip.files import write_json
+from glip.structures import Sample
+
+CURVES, CONFIDENCE, CONFUSION, WORST = "curves.png", "confidence.png", "confusion.png", "worst.png"
+PER_IMAGE = 300  # detections of an image that LVIS's standard AP counts
+Predictions = Iterable[tuple[Sample, Prediction]]
+
+
+def score(
+    benchmark: Benchmark,
+    store: PredictionStore,
+    config: ModelConfig,
+    options: QueryOptions,
+    folder: Path,
+    *,
+    draw: bool = False,
+) -> Report:
+    """Score the predictions for a set, and write its report, its results and, on request, its images.
+
+    Args:
+        benchmark: the set and the protocol.
+        store: a prediction for each of its samples.
+        config: of the model that made them.
+        options: with which they were made.
+        folder: where everything is written.
+        draw: also draw curves, scores and the worst images.
+
+    Raises:
+        DataError: predictions are missing, or there is nothing to score.
+    """
+    samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
+    store.reload()  # with what other processes have written
+    missing = len(set(range(len(samples))) - store.done)
+    if missing:
+        raise DataError(
+            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
+            "same command again; several machines need one --out that all of them can read"
+        )
+    skipped.merge(benchmark.read.skipped)
+
+    def stored(*, captions: bool) -> Predictions:
+        """Read again each time: those for a large set need not fit into memory."""
+        return (pair for pair in store.read(samples, options) if (pair[0].prompt is not None) == captions)
+
+    for sample, one in store.read(samples, options):
+        kinds.add(sample.prompt is not None)
+        if one.found is None:
+            skipped.add(one.reason, one.place)
+    report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
+    if False in kinds:
+        truth = benchmark.ground_truth(skipped)
+        results, best = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
+        _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
+        columns.write_results(folder / "results.json", results, truth.images, truth.categories)
+    if True in kinds:
+        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
+        write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
+        _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
+    if draw:
+        every = store.read(samples, options)
+        found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
+        draw_worst(found, samples, config.inference.threshold, folder / WORST)
+        report.pictures += [WORST] * (folder / WORST).is_file()
+    report.write(folder, skipped)
+    return report
+
+
+def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:
+    """Score a file of results in the standard format without any model.
+
+    For a set with captions and lists of names the protocol says which are scored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not results of this set.
+    """
+    skipped = SkipCounter()
+    skipped.merge(benchmark.read.skipped)
+    report = Report(file.name, benchmark.name, benchmark.protocol, len(benchmark.read.samples), "unknown")
+    if benchmark.protocol in ("any-box", "merged-boxes"):
+        captions = [sample for sample in benchmark.read.samples if sample.prompt]
+        boxes = read_predictions(file, captions, skipped)
+        _add_recall(report, caption_recall(zip(captions, boxes, strict=True), protocol=benchmark.protocol))
+    else:
+        truth = benchmark.ground_truth(skipped)
+        results = columns.read_results(file, truth.images, truth.categories, skipped)
+        if isinstance(truth, LvisTruth) and np.bincount(results.images, minlength=1).max() == PER_IMAGE:
+            skipped.add("image whose results end at 300: Fixed AP is of those only", "the file")
+        _score_boxes(report, benchmark, truth, results, results, folder if draw else None)
+    report.write(folder, skipped)
+    return report
+
+
+def _as_results(
+    benchmark: Benchmark, truth: GroundTruth, predictions: Predictions, *, inclusive: bool
+) -> tuple[Results, Results]:
+    """Predictions under the images and categories of the ground truth, and those of which Fixed AP is computed.
+
+    In LVIS these are the first 300 of each image, which are the best, and the best of each category.
+    """
+    place = {number: index for index, number in enumerate(truth.images)}
+    label = {number: index for index, number in enumerate(truth.categories)}
+    ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
+    is_lvis, own_labels = isinstance(truth, LvisTruth), lru_cache(partial(columns.labels_of, truth.names))
+    best, top = BestOfCategories(len(truth.categories)), list[Results]()
+    for sample, one in predictions:
+        if one.found is None:
+            continue
+        if benchmark.read.annotations:
+            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=inclusive and not is_lvis)
+        else:
+            part = columns.results_of(one.found, one.index, own_labels(sample.vocabulary))
+        if is_lvis:
+            best.add(part)
+            part = part.select(np.arange(min(len(part), PER_IMAGE)))
+        top.append(part)
+    results = columns.concatenate(top)
+    return results, best.results() if is_lvis else results
+
+
+def _score_boxes(
+    report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, best: Results, folder: Path | None
+) -> None:
+    """Average precision, and how it falls where false positives on absent names are rare; drawn in a folder."""
+    if isinstance(truth, LvisTruth):
+        score_some: Callable[[Results], Score] = partial(standard_ap, truth)
+        scored, fixed = score_some(results), fixed_ap(truth, best)
+        report.figures |= {f"Fixed {name}": value for name, value in fixed.figures.items()} | dict(scored.figures)
+        rows: list[Row] = [
+            {**{key: own[key] for key in ("name", "frequency", "boxes")}, "Fixed AP": own["AP"]}
+            | {key: other[key] for key in ("AP", "AP50")}
+            for own, other in zip(fixed.categories, scored.categories, strict=True)
+        ]
+    else:
+        score_some = partial(score_results, truth)
+        report.score = scored = score_some(results)
+        interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
+        report.figures |= dict(scored.figures) | dict(interval)
+        rows = list(scored.categories)
+    report.tables["Per category"] = rows
+    if report.score:
+        _add_thresholds(report, benchmark, truth, results, folder)
+    found = false_positives(truth, results)
+    if found is None:
+        return
+    rates, known = list[Row](), results.select(results.categories != UNKNOWN)
+    for allowed in RATES:
+        threshold = found.threshold_at(allowed)
+        scored = score_some(known.select(known.scores >= threshold))
+        report.figures[f"AP at false positive rate {allowed:g}"] = scored.ap
+        row = {"false positive rate at most": allowed, "threshold": threshold, "rate": found.rate(threshold)}
+        rates.append({**row, "AP": scored.ap, "AP50": scored.ap50})
+    report.tables["False positives on absent names"] = rates
+    report.tables["False positive rate by threshold"] = [
+        {"threshold": step / 20, "rate": found.rate(step / 20)} for step in range(1, 20)
+    ]
+
+
+def _add_thresholds(
+    report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, folder: Path | None
+) -> None:
+    """The threshold of best F1 of each class and of all together; drawn in a folder."""
+    assert report.score
+    names, rankings, nothing = truth.names, report.score.rankings, dict.fromkeys(BEST, NOTHING)
+    every = pooled(rankings)
+    listed = [("all classes", every), *zip(names, rankings, strict=True)]
+    report.tables["Threshold of best F1 (IoU 0.5)"] = [{"name": name, **(one.best or nothing)} for name, one in listed]
+    if benchmark.read.annotations:  # the file's names as they are asked for
+        asked = dict(zip(benchmark.read.ids, benchmark.read.vocabulary, strict=True))
+        names = tuple(asked.get(number, name) for number, name in zip(truth.categories, names, strict=True))
+    report.thresholds = thresholds_by_name(zip(names, rankings, strict=True))
+    if folder:
+        threshold = every.best.get("threshold", 0.5)
+        draw_curves(truth.names, rankings, folder / CURVES)
+        draw_confidence(truth.names, rankings, folder / CONFIDENCE)
+        draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
+        report.pictures += [CURVES, CONFIDENCE, CONFUSION]
+
+
+def _add_recall(report: Report, recall: PhraseRecall) -> None:
+    report.figures |= recall.figures
+    kinds = {"all": recall, **recall.kinds}
+    report.tables["Recall of phrases"] = [
+        {"phrases of": kind, "phrases": one.phrases, **one.figures} for kind, one in kinds.items()
+    ]
