@@ -153,12 +153,10 @@ class Detector:
         return f"Detector({self.config.name!r}, {self.device}, {str(self.dtype).removeprefix('torch.')}{task})"
 
     def resized(self, short_side: int) -> "Detector":
-        """A second detector, of the same weights, for images resized to another short side in pixels.
-
-        The longest side that images may have after the resize changes in proportion.
+        """A second detector of the same weights; images are resized to another short side, and longest in proportion.
 
         Raises:
-            GlipError: less than 32 pixels, or no whole number.
+            GlipError: a side below 32 or above 8192 pixels.
         """
         twin, image = copy.copy(self), self.config.image
         side = parse(Side, short_side, at="short_side")

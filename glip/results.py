@@ -3,7 +3,6 @@
 A package that glip itself does not need is imported when its form is asked for.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -18,7 +17,6 @@ from glip.shapes import Float, Int, Size, Tensor
 from glip.text.prompt import Phrase, Prompt
 
 COLUMNS = ("phrase", "label", "score", "x1", "y1", "x2", "y2")  # of a table of detections
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")  # of a box in the Hugging Face pipeline
 _SHOWN = 3  # detections in a repr
 
 
@@ -108,104 +106,82 @@ class Detections:
         """The detections for which ``keep`` is true, such as ``lambda found: found.phrase == "a car"``."""
         return self[[index for index, found in enumerate(self) if keep(found)]]
 
-    # ---- in the form of other tools
-
     def to_dicts(self) -> list[dict[str, Any]]:
         """As the Hugging Face pipeline gives them: ``score``, ``label`` (the phrase), ``box`` in whole pixels."""
-        return [
-            {"score": score, "label": phrase, "box": dict(zip(_CORNERS, map(int, box), strict=True))}
-            for box, score, _, phrase in self
-        ]
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        boxes = [dict(zip(sides, map(int, found.box), strict=True)) for found in self]
+        return [{"score": one.score, "label": one.phrase, "box": box} for one, box in zip(self, boxes, strict=True)]
 
     def to_supervision(self) -> Any:
-        """``supervision.Detections``: ``class_id`` is the label, ``data["class_name"]`` the phrase.
-
-        Raises:
-            GlipError: supervision is not installed.
-        """
-        own = self.to("cpu")
-        return _extra("supervision").Detections(
-            xyxy=own.boxes.numpy(),
-            confidence=own.scores.numpy(),
-            class_id=own.labels.numpy(),
-            data={"class_name": np.array([phrase.text for phrase in self.phrases], dtype=str)},
-        )
+        """``supervision.Detections``: ``class_id`` is the label, ``data["class_name"]`` the phrase."""
+        boxes, scores, labels = self._arrays()
+        data = {"class_name": np.array([phrase.text for phrase in self.phrases], dtype=str)}
+        return _extra("supervision").Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame: phrase, label, score, x1, y1, x2, y2.
-
-        Raises:
-            GlipError: pandas is not installed.
-        """
-        own, phrases = self.to("cpu"), [phrase.text for phrase in self.phrases]
-        columns = (phrases, own.labels.numpy(), own.scores.numpy(), *own.boxes.numpy().T)
+        """A pandas DataFrame with the columns phrase, label, score, x1, y1, x2, y2."""
+        boxes, scores, labels = self._arrays()
+        columns = ([phrase.text for phrase in self.phrases], labels, scores, *boxes.T)
         return _extra("pandas").DataFrame(dict(zip(COLUMNS, columns, strict=True)))
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | Mapping[str, int]) -> list[dict[str, Any]]:
         """COCO's results: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``.
 
-        Args:
-            image_id: the image's id in the annotations that the results are for.
-            category_ids: the id of each phrase there: in the prompt's order, or by text; several may have the same.
+        The ids are those of the annotations that the results are for; ``category_ids`` has one for each phrase, in the
+        prompt's order or by text.
 
         Raises:
-            GlipError: a list of another length than the prompt, or a phrase that was found and has no id.
+            GlipError: a list of another length than the prompt, or no id for a phrase that was found.
         """
-        texts, ids = self.prompt.texts, category_ids
-        if not isinstance(ids, Mapping) and len(ids) != len(texts):
-            raise GlipError(f"category_ids: got {len(ids)} for {len(texts)} phrases: give one id per phrase")
-        rows = []
-        for (left, top, right, bottom), score, label, phrase in self:
-            own = ids.get(phrase) if isinstance(ids, Mapping) else ids[label]
-            if own is None:
-                raise GlipError(f"category_ids: no id for {phrase!r}, which was found: give one for each phrase")
-            box = [left, top, right - left, bottom - top]
-            rows.append({"image_id": image_id, "category_id": own, "bbox": box, "score": score})
-        return rows
+        texts = self.prompt.texts
+        ids = list(map(category_ids.get, texts) if isinstance(category_ids, Mapping) else category_ids)
+        if len(ids) != len(texts) or None in {ids[label] for label in self.labels.tolist()}:
+            raise GlipError(f"category_ids: got {category_ids!r:.99}: give one for each of {', '.join(texts)[:99]}")
+        boxes = [[left, top, right - left, bottom - top] for left, top, right, bottom in self.boxes.tolist()]
+        rows = [{"image_id": image_id, "category_id": ids[found.label], "score": found.score} for found in self]
+        return [{**row, "bbox": box} for row, box in zip(rows, boxes, strict=True)]
 
-    def to_yolo(self, *, scores: bool = False) -> str:
-        """The lines of a YOLO label file: label, centre x, centre y, width, height, as shares of the image's sides.
-
-        Args:
-            scores: end each line with the score, as ultralytics' predictions; what is trained on has none.
-        """
-        height, width = self.size
-        x1, y1, x2, y2 = (self.boxes.double().cpu() / torch.tensor([width, height] * 2)).clamp(0, 1).unbind(1)
-        numbers = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, *([self.scores.double().cpu()] if scores else [])]
-        rows = zip(self.labels.tolist(), torch.stack(numbers, 1).tolist(), strict=True)
+    def to_yolo(self) -> str:
+        """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image's sides."""
+        boxes, _, labels = self._arrays()
+        low, high = np.split((boxes / np.tile(self.size[::-1], 2)).clip(0, 1), 2, axis=1)
+        rows = zip(labels, np.hstack([(low + high) / 2, high - low]), strict=True)
         return "".join(f"{label} {' '.join(f'{value:.6f}' for value in row)}\n" for label, row in rows)
 
     def draw(self, image: Any, *, scores: bool = True) -> Image.Image:
-        """A copy of the image with a frame and a label for each detection, as ``glip.visualize.draw``.
+        """A copy of the image with a frame and a label for each detection (``glip.visualize.draw``).
 
-        Args:
-            image: the image they were found in: what a Detector takes.
-            scores: whether labels carry the score.
+        The image is the one they were found in, in any form that a Detector takes.
 
         Raises:
-            ImageError: one that cannot be read, or of another size.
+            ImageError: it cannot be read, or has another size.
         """
         drawn: Image.Image = _above("visualize").draw(self._opened(image), self, scores=scores)
         return drawn
 
     def crops(self, image: Any) -> list[Image.Image]:
-        """The part of the image in each box, out to whole pixels; arguments and errors as for ``draw``."""
-        opened, cut = self._opened(image), []
-        for x1, y1, x2, y2 in self.boxes.tolist():
-            left, top = (
-                max(0, min(math.floor(low), side - 1)) for low, side in ((x1, opened.width), (y1, opened.height))
-            )
-            right, bottom = min(math.ceil(x2), opened.width), min(math.ceil(y2), opened.height)
-            cut.append(opened.crop((left, top, max(right, left + 1), max(bottom, top + 1))))
-        return cut
+        """The part of the image in each box, out to whole pixels; image and errors as for ``draw``."""
+        opened, (boxes, *_) = self._opened(image), self._arrays()
+        low = np.floor(boxes[:, :2]).clip(0, np.array(opened.size) - 1)
+        corners = np.hstack([low, np.ceil(boxes[:, 2:]).clip(low + 1, opened.size)])
+        return [opened.crop(tuple(box)) for box in corners.astype(int).tolist()]
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Copies of boxes, scores and labels."""
+        boxes, scores, labels = (value.cpu().numpy().copy() for value in (self.boxes, self.scores, self.labels))
+        return boxes, scores, labels
 
     def _opened(self, image: Any) -> Image.Image:
         opened: Image.Image = _above("data.image").open_any(image)
-        height, width = self.size
-        if opened.size != (width, height):
-            sizes = f"has {opened.width} x {opened.height} pixels, these detections are of one of {width} x {height}"
-            raise ImageError(f"the image {sizes}: give the image that they were found in")
+        if opened.size != self.size[::-1]:
+            sizes = [f"{width} x {height}" for width, height in (opened.size, self.size[::-1])]
+            raise ImageError(f"image of {sizes[0]} pixels with detections of another of {sizes[1]}: give that one")
         return opened
+
+
+def _above(module: str) -> Any:
+    """A module that itself imports this one, so that it can only be loaded when it is used."""
+    return import_module(f"glip.{module}")
 
 
 def _extra(package: str) -> Any:
@@ -213,8 +189,3 @@ def _extra(package: str) -> Any:
         return import_module(package)
     except ImportError:
         raise GlipError(f"{package} is not installed: pip install 'glip[{package}]'") from None
-
-
-def _above(module: str) -> Any:
-    """A module that itself imports this one, so that it can only be loaded when it is used."""
-    return import_module(f"glip.{module}")

@@ -73,7 +73,7 @@ def test_pandas_reads_it(both):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     table, none = (one.to_dataframe() for one in both)
     assert list(table.columns) == ["phrase", "label", "score", "x1", "y1", "x2", "y2"]
-    assert table.groupby("phrase")["score"].max().round(2).to_dict() == {"a car": 0.75, "a tree": 0.9}
+    assert table.groupby("phrase")["score"].max().to_dict() == pytest.approx({"a car": 0.75, "a tree": 0.9})
     assert table[["x1", "y1", "x2", "y2"]].to_numpy().tolist() == BOXES
     assert len(pandas.concat([table, none])) == 3 and (none.dtypes[1:] == table.dtypes[1:]).all()
 
@@ -89,7 +89,10 @@ def test_pycocotools_reads_it(both):
         [10.5, 20.25, 40, 20],
         [99.5, 79.5, 0.5, 0.5],
     ]
-    for ids, words in (([1], "got 1 for 2 phrases: give one id per phrase"), ({"a tree": 1}, "no id for 'a car'")):
+    for ids, words in (
+        ([1], r"got \[1\]: give one for each of a car, a tree"),
+        ({"a tree": 1}, "got {'a tree': 1}: give one for each of a car"),
+    ):
         with pytest.raises(GlipError, match=f"category_ids: {words}"):
             both[0].to_coco(7, ids)
 
@@ -98,9 +101,6 @@ def test_yolo_is_what_ultralytics_reads(both):
     rows = ultralytics_labels(both[0].to_yolo(), list(PROMPT.texts))
     assert rows[:, 0].tolist() == [1, 0, 1] and both[1].to_yolo() == ""
     assert np.allclose(rows[0, 1:], [0.305, 0.378125, 0.4, 0.25]) and np.allclose(rows[1, 1:], [0.5, 0.5, 1, 1])
-    assert [float(line.split()[5]) for line in both[0].to_yolo(scores=True).splitlines()] == pytest.approx(
-        [0.9, 0.75, 0.5]
-    )
 
 
 @pytest.mark.parametrize("package", ["supervision", "pandas"])
@@ -119,14 +119,14 @@ def test_drawing_and_crops(found, tmp_path):
         assert found.draw(given).getcolors() is None or len(found.draw(given).getcolors()) > 1
     edge = Detections(torch.tensor([[100.0, 80, 100, 80]]), torch.ones(1), torch.tensor([0]), PROMPT, (80, 100))
     assert edge.crops(image)[0].getpixel((0, 0)) == (10, 200, 30), "at least one pixel"
-    with pytest.raises(ImageError, match="has 50 x 80 pixels, these detections are of one of 100 x 80: give the image"):
+    with pytest.raises(ImageError, match="image of 50 x 80 pixels with detections of another of 100 x 80"):
         found.draw(image.resize((50, 80)))
 
 
 def test_another_image_size(tiny_detector, image):
     large = tiny_detector.resized(2 * tiny_detector.config.image.min_size)
     sizes = [one.encode_image(image).resized[0] for one in (tiny_detector, large)]
-    assert sizes[1] == tuple(2 * side for side in sizes[0])
+    assert sizes[1][0] == 2 * sizes[0][0] and sizes[1][1] / sizes[0][1] == pytest.approx(2, abs=0.05)
     assert large(image, "dog") != tiny_detector(image, "dog") and large.model is tiny_detector.model
     with pytest.raises(GlipError, match="short_side: got 3: give a whole number, 32 or more and at most 8192"):
         tiny_detector.resized(3)

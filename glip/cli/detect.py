@@ -30,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
     elif not args.task:
         args.images, texts = split_arguments(args.images)
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
-    written = [config.out, *([config.crops] if config.crops else [])]
-    paths = find_images(args.images, recursive=config.recursive, written=written, quiet=config.quiet)
+    paths = find_images(args.images, config)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
     if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)

@@ -27,19 +27,11 @@ _SEARCHED = 10_000  # files of a sub-folder
 _SHOWN = 10  # names of a prompt in messages
 
 
-def find_images(
-    given: Sequence[str], *, recursive: bool = False, written: Sequence[str] = (), quiet: bool = False
-) -> list[Path]:
+def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
     """Files, the images in folders, and what patterns match, in order, each once.
 
     Of a folder, and of a pattern without an ending, files that are no images are left out and told, as are sub-folders
-    with images. Hidden files are left out.
-
-    Args:
-        given: files, folders and patterns.
-        recursive: also take the images in sub-folders.
-        written: folders for what is drawn, which are no sub-folders to search.
-        quiet: do not tell what is left out.
+    with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
 
     Raises:
         ConfigError: a folder or pattern without images.
@@ -51,12 +43,13 @@ def find_images(
         if not is_pattern and not path.is_dir():
             found.append(path)
             continue
-        below = "**" if recursive else "*"
+        below = "**" if config.recursive else "*"
         inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/{below}", recursive=True)))
-        drawn = {Path(folder).resolve() for folder in written if recursive} - {path.resolve()}
+        drawn = {Path(out).resolve() for out in (config.out, config.crops or config.out) if config.recursive}
+        drawn -= {path.resolve()}
         files = [file for file in inside if not file.is_dir() and not drawn & {*file.resolve().parents}]
         images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
-        deeper = [] if is_pattern or recursive else [folder for folder in inside if _holds_images(folder)]
+        deeper = [] if is_pattern or config.recursive else [folder for folder in inside if _holds_images(folder)]
         notes = [f"{_counted_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
         if deeper:
             notes.append(f"{_counted_names('sub-folder', deeper)} with images not searched: --recursive searches all")
@@ -64,7 +57,7 @@ def find_images(
             notes.append("give image files, such as .jpg or .png")
         if not images:
             raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
-        if notes and not quiet:
+        if notes and not config.quiet:
             print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
         found.extend(images)
     return list(dict.fromkeys(found))
@@ -124,8 +117,8 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
         files[Path(config.crops)] = write_crops
     is_drawn, is_small = config.draw and config.out != "-", len(paths) <= _FEW
     is_table = "table" in formats and not config.quiet
-    if is_drawn:
-        Path(config.out).mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
+    for file in [*files, *list(drawn.values())[:is_drawn]]:
+        file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
         writers = [stack.enter_context(write(file, paths, asked)) for file, write in files.items()]
         for path, image, found in _detections(detector, paths, prompt, config, bar):
@@ -138,8 +131,9 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
                 print(_detections_table(path, found), *[f"  drawn in {drawn[path]}"] * is_drawn, sep="\n")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
-        notes += [f"{file}{_how_to_read(file, paths)}" for file in files]
-        print(", ".join(notes))
+        print(*notes, *files, sep=", ")
+        if {"coco", "labels"} & {*formats}:
+            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(common_folder(paths))}")
     return len(paths) - summary.images
 
 
@@ -156,19 +150,12 @@ def _detections(
             try:
                 opened[path] = load_image(path)
             except ImageError as error:
-                ProgressBar.write(
-                    f"glip detect: {' '.join(str(error).split())}", file=sys.stderr
-                )  # above the bar, if any
+                # above the bar, if any
+                ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)
         images = list(opened.values())
         found = detector(images, prompt, **options) if images else []
         yield from zip(opened, images, found, strict=True)
         bar.update(len(batch))
-
-
-def _how_to_read(file: Path, images: Sequence[Path]) -> str:
-    """What glip needs to read a set back: the folder of the images that it names."""
-    names = (name for name, _ in (WRITERS["coco"], WRITERS["labels"]))
-    return f" (--images {os.path.relpath(common_folder(images))})" if file.name in names else ""
 
 
 class _Summary:

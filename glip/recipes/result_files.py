@@ -11,15 +11,15 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain, count, repeat
+from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
-from glip.data.writers import label_row
-from glip.errors import DataError
-from glip.files import atomic_write
+from glip.data.sets import SampleSet
+from glip.data.writers import ImageFolders, write_coco, write_labels
+from glip.files import atomic_write, begin_run
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
 from glip.visualize import save_image
@@ -29,10 +29,10 @@ Writer = Callable[[Path, Sequence[Path], Prompt], AbstractContextManager[Add]]
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
 
-def to_record(path: Path, detections: Detections) -> dict[str, Any]:
+def to_line(path: Path, detections: Detections) -> str:
     """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption."""
     height, width = detections.size
-    return {
+    record = {
         "image": str(path),
         "width": width,
         "height": height,
@@ -49,15 +49,14 @@ def to_record(path: Path, detections: Detections) -> dict[str, Any]:
             for found, phrase in zip(detections, detections.phrases, strict=True)
         ],
     }
+    return json.dumps(record, ensure_ascii=False)
 
 
 @contextmanager
 def write_lines(file: Path, *_: object) -> Iterator[Add]:
     """JSON lines, each as its result comes; to standard output for "-"."""
-    if str(file) != "-":
-        file.parent.mkdir(parents=True, exist_ok=True)
     with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8") as lines:
-        yield lambda path, _, found: print(_json(to_record(path, found)), file=lines, flush=True)
+        yield lambda path, _, found: print(to_line(path, found), file=lines, flush=True)
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def write_list(file: Path, *_: object) -> Iterator[Add]:
     """The same records as one JSON list."""
     with atomic_write(file) as text:
         before = chain(["["], repeat(","))
-        yield lambda path, _, found: text.write(f"{next(before)}\n{_json(to_record(path, found))}")
+        yield lambda path, _, found: text.write(f"{next(before)}\n{to_line(path, found)}")
         text.write("\n]\n" if next(before) == "," else "[]\n")
 
 
@@ -81,62 +80,33 @@ def write_csv(file: Path, *_: object) -> Iterator[Add]:
         )
 
 
-@contextmanager
-def write_coco_results(file: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
-    """A COCO dataset whose annotations have scores; a category for each phrase, numbered from 1 like the images."""
-    records, numbers, names, ids = list[Any](), count(1), relative_names(images), range(1, len(prompt.texts) + 1)
-    with atomic_write(file) as text:
+def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_names: bool) -> Writer:
+    """A dataset; a sentence's is one of captions, or of the names in it."""
+
+    @contextmanager
+    def write_set(file: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
+        samples, listed = list[Sample](), of_names or prompt.is_list
+        vocabulary = prompt.texts if listed else ()
 
         def add(path: Path, image: Image.Image, found: Detections) -> None:
-            size = {"width": image.width, "height": image.height}
-            records.append({"id": len(records) + 1, "file_name": names[path], **size})
-            for row in found.to_coco(len(records), ids):
-                row |= {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-                number = next(numbers)
-                text.write(("," if number > 1 else "") + f"\n{_json({'id': number, **row})}")
-
-        text.write('{"annotations": [')
-        yield add
-        categories = [{"id": number, "name": name} for number, name in zip(ids, prompt.texts, strict=True)]
-        text.write(f'\n],\n"images": {_json(records)},\n"categories": {_json(categories)}}}\n')
-
-
-@contextmanager
-def write_label_set(file: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
-    """A dataset of our own (``data/labels.py``): names with boxes, or captions; scores make it pseudo-labels."""
-    names, root, listed = relative_names(images), common_folder(images), prompt.is_list
-    vocabulary, first = prompt.texts if listed else (), iter([{"names": prompt.texts}] if listed else [])
-    with atomic_write(file) as text:
-
-        def add(path: Path, image: Image.Image, found: Detections) -> None:
-            sample = Sample(
-                root / names[path],
-                found.boxes.cpu(),
-                tuple((label,) for label in found.labels.tolist()),
-                vocabulary=vocabulary,
-                prompt=None if listed else prompt,
-                image_id=names[path],
-                size=image.size,
-                scores=tuple(found.scores.tolist()),
-            )
-            text.write(_json(label_row(sample, [root]) | next(first, {})) + "\n")
+            place, phrases = Path(os.path.abspath(path)), tuple((label,) for label in found.labels.tolist())
+            sample = Sample(place, found.boxes.cpu(), phrases, vocabulary, None if listed else prompt, size=image.size)
+            scores = tuple(round(score, 4) for score in found.scores.tolist())
+            samples.append(replace(sample, image_id=len(samples) + 1, scores=scores))
 
         yield add
+        write(SampleSet(samples, vocabulary), file, [common_folder(images)])
+
+    return write_set
 
 
 @contextmanager
 def write_yolo(folder: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
-    """A text for each image, also for one without detections, and the names of the classes beside them.
-
-    Raises:
-        DataError: the folder holds files of other classes.
-    """
-    classes, names = folder / CLASSES, output_names(images, folder, ".txt")
-    listed = "".join(f"{' '.join(name.split())}\n" for name in prompt.texts)
-    if classes.is_file() and classes.read_text(encoding="utf-8") != listed:
-        raise DataError(f"{str(folder)!r} holds files of other classes: give another --out, or delete it")
-    with atomic_write(classes) as text:
-        text.write(listed)
+    """A text for each image, also for one without detections, and the names of the classes beside them."""
+    names = output_names(images, folder, ".txt")
+    begin_run(folder, {"classes": prompt.texts})  # refuses a folder with those of other classes
+    with atomic_write(folder / CLASSES) as text:
+        text.writelines(f"{' '.join(name.split())}\n" for name in prompt.texts)
 
     def add(path: Path, _: Image.Image, found: Detections) -> None:
         with atomic_write(names[path]) as text:
@@ -162,21 +132,15 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
     "jsonl": ("detections.jsonl", write_lines),
     "json": ("detections.json", write_list),
     "csv": ("detections.csv", write_csv),
-    "coco": ("coco.json", write_coco_results),
+    "coco": ("coco.json", _write_set(write_coco, of_names=True)),
     "yolo": ("yolo", write_yolo),
-    "labels": ("labels.jsonl", write_label_set),
+    "labels": ("labels.jsonl", _write_set(write_labels, of_names=False)),
 }
 
 
 def common_folder(images: Sequence[Path]) -> Path:
     """The folder that holds all images, in its sub-folders or itself."""
     return Path(os.path.commonpath([Path(os.path.abspath(path)).parent for path in images]))
-
-
-def relative_names(images: Sequence[Path]) -> dict[Path, str]:
-    """The name of each image in the folder that holds all."""
-    root = common_folder(images)
-    return {path: Path(os.path.abspath(path)).relative_to(root).as_posix() for path in images}
 
 
 def output_names(paths: Sequence[Path], folder: Path, ending: str = "") -> dict[Path, Path]:
@@ -195,7 +159,3 @@ def output_names(paths: Sequence[Path], folder: Path, ending: str = "") -> dict[
         taken.add(name.resolve())
         names[path] = name
     return names
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

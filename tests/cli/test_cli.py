@@ -18,6 +18,7 @@ from small import RELEASED, release_state
 
 import glip
 from glip.cli.main import main
+from glip.config import DetectConfig
 from glip.data.labels import read_labels
 from glip.errors import ConfigError
 from glip.model.weights import load_pretrained
@@ -127,18 +128,21 @@ def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
         (shots / name).parent.mkdir(exist_ok=True, parents=True)
         (shots / name).touch()
     everything = ["a.jpg", "b.png", "c.bmp", "d.avif", "e.JFIF", "f.jp2"]
-    assert [path.name for path in find_images([str(shots)])] == everything
+    assert [path.name for path in find_images([str(shots)], DetectConfig())] == everything
     line = (
         f"glip detect: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
     )
     assert capsys.readouterr().err == f"{line} not searched: --recursive searches all\n"
-    assert {path.name for path in find_images([f"{shots}/**"])} == {*everything, "x.png", "z.heic"}
+    assert {path.name for path in find_images([f"{shots}/**"], DetectConfig())} == {*everything, "x.png", "z.heic"}
     assert "5 other files (" in capsys.readouterr().err
-    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"])] == ["g.csv", "h.eps"]
+    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"], DetectConfig())] == [
+        "g.csv",
+        "h.eps",
+    ]
     with pytest.raises(ConfigError, match=r"no image: 1 sub-folder \(deeper\) with images not searched: --recursive"):
-        find_images([str(shots / "deep")])
+        find_images([str(shots / "deep")], DetectConfig())
     with pytest.raises(ConfigError, match=r"no image: 1 other file \(y.txt\) skipped; give image files, such as .jpg"):
-        find_images([str(shots / "empty")])
+        find_images([str(shots / "empty")], DetectConfig())
 
 
 def test_json_lines(detect, tmp_path):
@@ -167,7 +171,8 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     code, out, err = detect("shots", "a red bus", "café", "--recursive", "--no-draw", *formats, *limits)
     assert code == 0 and names(tmp_path / "out") == ["results"]
     assert out.startswith("3 images, 15 detections, out/results/detections.jsonl, out/results/detections.json, ")
-    assert "coco.json (--images shots), " in out and "labels.jsonl (--images shots), cut\n" in out
+    assert "/coco.json, out/results/yolo, out/results/labels.jsonl, cut\nimage folder of coco.json and " in out
+    assert out.endswith("(--images): shots\n")
     place = tmp_path / "out" / "results"
     records = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
     assert json.loads((place / "detections.json").read_text()) == records
@@ -184,7 +189,7 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     for row, (_, one) in zip(coco.dataset["annotations"], flat, strict=True):
         assert row["category_id"] == one["label"] + 1 and row["bbox"][:2] == pytest.approx(one["box"][:2], abs=0.01)
     assert (place / "yolo/classes.txt").read_text(encoding="utf-8") == "a red bus\ncafé\n"
-    assert names(place / "yolo") == ["a-2.txt", "a.txt", "c.txt", "classes.txt"]
+    assert names(place / "yolo") == ["a-2.txt", "a.txt", "c.txt", "classes.txt", "manifest.json"]
     assert all((place / f"yolo/{name}.txt").read_text().count("\n") == 5 for name in ("a", "a-2", "c"))
     assert {path.parent.name for path in (tmp_path / "cut").glob("*/*.png")} <= {"a_red_bus", "café"}
     assert len(list((tmp_path / "cut").glob("*/*.png"))) == len(flat)
@@ -198,7 +203,10 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     to = ("--images", "shots", "--to", "label-studio", "tasks.json")
     assert command_line("data", "convert", place / "labels.jsonl", *to)[0] == 0
     code, _, err = detect("shots/a.jpg", "dog", "--format", "yolo")
-    assert code == 2 and "'out/results/yolo' holds files of other classes: give another --out, or delete it" in err
+    assert (
+        code == 2
+        and '\'out/results/yolo\' holds results made with classes ["a red bus", "café"], not ["dog"]: give' in err
+    )
 
 
 def test_a_sentence_becomes_a_grounding_set(detect, shots, tmp_path):
@@ -223,11 +231,9 @@ def test_sub_folders_without_what_was_drawn(shots, image, tmp_path):
     (shots / "out").mkdir()
     image.save(shots / "deep" / "d.png")
     image.save(shots / "out" / "a.png")
-    found = find_images([str(shots)], recursive=True, written=[str(shots / "out")])
-    assert [path.name for path in found] == ["a.jpg", "b.png", "c.bmp", "d.png"]
-    assert [path.name for path in find_images([str(shots / "out")], recursive=True, written=[str(shots / "out")])] == [
-        "a.png"
-    ]
+    config = DetectConfig(recursive=True, out=str(shots / "out"))
+    assert [path.name for path in find_images([str(shots)], config)] == ["a.jpg", "b.png", "c.bmp", "d.png"]
+    assert [path.name for path in find_images([config.out], config)] == ["a.png"]
 
 
 def test_lines_on_standard_output_draw_nothing(detect, tmp_path):
