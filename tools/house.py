@@ -31,10 +31,10 @@ BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
     "cli": 820,
-    "config": 390,
+    "config": 400,
     "console": 40,
     "data": 3_730,
-    "detector": 360,
+    "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 30,
@@ -49,17 +49,17 @@ BUDGETS = {  # lines of each room
     "postprocess": 130,
     "processor": 140,
     "pseudo": 1_000,
-    "recipes": 1_080,
-    "results": 220,
+    "recipes": 1_020,
+    "results": 200,
     "schema": 150,
     "shapes": 30,
     "signals": 60,
-    "structures": 280,
+    "structures": 190,
     "text": 900,
     "train": 1_560,
     "visualize": 200,
 }
-TOTAL, RAISES, TYPES = 15_880, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 16_170, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

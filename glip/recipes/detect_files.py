@@ -17,7 +17,7 @@ from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
-from glip.recipes.result_files import WRITERS, common_folder, output_names, write_crops, write_lines
+from glip.recipes.result_files import WRITERS, Writer, image_folder, output_names, write_crops, write_lines
 from glip.structures import Detections, Prompt
 from glip.visualize import draw, save_image
 
@@ -108,15 +108,9 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
     if config.image_size:
         detector = detector.resized(config.image_size)
     asked = prompt or detector.encode_text().prompts[0]
-    results, drawn, summary = Path(config.out, _RESULTS), output_names(paths, Path(config.out)), _Summary(asked)
-    formats = config.format or ("table",)
-    files = {results / name: write for form, (name, write) in WRITERS.items() if form in formats}
-    if config.out == "-":
-        files, formats = {Path("-"): write_lines}, ()
-    if config.crops:
-        files[Path(config.crops)] = write_crops
+    drawn, summary, files = output_names(paths, Path(config.out)), _Summary(asked), _result_files(config)
     is_drawn, is_small = config.draw and config.out != "-", len(paths) <= _FEW
-    is_table = "table" in formats and not config.quiet
+    is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
     for file in [*files, *list(drawn.values())[:is_drawn]]:
         file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
@@ -132,9 +126,18 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")
-        if {"coco", "labels"} & {*formats}:
-            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(common_folder(paths))}")
+        if {"coco", "labels"} & {*config.format}:
+            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(image_folder(paths))}")
     return len(paths) - summary.images
+
+
+def _result_files(config: DetectConfig) -> dict[Path, Writer]:
+    """What is written beside the drawn images, and where."""
+    files = {
+        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
+    }
+    files = {Path("-"): write_lines} if config.out == "-" else files
+    return files | ({Path(config.crops): write_crops} if config.crops else {})
 
 
 def _detections(

@@ -26,6 +26,7 @@ from glip.visualize import save_image
 
 Add = Callable[[Path, Image.Image, Detections], object]
 Writer = Callable[[Path, Sequence[Path], Prompt], AbstractContextManager[Add]]
+_ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
 
@@ -55,7 +56,7 @@ def to_line(path: Path, detections: Detections) -> str:
 @contextmanager
 def write_lines(file: Path, *_: object) -> Iterator[Add]:
     """JSON lines, each as its result comes; to standard output for "-"."""
-    with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8") as lines:
+    with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines:
         yield lambda path, _, found: print(to_line(path, found), file=lines, flush=True)
 
 
@@ -95,7 +96,7 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
             samples.append(replace(sample, image_id=len(samples) + 1, scores=scores))
 
         yield add
-        write(SampleSet(samples, vocabulary), file, [common_folder(images)])
+        write(SampleSet(samples, vocabulary), file, [image_folder(images)])
 
     return write_set
 
@@ -138,7 +139,7 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
 }
 
 
-def common_folder(images: Sequence[Path]) -> Path:
+def image_folder(images: Sequence[Path]) -> Path:
     """The folder that holds all images, in its sub-folders or itself."""
     return Path(os.path.commonpath([Path(os.path.abspath(path)).parent for path in images]))
 
