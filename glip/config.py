@@ -16,11 +16,13 @@ CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(ge=-1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
+Side = Annotated[int, Field(ge=32, le=8192)]  # of an image that the network reads, in pixels
 Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
+Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
 Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
 
 _FOUR = {"min_length": 4, "max_length": 4}
@@ -257,12 +259,21 @@ class TrainConfig(StepConfig):
 
 @checked
 class DetectConfig:
-    """What ``glip detect`` shows and writes."""
+    """What ``glip detect`` finds and writes."""
 
     threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
-    out: str = option("out", "folder for the drawn images")
-    json: str | None = option(None, "also write a JSON line per image to this file; '-' prints them and draws nothing")
+    nms: Share | None = option(None, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
+    max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
+    image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
+    recursive: bool = option(False, "also search the sub-folders of folders")
+    format: tuple[Output, ...] = option(
+        (), "what is printed or written to OUT/results; may be repeated (default: table)"
+    )
+    out: str = option("out", "folder for drawn images and results; '-' prints a JSON line per image and writes nothing")
+    draw: bool = option(True, "write the drawn images")
     scores: bool = option(True, "write scores into the drawn images")
+    crops: str | None = option(None, "folder for the part of the image in each box, in a sub-folder for each phrase")
+    quiet: bool = option(False, "print errors only")
     batch_size: Count = option(4, "images per forward pass")
     dtype: Dtype = option("float32", _DTYPE)
 

@@ -14,7 +14,7 @@ from typing import SupportsIndex, Unpack, cast, overload
 import torch
 from PIL import Image
 
-from glip.config import InferenceConfig, ModelConfig
+from glip.config import InferenceConfig, ModelConfig, Side
 from glip.data.image import ImageInput, is_batch, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
@@ -25,6 +25,7 @@ from glip.model.weights import load_pretrained, save_pretrained, weights_fingerp
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, in_order
+from glip.schema import parse
 from glip.structures import Detections
 from glip.text.prompt import Prompt, Words, as_prompts, split_prompt
 from glip.text.tokens import Tokenizer, warn_of_unknown_words
@@ -145,6 +146,23 @@ class Detector:
         twin = copy.copy(self)
         twin._tuned_text = None
         twin._use(adaptation)
+        return twin
+
+    def __repr__(self) -> str:
+        task = f", task {', '.join(self.adaptation.names)[:40]!r}" if self.adaptation else ""
+        return f"Detector({self.config.name!r}, {self.device}, {str(self.dtype).removeprefix('torch.')}{task})"
+
+    def resized(self, short_side: int) -> "Detector":
+        """A second detector of the same weights; images are resized to another short side, and longest in proportion.
+
+        Raises:
+            GlipError: a side below 32 or above 8192 pixels.
+        """
+        twin, image = copy.copy(self), self.config.image
+        side = parse(Side, short_side, at="short_side")
+        resized = replace(image, min_size=side, max_size=round(image.max_size * side / image.min_size))
+        twin.config = replace(self.config, image=resized)
+        twin.processor = Processor(twin.config, self.processor.tokenizer)
         return twin
 
     @cached_property

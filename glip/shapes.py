@@ -23,4 +23,6 @@ else:
 
         Bool = Float = Int = _Shaped
 
-__all__ = ["Bool", "Float", "Int", "Tensor"]
+__all__ = ["Bool", "Float", "Int", "Size", "Tensor"]
+
+Size = tuple[int, int]  # (height, width) in pixels

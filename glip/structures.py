@@ -1,20 +1,19 @@
 """The nouns of glip: what travels between files is one of these frozen records, never a bare dict.
 
 In the order data flows: Phrase and Prompt (words, from text/prompt.py), Sample (one annotated image), Batch and Target
-(what the network reads), Outputs (what it computes), Detections (what a person receives).
+(what the network reads), Outputs (what it computes), Detections (what a person receives, from results.py).
 Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; sizes are (height, width) unless said.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, overload
 
-import numpy as np
 import torch
 from PIL import Image
 
-from glip.shapes import Bool, Float, Int, Tensor
+from glip.results import Detection, Detections
+from glip.shapes import Bool, Float, Int, Size, Tensor
 from glip.text.phrases import Span
 from glip.text.prompt import LETTER, NEGATIVE, SEPARATOR, Phrase, Prompt
 
@@ -36,8 +35,6 @@ __all__ = [
     "Target",
     "TextBatch",
 ]
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -190,82 +187,3 @@ class Outputs:
     centerness: Float[Tensor, "batch loc"]
     anchors: Float[Tensor, "loc 4"]
     level_sizes: tuple[Size, ...]
-
-
-class Detection(NamedTuple):
-    """One detection, as iteration over Detections yields it."""
-
-    box: tuple[float, float, float, float]
-    score: float
-    label: int
-    phrase: str
-
-
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """What was found in one image, best first.
-
-    ``boxes`` are xyxy in pixels of the original image; ``labels`` index the caller's own phrases (``prompt.phrases``)
-    and ``classes`` are those labels after the caller's mapping of names to classes. ``token_scores`` is there on
-    request: for each box the alignment with every token of its caption, named by ``tokens``.
-    """
-
-    boxes: Float[Tensor, "det 4"]
-    scores: Float[Tensor, " det"]
-    labels: Int[Tensor, " det"]
-    prompt: Prompt
-    size: Size
-    token_scores: Float[Tensor, "det tok"] | None = None
-    tokens: tuple[str, ...] = ()
-
-    @property
-    def classes(self) -> Int[Tensor, " det"]:
-        """The class of each detection, after the prompt's mapping."""
-        return torch.tensor(self.prompt.classes, device=self.labels.device)[self.labels]
-
-    @property
-    def phrases(self) -> list[Phrase]:
-        """The phrase of each detection, with its text and spans."""
-        return [self.prompt.phrases[label] for label in self.labels.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __iter__(self) -> Iterator[Detection]:
-        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.phrases, strict=True)
-        for box, score, label, phrase in rows:
-            yield Detection(tuple(box), score, label, phrase.text)
-
-    @overload
-    def __getitem__(self, key: int) -> Detection: ...
-    @overload
-    def __getitem__(self, key: slice | Sequence[int] | np.ndarray | Tensor) -> "Detections": ...
-    def __getitem__(self, key: Any) -> "Detection | Detections":
-        """The detection at an index; the detections of a slice, at indices or of a mask."""
-        places = np.arange(len(self))[key.cpu().numpy() if isinstance(key, Tensor) else key]
-        chosen = self.select(torch.tensor(places.reshape(-1).tolist(), dtype=torch.long, device=self.scores.device))
-        return chosen if places.ndim else next(iter(chosen))
-
-    def __eq__(self, other: object) -> bool:
-        """Whether all values are the same."""
-        return self._values() == other._values() if isinstance(other, Detections) else NotImplemented
-
-    def _values(self) -> list[Any]:
-        return [value.tolist() if isinstance(value, Tensor) else value for value in vars(self).values()]
-
-    def select(self, keep: Tensor) -> "Detections":
-        """The detections at the given indices or mask."""
-        return self._mapped(lambda values: values[keep])
-
-    def above(self, threshold: float) -> "Detections":
-        """The detections that score at least ``threshold``."""
-        return self.select(self.scores >= threshold)
-
-    def to(self, device: torch.device | str) -> "Detections":
-        """The same detections on another device."""
-        return self._mapped(lambda values: values.to(device))
-
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Detections":
-        token_scores = None if self.token_scores is None else change(self.token_scores)
-        boxes, scores, labels = change(self.boxes), change(self.scores), change(self.labels)
-        return replace(self, boxes=boxes, scores=scores, labels=labels, token_scores=token_scores)

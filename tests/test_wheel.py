@@ -73,9 +73,9 @@ def test_installed_wheel_detects(wheel, tmp_path):
     away = {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
     where = run(sys.executable, "-c", "import glip; print(glip.__file__)", cwd=tmp_path, **away)
     assert where.startswith(str(target)), "the installed package is the one that runs"
-    command = ["detect", "drawn.png", "red circle", "--model", model, "--device", "cpu", "--json", "found.jsonl"]
+    command = ["detect", "drawn.png", "red circle", "--model", model, "--device", "cpu", "--format", "jsonl"]
     run(sys.executable, "-m", "glip", *command, cwd=tmp_path, **away)
-    record = json.loads((tmp_path / "found.jsonl").read_text())
+    record = json.loads((tmp_path / "out/results/detections.jsonl").read_text())
     assert record["phrases"] == ["red circle"] and (tmp_path / "out" / "drawn.png").is_file()
     assert model != BUNDLED or record["detections"], "the bundled model finds the circle"
     assert "name: tiny" in run(sys.executable, "-m", "glip", "config", "tiny", cwd=tmp_path, **away)

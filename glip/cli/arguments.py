@@ -30,7 +30,7 @@ from glip.schema import bare_type, did_you_mean, parse
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
-_METAVARS |= {**dict.fromkeys(("images", "root", "out"), "DIR"), **dict.fromkeys(("json", "task", "prompts"), "FILE")}
+_METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
 _SHARED: dict[str, dict[str, Any]] = {
     "config": {"help": "YAML file or config name such as finetune/own (glip config lists them)"},
@@ -64,7 +64,10 @@ _OTHERS = {  # names that the flags have in other tools
     "lr": ("learning-rate", "lr0"),
     "workers": ("num-workers", "j"),
     "max-detections": ("max-det", "topk", "max-per-img"),
-    "json": ("save-json", "save-txt", "save-results", "predictions"),
+    "format": ("json", "save-json", "save-txt", "save-results", "predictions", "output-format"),
+    "crops": ("save-crop", "save-crops", "crop"),
+    "image-size": ("imgsz", "img-size", "size", "resolution", "min-size"),
+    "nms": ("iou", "iou-thres", "iou-threshold", "nms-threshold"),
     "version": ("v", "V"),
 }
 
@@ -281,6 +284,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_o
             continue
         text, more = str(field.description).replace("%", "%%"), dict[str, Any]()
         own, _ = bare_type(field.annotation)
+        is_list = typing.get_origin(own) is tuple
+        own = typing.get_args(own)[0] if is_list else own
         if "default:" not in text and field.default not in (None, (), "") and field.default is not False:
             text += f" (default: {'yes' if field.default is True else field.default})"
         if own is bool:
@@ -289,8 +294,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_o
             more = {"choices": typing.get_args(own)}
         else:
             more = {"type": own, "metavar": _METAVARS.get(name, _METAVARS.get(own, "TEXT"))}
-        if typing.get_origin(own) is tuple:
-            more |= {"type": typing.get_args(own)[0], "action": "append"}  # may be repeated
+        if is_list:
+            more |= {"action": "append"}  # may be repeated
         group.add_argument(f"--{name.replace('_', '-')}", dest=name, default=None, help=text, **more)
 
 

@@ -1,8 +1,7 @@
-"""``glip detect IMAGE... "a red bus. a cyclist"``: detect objects described by text, draw and print them."""
+"""``glip detect IMAGE... "a red bus. a cyclist"``: detect objects described by text, draw, print and write them."""
 
 import argparse
 import sys
-from pathlib import Path
 
 from glip.cli.arguments import read_options
 from glip.config import DetectConfig
@@ -17,8 +16,9 @@ _NANO = (
 def run(args: argparse.Namespace) -> int:
     """Detect in all images; those that cannot be read are reported, and make the exit code 2."""
     config = read_options(DetectConfig, args)
-    if config.json and Path(config.json).is_dir():  # it is written at the very end
-        raise ConfigError(f"--json {config.json!r} is a folder: give a file, or '-' to print the lines")
+    other = next((form for form in config.format if form != "jsonl"), None)
+    if config.out == "-" and other:
+        raise ConfigError(f"--out '-' prints JSON lines and --format is {other}: give --out a folder")
     from glip.detector import Detector
     from glip.recipes.detect_files import detect_files, find_images, split_arguments
     from glip.structures import Prompt
@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     elif not args.task:
         args.images, texts = split_arguments(args.images)
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
-    paths = find_images(args.images)
+    paths = find_images(args.images, config)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
-    if args.model == "glip-nano" and not args.task:
+    if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)
     unreadable = detect_files(detector, paths, prompt, config)
     if unreadable:

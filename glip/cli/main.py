@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
         resumes = args.verb in _RESUMING and not getattr(args, "predictions", None)
-        kept = "images drawn so far are kept, a --json file is not written; " * (args.verb == "detect")
+        kept = "drawn images and JSON lines are kept, other files are not written; " * (args.verb == "detect")
         usual = AGAIN if resumes else f"{kept}the same command starts over"
         print(f"\ninterrupted: {str(error) or usual}", file=sys.stderr)
         code = getattr(error, "code", 130)  # 143 after SIGTERM

@@ -88,6 +88,8 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
         _check(sample, "ODVG", names)
         prompt = None if sample.vocabulary else _boxed_prompt(sample, lost)
         lost.add("id of an image (its line number takes its place)")
+        if sample.scores and sample.vocabulary:
+            lost.add("score", times=len(sample.scores))
         row: Row = {"filename": image_name(sample, images, "ODVG")} | _size(sample, lost)
         boxes = list[Row]()
         for index, number in _single_names(sample, lost):
@@ -204,8 +206,6 @@ def _has_classes(prompt: Prompt) -> bool:
 
 def _single_names(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]]:
     """Each box with each of its names, for formats in which a box has one."""
-    if sample.scores and sample.vocabulary:
-        lost.add("score", times=len(sample.scores))
     for index, phrases in enumerate(sample.box_phrases):
         if len(phrases) > 1:
             lost.add("that several names are of one box (it is written once for each)")
@@ -230,7 +230,9 @@ def _coco_box(sample: Sample, index: int, record: Row) -> Row:
     # nine digits: without the tails of binary fractions, and still exact when added up and rounded to float32
     width, height = round(right - left, 9), round(bottom - top, 9)
     crowd = int(index in sample.crowd)
-    return {"image_id": record["id"], "bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
+    score = {"score": sample.scores[index]} if sample.scores and sample.vocabulary else {}
+    box = {"bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
+    return {"image_id": record["id"]} | box | score
 
 
 def _decimals(row: np.ndarray) -> list[float]:

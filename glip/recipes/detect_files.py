@@ -1,12 +1,12 @@
-"""Detect in many image files: find the files, draw each result, print a table or write JSON lines."""
+"""Detect in many image files: find the files, draw each result, print tables, write the results in any format."""
 
 import glob
-import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -15,21 +15,23 @@ from glip.console import ProgressBar, counted
 from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
-from glip.files import write_jsonl
 from glip.lettering import is_sentence
+from glip.options import DetectOptions
+from glip.recipes.result_files import WRITERS, Writer, image_folder, output_names, write_crops, write_lines
 from glip.structures import Detections, Prompt
 from glip.visualize import draw, save_image
 
+_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
 _SEARCHED = 10_000  # files of a sub-folder
 _SHOWN = 10  # names of a prompt in messages
 
 
-def find_images(given: Sequence[str]) -> list[Path]:
+def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
     """Files, the images in folders, and what patterns match, in order, each once.
 
     Of a folder, and of a pattern without an ending, files that are no images are left out and told, as are sub-folders
-    with images. Hidden files are left out.
+    with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
 
     Raises:
         ConfigError: a folder or pattern without images.
@@ -41,20 +43,21 @@ def find_images(given: Sequence[str]) -> list[Path]:
         if not is_pattern and not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/*", recursive=True)))
-        files = [file for file in inside if not file.is_dir()]
+        below = "**" if config.recursive else "*"
+        inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/{below}", recursive=True)))
+        drawn = {Path(out).resolve() for out in (config.out, config.crops or config.out) if config.recursive}
+        drawn -= {path.resolve()}
+        files = [file for file in inside if not file.is_dir() and not drawn & {*file.resolve().parents}]
         images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
-        deeper = [] if is_pattern else [folder for folder in inside if _holds_images(folder)]
+        deeper = [] if is_pattern or config.recursive else [folder for folder in inside if _holds_images(folder)]
         notes = [f"{_counted_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
         if deeper:
-            notes.append(
-                f"{_counted_names('sub-folder', deeper)} with images not searched: give '{path}/**' to search all"
-            )
+            notes.append(f"{_counted_names('sub-folder', deeper)} with images not searched: --recursive searches all")
         elif not images:
             notes.append("give image files, such as .jpg or .png")
         if not images:
             raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
-        if notes:
+        if notes and not config.quiet:
             print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
         found.extend(images)
     return list(dict.fromkeys(found))
@@ -102,26 +105,39 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
 
     Without a prompt the classes of the detector's task are detected. Each path is there once.
     """
-    targets, records, summary = _output_names(paths, Path(config.out)), list[dict[str, Any]](), _Summary()
-    if config.json != "-":
-        Path(config.out).mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
-    with ProgressBar(total=len(paths), unit="image", disable=len(paths) <= _FEW) as bar:
+    if config.image_size:
+        detector = detector.resized(config.image_size)
+    asked = prompt or detector.encode_text().prompts[0]
+    drawn, summary, files = output_names(paths, Path(config.out)), _Summary(asked), _result_files(config)
+    is_drawn, is_small = config.draw and config.out != "-", len(paths) <= _FEW
+    is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
+    for file in [*files, *list(drawn.values())[:is_drawn]]:
+        file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
+    with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
+        writers = [stack.enter_context(write(file, paths, asked)) for file, write in files.items()]
         for path, image, found in _detections(detector, paths, prompt, config, bar):
             summary.add(found)
-            if config.json == "-":
-                print(json.dumps(to_record(path, found), ensure_ascii=False), flush=True)
-                continue
-            if config.json:
-                records.append(to_record(path, found))
-            save_image(draw(image, found, scores=config.scores), targets[path])
-            if len(paths) <= _FEW:
-                print(_detections_table(path, found, targets[path]))
-    if config.json and config.json != "-":
-        write_jsonl(config.json, records)
-    if config.json != "-" and summary.images:
-        written = f", {counted(len(records), 'line')} in {config.json}" if config.json else ""
-        print(f"{summary.text(table=len(paths) > _FEW)}, drawn in {config.out}{written}")
+            for add in writers:
+                add(path, image, found)
+            if is_drawn:
+                save_image(draw(image, found, scores=config.scores), drawn[path])
+            if is_table and is_small:
+                print(_detections_table(path, found), *[f"  drawn in {drawn[path]}"] * is_drawn, sep="\n")
+    if summary.images and not config.quiet and config.out != "-":
+        notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
+        print(*notes, *files, sep=", ")
+        if {"coco", "labels"} & {*config.format}:
+            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(image_folder(paths))}")
     return len(paths) - summary.images
+
+
+def _result_files(config: DetectConfig) -> dict[Path, Writer]:
+    """What is written beside the drawn images, and where."""
+    files = {
+        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
+    }
+    files = {Path("-"): write_lines} if config.out == "-" else files
+    return files | ({Path(config.crops): write_crops} if config.crops else {})
 
 
 def _detections(
@@ -129,54 +145,32 @@ def _detections(
 ) -> Iterator[tuple[Path, Image.Image, Detections]]:
     """Each file that can be read, its image and its detections; the others are reported."""
     size = config.batch_size
+    options: DetectOptions = {"threshold": config.threshold, "nms": config.nms, "batch_size": size}
+    options["max_detections"] = config.max_detections
     for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
         opened = dict[Path, Image.Image]()
         for path in batch:
             try:
                 opened[path] = load_image(path)
             except ImageError as error:
-                ProgressBar.write(
-                    f"glip detect: {' '.join(str(error).split())}", file=sys.stderr
-                )  # above the bar, if any
+                # above the bar, if any
+                ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)
         images = list(opened.values())
-        found = detector(images, prompt, threshold=config.threshold, batch_size=size) if images else []
+        found = detector(images, prompt, **options) if images else []
         yield from zip(opened, images, found, strict=True)
         bar.update(len(batch))
-
-
-def to_record(path: Path, detections: Detections) -> dict[str, Any]:
-    """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption."""
-    height, width = detections.size
-    return {
-        "image": str(path),
-        "width": width,
-        "height": height,
-        "caption": detections.prompt.caption,
-        "phrases": list(detections.prompt.texts),
-        "detections": [
-            {
-                "box": [round(value, 2) for value in found.box],
-                "score": round(found.score, 4),
-                "label": found.label,
-                "phrase": found.phrase,
-                "spans": [list(span) for span in phrase.spans],
-            }
-            for found, phrase in zip(detections, detections.phrases, strict=True)
-        ],
-    }
 
 
 class _Summary:
     """What was found in all images."""
 
-    def __init__(self) -> None:
-        self.images = 0
-        self.prompt: Prompt | None = None
+    def __init__(self, prompt: Prompt) -> None:
+        self.images, self.prompt = 0, prompt
         self.rows: dict[str, tuple[int, int, float]] = {}  # of each phrase: images, detections, best score
 
     def add(self, found: Detections) -> None:
         """One image more."""
-        self.images, self.prompt = self.images + 1, found.prompt
+        self.images += 1
         for label in found.labels.unique().tolist():
             phrase, scores = found.prompt.texts[label].strip(), found.scores[found.labels == label]
             images, detections, best = self.rows.get(phrase, (0, 0, 0.0))
@@ -189,14 +183,14 @@ class _Summary:
             lines.append(f"  {'phrase':<{width}}  images  detections  best score")
             for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
-        missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows] if self.prompt else []
-        if table and self.prompt and missing:
+        missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows]
+        if table and missing:
             lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
         return "\n".join([*lines, f"{counted(self.images, 'image')}, {counted(found, 'detection')}"])
 
 
-def _detections_table(path: Path, detections: Detections, target: Path) -> str:
+def _detections_table(path: Path, detections: Detections) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
     lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
@@ -209,7 +203,7 @@ def _detections_table(path: Path, detections: Detections, target: Path) -> str:
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
     if missing and is_sentence(prompt):
         lines.append(f"  not found: {_some(missing)}")
-    return "\n".join([*lines, f"  drawn in {target}"])
+    return "\n".join(lines)
 
 
 def _nothing_found(prompt: Prompt) -> str:
@@ -223,18 +217,3 @@ def _nothing_found(prompt: Prompt) -> str:
 def _some(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if texts[_SHOWN:] else ""
     return ", ".join(texts[:_SHOWN]) + more
-
-
-def _output_names(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each drawn image goes: its own name, numbered where two share one or it would replace a given image."""
-    names: dict[Path, Path] = {}
-    taken = {path.resolve() for path in paths}
-    for path in paths:
-        suffix = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
-        name, number = folder / f"{path.stem}{suffix}", 1
-        while name.resolve() in taken:
-            number += 1
-            name = folder / f"{path.stem}-{number}{suffix}"
-        taken.add(name.resolve())
-        names[path] = name
-    return names

@@ -1,5 +1,6 @@
 """glip detect, convert and config: what they print and write; one line and exit code 2 for every user's mistake."""
 
+import csv
 import json
 import os
 import subprocess
@@ -11,11 +12,14 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 from safetensors.torch import load_file
 from small import RELEASED, release_state
 
 import glip
 from glip.cli.main import main
+from glip.config import DetectConfig
+from glip.data.labels import read_labels
 from glip.errors import ConfigError
 from glip.model.weights import load_pretrained
 from glip.recipes.detect_files import find_images
@@ -23,6 +27,8 @@ from glip.signals import Interrupted
 from glip.train.start import load_config
 
 CAPTION = "a man in a red shirt rides a brown horse"
+LINES = "out/results/detections.jsonl"
+TABLE_AND_LINES = ("--format", "table", "--format", "jsonl")
 BLOCKED = """
 import sys
 from importlib.machinery import ModuleSpec
@@ -100,19 +106,19 @@ def test_folders_and_patterns(detect, shots, tmp_path, image):
     assert code == 0 and found == ["shots/a.jpg", "shots/b.png", "shots/c.bmp"]
     assert names(tmp_path / "drawn" / "deep") == ["a.jpg", "b.png", "c.png"]
     (shots / "sub").mkdir()
-    assert len(detect("shots/*.[jp]*", "shots/a.jpg", "dog", "--json", "-")[1].splitlines()) == 2
+    assert len(detect("shots/*.[jp]*", "shots/a.jpg", "dog", "--out", "-")[1].splitlines()) == 2
     image.resize((40, 30)).save(shots / "d.png")
-    code, out, err = detect("shots", "dog", "--batch-size", 3, "--json", "all.jsonl", "cat; bird")
+    code, out, err = detect("shots", "dog", "--batch-size", 3, *TABLE_AND_LINES, "cat; bird")
     found = Counter(
         item["phrase"]
-        for line in (tmp_path / "all.jsonl").read_text().splitlines()
+        for line in (tmp_path / LINES).read_text().splitlines()
         for item in json.loads(line)["detections"]
     )
-    assert code == 0 and "4/4" not in err and len(names(tmp_path / "out")) == 4 and found.total() > 0
+    assert code == 0 and "4/4" not in err and len(names(tmp_path / "out")) == 4 + 1 and found.total() > 0
     *table, last = out.splitlines()
     assert table[0].split() == ["phrase", "images", "detections", "best", "score"]
     assert {row.split()[0]: int(row.split()[2]) for row in table[1:4]} == found
-    assert last == f"4 images, {found.total()} detections, drawn in out, 4 lines in all.jsonl"
+    assert last == f"4 images, {found.total()} detections, drawn in out, {LINES}"
     code, out, _ = detect("shots", "dog", "--threshold", 1)
     assert "read as ONE name, 'dog'" in out and out.endswith("4 images, 0 detections, drawn in out\n")
 
@@ -125,26 +131,27 @@ def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
         (shots / name).parent.mkdir(exist_ok=True, parents=True)
         (shots / name).touch()
     everything = ["a.jpg", "b.png", "c.bmp", "d.avif", "e.JFIF", "f.jp2"]
-    assert [path.name for path in find_images([str(shots)])] == everything
+    assert [path.name for path in find_images([str(shots)], DetectConfig())] == everything
     line = (
         f"glip detect: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
     )
-    assert capsys.readouterr().err == f"{line} not searched: give '{shots}/**' to search all\n"
-    assert {path.name for path in find_images([f"{shots}/**"])} == {*everything, "x.png", "z.heic"}
+    assert capsys.readouterr().err == f"{line} not searched: --recursive searches all\n"
+    assert {path.name for path in find_images([f"{shots}/**"], DetectConfig())} == {*everything, "x.png", "z.heic"}
     assert "5 other files (" in capsys.readouterr().err
-    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"])] == ["g.csv", "h.eps"]
-    with pytest.raises(
-        ConfigError, match=r"no image: 1 sub-folder \(deeper\) with images not searched: give '.*/deep/\*\*'"
-    ):
-        find_images([str(shots / "deep")])
+    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"], DetectConfig())] == [
+        "g.csv",
+        "h.eps",
+    ]
+    with pytest.raises(ConfigError, match=r"no image: 1 sub-folder \(deeper\) with images not searched: --recursive"):
+        find_images([str(shots / "deep")], DetectConfig())
     with pytest.raises(ConfigError, match=r"no image: 1 other file \(y.txt\) skipped; give image files, such as .jpg"):
-        find_images([str(shots / "empty")])
+        find_images([str(shots / "empty")], DetectConfig())
 
 
 def test_json_lines(detect, tmp_path):
-    code, out, _ = detect("shots/b.png", "shots/a.jpg", "a red bus. café", "--json", "deep/found.jsonl")
-    assert code == 0 and "2 lines in deep/found.jsonl" in out and names(tmp_path / "deep") == ["found.jsonl"]
-    lines = (tmp_path / "deep" / "found.jsonl").read_text(encoding="utf-8").splitlines()
+    code, out, _ = detect("shots/b.png", "shots/a.jpg", "a red bus. café", "--out", "deep", "--format", "jsonl")
+    assert code == 0 and out.count("\n") == 1 and out.endswith(", drawn in deep, deep/results/detections.jsonl\n")
+    lines = (tmp_path / "deep/results/detections.jsonl").read_text(encoding="utf-8").splitlines()
     first, second = (json.loads(line) for line in lines)
     assert (first["image"], second["image"]) == ("shots/b.png", "shots/a.jpg")
     assert (first["width"], first["height"]) == (150, 110)
@@ -158,14 +165,88 @@ def test_json_lines(detect, tmp_path):
         assert 0 <= item["box"][0] <= item["box"][2] <= 150 and 0 <= item["box"][1] <= item["box"][3] <= 110
 
 
-def test_json_on_standard_output_draws_nothing(detect, tmp_path):
-    code, out, err = detect("--json", "-", "shots/a.jpg", "shots/b.png", "--batch-size", 1, "dog")
-    assert code == 0 and err == "" and not (tmp_path / "out").exists(), "options may stand anywhere"
+def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
+    """By pycocotools, csv, YOLO's rules, glip's own reader and Label Studio's."""
+    (shots / "sub").mkdir()
+    (shots / "b.png").rename(shots / "sub" / "a.png")
+    formats = [word for form in ("json", "csv", "coco", "yolo", "labels", "jsonl") for word in ("--format", form)]
+    limits = ("--max-detections", 5, "--nms", 0.5, "--image-size", 96, "--crops", "cut")
+    code, out, err = detect("shots", "a red bus", "café", "--recursive", "--no-draw", *formats, *limits)
+    assert code == 0 and names(tmp_path / "out") == ["results"]
+    assert out.startswith("3 images, 15 detections, out/results/detections.jsonl, out/results/detections.json, ")
+    assert "/coco.json, out/results/yolo, out/results/labels.jsonl, cut\nimage folder of coco.json and " in out
+    assert out.endswith("(--images): shots\n")
+    place = tmp_path / "out" / "results"
+    records = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
+    assert json.loads((place / "detections.json").read_text()) == records
+    assert [record["image"] for record in records] == ["shots/a.jpg", "shots/c.bmp", "shots/sub/a.png"]
+    flat = [(record["image"], one) for record in records for one in record["detections"]]
+    rows = list(csv.DictReader((place / "detections.csv").open(encoding="utf-8")))
+    assert [(row["image"], row["phrase"], float(row["score"])) for row in rows] == [
+        (image, one["phrase"], one["score"]) for image, one in flat
+    ]
+    coco = COCO(place / "coco.json")
+    assert [row["file_name"] for row in coco.dataset["images"]] == ["a.jpg", "c.bmp", "sub/a.png"]
+    assert [row["name"] for row in coco.dataset["categories"]] == ["a red bus", "café"]
+    assert len(coco.loadRes(coco.dataset["annotations"]).anns) == len(coco.anns) == len(flat)
+    for row, (_, one) in zip(coco.dataset["annotations"], flat, strict=True):
+        assert row["category_id"] == one["label"] + 1 and row["bbox"][:2] == pytest.approx(one["box"][:2], abs=0.01)
+    assert (place / "yolo/classes.txt").read_text(encoding="utf-8") == "a red bus\ncafé\n"
+    assert names(place / "yolo") == ["a-2.txt", "a.txt", "c.txt", "classes.txt", "manifest.json"]
+    assert all((place / f"yolo/{name}.txt").read_text().count("\n") == 5 for name in ("a", "a-2", "c"))
+    assert {path.parent.name for path in (tmp_path / "cut").glob("*/*.png")} <= {"a_red_bus", "café"}
+    assert len(list((tmp_path / "cut").glob("*/*.png"))) == len(flat)
+    found = read_labels(place / "labels.jsonl", [shots])
+    assert not found.skipped and found.vocabulary == ("a red bus", "café")
+    assert [sample.image for sample in found.samples] == [shots / "a.jpg", shots / "c.bmp", shots / "sub" / "a.png"]
+    assert sum(len(sample.scores) for sample in found.samples) == len(flat)
+    for file in ("labels.jsonl", "coco.json"):
+        code, out, err = command_line("data", "check", place / file, "--images", "shots")
+        assert err == "" and "3 samples" in out and "is not there" not in out
+    to = ("--images", "shots", "--to", "label-studio", "tasks.json")
+    assert command_line("data", "convert", place / "labels.jsonl", *to)[0] == 0
+    code, _, err = detect("shots/a.jpg", "dog", "--format", "yolo")
+    assert (
+        code == 2
+        and '\'out/results/yolo\' holds results made with classes ["a red bus", "café"], not ["dog"]: give' in err
+    )
+
+
+def test_a_sentence_becomes_a_grounding_set(detect, shots, tmp_path):
+    code, *_ = detect("shots", "--caption", CAPTION, "--format", "labels", "--no-draw")
+    found = read_labels(tmp_path / "out/results/labels.jsonl", [shots])
+    assert code == 0 and not found.skipped and {sample.prompt.caption for sample in found.samples} == {CAPTION}
+    assert all(sample.scores and set(sample.box_phrases) <= {(0,), (1,), (2,)} for sample in found.samples)
+
+
+def test_nothing_found_is_written_too(detect, shots, tmp_path):
+    formats = [word for form in ("json", "csv", "coco", "yolo", "labels") for word in ("--format", form)]
+    assert detect("shots/a.jpg", "none.jpg", "dog", "--threshold", 1, *formats)[0] == 2
+    place = tmp_path / "out" / "results"
+    assert [one["detections"] for one in json.loads((place / "detections.json").read_text())] == [[]]
+    assert len(COCO(place / "coco.json").imgs) == 1 and (place / "yolo/a.txt").read_text() == ""
+    assert len(read_labels(place / "labels.jsonl", [shots]).samples) == 1
+    assert (place / "detections.csv").read_text().count("\n") == 1
+
+
+def test_sub_folders_without_what_was_drawn(shots, image, tmp_path):
+    (shots / "deep").mkdir()
+    (shots / "out").mkdir()
+    image.save(shots / "deep" / "d.png")
+    image.save(shots / "out" / "a.png")
+    config = DetectConfig(recursive=True, out=str(shots / "out"))
+    assert [path.name for path in find_images([str(shots)], config)] == ["a.jpg", "b.png", "c.bmp", "d.png"]
+    assert [path.name for path in find_images([config.out], config)] == ["a.png"]
+
+
+def test_lines_on_standard_output_draw_nothing(detect, tmp_path):
+    code, out, err = detect("--out", "-", "shots/a.jpg", "shots/b.png", "--batch-size", 1, "--quiet", "dog")
+    assert code == 0 and err == "" and names(tmp_path) == ["shots"], "options may stand anywhere"
     assert [json.loads(line)["phrases"] for line in out.splitlines()] == [["dog"]] * 2
 
 
 def test_the_noun_phrases_of_a_sentence_are_detected(detect):
-    code, out, err = detect("shots/a.jpg", "--caption", CAPTION, "--json", "-")
+    code, out, err = detect("shots/a.jpg", "--caption", CAPTION, "--out", "-", "--format", "jsonl")
     assert code == 0 and err == ""
     found = json.loads(out)
     assert found["caption"] == CAPTION and found["detections"]
@@ -193,9 +274,9 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
     assert code == 2 and first == "glip detect: image 'shots/none.jpg' is not there: check the path"
     assert second.startswith("glip detect: image 'shots/broken.png' ") and last == "2 of 3 images could not be read"
     assert out.startswith("shots/a.jpg: ") and names(tmp_path / "out") == ["a.jpg"]
-    code, _, err = detect("x.jpg", "--caption", CAPTION, "--json", "found.jsonl")
-    assert code == 2 and err.splitlines()[-1] == "1 of 1 images could not be read"
-    assert (tmp_path / "found.jsonl").read_text() == ""
+    code, out, err = detect("x.jpg", "--caption", CAPTION, "--format", "jsonl", "--quiet")
+    assert code == 2 and out == "" and err.splitlines()[-1] == "1 of 1 images could not be read"
+    assert (tmp_path / LINES).read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -211,7 +292,16 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["dog", "--model", "shots"], "'shots'"),
         (["dog", "--model", "shots/notes.txt"], "'shots/notes.txt'"),
         (["dog", "--out", "shots/a.jpg"], "File exists: 'shots/a.jpg'"),
-        (["dog", "--json", "shots"], "--json 'shots' is a folder: give a file, or '-'"),
+        (
+            ["dog", "--out", "-", "--format", "csv"],
+            "--out '-' prints JSON lines and --format is csv: give --out a folder",
+        ),
+        (["dog", "--format", "cocoo"], "argument --format: invalid choice: 'cocoo' (did you mean 'coco'?)"),
+        (["dog", "--format", "xml"], "invalid choice: 'xml' (choose from "),
+        (["dog", "--json", "x.json"], "unknown option --json (did you mean --format?)"),
+        (["dog", "--imgsz", "640"], "unknown option --imgsz (did you mean --image-size?)"),
+        (["dog", "--image-size", "3"], "--image-size: got 3: give a whole number, 32 or more and at most 8192"),
+        (["dog", "--max-detections", "-1"], "--max-detections: got -1: give a whole number, 0 or more"),
         (["dog", "--colour", "red"], "unknown option --colour (see glip detect --help)"),
         (["dog", "--conf", ".3"], "unknown option --conf (did you mean --threshold?)"),
         (["dog", "--box_threshold=.3"], "(did you mean --threshold?)"),

@@ -58,7 +58,7 @@ def test_train_resume_detect(train, place, command_line):
     assert after["progress"]["step"] == 10 and not torch.equal(after["model"]["pyramid.p6.weight"], before)
     assert "steps: 10" in (place / "run" / "experiment.yaml").read_text()
     image = Path("data", "images", "0.png")
-    command = ("detect", image, "red circle. blue star", "--model", "run/model", "--json", "-", "--device", "cpu")
+    command = ("detect", image, "red circle. blue star", "--model", "run/model", "--out", "-", "--device", "cpu")
     record = json.loads(command_line(*command)[1])
     assert record["phrases"] == ["red circle", "blue star"] and record["width"] == 128
     file = place / "data" / "instances.json"

@@ -42,7 +42,7 @@ def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
 
     file = folder / "task.safetensors"
     image = shapes.parent / "images" / "0.png"
-    code, out, err = command_line("detect", image, "--model", model, "--task", file, "--json", "-")
+    code, out, err = command_line("detect", image, "--model", model, "--task", file, "--out", "-")
     assert code == 0, err
     assert json.loads(out)["phrases"] == list(NAMES)
     code, out, err = command_line("evaluate", model, shapes, "--task", file, "--out", "e")
