@@ -96,8 +96,8 @@ def _places(table: Row, file: Path, split: str) -> Iterator[Path]:
     end of a path (two parts at least, or what follows "..") also means what is there under the folder of the file.
     """
     stated = {_SPLITS[key]: value for key, value in table.items() if key in _SPLITS and value}
-    known = f"it has {', '.join(stated)}" if stated else "give folders of images as train, val or test"
-    require(stated and split in ("", *stated), f"{file}: no images of the split {split or 'train'!r}: {known}")
+    stated = stated or {split: "."}  # as supervision writes it: the folder is one set
+    require(split in ("", *stated), f"{file}: no images of the split {split!r}: it has {', '.join(stated)}")
     root = file.parent
     for value in [stated[split]] if split else stated.values():
         for one in value if isinstance(value, list) else [value]:

@@ -78,8 +78,10 @@ def test_data_yaml(files, tmp_path):
         | {"classes.txt": "dog\ncat", "notes.json": "{}"},
         {"images/a.jpg": None, "images/a.txt": BOX, "images/b.jpg": None, "images/b.txt": POLYGON}
         | {"obj.names": "dog\ncat\n\n"},
+        {"images/a.jpg": None, "labels/a.txt": BOX, "images/b.jpg": None, "labels/b.txt": POLYGON}
+        | {"data.yaml": "nc: 2\nnames: [dog, cat]\n"},
     ],
-    ids=["labelimg", "label-studio", "darknet"],
+    ids=["labelimg", "label-studio", "darknet", "supervision"],
 )
 def test_folders_with_a_file_of_names(files, tmp_path):
     assert names_and_boxes(read(tmp_path, **files)) == [DOG, CAT]
@@ -139,7 +141,6 @@ def test_images_that_cannot_be_read(tmp_path):
         ({"data.yaml": "train: images/train\nnc: 2"}, "it has no class names"),
         ({"data.yaml": f"{SPLIT}nc: 3\n{NAMES}"}, "it has 2 names for nc: 3"),
         ({"data.yaml": f"{SPLIT}names: [dog, dog]"}, "category name 'dog' is listed twice"),
-        ({"data.yaml": NAMES}, "no images of the split 'test': give folders of images as train, val or test"),
         ({"data.yaml": f"{SPLIT}{NAMES}"}, "no images of the split 'test': it has train, val"),
         ({"data.yaml": f"test: ../nowhere/images\n{NAMES}"}, r"Images .*/nowhere/images. are not there"),
         ({"data.yaml": f"test: images/test\n{NAMES}", "images/test/a.jpg": None}, "none of its 1 images has a label"),
