@@ -9,7 +9,10 @@ from glip.data.records import as_list, as_map
 
 _ANNOTATIONS = re.compile(r"\.(json|jsonl|csv|tsv)$", re.IGNORECASE)
 _KINDS = (
-    (r"(^|/)labels/.*\.txt$", "YOLO without class names: put a classes.txt with one name per line beside labels"),
+    (
+        r"(^|/)labels/.*\.txt$",
+        "YOLO without class names: give its data.yaml, or add a classes.txt with one name per line",
+    ),
     (r"\.xml$", "xml, of which glip reads Pascal VOC: give the folder that holds the files of one split"),
     (r"\.(zip|gz|tgz|bz2|7z|rar)$", "a compressed archive: unpack it"),
     (r"\.(parquet|arrow)$", "a table that glip does not read: give it as jsonl, CSV or TSV"),

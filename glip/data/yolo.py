@@ -51,14 +51,14 @@ def read_yolo(file: Path, table: Any, images: Sequence[str | Path], split: str =
 
     Raises:
         DataError: no class names, no such split, or no label file for any image.
-        FileNotFoundError: a folder or list of images is not there.
+        FileNotFoundError: a folder or list of the split's images is not there; among all splits it is counted.
     """
     table, skipped = as_map(table), SkipCounter()
     root = file.parent.parent if file.parent.name == "labels" else file.parent
     categories = _read_names(table, file, skipped)
     keypoints = [number for number in as_list(table.get("kpt_shape")) if isinstance(number, int)]
     columns = _BOX + (math.prod(keypoints) if keypoints else 0)
-    places = list(dict.fromkeys(_places(table, file, split)))
+    places = list(dict.fromkeys(_places(table, file, split, skipped)))
     files = list(dict.fromkeys(image for place in places for image in _listed_images(place, file, images, skipped)))
 
     def read(image: Path) -> Sample:
@@ -89,7 +89,7 @@ def _read_names(table: Row, file: Path, skipped: SkipCounter) -> Categories:
     return read_categories(rows, file, skipped)
 
 
-def _places(table: Row, file: Path, split: str) -> Iterator[Path]:
+def _places(table: Row, file: Path, split: str, skipped: SkipCounter) -> Iterator[Path]:
     """The folders and lists of a split's images, or of all splits'.
 
     A path is relative to ``path``, which is relative to the folder of the file. As files move between machines, the
@@ -104,8 +104,11 @@ def _places(table: Row, file: Path, split: str) -> Iterator[Path]:
             parts = [part for part in str(one).replace("\\", "/").split("/") if part not in ("", ".", "..")]
             ends = [root.joinpath(*parts[start:]) for start in range(max(len(parts) - 1, 1))]
             found = next(filter(Path.exists, (root / str(table.get("path") or "") / str(one), *ends)), ends[0])
-            check_exists(found, "Images {!r} are not there")
-            yield found.resolve() if ".." in found.parts else found
+            if split or found.exists():
+                check_exists(found, "Images {!r} of data.yaml are not there")
+                yield found.resolve() if ".." in found.parts else found
+            else:  # of one split among all
+                skipped.add("folder or list of images that is not there", str(found))
 
 
 def _listed_images(place: Path, file: Path, images: Sequence[str | Path], skipped: SkipCounter) -> Iterator[Path]:

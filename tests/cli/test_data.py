@@ -202,7 +202,9 @@ def test_a_yolo_set_is_used_as_its_coco_json(glip_, command_line, model, shapes,
     quick = ("train.steps=1", "train.warmup=0", "data.workers=0", f"train.start={model}", "train.output=run")
     file = Path("ds/data.yaml")
     file.write_text(file.read_text().replace("val: images", "val: missing"))
+    code, out, _ = glip_("check", file)
+    assert code == 1 and "1 x folder or list of images that is not there" in out and "boxes     9" in out, out
     code, _, err = command_line("train", "finetune/own", "--data", file, *quick)
     assert code == 0, err
     code, _, err = command_line("train", "finetune/own", "--data", file, "--validate", file, *quick)
-    assert code == 2 and "missing' are not there" in err and err.count("\n") == 1
+    assert code == 2 and "missing' of data.yaml are not there" in err and err.count("\n") == 1

@@ -112,7 +112,7 @@ COCO = '{"images": [], "annotations": [], "categories": []}'
             "a",
             r"b.json, c.json, d.json, e.json, \.\.\.\)",
         ),
-        (["y/images/0.jpg", "y/labels/0.txt"], "y", "looks like YOLO without class names: put a classes.txt"),
+        (["y/images/0.jpg", "y/labels/0.txt"], "y", "looks like YOLO without class names: give its data.yaml"),
         (["v/train/0.xml", "v/train/0.jpg"], "v", "looks like xml, .* Pascal VOC: give the folder that holds"),
         (["0.xml"], "0.xml", "looks like xml, .* Pascal VOC"),
         (["coco.zip"], "coco.zip", "a compressed archive: unpack it"),
