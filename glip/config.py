@@ -23,7 +23,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
 Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
-Format = Literal["coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio"]
+Format = Literal[
+    "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc"
+]  # fmt: skip
 
 _FOUR = {"min_length": 4, "max_length": 4}
 _DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
@@ -148,9 +150,11 @@ class SetConfig:
     """Where a dataset is and how it is written: an entry of ``datasets.yaml``, paths relative to the data root."""
 
     format: Format | None = option(None, "annotation format (default: recognized from the file)")
-    annotations: str = option("", "annotation file, or folder for flickr30k and sharded captions")
+    annotations: str = option("", "annotation file, or folder for flickr30k, voc, yolo and sharded captions")
     images: tuple[str, ...] = option((), "image folders, searched in order")
-    names: str = option("", "odvg: JSON of class names; flickr30k: list of the split's image ids")
+    names: str = option(
+        "", "odvg: JSON of class names; yolo, voc: text file of them; flickr30k: list of the split's image ids"
+    )
     prompts: str = option("", "YAML of the text written for each class name (ODinW's caption prompts)")
 
 

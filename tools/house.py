@@ -33,7 +33,7 @@ BUDGETS = {  # lines of each room
     "cli": 830,
     "config": 400,
     "console": 40,
-    "data": 3_740,
+    "data": 4_150,
     "detector": 380,
     "device": 100,
     "encoded": 120,

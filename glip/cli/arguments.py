@@ -28,7 +28,7 @@ from glip.errors import ConfigError
 from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
-WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio")  # formats that glip data convert writes
+WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
 _METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
@@ -227,16 +227,17 @@ def _data(parser: Parser) -> None:
     show.add_argument("--seed", type=int, default=0, metavar="N", help="random seed of the sample (default: 0)")
     convert = verbs.add_parser("convert", help="write a dataset in another format")
     convert.add_argument("--to", required=True, choices=WRITTEN, help="format to write")
-    for own, number, text in (
+    for own, number, many in (
         (check, 0, "check only the first N samples"),
         (show, 16, "number of samples (default: 16)"),
         (convert, 0, "write only the first N samples"),
     ):
-        own.add_argument("name", metavar="SET", help="dataset (glip data list), annotation file or folder")
-        own.add_argument("--number", type=int, default=number, metavar="N", help=text)
+        text = "dataset (glip data list), annotation file or folder; one split of several as data.yaml:val"
+        own.add_argument("name", metavar="SET", help=text)
+        own.add_argument("--number", type=int, default=number, metavar="N", help=many)
         own.add_argument("--format", choices=typing.get_args(Format), help="annotation format (default: recognized)")
         _add_shared(own, "--images", "--root")
-    convert.add_argument("out", metavar="OUT", help="file to write")
+    convert.add_argument("out", metavar="OUT", help="file to write; for yolo and voc a new folder")
     for own in verbs.choices.values():
         _add_shared(own, "--traceback")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from glip.config import Count, CountOrZero, SetConfig
 from glip.console import counted
 from glip.data import writers
-from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set
+from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set, split_path
 from glip.data.check import check
 from glip.data.label_studio import interface_of, write_label_studio
 from glip.data.sets import SampleSet
@@ -22,6 +22,8 @@ _WRITERS = {
     "odvg": writers.write_odvg,
     "labels": writers.write_labels,
     "label-studio": write_label_studio,
+    "yolo": writers.write_yolo,
+    "voc": writers.write_voc,
 }
 
 
@@ -64,10 +66,12 @@ def _listed(root: str | None) -> Iterator[str]:
 def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) -> Iterator[str]:
     """Write a dataset in another format; gives lines about what was written, skipped and lost."""
     out, to, root = Path(args.out), args.to, data_root(args.root)
-    annotations, folders = root / config.annotations, [root / folder for folder in config.images]
+    annotations, folders = split_path(root / config.annotations)[0], [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
     lost = _WRITERS[to](found, out, folders)
-    yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; image names are relative to {folders[0]}"
+    linked = "images are links to where they are (cp -rL copies them with the folder)"
+    how = linked if to in ("yolo", "voc") else f"image names are relative to {folders[0]}"
+    yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; {how}"
     if to == "odvg" and found.vocabulary:
         yield f"{writers.label_map_of(out)}: its label map"
     if to == "label-studio":

@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
         experiment = replace(experiment, data=replace(experiment.data, root=args.root))
     root = experiment.data.root
     captions = find_captions(args.captions, args.images, root)
-    sets = {name: read_set(find_set(name, root=root), root, to_score=True).samples for name in args.evaluate}
+    found = {name: find_set(name, root=root, split="val") for name in args.evaluate}
+    sets = {name: read_set(entry, root, to_score=True).samples for name, entry in found.items()}
     plan = SelfTraining(experiment, captions, args.teacher, label, select, options)
     with GracefulStop(at_once="finished shards and rounds are saved; run the same command again to resume"):
         self_train(plan, args.out, sets=sets, device=args.device)

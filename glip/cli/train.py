@@ -50,7 +50,7 @@ def _validator(experiment: Experiment, main: bool) -> "Validator":
 
     data, most = experiment.data, experiment.train.validate_images
     short = readable_names([row.name for row in data.validate])
-    sets = {short[row.name]: read_set(resolve(row, data), data.root).samples for row in data.validate}
+    sets = {short[row.name]: read_set(resolve(row, data, "val"), data.root).samples for row in data.validate}
     for name, samples in sets.items() if main else ():
         number = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all samples"
         print(f"{name}: validating on {number}")

@@ -15,9 +15,11 @@ from glip.data.foreign import foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio
 from glip.data.labels import read_labels
-from glip.data.records import as_list, as_map, first_json_line, parse_file
+from glip.data.records import as_list, as_map, first_json_line, parse_file, read_words
 from glip.data.sets import SampleSet, check_exists
+from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
 from glip.data.writers import label_map_of
+from glip.data.yolo import YAML, names_file, read_yolo
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
 from glip.schema import did_you_mean, parse
@@ -62,17 +64,40 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
 def missing_part(config: SetConfig, root: str | Path | None = None) -> str:
     """The first file or folder of a set that is not under the root; "" where all of it is there."""
     needed = [config.annotations, *config.images, *([config.names] if config.names else [])]
-    return next((path for path in needed if not (data_root(root) / path).exists()), "")
+    return next((path for path in needed if not split_path(data_root(root) / path)[0].exists()), "")
+
+
+def split_path(path: Path) -> tuple[Path, str]:
+    """A path without the split that it names, and that split: ``data.yaml:val`` is ``val`` of ``data.yaml``."""
+    file, _, split = str(path).rpartition(":")
+    return (Path(file), split) if file and _has_splits(Path(file)) else (path, "")
+
+
+def with_split(path: str | Path, split: str, root: str | Path | None = None) -> str:
+    """A path with the split that its use means, such as "train", where it has splits and names none itself."""
+    file, stated = split_path(data_root(root) / path)
+    return f"{path}:{split}" if split and not stated and _has_splits(file) else str(path)
+
+
+def _has_splits(path: Path) -> bool:
+    """Whether it is YOLO's ``data.yaml``, a folder with one, or Pascal VOC with lists of splits."""
+    return (names_file(path) or path).suffix.lower() in YAML or (path / SPLITS).is_dir()
 
 
 def find_set(
-    name: str, *, images: Sequence[str] = (), format: Format | None = None, root: str | Path | None = None
+    name: str,
+    *,
+    images: Sequence[str] = (),
+    format: Format | None = None,
+    root: str | Path | None = None,
+    split: str = "",
 ) -> SetConfig:
     """The set meant by a name of the table, or by the path of an annotation file or folder.
 
     For a path the images are looked for in ``images``, else in a folder ``images`` beside the file or beside its
     folder, else beside the file (beside its folder, if that is called ``annotations``); the format is recognized from
-    the content when it is not given.
+    the content when it is not given. Of what has splits (YOLO, Pascal VOC), the name may say which: ``data.yaml:val``;
+    else it is ``split``, "" for all.
 
     Raises:
         ConfigError: neither a known name nor a path that is there.
@@ -80,42 +105,48 @@ def find_set(
     known = known_sets(root)
     if name in known:
         entry = known[name]
-        return replace(entry, images=tuple(images) or entry.images, format=format or entry.format)
-    path = _full_path(name, root)
+        own = with_split(entry.annotations, split, root)
+        return replace(entry, annotations=own, images=tuple(images) or entry.images, format=format or entry.format)
+    whole = _full_path(name, root)
+    path, _ = split_path(whole)
     if not path.exists():
         raise ConfigError(
             f"Dataset {name!r} is neither in {TABLE} nor a file{did_you_mean(name, list(known))}: give a path, or a "
             "name that glip data list shows"
         )
     beside = [path.parent / "images", path.parent.parent / "images", _dataset_folder(path)]
+    if path.is_dir() and (names_file(path) or voc_files(path)):
+        beside = [_dataset_folder(path / "file")]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
     labels = label_map_of(path)
     return SetConfig(
         format=format,
-        annotations=str(path),
+        annotations=with_split(whole, split),
         images=tuple(str(Path(folder).absolute()) for folder in folders),
         names=str(labels) if labels.is_file() else "",
     )
 
 
-def dataset_name(name: str, root: str | Path | None = None) -> str:
-    """What a dataset is called: its name in the table; for a file its folder and stem.
+def dataset_name(name: str, root: str | Path | None = None, split: str = "") -> str:
+    """What a dataset is called: its name in the table; for a file its folder and stem, or split.
 
     COCO files are all called alike, so ``raccoon/annotations/instances_test.json`` is "raccoon_test".
     """
     if name in known_sets(root):
         return name
-    path = _full_path(name, root)
+    path, split = split_path(Path(with_split(_full_path(name, root), split)))
+    if split:
+        return f"{(path if path.is_dir() else path.parent).name}_{split}"
     return f"{_dataset_folder(path).name}_{path.stem.removeprefix('instances_')}".strip("_")
 
 
 def _dataset_folder(file: Path) -> Path:
-    return file.parent.parent if file.parent.name == "annotations" else file.parent
+    return file.parent.parent if file.parent.name in ANNOTATIONS else file.parent
 
 
 def _full_path(name: str, root: str | Path | None) -> Path:
     """A path as it is given where that exists, else under the data root."""
-    return (Path(name) if Path(name).exists() else data_root(root) / name).absolute()
+    return (Path(name) if split_path(Path(name))[0].exists() else data_root(root) / name).absolute()
 
 
 def folders_of(
@@ -144,7 +175,8 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         DataError: its annotations are not of the stated format, or cannot be used.
     """
     under = data_root(root)
-    path, images = under / config.annotations, [under / folder for folder in config.images]
+    images = [under / folder for folder in config.images]
+    path, split = split_path(under / config.annotations)
     names = under / config.names if config.names else ""
     format, tree = (config.format, None) if config.format else recognize(path)
     if format == "flickr30k":
@@ -153,6 +185,13 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         found = read_odvg(path, images, names)
     elif format == "labels":
         found = read_labels(path, images)
+    elif format == "voc":
+        found = read_voc(path, images, names, split)
+    elif format == "yolo":
+        file = Path(names) if config.names else names_file(path) or path / "data.yaml"
+        check_exists(file)
+        table = read_yaml(file) if file.suffix.lower() in YAML else {"names": read_words(file), "train": str(path)}
+        found = read_yolo(file, table, images, split)
     else:
         found = _JSON_READERS[format](path, images, tree)
     return replace(found, format=format, folders=tuple(images), annotations=found.annotations if to_score else None)
@@ -182,6 +221,10 @@ def recognize(path: Path) -> tuple[Format, Any]:
     tree, problem = None, "" if path.is_dir() else foreign(path)
     if (path / "Sentences").is_dir():
         format = "flickr30k"
+    elif voc_files(path):
+        format = "voc"
+    elif names_file(path):
+        format = "yolo"
     elif path.is_dir():
         with suppress(DataError):  # what is wrong with its first file says nothing of the folder
             format = next((kind for kind, _ in map(recognize, caption_files(path)[:1]) if kind == "captions"), None)

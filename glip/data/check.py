@@ -20,6 +20,7 @@ from PIL import Image
 from glip.data.coco import PARENT
 from glip.data.image import image_size, load_image, stated_size
 from glip.data.sets import SampleSet, SkipCounter
+from glip.data.yolo import NO_LABELS
 from glip.errors import DataError, ImageError
 from glip.shapes import Bool, Float
 from glip.structures import Prompt, Sample, TarMember
@@ -43,6 +44,7 @@ _SIZES = (
 )
 _DOUBTS = {*_OUTSIDE, _UNROTATED, *_SIZES}  # what a run goes on with, after a warning
 _MISSING = "image that is not there"
+_USUAL = {PARENT, NO_LABELS}  # no faults
 _RAREST = 5  # classes with the fewest boxes that are shown
 _log = logging.getLogger(__name__)
 
@@ -102,8 +104,8 @@ def check(
     """
     walk = _Check(decode=decode)
     report = walk.report
-    report.remarks.merge(samples.skipped.only({PARENT}))
-    report.problems.merge(samples.skipped.only(samples.skipped.counts.keys() - {PARENT}))
+    report.remarks.merge(samples.skipped.only(_USUAL))
+    report.problems.merge(samples.skipped.only(samples.skipped.counts.keys() - _USUAL))
     for sample in samples.walk("check"):
         walk.add(sample)
     wrong, _ = _look(samples)

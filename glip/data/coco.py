@@ -202,6 +202,16 @@ def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, 
     return Categories(names, ids, {number: index for index, number in enumerate(ids)})
 
 
+def categories_of(stated: Iterable[Any]) -> Categories:
+    """Class names as they are found in annotations, without ids: ``label`` is by the name as it is written there."""
+    found: dict[str, int] = {}
+    spelled: dict[Id, int] = {}
+    for name in stated:
+        if is_text(name) and name not in spelled and records.is_visible(clean_name(name)):
+            spelled[name] = found.setdefault(clean_name(name).strip(), len(found))
+    return Categories(tuple(found), (), spelled)
+
+
 def check_distinct(values: Iterable[Id], what: str, path: Path) -> None:
     """Refuse two categories with one id, or one name: nobody knows which of the two a box has.
 

@@ -12,12 +12,11 @@ from xml.etree import ElementTree
 
 from glip.data import records
 from glip.data.records import Box, Named, Spans
-from glip.data.sets import Folders, InvalidRecord, SampleSet, SkipCounter, check_exists, require
+from glip.data.sets import Folders, SampleSet, SkipCounter, check_exists, require
+from glip.data.voc import parse_xml, read_bytes, xml_corners, xml_size
 from glip.structures import Sample, Span
 
-_LARGEST = 10_000_000  # bytes; a file of the release has some thousands
 _IMAGE = re.compile(r"[\w-]+(\.[\w-]+)*")  # an id: a file name without folders
-_NUMBER = re.compile(r"[-+]?\d{1,9}(\.\d*)?")
 _OPENING = "[/EN#"  # of "[/EN#<chain>/<type> the words]"
 
 Chains = dict[str, None]  # things mentioned again and again, in the order of the file
@@ -55,10 +54,10 @@ def read_flickr30k(
 
     def read(name: str) -> list[Sample]:
         image = folders.locate(f"{name}.jpg")
-        scene = _parse_xml(root / "Annotations" / f"{name}.xml")
-        size = records.read_size({edge: scene.findtext(f"size/{edge}", "").strip() for edge in ("width", "height")})
+        scene = parse_xml(root / "Annotations" / f"{name}.xml")
+        size = xml_size(scene)
         boxes = _boxes_of(scene, skipped, flat_boxes=flat_boxes)
-        text = records.decode_text(_read_bytes(root / "Sentences" / f"{name}.txt")).replace("\r\n", "\n")
+        text = records.decode_text(read_bytes(root / "Sentences" / f"{name}.txt")).replace("\r\n", "\n")
         sentences = enumerate(filter(None, text.split("\n")))
         numbered = ((f"{name}:{number}", (f"{name}:{number}", sentence)) for number, sentence in sentences)
         return list(
@@ -128,27 +127,6 @@ def _parse_sentence(sentence: str, skipped: SkipCounter) -> tuple[str, list[_Men
     return caption, mentions
 
 
-class _PlainTree(ElementTree.TreeBuilder):
-    """Builds the tree of a file without a DOCTYPE: only there can entities be declared that expand without end."""
-
-    def doctype(self, name: str, public: str | None, system: str | None) -> None:
-        """Called by the parser before it reads what the DOCTYPE declares."""
-        require(False, "annotations with a DOCTYPE")
-
-
-def _read_bytes(file: Path) -> bytes:
-    require(file.is_file(), f"no {file.suffix[1:]} file of the image")
-    require(file.stat().st_size <= _LARGEST, f"file of more than {_LARGEST // 1_000_000} MB")
-    return file.read_bytes()
-
-
-def _parse_xml(file: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.fromstring(_read_bytes(file), ElementTree.XMLParser(target=_PlainTree()))
-    except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
-        raise InvalidRecord("annotations that are not xml") from None
-
-
 def _boxes_of(scene: ElementTree.Element, skipped: SkipCounter, *, flat_boxes: bool) -> dict[Box, Chains]:
     """The boxes of an image, each with the chains that it shows; the same box drawn for two things names both."""
     boxes: dict[Box, Chains] = {}
@@ -164,8 +142,7 @@ def _boxes_of(scene: ElementTree.Element, skipped: SkipCounter, *, flat_boxes: b
 
 
 def _read_corners(corners: ElementTree.Element, flat_boxes: bool) -> Box:
-    texts = [corners.findtext(edge, "") for edge in ("xmin", "ymin", "xmax", "ymax")]
-    four = [float(text) if _NUMBER.fullmatch(text.strip()) else math.nan for text in texts]
+    four = xml_corners(corners)
     if flat_boxes and (four[2] <= four[0] or four[3] <= four[1]) and all(map(math.isfinite, array("f", four))):
         return four[0], four[1], four[2], four[3]
     return records.read_box(four, corners=True)

@@ -7,11 +7,13 @@ from typing import Any
 
 from glip.data.records import as_list, as_map
 
-_CONVERT = "which glip does not read: convert it to COCO json, as supervision's DetectionDataset does"
 _ANNOTATIONS = re.compile(r"\.(json|jsonl|csv|tsv)$", re.IGNORECASE)
 _KINDS = (
-    (r"\.ya?ml$|(^|/)labels/.*\.txt$", f"YOLO, {_CONVERT} (from_yolo, as_coco)"),
-    (r"\.xml$", f"Pascal VOC, {_CONVERT} (from_pascal_voc, as_coco)"),
+    (
+        r"(^|/)labels/.*\.txt$",
+        "YOLO without class names: give its data.yaml, or add a classes.txt with one name per line",
+    ),
+    (r"\.xml$", "xml, of which glip reads Pascal VOC: give the folder that holds the files of one split"),
     (r"\.(zip|gz|tgz|bz2|7z|rar)$", "a compressed archive: unpack it"),
     (r"\.(parquet|arrow)$", "a table that glip does not read: give it as jsonl, CSV or TSV"),
     (r"\.(jpe?g|png|webp|bmp|gif|tiff?)$", "images without annotations: give their annotations, or use glip detect"),

@@ -8,11 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glip.data import records
-from glip.data.coco import Categories, read_categories
-from glip.data.records import Box, Named, Spans, as_list, as_map, is_text, is_visible, read_id
+from glip.data.coco import Categories, categories_of, read_categories
+from glip.data.records import Named, Spans, as_list, as_map, is_text, is_visible, read_id
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, require
 from glip.errors import GlipError
 from glip.structures import Prompt, Sample
@@ -108,14 +106,7 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
         image, size = folders.locate(record.get("filename")), records.read_size(record)
         if "detection" in record:
             found = list(skipped.each(_instances(record), lambda row: _read_instance(row, categories), "instance"))
-            return Sample(
-                image=image,
-                boxes=torch.tensor([box for box, _ in found]).reshape(-1, 4),
-                box_phrases=tuple((index,) for _, index in found),
-                vocabulary=categories.names,
-                image_id=number,
-                size=size,
-            )
+            return records.detection_sample(image, found, categories.names, image_id=number, size=size)
         grounding = as_map(record.get("grounding"))
         caption = records.read_caption(grounding.get("caption"))
         rows = enumerate(map(as_map, as_list(grounding.get("regions"))))
@@ -145,14 +136,9 @@ def _read_label_map(path: Path, skipped: SkipCounter) -> Categories:
 
 def _gather_categories(path: Path) -> Categories:
     """The categories of all detection lines, without ids; broken lines are counted when they are read for boxes."""
-    found: dict[str, int] = {}
-    spelled: dict[Id, int] = {}
     lines = ((number, line) for number, line in records.read_lines(path) if b'"detection"' in line)
-    for _, row in chain.from_iterable(SkipCounter().each(lines, lambda line: _instances(records.parse_line(line)), "")):
-        name = as_map(row).get("category")
-        if is_text(name) and name not in spelled and is_visible(clean_name(name)):
-            spelled[name] = found.setdefault(clean_name(name).strip(), len(found))
-    return Categories(tuple(found), (), spelled)
+    rows = chain.from_iterable(SkipCounter().each(lines, lambda line: _instances(records.parse_line(line)), ""))
+    return categories_of(as_map(row).get("category") for _, row in rows)
 
 
 def _instances(record: Row) -> Iterable[tuple[int, Any]]:
@@ -161,8 +147,8 @@ def _instances(record: Row) -> Iterable[tuple[int, Any]]:
     return enumerate(as_list(instances))
 
 
-def _read_instance(row: Any, categories: Categories) -> tuple[Box, int]:
-    """The box of an instance and the place of its category."""
+def _read_instance(row: Any, categories: Categories) -> Named:
+    """The box of an instance, named by the place of its category."""
     label, category = [as_map(row).get(key) for key in ("label", "category")]
     key: Any = read_id(label if categories.ids else category)  # without a label map the category's name says it all
     require(key in categories.label, records.unknown("unknown category", key, categories.label))
@@ -171,7 +157,7 @@ def _read_instance(row: Any, categories: Categories) -> tuple[Box, int]:
         " ".join(clean_name(name).split()).casefold() for name in (str(category or ""), categories.names[index])
     )
     require(not stated or stated == meant, "label and category that disagree")
-    return records.read_box(row.get("bbox"), corners=True), index
+    return Named(records.read_box(row.get("bbox"), corners=True), (index,))
 
 
 def _read_phrase(region: Row, caption: str) -> Spans | list[str]:

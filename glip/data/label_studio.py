@@ -19,7 +19,7 @@ from glip.data.image import size_if_readable
 from glip.data.labels import read_names, sample_of_row
 from glip.data.records import as_list, as_map, is_number, is_text, is_visible, pack_sample_set, parse_file, read_size
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
-from glip.data.writers import ImageFolders, each_row, image_name, label_row
+from glip.data.writers import ImageFolders, cut_box, each_row, image_name, label_row
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.lettering import palette
@@ -105,13 +105,9 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 def _results(boxes: Sequence[Row], labels: Sequence[str], width: int, height: int, lost: SkipCounter) -> Iterator[Row]:
     """The boxes in per cent of the image, within it: Label Studio refuses tasks with others."""
     for number, item in enumerate(boxes):
-        left, top, right, bottom = item["box"]
-        cut = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
-        if not (cut[2] > cut[0] and cut[3] > cut[1]):
-            lost.add("box outside the image")
+        cut = cut_box(item["box"], (width, height), lost)
+        if not cut:
             continue
-        if cut != (left, top, right, bottom):
-            lost.add("part of a box outside the image")
         value = {
             "x": cut[0] / width * 100,
             "y": cut[1] / height * 100,

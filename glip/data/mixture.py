@@ -17,7 +17,7 @@ import numpy as np
 from glip.config import DataConfig, DatasetConfig, SetConfig
 from glip.console import counted
 from glip.data.caption import foreign_names, word_key
-from glip.data.catalog import class_prompts, find_set, read_set
+from glip.data.catalog import class_prompts, find_set, read_set, with_split
 from glip.data.check import refuse_wrong_boxes
 from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
@@ -76,12 +76,12 @@ def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
     )
 
 
-def resolve(config: DatasetConfig, data: DataConfig) -> SetConfig:
-    """Where a dataset of a mixture is: as its config says in full, or as the table of datasets has it by its name."""
+def resolve(config: DatasetConfig, data: DataConfig, split: str = "train") -> SetConfig:
+    """Where a dataset of a mixture is: as its config says in full, or by its name; of several splits ``split``."""
     own = {part.name: getattr(config, part.name) for part in fields(SetConfig)}
     if own["annotations"]:
-        return SetConfig(**own)
-    entry = find_set(config.name, images=config.images, format=config.format, root=data.root)
+        return SetConfig(**{**own, "annotations": with_split(own["annotations"], split, data.root)})
+    entry = find_set(config.name, images=config.images, format=config.format, root=data.root, split=split)
     usual = SetConfig()
     given = {key: value for key, value in own.items() if value != getattr(usual, key)}
     return replace(entry, **{**given, "images": entry.images, "format": entry.format})

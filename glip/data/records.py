@@ -128,6 +128,14 @@ def decode_text(data: bytes) -> str:
     return text
 
 
+def read_words(path: Path) -> list[str]:
+    """The lines of a text file, such as class names, without those that are blank at its end."""
+    check_exists(path)
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    require(is_text(text), f"{path}: not text in UTF-8: save it as UTF-8")
+    return text.rstrip().splitlines()
+
+
 def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) -> Row:
     """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before.
 
@@ -267,6 +275,21 @@ def grounding_sample(
         boxes=torch.tensor([item.box for item in named]),
         box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
         prompt=Prompt.from_caption(caption, phrases),
+        image_id=image_id,
+        size=size,
+        crowd=tuple(number for number, item in enumerate(named) if item.crowd),
+    )
+
+
+def detection_sample(
+    image: Path, named: Sequence[Named], names: tuple[str, ...], *, image_id: Id, size: tuple[int, int] | None
+) -> Sample:
+    """The sample of an image of a detection dataset: phrases of its boxes are indices into the class names."""
+    return Sample(
+        image=image,
+        boxes=torch.tensor([item.box for item in named]).reshape(-1, 4),
+        box_phrases=tuple(item.phrases for item in named),
+        vocabulary=names,
         image_id=image_id,
         size=size,
         crowd=tuple(number for number, item in enumerate(named) if item.crowd),

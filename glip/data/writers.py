@@ -1,4 +1,4 @@
-"""Samples as files: COCO (with LVIS's fields where a dataset is federated), MDETR json, ODVG jsonl, our own labels.
+"""Samples as files: COCO (with LVIS's fields where a dataset is federated), MDETR, ODVG, YOLO, VOC, our own labels.
 
 Files are written as a stream, whole or not at all. What a format cannot hold is an error that names one that can, or
 is counted in the SkipCounter that each writer returns. Our labels (``labels.py``) hold everything.
@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
+from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
 
 from glip.data.image import size_if_readable
 from glip.data.sets import Id, Row, SampleSet, SkipCounter, require
+from glip.data.voc import OBJECT, SCENE
+from glip.data.yolo import label_file
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.structures import Prompt, Sample, TarMember
@@ -24,6 +27,9 @@ from glip.text.prompt import clean_name
 
 ImageFolders = Sequence[str | Path]
 T = TypeVar("T")
+_PER_IMAGE = "YOLO or Pascal VOC"
+_WITHOUT_LISTS = ("ODVG", _PER_IMAGE)  # of absent and incomplete names
+_Cut = tuple[tuple[float, ...], int, bool]  # a box within its image, its name, whether it marks a group
 
 
 def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
@@ -42,9 +48,7 @@ def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
     """
     lost, names, taken = SkipCounter(), samples.vocabulary, set[Id]()
     ids = samples.ids if len(samples.ids) == len(names) else tuple(range(1, len(names) + 1))
-    for name, times in Counter(clean_name(name).strip() for name in names).items():  # as they are read
-        if times > 1:
-            lost.add("name written twice, its twin cannot be told apart", name, times - 1)
+    _count_twins(names, lost)
 
     def row(sample: Sample) -> tuple[Row, list[Row]]:
         _check(sample, "COCO", names)
@@ -118,6 +122,50 @@ def label_map_of(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).stem}_label_map.json")
 
 
+def write_yolo(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write a detection dataset in ultralytics' layout: a new folder with ``data.yaml``, ``labels`` and ``images``.
+
+    Images are links to the files where they are, or copies where the system has no links. Arguments and result as for
+    ``write_coco``.
+    """
+
+    def make(name: str, size: tuple[int, int], boxes: list[_Cut], lost: SkipCounter) -> tuple[Path, Path, str]:
+        image, text = Path("images", name), ""
+        for (x1, y1, x2, y2), number, is_crowd in boxes:
+            edges = zip(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), size * 2, strict=True)
+            if is_crowd:
+                lost.add("box of a crowd")
+            else:
+                text += f"{number} {' '.join(f'{edge / side:.9g}' for edge, side in edges)}\n"
+        return image, label_file(image), text
+
+    table = "train: images\nval: images  # ultralytics wants one: name other images before you measure\nnames:\n"
+    names = (json.dumps(name, ensure_ascii=False) for name in samples.vocabulary)
+    table += "".join(f"  {label}: {name}\n" for label, name in enumerate(names))
+    return _write_folder(samples, Path(path), images, make, ("data.yaml", table))
+
+
+def write_voc(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
+    """Write a detection dataset as Pascal VOC: a new folder of ``Annotations``, ``JPEGImages`` and ``classes.txt``.
+
+    Boxes are rounded to whole pixels, crowds are difficult objects. Images, arguments and result as for ``write_yolo``.
+    """
+    names = [escape(name) for name in samples.vocabulary]
+
+    def make(name: str, size: tuple[int, int], boxes: list[_Cut], lost: SkipCounter) -> tuple[Path, Path, str]:
+        objects, image = "", Path("JPEGImages", name.replace("/", "_"))
+        for cut, number, is_crowd in boxes:
+            x1, y1 = (min(round(edge), side - 1) for edge, side in zip(cut[:2], size, strict=True))
+            x2, y2 = max(round(cut[2]), x1 + 1), max(round(cut[3]), y1 + 1)
+            if cut != (x1, y1, x2, y2):
+                lost.add("fraction of a pixel of a box")
+            objects += OBJECT.format(names[number], int(is_crowd), x1 + 1, y1 + 1, x2, y2)
+        return image, Path("Annotations", f"{image.stem}.xml"), SCENE.format(escape(image.name), *size, objects)
+
+    listed = "".join(f"{name}\n" for name in samples.vocabulary)
+    return _write_folder(samples, Path(path), images, make, ("classes.txt", listed))
+
+
 def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write our own label file, which holds everything in a Sample; arguments as for ``write_coco``.
 
@@ -175,10 +223,14 @@ def _check(sample: Sample, format: str, vocabulary: tuple[str, ...]) -> None:
     listed = sample.absent is not None or sample.incomplete
     refusals = (
         (not names and not prompt, "has a caption without phrases", "labels"),
-        (prompt and format == "COCO", "has a caption", "mdetr, odvg or labels"),
+        (prompt and format in ("COCO", _PER_IMAGE), "has a caption", "mdetr, odvg or labels"),
         (names and format == "MDETR json", "has a list of names", "coco, odvg or labels"),
         (names and names != vocabulary, "has a list of names of its own, not that of all images", "labels"),
-        (listed and format == "ODVG", "states which names are absent or incomplete", "coco (LVIS's fields) or labels"),
+        (
+            listed and format in _WITHOUT_LISTS,
+            "states which names are absent or incomplete",
+            "coco (LVIS's fields) or labels",
+        ),
     )
     what, others = next(((what, others) for wrong, what, others in refusals if wrong), ("", ""))
     if what:
@@ -200,6 +252,12 @@ def _boxed_prompt(sample: Sample, lost: SkipCounter) -> Prompt:
     return prompt
 
 
+def _count_twins(names: Sequence[str], lost: SkipCounter) -> None:
+    for name, times in Counter(clean_name(name).strip() for name in names).items():  # as they are read
+        if times > 1:
+            lost.add("name written twice, its twin cannot be told apart", name, times - 1)
+
+
 def _has_classes(prompt: Prompt) -> bool:
     return prompt.classes != tuple(range(len(prompt.phrases)))
 
@@ -213,6 +271,18 @@ def _single_names(sample: Sample, lost: SkipCounter) -> Iterator[tuple[int, int]
 
 
 # ---- parts of rows
+
+
+def cut_box(box: Sequence[float], size: tuple[int, int], lost: SkipCounter) -> tuple[float, ...]:
+    """A box cut at the edges of its image, () if nothing is left; what is cut is counted."""
+    left, top, right, bottom = box
+    cut = max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1])
+    if not (cut[2] > cut[0] and cut[3] > cut[1]):
+        lost.add("box outside the image")
+        return ()
+    if cut != (left, top, right, bottom):
+        lost.add("part of a box outside the image")
+    return cut
 
 
 def _image_record(sample: Sample, images: ImageFolders, taken: set[Id], lost: SkipCounter) -> Row:
@@ -287,3 +357,45 @@ def _write_coco_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row
         later.seek(0)
         shutil.copyfileobj(later, file)
         file.write("\n]}\n")
+
+
+def _write_folder(
+    samples: SampleSet,
+    path: Path,
+    images: ImageFolders,
+    make: Callable[[str, tuple[int, int], list[_Cut], SkipCounter], tuple[Path, Path, str]],
+    names: tuple[str, str],
+) -> SkipCounter:
+    """Write a new folder, whole or not at all: a link to each image, what ``make`` gives for it, the class names."""
+    lost, taken = SkipCounter(), set[Path]()
+    _count_twins(samples.vocabulary, lost)
+    require(not path.exists(), f"{str(path)!r} is there already: give a new folder")
+
+    def row(sample: Sample) -> tuple[Path, Path, Path, str]:
+        _check(sample, _PER_IMAGE, samples.vocabulary)
+        name, source = image_name(sample, images, _PER_IMAGE), sample.image
+        assert isinstance(source, Path)
+        size = size_if_readable(source) or (0, 0)
+        require(all(size), "image that is not there, or cannot be read")
+        named = _single_names(sample, lost)
+        cuts = ((cut_box(_decimals(sample.boxes[index].numpy()), size, lost), index, number) for index, number in named)
+        boxes = [(cut, number, index in sample.crowd) for cut, index, number in cuts if cut]
+        image, file, text = make(name, size, boxes, lost)
+        require(file not in taken, "image whose name another one has, but for the ending")
+        taken.add(file)
+        return source, image, file, text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as above:
+        folder = Path(above, path.name)
+        for source, image, file, text in each_row(samples, row, lost):
+            for place in (folder / image, folder / file):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text, encoding="utf-8")
+            try:
+                (folder / image).symlink_to(source.absolute())
+            except OSError:
+                shutil.copyfile(source, folder / image)
+        (folder / names[0]).write_text(names[1], encoding="utf-8")
+        folder.rename(path)
+    return lost

@@ -137,9 +137,9 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
             made = load_benchmark(task.name, task.files(), read_task(task, root), "coco")
             found[name].append(replace(made, prompts=task.prompts, same_as=task.same_as))
         if name not in ODINW:
-            entry = find_set(name, images=folders[name], root=root)
+            entry = find_set(name, images=folders[name], root=root, split="val")
             read = read_set(entry, root, to_score=True)
-            made = load_benchmark(dataset_name(name, root), entry, read, config.protocol)
+            made = load_benchmark(dataset_name(name, root, "val"), entry, read, config.protocol)
             found[name].append(replace(made, listed=name in known))
     empty = [name for name, own in found.items() if not own]
     if empty or not found:

@@ -64,7 +64,7 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     under = data_root(root).absolute()
     format = entry.format or recognize(under / entry.annotations)[0]
-    if format in ("coco", "lvis"):
+    if format in ("coco", "lvis", "yolo", "voc"):
         raise DataError(
             f"Dataset {name!r} of format {format} has no captions of image files. Give a captioned dataset."
         )

@@ -69,7 +69,8 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
     folders = folders_of(list(given.values()), files.images, root)
     parts = dict[str, SampleSet]()
     for part, file in given.items():
-        parts[part] = read_set(find_set(file, images=folders[file], root=root), root)
+        split = "val" if part == "validate" else part  # of a file with several
+        parts[part] = read_set(find_set(file, images=folders[file], root=root, split=split), root)
         own, names = parts[part].vocabulary, parts["train"].vocabulary
         if not own or own != names or any(sample.vocabulary != own for sample in parts[part].samples):
             listed = f"the classes {', '.join(own)[:80]}" if own else "no class names that all images share"

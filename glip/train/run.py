@@ -1,5 +1,6 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder of the model."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,7 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
 
 def readable_names(names: Sequence[str]) -> dict[str, str]:
     """Short names of datasets; one given by its path is named with its folder, and with more folders where needed."""
-    parts = {name: Path(name).absolute().with_suffix("").parts[1:] for name in names}
+    parts = {name: Path(re.sub(r"\.[^./]+?(?=(:\w+)?$)", "", name)).absolute().parts[1:] for name in names}
     paths = [name for name in names if "/" in name or Path(name).is_file()]
     short = dict(zip(names, names, strict=True))
     for depth in range(2, max(map(len, parts.values()), default=0) + 2):

@@ -183,3 +183,28 @@ def test_the_parent_category_of_roboflow_is_left_out(glip_, command_line, birds,
     edit(birds, lambda tree: tree["annotations"].append({"image_id": 0, "category_id": 0, "bbox": [1, 1, 9, 9]}))
     out = glip_("check", "birds", "--root", birds)[1]
     assert "left out" not in out and "rarest    tit 0, birds 1, owl 3" in out, "it has a box"
+
+
+def test_a_yolo_set_is_used_as_its_coco_json(glip_, command_line, model, shapes, tmp_path):
+    """Converted, checked, shown, evaluated with the same figures, trained on and validated by its ``data.yaml``."""
+    code, out, err = glip_("convert", shapes, "ds", "--to", "yolo")
+    assert code == 0 and "ds: 4 samples as yolo; images are links to where they are (cp -rL" in out, err
+    code, out, _ = glip_("check", "ds/data.yaml")
+    assert code == 0 and "4 samples" in out and "no problems" in out, out
+    assert glip_("show", "ds/data.yaml:val", "--out", "sheet.png")[0] == 0
+    figures = []
+    for one in (shapes, "ds/data.yaml"):
+        code, _, err = command_line("evaluate", model, one, "--out", "evaluated")
+        assert code == 0, err
+        [report] = Path("evaluated").rglob(f"{'ds_val' if figures else 'shapes_instances'}/report.json")
+        figures.append(json.loads(report.read_text())["figures"])
+    assert figures[0] == figures[1]
+    quick = ("train.steps=1", "train.warmup=0", "data.workers=0", f"train.start={model}", "train.output=run")
+    file = Path("ds/data.yaml")
+    file.write_text(file.read_text().replace("val: images", "val: missing"))
+    code, out, _ = glip_("check", file)
+    assert code == 1 and "1 x folder or list of images that is not there" in out and "boxes     9" in out, out
+    code, _, err = command_line("train", "finetune/own", "--data", file, *quick)
+    assert code == 0, err
+    code, _, err = command_line("train", "finetune/own", "--data", file, "--validate", file, *quick)
+    assert code == 2 and "missing' of data.yaml are not there" in err and err.count("\n") == 1

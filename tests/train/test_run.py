@@ -22,6 +22,8 @@ def test_names_of_datasets():
         f"{Path.cwd().name}/b/c",
     ]
     assert readable_names(["/data/raccoon/boxes.json"]) == {"/data/raccoon/boxes.json": "raccoon/boxes"}
+    splits = ["ds/data.yaml:val", "ds/data.yaml:test"]
+    assert readable_names(splits) == dict(zip(splits, ("ds/data:val", "ds/data:test"), strict=True))
     assert readable_names([]) == {}
 
 
