@@ -136,9 +136,7 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    thresholds: dict[str, Share] = option(
-        {}, "lowest score for single phrases, by text, instead of inference.threshold"
-    )
+    thresholds: dict[str, Share] = option({}, "lowest score of single phrases, instead of inference.threshold")
     max_tokens: Count = option(256, "longest caption in tokens")
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
     trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
@@ -270,9 +268,7 @@ class DetectConfig:
     max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
     image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
     recursive: bool = option(False, "also search the sub-folders of folders")
-    format: tuple[Output, ...] = option(
-        (), "what is printed or written to OUT/results; may be repeated (default: table)"
-    )
+    format: tuple[Output, ...] = option((), "printed or written to OUT/results; may be repeated (default: table)")
     out: str = option("out", "folder for drawn images and results; '-' prints a JSON line per image and writes nothing")
     draw: bool = option(True, "write the drawn images")
     scores: bool = option(True, "write scores into the drawn images")
@@ -358,9 +354,7 @@ class LabelConfig:
     referring: bool = option(False, "widen noun phrases to whole referring expressions")
     engine: Literal["local", "torchrun", "ray"] = option("local", "where workers run")
     workers: Count = option(1, "number of Ray actors")
-    threads: CountOrZero = option(
-        0, "CPU threads per worker; 0: OMP_NUM_THREADS, else the usable cores divided by the workers"
-    )
+    threads: CountOrZero = option(0, "CPU threads per worker; 0: OMP_NUM_THREADS, else usable cores / workers")
     per_shard: Count = option(1000, "images per shard, where all captions are in one file")
     min_side: CountOrZero = option(64, "skip images whose short side is below this many pixels; 0: off")
     max_aspect: Rate = option(4.0, "skip images whose aspect ratio (long side / short side) is above this; 0: off")

@@ -30,15 +30,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 830,
+    "cli": 840,
     "config": 400,
     "console": 40,
-    "data": 4_150,
+    "data": 4_170,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_520,
+    "evaluate": 2_550,
     "experiment": 130,
     "files": 220,
     "geometry": 250,
@@ -56,10 +56,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 190,
     "text": 900,
-    "train": 1_560,
+    "train": 1_570,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 16_900, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 17_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -52,7 +52,9 @@ def read_voc(path: Path, images: Sequence[str | Path], names: str | Path = "", s
     root = path.parent if path.name in ANNOTATIONS else path
     listed = Path(names) if str(names) else root / "classes.txt"
     is_listed = str(names) or listed.is_file()
-    categories = categories_of(records.read_words(listed) if is_listed else sorted(set(chain(*map(_names, files)))))
+    categories = categories_of(
+        records.read_words(listed) if is_listed else sorted(set(chain(*map(_class_names, files))))
+    )
     folders = Folders([place for place in (root / "JPEGImages", root / "images", root) if place.is_dir()] + [*images])
     if split and (root / SPLITS).is_dir():
         chosen = root / SPLITS / f"{split}.txt"
@@ -74,7 +76,7 @@ def read_voc(path: Path, images: Sequence[str | Path], names: str | Path = "", s
     return records.pack_sample_set(path, samples, skipped, vocabulary=categories.names)
 
 
-def _names(file: Path) -> list[str]:
+def _class_names(file: Path) -> list[str]:
     """The class names in a file; one that cannot be read is counted when it is read for boxes."""
     with suppress(InvalidRecord):
         return [name.text.strip() for name in parse_xml(file).findall("object/name") if name.text]

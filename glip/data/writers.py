@@ -1,7 +1,7 @@
 """Samples as files: COCO (with LVIS's fields where a dataset is federated), MDETR, ODVG, YOLO, VOC, our own labels.
 
-Files are written as a stream, whole or not at all. What a format cannot hold is an error that names one that can, or
-is counted in the SkipCounter that each writer returns. Our labels (``labels.py``) hold everything.
+Files are written as a stream, whole or not at all. What a format cannot hold is an error that names one that can, or is
+counted in the SkipCounter that each writer returns. Our labels hold everything.
 """
 
 import json
@@ -94,8 +94,7 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
         lost.add("id of an image (its line number takes its place)")
         if sample.scores and sample.vocabulary:
             lost.add("score", times=len(sample.scores))
-        row: Row = {"filename": image_name(sample, images, "ODVG")} | _size(sample, lost)
-        boxes = list[Row]()
+        named, boxes = {"filename": image_name(sample, images, "ODVG")} | _size(sample, lost), list[Row]()
         for index, number in _single_names(sample, lost):
             corners = _decimals(sample.boxes[index].numpy())
             if index in sample.crowd:
@@ -106,8 +105,8 @@ def write_odvg(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
                 own = prompt.phrases[number]
                 boxes.append({"bbox": corners, "phrase": own.text, "tokens_positive": own.spans})
         if prompt is None:
-            return row | {"detection": {"instances": boxes}}
-        return row | {"grounding": {"caption": prompt.caption, "regions": boxes}}
+            return named | {"detection": {"instances": boxes}}
+        return named | {"grounding": {"caption": prompt.caption, "regions": boxes}}
 
     with atomic_write(path) as file:
         file.writelines(json.dumps(one) + "\n" for one in each_row(samples, row, lost))

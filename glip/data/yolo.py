@@ -58,7 +58,7 @@ def read_yolo(file: Path, table: Any, images: Sequence[str | Path], split: str =
     categories = _read_names(table, file, skipped)
     keypoints = [number for number in as_list(table.get("kpt_shape")) if isinstance(number, int)]
     columns = _BOX + (math.prod(keypoints) if keypoints else 0)
-    places = list(dict.fromkeys(_places(table, file, split, skipped)))
+    places = list(dict.fromkeys(_label_folders(table, file, split, skipped)))
     files = list(dict.fromkeys(image for place in places for image in _listed_images(place, file, images, skipped)))
 
     def read(image: Path) -> Sample:
@@ -89,7 +89,7 @@ def _read_names(table: Row, file: Path, skipped: SkipCounter) -> Categories:
     return read_categories(rows, file, skipped)
 
 
-def _places(table: Row, file: Path, split: str, skipped: SkipCounter) -> Iterator[Path]:
+def _label_folders(table: Row, file: Path, split: str, skipped: SkipCounter) -> Iterator[Path]:
     """The folders and lists of a split's images, or of all splits'.
 
     A path is relative to ``path``, which is relative to the folder of the file. As files move between machines, the

@@ -102,7 +102,7 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
 
 
 @contextmanager
-def write_yolo(folder: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
+def write_yolo_texts(folder: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
     """A text for each image, also for one without detections, and the names of the classes beside them."""
     names = output_names(images, folder, ".txt")
     begin_run(folder, {"classes": prompt.texts})  # refuses a folder with those of other classes
@@ -134,7 +134,7 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
     "json": ("detections.json", write_list),
     "csv": ("detections.csv", write_csv),
     "coco": ("coco.json", _write_set(write_coco, of_names=True)),
-    "yolo": ("yolo", write_yolo),
+    "yolo": ("yolo", write_yolo_texts),
     "labels": ("labels.jsonl", _write_set(write_labels, of_names=False)),
 }
 
