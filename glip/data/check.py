@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from glip.data.coco import PARENT
+from glip.data.coco import OUTLINE_BOX, PARENT
 from glip.data.image import image_size, load_image, stated_size
 from glip.data.sets import SampleSet, SkipCounter
 from glip.data.yolo import NO_LABELS
@@ -44,7 +44,7 @@ _SIZES = (
 )
 _DOUBTS = {*_OUTSIDE, _UNROTATED, *_SIZES}  # what a run goes on with, after a warning
 _MISSING = "image that is not there"
-_USUAL = {PARENT, NO_LABELS}  # no faults
+_USUAL = {OUTLINE_BOX, PARENT, NO_LABELS}  # no faults
 _RAREST = 5  # classes with the fewest boxes that are shown
 _log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's
 _NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
 _COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
+OUTLINE_BOX = f"{records.NO_BOX} (that of its segmentation is taken)"
 PARENT = "category without a box that only groups all others: left out"  # category 0 of Roboflow's exports
 _REASONS = ("malformed box", "box without area")
 
@@ -56,7 +57,7 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
         elif not row.get("bbox"):
             reason = records.NO_BOX
         elif records.OUTLINED in row:
-            skipped.add(f"{records.NO_BOX} (that of its segmentation is taken)", f"annotations[{index}]")
+            skipped.add(OUTLINE_BOX, f"annotations[{index}]")
         if reason:
             skipped.add(reason, f"annotations[{index}]")
         return (

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glip.data.check import check
 from glip.data.coco import read_coco, read_lvis
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.labels import read_labels
@@ -77,6 +78,8 @@ def test_a_box_that_is_not_stated_is_that_of_the_outline(tmp_path, outline):
     found = read_tree(read_coco, tmp_path, images=images, annotations=[row], categories=categories)
     assert found.samples[0].boxes.tolist() == [[1, 2, 4, 6]]
     assert found.skipped.counts == {"annotation without a box (that of its segmentation is taken)": 1}
+    report = check(found)
+    assert report.remarks.counts.keys() >= found.skipped.counts.keys(), "no fault"
 
 
 LVIS_NAMES = ("bow_(weapon)", "alarm_clock", "bow_(decorative_ribbons)")
