@@ -210,7 +210,7 @@ def _stated_white(image: Image.Image) -> int | None:
 def _to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
     """Values of any depth as uint8. White is what the file states, where no value is above it, else a guess.
 
-    The guess is the smallest of the usual largest values that holds them all; it is told.
+    The guess is the smallest of the usual largest values that holds them all; a notice says it.
     """
     if values.dtype == np.uint8:
         return values

@@ -25,7 +25,7 @@ _AT_ONCE = 20  # categories in one evaluation: pycocotools holds a record of eac
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _OFF = 0.25  # of its width that the middle of an interval may lie off its figure
 _OVERLAP = 0.5
-BEST = ("threshold", "precision", "recall", "F1")  # what is told of the threshold of best F1
+BEST = ("threshold", "precision", "recall", "F1")  # columns of the table of thresholds
 
 
 @dataclass(frozen=True)

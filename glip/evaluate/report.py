@@ -39,7 +39,7 @@ class Report:
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
         thresholds: of best F1, by class name (COCO's protocol).
-        pictures: the files drawn beside the report.
+        plots: the image files drawn beside the report.
         noted: what was not scored, or is odd, by reason.
         places: for each reason the first few places.
         score: what COCO's protocol gave, to compare with; it is not written.
@@ -53,7 +53,7 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Sequence[Row]] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
-    pictures: list[str] = field(default_factory=list)
+    plots: list[str] = field(default_factory=list)
     noted: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Sequence[str]] = field(default_factory=dict)
     score: Score | None = None
@@ -63,9 +63,9 @@ class Report:
         self.noted, self.places = skipped.counts, skipped.places
         plain = {key: value for key, value in vars(self).items() if key != "score"}
         write_json(folder / "report.json", {**plain, "made": made()})
-        pictures = [f"\n![{name}]({name})\n" for name in self.pictures]
+        plots = [f"\n![{name}]({name})\n" for name in self.plots]
         with atomic_write(folder / "report.md") as file:
-            file.write("".join([self.markdown(), *pictures, made_line()]))
+            file.write("".join([self.markdown(), *plots, made_line()]))
 
     def markdown(self) -> str:
         """The report as a page."""
@@ -131,11 +131,11 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
         before, one = first[place], own[place]
         if figure not in one.figures:
             continue
-        value, told = one.figures[figure], dict.fromkeys(("difference", *_ENDS), "")
+        value, compared = one.figures[figure], dict.fromkeys(("difference", *_ENDS), "")
         if own is not first:
-            told["difference"] = f"{value - before.figures[figure]:+.3f}"
+            compared["difference"] = f"{value - before.figures[figure]:+.3f}"
             paired = one.score.interval(less=before.score) if figure == "AP50" and one.score else None
-            told |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
+            compared |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
         named = {("model", "prompts")[part]: variant[part] for part in varied}
-        rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **told})
+        rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **compared})
     return rows

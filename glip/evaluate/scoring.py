@@ -81,7 +81,7 @@ def score(
         every = store.read(samples, options)
         found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
         draw_worst(found, samples, config.inference.threshold, folder / WORST)
-        report.pictures += [WORST] * (folder / WORST).is_file()
+        report.plots += [WORST] * (folder / WORST).is_file()
     report.write(folder, skipped)
     return report
 
@@ -195,7 +195,7 @@ def _add_thresholds(
         draw_curves(truth.names, rankings, folder / CURVES)
         draw_confidence(truth.names, rankings, folder / CONFIDENCE)
         draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
-        report.pictures += [CURVES, CONFIDENCE, CONFUSION]
+        report.plots += [CURVES, CONFIDENCE, CONFUSION]
 
 
 def _add_recall(report: Report, recall: PhraseRecall) -> None:

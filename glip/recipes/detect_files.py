@@ -30,7 +30,7 @@ _SHOWN = 10  # names of a prompt in messages
 def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
     """Files, the images in folders, and what patterns match, in order, each once.
 
-    Of a folder, and of a pattern without an ending, files that are no images are left out and told, as are sub-folders
+    Of a folder, and of a pattern without an ending, files that are no images are left out and named, as are sub-folders
     with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
 
     Raises:

@@ -91,8 +91,8 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     assert code == 0 and "# tiny on things_boxes" in out and "red square" in out, err
     folder = written(tmp_path / "results", "things_boxes")
     report = report_of(folder)
-    pictures, page = ["curves.png", "confidence.png", "confusion.png", "worst.png"], (folder / "report.md").read_text()
-    assert report["pictures"] == pictures and all(f"![{name}]({name})" in page for name in pictures)
+    plots, page = ["curves.png", "confidence.png", "confusion.png", "worst.png"], (folder / "report.md").read_text()
+    assert report["plots"] == plots and all(f"![{name}]({name})" in page for name in plots)
     assert report["made"].keys() == {"date", "command", "versions"} and f"Made on {report['made']['date'][:10]}" in page
     assert "| all classes |" in out and "Made on" not in out
     detector = Detector.from_pretrained(tiny_folder)
@@ -102,7 +102,7 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     assert report["figures"]["AP at false positive rate 0.05"] <= report["figures"]["AP"] + 1e-9
     rows = json.loads((folder / "results.json").read_text())
     assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
-    assert {*pictures, "report.md"} <= {file.name for file in folder.iterdir()}
+    assert {*plots, "report.md"} <= {file.name for file in folder.iterdir()}
     assert report["trained_on"] == "unknown" and report["samples"] == 6
     code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
     assert code == 0, err
