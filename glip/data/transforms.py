@@ -130,7 +130,7 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCoun
 
 
 def _kept_shares(boxes: Float[Tensor, "box 4"], left: int, top: int, side: int) -> Float[Tensor, " box"]:
-    """The share of each box that lies within a window."""
+    """The share of each box that is within a window."""
     return box_area(clip_boxes_to_image(boxes - boxes.new_tensor([left, top] * 2), (side, side))) / box_area(boxes)
 
 

@@ -56,7 +56,7 @@ class Ranking:
     def best(self) -> dict[str, float]:
         """The threshold of best F1 at IoU 0.5, with precision, recall and F1 there; {} without a right detection.
 
-        It lies half way to the next lower score.
+        It is halfway to the next lower score.
         """
         if not self.right.any():
             return {}

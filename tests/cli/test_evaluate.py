@@ -272,7 +272,7 @@ def test_wrong_models_and_thresholds(arguments, message, glip_, tiny_folder, thi
 
 @pytest.fixture
 def found(things, tiny_folder) -> Path:
-    """The set with boxes where the model finds the first name: it is right there, whatever its scores."""
+    """The set with boxes where the model finds the first name: it is right there at any score."""
     tree, detector = json.loads(things.read_text()), Detector.from_pretrained(tiny_folder)
     rows = []
     for image in tree["images"]:

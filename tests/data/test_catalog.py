@@ -94,7 +94,7 @@ COCO = '{"images": [], "annotations": [], "categories": []}'
 
 
 @pytest.mark.parametrize(
-    ("files", "asked", "told"),
+    ("files", "asked", "message"),
     [
         (
             ["coco/annotations/instances_val2017.json", "coco/val2017/0.jpg"],
@@ -123,11 +123,11 @@ COCO = '{"images": [], "annotations": [], "categories": []}'
         (["a/readme.md"], "a", "a folder without annotations"),
     ],
 )
-def test_what_is_no_dataset_is_called_what_it_is(files, asked, told, tmp_path):
+def test_what_is_no_dataset_is_called_what_it_is(files, asked, message, tmp_path):
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(COCO)
-    with pytest.raises(DataError, match=told.replace("a: it", f"{asked}: it")):
+    with pytest.raises(DataError, match=message.replace("a: it", f"{asked}: it")):
         recognize(tmp_path / asked)
 
 
@@ -139,7 +139,7 @@ def test_what_is_empty_is_called_empty(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "message"),
     [
         ([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}], "these are results"),
         ({"version": "5", "shapes": [], "imagePath": "0.jpg"}, r"\(its keys: version, shapes, imagePath\)"),
@@ -148,9 +148,9 @@ def test_what_is_empty_is_called_empty(name, tmp_path):
         ({"images": [], "categories": []}, "not COCO json: no list 'annotations'"),
     ],
 )
-def test_json_of_another_kind_is_called_what_it_is(tree, told, tmp_path):
+def test_json_of_another_kind_is_called_what_it_is(tree, message, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         read_set(find_set(str(tmp_path / "a.json")))
 
 

@@ -320,7 +320,7 @@ def test_endings_of_images():
 
 
 def test_postscript_is_never_run(tmp_path):
-    """Pillow would give it to Ghostscript, whatever its name."""
+    """Pillow would give it to Ghostscript under any name."""
     (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     refused(tmp_path / "a.jpg", "is not an image that")
 

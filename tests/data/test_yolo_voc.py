@@ -135,7 +135,7 @@ def test_images_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
         ({"data.yaml": "train: images/train"}, "data.yaml: it has no class names"),
         ({"data.yaml": "train: images/train\nnc: 2"}, "it has no class names"),
@@ -149,8 +149,8 @@ def test_images_that_cannot_be_read(tmp_path):
         ({"data.yaml": "{"}, "not valid YAML"),
     ],
 )  # fmt: skip
-def test_data_yaml_that_cannot_be_used(files, told, tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError), match=told):
+def test_data_yaml_that_cannot_be_used(files, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read(tmp_path, "data.yaml", "test", **TWO, **files)
 
 
