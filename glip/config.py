@@ -22,6 +22,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
 Format = Literal[
     "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc"
@@ -245,7 +246,7 @@ class TrainConfig(StepConfig):
     validate_every: CountOrZero = option(0, "steps between validations; 0: never")
     validate_images: CountOrZero = option(200, "maximum validation images per dataset; 0: all")
     log_every: Count = option(20, "steps between log lines")
-    tensorboard: bool = option(False, "also write TensorBoard logs")
+    loggers: tuple[Logger, ...] = option((), "where curves and images go, beside metrics.jsonl")
     output: str = option("runs/train", "output folder")
     start: str | None = option(None, "model to start from; its config is the default of model.* (else random)")
 

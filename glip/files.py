@@ -153,7 +153,7 @@ def refuse_other_run(
     Raises:
         DataError: naming each key that differs and does not begin with one of ``may_change``.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     changed = []
     for key in {**old, **new}:
         if old.get(key) != new.get(key) and not key.startswith(may_change):
@@ -165,18 +165,18 @@ def refuse_other_run(
         raise DataError(f"{str(folder)!r} holds results made with {listed}: give another folder, or delete it")
 
 
-def _flat(tree: Any, at: str = "") -> dict[str, Any]:
+def flat(tree: Any, at: str = "") -> dict[str, Any]:
     """The values of nested maps, also in lists, by their path, such as ``train.lr`` or ``data.train[0].name``."""
-    flat: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            flat |= _flat(value, f"{at}.{key}" if at else str(key))
+            values |= flat(value, f"{at}.{key}" if at else str(key))
     elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
         for place, value in enumerate(tree):
-            flat |= _flat(value, f"{at}[{place}]")
+            values |= flat(value, f"{at}[{place}]")
     else:
-        flat[at] = tree
-    return flat
+        values[at] = tree
+    return values
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

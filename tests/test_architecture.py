@@ -59,8 +59,10 @@ DOORS = {
     "pyarrow": ("pseudo/store.py",),
     "pillow_heif": ("data/image.py",),
     "imagehash": ("pseudo/filters.py",),
-    "tensorboard": ("train/log.py",),
-    "torch.utils.tensorboard": ("train/log.py",),
+    "tensorboard": ("train/loggers.py",),
+    "torch.utils.tensorboard": ("train/loggers.py",),
+    "wandb": ("train/loggers.py",),
+    "mlflow": ("train/loggers.py",),
     "matplotlib": ("visualize.py",),
 }
 READS_CONFIG = {

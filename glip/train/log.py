@@ -1,20 +1,17 @@
-"""What a run counts and reports: lines to read, rows of ``metrics.jsonl``, and curves and images for TensorBoard."""
+"""What a run counts and reports: lines to read, rows of ``metrics.jsonl``, and curves and images for loggers."""
 
 import math
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from glip.data.sets import Validation
-from glip.errors import ConfigError
 from glip.files import append_jsonl, read_jsonl, write_jsonl
+from glip.train.loggers import Loggers
 from glip.train.step import TERMS, Outcome
 
 _MEANS = (*TERMS, "loss", "gradient_norm")
@@ -70,15 +67,12 @@ class RunLog:
     steps: int  # how many the run has
     progress: Progress
     device: torch.device  # whose memory is reported
-    tensorboard: bool = False  # write curves for TensorBoard too
+    loggers: Loggers
 
     def __post_init__(self) -> None:
         self.path, progress = self.folder / "metrics.jsonl", self.progress
         self.began = self.since = time.monotonic()
         self.start, self.images = progress.step, 0
-        self.board: Any = None
-        if self.tensorboard:
-            self.board = summary_writer()(str(self.folder / "tensorboard"), purge_step=self.start + 1)
         if self.path.is_file():
             rows = list(read_jsonl(self.path))
             done = {True: progress.validated, False: progress.step}
@@ -103,7 +97,8 @@ class RunLog:
             "memory_mb": memory,
         }
         append_jsonl(self.path, row)
-        self._scalars("train", {key: value for key, value in row.items() if isinstance(value, float)}, step)
+        numbers = {f"train/{name}": value for name, value in row.items() if isinstance(value, float)}
+        self.loggers(lambda one: one.log(numbers, step, {}))
         shown = [f"{name} {_number(means[name])}" for name in _MEANS[:-1]]
         shown += [f"lr {lr:.1e}", f"gradient {_number(means['gradient_norm'])}", f"{speed:.1f} images/s"]
         shown += [f"{memory / 1000:.1f} GB"]
@@ -117,37 +112,18 @@ class RunLog:
         figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}
         skipped = found.skipped
         append_jsonl(self.path, {"step": step, "validation": figures, "best": best, "skipped": skipped.counts})
-        self._scalars("validation", found.figures, step)
-        for name, image in found.images.items() if self.board else ():
-            self.board.add_image(name, np.array(image.convert("RGB")), step, dataformats="HWC")
+        numbers = {f"validation/{name}": value for name, value in figures.items() if value is not None}
+        self.loggers(lambda one: one.log(numbers, step, found.images))
         shown = [f"{name} {_number(value)}" for name, value in figures.items()]
         shown += ["(best so far)"] * best + [f"skipped: {skipped}"] * bool(skipped)
         return "  ".join([f"step {step}/{self.steps}", "validation", *shown])
 
-    def flush(self) -> None:
-        """Write all curves up to now to the disk, as with every checkpoint."""
-        if self.board:
-            self.board.flush()
-
-    def _scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items() if self.board else ():
-            self.board.add_scalar(f"{group}/{name}", value, step)
-
-
-def summary_writer() -> Any:
-    """TensorBoard's class of writers.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError(
-            "train.tensorboard needs the package tensorboard: pip install 'glip[tensorboard]', or set "
-            "train.tensorboard=false (metrics.jsonl has the same figures)"
-        ) from None
-    return SummaryWriter
+    def close(self) -> None:
+        """End the loggers, with the final figures: those of the best validation where there was one."""
+        progress = self.progress
+        figures = {"final/steps": progress.step, "final/skipped_steps": progress.skipped_steps}
+        best = {} if progress.best is None else {"final/best": progress.best, "final/best_step": progress.best_step}
+        self.loggers(lambda one: one.close({**figures, **best}, progress.step >= self.steps))
 
 
 def peak_memory(device: torch.device) -> float:

@@ -8,6 +8,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,7 +27,8 @@ from glip.model.weights import weights_fingerprint
 from glip.signals import AGAIN, GracefulStop
 from glip.train.checkpoint import BEST, LAST, Tree, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
-from glip.train.log import Progress, RunLog, summary_writer
+from glip.train.log import Progress, RunLog
+from glip.train.loggers import Loggers, check_loggers
 from glip.train.optim import EMA, build_optimizer, rate_factor, set_rates, wise_ft
 from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 
@@ -35,8 +37,8 @@ from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 MAY_CHANGE = (
     *("data.max_broken", "data.root", "data.validate", "data.workers"),
     *("model.inference", "model.license", "model.name", "model.thresholds", "model.trained_on"),
-    *("train.checkpointing", "train.compile", "train.keep_every", "train.log_every", "train.max_bad_steps"),
-    *("train.micro_batch", "train.output", "train.parallel", "train.save_every", "train.tensorboard"),
+    *("train.checkpointing", "train.compile", "train.keep_every", "train.log_every", "train.loggers"),
+    *("train.max_bad_steps", "train.micro_batch", "train.output", "train.parallel", "train.save_every"),
     *("train.validate_every", "train.validate_images"),
 )
 
@@ -45,7 +47,7 @@ def check_experiment(experiment: Experiment, group: Group = ONE) -> None:
     """Refuse what cannot work before anything long begins.
 
     Raises:
-        ConfigError: a batch size that the processes cannot share, or TensorBoard that is not installed.
+        ConfigError: a batch size that the processes cannot share, or a logger that is not installed.
         DataError: an output folder with a run of another config.
         CheckpointError: a checkpoint there that cannot be read.
     """
@@ -55,8 +57,7 @@ def check_experiment(experiment: Experiment, group: Group = ONE) -> None:
             f"train.batch_size: {config.batch_size} images cannot be shared by {group.size} processes: give a multiple "
             f"of {group.size}"
         )
-    if config.tensorboard:
-        summary_writer()
+    check_loggers(config.loggers)
     if path.is_file():
         _refuse_other(read_state(path, mapped=True), experiment, {})
 
@@ -146,7 +147,9 @@ class TrainRun:
         if group.main:
             with atomic_write(self.output / "experiment.yaml") as file:
                 file.write(to_yaml(self.experiment))
-            self.log = RunLog(self.output, config.steps, self.progress, group.device, config.tensorboard)
+            settings = to_dict(self.experiment)
+            loggers = Loggers(config.loggers, self.output, settings, self.progress.step, self.report)
+            self.log = RunLog(self.output, config.steps, self.progress, group.device, loggers)
 
     def _resume(self, state: Tree) -> None:
         restore(state, self.stepper, self.model.state_dict(), self.ema)
@@ -181,7 +184,7 @@ class TrainRun:
             Interrupted: SIGINT or SIGTERM came; the checkpoint is written.
         """
         config, progress = self.config, self.progress
-        with GracefulStop() as signals:
+        with GracefulStop() as signals, closing(self.log) if self.log else nullcontext():
             if self._validation_due():  # a run that was stopped before it could
                 self._validate()
             loader = self.steps(progress.step)
@@ -262,8 +265,6 @@ class TrainRun:
         self._collect()
         paths = [self.output / name for name in names]
         save_state(paths, self.stepper, self.model.state_dict(), self.progress, self.made_from, self.ema)
-        if self.log:
-            self.log.flush()
 
     def _current(self) -> GLIP:
         """The model as it would be saved now, in eval mode on the group's device; all processes must call this."""

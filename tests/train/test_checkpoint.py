@@ -115,7 +115,7 @@ def test_what_decides_the_numbers_may_not_change(part, changes, message, first):
 
 def test_what_may_change(first):
     step = {"log_every": 1, "save_every": 7, "keep_every": 2, "validate_every": 5, "validate_images": 5}
-    step |= {"max_bad_steps": 3, "micro_batch": 1, "tensorboard": False, "compile": True, "checkpointing": True}
+    step |= {"max_bad_steps": 3, "micro_batch": 1, "loggers": ("mlflow",), "compile": True, "checkpointing": True}
     check_experiment(changed(first, "train", parallel="fsdp", **step))
     check_experiment(changed(first, "data", workers=4, root="/data", max_broken=0.5))
     check_experiment(changed(first, "model", name="other", license="MIT", trained_on=("a",), trained_on_data=("b",)))

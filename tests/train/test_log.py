@@ -1,16 +1,22 @@
 """What a run counts and reports, and that its curves go on where they stopped."""
 
-import builtins
 import json
-import sys
+import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from runs import SWIN, batches_of, metrics, quiet, settings, step_of, stream
+from small import seeded
 
 from glip.data.sets import SkipCounter, Validation
 from glip.errors import ConfigError
+from glip.train import loggers
 from glip.train.log import Progress, RunLog, peak_memory
+from glip.train.loggers import Loggers
+from glip.train.loop import TrainRun, check_experiment
 from glip.train.step import Outcome
 
 CPU = torch.device("cpu")
@@ -21,8 +27,8 @@ def outcome(loss: float, *, stepped: bool = True) -> Outcome:
     return Outcome(losses, 0.5 * loss, 4, stepped, False, False)
 
 
-def opened(folder, progress: Progress, *, tensorboard: bool = False) -> RunLog:
-    return RunLog(folder, 10, progress, CPU, tensorboard)
+def opened(folder, progress: Progress, log: Loggers | None = None) -> RunLog:
+    return RunLog(folder, 10, progress, CPU, log or Loggers((), folder, {}, 0, print))
 
 
 def rows(folder):
@@ -69,31 +75,123 @@ def test_memory_is_of_this_process():
     assert held.sum() > 0 and peak_memory(CPU) >= max(before, 200)
 
 
-def test_missing_tensorboard(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *given, **named):
-        if "tensorboard" in name:
-            raise ImportError(name)
-        return real(name, *given, **named)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'glip.tensorboard.'"):
-        opened(tmp_path, Progress(), tensorboard=True)
+def test_missing_loggers_are_named_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "mlflow" else name)
+    experiment = settings(tmp_path, loggers=("tensorboard", "mlflow"))
+    with pytest.raises(ConfigError, match=r"train.loggers: mlflow is not installed: pip install 'glip.mlflow.'"):
+        check_experiment(experiment)
 
 
 def test_tensorboard_gets_curves_and_images(tmp_path):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     progress = Progress(step=3)
-    log = opened(tmp_path, progress, tensorboard=True)
+    log = opened(tmp_path, progress, Loggers(("tensorboard",), tmp_path, {"train": {"lr": 0.5}}, 3, print))
     progress.add(outcome(4.0))
     log.row(1e-3)
     log.validated(Validation({"drawn/AP50": 0.5}, images={"drawn/0": Image.new("L", (8, 6))}), best=False)
-    log.flush()
     board = accumulators.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name, value in (("train/loss", 4.0), ("train/lr", 1e-3), ("validation/drawn/AP50", 0.5)):
         (event,) = board.Scalars(name)
         assert event.step == 4 and event.value == pytest.approx(value)
     (image,) = board.Images("drawn/0")
     assert (image.step, image.width, image.height) == (4, 8, 6)
+    (config,) = board.Tensors("config/text_summary")
+    assert b"| train.lr | 0.5 |" in config.tensor_proto.string_val[0]
+    log.close()
+
+
+def in_two_parts(folder, name) -> list[str]:
+    """A run of six steps with a logger, killed after the fourth and resumed; gives the lines of the second part."""
+    made, said = [step_of(batch) for batch in batches_of(1)[:2]], list[str]()
+    experiment = settings(folder, loggers=(name,), validate_every=3)
+    found = Validation({"drawn/AP50": 0.25}, images={"drawn/0": Image.new("L", (8, 6))})
+    with pytest.raises(KeyboardInterrupt):
+        TrainRun(experiment, seeded(SWIN), stream(made, 6, 5), validate=lambda model: found, report=quiet)()
+    TrainRun(experiment, seeded(SWIN), stream(made, 6), validate=lambda model: found, report=said.append)()
+    return said
+
+
+def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow-skinny")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    in_two_parts(tmp_path / "raccoon", "mlflow")
+    client = mlflow.MlflowClient((tmp_path / "raccoon" / "mlruns").as_uri())
+    [experiment] = [one for one in client.search_experiments() if one.name != "Default"]
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (experiment.name, run.info.run_name, run.info.status) == (tmp_path.name, "raccoon", "FINISHED")
+    assert run.data.params["train.steps"] == "6" and run.data.metrics["final/best"] == 0.25
+    logged = {(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert logged == {(row["step"], row["loss"]) for row in metrics(tmp_path / "raccoon") if "loss" in row}
+    assert [one.path for one in client.list_artifacts(run.info.run_id, "drawn/0")] == ["drawn/0/3.png", "drawn/0/6.png"]
+
+
+def logged_records(file: Path) -> Iterator[bytes]:
+    """The records of a file of wandb: LevelDB's log format in blocks of 32 kB, after a header of 7 bytes."""
+    data, place, record = file.read_bytes(), 7, b""
+    while place < len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        record += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    in_two_parts(tmp_path / "raccoon", "wandb")
+    runs, logged, final = set(), set(), {}
+    for file in (tmp_path / "raccoon" / "wandb").glob("offline-run-*/*.wandb"):
+        for record in map(proto.Record.FromString, logged_records(file)):
+            if record.HasField("run"):
+                runs.add((record.run.project, record.run.display_name, record.run.run_id))
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            logged |= {(row["step"], row["train/loss"])} if "train/loss" in row else set()
+            final |= {item.key or item.nested_key[0]: item.value_json for item in record.summary.update}
+    known = json.loads((tmp_path / "raccoon" / "loggers.json").read_text())
+    assert runs == {(tmp_path.name, "raccoon", known["wandb"])} and json.loads(final["final/best"]) == 0.25
+    assert logged == {(row["step"], row["loss"]) for row in metrics(tmp_path / "raccoon") if "loss" in row}
+
+
+@pytest.mark.parametrize(("has_key", "problem"), [(False, "no API key"), (True, "timed out")])
+def test_wandb_that_cannot_be_reached_logs_offline(has_key, problem, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="needs wandb")
+    init, said = wandb.init, list[str]()
+
+    def unreachable(*, mode="online", **given):
+        if mode == "online":
+            raise wandb.errors.CommError("timed out")
+        return init(mode=mode, **given)
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "login", lambda *, prompt: has_key)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    log = Loggers(("wandb",), tmp_path, {}, 0, said.append)
+    log(lambda one: one.close({}, True))
+    [line] = said
+    assert problem in line and "logged offline; wandb sync" in line
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+class Broken:
+    """A logger whose server goes away."""
+
+    id = "a"
+
+    def log(self, values, step, images):
+        raise OSError("connection refused")
+
+
+def test_a_logger_that_fails_is_reported_once_and_the_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(loggers._LOGGERS, "mlflow", lambda *_: Broken())
+    said = in_two_parts(tmp_path / "a", "mlflow")
+    lost = [line for line in said if "gets nothing more" in line]
+    assert lost == [
+        "mlflow gets nothing more of this run (OSError: connection refused): the training goes on, and metrics.jsonl "
+        "has all figures"
+    ]
+    assert [row["step"] for row in metrics(tmp_path / "a") if "loss" in row] == [2, 4, 6]
