@@ -19,6 +19,7 @@ GROUND = (
     "shapes.py",
     "schema.py",
     "files.py",
+    "provenance.py",
     "signals.py",
     "console.py",
     "text/phrases.py",

@@ -290,7 +290,12 @@ def test_saved_model_gives_the_same_bits(tiny_detector, tiny_folder, image):
     again = Detector.from_pretrained(tiny_folder, device="cpu")
     assert again.config == tiny_detector.config
     assert identical(tiny_detector(image, PROMPT), again(image, PROMPT))
-    assert {path.name for path in tiny_folder.iterdir()} == {"model.safetensors", "config.json", "vocab.txt"}
+    assert {path.name for path in tiny_folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "vocab.txt",
+        "run.json",
+    }
 
 
 def test_calls_repeat_and_leave_no_trace(tiny_detector, image):

@@ -248,6 +248,12 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
 
 
+def _verify(parser: Parser) -> None:
+    text = "folder that glip has written (a run, labels, a model), a file in it, or a name such as glip-nano"
+    parser.add_argument("target", metavar="FOLDER", help=text)
+    _add_shared(parser, "--root")
+
+
 def _config(parser: Parser) -> None:
     parser.add_argument("config", nargs="?", help="YAML file or config name; without it: list the installed configs")
     _add_shared(parser, "overrides")
@@ -264,6 +270,7 @@ VERBS = {
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),
     "convert": ("convert a checkpoint to glip's format", _convert),
+    "verify": ("compare results, models and their data with the checksums from when they were written", _verify),
     "config": ("list, print or explain configs", _config),
 }
 

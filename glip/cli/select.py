@@ -12,7 +12,7 @@ from glip.console import counted
 def run(args: argparse.Namespace) -> int:
     """Select; the last line names the written file."""
     config = read_options(SelectConfig, args)
-    from glip.files import read_manifest, write_json
+    from glip.files import read_manifest
     from glip.pseudo.select import select
     from glip.pseudo.store import unfinished
 
@@ -24,9 +24,7 @@ def run(args: argparse.Namespace) -> int:
         _measure(args)
     out = Path(args.out or labels / "selected.jsonl")
     found = select(labels, out, config)
-    totals = {"pairs": found.pairs, "boxes": found.boxes}
-    write_json(out.with_suffix(".summary.json"), {"options": vars(config), **totals, **vars(found)})
-    for (what, total), one in zip(totals.items(), ("pair", "box"), strict=True):
+    for what, total, one in (("pairs", found.pairs, "pair"), ("boxes", found.boxes, "box")):
         reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
         print(
             f"{getattr(found, f'kept_{what}')} of {counted(total, one)} kept"

@@ -5,12 +5,12 @@ Also few-shot samples of a dataset, k images or k boxes of each class, as ODinW 
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from glip.data.loader import Source
 from glip.data.sets import PackedSamples, SampleSet
 from glip.data.transforms import says_side
 from glip.errors import ConfigError, DataError
-from glip.experiment import read_tree
+from glip.experiment import read_tree, to_dict
 from glip.files import fingerprint
 from glip.processor import Processor
 from glip.schema import parse
@@ -144,6 +144,7 @@ class Survey:
     summary: str
     data: str  # of images and annotations
     fingerprint: str  # also of the prompts' texts
+    record: Mapping[str, Any]  # as ``data_record`` has it
 
 
 def survey(source: Source, processor: Processor) -> Survey:
@@ -183,7 +184,8 @@ def survey(source: Source, processor: Processor) -> Survey:
                 "boxes one category"
             )
     summary += f"; taken for one name: {'; '.join(', '.join(map(repr, group)) for group in same)}" if same else ""
-    return Survey(summary, data, fingerprint(data, sorted(written.items()))[:16])
+    noted_as = data_record(source.config, source.samples, data)
+    return Survey(summary, data, fingerprint(data, sorted(written.items()))[:16], noted_as)
 
 
 def data_fingerprint(samples: Iterable[Sample]) -> str:
@@ -201,6 +203,13 @@ def data_fingerprint(samples: Iterable[Sample]) -> str:
         rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
         digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
     return digest[:16]
+
+
+def data_record(config: SetConfig, samples: Sequence[Sample], known: str = "") -> dict[str, Any]:
+    """A dataset as a run notes it: where it is, what it has, and its fingerprint, which may be ``known``."""
+    content = f"{counted(len(samples), 'image')}, {counted(sum(len(sample.boxes) for sample in samples), 'box')}"
+    where = {key: value for key, value in to_dict(config).items() if value}
+    return {"set": where, "content": content, "fingerprint": known or data_fingerprint(samples)}
 
 
 def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, seed: int, per: Per) -> list[int]:

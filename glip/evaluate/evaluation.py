@@ -11,6 +11,7 @@ import torch
 from glip.config import EvaluateConfig, ModelConfig
 from glip.console import ProgressBar, counted
 from glip.data.catalog import class_prompts
+from glip.data.mixture import data_record
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
@@ -18,9 +19,11 @@ from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, overview
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
+from glip.experiment import to_dict
 from glip.files import atomic_write
 from glip.model.adapt import digest_of, save_adaptation
 from glip.model.weights import pretrained_config, store_thresholds
+from glip.provenance import RECORD, files_in, record
 from glip.text.class_prompts import ClassPrompt
 
 OUT, COMPARISON = "runs/evaluate", "comparison.md"
@@ -128,9 +131,14 @@ def _evaluate_set(
         show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
     with _all_or_none(gather):
         _collect(detector, benchmark, store, options, share)
+    if main:
+        model = {"name": detector.config.name, "weights": detector.fingerprint}
+        data = data_record(benchmark.config, benchmark.read.samples, benchmark.fingerprint)
+        record(place / RECORD, config=to_dict(config), model=model, data={benchmark.name: data})
     with _all_or_none(gather):
         found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
     if main:
+        record(place / RECORD, files=files_in(place))
         show(found[0].markdown())
     return found
 

@@ -1,26 +1,20 @@
 """The report of an evaluation: JSON for programs, Markdown for people."""
 
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from glip import __version__
 from glip.console import counted
 from glip.data.sets import SkipCounter
 from glip.evaluate.coco import Score
 from glip.files import atomic_write, write_json
+from glip.provenance import made
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
 _COMPARED, _ENDS = ("AP", "AP50", "Fixed AP", "R@1"), ("low (95 %)", "high (95 %)")
-_PACKAGES = ("torch", "torchvision", "pycocotools")  # that the figures depend on
 Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
 TrainedOn = Literal["yes", "no", "unknown"]
@@ -80,19 +74,8 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
-def made() -> dict[str, str]:
-    """Date, command and versions of what is written now."""
-    program = "glip" if Path(sys.argv[0]).stem in ("glip", "__main__") else sys.argv[0]
-    versions = {"glip": __version__, "Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
-    return {
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([program, *sys.argv[1:]]),
-        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-    }
-
-
 def made_line() -> str:
-    """The same as the last line of a page."""
+    """Date, command and versions as the last line of a page."""
     return "\nMade on {date} by `{command}` with {versions}.\n".format(**made())
 
 

@@ -18,6 +18,7 @@ from glip.config import Mode, Share
 from glip.errors import CheckpointError
 from glip.model.glip import GLIP
 from glip.model.weights import check_fit, read_tensors, save_tensors, weights_fingerprint
+from glip.provenance import renew
 from glip.schema import checked, parse_json
 from glip.shapes import Float, Tensor
 from glip.structures import Phrase, Prompt
@@ -87,6 +88,7 @@ class _Task:
 def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
     """Write a task file, whole or not at all; its folder is made if missing."""
     save_tensors(Path(path), _tensors(adaptation), {"format": FORMAT, "task": _metadata(adaptation)})
+    renew(Path(path))
 
 
 def load_adaptation(path: str | Path) -> Adaptation:

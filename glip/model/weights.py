@@ -25,6 +25,7 @@ from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
 from glip.model.vision import timm_weights
+from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
 from glip.shapes import Tensor
 
@@ -38,6 +39,8 @@ RELEASED = {
     "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
     "glip-l": "glip_large_model.pth",
 }
+# Of the weights that we ship; what is downloaded has its own on the hub.
+SHA256 = {BUNDLED: "63dd3db7a7bfbfe8b8ee066f6cbf2973cf8f5874db56795823fe0d42bd79f2b8"}
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
@@ -87,6 +90,22 @@ def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     return model
 
 
+def known_sha256(name: str) -> tuple[Path, str]:
+    """The weights of a public name on this machine, and their checksum as stated here or by the hub; "" if unknown.
+
+    Raises:
+        CheckpointError: unknown name, or no network to download it.
+    """
+    path = find_model(name)
+    return (path / _WEIGHTS, SHA256[name]) if path.is_dir() else (path, _hub_sha256(path))
+
+
+def _hub_sha256(path: Path) -> str:
+    """What the hub says of a large file in its cache, which is named after its checksum; "" for another file."""
+    stored = path.resolve().name
+    return stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
+
+
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
     """The config of a model. No weights are read or downloaded for a model folder or a public name."""
     if str(name_or_path) in RELEASED and not Path(name_or_path).exists():
@@ -114,6 +133,7 @@ def save_pretrained(
     with atomic_path(folder / _VOCABULARY) as file:
         file.write_bytes(words)
     write_json(folder / _CONFIG, to_dict(config))
+    record(folder / RECORD, files=[folder / name for name in (_WEIGHTS, _CONFIG, _VOCABULARY)])
 
 
 def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
@@ -125,6 +145,7 @@ def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> Non
     config = _read_config(Path(folder))
     thresholds = {**config.thresholds, **thresholds}
     write_json(Path(folder) / _CONFIG, to_dict(replace(config, thresholds=thresholds)))
+    renew(Path(folder) / _CONFIG)
 
 
 def start_language(model: GLIP, source: str | Path) -> None:
@@ -272,12 +293,15 @@ def _download(repository: str, file: str) -> Path:
     try:
         size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
         print(f"downloading {file} ({size / 1e6:.0f} MB) from {repository}", file=sys.stderr)
-        return Path(hf_hub_download(repository, file))
+        path = Path(hf_hub_download(repository, file))
     except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
             f"{file} could not be downloaded from {repository} ({type(error).__name__}): download it from that hub "
             "repository on a machine with network, and pass its path instead of the name"
         ) from None
+    if _hub_sha256(path) not in ("", sha256(path)):
+        raise CheckpointError(f"{file} was damaged on its way from {repository}: delete {str(path)!r} and try again")
+    return path
 
 
 def _read_config(folder: Path) -> ModelConfig:

@@ -24,6 +24,7 @@ from glip.config import LabelConfig, SetConfig
 from glip.console import ProgressBar, counted
 from glip.data.captions import caption_files
 from glip.data.catalog import data_root, find_set, read_set, recognize
+from glip.data.mixture import data_fingerprint
 from glip.data.sets import InvalidRecord, Row, SampleSet, SkipCounter, require
 from glip.data.writers import label_row
 from glip.detector import Detector
@@ -200,6 +201,7 @@ class Labeller:
         report = {
             "shard": shard.name,
             "pairs": sum(map(len, images)),
+            "captions": data_fingerprint(sample for samples in images for sample in samples),
             **count_labels(rows),
             "skipped": skipped.counts,
             "places": skipped.places,

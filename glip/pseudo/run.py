@@ -22,8 +22,9 @@ import torch
 from glip.config import LabelConfig, SetConfig
 from glip.console import counted
 from glip.errors import ConfigError
-from glip.files import begin_run, exclusive
+from glip.files import MANIFEST, begin_run, exclusive
 from glip.model.weights import load_pretrained, weights_fingerprint
+from glip.provenance import RECORD, record
 from glip.pseudo.label import Labeller, Shard, check_images, find_shards
 from glip.pseudo.store import draw_report, is_done, write_report
 
@@ -70,6 +71,8 @@ def run_labelling(
         shards = find_shards(entry, config.per_shard)
         check_images(shards)
         begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})
+        if rank == 0:
+            record(folder / RECORD, config={"teacher": str(model), **asdict(config)}, files=[folder / MANIFEST])  # type: ignore[call-overload]
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
         label = _label_with_ray if config.engine == "ray" else _label_here

@@ -16,8 +16,10 @@ from glip.config import SelectConfig
 from glip.console import counted
 from glip.data.sets import Row
 from glip.errors import DataError
+from glip.experiment import to_dict
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
+from glip.provenance import record
 from glip.pseudo.store import read_rows, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
@@ -51,7 +53,7 @@ class Selection:
 
 
 def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
-    """Write what is kept of a folder of labels as one label file.
+    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``.
 
     Raises:
         DataError: nothing is kept, or labels cannot be read.
@@ -68,6 +70,8 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
                 or f"no box is kept of {selection.boxes} in {counted(selection.pairs, 'pair')} of {str(folder)!r} "
                 f"({reasons or 'nothing was found'}): try a lower --min-score and --min-best-score"
             )
+    totals = {"pairs": selection.pairs, "boxes": selection.boxes, **vars(selection)}
+    record(Path(out).with_suffix(".summary.json"), files=[Path(out)], options=to_dict(config), **totals)
     return selection
 
 

@@ -17,6 +17,7 @@ from glip.console import counted
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
 from glip.files import atomic_write, read_json, read_jsonl, read_manifest, write_json
+from glip.provenance import record
 from glip.structures import Sample
 from glip.visualize import contact_sheet, figure
 
@@ -58,7 +59,7 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
     else:
         with atomic_write(path, durable=True) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    write_json(folder / f"{shard}{_SHARD_REPORT}", report)
+    record(folder / f"{shard}{_SHARD_REPORT}", files=[path], **report)
 
 
 def read_rows(folder: Path) -> Iterator[Row]:

@@ -17,7 +17,8 @@ from glip.errors import DataError
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment, to_dict
-from glip.files import atomic_write, begin_run, exclusive, read_jsonl, read_manifest, write_jsonl
+from glip.files import MANIFEST, atomic_write, begin_run, exclusive, read_jsonl, read_manifest, write_jsonl
+from glip.provenance import RECORD, record
 from glip.pseudo.run import run_labelling
 from glip.pseudo.select import select
 from glip.structures import Sample
@@ -70,7 +71,9 @@ def self_train(
     with exclusive(folder):
         options = to_dict(replace(plan.options, rounds=1))  # more rounds may be added later
         sources = {"teacher": plan.teacher, "captions": plan.captions.annotations}
-        begin_run(folder, {**sources, **options, **to_dict(plan.select), "student": to_dict(plan.experiment)})
+        plain = {**sources, **options, **to_dict(plan.select), "student": to_dict(plan.experiment)}
+        begin_run(folder, plain)
+        record(Path(folder) / RECORD, config={**plain, "label": to_dict(plan.label)}, files=[Path(folder) / MANIFEST])
         ledger, teacher = Path(folder) / LEDGER, plan.teacher
         rows: list[Row] = list(read_jsonl(ledger)) if ledger.is_file() else []
         for number in range(plan.options.rounds + 1):
@@ -82,6 +85,7 @@ def self_train(
                 write_jsonl(ledger, rows)
                 _write_table(Path(folder) / TABLE, rows, say)
             teacher = model
+        record(Path(folder) / RECORD, files=[ledger, Path(folder) / TABLE])
     return rows
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glip.config import TaskConfig, TuneConfig
+from glip.config import SetConfig, TaskConfig, TuneConfig
 from glip.console import counted
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.check import refuse_wrong_boxes
-from glip.data.mixture import count_classes, data_fingerprint, draw_shots
+from glip.data.mixture import count_classes, data_fingerprint, data_record, draw_shots
 from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
@@ -19,8 +19,10 @@ from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
+from glip.experiment import to_dict
 from glip.files import fingerprint, write_json
 from glip.model.adapt import Adaptation, save_adaptation
+from glip.provenance import RECORD, files_in, record
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 from glip.train.distributed import ONE, Group, main_only
@@ -43,6 +45,7 @@ class TaskData:
     test: Sequence[Sample] = ()
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)  # text written instead of a class name
     skipped: SkipCounter = field(default_factory=SkipCounter)
+    sets: Mapping[str, SetConfig] = field(default_factory=dict)  # where its parts are, where that is known
 
     def fingerprint(self) -> str:
         """Differs when an image, a box or a prompt changes."""
@@ -55,8 +58,8 @@ def task_data(name: str, parts: Mapping[str, SampleSet], prompts: Mapping[str, C
     skipped = SkipCounter()
     for part in parts.values():
         skipped.merge(part.skipped)
-    samples = {title: part.samples for title, part in parts.items()}
-    return TaskData(name, parts["train"].vocabulary, **samples, prompts=prompts, skipped=skipped)
+    train, validate, test = (parts[title].samples if title in parts else () for title in ("train", "validate", "test"))
+    return TaskData(name, parts["train"].vocabulary, train, validate, test, prompts, skipped)
 
 
 def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -> TaskData:
@@ -67,10 +70,11 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
     """
     given = {part: file for part in ("train", "validate", "test") if (file := getattr(files, part))}
     folders = folders_of(list(given.values()), files.images, root)
-    parts = dict[str, SampleSet]()
+    parts, sets = dict[str, SampleSet](), dict[str, SetConfig]()
     for part, file in given.items():
         split = "val" if part == "validate" else part  # of a file with several
-        parts[part] = read_set(find_set(file, images=folders[file], root=root, split=split), root)
+        sets[part] = find_set(file, images=folders[file], root=root, split=split)
+        parts[part] = read_set(sets[part], root)
         own, names = parts[part].vocabulary, parts["train"].vocabulary
         if not own or own != names or any(sample.vocabulary != own for sample in parts[part].samples):
             listed = f"the classes {', '.join(own)[:80]}" if own else "no class names that all images share"
@@ -79,7 +83,7 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
             )
         refuse_wrong_boxes(f"{part}: dataset {file!r}", parts[part])
     prompts = class_prompts(find_set(files.train, root=root), root, parts["train"].vocabulary, file=files.prompts)
-    return task_data(name or Path(files.train).stem.removesuffix("_train"), parts, prompts)
+    return replace(task_data(name or Path(files.train).stem.removesuffix("_train"), parts, prompts), sets=sets)
 
 
 def run_name(task: str, config: TuneConfig) -> str:
@@ -125,6 +129,9 @@ def tune_task(
 
     about = {"set": task.name, "shots": config.shots, "per": config.per, "seed": config.seed}
     if group.main:
+        sets = {part: data_record(one, getattr(task, part)) for part, one in task.sets.items()}
+        model = {"name": detector.config.name, "weights": detector.fingerprint}
+        record(folder / RECORD, config=to_dict(config), model=model, data=sets)
         write_json(folder / IMAGE_LIST, {**about, "ids": [str(sample.image_id) for sample in train]})
     data = [data_fingerprint(samples) for samples in (train, validate)]
     inputs = fingerprint(detector.fingerprint, preprocessing_of(detector), task.name, *data)
@@ -145,6 +152,7 @@ def tune_task(
     if group.main:
         save_adaptation(folder / TASK_FILE, found)
         _write_report(folder, found, run.state.history, skipped)
+        record(folder / RECORD, files=files_in(folder))
     return found
 
 

@@ -113,8 +113,8 @@ class _Wandb:
         self.id, self.wandb = known or uuid4().hex[:8], wandb
         left_out = ("disable_git", "disable_code", "x_disable_meta", "x_disable_stats", "x_disable_machine_info")
         quiet: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": _SECONDS, "finish_timeout": _SECONDS}
-        settings = wandb.Settings(**quiet, **dict.fromkeys(left_out, True))
-        project, name = _names(folder)
+        settings = wandb.Settings(**(quiet | dict.fromkeys(left_out, True)))
+        project, name = _run_name(folder)
         about: dict[str, Any] = {
             "project": project,
             "name": name,
@@ -160,7 +160,7 @@ class _MLflow:
 
         self.metric, folder = Metric, folder.resolve()
         self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").as_uri())
-        project, name = _names(folder)
+        project, name = _run_name(folder)
         self.id = known
         with suppress(MlflowException):  # the server does not have it
             if known:
@@ -187,7 +187,7 @@ class _MLflow:
 _LOGGERS = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _MLflow}
 
 
-def _names(folder: Path) -> tuple[str, ...]:
+def _run_name(folder: Path) -> tuple[str, ...]:
     """The project and the run: the names of the folder's parent and of the folder."""
     return tuple(re.sub(r"[^\w.-]", "-", part.name) or "glip" for part in (folder.resolve().parent, folder.resolve()))
 

@@ -14,7 +14,7 @@ from glip.data.mixture import build_sources, survey
 from glip.data.sets import Validation
 from glip.detector import Detector
 from glip.errors import ConfigError
-from glip.experiment import Experiment
+from glip.experiment import Experiment, to_dict
 from glip.model.glip import GLIP, build
 from glip.model.weights import (
     ASSETS,
@@ -26,9 +26,12 @@ from glip.model.weights import (
     start_vision,
 )
 from glip.processor import Processor
+from glip.provenance import RECORD, record
 from glip.text.tokens import Tokenizer
 from glip.train.distributed import main_only, process_group
 from glip.train.loop import TrainRun, check_experiment
+
+_WRITTEN = ("experiment.yaml", "metrics.jsonl")  # beside the checkpoints
 
 
 def run(
@@ -48,13 +51,13 @@ def run(
         GlipError: no training set, or a set or model that cannot be read.
         TrainingError: losses stayed non-finite.
     """
-    data, settings, folder = experiment.data, experiment.train, Path(experiment.train.output, "model")
+    data, settings, output = experiment.data, experiment.train, Path(experiment.train.output)
     if not data.train:
         raise ConfigError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
     with process_group(device) as group:
         report = main_only(group, report)
         check_experiment(experiment, group)
-        folder.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
+        output.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
         torch.manual_seed(settings.seed)
         model, config, vocabulary = starting_model(experiment)
         tokenizer = Tokenizer(vocabulary)
@@ -80,14 +83,19 @@ def run(
             validate=validate if validator else None,
             report=report,
         )
+        if group.main:
+            record(
+                output / RECORD, config=to_dict(experiment), data={name: one.record for name, one in surveys.items()}
+            )
         trained = training()
         if validator and settings.validate_every:
             best = validate(trained).thresholds
             config = replace(config, thresholds=best | config.thresholds)
             report(f"the model has a score threshold for {counted(len(best), 'class')}: that of best F1 on validation")
         if group.main:
-            save_pretrained(folder, trained, config, vocabulary)
-    return folder
+            save_pretrained(output / "model", trained, config, vocabulary)
+            record(output / RECORD, files=[*output.glob("*.pt"), *map(output.joinpath, _WRITTEN)])
+    return output / "model"
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:

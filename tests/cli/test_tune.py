@@ -31,7 +31,7 @@ def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
     assert code == 0, err
     folder = tmp_path / "o" / "instances-prompt-1-0"
     assert {file.name for file in folder.iterdir()} == {
-        *("task.safetensors", "images.json", "report.json", "curve.png", "last.pt", ".lock")
+        *("task.safetensors", "images.json", "report.json", "curve.png", "last.pt", "run.json", ".lock")
     }
     assert "4 classes; training on" in out and "before: " in out and "epoch 1  loss" in out
     task = load_adaptation(folder / "task.safetensors")

@@ -168,7 +168,8 @@ def test_saving_and_loading_again(half, bits, tmp_path):
     save_pretrained(tmp_path / "b", loaded.model, loaded.config, loaded.tokenizer, half=half)
     assert same(load_file(tmp_path / "a" / "model.safetensors"), load_file(tmp_path / "b" / "model.safetensors"))
     assert torch.equal(outputs(loaded.model), outputs(load_pretrained(tmp_path / "b").model))
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
+    names = ["config.json", "model.safetensors", "run.json", "vocab.txt"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == names
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in (tmp_path / "a").iterdir()), "readable by everyone"
 
 
@@ -218,7 +219,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):
     monkeypatch.setattr("glip.model.weights.save_file", full)
     with pytest.raises(OSError, match=r"model\.safetensors' could not be written .*No space left.* MB free"):
         save_pretrained(tmp_path, seeded(SMALL, 1), replace(SMALL, name="other"), VOCABULARY)
-    assert load_pretrained(tmp_path).config == SMALL and len(list(tmp_path.iterdir())) == 3
+    assert load_pretrained(tmp_path).config == SMALL and len(list(tmp_path.iterdir())) == 4
 
 
 def test_fingerprints_stay():
