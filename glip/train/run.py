@@ -60,19 +60,18 @@ def run(
         output.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
         torch.manual_seed(settings.seed)
         model, config, vocabulary = starting_model(experiment)
-        tokenizer = Tokenizer(vocabulary)
-        processor = Processor(config, tokenizer)
+        processor = Processor(config, Tokenizer(vocabulary))
         sources = build_sources(data)
         surveys = {source.config.name: survey(source, processor) for source in sources}
         for found in surveys.values():
             report(found.summary)
-        trained_on = [*config.trained_on_data, *(found.data for found in surveys.values())]
-        config = replace(config, trained_on_data=tuple(dict.fromkeys(trained_on)))
+        seen = dict.fromkeys([*config.trained_on_data, *(found.data for found in surveys.values())])
+        config = replace(config, trained_on_data=tuple(seen))
         mixture = MixtureDataset(sources, processor, data, settings, rank=group.rank, processes=group.size)
 
         def validate(model: GLIP) -> Validation:
             assert validator is not None
-            return validator(Detector(model, config, tokenizer, str(group.device)))
+            return validator(Detector(model, config, processor.tokenizer, str(group.device)))
 
         training = TrainRun(
             replace(experiment, model=config),
@@ -84,9 +83,8 @@ def run(
             report=report,
         )
         if group.main:
-            record(
-                output / RECORD, config=to_dict(experiment), data={name: one.record for name, one in surveys.items()}
-            )
+            noted = {name: found.record for name, found in surveys.items()}
+            record(output / RECORD, config=to_dict(experiment), data=noted)
         trained = training()
         if validator and settings.validate_every:
             best = validate(trained).thresholds
