@@ -36,6 +36,7 @@ LEVELS = (  # from floor 1 on
     ("detector", "visualize"),
     ("train", "evaluate", "pseudo"),
     ("recipes",),
+    ("integrations",),
     ("cli",),
     ("__main__",),
 )
@@ -62,6 +63,7 @@ DOORS = {
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),
     "matplotlib": ("visualize.py",),
+    "onnxruntime": ("model/exported.py",),
 }
 READS_CONFIG = {
     "data/caption.py",

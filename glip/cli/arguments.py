@@ -29,6 +29,7 @@ from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
+EXPORTED = ("onnx", "torch")  # formats that glip export writes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
 _METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
@@ -248,6 +249,13 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
 
 
+def _export(parser: Parser) -> None:
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("folder", help="output folder: three graphs, config.json, vocab.txt")
+    text = "onnx: graphs for onnxruntime and others, also for --model here; torch: programs of torch.export"
+    parser.add_argument("--format", choices=EXPORTED, default="onnx", help=f"{text} (default: onnx)")
+
+
 def _config(parser: Parser) -> None:
     parser.add_argument("config", nargs="?", help="YAML file or config name; without it: list the installed configs")
     _add_shared(parser, "overrides")
@@ -264,6 +272,7 @@ VERBS = {
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),
     "convert": ("convert a checkpoint to glip's format", _convert),
+    "export": ("export a model to ONNX or torch.export, to run it elsewhere", _export),
     "config": ("list, print or explain configs", _config),
 }
 
