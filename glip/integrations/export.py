@@ -52,7 +52,12 @@ class _Head(nn.Module):
     def forward(
         self, p3: Tensor, p4: Tensor, p5: Tensor, p6: Tensor, p7: Tensor, hidden: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        found = self.model.fuse_and_predict((p3, p4, p5, p6, p7), hidden, attention_mask)
+        # The sides of all levels follow from those of P5: fewer unknowns for the exporter.
+        batch, channels, height, width = p5.shape
+        half, quarter = ((height + 1) // 2, (width + 1) // 2), ((height + 3) // 4, (width + 3) // 4)
+        sides = (4 * height, 4 * width), (2 * height, 2 * width), (height, width), half, quarter
+        levels = [x.reshape(batch, channels, *own) for x, own in zip((p3, p4, p5, p6, p7), sides, strict=True)]
+        found = self.model.fuse_and_predict(levels, hidden, attention_mask)
         return found.token_logits, found.box_deltas, found.centerness
 
 
@@ -77,7 +82,7 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
         partial.mkdir(parents=True)
         program = trace(loaded.model, name)
         if format == "onnx":
-            _write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
+            write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
         else:
             torch.export.save(program, partial / f"{name}.pt2")
         for file in sorted(partial.iterdir(), reverse=True):  # the weights first
@@ -122,7 +127,8 @@ def trace(model: GLIP, name: str) -> ExportedProgram:
         return torch.export.export(_Head(model).eval(), inputs, dynamic_shapes=(*[free] * len(LEVELS), words, words))
 
 
-def _write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file: Path) -> None:
+def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file: Path) -> None:
+    """Write a step as an ONNX graph with metadata; above 2 GB its weights are a second file."""
     import torchvision  # noqa: F401  its operators must be known before torch's exporter looks for them
 
     names = {"input_names": _INPUTS[name], "output_names": _OUTPUTS[name]}
