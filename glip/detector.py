@@ -21,7 +21,7 @@ from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
-from glip.model.weights import load_pretrained, save_pretrained, weights_fingerprint
+from glip.model.weights import load_pretrained, model_fingerprint, save_pretrained
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
 from glip.postprocess import merge_chunks, postprocess
 from glip.processor import Processor, in_order
@@ -120,7 +120,7 @@ class Detector:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return next(self._base.parameters()).device
+        return self._base.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -168,7 +168,7 @@ class Detector:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the weights of the model, without adaptations."""
-        return weights_fingerprint(self._base.state_dict())
+        return model_fingerprint(self._base)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""

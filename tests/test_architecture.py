@@ -37,6 +37,7 @@ LEVELS = (  # from floor 1 on
     ("detector", "visualize"),
     ("train", "evaluate", "pseudo"),
     ("recipes",),
+    ("integrations",),
     ("cli",),
     ("__main__",),
 )
@@ -65,6 +66,7 @@ DOORS = {
     "wandb": ("train/loggers.py",),
     "mlflow": ("train/loggers.py",),
     "matplotlib": ("visualize.py",),
+    "onnxruntime": ("model/exported.py",),
 }
 READS_CONFIG = {
     "data/caption.py",

@@ -29,6 +29,7 @@ from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
+EXPORTED = ("onnx", "torch")  # formats that glip export writes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
 _METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
@@ -254,6 +255,13 @@ def _verify(parser: Parser) -> None:
     _add_shared(parser, "--root")
 
 
+def _export(parser: Parser) -> None:
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("folder", help="output folder: three graphs, config.json, vocab.txt")
+    text = "onnx: graphs for onnxruntime and others, also for --model here; torch: programs of torch.export"
+    parser.add_argument("--format", choices=EXPORTED, default="onnx", help=f"{text} (default: onnx)")
+
+
 def _config(parser: Parser) -> None:
     parser.add_argument("config", nargs="?", help="YAML file or config name; without it: list the installed configs")
     _add_shared(parser, "overrides")
@@ -271,6 +279,7 @@ VERBS = {
     "data": ("list, check, show or convert datasets", _data),
     "convert": ("convert a checkpoint to glip's format", _convert),
     "verify": ("compare results, models and their data with the checksums from when they were written", _verify),
+    "export": ("export a model to ONNX or torch.export, to run it elsewhere", _export),
     "config": ("list, print or explain configs", _config),
 }
 

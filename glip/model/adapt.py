@@ -134,6 +134,8 @@ def digest_of(adaptation: Adaptation) -> str:
 
 def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
     """A model in the same modes that shares the memory of another, except for the given weights; all of it frozen."""
+    if model.fingerprint:
+        raise CheckpointError("the task changes weights, which are fixed in an exported model: load the model itself")
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     own = twin.state_dict()
     check_fit(own, {**own, **weights}, "of the task")

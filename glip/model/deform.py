@@ -1,7 +1,8 @@
 """Modulated deformable 3x3 convolution (Zhu et al. 2019): one function for CPU and CUDA.
 
-CUDA uses torchvision's op. On a CPU that op is slow, its backward pass above all. There the same sum is computed by
-``embedding_bag``, which gathers and adds weighted rows and is fast in both directions, and a matrix product.
+CUDA uses torchvision's op, and so do exported models, whose formats know it. On a CPU that op is slow, its backward
+pass above all. There the same sum is computed by ``embedding_bag``, which gathers and adds weighted rows and is fast in
+both directions, and a matrix product.
 """
 
 import torch
@@ -23,7 +24,7 @@ def deform_conv(
     stride: int,
 ) -> Float[Tensor, "batch out h w"]:
     """Convolve ``x`` at places moved by ``offset`` (pairs dy, dx for each tap) and scaled by ``modulation``."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         from torchvision.ops import deform_conv2d  # not at import: torchvision takes as long as torch
 
         offset, modulation = offset.to(x.dtype), modulation.to(x.dtype)

@@ -45,7 +45,7 @@ class Fusion(nn.Module):
         text: Float[Tensor, "batch tok hidden"],
         attention_mask: Bool[Tensor, "batch tok"],
     ) -> tuple[Float[Tensor, "batch loc chan"], Float[Tensor, "batch tok hidden"]]:
-        if len(image) == 1 or not by_onednn(image):
+        if not by_onednn(image) or len(image) == 1:  # in this order: an exported length would be fixed
             return self._fuse(image, text, attention_mask)
         each = zip(image.split(1), text.split(1), attention_mask.split(1), strict=True)  # it multiplies no batches
         images, texts = zip(*(self._fuse(*one) for one in each), strict=True)
@@ -126,7 +126,7 @@ def _times(
     first: Float[Tensor, "batch row mid"], second: Float[Tensor, "batch mid col"], added: Tensor | None = None
 ) -> Float[Tensor, "batch row col"]:
     """``first @ second + added``, with one value of ``added`` for each row."""
-    if len(first) == 1 and by_onednn(first):
+    if by_onednn(first) and len(first) == 1:
         product = linear(first[0], second[0].T)[None]
         return product if added is None else product.add_(added)
     return first @ second if added is None else torch.baddbmm(added, first, second)

@@ -47,6 +47,8 @@ class TowerStage(nn.Module):
 class GLIP(nn.Module):
     """The network. Built by ``build``; every size comes from a ModelConfig."""
 
+    fingerprint = ""  # of weights that it does not hold itself, as an exported model's
+
     def __init__(
         self,
         *,
@@ -73,6 +75,11 @@ class GLIP(nn.Module):
         """
         self.checkpointing = on
         self.vision.checkpoint_gradients(on)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.pyramid.p6.weight.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -21,6 +21,7 @@ from glip.config import ModelConfig
 from glip.errors import CheckpointError
 from glip.experiment import Experiment, read_tree, to_dict
 from glip.files import atomic_path, write_json
+from glip.model.exported import IMAGE, ExportedGLIP
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
@@ -68,6 +69,8 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
         CheckpointError: unknown name, no network, a broken file, or weights that do not fit the config.
     """
     path = find_model(name_or_path)
+    if (path / f"{IMAGE}.onnx").is_file():
+        return Pretrained(ExportedGLIP(path).eval(), _read_config(path), path)
     if path.is_dir():
         config, state, tokenizer = _read_config(path), _dequantized(read_tensors(path / _WEIGHTS)), path
     else:
@@ -202,6 +205,11 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def model_fingerprint(model: GLIP) -> str:
+    """The fingerprint of a model's weights; an exported model states that of the weights it was made of."""
+    return model.fingerprint or weights_fingerprint(model.state_dict())
 
 
 def fit(module: torch.nn.Module, state: State, path: Path) -> None:

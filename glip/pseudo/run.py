@@ -23,7 +23,7 @@ from glip.config import LabelConfig, SetConfig
 from glip.console import counted
 from glip.errors import ConfigError
 from glip.files import MANIFEST, begin_run, exclusive
-from glip.model.weights import load_pretrained, weights_fingerprint
+from glip.model.weights import load_pretrained, model_fingerprint
 from glip.provenance import RECORD, record
 from glip.pseudo.label import Labeller, Shard, check_images, find_shards
 from glip.pseudo.store import draw_report, is_done, write_report
@@ -65,7 +65,7 @@ def run_labelling(
             raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
-    weights = weights_fingerprint(load_pretrained(model).model.state_dict())[:16]
+    weights = model_fingerprint(load_pretrained(model).model)[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
     with exclusive(folder) if rank == 0 else nullcontext():
         shards = find_shards(entry, config.per_shard)
