@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 AGAIN = "run the same command again to resume"
+_UNSAVED = f"without saving; {AGAIN} from the last checkpoint"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,12 +29,7 @@ class GracefulStop:
         lost: what a second Ctrl-C loses.
     """
 
-    def __init__(
-        self,
-        *,
-        at_once: str = "",
-        lost: str = "without saving; run the same command again to resume from the last checkpoint",
-    ) -> None:
+    def __init__(self, *, at_once: str = "", lost: str = _UNSAVED) -> None:
         self.number = 0  # of the signal that came
         self._at_once, self._lost = at_once, lost
         self._before: dict[int, Any] = {}

@@ -75,8 +75,8 @@ def read_video(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
     with _container(source) as (container, stream):
         stream.codec_context.options = {"max_pixels": str(_most_pixels())}  # also of later frames
         rate = float(stream.guessed_rate or _RATE)
-        problem = ""
         try:
+            problem = ""
             for number, frame in enumerate(container.decode(stream)):
                 start = frame.time if start is None else start
                 known = None if frame.time is None or start is None else frame.time - start
@@ -86,15 +86,12 @@ def read_video(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
                 if number % every == 0:
                     yield Frame(number, time, frame.to_image().rotate(frame.rotation, expand=True))
         except _av().FFmpegError as error:
-            problem = f"is broken ({error.strerror})"
-        if end + _LATE < _stated_seconds(stream):
+            problem = f"is broken after frame {number} ({error.strerror})"
+        if number < 0 or end + _LATE < _stated_seconds(stream):
             problem = problem or "ends too early"
-    if problem or number < 0:
-        problem = problem or "has no frame"
-        raise ImageError(
-            f"video {str(source)!r} {problem} after frame {number} at {time:.2f} s: {number + 1} frames were read: get "
-            "a complete copy of it"
-        )
+    if problem:
+        read = f"{number + 1} frames ({end:.2f} s) were read"
+        raise ImageError(f"video {str(source)!r} {problem}: {read}: get a complete copy of it")
 
 
 @contextmanager

@@ -15,28 +15,17 @@ from PIL import Image
 from glip.console import ProgressBar, counted
 from glip.data.download import is_url
 from glip.data.image import ENDINGS, load_image
-from glip.data.video import VIDEO_ENDINGS, is_video, is_webcam, read_video, video_header
+from glip.data.video import is_video, is_webcam, read_video, video_header
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.detect_config import DetectConfig
-from glip.recipes.result_files import (
-    WRITERS,
-    Item,
-    Source,
-    Writer,
-    image_folder,
-    output_names,
-    write_crops,
-    write_drawn,
-    write_lines,
-)
+from glip.recipes.result_files import Item, Source, image_folder, output_names, result_files, write_drawn
 from glip.recipes.track import Tracker
 from glip.signals import GracefulStop
 from glip.structures import Detections, Prompt
 
-_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
 _SEARCHED = 10_000  # files of a sub-folder
 _SHOWN = 10  # names of a prompt in messages
@@ -71,9 +60,8 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
         videos = [file for file in files if is_video(file) and file not in images]
         others = sorted({*files} - {*images, *videos})
         notes = [f"{_counted_names('other file', others)} skipped"] * bool(others)
-        notes += [f"{_counted_names('video', videos)} skipped: give videos by name or pattern, such as *.mp4"] * bool(
-            videos
-        )
+        if videos:
+            notes.append(f"{_counted_names('video', videos)} skipped: give videos by name or pattern, such as *.mp4")
         if deeper:
             notes.append(f"{_counted_names('sub-folder', deeper)} with images not searched: --recursive searches all")
         elif not images and not videos:
@@ -94,10 +82,12 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next((text for text in texts if _has_ending(Path(text)) and Path(text).is_file()), None)
+    late = next(
+        (text for text in texts if (_is_image(Path(text)) or is_video(Path(text))) and os.path.isfile(text)), ""
+    )
     words = next((text for text in given if not _may_be_image(text)), None)
     if late and words:
-        raise ConfigError(f"the image {late!r} comes after {words!r}, which is none: give all images, then the words")
+        raise ConfigError(f"the file {late!r} comes after {words!r}, which is none: give all images, then the words")
     if late or not texts:
         raise ConfigError("no prompt: give words after the images, such as 'a red bus. a cyclist', --caption or --task")
     return images, texts
@@ -105,15 +95,11 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _may_be_image(text: str) -> bool:
     path = Path(text)
-    return _has_ending(path) or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
+    return _is_image(path) or is_video(path) or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
 
 
 def _is_image(file: Path) -> bool:
     return file.suffix.lower() in ENDINGS
-
-
-def _has_ending(file: Path) -> bool:
-    return file.suffix.lower() in ENDINGS | VIDEO_ENDINGS
 
 
 def _holds_images(folder: Path) -> bool:
@@ -143,7 +129,7 @@ def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt |
     if config.image_size:
         detector = detector.resized(config.image_size)
     asked = prompt or detector.encode_text().prompts[0]
-    drawn, files = output_names(sources, Path(config.out)), _result_files(config)
+    drawn, files = output_names(sources, Path(config.out)), result_files(config)
     is_drawn, has_video = config.draw and config.out != "-", any(map(is_video, sources))
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
     is_small, summary = len(sources) <= _FEW and not has_video, _Summary(asked, "frame" if has_video else "image")
@@ -198,15 +184,6 @@ def _expected(sources: Sequence[Source], config: DetectConfig) -> int | None:
                 frames = -(-video_header(source).frames // config.every)
                 counts[place] = min(frames, config.frames or frames) if frames else config.frames
     return sum(counts) if all(counts) else None
-
-
-def _result_files(config: DetectConfig) -> dict[Path, Writer]:
-    """What is written beside the drawn images, and where."""
-    files = {
-        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
-    }
-    files = {Path("-"): write_lines} if config.out == "-" else files
-    return files | ({Path(config.crops): write_crops} if config.crops else {})
 
 
 def _readable(

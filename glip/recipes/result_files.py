@@ -22,6 +22,7 @@ from glip.data.sets import SampleSet
 from glip.data.video import is_video, video_header, write_video
 from glip.data.writers import ImageFolders, write_coco, write_labels
 from glip.files import atomic_write, begin_run
+from glip.recipes.detect_config import DetectConfig
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
 from glip.visualize import draw, save_image
@@ -40,6 +41,7 @@ class Item(NamedTuple):
 
 Add = Callable[[Item, Detections], object]
 Writer = Callable[[Path, Sequence[Source], Prompt], AbstractContextManager[Add]]
+_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
@@ -190,6 +192,15 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
     "yolo": ("yolo", write_yolo_texts),
     "labels": ("labels.jsonl", _write_set(write_labels, of_names=False)),
 }
+
+
+def result_files(config: DetectConfig) -> dict[Path, Writer]:
+    """What is written beside the drawn images, and where."""
+    files = {
+        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
+    }
+    files = {Path("-"): write_lines} if config.out == "-" else files
+    return files | ({Path(config.crops): write_crops} if config.crops else {})
 
 
 def image_folder(images: Sequence[Source]) -> Path:

@@ -309,7 +309,7 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["dog", "--treshold", ".3"], "(did you mean --threshold?)"),
         (["--source", "x"], "unknown option --source: given without an option are IMAGE... PROMPT..."),
         (["shots/b.png"], "no prompt: give words after the images"),
-        (["dog", "shots/b.png"], "image 'shots/b.png' comes after 'dog', which is none: give all images, then"),
+        (["dog", "shots/b.png"], "file 'shots/b.png' comes after 'dog', which is none: give all images, then"),
         (["🐈"], "the model cannot read '🐈': write it in English"),
         (["dog", "--task", "none.safetensors"], "'none.safetensors'"),
         *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
