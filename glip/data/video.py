@@ -103,7 +103,7 @@ def _decoded(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
 def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, float], None]]:
     """Write an MP4 that replaces ``path`` when the block ends: a function that takes each image and its time.
 
-    All have the size of the first one, made even: other images are cut or get a black margin. After an error or a kill
+    All have the size of the first one, cut to even sides: other images are cut or get a black margin. After an error or a kill
     the old file is unchanged.
 
     Args:
@@ -131,7 +131,7 @@ def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, floa
 def _new_stream(container: Any, size: tuple[int, int], rate: float) -> Any:
     """H.264 where this FFmpeg writes it, else MPEG-4."""
     stream = container.add_stream("libx264" if "libx264" in _av().codecs_available else "mpeg4", rate=round(rate) or 1)
-    stream.width, stream.height = (side + side % 2 for side in size)
+    stream.width, stream.height = (max(2, side - side % 2) for side in size)  # as the encoders ask
     stream.pix_fmt, stream.bit_rate = "yuv420p", 0 if stream.name == "libx264" else 4 * stream.width * stream.height
     stream.codec_context.time_base = Fraction(1, _TICKS)
     return stream
