@@ -103,8 +103,8 @@ def _decoded(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
 def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, float], None]]:
     """Write an MP4 that replaces ``path`` when the block ends: a function that takes each image and its time.
 
-    All have the size of the first one, cut to even sides: other images are cut or get a black margin. After an error or a kill
-    the old file is unchanged.
+    All have the size of the first one, cut to even sides: other images are cut or get a black margin. After an error or
+    a kill the old file is unchanged.
 
     Args:
         path: the file.
