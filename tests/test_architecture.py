@@ -67,6 +67,8 @@ DOORS = {
     "mlflow": ("train/loggers.py",),
     "matplotlib": ("visualize.py",),
     "onnxruntime": ("model/exported.py",),
+    "av": ("data/video.py",),
+    "trackers": ("recipes/track.py",),
 }
 READS_CONFIG = {
     "data/caption.py",
