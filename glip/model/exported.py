@@ -72,9 +72,11 @@ class ExportedGLIP(GLIP):
         raise CheckpointError(f"{str(self.folder)!r} is an exported model, which computes in float32: give that dtype")
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
+        """See ``GLIP.encode_image``."""
         return tuple(_run(self._graphs[IMAGE], pixels=pixels))
 
     def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
+        """See ``GLIP.fuse_and_predict``."""
         named = dict(zip(LEVELS, levels, strict=True))
         logits, deltas, centerness = _run(self._graphs[HEAD], **named, hidden=hidden, attention_mask=attention_mask)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
