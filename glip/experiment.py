@@ -6,6 +6,7 @@ A file may name one parent with ``extends:`` (maps merge, lists replace) and any
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ import yaml
 
 from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
+from glip.files import refuse_special
 from glip.schema import checked, did_you_mean, parse
+
+_MOST_YAML = 100_000_000  # values and letters of a file with its aliases written out
 
 
 @checked
@@ -97,6 +101,7 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: no such file.
         ConfigError: not YAML in UTF-8.
     """
+    refuse_special(path)
     return _parse_yaml(path.read_bytes(), str(path))
 
 
@@ -120,6 +125,21 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only
+        tree = yaml.load(text, _Loader)  # nosec B506: a subclass of SafeLoader, which builds plain values only
+        size = _written_out(tree, {})
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if size > _MOST_YAML:
+        raise ConfigError(f"{where}: its aliases (*name) stand for over {_MOST_YAML:,} values: write them out")
+    return tree
+
+
+def _written_out(tree: Any, known: dict[int, float]) -> float:
+    """How many values and letters there would be without aliases; without end where a value holds itself."""
+    if not isinstance(tree, dict | list | tuple):
+        return len(tree) if isinstance(tree, str | bytes) else 1
+    if id(tree) not in known:
+        known[id(tree)] = math.inf  # until it is counted
+        parts = [*tree, *tree.values()] if isinstance(tree, dict) else tree
+        known[id(tree)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(tree)]

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from glip.errors import ImageError
+from glip.files import is_special
 from glip.shapes import Tensor
 from glip.structures import Sample, TarMember
 
@@ -79,6 +80,9 @@ def _opened(path: File) -> Iterator[Image.Image]:
     name = getattr(path, "name", "") if isinstance(path, io.IOBase) else path
     with _explained(name, "in memory"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
+        place = path.archive if isinstance(path, TarMember) else path
+        if isinstance(place, str | Path) and is_special(place):
+            raise ImageError("is a pipe or a device: give a file")
         file = io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path
         with Image.open(file, formats=_FORMATS) as image:  # type: ignore[arg-type]
             yield image

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from glip.config import DetectConfig
-from glip.console import ProgressBar, counted
+from glip.console import ProgressBar, counted, printable
 from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
@@ -96,7 +96,7 @@ def _holds_images(folder: Path) -> bool:
 
 def _counted_names(what: str, paths: Sequence[Path]) -> str:
     """How many, and the first of them: "4 other files (a.txt, b.csv, c.md, ...)"."""
-    names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
+    names = [printable(path.name) for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
     return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
@@ -122,7 +122,8 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
             if is_drawn:
                 save_image(draw(image, found, scores=config.scores), drawn[path])
             if is_table and is_small:
-                print(_detections_table(path, found), *[f"  drawn in {drawn[path]}"] * is_drawn, sep="\n")
+                place = f"  drawn in {printable(str(drawn[path]))}"
+                print(_detections_table(path, found), *[place] * is_drawn, sep="\n")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")
@@ -172,7 +173,7 @@ class _Summary:
         """One image more."""
         self.images += 1
         for label in found.labels.unique().tolist():
-            phrase, scores = found.prompt.texts[label].strip(), found.scores[found.labels == label]
+            phrase, scores = printable(found.prompt.texts[label].strip()), found.scores[found.labels == label]
             images, detections, best = self.rows.get(phrase, (0, 0, 0.0))
             self.rows[phrase] = images + 1, detections + len(scores), max(best, float(scores.max()))
 
@@ -183,7 +184,7 @@ class _Summary:
             lines.append(f"  {'phrase':<{width}}  images  detections  best score")
             for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
-        missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows]
+        missing = [name for text in self.prompt.texts if (name := printable(text.strip())) not in self.rows]
         if table and missing:
             lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
@@ -192,11 +193,12 @@ class _Summary:
 
 def _detections_table(path: Path, detections: Detections) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
-    width = max([6, *(len(found.phrase.strip()) for found in detections)])
-    lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
-    for box, score, _, phrase in detections:
+    phrases = [printable(found.phrase.strip()) for found in detections]
+    width = max([6, *map(len, phrases)])
+    lines = [f"{printable(str(path))}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
+    for (box, score, *_), phrase in zip(detections, phrases, strict=True):
         numbers = " ".join(f"{value:6.1f}" for value in box)
-        lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
+        lines.append(f"  {phrase:<{width}}  {score:5.2f}  {numbers}")
     if len(detections) == 0:
         lines[1:] = [_nothing_found(detections.prompt)]
     prompt, found = detections.prompt, set(detections.labels.tolist())
@@ -216,4 +218,4 @@ def _nothing_found(prompt: Prompt) -> str:
 
 def _some(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if texts[_SHOWN:] else ""
-    return ", ".join(texts[:_SHOWN]) + more
+    return ", ".join(map(printable, texts[:_SHOWN])) + more

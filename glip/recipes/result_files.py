@@ -19,7 +19,7 @@ from PIL import Image
 
 from glip.data.sets import SampleSet
 from glip.data.writers import ImageFolders, write_coco, write_labels
-from glip.files import atomic_write, begin_run
+from glip.files import atomic_write, begin_run, file_name
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
 from glip.visualize import save_image
@@ -27,6 +27,7 @@ from glip.visualize import save_image
 Add = Callable[[Path, Image.Image, Detections], object]
 Writer = Callable[[Path, Sequence[Path], Prompt], AbstractContextManager[Add]]
 _ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the beginnings that OWASP lists
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
 
@@ -71,14 +72,21 @@ def write_list(file: Path, *_: object) -> Iterator[Add]:
 
 @contextmanager
 def write_csv(file: Path, *_: object) -> Iterator[Add]:
-    """A row for each detection: the image, its size, then the columns of ``Detections.to_dataframe``."""
+    """A row for each detection: the image, its size, then the columns of ``Detections.to_dataframe``.
+
+    A text that a spreadsheet would run as a formula gets ' in front, as does one that is such a text with ' before it.
+    """
     with atomic_write(file) as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(("image", "width", "height", *COLUMNS))
         yield lambda path, image, found: table.writerows(
-            (path, *image.size, phrase, label, round(score, 4), *(round(value, 2) for value in box))
+            (_safe(str(path)), *image.size, _safe(phrase), label, round(score, 4), *(round(one, 2) for one in box))
             for box, score, label, phrase in found
         )
+
+
+def _safe(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_names: bool) -> Writer:
@@ -117,14 +125,15 @@ def write_yolo_texts(folder: Path, images: Sequence[Path], prompt: Prompt) -> It
 
 
 @contextmanager
-def write_crops(folder: Path, images: Sequence[Path], _: Prompt) -> Iterator[Add]:
+def write_crops(folder: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
     """The part of the image in each box: FOLDER/PHRASE/IMAGE-NUMBER.png, in the order of the detections."""
-    names = output_names(images, folder, ".png")
+    names, phrases = output_names(images, folder, ".png"), list[str]()
+    for text in prompt.texts:
+        phrases.append(file_name("_".join(text.split()), phrases))
 
     def add(path: Path, image: Image.Image, found: Detections) -> None:
         for number, (crop, one) in enumerate(zip(found.crops(image), found, strict=True), start=1):
-            phrase = re.sub(r"[^\w-]+", "_", one.phrase).strip("_")[:60] or f"phrase-{one.label}"
-            save_image(crop, folder / phrase / f"{names[path].stem}-{number}.png")
+            save_image(crop, folder / phrases[one.label] / f"{names[path].stem}-{number}.png")
 
     yield add
 
@@ -150,13 +159,18 @@ def output_names(paths: Sequence[Path], folder: Path, ending: str = "") -> dict[
     Without an ``ending`` it is an image, of the same kind where glip writes that.
     """
     names: dict[Path, Path] = {}
-    taken = {path.resolve() for path in paths} | {(folder / CLASSES).resolve()}
+    taken = {_folded(path) for path in [*paths, folder / CLASSES]}
     for path in paths:
         suffix = ending or (path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png")
         name, number = folder / f"{path.stem}{suffix}", 1
-        while name.resolve() in taken:
+        while _folded(name) in taken:
             number += 1
             name = folder / f"{path.stem}-{number}{suffix}"
-        taken.add(name.resolve())
+        taken.add(_folded(name))
         names[path] = name
     return names
+
+
+def _folded(path: Path) -> str:
+    """A path as systems compare it that ignore the case of letters."""
+    return str(path.resolve()).casefold()

@@ -19,7 +19,7 @@ from glip.evaluate.coco import Score, average_precision, best_thresholds
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
-from glip.files import fingerprint, write_json
+from glip.files import file_name, fingerprint, write_json
 from glip.model.adapt import Adaptation, save_adaptation
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
@@ -84,7 +84,7 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
 
 def run_name(task: str, config: TuneConfig) -> str:
     """The folder name of a tuning, such as ``chess-prompt-5-0``: task, mode, shots, seed."""
-    return f"{task}-{config.mode}-{config.shots or 'all'}-{config.seed}"
+    return f"{file_name(task)}-{config.mode}-{config.shots or 'all'}-{config.seed}"
 
 
 def preprocessing_of(detector: Detector) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glip.console import printable
 from glip.data.sets import Validation
 from glip.errors import ConfigError
 from glip.files import append_jsonl, read_jsonl, write_jsonl
@@ -122,7 +123,7 @@ class RunLog:
             self.board.add_image(name, np.array(image.convert("RGB")), step, dataformats="HWC")
         shown = [f"{name} {_number(value)}" for name, value in figures.items()]
         shown += ["(best so far)"] * best + [f"skipped: {skipped}"] * bool(skipped)
-        return "  ".join([f"step {step}/{self.steps}", "validation", *shown])
+        return printable("  ".join([f"step {step}/{self.steps}", "validation", *shown]))
 
     def flush(self) -> None:
         """Write all curves up to now to the disk, as with every checkpoint."""
