@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import TaskConfig, TuneConfig
-from glip.console import counted
+from glip.console import counted, printable
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import count_classes, data_fingerprint, draw_shots
@@ -198,7 +198,7 @@ def _report_data(
     boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     report(
-        f"{task.name}: {counted(len(task.names), 'class')}; training on {counted(len(images.usable), 'image')} with "
+        f"{printable(task.name)}: {counted(len(task.names), 'class')}; training on {counted(len(images.usable), 'image')} with "
         f"{counted(count, 'box')}, {len(images.cached)} of them cached; validating on {counted(len(validate), 'image')}"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
