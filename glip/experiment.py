@@ -125,7 +125,7 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
-        tree = yaml.load(text, _Loader)  # nosec B506: a subclass of SafeLoader, which builds plain values only
+        tree = yaml.load(text, _Loader)  # a SafeLoader: builds plain values only  # nosec B506
         size = _written_out(tree, {})
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None

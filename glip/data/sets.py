@@ -227,7 +227,7 @@ class PackedSamples(Sequence[Sample]):
         start, end = self._starts[index], self._ends[index]
         if self._bytes is None:
             self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r")
-        fields = pickle.loads(self._bytes[start:end].data)  # nosec B301: our own file, which only this user can open
+        fields = pickle.loads(self._bytes[start:end].data)  # a private file, written above  # nosec B301
         boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self.vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 

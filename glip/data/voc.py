@@ -116,8 +116,8 @@ def read_bytes(file: Path) -> bytes:
 def parse_xml(file: Path) -> Element:
     """The content of an xml file, without entities."""
     try:
-        parser = ElementTree.XMLParser(target=_PlainTree())  # nosec B314: it refuses a DOCTYPE, so no entity expands
-        return ElementTree.fromstring(read_bytes(file), parser)  # nosec B314: the same
+        parser = ElementTree.XMLParser(target=_PlainTree())  # no DOCTYPE, so nothing expands  # nosec B314
+        return ElementTree.fromstring(read_bytes(file), parser)  # nosec B314
     except (ElementTree.ParseError, LookupError, UnicodeError):  # broken xml, or an encoding that is none
         raise InvalidRecord("annotations that are not xml") from None
 

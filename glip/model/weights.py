@@ -292,7 +292,7 @@ def _download(repository: str, file: str) -> Path:
             raise ValueError("HF_ENDPOINT without https")
         stated = get_hf_file_metadata(url)
         print(f"downloading {file} ({(stated.size or 0) / 1e6:.0f} MB) from {repository}", file=sys.stderr)
-        path = Path(hf_hub_download(repository, file))  # nosec B615: checked below, and nothing in it is run
+        path = Path(hf_hub_download(repository, file))  # its hash is checked, nothing in it runs  # nosec B615
     except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
             f"{file} could not be downloaded from {repository} ({type(error).__name__}): download it from that hub "
