@@ -106,8 +106,8 @@ class HeadConfig:
 class ImageConfig:
     """How an image becomes the network's input."""
 
-    min_size: Side = option(800, "images are resized to this short side, in pixels")
-    max_size: Side = option(1333, "longest side after resizing, in pixels")
+    min_size: Count = option(800, "images are resized to this short side, in pixels")
+    max_size: Count = option(1333, "longest side after resizing, in pixels")
     channels: Literal["bgr", "rgb"] = option("bgr", "channel order")
     mean: tuple[float, ...] = option((103.530, 116.280, 123.675), "mean in channel order, for 0..255")
     std: tuple[float, ...] = option((57.375, 57.120, 58.395), "standard deviation in channel order")

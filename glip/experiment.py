@@ -6,7 +6,6 @@ A file may name one parent with ``extends:`` (maps merge, lists replace) and any
 
 import dataclasses
 import json
-import math
 import re
 import typing
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
 from glip.files import refuse_special
 from glip.schema import checked, did_you_mean, parse
-
-_MOST_YAML = 100_000_000  # values and letters of a file with its aliases written out
 
 
 @checked
@@ -125,21 +122,6 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
-        tree = yaml.load(text, _Loader)  # a SafeLoader: builds plain values only  # nosec B506
-        size = _written_out(tree, {})
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only  # nosec B506
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-    if size > _MOST_YAML:
-        raise ConfigError(f"{where}: its aliases (*name) stand for over {_MOST_YAML:,} values: write them out")
-    return tree
-
-
-def _written_out(tree: Any, known: dict[int, float]) -> float:
-    """How many values and letters there would be without aliases; without end where a value holds itself."""
-    if not isinstance(tree, dict | list | tuple):
-        return len(tree) if isinstance(tree, str | bytes) else 1
-    if id(tree) not in known:
-        known[id(tree)] = math.inf  # until it is counted
-        parts = [*tree, *tree.values()] if isinstance(tree, dict) else tree
-        known[id(tree)] = 1 + sum(_written_out(part, known) for part in parts)
-    return known[id(tree)]

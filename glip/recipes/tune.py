@@ -198,8 +198,9 @@ def _report_data(
     boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     report(
-        f"{printable(task.name)}: {counted(len(task.names), 'class')}; training on {counted(len(images.usable), 'image')} with "
-        f"{counted(count, 'box')}, {len(images.cached)} of them cached; validating on {counted(len(validate), 'image')}"
+        f"{printable(task.name)}: {counted(len(task.names), 'class')}; training on "
+        f"{counted(len(images.usable), 'image')} with {counted(count, 'box')}, {len(images.cached)} of them cached; "
+        f"validating on {counted(len(validate), 'image')}"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:
