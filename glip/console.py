@@ -22,7 +22,8 @@ class Screen(ObjectWrapper):  # type: ignore[misc]
 
     def write(self, text: str) -> int:
         """Called by print, warnings, logging and tracebacks; gives the number of characters."""
-        return int(self._wrapped.write(printable(text, kept="\n\t")))
+        self._wrapped.write(printable(text, kept="\n\t"))
+        return len(text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -211,8 +211,8 @@ def read_tensors(path: Path) -> State:
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} does not exist: check the path")
     packed = list[zipfile.ZipInfo]()
-    with suppress(Exception):  # a broken archive, or none: torch says what is wrong
-        packed = zipfile.ZipFile(path).infolist()
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # of a broken one, or none, torch says what is wrong
+        packed = archive.infolist()
     _refuse_inflated(path, sum(part.file_size for part in packed))
     try:
         safe = path.suffix == ".safetensors"
@@ -287,9 +287,9 @@ def _download(repository: str, file: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     url = hf_hub_url(repository, file)
+    if not url.startswith("https://"):
+        raise CheckpointError(f"{url!r} is no https address: set HF_ENDPOINT to one, or unset it")
     try:
-        if not url.startswith("https://"):
-            raise ValueError("HF_ENDPOINT without https")
         stated = get_hf_file_metadata(url)
         print(f"downloading {file} ({(stated.size or 0) / 1e6:.0f} MB) from {repository}", file=sys.stderr)
         path = Path(hf_hub_download(repository, file))  # its hash is checked, nothing in it runs  # nosec B615

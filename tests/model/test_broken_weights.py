@@ -190,3 +190,5 @@ def test_a_cached_file_is_used_and_a_download_says_its_size(
     if not cached:
         assert f"has sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}" in error_of(name)
         assert not Path(path).exists(), "the next run would take it from the cache"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://mirror/x")
+        assert "'http://mirror/x' is no https address" in error_of(name)
