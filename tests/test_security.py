@@ -42,16 +42,16 @@ from glip.structures import Detections, Phrase, Prompt, Sample, TarMember
 from glip.train.run import starting_model
 from glip.train.start import load_config
 
-EVIL = "../../up\x1b]0;x\x07\u202e\nrow<script>"  # leaves a folder, sets a title, turns the text, begins a line
+EVIL = "../../../../../up\x1b]0;x\x07\u202e\nrow<script>"  # leaves a folder, sets a title, turns text, begins a line
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 PLAIN = ("glip-t", "coco_val", "my set", "grüne Bäume", "हिन्दी", "猫", "v1.2+x")
 
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    """A verb of ``glip`` in a folder three deep, where writes above it are seen: exit code, output, errors."""
-    (tmp_path / "a" / "b" / "here").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "a" / "b" / "here")
+    """A verb of ``glip`` in a folder five deep, where writes above it are seen: exit code, output, errors."""
+    (tmp_path / "a" / "b" / "c" / "d" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b" / "c" / "d" / "here")
     monkeypatch.delenv("GLIP_DATA", raising=False)
 
     def command(*arguments: object) -> tuple[int, str, str]:
