@@ -1,7 +1,7 @@
 # make demo        install into .venv (once), then detect objects in a drawn image
 # make test        the whole test suite
 # make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
-# make lint        ruff and mypy
+# make lint        ruff, mypy and bandit
 # make clean       remove what these made
 #
 # PYTHON=python3.12 chooses the interpreter; PYTEST="-k golden" narrows the tests; WORKERS=1 runs them one by one.
@@ -32,6 +32,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r glip tools
 
 # Installing again is needed only when what is installed changes; the code itself is read from the checkout.
 $(READY): setup.cfg pyproject.toml

@@ -16,6 +16,7 @@ import yaml
 
 from glip.config import DataConfig, ModelConfig, TrainConfig
 from glip.errors import ConfigError
+from glip.files import refuse_special
 from glip.schema import checked, did_you_mean, parse
 
 
@@ -97,6 +98,7 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: no such file.
         ConfigError: not YAML in UTF-8.
     """
+    refuse_special(path)
     return _parse_yaml(path.read_bytes(), str(path))
 
 
@@ -120,6 +122,6 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only  # nosec B506
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -6,9 +6,11 @@ Everything that glip writes to disk goes through ``atomic_write``.
 import hashlib
 import json
 import os
+import re
 import shutil
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,10 +22,42 @@ from glip.errors import DataError, GlipError
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
 _SHOWN = 5  # differences that an error lists
+_LONGEST = 100  # bytes of a file's name that is made of another name; systems take 255 with what is added
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(\.|$)", re.IGNORECASE)  # device files of Windows
 
 
 class LockedError(GlipError):
     """Another process writes to the folder."""
+
+
+def file_name(text: str, taken: Collection[str] = ()) -> str:
+    """A name that a file states (of a model, a dataset, a task, a phrase) as that of one file or folder on any system.
+
+    Letters, digits, blanks and "-_.+" stay, anything else becomes "_". A name that changes, or that is one of those
+    ``taken`` but for the case of its letters, gets a part of a hash: two names never become one.
+    """
+    plain = unicodedata.normalize("NFC", text)
+    kept = (c if c.isalnum() or c in "-_.+ " or unicodedata.category(c)[0] == "M" else "_" for c in plain)
+    name = "".join(kept).strip(" .").lstrip("-").encode()[:_LONGEST].decode(errors="ignore")
+    name = f"_{name}" if not name or _RESERVED.match(name) else name
+    if name == plain and name.casefold() not in {other.casefold() for other in taken}:
+        return name
+    return f"{name}-{fingerprint(text)[:8]}"
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether a path is neither a file nor a folder: to open a pipe waits for its writer, and a device has no end."""
+    return not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path)
+
+
+def refuse_special(path: str | Path) -> None:
+    """Refuse to read a pipe or a device.
+
+    Raises:
+        DataError: it is one.
+    """
+    if is_special(path):
+        raise DataError(f"{str(path)!r} is a pipe or a device: give a file")
 
 
 @contextmanager
@@ -84,6 +118,7 @@ def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] 
         FileNotFoundError: no such file.
         DataError: not JSON in UTF-8.
     """
+    refuse_special(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
     except (ValueError, RecursionError) as error:
@@ -102,6 +137,7 @@ def read_jsonl(path: str | Path) -> Iterator[Any]:
     Raises:
         DataError: another line that is not JSON.
     """
+    refuse_special(path)
     with Path(path).open("rb") as file:
         number, line = 0, b""
         try:

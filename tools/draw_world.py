@@ -81,7 +81,7 @@ def write_world(
     with Pool(workers) if workers else nullcontext() as pool:
         drawn = pool.imap(draw, seeds, chunksize=AT_ONCE) if pool else map(draw, seeds)
         for pickled in tqdm(drawn, total=count, unit="image", disable=None):
-            for sample in pickle.loads(pickled):
+            for sample in pickle.loads(pickled):  # from our own processes  # nosec B301
                 (captioned if sample.prompt else named).append(sample)
     if named:
         write_labels(SampleSet(named), out / NAMES, [images])

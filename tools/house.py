@@ -30,28 +30,28 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 880,
+    "cli": 900,
     "config": 380,
-    "console": 40,
-    "data": 4_440,
+    "console": 60,
+    "data": 4_450,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 30,
-    "evaluate": 2_540,
+    "evaluate": 2_550,
     "experiment": 130,
-    "files": 220,
+    "files": 260,
     "geometry": 250,
     "integrations": 160,
     "lettering": 250,
     "loss": 160,
-    "model": 1_940,
+    "model": 1_970,
     "options": 80,
     "postprocess": 130,
     "processor": 140,
     "provenance": 140,
     "pseudo": 1_010,
-    "recipes": 1_330,
+    "recipes": 1_350,
     "results": 200,
     "schema": 150,
     "shapes": 30,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_750,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 18_370, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_500, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -2,6 +2,8 @@
 
 import argparse
 
+from glip.console import printable
+
 
 def run(args: argparse.Namespace) -> int:
     """Load and save."""
@@ -10,5 +12,5 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_pretrained(args.source)
     save_pretrained(args.folder, loaded.model, loaded.config, loaded.tokenizer, half=args.half)
     count = sum(parameter.numel() for parameter in loaded.model.parameters())
-    print(f"{args.folder}: {loaded.config.name}, {count / 1e6:.1f} M parameters")
+    print(f"{args.folder}: {printable(loaded.config.name)}, {count / 1e6:.1f} M parameters")
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glip.config import Count, CountOrZero, SetConfig
-from glip.console import counted
+from glip.console import counted, printable
 from glip.data import writers
 from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set, split_path
 from glip.data.check import check
@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _listed(root: str | None) -> Iterator[str]:
     """A line for each dataset of the catalog: its format, and whether its files are present."""
-    sets = known_sets(root)
+    sets = {printable(name): config for name, config in known_sets(root).items()}
     width = max(len(name) for name in sets)
     for name, config in sets.items():
         missing = missing_part(config, root)
-        yield f"{name:<{width}}  {config.format or 'any':<9}  {f'missing {missing}' if missing else 'ready'}"
+        yield f"{name:<{width}}  {config.format or 'any':<9}  {f'missing {printable(missing)}' if missing else 'ready'}"
     yield f"data folder: {data_root(root).absolute()} (--root or GLIP_DATA sets it)"
 
 

@@ -1,5 +1,6 @@
 """The ``glip`` command: parse, run the verb's file, turn users' mistakes into one line."""
 
+import argparse
 import ctypes
 import io
 import os
@@ -7,10 +8,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 
 from glip.cli.arguments import build_parser
+from glip.console import Screen
 from glip.errors import GlipError
 from glip.signals import AGAIN
 
@@ -20,11 +22,17 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt in glibc
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run and exit: 0 done, 2 a user's mistake (one line), 1 a bug (traceback), 130 or 143 interrupted."""
-    args = build_parser().parse_args(argv)
-    _keep_freed_memory()
-    warnings.formatwarning = lambda message, *_, **__: f"glip {args.verb}: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name or phrase that this terminal cannot show
+    with redirect_stdout(Screen(sys.stdout)), redirect_stderr(Screen(sys.stderr)):
+        sys.exit(_run(build_parser().parse_args(argv)))
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a verb; gives the exit code."""
+    _keep_freed_memory()
+    warnings.formatwarning = lambda message, *_, **__: f"glip {args.verb}: {message}\n"
+    code = 1
     try:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
@@ -44,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception:
         traceback.print_exc()
         print(f"glip {args.verb}: this is a bug in glip: please report it with the traceback above", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+    return code
 
 
 def _keep_freed_memory() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from glip.cli.arguments import read_options
 from glip.config import TaskConfig, TuneConfig
 from glip.errors import ConfigError
-from glip.files import exclusive, read_json
+from glip.files import exclusive, file_name, read_json
 
 _OUT = "runs/tune"
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         detector, report = Detector.from_pretrained(args.model, device=str(group.device)), main_only(group, print)
         cache = FeatureCache(configs[0].cache_gb)
         for config in configs:
-            folder = Path(args.out or f"{_OUT}/{detector.config.name}") / run_name(task.name, config)
+            folder = Path(args.out or f"{_OUT}/{file_name(detector.config.name)}") / run_name(task.name, config)
             with exclusive(folder) if group.main else nullcontext():
                 found = tune_task(detector, task, config, folder, cache=cache, group=group)
             report(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))

@@ -18,6 +18,7 @@ from PIL.ImageFile import ImageFile
 
 from glip.data.download import download, is_url
 from glip.errors import ImageError
+from glip.files import is_special
 from glip.shapes import Tensor
 from glip.structures import Sample, TarMember
 
@@ -85,6 +86,9 @@ def _opened(path: File, allow_download: bool = False) -> Iterator[Image.Image]:
     name = getattr(path, "name", "") if isinstance(path, io.IOBase) else path
     with _explained(name, "in memory"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
+        place = path.archive if isinstance(path, TarMember) else path
+        if isinstance(place, str | Path) and is_special(place):
+            raise ImageError("is a pipe or a device: give a file")
         file = io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path
         if is_url(path):
             file = io.BytesIO(download(str(path), allowed=allow_download))

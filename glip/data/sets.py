@@ -22,6 +22,7 @@ from PIL import Image
 
 from glip.console import ProgressBar
 from glip.errors import DataError
+from glip.files import refuse_special
 from glip.shapes import Bool, Float, Int
 from glip.structures import Sample
 
@@ -54,7 +55,9 @@ def check_exists(path: Path, missing: str = "Annotations {!r} are not there") ->
 
     Raises:
         FileNotFoundError: it does not.
+        DataError: it is a pipe or a device.
     """
+    refuse_special(path)
     if not path.exists():
         hint = "set data.root or GLIP_DATA to the data folder, or give the full path"
         raise FileNotFoundError(f"{missing.format(str(path))}: {hint}")
@@ -224,7 +227,7 @@ class PackedSamples(Sequence[Sample]):
         start, end = self._starts[index], self._ends[index]
         if self._bytes is None:
             self._bytes = np.memmap(self._path, dtype=np.uint8, mode="r")
-        fields = pickle.loads(self._bytes[start:end].data)  # written above into a file that only this user can open
+        fields = pickle.loads(self._bytes[start:end].data)  # a private file, written above  # nosec B301
         boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self.vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 

@@ -5,6 +5,7 @@ counted in the SkipCounter that each writer returns. Our labels hold everything.
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -332,8 +333,7 @@ def image_name(sample: Sample, images: ImageFolders, format: str = "") -> str:
         problem = f"is in an archive, which {format} cannot say: write --to labels, or unpack it"
     else:
         file = image.archive if isinstance(image, TarMember) else image
-        roots = [(file, Path(folder)) for folder in images]
-        pairs = (pair for path, root in roots for pair in ((path, root), (path.absolute(), root.absolute())))
+        pairs = [[Path(os.path.abspath(path)) for path in (file, folder)] for folder in images]  # without ".."
         name = next((path.relative_to(root).as_posix() for path, root in pairs if path.is_relative_to(root)), None)
         if name is not None:
             return name

@@ -16,11 +16,11 @@ from glip.detector import Detector
 from glip.errors import ConfigError, DataError
 from glip.evaluate.benchmark import Benchmark, load_benchmarks
 from glip.evaluate.odinw import ODINW, odinw_page
-from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, overview
+from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, markdown_text, overview
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
-from glip.files import atomic_write
+from glip.files import atomic_write, file_name
 from glip.model.adapt import digest_of, save_adaptation
 from glip.model.weights import pretrained_config, store_thresholds
 from glip.provenance import RECORD, files_in, record
@@ -61,12 +61,12 @@ def evaluate(
         with _all_or_none(gather):
             detector = Detector.from_pretrained(model, task=config.task, device=device, dtype=config.dtype)
         # two trainings of one config differ in their weights
-        label = _named(detector).name + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
+        label = file_name(_named(detector).name) + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
         folder = out / (label + (f"-task-{_task_of(detector)[:6]}" if config.task else ""))
         for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
             found: list[Report] = []
             for benchmark in own:
-                place = folder / part / benchmark.name
+                place = folder / part / file_name(benchmark.name)
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, prompts), []).extend(found)
             if name in ODINW and found:
@@ -255,7 +255,8 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
         if len(own) > 1:
             show("\n".join(markdown_table(overview(own))))
         return
-    page = "\n".join([f"# Compared with {' and '.join(filter(None, first))}", "", *markdown_table(comparison(reports))])
+    title = f"# Compared with {markdown_text(' and '.join(filter(None, first)))}"
+    page = "\n".join([title, "", *markdown_table(comparison(reports))])
     _write(folder / COMPARISON, f"{page}\n{made_line()}")
     show(page)
 

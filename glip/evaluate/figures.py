@@ -31,7 +31,7 @@ def draw_curves(names: Sequence[str], rankings: Sequence[Ranking], path: Path) -
             ranking = rankings[index]
             right = np.cumsum(ranking.right)
             precision = right / np.arange(1, len(right) + 1)
-            label = legible(names[index])[0].replace("$", r"\$")  # else matplotlib reads it as a formula
+            label = _without_formulas(names[index])
             curves.plot(right / len(ranking.boxes), precision, label=f"{label} ({len(ranking.boxes)})")
         curves.set(title="precision over recall at IoU 0.5", xlabel="recall", ylabel="precision")
         curves.set(xlim=(0, 1), ylim=(0, 1.05))
@@ -153,12 +153,12 @@ def draw_by_shots(
                 "marker": "os^vD"[models.index(model) % 5],
                 "linestyle": ("-", "--", ":", "-.")[models.index(model) % 4],
                 "color": f"C{modes.index(mode)}",
-                "label": f"{mode}, {model}" if len(models) > 1 else mode,
+                "label": f"{mode}, {_short(model)}" if len(models) > 1 else mode,
             }
             axes.errorbar(x, means, yerr=spreads, capsize=3, **style)
         axes.set(xlabel="shots per class", ylabel=figure, ylim=(0, 1), xlim=(-0.5, len(shots) - 0.5))
         axes.set_xticks(range(len(shots)), shots)
-        axes.set_title(title, fontsize="medium", wrap=True)
+        axes.set_title(_without_formulas(title), fontsize="medium", wrap=True)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
@@ -206,8 +206,13 @@ def draw_confusion(names: Sequence[str], table: np.ndarray, threshold: float, pa
 
 
 def _short(name: str) -> str:
-    """A name as matplotlib shows it: without formulas, and not too long."""
-    return (name if len(name) < 25 else f"{name[:23]}...").replace("$", r"\$")
+    """A name in a crowded place of a figure."""
+    return _without_formulas(name if len(name) < 25 else f"{name[:23]}...")
+
+
+def _without_formulas(name: str) -> str:
+    """A name as matplotlib shows it: without formulas and control characters."""
+    return legible(name)[0].replace("$", r"\$")
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """The report of an evaluation: JSON for programs, Markdown for people."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from glip.console import counted
+from glip.console import counted, printable
 from glip.data.sets import SkipCounter
 from glip.evaluate.coco import Score
 from glip.files import atomic_write, write_json
@@ -15,6 +16,7 @@ from glip.provenance import made
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
 _COMPARED, _ENDS = ("AP", "AP50", "Fixed AP", "R@1"), ("low (95 %)", "high (95 %)")
+_MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
 Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
 TrainedOn = Literal["yes", "no", "unknown"]
@@ -63,12 +65,12 @@ class Report:
 
     def markdown(self) -> str:
         """The report as a page."""
-        lines = [f"# {self.model} on {self.dataset}", ""]
+        lines = [f"# {markdown_text(self.model)} on {markdown_text(self.dataset)}", ""]
         lines += [f"{self.protocol}; {counted(self.samples, 'sample')}; trained on this set: {self.trained_on}.", ""]
         lines += markdown_table([{"figure": name, "value": value} for name, value in self.figures.items()])
         for reason, count in self.noted.items():
             places = "; ".join(self.places.get(reason, ()))
-            lines += ["", f"Noted: {count} x {reason}{f' ({places})' if places else ''}."]
+            lines += ["", f"Noted: {count} x {markdown_text(f'{reason} ({places})' if places else reason)}."]
         for title, rows in self.tables.items():
             lines += ["", f"## {title}", "", *markdown_table(rows)]
         return "\n".join(lines) + "\n"
@@ -76,7 +78,15 @@ class Report:
 
 def made_line() -> str:
     """Date, command and versions as the last line of a page."""
-    return "\nMade on {date} by `{command}` with {versions}.\n".format(**made())
+    known = made()
+    command = printable(known.pop("command")).replace("`", "'")
+    return "\nMade on {date} by `{command}` with {versions}.\n".format(command=command, **known)
+
+
+def markdown_text(text: str) -> str:
+    """A name or a caption of a file as plain words of a page: no markup, HTML, link or line end in it has an effect."""
+    words = re.sub(r"&(?=[#\w]+;)", "&amp;", printable(" ".join(text.split()))).replace("<", "&lt;")
+    return _MARKUP.sub(r"\\\g<0>", words)
 
 
 def markdown_table(rows: Sequence[Row]) -> list[str]:
@@ -84,14 +94,14 @@ def markdown_table(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(map(_cell, names)) + " |", "|" + "---|" * len(names)]
     return lines + ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "–" if value == NOTHING else f"{value:.3f}"
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return markdown_text(str(value))
 
 
 def overview(reports: Sequence[Report]) -> list[Row]:

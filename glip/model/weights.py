@@ -8,7 +8,9 @@ import hashlib
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ RELEASED = {
 SHA256 = {BUNDLED: "63dd3db7a7bfbfe8b8ee066f6cbf2973cf8f5874db56795823fe0d42bd79f2b8"}
 _WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
@@ -236,6 +239,10 @@ def read_tensors(path: Path) -> State:
     """The tensors of a ``.safetensors`` or a ``.pth``, without the wrappers of training checkpoints."""
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} does not exist: check the path")
+    packed = list[zipfile.ZipInfo]()
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # of a broken one, or none, torch says what is wrong
+        packed = archive.infolist()
+    _refuse_inflated(path, sum(part.file_size for part in packed))
     try:
         safe = path.suffix == ".safetensors"
         tree = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -246,7 +253,17 @@ def read_tensors(path: Path) -> State:
     tensors = isinstance(tree, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
     if not tensors:
         raise CheckpointError(f"{str(path)!r} holds no state dict (tensors by name): give a checkpoint of a model")
+    _refuse_inflated(path, sum(value.numel() * value.element_size() for value in tree.values()))
     return dict(tree)
+
+
+def _refuse_inflated(path: Path, held: int) -> None:
+    """Refuse to fill the memory from a small file: compressed, or with one number repeated as a large tensor."""
+    if held > 2 * path.stat().st_size:  # tensors may be stored once under two names
+        raise CheckpointError(
+            f"{str(path)!r} has {path.stat().st_size:,} bytes, its tensors {held:,}: do not use it, or save the "
+            "state dict again with contiguous tensors"
+        )
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -298,17 +315,22 @@ def _download(repository: str, file: str) -> Path:
     cached = try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
+    url = hf_hub_url(repository, file)
+    if not url.startswith("https://"):
+        raise CheckpointError(f"{url!r} is no https address: set HF_ENDPOINT to one, or unset it")
     try:
-        size = get_hf_file_metadata(hf_hub_url(repository, file)).size or 0
-        print(f"downloading {file} ({size / 1e6:.0f} MB) from {repository}", file=sys.stderr)
-        path = Path(hf_hub_download(repository, file))
+        stated = get_hf_file_metadata(url)
+        print(f"downloading {file} ({(stated.size or 0) / 1e6:.0f} MB) from {repository}", file=sys.stderr)
+        path = Path(hf_hub_download(repository, file))  # its hash is checked, nothing in it runs  # nosec B615
     except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
             f"{file} could not be downloaded from {repository} ({type(error).__name__}): download it from that hub "
             "repository on a machine with network, and pass its path instead of the name"
         ) from None
-    if _hub_sha256(path) not in ("", sha256(path)):
-        raise CheckpointError(f"{file} was damaged on its way from {repository}: delete {str(path)!r} and try again")
+    found = sha256(path)
+    if _SHA256.fullmatch(stated.etag or "") and found != stated.etag:  # which the hub states of large files
+        path.resolve().unlink()  # of the cache only the link is left, which counts as missing
+        raise CheckpointError(f"{file} from {repository} has sha256 {found}, not {stated.etag}: download it again")
     return path
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from glip.config import LabelConfig, SetConfig
-from glip.console import counted
+from glip.console import counted, printable
 from glip.errors import ConfigError
 from glip.files import MANIFEST, begin_run, exclusive
 from glip.model.weights import load_pretrained, model_fingerprint
@@ -83,7 +83,7 @@ def run_labelling(
             for number, outcome in enumerate(outcomes, start=1):
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 done = len(own) - len(waiting) + number
-                say(f"{_progress_line(outcome)}; {done} of {counted(len(own), 'shard')}, {left} left")
+                say(f"{printable(_progress_line(outcome))}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)

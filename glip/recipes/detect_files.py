@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from glip.console import ProgressBar, counted
+from glip.console import ProgressBar, counted, printable
 from glip.data.download import is_url
 from glip.data.image import ENDINGS, load_image
 from glip.data.video import is_video, is_webcam, read_video, video_header
@@ -109,7 +109,7 @@ def _holds_images(folder: Path) -> bool:
 
 def _counted_names(what: str, paths: Sequence[Path]) -> str:
     """How many, and the first of them: "4 other files (a.txt, b.csv, c.md, ...)"."""
-    names = [path.name for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
+    names = [printable(path.name) for path in paths[:_FEW]] + ["..."] * (len(paths) > _FEW)
     return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
@@ -151,7 +151,7 @@ def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt |
             bar.update(1)
             if is_table and is_small:
                 print(_detections_table(item.source, found))
-                print(*[f"  drawn in {drawn[item.source]}\n"] * is_drawn, end="")
+                print(*[f"  drawn in {printable(str(drawn[item.source]))}\n"] * is_drawn, end="")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")
@@ -241,7 +241,7 @@ class _Summary:
         """One image more."""
         self.images += 1
         for label in found.labels.unique().tolist():
-            phrase, own = found.prompt.texts[label].strip(), found[found.labels == label]
+            phrase, own = printable(found.prompt.texts[label].strip()), found[found.labels == label]
             images, detections, best = self.rows.get(phrase, (0, 0, 0.0))
             self.rows[phrase] = images + 1, detections + len(own), max(best, float(own.scores.max()))
             if own.tracks is not None:
@@ -256,7 +256,7 @@ class _Summary:
             for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
                 tracks = f"  {len(self.tracks.get(phrase, ())):6}" * bool(self.tracks)
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}{tracks}")
-        missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows]
+        missing = [name for text in self.prompt.texts if (name := printable(text.strip())) not in self.rows]
         if table and missing:
             lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
@@ -265,11 +265,12 @@ class _Summary:
 
 def _detections_table(path: Source, detections: Detections) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
-    width = max([6, *(len(found.phrase.strip()) for found in detections)])
-    lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
-    for box, score, _, phrase in detections:
+    phrases = [printable(found.phrase.strip()) for found in detections]
+    width = max([6, *map(len, phrases)])
+    lines = [f"{printable(str(path))}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
+    for (box, score, *_), phrase in zip(detections, phrases, strict=True):
         numbers = " ".join(f"{value:6.1f}" for value in box)
-        lines.append(f"  {phrase.strip():<{width}}  {score:5.2f}  {numbers}")
+        lines.append(f"  {phrase:<{width}}  {score:5.2f}  {numbers}")
     if len(detections) == 0:
         lines[1:] = [_nothing_found(detections.prompt)]
     prompt, found = detections.prompt, set(detections.labels.tolist())
@@ -289,4 +290,4 @@ def _nothing_found(prompt: Prompt) -> str:
 
 def _some(texts: Sequence[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if texts[_SHOWN:] else ""
-    return ", ".join(texts[:_SHOWN]) + more
+    return ", ".join(map(printable, texts[:_SHOWN])) + more

@@ -21,7 +21,7 @@ from PIL import Image
 from glip.data.sets import SampleSet
 from glip.data.video import is_video, video_header, write_video
 from glip.data.writers import ImageFolders, write_coco, write_labels
-from glip.files import atomic_write, begin_run
+from glip.files import atomic_write, begin_run, file_name
 from glip.recipes.detect_config import DetectConfig
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
@@ -43,6 +43,7 @@ Add = Callable[[Item, Detections], object]
 Writer = Callable[[Path, Sequence[Source], Prompt], AbstractContextManager[Add]]
 _RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the beginnings that OWASP lists
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
 
@@ -100,7 +101,8 @@ def write_list(file: Path, *_: object) -> Iterator[Add]:
 def write_csv(file: Path, sources: Sequence[Source], _: Prompt) -> Iterator[Add]:
     """A row for each detection: the image, its size, then the columns of ``Detections.to_dataframe``.
 
-    With a video among the sources also frame and time, before the size, and at the end the track.
+    With a video among the sources also frame and time, before the size, and at the end the track. A text that a
+    spreadsheet would run as a formula gets ' in front, as does one that is such a text with ' before it.
     """
     timed = any(map(is_video, sources))
     with atomic_write(file) as text:
@@ -109,12 +111,16 @@ def write_csv(file: Path, sources: Sequence[Source], _: Prompt) -> Iterator[Add]
 
         def add(item: Item, found: Detections) -> None:
             frame = (None, None) if item.frame is None else (item.frame, round(item.time, 3))
-            start = (item.source, *frame * timed, *item.image.size)
+            start = (_safe(str(item.source)), *frame * timed, *item.image.size)
             for (box, score, label, phrase), track in zip(found, _tracks(found), strict=True):
-                row: tuple[Any, ...] = (phrase, label, round(score, 4), *(round(value, 2) for value in box))
+                row: tuple[Any, ...] = (_safe(phrase), label, round(score, 4), *(round(value, 2) for value in box))
                 table.writerow((*start, *row, *(track,) * timed))
 
         yield add
+
+
+def _safe(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_names: bool) -> Writer:
@@ -154,15 +160,16 @@ def write_yolo_texts(folder: Path, images: Sequence[Source], prompt: Prompt) -> 
 
 
 @contextmanager
-def write_crops(folder: Path, images: Sequence[Source], _: Prompt) -> Iterator[Add]:
+def write_crops(folder: Path, images: Sequence[Source], prompt: Prompt) -> Iterator[Add]:
     """The part of the image in each box: FOLDER/PHRASE/IMAGE[-FRAME]-NUMBER.png, in the order of the detections."""
-    names = output_names(images, folder, ".png")
+    names, phrases = output_names(images, folder, ".png"), list[str]()
+    for text in prompt.texts:
+        phrases.append(file_name("_".join(text.split()), phrases))
 
     def add(item: Item, found: Detections) -> None:
         name = names[item.source].stem + ("" if item.frame is None else f"-{item.frame:06}")
         for number, (crop, one) in enumerate(zip(found.crops(item.image), found, strict=True), start=1):
-            phrase = re.sub(r"[^\w-]+", "_", one.phrase).strip("_")[:60] or f"phrase-{one.label}"
-            save_image(crop, folder / phrase / f"{name}-{number}.png")
+            save_image(crop, folder / phrases[one.label] / f"{name}-{number}.png")
 
     yield add
 
@@ -214,15 +221,21 @@ def output_names(sources: Sequence[Source], folder: Path, ending: str = "") -> d
     Without an ``ending`` it is an image, of the same kind where glip writes that, or a video.
     """
     names: dict[Source, Path] = {}
-    taken = {Path(source).resolve() for source in sources} | {(folder / CLASSES).resolve()}
+    taken = {_folded(Path(source)) for source in sources} | {_folded(folder / CLASSES)}
     for source in sources:
         path = Path(source)
         own = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
-        suffix = ending or (".mp4" if is_video(source) else own)
-        name, number = folder / f"{path.stem}{suffix}", 1
-        while name.resolve() in taken:
+        suffix, stem = ending or (".mp4" if is_video(source) else own), path.stem
+        stem = file_name(stem) if isinstance(source, str) else stem  # of a URL
+        name, number = folder / f"{stem}{suffix}", 1
+        while _folded(name) in taken:
             number += 1
-            name = folder / f"{path.stem}-{number}{suffix}"
-        taken.add(name.resolve())
+            name = folder / f"{stem}-{number}{suffix}"
+        taken.add(_folded(name))
         names[source] = name
     return names
+
+
+def _folded(path: Path) -> str:
+    """A path as systems compare it that ignore the case of letters."""
+    return str(path.resolve()).casefold()

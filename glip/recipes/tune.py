@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import SetConfig, TaskConfig, TuneConfig
-from glip.console import counted
+from glip.console import counted, printable
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import count_classes, data_fingerprint, data_record, draw_shots
@@ -20,7 +20,7 @@ from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
 from glip.experiment import to_dict
-from glip.files import fingerprint, write_json
+from glip.files import file_name, fingerprint, write_json
 from glip.model.adapt import Adaptation, save_adaptation
 from glip.provenance import RECORD, files_in, record
 from glip.structures import Sample
@@ -88,7 +88,7 @@ def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -
 
 def run_name(task: str, config: TuneConfig) -> str:
     """The folder name of a tuning, such as ``chess-prompt-5-0``: task, mode, shots, seed."""
-    return f"{task}-{config.mode}-{config.shots or 'all'}-{config.seed}"
+    return f"{file_name(task)}-{config.mode}-{config.shots or 'all'}-{config.seed}"
 
 
 def preprocessing_of(detector: Detector) -> str:
@@ -206,8 +206,9 @@ def _report_data(
     boxes = sum((count_classes(sample, "box") for sample in train), Counter[int]())
     count = sum(len(sample.boxes) - len(sample.crowd) for sample in train)
     report(
-        f"{task.name}: {counted(len(task.names), 'class')}; training on {counted(len(images.usable), 'image')} with "
-        f"{counted(count, 'box')}, {len(images.cached)} of them cached; validating on {counted(len(validate), 'image')}"
+        f"{printable(task.name)}: {counted(len(task.names), 'class')}; training on "
+        f"{counted(len(images.usable), 'image')} with {counted(count, 'box')}, {len(images.cached)} of them cached; "
+        f"validating on {counted(len(validate), 'image')}"
     )
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:

@@ -22,9 +22,9 @@ from glip.errors import DataError, GlipError
 from glip.evaluate.figures import draw_by_shots
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
-from glip.evaluate.report import markdown_table
+from glip.evaluate.report import markdown_table, markdown_text
 from glip.experiment import read_yaml
-from glip.files import LockedError, append_jsonl, atomic_write, exclusive, read_jsonl, refuse_other_run
+from glip.files import LockedError, append_jsonl, atomic_write, exclusive, file_name, read_jsonl, refuse_other_run
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.schema import checked, parse
 from glip.train.checkpoint import LAST
@@ -154,7 +154,7 @@ def _fill_cell(
     title: str,
 ) -> None:
     """Tune a task in one way and append its row, unless there is one."""
-    folder = ledger.parent / f"{row.model}-{row.weights[:6]}" / run_name(row.task, config)
+    folder = ledger.parent / f"{file_name(row.model)}-{row.weights[:6]}" / run_name(row.task, config)
 
     def is_done() -> bool:
         return any(known.key == row.key for known in read_ledger(ledger))
@@ -207,7 +207,7 @@ def table_lines(rows: Sequence[TableRow]) -> list[str]:
     tables = {title: _table([row for row in rows if row.weights == weights]) for weights, title in titles.items()}
     if len(tables) == 1:
         return next(iter(tables.values()))
-    return [line for title, table in tables.items() for line in (f"## {title}", "", *table, "")]
+    return [line for title, table in tables.items() for line in (f"## {markdown_text(title)}", "", *table, "")]
 
 
 def draw_figure(rows: Sequence[TableRow], path: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from glip.console import printable
 from glip.data.sets import Validation
 from glip.files import append_jsonl, read_jsonl, write_jsonl
 from glip.train.loggers import Loggers
@@ -116,7 +117,7 @@ class RunLog:
         self.loggers(lambda one: one.log(numbers, step, found.images))
         shown = [f"{name} {_number(value)}" for name, value in figures.items()]
         shown += ["(best so far)"] * best + [f"skipped: {skipped}"] * bool(skipped)
-        return "  ".join([f"step {step}/{self.steps}", "validation", *shown])
+        return printable("  ".join([f"step {step}/{self.steps}", "validation", *shown]))
 
     def close(self) -> None:
         """End the loggers, with the final figures: those of the best validation where there was one."""

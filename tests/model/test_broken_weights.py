@@ -1,9 +1,11 @@
 """Weights that cannot be loaded: one line each, with what is wrong and what to do; nothing crashes."""
 
+import hashlib
 import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -179,8 +181,14 @@ def test_a_cached_file_is_used_and_a_download_says_its_size(
     asked = []
     find, fetch = ("try_to_load_from_cache", "hf_hub_download")
     monkeypatch.setattr(huggingface_hub, find if cached else fetch, lambda *what: asked.append(what) or path)
-    size = type("Metadata", (), {"size": 3_700_000_000})()
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: size)
+    stated = SimpleNamespace(size=3_700_000_000, etag=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: stated)
     assert load_pretrained(name).config.name == name and asked == [("GLIPModel/GLIP", NAMED[name])]
     printed = capsys.readouterr()
     assert not printed.out and (f"{NAMED[name]} (3700 MB)" in printed.err) is not cached
+    stated.etag = "0" * 64
+    if not cached:
+        assert f"has sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()}" in error_of(name)
+        assert not Path(path).exists(), "the next run would take it from the cache"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://mirror/x")
+        assert "'http://mirror/x' is no https address" in error_of(name)
