@@ -29,6 +29,7 @@ from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
+NAMED = ("labels", "coco", "yolo", "label-studio")  # formats of what glip label --names makes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
 _METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
@@ -190,8 +191,13 @@ def _evaluate(parser: Parser) -> None:
 
 def _label(parser: Parser) -> None:
     parser.add_argument("model", help=f"teacher: {_MODEL}")
+    parser.add_argument("captions", help=f"{_SHARED['captions']['help']}; with --names a folder of images")
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
-    _add_shared(parser, "captions", "--images", "--root", "--device")
+    text = "label a folder by class names: YAML or text file, or 'car. person' (docs/results.md)"
+    parser.add_argument("--names", metavar="FILE", help=text)
+    text = "with --names: what is written to DIR; may be repeated (default: labels)"
+    parser.add_argument("--format", action="append", choices=NAMED, help=text)
+    _add_shared(parser, "--images", "--root", "--device")
     add_options(parser, LabelConfig, "labelling")
 
 
