@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +117,22 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
-    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
+    fonts = list(map(_matplotlib_font, lettering.system_fonts()))
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
         canvas = Figure(figsize=(width, height), layout="constrained")
         yield canvas
         with atomic_write(path, "wb") as file:
             canvas.savefig(file, dpi=100, format=path.suffix[1:])
+
+
+@cache
+def _matplotlib_font(file: str) -> str:
+    """The name of a font file, which matplotlib's own list of fonts may not know yet: it is kept between runs."""
+    from matplotlib.font_manager import fontManager
+
+    fontManager.addfont(file)
+    return str(letters(12, file).getname()[0])
 
 
 def _captioned(image: Image.Image, words: Sequence[Sequence[TextRun]], size: int) -> Image.Image:

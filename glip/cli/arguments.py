@@ -265,7 +265,7 @@ VERBS = {
     "train": ("train a model", _train),
     "tune": ("adapt a model to a task: prompt tuning, linear probe, full fine-tuning, few-shot", _tune),
     "evaluate": ("evaluate a model with the official metrics of each dataset", _evaluate),
-    "label": ("pseudo-label captioned images: ground each caption's noun phrases with a teacher model", _label),
+    "label": ("pseudo-label images with a teacher model: the noun phrases of their captions, or class names", _label),
     "select": ("filter pseudo-labels by score, overlap and size", _select),
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),

@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
     with GracefulStop(at_once="the finished shards are saved; run the same command again to label the others"):
         report = _label_folder(args) if is_named else _label_captions(args, config)
-    what, next_step = ("image", "") if is_named else ("pair", f"; next: glip select {out}")
+    boxes = "" if is_named else f", {counted(report['boxes'], 'box')}"
     print(
-        f"{report['kept']} of {counted(report['pairs'], what)} labelled, {counted(report['boxes'], 'box')}; what was "
-        f"skipped and why: {out / 'report.json'} and report.png{next_step}"
+        f"{report['kept']} of {counted(report['pairs'], 'image' if is_named else 'pair')} labelled{boxes}; what was "
+        f"skipped and why: {out / 'report.json'} and report.png{'' if is_named else f'; next: glip select {out}'}"
     )
     if report["failed"]:
         print(

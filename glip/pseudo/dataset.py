@@ -94,7 +94,8 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
         pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells and len(pages) < _CLASSES else []
     if not pages:
         return
-    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), "white")
+    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)))
+    whole.paste(pages[0].getpixel((0, 0)), (0, 0, *whole.size))
     for number, page in enumerate(pages):
         whole.paste(page, (0, sum(above.height for above in pages[:number])))
     save_image(whole, path)

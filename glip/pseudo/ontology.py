@@ -87,7 +87,7 @@ def read_ontology(given: Given) -> Ontology:
         FileNotFoundError: no such file.
         ConfigError: a name or prompt that occurs twice or has no letter, no name, or a threshold outside 0..1.
     """
-    tree, at = given, "names"
+    tree, at = given, ""
     if isinstance(given, str | Path):
         ending, is_file = Path(given).suffix.lower(), os.path.isfile(given)
         at = str(given) if is_file else at
@@ -98,14 +98,16 @@ def read_ontology(given: Given) -> Ontology:
         else:
             tree = split_names(str(given))
     tree = tree if isinstance(tree, Mapping) else {"names": tree}
-    return parse(Ontology, {**tree, "names": _classes(tree.get("names"), at)}, at=at)
+    return parse(Ontology, {**tree, "names": _classes(tree["names"], at)} if "names" in tree else tree, at=at)
 
 
 def _classes(given: Any, at: str) -> Any:
     """Each class as a map with its prompts; what is no list or map of names is left as it is, to be refused."""
     if not isinstance(given, list | tuple | Mapping):
         return given
-    names = parse(tuple[Name, ...], list(given), at=f"{at}: names")  # YAML reads the names no and 1 as other values
+    names = parse(
+        tuple[Name, ...], list(given), at=at and f"{at}.names"
+    )  # YAML reads the names no and 1 as other values
     if not isinstance(given, Mapping):
         given = {name: [name] * count for name, count in Counter(names).items()}  # listed twice: asked twice, refused
     classes = {}

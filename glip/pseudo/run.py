@@ -87,7 +87,8 @@ def run_labelling(
             for number, outcome in enumerate(outcomes, start=1):
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 done = len(own) - len(waiting) + number
-                say(f"{_progress_line(outcome)}; {done} of {counted(len(own), 'shard')}, {left} left")
+                line = _progress_line(outcome, "image" if ontology else "pair")
+                say(f"{line}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)
@@ -95,12 +96,12 @@ def run_labelling(
     return report
 
 
-def _progress_line(outcome: Outcome) -> str:
+def _progress_line(outcome: Outcome, what: str) -> str:
     if "failed" in outcome:
         return f"{outcome['shard']} failed: {outcome['failed']}"
     rate = outcome["images"] / max(outcome["wall"], 1e-9)
     return (
-        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], 'pair')}, "
+        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], what)}, "
         f"{counted(outcome['boxes'], 'box')} in {counted(outcome['images'], 'image')}, {rate:.1f} images/s"
     )
 

@@ -164,7 +164,7 @@ def draw_report(folder: Path, report: dict[str, Any]) -> None:
     panels = [
         (f"scores of {report['boxes']:,} boxes", dict(zip(bins, report["scores"], strict=True)), "score", "boxes"),
         (f"boxes per phrase, {report['phrases']:,} phrases", counts, "boxes", "phrases"),
-        (f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled", reasons, "pairs", ""),
+        (f"skipped; {report['kept']:,} of {report['pairs']:,} are labelled", reasons, "skipped", ""),
         (f"seconds by stage ({report['images/s']:.1f} images/s per worker)", report["seconds"], "seconds", ""),
     ]
     panels = [panel for panel in panels if any(panel[1].values())]
