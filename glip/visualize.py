@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,26 +112,19 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of a size in inches, its lines in our colours, written whole or not at all at the end."""
     import matplotlib
-    from matplotlib import rcsetup
+    from matplotlib import font_manager, rcsetup
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
-    fonts = list(map(_matplotlib_font, lettering.system_fonts()))
+    for file in lettering.system_fonts():
+        font_manager.fontManager.addfont(file)  # the list of fonts that matplotlib keeps may be older than a font
+    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
         canvas = Figure(figsize=(width, height), layout="constrained")
         yield canvas
         with atomic_write(path, "wb") as file:
             canvas.savefig(file, dpi=100, format=path.suffix[1:])
-
-
-@cache
-def _matplotlib_font(file: str) -> str:
-    """The name of a font file, which matplotlib's own list of fonts may not know yet: it is kept between runs."""
-    from matplotlib.font_manager import fontManager
-
-    fontManager.addfont(file)
-    return str(letters(12, file).getname()[0])
 
 
 def _captioned(image: Image.Image, words: Sequence[Sequence[TextRun]], size: int) -> Image.Image:

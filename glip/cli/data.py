@@ -7,17 +7,8 @@ from pathlib import Path
 
 from glip.config import Count, CountOrZero, SetConfig
 from glip.console import counted
-from glip.data import writers
-from glip.data.catalog import (
-    WRITERS,
-    class_prompts,
-    data_root,
-    find_set,
-    known_sets,
-    missing_part,
-    read_set,
-    split_path,
-)
+from glip.data import catalog, writers
+from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set, split_path
 from glip.data.check import check
 from glip.data.label_studio import interface_of
 from glip.data.sets import SampleSet
@@ -67,7 +58,7 @@ def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) ->
     out, to, root = Path(args.out), args.to, data_root(args.root)
     annotations, folders = split_path(root / config.annotations)[0], [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
-    lost = WRITERS[to](found, out, folders)
+    lost = catalog.WRITERS[to](found, out, folders)
     linked = "images are links to where they are (cp -rL copies them with the folder)"
     how = linked if to in ("yolo", "voc") else f"image names are relative to {folders[0]}"
     yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; {how}"

@@ -5,7 +5,6 @@ What is stored scores less, so that thresholds may change after the sheet was lo
 
 import math
 import shutil
-from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -47,12 +46,12 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Sequen
     images, names, limits = read_manifest(folder)["images"], tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()
     found = PackedSamples(sample_of_row(row, tuple(row["names"]), folders, skipped) for row in read_rows(folder))
-    kept = PackedSamples(_above(sample, limits) for sample in found)
+    kept = PackedSamples(_confident(sample, limits) for sample in found)
     for form in formats:
         shutil.rmtree(folder / FILES[form], ignore_errors=True)  # YOLO's
         lost = WRITERS[form](SampleSet(kept, names), folder / FILES[form], images)
         skipped.merge(lost)
-    boxes = _table(found)
+    boxes = _scored_boxes(found)
     _draw_sheet(found, boxes, thresholds, folder / SHEET)
     classes = {}
     for label, (name, limit) in enumerate(thresholds.items()):
@@ -64,18 +63,19 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Sequen
     return {"classes": classes, "images without a box": boxless, "not expressible": skipped.counts}
 
 
-def _above(sample: Sample, limits: Sequence[float]) -> Sample:
+def _confident(sample: Sample, limits: Sequence[float]) -> Sample:
     numbers = zip(sample.box_phrases, sample.scores, strict=True)
     return sample.keep([box for box, ((label,), score) in enumerate(numbers) if score >= limits[label]])
 
 
-def _table(samples: Sequence[Sample]) -> Float[np.ndarray, "box 4"]:
+def _scored_boxes(samples: Sequence[Sample]) -> Float[np.ndarray, "box 4"]:
     """Class, score, number of the image and number in it of each box, the best first."""
-    values = array("d")
-    for number, sample in enumerate(samples):
-        for box, ((label,), score) in enumerate(zip(sample.box_phrases, sample.scores, strict=True)):
-            values.extend((label, score, number, box))
-    table = np.array(values).reshape(-1, 4)
+    rows = (
+        (label, score, number, box)
+        for number, sample in enumerate(samples)
+        for box, ((label,), score) in enumerate(zip(sample.box_phrases, sample.scores, strict=True))
+    )
+    table = np.fromiter(rows, dtype=np.dtype((float, 4)))
     return table[np.argsort(-table[:, 1], kind="stable")]
 
 
