@@ -12,10 +12,11 @@ from glip.console import counted
 from glip.errors import ConfigError
 
 Row = dict[str, Any]
-_NAMED = ("format",)  # options for labels by names only, and for those of captions only
-_CAPTIONED = ("images", "root", "together", "pipeline", "referring", "min_words", "max_words", "max_tokens")
-_CAPTIONED += ("min_phrases", "max_repeats", "keep_html", "keep_control_characters", "keep_without_letters")
-_CAPTIONED += ("keep_unknown_words", "latin_only")
+_NAMED = ("format",)  # options that need --names, and those that are for captions only
+_CAPTIONED = (
+    "images", "root", "together", "pipeline", "referring", "min_words", "max_words", "max_tokens", "min_phrases",
+    "max_repeats", "keep_html", "keep_control_characters", "keep_without_letters", "keep_unknown_words", "latin_only",
+)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

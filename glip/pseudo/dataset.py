@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from glip.lettering import TextRun, palette
 from glip.pseudo.store import read_rows
 from glip.shapes import Float
 from glip.structures import Sample
-from glip.visualize import Cell, save_image, sheet
+from glip.visualize import PAPER, Cell, save_image, sheet
 
+Form = Literal["labels", "coco", "yolo", "label-studio"]
 FILES = {"labels": "labels.jsonl", "coco": "coco.json", "yolo": "yolo", "label-studio": "tasks.json"}
 SHEET = "review.png"
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the kept boxes of a class, best first, where one is drawn
@@ -75,7 +77,7 @@ def _scored_boxes(samples: Sequence[Sample]) -> Float[np.ndarray, "box 4"]:
         for number, sample in enumerate(samples)
         for box, ((label,), score) in enumerate(zip(sample.box_phrases, sample.scores, strict=True))
     )
-    table = np.fromiter(rows, dtype=np.dtype((float, 4)))
+    table: np.ndarray = np.fromiter(rows, dtype=np.dtype((float, 4)))
     return table[np.argsort(-table[:, 1], kind="stable")]
 
 
@@ -94,8 +96,7 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
         pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells and len(pages) < _CLASSES else []
     if not pages:
         return
-    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)))
-    whole.paste(pages[0].getpixel((0, 0)), (0, 0, *whole.size))
+    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), PAPER)
     for number, page in enumerate(pages):
         whole.paste(page, (0, sum(above.height for above in pages[:number])))
     save_image(whole, path)

@@ -14,11 +14,12 @@ from glip.data.writers import write_labels
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.files import MANIFEST, exclusive, read_jsonl, write_json
-from glip.pseudo.dataset import write_dataset
+from glip.pseudo.dataset import Form, write_dataset
 from glip.pseudo.ontology import Given, Ontology, read_ontology
 from glip.pseudo.run import run_labelling
 from glip.pseudo.store import REPORT
 from glip.recipes.detect_files import find_images
+from glip.schema import parse
 from glip.structures import Sample
 from glip.text.tokens import warn_of_unknown_words
 
@@ -60,6 +61,7 @@ def label_folder(
         OSError: a file cannot be written.
     """
     ontology = names if isinstance(names, Ontology) else read_ontology(names)
+    parse(tuple[Form, ...], list(formats), at="formats")
     folder, out = Path(folder).absolute(), Path(out).absolute()
     teacher = Detector.from_pretrained(model, device="cpu")
     warn_of_unknown_words(teacher.processor.tokenizer.unknown_words, [ontology.prompt])

@@ -1,5 +1,6 @@
 """A folder of images and class names become a dataset: what is asked, what is kept, in every format, once."""
 
+import pickle
 import re
 import shutil
 from dataclasses import replace
@@ -84,6 +85,7 @@ def test_several_prompts_are_one_class_and_negatives_come_last():
     assert read_ontology("car. person").prompt.texts == ("car", "person")
     prompt = read_ontology(GIVEN).prompt
     assert prompt.texts == ("a car", "a van", "star", "cup", "a tree") and prompt.classes == (0, 0, 1, 2, 3)
+    assert pickle.loads(pickle.dumps(read_ontology(GIVEN))).prompt == prompt, "Ray sends it to its actors"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +221,8 @@ def test_every_format_is_read_back(run, photos, tmp_path):
     before = files_of(tmp_path / "out")
     run(threshold=0.2, formats=["labels", "coco", "yolo", "label-studio"])
     assert files_of(tmp_path / "out") == before
+    with pytest.raises(ConfigError, match=r"formats\[0\]: got 'cocos' \(did you mean 'coco'\?\)"):
+        run(formats=["cocos"])
 
 
 def test_parquet_has_the_same_rows_and_select_keeps_the_names(run, photos, tmp_path):
