@@ -16,6 +16,7 @@ from glip.config import SetConfig
 from glip.data.catalog import read_set
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError, GlipError
+from glip.experiment import read_yaml
 from glip.pseudo.label import Labeller
 from glip.pseudo.ontology import read_ontology
 from glip.pseudo.store import read_rows
@@ -113,6 +114,11 @@ def test_wrong_names_are_one_sentence(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read_ontology(tmp_path / "names.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_of_a_merged_map_may_be_set_again(tmp_path):
+    (tmp_path / "a.yaml").write_text("one: &one {key: 1}\ntwo: {deep: &two {<<: *one, key: 2}}\nthree: {<<: *two}")
+    assert read_yaml(tmp_path / "a.yaml") == {"one": {"key": 1}, "two": {"deep": {"key": 2}}, "three": {"key": 2}}
 
 
 @pytest.mark.parametrize("missing", ["names.yaml", "classes.txt"])
