@@ -325,7 +325,9 @@ class EvaluateConfig:
 class LabelConfig:
     """Pseudo-labelling: how captions become boxes, and which pairs of image and caption are worth labelling."""
 
-    threshold: Share = option(0.1, "lowest score stored")
+    threshold: Share = option(
+        0.1, "lowest score stored (default: 0.1); with --names, of a label (default: the model's)"
+    )
     max_detections: Count = option(100, "maximum detections per caption")
     dtype: Dtype = option("float32", DTYPE)
     batch_size: Count = option(4, "images or captions per forward pass")

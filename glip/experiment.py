@@ -112,7 +112,17 @@ def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
-    """YAML 1.2's numbers: PyYAML reads 1e-4 as text."""
+    """YAML 1.2's numbers: PyYAML reads 1e-4 as text; and its unique keys: of two alike PyYAML keeps the last."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called with each map; keys that it takes over from another (<<) stand before it in the file."""
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.start_mark.index >= node.start_mark.index:
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                seen.add((key.tag, key.value))
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(

@@ -20,7 +20,7 @@ from glip.structures import Detections, Sample
 
 _ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
 _CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of an image, space around it, letter size, lines of text
-_PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
+PAPER, _FAINT = (250, 250, 248), (140, 140, 146)  # colours of a sheet
 _HIDDEN, _TAGGED = 0.25, 0.125  # the share of a box under tags that hides it, and the largest share of an image
 
 
@@ -93,7 +93,7 @@ def sheet(cells: Sequence[Cell], *, columns: int = 4) -> Image.Image:
     drawn = [_drawn(cell) for cell in cells]
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     width = min(len(drawn), columns) * (_CELL + _GAP) + _GAP
-    page = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), _PAPER)
+    page = Image.new("RGB", (width, sum(max(cell.height for cell in row) + _GAP for row in rows) + _GAP), PAPER)
     y = _GAP
     for row in rows:
         for place, cell in enumerate(row):
@@ -115,10 +115,12 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of a size in inches, its lines in our colours, written whole or not at all at the end."""
     import matplotlib
-    from matplotlib import rcsetup
+    from matplotlib import font_manager, rcsetup
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
+    for font in lettering.system_fonts():
+        font_manager.fontManager.addfont(font)  # the list of fonts that matplotlib keeps may be older than a font
     fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
@@ -133,7 +135,7 @@ def _captioned(image: Image.Image, words: Sequence[Sequence[TextRun]], size: int
     margin, pitch = size, line_height(size)
     most = max(_ROWS, image.height // pitch)
     lines = [line for runs in words for line in wrapped(runs, size, image.width - 2 * margin, most)]
-    canvas = Image.new("RGB", (image.width, image.height + 2 * margin + pitch * len(lines) - size // 4), _PAPER)
+    canvas = Image.new("RGB", (image.width, image.height + 2 * margin + pitch * len(lines) - size // 4), PAPER)
     canvas.paste(image)
     lettering.write(canvas, lines, (margin, image.height + margin), size)
     return canvas
@@ -238,7 +240,7 @@ def _drawn(cell: Cell) -> Image.Image:
     image, lines = _image(cell), wrapped(cell.words, _TEXT, _CELL, _ROWS)
     top = start + image.height + 8
     end = top + line_height(_TEXT) * len(lines)
-    column = Image.new("RGB", (_CELL, end + _TEXT + 4), _PAPER)
+    column = Image.new("RGB", (_CELL, end + _TEXT + 4), PAPER)
     column.paste(image, ((_CELL - image.width) // 2, start))
     lettering.write(column, [[TextRun(cell.heading, None)]], (0, 2), _TEXT)
     lettering.write(column, lines, (0, top), _TEXT)

@@ -30,16 +30,16 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 900,
-    "config": 380,
+    "cli": 940,
+    "config": 390,
     "console": 60,
-    "data": 4_450,
+    "data": 4_460,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 30,
     "evaluate": 2_550,
-    "experiment": 130,
+    "experiment": 140,
     "files": 260,
     "geometry": 250,
     "integrations": 160,
@@ -50,8 +50,8 @@ BUDGETS = {  # lines of each room
     "postprocess": 130,
     "processor": 140,
     "provenance": 140,
-    "pseudo": 1_010,
-    "recipes": 1_350,
+    "pseudo": 1_270,
+    "recipes": 1_450,
     "results": 200,
     "schema": 150,
     "shapes": 30,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_750,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 18_500, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_930, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -30,6 +30,7 @@ from glip.schema import bare_type, did_you_mean, parse
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
 EXPORTED = ("onnx", "torch")  # formats that glip export writes
+NAMED = ("labels", "coco", "yolo", "label-studio")  # formats of what glip label --names makes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
 _METAVARS |= {**dict.fromkeys(("images", "root", "out", "crops"), "DIR"), **dict.fromkeys(("task", "prompts"), "FILE")}
 _MODEL = "name, folder or .pth file"
@@ -193,8 +194,13 @@ def _evaluate(parser: Parser) -> None:
 
 def _label(parser: Parser) -> None:
     parser.add_argument("model", help=f"teacher: {_MODEL}")
+    parser.add_argument("captions", help=f"{_SHARED['captions']['help']}; with --names a folder of images")
     parser.add_argument("--out", required=True, metavar="DIR", help="output folder")
-    _add_shared(parser, "captions", "--images", "--root", "--device")
+    text = "label a folder by class names: YAML or text file, or 'car. person' (docs/results.md)"
+    parser.add_argument("--names", metavar="FILE", help=text)
+    text = "with --names: what is written to DIR; may be repeated (default: labels)"
+    parser.add_argument("--format", action="append", choices=NAMED, help=text)
+    _add_shared(parser, "--images", "--root", "--device")
     add_options(parser, LabelConfig, "labelling")
 
 
@@ -275,7 +281,7 @@ VERBS = {
     "train": ("train a model", _train),
     "tune": ("adapt a model to a task: prompt tuning, linear probe, full fine-tuning, few-shot", _tune),
     "evaluate": ("evaluate a model with the official metrics of each dataset", _evaluate),
-    "label": ("pseudo-label captioned images: ground each caption's noun phrases with a teacher model", _label),
+    "label": ("pseudo-label images with a teacher model: the noun phrases of their captions, or class names", _label),
     "select": ("filter pseudo-labels by score, overlap and size", _select),
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),

@@ -7,24 +7,14 @@ from pathlib import Path
 
 from glip.config import Count, CountOrZero, SetConfig
 from glip.console import counted, printable
-from glip.data import writers
+from glip.data import catalog, writers
 from glip.data.catalog import class_prompts, data_root, find_set, known_sets, missing_part, read_set, split_path
 from glip.data.check import check
-from glip.data.label_studio import interface_of, write_label_studio
+from glip.data.label_studio import interface_of
 from glip.data.sets import SampleSet
 from glip.model.weights import ASSETS, BUNDLED
 from glip.schema import parse
 from glip.visualize import contact_sheet, save_image
-
-_WRITERS = {
-    "coco": writers.write_coco,
-    "mdetr": writers.write_mdetr,
-    "odvg": writers.write_odvg,
-    "labels": writers.write_labels,
-    "label-studio": write_label_studio,
-    "yolo": writers.write_yolo,
-    "voc": writers.write_voc,
-}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +58,7 @@ def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) ->
     out, to, root = Path(args.out), args.to, data_root(args.root)
     annotations, folders = split_path(root / config.annotations)[0], [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
-    lost = _WRITERS[to](found, out, folders)
+    lost = catalog.WRITERS[to](found, out, folders)
     linked = "images are links to where they are (cp -rL copies them with the folder)"
     how = linked if to in ("yolo", "voc") else f"image names are relative to {folders[0]}"
     yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; {how}"

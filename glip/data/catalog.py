@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from glip.config import Format, SetConfig
+from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
 from glip.data.coco import LISTS, read_coco, read_lvis
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
-from glip.data.label_studio import SHORT_EXPORT, read_label_studio
+from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
 from glip.data.records import as_list, as_map, first_json_line, parse_file, read_words
-from glip.data.sets import SampleSet, check_exists
+from glip.data.sets import SampleSet, SkipCounter, check_exists
 from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
-from glip.data.writers import label_map_of
 from glip.data.yolo import YAML, names_file, read_yolo
 from glip.errors import ConfigError, DataError
 from glip.experiment import config_folder, read_yaml
@@ -33,6 +33,15 @@ _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = 
     "silver": read_silver,
     "captions": read_captions,
     "label-studio": read_label_studio,
+}
+WRITERS: dict[str, Callable[[SampleSet, Path, writers.ImageFolders], SkipCounter]] = {
+    "coco": writers.write_coco,
+    "mdetr": writers.write_mdetr,
+    "odvg": writers.write_odvg,
+    "labels": writers.write_labels,
+    "label-studio": write_label_studio,
+    "yolo": writers.write_yolo,
+    "voc": writers.write_voc,
 }
 _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in it, the format
     ("data", "phrases", "silver"),
@@ -118,7 +127,7 @@ def find_set(
     if path.is_dir() and (names_file(path) or voc_files(path)):
         beside = [_dataset_folder(path / "file")]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
-    labels = label_map_of(path)
+    labels = writers.label_map_of(path)
     return SetConfig(
         format=format,
         annotations=with_split(whole, split),

@@ -9,6 +9,7 @@ the image; a turned rectangle becomes the upright one around it.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,7 @@ def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
     root = sample.image.absolute().parents[len(PurePosixPath(name).parts) - 1]
     colours = ("#" + bytes(colour).hex() for colour in palette(labels))
     data = {
-        "image": f"{LOCAL_FILES}?d={quote(f'{root.name}/{name}')}",
+        "image": f"{LOCAL_FILES}?d={quote(os.fsencode(f'{root.name}/{name}'))}",
         "caption": row.get("caption", ""),
         "labels": [{"value": label, "background": colour} for label, colour in zip(labels, colours, strict=True)],
         "glip": row,

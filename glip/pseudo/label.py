@@ -31,6 +31,7 @@ from glip.detector import Detector
 from glip.errors import DataError, GlipError
 from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
+from glip.pseudo.ontology import Ontology
 from glip.pseudo.store import STAGES, count_labels, write_shard
 from glip.structures import Detections, Sample, TarMember
 from glip.text.phrases import PhraseFinder, Span
@@ -74,7 +75,8 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
 
 
 def find_shards(entry: SetConfig, images: int) -> list[Shard]:
-    """The shards of a captioned dataset, in the order of its files; a single file is cut every ``images`` images."""
+    """The shards of a dataset, in the order of its files; a single file is cut every ``images`` images."""
+    _read.cache_clear()  # the files may be others than in an earlier run
     path = Path(entry.annotations)
     files = caption_files(path)
     if path.is_dir() or path.suffix.lower() == ".tar":
@@ -166,11 +168,20 @@ class Labeller:
         config: the options.
         folder: output folder.
         device: where the teacher runs; None: CUDA where available.
+        ontology: what is asked of every image, instead of its captions.
     """
 
-    def __init__(self, model: str | Path, config: LabelConfig, folder: Path, device: str | None) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self,
+        model: str | Path,
+        config: LabelConfig,
+        folder: Path,
+        device: str | None,
+        ontology: Ontology | None = None,
+    ) -> None:
+        self.config, self.folder, self.ontology = config, folder, ontology
         self.detector = Detector.from_pretrained(model, device=device, dtype=config.dtype)
+        self._encode = lru_cache(maxsize=1)(self.detector.encode_text)  # names are the same for all images
         self.finder = PhraseFinder(config.pipeline, referring=config.referring)
         self.readers = ThreadPoolExecutor(_READERS)
 
@@ -197,7 +208,7 @@ class Labeller:
                 found = self._detect(window)
             with clock.time("write"):
                 pairs = zip(window, found, strict=True)
-                rows += [_make_row(query.sample, one, shard) for query, detections in pairs for one in detections]
+                rows += [self._make_row(query.sample, one, shard) for query, listed in pairs for one in listed]
         report = {
             "shard": shard.name,
             "pairs": sum(map(len, images)),
@@ -214,6 +225,8 @@ class Labeller:
 
     def _make_queries(self, images: Sequence[Sequence[Sample]], skipped: SkipCounter) -> list[_Query]:
         """The captions worth labelling as prompts; an image without any is not opened."""
+        if self.ontology:
+            return [_Query(samples[0], [self.ontology.prompt]) for samples in images]
         usable, seen, processor = list[tuple[int, str]](), Repetitions(self.config), self.detector.processor
         for index, samples in enumerate(images):
             for caption in (sample.prompt.caption if sample.prompt else sample.caption for sample in samples):
@@ -284,9 +297,10 @@ class Labeller:
             ]
             for start in range(0, len(packs), config.batch_size):
                 piece = packs[start : start + config.batch_size]
+                prompts = tuple(join_prompts(pack) for _, pack in piece)
                 answers = detector.ground(
                     encoded.select([place for place, _ in piece]),
-                    detector.encode_text([join_prompts(pack) for _, pack in piece]),
+                    self._encode(prompts[:1] if len(set(prompts)) == 1 else prompts),
                     threshold=config.threshold,
                     max_detections=config.max_detections * config.together,
                     batch_size=config.batch_size,
@@ -294,6 +308,23 @@ class Labeller:
                 for (place, pack), answer in zip(piece, answers, strict=True):
                     found[group[place]] += split_detections(answer, pack, config.max_detections)
         return [found[index] for index in range(len(queries))]
+
+    def _make_row(self, sample: Sample, found: Detections, shard: Shard) -> Row:
+        """A label row; numbers are rounded, so that engines and machines agree."""
+        (height, width), names = found.size, tuple(self.ontology.names) if self.ontology else ()
+        if self.ontology:
+            found = self.ontology.without_negatives(found, self.detector.config.inference.nms)
+        labelled = Sample(
+            sample.image,
+            torch.tensor([[round(value, 2) for value in box] for box, *_ in found]).reshape(-1, 4),
+            tuple((number,) for number in found.classes.tolist()),
+            vocabulary=names,
+            prompt=None if names else found.prompt,
+            image_id=sample.image_id,
+            size=(width, height),
+            scores=tuple(round(score, 4) for score in found.scores.tolist()),
+        )
+        return label_row(labelled, shard.entry.images) | ({"names": list(names)} if names else {})
 
 
 def make_packs(prompts: Sequence[Prompt], processor: Processor, together: int) -> Iterator[list[Prompt]]:
@@ -322,18 +353,3 @@ def split_detections(found: Detections, pack: Sequence[Prompt], limit: int) -> l
         parts.append(Detections(own.boxes, own.scores, own.labels - first, prompt, found.size))
         first = end
     return parts
-
-
-def _make_row(sample: Sample, found: Detections, shard: Shard) -> Row:
-    """A label row; numbers are rounded, so that engines and machines agree."""
-    height, width = found.size
-    labelled = Sample(
-        sample.image,
-        torch.tensor([[round(value, 2) for value in box] for box, *_ in found]).reshape(-1, 4),
-        tuple((label,) for label in found.labels.tolist()),
-        prompt=found.prompt,
-        image_id=sample.image_id,
-        size=(width, height),
-        scores=tuple(round(score, 4) for score in found.scores.tolist()),
-    )
-    return label_row(labelled, shard.entry.images)

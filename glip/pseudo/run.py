@@ -1,4 +1,4 @@
-"""Label a captioned dataset: in this process, in the processes of torchrun, or in Ray actors on a cluster.
+"""Label captioned images, or images by class names: in this process, in those of torchrun, or in Ray actors.
 
 Every engine gives each shard to one worker (``label.Labeller``), and every worker labels a shard in the same way, so
 the files do not depend on the engine.
@@ -26,6 +26,7 @@ from glip.files import MANIFEST, begin_run, exclusive
 from glip.model.weights import load_pretrained, model_fingerprint
 from glip.provenance import RECORD, record
 from glip.pseudo.label import Labeller, Shard, check_images, find_shards
+from glip.pseudo.ontology import Ontology
 from glip.pseudo.store import draw_report, is_done, write_report
 
 Outcome = dict[str, Any]  # a shard's report, or its name and why its input cannot be read ("failed")
@@ -40,16 +41,18 @@ def run_labelling(
     config: LabelConfig,
     folder: str | Path,
     *,
+    ontology: Ontology | None = None,
     device: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Label a dataset into a folder and write the report, also when interrupted; the same call resumes.
 
     Args:
-        entry: a captioned dataset (``label.find_captions``).
+        entry: a captioned dataset (``label.find_captions``), or with an ontology any dataset of image files.
         model: the teacher: a name or a folder.
         config: the options.
         folder: output folder; every worker must see it.
+        ontology: what is asked of every image, instead of its captions.
         device: where the teacher runs; None: CUDA where available.
         say: called with a line for each finished shard.
 
@@ -65,6 +68,9 @@ def run_labelling(
             raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
+    if ontology:
+        asked = {name: one.prompts for name, one in ontology.names.items()}
+        options |= {"names": asked, "negatives": ontology.negatives}  # no thresholds: they are for what is stored
     weights = model_fingerprint(load_pretrained(model).model)[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
     with exclusive(folder) if rank == 0 else nullcontext():
@@ -75,15 +81,17 @@ def run_labelling(
             record(folder / RECORD, config={"teacher": str(model), **asdict(config)}, files=[folder / MANIFEST])  # type: ignore[call-overload]
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
+        make_labeller = partial(Labeller, model, config, folder, device, ontology=ontology)
         label = _label_with_ray if config.engine == "ray" else _label_here
-        outcomes = label(waiting, partial(Labeller, model, config, folder, device), config) if waiting else ()
+        outcomes = label(waiting, make_labeller, config) if waiting else ()
         began = time.monotonic()
         write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 done = len(own) - len(waiting) + number
-                say(f"{printable(_progress_line(outcome))}; {done} of {counted(len(own), 'shard')}, {left} left")
+                line = printable(_progress_line(outcome, "image" if ontology else "pair"))
+                say(f"{line}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)
@@ -91,12 +99,12 @@ def run_labelling(
     return report
 
 
-def _progress_line(outcome: Outcome) -> str:
+def _progress_line(outcome: Outcome, what: str) -> str:
     if "failed" in outcome:
         return f"{outcome['shard']} failed: {outcome['failed']}"
     rate = outcome["images"] / max(outcome["wall"], 1e-9)
     return (
-        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], 'pair')}, "
+        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], what)}, "
         f"{counted(outcome['boxes'], 'box')} in {counted(outcome['images'], 'image')}, {rate:.1f} images/s"
     )
 

@@ -3,7 +3,6 @@
 And how right they are where ground truth exists: precision and recall over the score threshold.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from glip.experiment import to_dict
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
 from glip.provenance import record
-from glip.pseudo.store import read_rows, unfinished
+from glip.pseudo.store import read_rows, to_lines, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
 from glip.visualize import figure
@@ -59,10 +58,9 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
         DataError: nothing is kept, or labels cannot be read.
     """
     selection = Selection()
+    rows = ({**row, "boxes": select_boxes(row, config, selection)} for row in read_rows(Path(folder)))
     with atomic_write(out) as file:
-        for row in read_rows(Path(folder)):
-            if kept := select_boxes(row, config, selection):
-                file.write(json.dumps({**row, "boxes": kept}) + "\n")
+        file.writelines(to_lines(row for row in rows if row["boxes"]))
         if not selection.kept_pairs:
             reasons = ", ".join(f"{count} {reason}" for reason, count in selection.dropped_boxes.items())
             raise DataError(
@@ -173,7 +171,7 @@ def score_labels(
             samples[name, sample.prompt.caption] = sample, sample.prompt.phrases
     quality: dict[str, PhraseQuality] = {}
     for row in rows:
-        key = Path(row.get("member") or row["image"]).name, row["caption"]
+        key = Path(row.get("member") or row["image"]).name, row.get("caption")
         if key not in samples:
             continue
         sample, phrases = samples[key]

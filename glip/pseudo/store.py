@@ -7,7 +7,7 @@ teacher and options made the labels. ``report.json`` and the plots of ``report.p
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
         integer, number, text = pa.int64(), pa.float64(), pa.string()
         phrase = pa.struct({"text": text, "spans": pa.list_(pa.list_(integer))})
         box = pa.struct({"box": pa.list_(number), "phrases": pa.list_(integer), "score": number})
-        columns = dict.fromkeys(("image", "member", "caption", "id"), text)
+        columns: dict[str, Any] = dict.fromkeys(("image", "member", "caption", "id"), text)
         columns |= dict.fromkeys(("start", "length", "width", "height"), integer)
+        columns |= {"names": pa.list_(text)}
         schema = pa.schema({**columns, "phrases": pa.list_(phrase), "boxes": pa.list_(box)})
         # ids are numbers or text, and a column has one type: they are stored as JSON
         table = pa.Table.from_pylist([{**row, "id": json.dumps(row["id"])} for row in rows], schema=schema)
@@ -58,12 +59,20 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
             pyarrow.parquet.write_table(table, file)
     else:
         with atomic_write(path, durable=True) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(to_lines(rows))
     record(folder / f"{shard}{_SHARD_REPORT}", files=[path], **report)
 
 
+def to_lines(rows: Iterable[Row]) -> Iterator[str]:
+    """The lines of a label file; names are written where they change."""
+    names = None
+    for row in rows:
+        yield json.dumps({key: value for key, value in row.items() if key != "names" or value != names}) + "\n"
+        names = row.get("names", names)
+
+
 def read_rows(folder: Path) -> Iterator[Row]:
-    """The labels of all finished shards, by name.
+    """The labels of all finished shards, by name; those of a detection dataset each with all names.
 
     Raises:
         DataError: a line that is not JSON.
@@ -71,7 +80,10 @@ def read_rows(folder: Path) -> Iterator[Row]:
     for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
         name = report.name.removesuffix(_SHARD_REPORT)
         if not (folder / f"{name}.parquet").is_file():
-            yield from read_jsonl(folder / f"{name}.jsonl")
+            names = Row()
+            for row in read_jsonl(folder / f"{name}.jsonl"):
+                names = {"names": row["names"]} if "names" in row else names
+                yield {**row, **names}
             continue
         import pyarrow.parquet
 
@@ -146,14 +158,14 @@ def draw_report(folder: Path, report: dict[str, Any]) -> None:
     for row in read_rows(folder):
         boxes, name = [box for box in row["boxes"] if box["score"] >= _CONFIDENT], f"{row['image']}:{row.get('member')}"
         if boxes and name not in samples:
-            samples[name] = sample_of_row({**row, "boxes": boxes}, (), folders, SkipCounter())
+            samples[name] = sample_of_row({**row, "boxes": boxes}, tuple(row.get("names", ())), folders, SkipCounter())
         if len(samples) == _SHOWN:
             break
     bins = (np.arange(_BINS) + 0.5) / _BINS
     panels = [
         (f"scores of {report['boxes']:,} boxes", dict(zip(bins, report["scores"], strict=True)), "score", "boxes"),
         (f"boxes per phrase, {report['phrases']:,} phrases", counts, "boxes", "phrases"),
-        (f"skipped; {report['kept']:,} of {report['pairs']:,} pairs are labelled", reasons, "pairs", ""),
+        (f"skipped; {report['kept']:,} of {report['pairs']:,} are labelled", reasons, "skipped", ""),
         (f"seconds by stage ({report['images/s']:.1f} images/s per worker)", report["seconds"], "seconds", ""),
     ]
     panels = [panel for panel in panels if any(panel[1].values())]

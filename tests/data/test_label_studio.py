@@ -121,6 +121,11 @@ def test_images_have_to_be_files(tmp_path):
         written(tmp_path, grounding(tmp_path.parent))
 
 
+def test_a_name_that_is_no_text_is_written_as_its_bytes(tmp_path):
+    [task] = written(tmp_path, detection(tmp_path, "bad\udcff.jpg"))
+    assert task["data"]["image"].endswith("bad%FF.jpg")
+
+
 def test_corrections_come_back(tmp_path):
     (task,) = written(tmp_path, grounding(tmp_path, scores=(0.9, 0.5, 0.1)))
     moved, kept, _ = task["predictions"][0]["result"]
