@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from glip.config import DetectConfig, LabelConfig, SetConfig
+from glip.config import LabelConfig, SetConfig
 from glip.console import counted
 from glip.data.sets import Row, SampleSet
 from glip.data.writers import write_labels
@@ -18,6 +18,7 @@ from glip.pseudo.dataset import Form, write_dataset
 from glip.pseudo.ontology import Given, Ontology, read_ontology
 from glip.pseudo.run import run_labelling
 from glip.pseudo.store import REPORT
+from glip.recipes.detect_config import DetectConfig
 from glip.recipes.detect_files import find_images
 from glip.schema import parse
 from glip.structures import Sample
@@ -83,7 +84,7 @@ def _list_images(folder: Path, ontology: Ontology, out: Path) -> SetConfig:
     """The images as a dataset without boxes: a list that stays the same until all are labelled."""
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is no folder: class names label the images of a folder")
-    images = find_images([str(folder)], DetectConfig(recursive=True, out=str(out), quiet=True))
+    images = [Path(one) for one in find_images([str(folder)], DetectConfig(recursive=True, out=str(out), quiet=True))]
     named = {path.relative_to(folder).as_posix(): path for path in images}
     if (out / MANIFEST).is_file() and (out / _LISTING).is_file():
         added = len(named.keys() - {row["image"] for row in read_jsonl(out / _LISTING)})
