@@ -194,7 +194,8 @@ def test_a_run_that_was_killed_goes_on_and_changes_nothing(run, photos, tmp_path
     assert done == ["images-00000", "death", "images-00001", "images-00002"]
     assert "notice: 1 image added since this run began" in capsys.readouterr().err
     whole, killed = files_of(tmp_path / "whole"), files_of(tmp_path / "killed")
-    assert whole.pop("manifest.json") != killed.pop("manifest.json") and whole == killed
+    assert whole.pop("manifest.json") != killed.pop("manifest.json")
+    assert whole.pop("run.json") != killed.pop("run.json") and whole == killed
 
 
 def test_other_thresholds_need_no_second_detection(run, tmp_path, monkeypatch):
