@@ -5,8 +5,22 @@ and exits with code 2.
 """
 
 
+_LONGEST = 900  # characters of a message
+
+
 class GlipError(ValueError):
-    """A value, file or combination of options that cannot be used."""
+    """A value, file or combination of options that cannot be used.
+
+    What a message quotes may come from strangers' files: it is one line of at most 900 characters, and of characters
+    that a terminal would obey or hide it has the codes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if not message.isprintable() or len(message) > _LONGEST:
+            message = " ".join(message.split())
+            message = message if len(message) <= _LONGEST else f"{message[:600]} ... {message[-250:]}"
+            message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)[: 2 * _LONGEST]
+        super().__init__(message)
 
 
 class ConfigError(GlipError):

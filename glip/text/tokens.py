@@ -43,8 +43,13 @@ class Tokenizer:
                 if whole.is_file()
                 else BertWordPieceTokenizer.from_file(str(vocabulary))
             )
+            missing = [word for word in (UNKNOWN, "[CLS]", "[SEP]") if self._bert.token_to_id(word) is None]
+            problem = f"no {missing[0]} in it" if missing else ""
+            self.size = 1 + max(self._bert.get_vocab().values(), default=0)  # the largest id and one
         except Exception as error:  # the library raises Exception itself
-            raise CheckpointError(f"{self.folder}: its tokenizer cannot be read ({error}): copy it again") from None
+            problem = str(error)
+        if problem:
+            raise CheckpointError(f"{self.folder}: its tokenizer cannot be read ({problem[:200]}): copy it again")
 
     def __call__(self, caption: str) -> Encoding:
         """Tokenize one caption, never truncated: ``ids`` and ``offsets``, [CLS] and [SEP] included."""

@@ -44,7 +44,7 @@ def test_everything_comes_back(tmp_path):
     drawn = torch.rand(3)
     other, other_ema = parts()
     state = read_state(path)
-    restore(state, other, other.model.state_dict(), other_ema)
+    restore(path, state, other, other.model.state_dict(), other_ema)
     assert Progress(**state["progress"]) == progress
     assert torch.equal(torch.rand(3), drawn), "random numbers continue where they stopped"
     assert same(dict(stepper.model.state_dict()), dict(other.model.state_dict()))
