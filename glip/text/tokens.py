@@ -138,7 +138,7 @@ def warn_of_unknown_words(unknown_words: Callable[[str], tuple[str, ...]], promp
     for prompt in prompts:
         words = " ".join(prompt.texts)
         if unknown := tuple(dict.fromkeys(unknown_words(words))):
-            listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+            listed = ", ".join(repr(word[:40]) for word in unknown[:5]) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
             if len(unknown) == len(set(words.split())):
                 raise GlipError(f"prompt: the model cannot read {listed}: write it in English words")
             warnings.warn(f"the model cannot read {listed}: to it such words are all alike", stacklevel=4)
