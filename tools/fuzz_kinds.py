@@ -12,6 +12,7 @@ import pickle
 import random
 import struct
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,7 +127,7 @@ def write(rng: Rng, path: Path, content: Any) -> Path:
         lines = content if path.suffix == ".jsonl" and isinstance(content, list) else [content]
         content = "\n".join(map(json.dumps, lines)) + "\n"
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
-    path.write_bytes(mutate_bytes(rng, data) if rng.random() < 0.4 else data)
+    path.write_bytes(mutate_bytes(rng, data) if rng.random() < 0.25 else data)
     return path
 
 
@@ -250,7 +251,8 @@ def read_words(rng: Rng, folder: Path) -> None:
     prompt: Any = rng.choice((text, [text], text.split(), mutate_tree(rng, ["cat", "dog"]), {text: 1, "b": 2}, ODD))
     if rng.random() < 0.3:
         prompt = Prompt.from_caption(text, rng.choice((None, text[:9], [text[:4]], [[0, 3]], [[rng.randint(-2, 99), 9]])))
-    options = {key: rng.choice(ODD) for key in rng.sample(("threshold", "nms", "max_detections", "batch_size"), rng.randrange(2))}
+    names = rng.sample(("threshold", "nms", "max_detections", "batch_size"), rng.random() < 0.2)
+    options: dict[str, Any] = {key: rng.choice(ODD) for key in names}
     found = tiny()(Image.new("RGB", (32, 32)), prompt, **options)
     assert found.to_coco(1, range(len(found.prompt.phrases))) is not None and found.to_yolo() is not None
 
@@ -260,10 +262,23 @@ def read_words(rng: Rng, folder: Path) -> None:
 
 @functools.cache
 def tiny() -> glip.Detector:
-    """A detector with random weights, of 32 pixels."""
-    config = load_config("tiny", ["model.image={min_size: 32, max_size: 64}"]).model
+    """A detector of 32 pixels and few weights, which are random, that knows the first words of BERT."""
+    parts = (
+        "image={min_size: 32, max_size: 64}",
+        "vision={widths: [8, 16, 32, 64], depths: [1, 1, 1, 1], heads: [1, 1, 2, 2]}",
+        "language={hidden: 32, layers: 1, heads: 2, intermediate: 32, vocabulary: 3000}",
+        "head={channels: 16, blocks: 1, fusion_width: 16, fusion_heads: 2, groups: 4}",
+    )
+    config = load_config("tiny", [f"model.{part}" for part in parts]).model
     torch.manual_seed(0)
-    return glip.Detector(build(config), config, Tokenizer(VOCABULARY), "cpu")
+    words = (VOCABULARY / "vocab.txt").read_bytes().splitlines(keepends=True)[:3000]
+    (Path(_words().name) / "vocab.txt").write_bytes(b"".join(words))
+    return glip.Detector(build(config), config, Tokenizer(_words().name), "cpu")
+
+
+@functools.cache
+def _words() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="glip-fuzz-")
 
 
 def read_configs(rng: Rng, folder: Path) -> None:
@@ -321,7 +336,7 @@ def read_models(rng: Rng, folder: Path) -> None:
         torch.save(content, stream)
         data = stream.getvalue() if rng.random() < 0.8 else pickle.dumps(content if way else _Evil(folder / RAN))
         path = folder / "model.pth"
-        path.write_bytes(mutate_bytes(rng, data))
+        path.write_bytes(mutate_bytes(rng, data) if rng.random() < 0.5 else data)
     else:
         path = folder / "model"
         write(rng, path / "config.json", config) if way < 5 else write(Rng(1), path / "config.json", json.dumps(config))
@@ -348,14 +363,15 @@ def read_tasks(rng: Rng, folder: Path) -> None:
     path = folder / "task.safetensors"
     save_adaptation(path, _task())
     data = path.read_bytes()
-    if rng.random() < 0.6:
+    if rng.random() < 0.4:
+        data = mutate_bytes(rng, data)
+    else:
         size = struct.unpack("<Q", data[:8])[0]
         head = json.loads(data[8 : 8 + size])
-        inner = mutate_tree(rng, json.loads(head["__metadata__"]["task"]))
-        head["__metadata__"]["task"] = json.dumps(inner)
-        text = json.dumps(mutate_tree(rng, head, times=1)).encode("utf-8", "surrogatepass")
+        head["__metadata__"]["task"] = json.dumps(mutate_tree(rng, json.loads(head["__metadata__"]["task"]), times=2))
+        text = json.dumps(mutate_tree(rng, head, times=1) if rng.random() < 0.2 else head).encode()
         data = struct.pack("<Q", len(text)) + text + data[8 + size :]
-    path.write_bytes(mutate_bytes(rng, data))
+    path.write_bytes(data)
     tiny().adapted(load_adaptation(path))(Image.new("RGB", (32, 32)))
 
 

@@ -33,7 +33,8 @@ File = str | Path | TarMember | io.BufferedIOBase
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _BITS, _MAX_SAMPLE = 258, 281  # tags of TIFF
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # the largest value of floats and of 8, 10, 12, 14 and 16 bit
-_PROGRESSIVE = 1.6  # times MAX_IMAGE_PIXELS: its decoder holds all coefficients, 1.7 GB for 13,000 x 13,000
+# The most pixels of formats whose decoders hold 10 to 17 bytes for each, as shares of MAX_IMAGE_PIXELS: 1.5 GB.
+_COSTLY = {"progressive JPEG": 1.6, "AVIF": 1.5, "WEBP": 1.0, "JPEG2000": 0.8, "HEIF": 1.0}
 _STRIP = 1 << 20  # pixels that are converted at once
 _OVERSHOOT = 0.1  # resampling floats may leave black and white by this much
 # No photographs; Pillow has no pixels for them, or gives them to another program (PostScript).
@@ -189,9 +190,10 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, object]:
     """
     if 0 in image.size:
         raise ImageError(f"has {image.width} x {image.height} pixels: it needs at least one pixel")
-    if image.info.get("progressive") and image.width * image.height > _PROGRESSIVE * (Image.MAX_IMAGE_PIXELS or np.inf):
-        size = f"{image.width} x {image.height} pixels"
-        raise ImageError(f"is too large ({size} of progressive JPEG): scale it down, or save it without progressive")
+    form = "progressive JPEG" if image.info.get("progressive") else str(image.format)
+    if image.width * image.height > _COSTLY.get(form, 2.0) * (Image.MAX_IMAGE_PIXELS or np.inf):
+        size = f"{image.width} x {image.height} pixels of {form}"
+        raise ImageError(f"is too large ({size}): scale it down, or save it as PNG or plain JPEG")
     is_grey = image.mode.startswith(("I", "F"))
     is_deep = not is_grey and ";16" in str(getattr(image, "tile", ""))
     white = _stated_white(image) if image.mode.startswith("I") else None
