@@ -127,18 +127,19 @@ class ModelConfig:
     def _consistent(self) -> "ModelConfig":
         vision, language, head = self.vision, self.language, self.head
         swin = list(zip(vision.widths, vision.heads, strict=True)) if vision.kind == "swin" else []
-        for key, part, of, total in (
+        parts = (
             ("language.heads", language.heads, "hidden", language.hidden),
             ("head.groups", head.groups, "channels", head.channels),
             ("head.fusion_heads", head.fusion_heads, "fusion_width", head.fusion_width),
             *(("vision.heads", heads, "the stage's width", width) for width, heads in swin),
-        ):
-            if total % part:
-                raise ValueError(f"{key}: got {part}: give a divisor of {of} {total}")
+        )
+        wrong = [f"{key}: got {part}: give a divisor of {of} {total}" for key, part, of, total in parts if total % part]
         if any(wide != 2 * narrow for (narrow, _), (wide, _) in pairwise(swin)):
-            raise ValueError(f"vision.widths: got {vision.widths}: give each stage of swin twice the width before it")
+            wrong.append(f"vision.widths: got {vision.widths}: give each stage of swin twice the width before it")
         if self.max_tokens > language.positions:
-            raise ValueError(f"max_tokens: got {self.max_tokens}: give at most language.positions {language.positions}")
+            wrong.append(f"max_tokens: got {self.max_tokens}: give at most language.positions {language.positions}")
+        if wrong:
+            raise ValueError(wrong[0])
         return self
 
 

@@ -4,7 +4,6 @@ Each message is one sentence: the thing, its value, what is allowed, the next st
 and exits with code 2.
 """
 
-
 _LONGEST = 900  # characters of a message
 
 

@@ -53,7 +53,9 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
     try:
         return _parsed(kind, json.dumps(value, default=_plain), at, error)
     except (RecursionError, ValueError, TypeError) as caught:  # nested too deep or in itself; a key that is no text
-        raise caught if isinstance(caught, GlipError) else error(f"{at or 'config'}: {caught}: give plain values") from None
+        raise (
+            caught if isinstance(caught, GlipError) else error(f"{at or 'config'}: {caught}: give plain values")
+        ) from None
 
 
 def _plain(value: Any) -> Any:
@@ -81,7 +83,10 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
     length = f" of {most}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
-        text.format(getattr(limit, key)) for limit in limits for key, text in _BOUNDS.items() if getattr(limit, key, LARGEST) != LARGEST
+        text.format(getattr(limit, key))
+        for limit in limits
+        for key, text in _BOUNDS.items()
+        if getattr(limit, key, LARGEST) != LARGEST
     )
     if typing.get_origin(inner) is Literal:
         said = "one of " + ", ".join(map(str, typing.get_args(inner)))
@@ -130,10 +135,10 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
     choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
     most = f" and at most {LARGEST:,}" if problem.get("ctx", {}).get("le") == LARGEST else ""
-    return f"{key or 'config'}: got {_short(given)}{hint}: give {allowed(field, inner)}{most}"
+    return f"{key or 'config'}: got {_cut(given)}{hint}: give {allowed(field, inner)}{most}"
 
 
-def _short(given: Any) -> str:
+def _cut(given: Any) -> str:
     shown = repr(given)
     return shown if len(shown) < 200 else f"{shown[:150]}... ({len(shown):,} characters)"
 

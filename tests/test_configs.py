@@ -139,3 +139,33 @@ def test_broken_files_are_explained(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "broken.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+LAUGHS = "a: &a [1, 2]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=" + "9" * 400, r"train\.lr: got 9{150}\.\.\. \(400 characters\): give a number, 0 or more$"),
+        ("train.steps=" + "9" * 400, r"give a whole number, 1 or more and at most 9,007,199,254,740,992$"),
+        ("train.steps=" + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("train.steps=" + "[" * 1200, "not valid YAML"),
+        ("train.steps=2020-13-01", "train.steps: got '2020-13-01': give a whole number"),
+        ("train.steps=!!timestamp x", "train.steps=!!timestamp x: not valid YAML"),
+        ("train.steps=!!int ''", "train.steps=!!int '': not valid YAML"),
+        ("train.output=&a [*a]", "more than 1,000,000 values, or one that holds itself"),
+        ("train.\x1b[31mlr=1", r"train\.\\x1b\[31mlr: no such key"),
+    ],
+)
+def test_hostile_values_are_one_sentence(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("tiny", [override])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_few_bytes_of_yaml_cannot_fill_the_memory(write):
+    with pytest.raises(ConfigError, match="more than 1,000,000 values"):
+        load_config(write("laughs.yaml", LAUGHS))

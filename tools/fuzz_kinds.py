@@ -7,6 +7,7 @@ gives the same input. What is wrong with an answer (other figures, code that ran
 import copy
 import functools
 import io
+import itertools
 import json
 import pickle
 import random
@@ -55,7 +56,20 @@ Read = Callable[[Rng, Path], None]
 CAPTION, LONG = "a cat and a dog chase another dog", 100_000
 RAN = "ran"  # the file that code in a pickle would make
 TEXTS = (
-    *("", " ", "\0", "\x1b[31mred", "line\nbreak", "\ud800", "\u202eevil", "\u200b", "é", "😀 face", "[UNK]", "a" * LONG),
+    *(
+        "",
+        " ",
+        "\0",
+        "\x1b[31mred",
+        "line\nbreak",
+        "\ud800",
+        "\u202eevil",
+        "\u200b",
+        "é",
+        "😀 face",
+        "[UNK]",
+        "a" * LONG,
+    ),
     *("../../up", "/etc/passwd", "<script>", "=1+1", "NaN", "1e999", "&amp;", ". . .", "a. " * 300, "'", '["a", "b"'),
 )
 NUMBERS = (0, -1, 1, 2**31, 2**63, 2**70, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), True)
@@ -84,7 +98,9 @@ def mutate_bytes(rng: Rng, data: bytes) -> bytes:
     elif way == 9:
         found[start:start] = found[start:end] * rng.randint(1, 50)
     elif way == 10:
-        found[start:end] = struct.pack(rng.choice("<>") + "Q", rng.choice((40_000, 2**31, 2**63, 2**64 - 1)))[: end - start]
+        found[start:end] = struct.pack(rng.choice("<>") + "Q", rng.choice((40_000, 2**31, 2**63, 2**64 - 1)))[
+            : end - start
+        ]
     return bytes(found)
 
 
@@ -180,7 +196,10 @@ _BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12, "iscr
 _IMAGE = {"id": 1, "file_name": "a.png", "width": 9, "height": 8, "caption": CAPTION}
 _PHRASE = {"tokens_positive": [[0, 5]], "boxes": [[1, 2, 3, 4]]}
 _LABEL = {"image": "a.png", "id": 1, "width": 9, "height": 8, "caption": CAPTION}
-_LABEL |= {"phrases": [{"text": "a cat", "spans": [[0, 5]]}], "boxes": [{"box": [1.0, 2, 3, 4], "phrases": [0], "score": 0.9}]}
+_LABEL |= {
+    "phrases": [{"text": "a cat", "spans": [[0, 5]]}],
+    "boxes": [{"box": [1.0, 2, 3, 4], "phrases": [0], "score": 0.9}],
+}
 _LVIS = {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
 _CATEGORIES = [{"id": 3, "name": "cat", "frequency": "r"}, {"id": 5, "name": "dog"}]
 _REGION = {"type": "rectanglelabels", "from_name": "label", "to_name": "img", "id": "r"}
@@ -195,14 +214,26 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "odvg": {
         "a.jsonl": [
             {"filename": "a.png", "detection": {"instances": [{"bbox": [1, 2, 3, 4], "label": 0, "category": "cat"}]}},
-            {"filename": "a.png", "grounding": {"caption": CAPTION, "regions": [{"bbox": [1, 2, 3, 4], "phrase": "a cat"}]}},
+            {
+                "filename": "a.png",
+                "grounding": {"caption": CAPTION, "regions": [{"bbox": [1, 2, 3, 4], "phrase": "a cat"}]},
+            },
         ]
     },
     "labels": {"a.jsonl": [_LABEL, {"names": ["cat", "dog"], "image": "a.png", "boxes": _LABEL["boxes"]}]},
     "label-studio": {
-        "a.json": [{"id": 1, "data": {"img": "a.png"}, "annotations": [{"result": [_REGION | {"original_width": 9, "original_height": 8}]}]}]
+        "a.json": [
+            {
+                "id": 1,
+                "data": {"img": "a.png"},
+                "annotations": [{"result": [_REGION | {"original_width": 9, "original_height": 8}]}],
+            }
+        ]
     },
-    "yolo": {"data.yaml": "train: images\nnames: {0: dog, 1: cat}\n", "labels/a.txt": "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.5 0.2 0.5 0.6"},
+    "yolo": {
+        "data.yaml": "train: images\nnames: {0: dog, 1: cat}\n",
+        "labels/a.txt": "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.5 0.2 0.5 0.6",
+    },
     "voc": {"Annotations/a.xml": _XML, "ImageSets/Main/train.txt": "a\n"},
     "flickr30k": {"Annotations/a.xml": _XML, "Sentences/a.txt": "[/EN#1/people A man] with [/EN#2/clothing a hat] .\n"},
 }
@@ -235,9 +266,16 @@ def read_captions(rng: Rng, folder: Path) -> None:
     if name == "a.tar":
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as archive:
-            for member, data in (("000.png", _encoded_images()[0][1]), ("000.txt", CAPTION.encode()), ("1.json", b"{}")):
+            for member, data in (
+                ("000.png", _encoded_images()[0][1]),
+                ("000.txt", CAPTION.encode()),
+                ("1.json", b"{}"),
+            ):
                 info = tarfile.TarInfo(rng.choice((member, "../" + member, "/" + member)))
-                info.size, info.type = len(data), rng.choice((tarfile.REGTYPE,) * 5 + (tarfile.SYMTYPE, tarfile.CHRTYPE))
+                info.size, info.type = (
+                    len(data),
+                    rng.choice((tarfile.REGTYPE,) * 5 + (tarfile.SYMTYPE, tarfile.CHRTYPE)),
+                )
                 archive.addfile(info, io.BytesIO(data))
         content = stream.getvalue()
     for sample in read_set(find_set(str(write(rng, folder / name, content)))).samples:
@@ -250,7 +288,9 @@ def read_words(rng: Rng, folder: Path) -> None:
     text = rng.choice((" ", ". ", ", ", "\n")).join(rng.choices(words, k=rng.randint(1, 6)))
     prompt: Any = rng.choice((text, [text], text.split(), mutate_tree(rng, ["cat", "dog"]), {text: 1, "b": 2}, ODD))
     if rng.random() < 0.3:
-        prompt = Prompt.from_caption(text, rng.choice((None, text[:9], [text[:4]], [[0, 3]], [[rng.randint(-2, 99), 9]])))
+        prompt = Prompt.from_caption(
+            text, rng.choice((None, text[:9], [text[:4]], [[0, 3]], [[rng.randint(-2, 99), 9]]))
+        )
     names = rng.sample(("threshold", "nms", "max_detections", "batch_size"), rng.random() < 0.2)
     options: dict[str, Any] = {key: rng.choice(ODD) for key in names}
     found = tiny()(Image.new("RGB", (32, 32)), prompt, **options)
@@ -284,8 +324,18 @@ def _words() -> tempfile.TemporaryDirectory[str]:
 def read_configs(rng: Rng, folder: Path) -> None:
     """A YAML file and ``key=value`` texts; tables of sets, of tasks and of prompts."""
     tree = mutate_tree(rng, to_dict(load_config("tiny")), times=2)
-    words = ("2020-13-01", "!!timestamp x", "!!int ''", "&a [*a]", "!!python/object/apply:os.system [ls]", "*b", "{a: {a: ")
-    bomb = "a: &a [1,2]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+    words = (
+        "2020-13-01",
+        "!!timestamp x",
+        "!!int ''",
+        "&a [*a]",
+        "!!python/object/apply:os.system [ls]",
+        "*b",
+        "{a: {a: ",
+    )
+    bomb = "a: &a [1,2]\n" + "".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in itertools.pairwise("abcdefghi")
+    )
     try:
         text = to_yaml(tree)
     except Exception:  # halves of characters cannot be written
@@ -301,9 +351,13 @@ def read_configs(rng: Rng, folder: Path) -> None:
         write(rng, folder / "datasets.yaml", sets)
         known_sets(folder)
     elif way == 3:
-        parse(dict[str, TableTask], read_yaml(write(rng, folder / "t.yaml", {"a": {"train": "x", "test": "y"}})), at="t")
+        parse(
+            dict[str, TableTask], read_yaml(write(rng, folder / "t.yaml", {"a": {"train": "x", "test": "y"}})), at="t"
+        )
     else:
-        read_prompts(read_yaml(write(rng, folder / "p.yaml", {"cat": {"prefix": "a ", "name": "cat", "suffix": "."}})), ["cat"])
+        read_prompts(
+            read_yaml(write(rng, folder / "p.yaml", {"cat": {"prefix": "a ", "name": "cat", "suffix": "."}})), ["cat"]
+        )
 
 
 class _Evil:
@@ -344,7 +398,9 @@ def read_models(rng: Rng, folder: Path) -> None:
         head = struct.pack("<Q", rng.choice((10**8, 2**62))) + data[8:]
         (path / "model.safetensors").write_bytes(head if way == 5 else mutate_bytes(rng, data) if way == 6 else data)
         if way == 7:
-            words = rng.choice((mutate_bytes(rng, words), words[:999], b"\xff" + words, words.replace(b"[UNK]", b"x"), b""))
+            words = rng.choice(
+                (mutate_bytes(rng, words), words[:999], b"\xff" + words, words.replace(b"[UNK]", b"x"), b"")
+            )
         if rng.random() < 0.95:
             (path / "vocab.txt").write_bytes(words)
     glip.Detector.from_pretrained(path, device="cpu")(Image.new("RGB", (32, 32)), "a cat. a dog")
@@ -355,7 +411,9 @@ def read_models(rng: Rng, folder: Path) -> None:
 def _task() -> Adaptation:
     detector, prompt = tiny(), Prompt.from_names(["cat", "dog"])
     hidden = detector.encode_text(prompt).hidden[0].detach()
-    return Adaptation("prompt", "tiny", detector.fingerprint, ("cat", "dog"), prompt, torch.zeros_like(hidden), thresholds=(0.1, 0.2))
+    return Adaptation(
+        "prompt", "tiny", detector.fingerprint, ("cat", "dog"), prompt, torch.zeros_like(hidden), thresholds=(0.1, 0.2)
+    )
 
 
 def read_tasks(rng: Rng, folder: Path) -> None:
@@ -398,7 +456,17 @@ def read_states(rng: Rng, folder: Path) -> None:
         while isinstance(own, dict | list) and own:
             key = rng.choice(list(own) if isinstance(own, dict) else range(len(own)))
             if rng.random() < 0.3 or not isinstance(own[key], dict | list) or not own[key]:
-                odd = (torch.zeros(5), torch.zeros(2, 3), torch.zeros(()), torch.zeros(2, dtype=torch.int64), *NUMBERS, None, {}, [], "x")
+                odd = (
+                    torch.zeros(5),
+                    torch.zeros(2, 3),
+                    torch.zeros(()),
+                    torch.zeros(2, dtype=torch.int64),
+                    *NUMBERS,
+                    None,
+                    {},
+                    [],
+                    "x",
+                )
                 own[key] = rng.choice(odd)
                 break
             own = own[key]
@@ -413,7 +481,9 @@ def read_states(rng: Rng, folder: Path) -> None:
 
 def read_parts(rng: Rng, folder: Path) -> None:
     """A part of an evaluation with other bytes: it is refused, or gives what was written."""
-    samples = [Sample(folder / f"{number}.png", torch.zeros(0, 4), (), ("cat", "dog"), image_id=number) for number in range(3)]
+    samples = [
+        Sample(folder / f"{number}.png", torch.zeros(0, 4), (), ("cat", "dog"), image_id=number) for number in range(3)
+    ]
     boxes, prompt = torch.tensor([[1.5, 2, 30, 40], [0, 0, 5, 5]]), Prompt.from_names(["cat", "dog"])
     found = Detections(boxes, torch.tensor([0.7, 0.5]), torch.tensor([1, 0]), prompt, (50, 60))
     store = PredictionStore(folder, {"model": "tiny"})
@@ -431,7 +501,15 @@ def read_parts(rng: Rng, folder: Path) -> None:
 def read_labels(rng: Rng, folder: Path) -> None:
     """A folder of pseudo-labels whose shard, report or manifest is edited or broken."""
     rows = [_LABEL | {"image": f"{number}.png"} for number in range(3)]
-    report = {"shard": "a", "pairs": 3, **count_labels(rows), "skipped": {}, "places": {}, "skipped by the reader": {}, "wall": 1.0}
+    report = {
+        "shard": "a",
+        "pairs": 3,
+        **count_labels(rows),
+        "skipped": {},
+        "places": {},
+        "skipped by the reader": {},
+        "wall": 1.0,
+    }
     report["seconds"] = {"read": 0.1}
     form = rng.choice(("jsonl", "jsonl", "parquet"))
     write_shard(folder, "a", form, rows, report)
@@ -444,7 +522,9 @@ def read_labels(rng: Rng, folder: Path) -> None:
     else:
         write(rng, folder / "manifest.json", {"images": [str(folder)], "teacher": "x"})
     write_report(folder, 1, {})
-    truth = Sample(Path("0.png"), torch.tensor([[1.0, 2, 3, 4]]), ((0,),), prompt=Prompt.from_caption(CAPTION, [[[0, 5]]]))
+    truth = Sample(
+        Path("0.png"), torch.tensor([[1.0, 2, 3, 4]]), ((0,),), prompt=Prompt.from_caption(CAPTION, [[[0, 5]]])
+    )
     score_labels(read_rows(folder), [truth], ["dog"])
     select(folder, folder / "selected.jsonl", SelectConfig(nms=0.5, nms_across=0.6))
 
@@ -454,7 +534,13 @@ def read_result_files(rng: Rng, folder: Path) -> None:
     rows = [{"image_id": 7, "category_id": 3, "bbox": [1.0, 2.0, 3.5, 4.0], "score": 0.5}] * 3
     path = write(rng, folder / "results.json", rows)
     assert len(read_results(path, (7, "b.png"), (3, "cat"), SkipCounter())) <= 9
-    truth = Sample(Path("1.png"), torch.tensor([[1.0, 2, 3, 4]]), ((0,),), prompt=Prompt.from_caption(CAPTION, [[[0, 5]]]), image_id="1:0")
+    truth = Sample(
+        Path("1.png"),
+        torch.tensor([[1.0, 2, 3, 4]]),
+        ((0,),),
+        prompt=Prompt.from_caption(CAPTION, [[[0, 5]]]),
+        image_id="1:0",
+    )
     path = write(rng, folder / "phrases.json", [{"image_id": 1, "sentence_id": 0, "boxes": [[[1, 2, 3, 4]]]}])
     read_predictions(path, [truth], SkipCounter())
 

@@ -48,7 +48,7 @@ ENDINGS = {ending for ending, form in Image.registered_extensions().items() if f
 
 def load_image(path: File) -> Image.Image:
     """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
-    return _upright(*_read_rgb(path))
+    return _turned(*_read_rgb(path))
 
 
 def _read_rgb(path: File) -> tuple[Image.Image, object]:
@@ -160,7 +160,7 @@ def open_any(image: ImageInput) -> Image.Image:
         shown = f"of shape {tuple(image.shape)} and type {str(image.dtype).removeprefix('torch.')}"
     with _explained(getattr(image, "filename", ""), shown):
         opened = image if isinstance(image, Image.Image) else Image.fromarray(_to_bytes(_channels_last(image)))
-        return _upright(*_to_rgb(opened))
+        return _turned(*_to_rgb(opened))
 
 
 def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
@@ -188,12 +188,11 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, object]:
 
     What needs large intermediate values is converted by rows, so that memory holds the image twice and no more.
     """
-    if 0 in image.size:
-        raise ImageError(f"has {image.width} x {image.height} pixels: it needs at least one pixel")
     form = "progressive JPEG" if image.info.get("progressive") else str(image.format)
-    if image.width * image.height > _COSTLY.get(form, 2.0) * (Image.MAX_IMAGE_PIXELS or np.inf):
-        size = f"{image.width} x {image.height} pixels of {form}"
-        raise ImageError(f"is too large ({size}): scale it down, or save it as PNG or plain JPEG")
+    size, most = f"{image.width} x {image.height} pixels", _COSTLY.get(form, 2.0) * (Image.MAX_IMAGE_PIXELS or np.inf)
+    if 0 in image.size or image.width * image.height > most:
+        large = f"is too large ({size} of {form}): scale it down, or save it as PNG or plain JPEG"
+        raise ImageError(f"has {size}: it needs at least one pixel" if 0 in image.size else large)
     is_grey = image.mode.startswith(("I", "F"))
     is_deep = not is_grey and ";16" in str(getattr(image, "tile", ""))
     white = _stated_white(image) if image.mode.startswith("I") else None
@@ -212,7 +211,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, object]:
     return rgb, image.getexif().get(_ORIENTATION)
 
 
-def _upright(rgb: Image.Image, orientation: object) -> Image.Image:
+def _turned(rgb: Image.Image, orientation: object) -> Image.Image:
     if orientation in range(2, 9):
         rgb.getexif()[_ORIENTATION] = orientation
         ImageOps.exif_transpose(rgb, in_place=True)

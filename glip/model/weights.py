@@ -27,6 +27,7 @@ from glip.model.release import State, from_foreign, from_timm, infer_config, loa
 from glip.model.vision import timm_weights
 from glip.schema import parse, parse_json
 from glip.shapes import Tensor
+from glip.text.tokens import Tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "glip-nano"
@@ -38,7 +39,7 @@ RELEASED = {
     "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
     "glip-l": "glip_large_model.pth",
 }
-_WEIGHTS, _CONFIG, _TOKENIZER = "model.safetensors", "config.json", ("tokenizer.json", "vocab.txt")
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
@@ -100,7 +101,7 @@ def save_pretrained(
 ) -> None:
     """Write a model folder for ``load_pretrained``. The config is written last: where it is, the rest is complete.
 
-    The tokenizer's files are copied from the folder ``vocabulary``. With ``half`` weights are stored in float16, except the
+    The tokenizer's files are those of the folder ``vocabulary``. With ``half`` weights are float16, except the
     matrices of the text encoder with ``language.bits`` 8, which are always int8.
     """
     folder, state = Path(folder), {}
@@ -109,9 +110,7 @@ def save_pretrained(
             state[key + _ROWS], state[key + _SCALES] = quantize_rows(value.detach().cpu())
         else:
             state[key] = value.half() if half and value.is_floating_point() else value
-    words = {file: path.read_bytes() for file in _TOKENIZER if (path := vocabulary / file).is_file()}
-    if not words:
-        raise CheckpointError(f"{str(vocabulary)!r} has no {' or '.join(_TOKENIZER)}: give a model folder with one")
+    words = {file.name: file.read_bytes() for file in Tokenizer(vocabulary).files}
     save_tensors(folder / _WEIGHTS, state, {"format": "pt"})
     for name, content in words.items():
         with atomic_path(folder / name) as file:

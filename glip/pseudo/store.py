@@ -96,10 +96,6 @@ class _Label:
     caption: str | None = None
     member: str | None = None
 
-    def __post_init__(self) -> None:
-        if any(phrase >= len(self.phrases) for box in self.boxes for phrase in box.phrases):
-            raise ValueError(f"boxes: got a phrase that is none of its {len(self.phrases)}: give indices of phrases")
-
 
 def read_rows(folder: Path) -> Iterator[Row]:
     """The labels of all finished shards, by name.

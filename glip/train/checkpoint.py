@@ -26,7 +26,6 @@ LAST, BEST = "last.pt", "best.pt"
 FORMAT = 3  # version of the files
 Tree = dict[str, Any]
 T = TypeVar("T")
-_GROUP = ("params", "lr", "weight_decay")  # of a group of the optimizer; the other keys depend on torch's version
 
 
 def save_state(
@@ -122,9 +121,7 @@ def _kind(value: Any) -> str:
     return "missing" if value is None else "a map" if isinstance(value, Mapping) else type(value).__name__
 
 
-def restore(
-    path: Path, state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None
-) -> None:
+def restore(path: Path, state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None) -> None:
     """Bring a run to the state that ``read_state`` gave; random states only where as many processes wrote it.
 
     Raises:
@@ -132,20 +129,28 @@ def restore(
     """
     group, optimizer = stepper.group, stepper.optimizer
     parameters = [parameter for own in optimizer.param_groups for parameter in own["params"]]
-    groups = [{key: own[key] for key in _GROUP} for own in optimizer.state_dict()["param_groups"]]
-    check_kinds(path, state, {"optimizer": {"state": {}, "param_groups": groups}, "model": weights, "random": []})
-    check_kinds(path, state, {"scaler": stepper.scaler.state_dict(), "ema_updates": 0, "ema": ema.weights if ema else {}})
-    moments = [{"step": torch.zeros(()), "exp_avg": own, "exp_avg_sq": own} for own in parameters]
+    groups = optimizer.state_dict()["param_groups"]
+    rates = [{"lr": own["lr"]} for own in groups]
+    check_kinds(path, state, {"optimizer": {"state": {}, "param_groups": rates}, "model": weights, "random": []})
+    averages = ema.weights if ema else {}
+    check_kinds(path, state, {"scaler": stepper.scaler.state_dict(), "ema_updates": 0, "ema": averages})
     found = state["optimizer"]["state"]
-    check_kinds(path, found, {number: own for number, own in enumerate(moments) if number in found})
+    moments = {
+        number: {"step": torch.zeros(()), "exp_avg": own, "exp_avg_sq": own}
+        for number, own in enumerate(parameters)
+        if number in found
+    }
+    check_kinds(path, found, moments)
     if len(state["random"]) == group.size:
         check_kinds(path, state["random"][group.rank], {"cpu": torch.get_rng_state()})
     copy_into(weights, state["model"])
-    for number, entry in state["optimizer"]["state"].items():
-        for name, value in entry.items():
-            if value.shape == parameters[number].shape:  # not the count of steps
-                entry[name] = shard_like(value, parameters[number])
-    optimizer.load_state_dict(state["optimizer"])
+    kept = {
+        number: {name: shard_like(found[number][name], value) for name, value in own.items()}
+        for number, own in moments.items()
+    }
+    stored = state["optimizer"]["param_groups"]
+    rates = [{**own, "lr": other["lr"]} for own, other in zip(groups, stored, strict=True)]
+    optimizer.load_state_dict({"state": kept, "param_groups": rates})
     if ema:
         ema.updates = state["ema_updates"]
         copy_into(ema.weights, state["ema"])

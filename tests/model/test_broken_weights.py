@@ -127,7 +127,10 @@ def test_incomplete_folders(folder, tmp_path):
         ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give a list of 4"),
         ({"head": {"channels": 64}}, "are not of this model"),
         ({"language": {"vocabulary": 400_000}}, "are not of this model"),  # no memory is reserved for it
-        ({"language": {"vocabulary": 10**12}}, "language.vocabulary: got 1000000000000: give a whole number, 4 or more"),
+        (
+            {"language": {"vocabulary": 10**12}},
+            "language.vocabulary: got 1000000000000: give a whole number, 4 or more",
+        ),
         ({"language": {"dropout": math.nan}}, "language.dropout: got nan: give a number, 0 or more and at most 1"),
         ({"language": {"hidden": 0}}, "language.hidden: got 0: give a whole number, 4 or more"),
         ({"language": {"positions": 100}}, "max_tokens: got 256: give at most language.positions 100"),
@@ -169,7 +172,7 @@ def test_broken_vocabularies(words, message, folder, tmp_path):
         Detector.from_pretrained(folder, device="cpu")
     if words is None:
         loaded = load_pretrained(folder)
-        with pytest.raises(CheckpointError, match="has no tokenizer.json or vocab.txt: give a model folder with one"):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
             save_pretrained(tmp_path / "copy", loaded.model, loaded.config, loaded.tokenizer)
 
 

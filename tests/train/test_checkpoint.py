@@ -80,7 +80,11 @@ def test_a_file_that_is_no_checkpoint(content, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("optimizer", "state", 0, "exp_avg"), torch.zeros(5), "0.exp_avg is a tensor (5,) of float32, not a tensor (2, 3)"),
+        (
+            ("optimizer", "state", 0, "exp_avg"),
+            torch.zeros(5),
+            "0.exp_avg is a tensor (5,) of float32, not a tensor (2, 3)",
+        ),
         (("optimizer", "state", 0, "exp_avg"), torch.zeros(2, 3).long(), "0.exp_avg is a tensor (2, 3) of int64, not"),
         (("optimizer", "state", 1), {}, "1.step is missing, not a tensor () of float32"),
         (("optimizer", "param_groups"), [], "optimizer.param_groups.0 is str, not a map"),
