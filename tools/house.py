@@ -33,13 +33,13 @@ BUDGETS = {  # lines of each room
     "cli": 840,
     "config": 400,
     "console": 40,
-    "data": 4_170,
+    "data": 4_230,
     "detector": 380,
     "device": 100,
     "encoded": 120,
-    "errors": 30,
-    "evaluate": 2_550,
-    "experiment": 130,
+    "errors": 50,
+    "evaluate": 2_560,
+    "experiment": 150,
     "files": 220,
     "geometry": 250,
     "lettering": 250,
@@ -47,19 +47,19 @@ BUDGETS = {  # lines of each room
     "model": 1_780,
     "options": 80,
     "postprocess": 130,
-    "processor": 140,
-    "pseudo": 1_000,
+    "processor": 150,
+    "pseudo": 1_060,
     "recipes": 1_020,
     "results": 200,
-    "schema": 150,
+    "schema": 160,
     "shapes": 30,
     "signals": 60,
     "structures": 190,
-    "text": 900,
-    "train": 1_570,
+    "text": 910,
+    "train": 1_630,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 17_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 17_380, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
