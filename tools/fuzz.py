@@ -77,8 +77,9 @@ def fuzz(kind: str, count: int, seed: int = 0, out: Path | None = None) -> Tally
             spent = time.process_time() - began
             faulthandler.cancel_dump_traceback_later()
             tally.slowest = max(tally.slowest, spent)
-            tally.counts["slow"] += spent > SLOW
-            tally.counts[found if found in ("worked", "refused") else "unexpected"] += 1
+            found = f"slow: {spent:.1f} s" if spent > SLOW and found in ("worked", "refused") else found
+            usual = "slow" if found.startswith("slow") else "unexpected"
+            tally.counts[found if found in ("worked", "refused") else usual] += 1
             if found in ("worked", "refused"):
                 continue
             tally.failed[number] = found
