@@ -23,6 +23,7 @@ T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 Corners = Annotated[tuple[Annotated[float, Field(gt=-1e9, lt=1e9)], ...], Field(min_length=4, max_length=4)]  # of a box
+Edges = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=2)]  # of a span of text
 LARGEST = 2**53  # of a whole number; beyond it other programs, and floats, lose digits
 _BOUNDS = {"ge": "{:g} or more", "gt": "more than {:g}", "le": "at most {:g}", "lt": "less than {:g}"}
 

@@ -43,9 +43,9 @@ def test_every_config_resolves_and_builds(name):
 
 
 def test_overrides_and_numbers_as_people_write_them(write):
-    overrides = ["train.lr=1e-4", "model.head.fusion=false", "model.vision.widths=[8, 16, 24, 32]", "train.start=null"]
+    overrides = ["train.lr=1e-4", "model.head.fusion=false", "model.vision.widths=[8, 16, 32, 64]", "train.start=null"]
     experiment = load_config("tiny", [*overrides, "train.output=a=b", "train.clip=3"])
-    assert experiment.model.head.fusion is False and experiment.model.vision.widths == (8, 16, 24, 32)
+    assert experiment.model.head.fusion is False and experiment.model.vision.widths == (8, 16, 32, 64)
     train = experiment.train
     assert (train.lr, train.start, train.output, train.clip) == (1e-4, None, "a=b", 3.0)
     assert isinstance(train.clip, float)
@@ -98,7 +98,7 @@ def test_names_with_dots_are_not_cut():
         ("data.replay=0.3", "data.replay: got 0.3 with replay_from ''"),
         ("model.head.fusion=1", "model.head.fusion: got 1: give true or false"),
         ("model.vision.widths=5", "model.vision.widths: got 5: give a list of 4"),
-        ("model.vision.widths=[1, x, 2, 3]", "model.vision.widths[1]: got 'x': give a whole number"),
+        ("model.vision.widths=[4, x, 2, 3]", "model.vision.widths[1]: got 'x': give a whole number"),
         ("data.train=[{weight: 2}]", "data.train[0]: missing key 'name'"),
         ("data.train=[{name: a, wieght: 2}]", "data.train[0].wieght: no such key (did you mean 'weight'?)"),
         ("model=5", "model: got 5: give a map of keys"),

@@ -270,7 +270,7 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
         DataError: they are not what was written: a byte of the file has changed, or it is another file.
     """
     try:
-        with np.load(path, allow_pickle=False) as part:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             columns = dict(part)
         problem = "" if str(columns.pop(_SUM)) == _sum(columns) else "its checksum is wrong"
     except Exception as error:  # on broken bytes numpy and zipfile raise anything

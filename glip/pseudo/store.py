@@ -20,7 +20,7 @@ from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
 from glip.errors import DataError
 from glip.files import MANIFEST, atomic_write, read_json, read_manifest, write_json
-from glip.schema import Corners, parse, parse_json
+from glip.schema import Corners, Edges, parse, parse_json
 from glip.structures import Sample
 from glip.visualize import contact_sheet, figure
 
@@ -74,7 +74,7 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
 @dataclass(frozen=True)
 class _Phrase:
     text: str
-    spans: tuple[tuple[CountOrZero, CountOrZero], ...]
+    spans: tuple[Edges, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def read_rows(folder: Path) -> Iterator[Row]:
         columns = folder / f"{name}.parquet"
         path = columns if columns.is_file() else folder / f"{name}.jsonl"
         for number, text in enumerate(_read_texts(path), start=1):
-            parse_json(_Label, text, at=f"{path}, row {number}", error=DataError)
+            place = f"{path}, {'row' if path == columns else 'line'} {number}"
+            parse_json(_Label, text, at=place, error=DataError)
             yield json.loads(text)
 
 

@@ -136,8 +136,8 @@ def test_table_and_plot(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda one: one.pop("boxes"), r"a\.jsonl, row 2: missing key 'boxes'"),
-        (lambda one: one["boxes"][0].pop("score"), r"row 2.boxes\[0\]: missing key 'score'"),
+        (lambda one: one.pop("boxes"), r"a\.jsonl, line 2: missing key 'boxes'"),
+        (lambda one: one["boxes"][0].pop("score"), r"line 2.boxes\[0\]: missing key 'score'"),
         (lambda one: one["boxes"][0].update(score="high"), r"boxes\[0\].score: got 'high': give a number, 0 or more"),
         (lambda one: one["boxes"][0].update(score=float("nan")), r"score: got nan: give a number"),
         (lambda one: one["boxes"][0].update(box=[1.0, 2.0]), r"boxes\[0\].box: got \[1.0, 2.0\]: give a list"),
