@@ -27,7 +27,7 @@ from drawn_world.scenes import World, draw_sample
 from measuring import Row, table
 
 import glip
-from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
+from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig, Share
 from glip.errors import DataError
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
@@ -56,7 +56,7 @@ class LedgerRow:
 
     arm: str
     seed: int
-    figures: dict[str, float]
+    figures: dict[str, Share]
     minutes: float
     size: int = 0
     images: int = 0

@@ -87,7 +87,7 @@ def read_progress(path: Path, state: Tree, kind: type[T]) -> T:
     """The progress in a state, a dataclass of counts; errors as ``check_kinds``."""
     fresh = asdict(kind())  # type: ignore[call-overload]
     check_kinds(path, state["progress"], fresh)
-    return kind(**{name: state["progress"][name] for name in fresh})
+    return kind(**{name: state["progress"].get(name) for name in fresh})
 
 
 def check_kinds(path: Path, found: Any, wanted: Any) -> None:
@@ -143,6 +143,12 @@ def restore(path: Path, state: Tree, stepper: Stepper, weights: Mapping[str, Ten
     check_kinds(path, found, moments)
     if len(state["random"]) == group.size:
         check_kinds(path, state["random"][group.rank], {"cpu": torch.get_rng_state()})
+        try:
+            torch.Generator().set_state(state["random"][group.rank]["cpu"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the training state {str(path)!r} is broken ({error}): delete it to start over"
+            ) from None
     copy_into(weights, state["model"])
     kept = {
         number: {name: shard_like(found[number][name], value) for name, value in own.items()}

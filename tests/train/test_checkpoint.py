@@ -91,6 +91,7 @@ def test_a_file_that_is_no_checkpoint(content, tmp_path):
         (("model", "0.bias"), 3, "model.0.bias is int, not a tensor (2,) of float32"),
         (("ema", "0.bias"), torch.zeros(3), "ema.0.bias is a tensor (3,)"),
         (("random", 0, "cpu"), torch.zeros(3), "cpu is a tensor (3,) of float32"),
+        (("random", 0, "cpu"), torch.zeros_like(torch.get_rng_state()), "Invalid mt19937 state"),
         (("optimizer",), None, "optimizer is missing, not a map"),
     ],
 )
