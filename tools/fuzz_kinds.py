@@ -73,7 +73,7 @@ TEXTS = (
     *("../../up", "/etc/passwd", "<script>", "=1+1", "NaN", "1e999", "&amp;", ". . .", "a. " * 300, "'", '["a", "b"'),
 )
 NUMBERS = (0, -1, 1, 2**31, 2**63, 2**70, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), True)
-ODD = (*TEXTS, *NUMBERS, None, [], {}, [[]], [None], {"a": 1}, [1, 2, 3], [1, 2, 3, 4], "[" * 1200)
+ODD: tuple[Any, ...] = (*TEXTS, *NUMBERS, None, [], {}, [[]], [None], {"a": 1}, [1, 2, 3], [1, 2, 3, 4], "[" * 1200)
 
 
 # ---- mutations
@@ -198,14 +198,14 @@ def read_an_image(rng: Rng, folder: Path) -> None:
 _BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0, "id": 1}
 _IMAGE = {"id": 1, "file_name": "a.png", "width": 9, "height": 8, "caption": CAPTION}
 _PHRASE = {"tokens_positive": [[0, 5]], "boxes": [[1, 2, 3, 4]]}
-_LABEL = {"image": "a.png", "id": 1, "width": 9, "height": 8, "caption": CAPTION}
+_LABEL: dict[str, Any] = {"image": "a.png", "id": 1, "width": 9, "height": 8, "caption": CAPTION}
 _LABEL |= {
     "phrases": [{"text": "a cat", "spans": [[0, 5]]}],
     "boxes": [{"box": [1.0, 2, 3, 4], "phrases": [0], "score": 0.9}],
 }
 _LVIS = {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
 _CATEGORIES = [{"id": 3, "name": "cat", "frequency": "r"}, {"id": 5, "name": "dog"}]
-_REGION = {"type": "rectanglelabels", "from_name": "label", "to_name": "img", "id": "r"}
+_REGION: dict[str, Any] = {"type": "rectanglelabels", "from_name": "label", "to_name": "img", "id": "r"}
 _REGION |= {"value": {"x": 1, "y": 2, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["cat"]}}
 _XML = "<annotation><filename>a.png</filename><size><width>9</width><height>8</height></size><object><name>1</name>"
 _XML += "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>6</ymax></bndbox></object></annotation>"
@@ -459,7 +459,7 @@ def read_states(rng: Rng, folder: Path) -> None:
         while isinstance(own, dict | list) and own:
             key = rng.choice(list(own) if isinstance(own, dict) else range(len(own)))
             if rng.random() < 0.3 or not isinstance(own[key], dict | list) or not own[key]:
-                odd = (
+                odd: tuple[Any, ...] = (
                     torch.zeros(5),
                     torch.zeros(2, 3),
                     torch.zeros(()),

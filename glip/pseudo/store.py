@@ -29,11 +29,11 @@ STAGES = ("read", "parse", "decode", "detect", "write")
 _SHARD_REPORT = ".report.json"
 _SUMS = ("pairs", "kept", "images", "phrases", "boxes", "wall")
 _BINS = 20  # of scores in 0..1
-_REPORT = {  # the keys of a shard's report by the kind of their value
+_REPORT: dict[Any, tuple[str, ...]] = {  # the keys of a shard's report by the kind of their value
     Rate: _SUMS,
     dict[str, Rate]: ("skipped", "skipped by the reader", "boxes per phrase", "seconds"),
     dict[str, tuple[str, ...]]: ("places",),
-    tuple[(CountOrZero,) * _BINS]: ("scores",),
+    tuple[(CountOrZero,) * _BINS]: ("scores",),  # type: ignore[misc]
 }
 _SHOWN, _CONFIDENT = 8, 0.5  # sample images, and the lowest score of the boxes drawn in them
 _EXAMPLES = 5  # places listed for each reason
