@@ -4,18 +4,21 @@ The explanations are also the help of the command line and of ``glip config NAME
 """
 
 from dataclasses import field
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from glip.schema import checked
+from glip.schema import LARGEST, checked
 
-Count = Annotated[int, Field(ge=1)]
-Layers = Annotated[int, Field(ge=1, le=1000)]  # a limit, since configs of models may come from strangers
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Size = Annotated[int, Field(ge=4, le=500_000)]  # of a model: limits, since its config may come from strangers
+Layers = Annotated[int, Field(ge=1, le=1000)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(ge=-1, le=16)]
 Rate = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=32, le=8192)]  # of an image that the network reads, in pixels
 Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -27,7 +30,7 @@ Format = Literal[
     "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc"
 ]  # fmt: skip
 
-_FOUR = {"min_length": 4, "max_length": 4}
+_THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))
 DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 
 
@@ -36,81 +39,59 @@ def option(default: Any, explanation: str, **limits: Any) -> Any:
     return Field(default, description=explanation, **limits)
 
 
-def _check_divides(key: str, part: int, of: str, total: int) -> None:
-    if total % part:
-        raise ValueError(f"{key}: got {part}: give a divisor of {of} {total}")
-
-
 @checked
 class VisionConfig:
     """The image encoder. ``swin`` computes what the 2022 release computes; ``resnet`` is timm's, for small models."""
 
     kind: Literal["swin", "resnet"] = option("swin", "architecture")
-    widths: tuple[Count, ...] = option((96, 192, 384, 768), "channels of each stage", **_FOUR)
+    widths: tuple[Size, ...] = option((96, 192, 384, 768), "channels of each stage", **_FOUR)
     depths: tuple[Layers, ...] = option((2, 2, 6, 2), "blocks of each stage", **_FOUR)
     heads: tuple[Count, ...] = option((3, 6, 12, 24), "attention heads of each stage (swin)", **_FOUR)
-    window: Count = option(7, "side of the attention window in patches (swin)")
+    window: int = option(7, "side of the attention window in patches (swin)", ge=1, le=64)
     drop_path: Share = option(0.2, "highest stochastic depth rate, reached in the last block")
     pretrained: str | None = option(None, "ImageNet weights when training from scratch (swin): timm name or file")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "VisionConfig":
-        for width, heads in zip(self.widths, self.heads, strict=True) if self.kind == "swin" else ():
-            _check_divides("heads", heads, "the stage's width", width)
-        return self
 
 
 @checked
 class LanguageConfig:
     """The text encoder, a BERT without pooler."""
 
-    hidden: Count = option(768, "hidden size")
+    hidden: Size = option(768, "hidden size")
     layers: Layers = option(12, "number of layers")
     heads: Count = option(12, "attention heads per layer")
-    intermediate: Count = option(3072, "width of the feed-forward layers")
-    vocabulary: Count = option(30522, "size of the vocabulary")
-    positions: Count = option(512, "longest input in tokens")
+    intermediate: Size = option(3072, "width of the feed-forward layers")
+    vocabulary: Size = option(30522, "size of the vocabulary")
+    positions: Size = option(512, "longest input in tokens")
     dropout: Share = option(0.1, "dropout rate")
     pretrained: str | None = option(None, "BERT weights when training from scratch: folder or file")
     frozen_layers: CountOrZero = option(0, "freeze the embeddings and this many first layers; 0 trains all")
     bits: Literal[8, 32] = option(32, "8: matrices are rounded to int8 rows before training and in the file")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "LanguageConfig":
-        _check_divides("heads", self.heads, "hidden", self.hidden)
-        return self
 
 
 @checked
 class HeadConfig:
     """Feature pyramid, dynamic head and fusion."""
 
-    channels: Count = option(256, "channels of the pyramid and the head")
+    channels: Size = option(256, "channels of the pyramid and the head")
     blocks: Layers = option(6, "blocks of the dynamic head")
     fusion: bool = option(True, "fuse image and text in every block (early fusion)")
-    fusion_width: Count = option(2048, "width of the cross attention")
+    fusion_width: Size = option(2048, "width of the cross attention")
     fusion_heads: Count = option(8, "heads of the cross attention")
     fusion_dropout: Share = option(0.1, "dropout of the cross attention")
     groups: Count = option(16, "groups of the group norms")
     drop_block: Share = option(0.3, "DropBlock rate of the pyramid's features")
     prompt_offsets: bool = option(False, "a learned offset for each token position (prompt tuning)")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "HeadConfig":
-        _check_divides("groups", self.groups, "channels", self.channels)
-        _check_divides("fusion_heads", self.fusion_heads, "fusion_width", self.fusion_width)
-        return self
-
 
 @checked
 class ImageConfig:
     """How an image becomes the network's input."""
 
-    min_size: Count = option(800, "images are resized to this short side, in pixels")
-    max_size: Count = option(1333, "longest side after resizing, in pixels")
+    min_size: int = option(800, "images are resized to this short side, in pixels", ge=1, le=8192)
+    max_size: int = option(1333, "longest side after resizing, in pixels", ge=1, le=2**17)
     channels: Literal["bgr", "rgb"] = option("bgr", "channel order")
-    mean: tuple[float, ...] = option((103.530, 116.280, 123.675), "mean in channel order, for 0..255")
-    std: tuple[float, ...] = option((57.375, 57.120, 58.395), "standard deviation in channel order")
+    mean: tuple[float, ...] = option((103.530, 116.280, 123.675), "mean in channel order, for 0..255", **_THREE)
+    std: tuple[Positive, ...] = option((57.375, 57.120, 58.395), "standard deviation in channel order", **_THREE)
 
 
 @checked
@@ -141,6 +122,25 @@ class ModelConfig:
     trained_on: tuple[str, ...] = option((), "datasets the weights were trained on")
     trained_on_data: tuple[str, ...] = option((), "fingerprints of the datasets the weights were trained on")
     license: str = option("", "license of the weights")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        vision, language, head = self.vision, self.language, self.head
+        swin = list(zip(vision.widths, vision.heads, strict=True)) if vision.kind == "swin" else []
+        parts = (
+            ("language.heads", language.heads, "hidden", language.hidden),
+            ("head.groups", head.groups, "channels", head.channels),
+            ("head.fusion_heads", head.fusion_heads, "fusion_width", head.fusion_width),
+            *(("vision.heads", heads, "the stage's width", width) for width, heads in swin),
+        )
+        wrong = [f"{key}: got {part}: give a divisor of {of} {total}" for key, part, of, total in parts if total % part]
+        if any(wide != 2 * narrow for (narrow, _), (wide, _) in pairwise(swin)):
+            wrong.append(f"vision.widths: got {vision.widths}: give each stage of swin twice the width before it")
+        if self.max_tokens > language.positions:
+            wrong.append(f"max_tokens: got {self.max_tokens}: give at most language.positions {language.positions}")
+        if wrong:
+            raise ValueError(wrong[0])
+        return self
 
 
 @checked

@@ -4,9 +4,22 @@ Each message is one sentence: the thing, its value, what is allowed, the next st
 and exits with code 2.
 """
 
+_LONGEST = 900  # characters of a message
+
 
 class GlipError(ValueError):
-    """A value, file or combination of options that cannot be used."""
+    """A value, file or combination of options that cannot be used.
+
+    What a message quotes may come from strangers' files: it is one line of at most 900 characters, and of characters
+    that a terminal would obey or hide it has the codes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if not message.isprintable() or len(message) > _LONGEST:
+            message = " ".join(message.split())
+            message = message if len(message) <= _LONGEST else f"{message[:600]} ... {message[-250:]}"
+            message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)[: 2 * _LONGEST]
+        super().__init__(message)
 
 
 class ConfigError(GlipError):

@@ -111,6 +111,9 @@ def merge(base: dict[Any, Any], over: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
+_MOST = 1_000_000  # values of a YAML file
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml where it is there
     """YAML 1.2's numbers: PyYAML reads 1e-4 as text; and its unique keys: of two alike PyYAML keeps the last."""
 
@@ -128,10 +131,26 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+for _rules in _Loader.yaml_implicit_resolvers.values():  # dates are texts, as in JSON
+    _rules[:] = [rule for rule in _rules if rule[0] != "tag:yaml.org,2002:timestamp"]
 
 
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader: builds plain values only  # nosec B506
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        return _counted(yaml.load(text, _Loader))  # a subclass of SafeLoader: builds plain values only  # nosec B506
+    except Exception as error:  # on tags with wrong values the library raises anything: KeyError, AttributeError...
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{where[:200]}: not valid YAML: {problem[:300]}") from None
+
+
+def _counted(tree: Any) -> Any:
+    """The values, unless aliases (``*name``) make them endless or millions out of a few bytes."""
+    waiting, count = [tree], 0
+    while waiting:
+        value = waiting.pop()
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        waiting += inside if isinstance(value, dict | list) else ()
+        count += 1
+        if count > _MOST:
+            raise ConfigError(f"more than {_MOST:,} values, or one that holds itself")
+    return tree

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from glip.config import ModelConfig
+from glip.errors import CheckpointError
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, ImageBatch, Prompt, Sample, Size, Target, TextBatch
 from glip.text.tokens import Tokenizer, encode_prompts, positive_map
@@ -19,10 +20,19 @@ SIZE_DIVISOR = 32  # padded sides are multiples of it (DATALOADER.SIZE_DIVISIBIL
 
 
 class Processor:
-    """Resizes, normalizes, pads and tokenizes, as a model's config says."""
+    """Resizes, normalizes, pads and tokenizes, as a model's config says.
+
+    Raises:
+        CheckpointError: the tokenizer has more tokens than the model.
+    """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        image = config.image
+        image, rows = config.image, config.language.vocabulary
+        if tokenizer.size > rows:
+            raise CheckpointError(
+                f"{tokenizer.folder}: its tokenizer has {tokenizer.size:,} tokens, the model {rows:,} "
+                "(language.vocabulary): give the tokenizer of the model"
+            )
         self.tokenizer, self.max_tokens = tokenizer, config.max_tokens
         self.min_size, self.max_size = image.min_size, image.max_size
         self.channels = image.channels

@@ -11,9 +11,9 @@ import types
 import typing
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar, dataclass_transform, overload
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, overload
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -22,6 +22,9 @@ from glip.errors import ConfigError, GlipError
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+Corners = Annotated[tuple[Annotated[float, Field(gt=-1e9, lt=1e9)], ...], Field(min_length=4, max_length=4)]  # of a box
+Edges = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=2)]  # of a span of text
+LARGEST = 2**53  # of a whole number; beyond it other programs, and floats, lose digits
 _BOUNDS = {"ge": "{:g} or more", "gt": "more than {:g}", "le": "at most {:g}", "lt": "less than {:g}"}
 
 
@@ -48,7 +51,12 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
     Raises:
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
-    return _parsed(kind, json.dumps(value, default=_plain), at, error)
+    try:
+        return _parsed(kind, json.dumps(value, default=_plain), at, error)
+    except (RecursionError, ValueError, TypeError) as caught:  # nested too deep or in itself; a key that is no text
+        raise (
+            caught if isinstance(caught, GlipError) else error(f"{at or 'config'}: {caught}: give plain values")
+        ) from None
 
 
 def _plain(value: Any) -> Any:
@@ -76,7 +84,10 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
     length = f" of {most}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
-        text.format(getattr(limit, key)) for limit in limits for key, text in _BOUNDS.items() if hasattr(limit, key)
+        text.format(getattr(limit, key))
+        for limit in limits
+        for key, text in _BOUNDS.items()
+        if getattr(limit, key, LARGEST) != LARGEST
     )
     if typing.get_origin(inner) is Literal:
         said = "one of " + ", ".join(map(str, typing.get_args(inner)))
@@ -124,7 +135,13 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
         return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
-    return f"{key or 'config'}: got {given!r}{hint}: give {allowed(field, inner)}"
+    most = f" and at most {LARGEST:,}" if problem.get("ctx", {}).get("le") == LARGEST else ""
+    return f"{key or 'config'}: got {_cut(given)}{hint}: give {allowed(field, inner)}{most}"
+
+
+def _cut(given: Any) -> str:
+    shown = repr(given)
+    return shown if len(shown) < 200 else f"{shown[:150]}... ({len(shown):,} characters)"
 
 
 def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, Any]:
@@ -135,7 +152,7 @@ def _walk(kind: Any, loc: Sequence[str | int]) -> tuple[Any, FieldInfo | None, A
         if typing.get_origin(inner) is dict:
             kind = typing.get_args(inner)[1]
         elif isinstance(part, int):
-            kind = (typing.get_args(inner) or (Any,))[0]
+            kind, field = (typing.get_args(inner) or (Any,))[0], None
         elif dataclasses.is_dataclass(inner):
             owner = inner
             field = getattr(inner, "__pydantic_fields__", {}).get(part)

@@ -43,9 +43,9 @@ def test_every_config_resolves_and_builds(name):
 
 
 def test_overrides_and_numbers_as_people_write_them(write):
-    overrides = ["train.lr=1e-4", "model.head.fusion=false", "model.vision.widths=[8, 16, 24, 32]", "train.start=null"]
+    overrides = ["train.lr=1e-4", "model.head.fusion=false", "model.vision.widths=[8, 16, 32, 64]", "train.start=null"]
     experiment = load_config("tiny", [*overrides, "train.output=a=b", "train.clip=3"])
-    assert experiment.model.head.fusion is False and experiment.model.vision.widths == (8, 16, 24, 32)
+    assert experiment.model.head.fusion is False and experiment.model.vision.widths == (8, 16, 32, 64)
     train = experiment.train
     assert (train.lr, train.start, train.output, train.clip) == (1e-4, None, "a=b", 3.0)
     assert isinstance(train.clip, float)
@@ -98,7 +98,7 @@ def test_names_with_dots_are_not_cut():
         ("data.replay=0.3", "data.replay: got 0.3 with replay_from ''"),
         ("model.head.fusion=1", "model.head.fusion: got 1: give true or false"),
         ("model.vision.widths=5", "model.vision.widths: got 5: give a list of 4"),
-        ("model.vision.widths=[1, x, 2, 3]", "model.vision.widths[1]: got 'x': give a whole number"),
+        ("model.vision.widths=[4, x, 2, 3]", "model.vision.widths[1]: got 'x': give a whole number"),
         ("data.train=[{weight: 2}]", "data.train[0]: missing key 'name'"),
         ("data.train=[{name: a, wieght: 2}]", "data.train[0].wieght: no such key (did you mean 'weight'?)"),
         ("model=5", "model: got 5: give a map of keys"),
@@ -139,3 +139,33 @@ def test_broken_files_are_explained(tmp_path, text, message):
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "broken.yaml")
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+LAUGHS = "a: &a [1, 2]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr=" + "9" * 400, r"train\.lr: got 9{150}\.\.\. \(400 characters\): give a number, 0 or more$"),
+        ("train.steps=" + "9" * 400, r"give a whole number, 1 or more and at most 9,007,199,254,740,992$"),
+        ("train.steps=" + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("train.steps=" + "[" * 1200, "not valid YAML"),
+        ("train.steps=2020-13-01", "train.steps: got '2020-13-01': give a whole number"),
+        ("train.steps=!!timestamp x", "train.steps=!!timestamp x: not valid YAML"),
+        ("train.steps=!!int ''", "train.steps=!!int '': not valid YAML"),
+        ("train.output=&a [*a]", "more than 1,000,000 values, or one that holds itself"),
+        ("train.\x1b[31mlr=1", r"train\.\\x1b\[31mlr: no such key"),
+    ],
+)
+def test_hostile_values_are_one_sentence(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("tiny", [override])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_few_bytes_of_yaml_cannot_fill_the_memory(write):
+    with pytest.raises(ConfigError, match="more than 1,000,000 values"):
+        load_config(write("laughs.yaml", LAUGHS))

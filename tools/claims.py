@@ -27,12 +27,14 @@ from drawn_world.scenes import World, draw_sample
 from measuring import Row, table
 
 import glip
-from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig
+from glip.config import LabelConfig, SelectConfig, SelfTrainConfig, SetConfig, Share
+from glip.errors import DataError
 from glip.evaluate.coco import average_precision
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.files import append_jsonl, read_jsonl
 from glip.recipes.self_training import SelfTraining, self_train, student_folder
+from glip.schema import parse
 from glip.structures import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +51,21 @@ Groups = dict[tuple[Any, ...], list[Row]]  # the runs that differ in the seed al
 
 
 @dataclass(frozen=True)
+class LedgerRow:
+    """What a row of every ledger has; the studies add keys of their own."""
+
+    arm: str
+    seed: int
+    figures: dict[str, Share]
+    minutes: float
+    size: int = 0
+    images: int = 0
+    captioned: int = 0
+    threshold: float = 0.0
+    round: int = 0
+
+
+@dataclass(frozen=True)
 class Study:
     """A ledger and its table: ``key`` are the fields that tell runs apart, ``plan`` has (seed, key) of every run."""
 
@@ -60,8 +77,11 @@ class Study:
     def groups(self) -> Groups:
         """The finished runs by key."""
         ledger, found = DOCS / f"{self.name}.jsonl", Groups()
-        for row in read_jsonl(ledger) if ledger.is_file() else ():
-            found.setdefault(tuple(row[name] for name in self.key), []).append(row)
+        for number, row in enumerate(read_jsonl(ledger) if ledger.is_file() else (), start=1):
+            read = parse(LedgerRow, row, at=f"{ledger}, line {number}", error=DataError)
+            if missing := [name for name in self.figures if name not in read.figures]:
+                raise DataError(f"{ledger}, line {number}: no figure {missing[0]!r}: delete the line")
+            found.setdefault(tuple(getattr(read, name) for name in self.key), []).append(row)
         return found
 
 

@@ -12,12 +12,11 @@ from glip.console import counted
 def run(args: argparse.Namespace) -> int:
     """Select; the last line names the written file."""
     config = read_options(SelectConfig, args)
-    from glip.files import read_manifest
     from glip.pseudo.select import select
-    from glip.pseudo.store import unfinished
+    from glip.pseudo.store import image_folders, unfinished
 
     labels = Path(args.labels)
-    images = read_manifest(labels)["images"]
+    images = image_folders(labels)
     if missing := unfinished(labels):
         print(f"notice: {missing}", file=sys.stderr)
     if args.ground_truth:

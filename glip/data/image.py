@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,12 +28,16 @@ with suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 ImageInput = str | Path | bytes | io.BufferedIOBase | Image.Image | np.ndarray | Tensor
 File = str | Path | TarMember | io.BufferedIOBase
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 _BITS, _MAX_SAMPLE = 258, 281  # tags of TIFF
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # the largest value of floats and of 8, 10, 12, 14 and 16 bit
+# The most pixels of formats whose decoders hold 10 to 17 bytes for each, as shares of MAX_IMAGE_PIXELS: 1.5 GB.
+_COSTLY = {"progressive JPEG": 1.6, "AVIF": 1.5, "WEBP": 1.0, "JPEG2000": 0.8, "HEIF": 1.0}
+_STRIP = 1 << 20  # pixels that are converted at once
 _OVERSHOOT = 0.1  # resampling floats may leave black and white by this much
 # No photographs; Pillow has no pixels for them, or gives them to another program (PostScript).
 _NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"}
@@ -50,8 +55,13 @@ def load_image(path: File, *, allow_download: bool = False) -> Image.Image:
         path: a path, an open file, a member of an archive, or a URL.
         allow_download: whether a URL is downloaded (https, up to 50 MB, within 30 s); else it is an error.
     """
+    return _turned(*_read_rgb(path, allow_download))
+
+
+def _read_rgb(path: File, allow_download: bool) -> tuple[Image.Image, object]:
+    """A function of its own, so that what the file was decoded to is freed before the image is turned."""
     with _opened(path, allow_download) as image:
-        return _upright_rgb(image)
+        return _to_rgb(image)
 
 
 def sample_image(sample: Sample) -> Image.Image:
@@ -161,9 +171,8 @@ def open_any(image: ImageInput) -> Image.Image:
     if isinstance(image, np.ndarray | Tensor):
         shown = f"of shape {tuple(image.shape)} and type {str(image.dtype).removeprefix('torch.')}"
     with _explained(getattr(image, "filename", ""), shown):
-        return _upright_rgb(
-            image if isinstance(image, Image.Image) else Image.fromarray(_to_bytes(_channels_last(image)))
-        )
+        opened = image if isinstance(image, Image.Image) else Image.fromarray(_to_bytes(_channels_last(image)))
+        return _turned(*_to_rgb(opened))
 
 
 def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
@@ -186,22 +195,58 @@ def _channels_last(image: np.ndarray | Tensor) -> np.ndarray:
     return values
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Transparent pixels become white."""
-    if 0 in image.size:
-        raise ImageError(f"has {image.width} x {image.height} pixels: it needs at least one pixel")
-    is_deep = ";16" in str(getattr(image, "tile", ""))
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, object]:
+    """A new RGB image, and the orientation that it is stored in; transparent pixels become white.
+
+    What needs large intermediate values is converted by rows, so that memory holds the image twice and no more.
+    """
+    form = "progressive JPEG" if image.info.get("progressive") else str(image.format)
+    size, most = f"{image.width} x {image.height} pixels", _COSTLY.get(form, 2.0) * (Image.MAX_IMAGE_PIXELS or np.inf)
+    if 0 in image.size or image.width * image.height > most:
+        large = f"is too large ({size} of {form}): scale it down, or save it as PNG or plain JPEG"
+        raise ImageError(f"has {size}: it needs at least one pixel" if 0 in image.size else large)
+    is_grey = image.mode.startswith(("I", "F"))
+    is_deep = not is_grey and ";16" in str(getattr(image, "tile", ""))
     white = _stated_white(image) if image.mode.startswith("I") else None
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16-bit, 32-bit and float grey: Pillow would clip them to white
-        return Image.fromarray(_to_bytes(np.asarray(image), white)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
-    image = image.convert("RGB")
-    if is_deep and np.asarray(image).max() < 64:
+    image.load()
+    if is_grey:  # 16-bit, 32-bit and float grey: Pillow would clip them to white
+        strips = [(part.dtype, part.min(), part.max()) for _, part in _strips(image, np.asarray)]
+        low, high = np.min([strip[1] for strip in strips]), np.max([strip[2] for strip in strips])
+        factor = _factor(strips[0][0], float(low), float(high), white)
+        rgb = _by_rows(image, lambda part: Image.fromarray(_scaled(np.asarray(part), factor)))
+    elif "A" in image.getbands() or "transparency" in image.info:
+        rgb = _by_rows(image, _on_white)
+    else:
+        rgb = image.convert("RGB")
+    if is_deep and max(high for _, high in rgb.getextrema()) < 64:  # type: ignore[misc,union-attr]
         _notice("16-bit colour image, nearly black: if its values have 10, 12 or 14 bit, convert it to 8 bit first")
-    return image
+    return rgb, image.getexif().get(_ORIENTATION)
+
+
+def _turned(rgb: Image.Image, orientation: object) -> Image.Image:
+    if orientation in range(2, 9):
+        rgb.getexif()[_ORIENTATION] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
+
+
+def _strips(image: Image.Image, convert: Callable[[Image.Image], T]) -> Iterator[tuple[int, T]]:
+    """The image in strips of rows, converted, each with its first row."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _by_rows(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    rgb = Image.new("RGB", image.size)
+    for top, part in _strips(image, convert):
+        rgb.paste(part.convert("RGB"), (0, top))
+    return rgb
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
 
 
 def _stated_white(image: Image.Image) -> int | None:
@@ -219,15 +264,28 @@ def _stated_white(image: Image.Image) -> int | None:
     return white[0] if isinstance(white, tuple) else None
 
 
-def _to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
-    """Values of any depth as uint8. White is what the file states, where no value is above it, else a guess.
-
-    The guess is the smallest of the usual largest values that holds them all; a notice says it.
-    """
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Values of any depth as uint8."""
     if values.dtype == np.uint8:
         return values
-    low, high = float(values.min()), float(values.max())
-    slack = 1 + (_OVERSHOOT if values.dtype.kind == "f" else 1 / 255)  # 256 for 255
+    factor, found = _factor(values.dtype, float(values.min()), float(values.max())), np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP // values[0].size)
+    for top in range(0, len(values), rows):
+        found[top : top + rows] = _scaled(values[top : top + rows], factor)
+    return found
+
+
+def _scaled(values: np.ndarray, factor: np.float32) -> np.ndarray:
+    return np.clip(np.rint(values * factor), 0, 255).astype(np.uint8)
+
+
+def _factor(kind: np.dtype, low: float, high: float, stated: int | None = None) -> np.float32:
+    """What values from ``low`` to ``high`` are multiplied by to be 0..255.
+
+    White is what the file states, where no value is above it, else a guess: the smallest of the usual largest values
+    that holds them all; a notice says it.
+    """
+    slack = 1 + (_OVERSHOOT if kind.kind == "f" else 1 / 255)  # 256 for 255
     white = next((white for white in _WHITES if high <= white * slack), high)
     if not low >= -_OVERSHOOT * max(high, 1) or white == np.inf or low == white > _WHITES[-1]:
         raise ImageError(f"has values from {low:.3g} to {high:.3g}: scale them to 0..1 as floats, or 0..255 as uint8")
@@ -236,8 +294,8 @@ def _to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
     elif white not in (1, _WHITES[-1]):
         taken = f"{white}, from the" if white in _WHITES else "its own"
         how = f"white is taken as {taken} largest value: convert the images to 8 bit if that is wrong"
-        _notice(f"image of type {values.dtype} states no bit depth: {how}")
-    return np.clip(np.rint(values * np.float32(255 / white)), 0, 255).astype(np.uint8)
+        _notice(f"image of type {kind} states no bit depth: {how}")
+    return np.float32(255 / white)
 
 
 @cache

@@ -291,7 +291,7 @@ class Folders:
             }
             best = [file for file, parts_alike in alike.items() if parts_alike == max(alike.values())]
             best = [file for file in best if file.name == parts[-1]] or best  # "a.jpg" and "A.jpg" are two files
-            one = len(best) < 2 or len({file.resolve() for file in best}) < 2  # links lead to one file by several ways
+            one = len(best) < 2 or len({*map(os.path.realpath, best)}) < 2  # links lead to one file by several ways
             require(one, AMBIGUOUS)
             if best:
                 return min(best, key=lambda file: len(file.parts))

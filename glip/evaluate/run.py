@@ -25,8 +25,8 @@ from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
 from glip.detector import Detector
 from glip.encoded import EncodedText, FeatureCache, image_key
-from glip.errors import GlipError, ImageError
-from glip.files import atomic_write, begin_run
+from glip.errors import DataError, GlipError, ImageError
+from glip.files import atomic_write, begin_run, fingerprint
 from glip.structures import Detections, Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
 
@@ -34,6 +34,7 @@ _KEPT_TEXTS = 4  # encoded vocabularies kept: most sets have one
 _CAPTIONS = 8  # most captions of an image computed at once: each holds a copy of its pyramid
 _SECONDS = 10.0  # what a kill loses at most
 _DETECTIONS = 1_000_000  # of a part, 24 MB
+_SUM = "sum"  # the column of a part that is computed from the others
 Query = tuple[int, Sample]  # the index of a sample, and the sample
 
 
@@ -209,8 +210,7 @@ class PredictionStore:
         """Look again for what is on disk, after other processes have written."""
         self._rows: dict[int, tuple[Path, int]] = {}
         for path in sorted(self.folder.glob("part-*.npz")):
-            with np.load(path) as part:
-                self._rows |= {sample: (path, row) for row, sample in enumerate(part["samples"].tolist())}
+            self._rows |= {sample: (path, row) for row, sample in enumerate(_read_part(path)["samples"].tolist())}
 
     @property
     def done(self) -> set[int]:
@@ -244,19 +244,13 @@ class PredictionStore:
         }
         path = self.folder / f"{self._own}{len(list(self.folder.glob(f'{self._own}*.npz'))):06}.npz"
         with atomic_write(path, "wb") as file:
-            np.savez(file, **columns)  # type: ignore[arg-type]
+            np.savez(file, **columns, **{_SUM: np.array(_sum(columns))})  # type: ignore[arg-type]
         self._rows |= {prediction.index: (path, row) for row, prediction in enumerate(self._pending)}
         self._pending, self._count, self._flushed = [], 0, time.monotonic()
 
     def read(self, samples: Sequence[Sample], options: QueryOptions) -> Iterator[tuple[Sample, Prediction]]:
         """Each sample that has a prediction on disk, and the prediction, in the order of the samples."""
-        prompt_of = lru_cache(maxsize=64)(options.prompt_of)
-
-        @lru_cache(maxsize=4)
-        def load(path: Path) -> dict[str, np.ndarray]:
-            with np.load(path) as part:
-                return dict(part)
-
+        prompt_of, load = lru_cache(maxsize=64)(options.prompt_of), lru_cache(maxsize=4)(_read_part)
         for index in sorted(self._rows):
             path, row = self._rows[index]
             part, sample = load(path), samples[index]
@@ -267,3 +261,26 @@ class PredictionStore:
             boxes, scores, labels = (torch.from_numpy(part[name][own].copy()) for name in ("boxes", "scores", "labels"))
             prompt, (height, width) = sample.prompt or prompt_of(sample.vocabulary), part["sizes"][row].tolist()
             yield sample, Prediction(index, Detections(boxes, scores, labels.long(), prompt, (height, width)))
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a part.
+
+    Raises:
+        DataError: they are not what was written: a byte of the file has changed, or it is another file.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+            columns = dict(part)
+        problem = "" if str(columns.pop(_SUM)) == _sum(columns) else "its checksum is wrong"
+    except Exception as error:  # on broken bytes numpy and zipfile raise anything
+        problem = str(error) or type(error).__name__
+    if problem:
+        raise DataError(f"predictions {str(path)!r} are damaged ({problem[:120]}): delete the file, and run again")
+    return columns
+
+
+def _sum(columns: Mapping[str, np.ndarray]) -> str:
+    """A hash of names, types, shapes and values: the file's own checksums do not cover what its heads claim."""
+    parts = ((name, one.dtype.str, one.shape, one.tobytes()) for name, one in sorted(columns.items()))
+    return fingerprint(*(value for part in parts for value in part))

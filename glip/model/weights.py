@@ -31,6 +31,7 @@ from glip.model.vision import timm_weights
 from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
 from glip.shapes import Tensor
+from glip.text.tokens import Tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "glip-nano"
@@ -44,7 +45,7 @@ RELEASED = {
 }
 # Of the weights that we ship; what is downloaded has its own on the hub.
 SHA256 = {BUNDLED: "63dd3db7a7bfbfe8b8ee066f6cbf2973cf8f5874db56795823fe0d42bd79f2b8"}
-_WEIGHTS, _CONFIG, _VOCABULARY = "model.safetensors", "config.json", "vocab.txt"  # the files of a model folder
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
@@ -125,7 +126,7 @@ def save_pretrained(
 ) -> None:
     """Write a model folder for ``load_pretrained``. The config is written last: where it is, the rest is complete.
 
-    ``vocab.txt`` is copied from the folder ``vocabulary``. With ``half`` weights are stored in float16, except the
+    The tokenizer's files are those of the folder ``vocabulary``. With ``half`` weights are float16, except the
     matrices of the text encoder with ``language.bits`` 8, which are always int8.
     """
     folder, state = Path(folder), {}
@@ -134,12 +135,13 @@ def save_pretrained(
             state[key + _ROWS], state[key + _SCALES] = quantize_rows(value.detach().cpu())
         else:
             state[key] = value.half() if half and value.is_floating_point() else value
-    words = (vocabulary / _VOCABULARY).read_bytes()
+    words = {file.name: file.read_bytes() for file in Tokenizer(vocabulary).files}
     save_tensors(folder / _WEIGHTS, state, {"format": "pt"})
-    with atomic_path(folder / _VOCABULARY) as file:
-        file.write_bytes(words)
+    for name, content in words.items():
+        with atomic_path(folder / name) as file:
+            file.write_bytes(content)
     write_json(folder / _CONFIG, to_dict(config))
-    record(folder / RECORD, files=[folder / name for name in (_WEIGHTS, _CONFIG, _VOCABULARY)])
+    record(folder / RECORD, files=[folder / name for name in (_WEIGHTS, _CONFIG, *words)])
 
 
 def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:

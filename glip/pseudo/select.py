@@ -171,7 +171,7 @@ def score_labels(
             samples[name, sample.prompt.caption] = sample, sample.prompt.phrases
     quality: dict[str, PhraseQuality] = {}
     for row in rows:
-        key = Path(row.get("member") or row["image"]).name, row.get("caption")
+        key = Path(row.get("member") or row["image"]).name, row.get("caption", "")
         if key not in samples:
             continue
         sample, phrases = samples[key]

@@ -8,16 +8,20 @@ teacher and options made the labels. ``report.json`` and the plots of ``report.p
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from glip.config import Count, CountOrZero, Name, Rate, Share
 from glip.console import counted
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
-from glip.files import atomic_write, read_json, read_jsonl, read_manifest, write_json
+from glip.errors import DataError
+from glip.files import MANIFEST, atomic_write, read_json, read_manifest, write_json
 from glip.provenance import record
+from glip.schema import Corners, Edges, parse, parse_json
 from glip.structures import Sample
 from glip.visualize import contact_sheet, figure
 
@@ -26,6 +30,12 @@ STAGES = ("read", "parse", "decode", "detect", "write")
 _SHARD_REPORT = ".report.json"
 _SUMS = ("pairs", "kept", "images", "phrases", "boxes", "wall")
 _BINS = 20  # of scores in 0..1
+_REPORT: dict[Any, tuple[str, ...]] = {  # the keys of a shard's report by the kind of their value
+    Rate: _SUMS,
+    dict[str, Rate]: ("skipped", "skipped by the reader", "boxes per phrase", "seconds"),
+    dict[str, tuple[str, ...]]: ("places",),
+    tuple[(CountOrZero,) * _BINS]: ("scores",),  # type: ignore[misc]
+}
 _SHOWN, _CONFIDENT = 8, 0.5  # sample images, and the lowest score of the boxes drawn in them
 _EXAMPLES = 5  # places listed for each reason
 
@@ -71,26 +81,82 @@ def to_lines(rows: Iterable[Row]) -> Iterator[str]:
         names = row.get("names", names)
 
 
+@dataclass(frozen=True)
+class _Phrase:
+    text: str
+    spans: tuple[Edges, ...]
+
+
+@dataclass(frozen=True)
+class _Box:
+    box: Corners
+    phrases: tuple[CountOrZero, ...]
+    score: Share
+
+
+@dataclass(frozen=True)
+class _Label:
+    """What the rows of a folder have; other keys may be there."""
+
+    image: Name
+    width: Count
+    height: Count
+    boxes: tuple[_Box, ...]
+    phrases: tuple[_Phrase, ...] = ()
+    names: tuple[Name, ...] | None = None
+    caption: str | None = None
+    member: str | None = None
+
+
 def read_rows(folder: Path) -> Iterator[Row]:
     """The labels of all finished shards, by name; those of a detection dataset each with all names.
 
     Raises:
-        DataError: a line that is not JSON.
+        DataError: a file that cannot be read, or a row that is no label.
+        FileNotFoundError: the file of a finished shard is missing.
     """
     for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
         name = report.name.removesuffix(_SHARD_REPORT)
-        if not (folder / f"{name}.parquet").is_file():
-            names = Row()
-            for row in read_jsonl(folder / f"{name}.jsonl"):
-                names = {"names": row["names"]} if "names" in row else names
-                yield {**row, **names}
-            continue
-        import pyarrow.parquet
+        columns = folder / f"{name}.parquet"
+        path, names = columns if columns.is_file() else folder / f"{name}.jsonl", Row()
+        for number, text in enumerate(_read_texts(path), start=1):
+            place = f"{path}, {'row' if path == columns else 'line'} {number}"
+            parse_json(_Label, text, at=place, error=DataError)
+            row = json.loads(text)
+            names = {"names": row["names"]} if "names" in row else names
+            yield {**row, **names}
 
-        with pyarrow.parquet.ParquetFile(folder / f"{name}.parquet") as file:
+
+def _read_texts(path: Path) -> Iterator[str | bytes]:
+    """The rows of a file as JSON."""
+    if path.suffix != ".parquet":
+        with path.open("rb") as file:
+            yield from file
+        return
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
             for row in (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist()):
                 given = {key: value for key, value in row.items() if value is not None}
-                yield {**given, "id": json.loads(row["id"])}
+                yield json.dumps({**given, "id": json.loads(given.get("id", "null"))}, default=str)
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:  # OSError: of its bytes too
+        raise DataError(f"{path}: not parquet that can be read ({str(error)[:120]}): label its shard again") from None
+
+
+def image_folders(folder: Path) -> tuple[str, ...]:
+    """The folders of the labelled images, as the manifest states them."""
+    stated = parse(dict[str, Any], read_manifest(folder), at=f"{folder / MANIFEST}", error=DataError)
+    return parse(tuple[str, ...], stated.get("images"), at=f"{folder / MANIFEST}: images", error=DataError)
+
+
+def _read_report(path: Path) -> Row:
+    """The report of a shard."""
+    report = parse(dict[str, Any], read_json(path), at=str(path), error=DataError)
+    for kind, keys in _REPORT.items():
+        for key in keys:
+            parse(kind, report.get(key), at=f"{path}: {key}", error=DataError)
+    return report
 
 
 def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
@@ -114,7 +180,8 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
 def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
     done, report = len(list(folder.glob(f"*{_SHARD_REPORT}"))), folder / REPORT
-    total = read_json(report)["shards in all"] if report.is_file() else done
+    stated = parse(dict[str, Any], read_json(report), at=str(report), error=DataError) if report.is_file() else {}
+    total = parse(int, stated.get("shards in all", done), at=f"{report}: shards in all", error=DataError)
     if done >= total:
         return ""
     return (
@@ -131,14 +198,14 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
         shards: how many shards there are in all.
         failed: shards whose input cannot be read, and why.
     """
-    reports = [read_json(path) for path in sorted(folder.glob(f"*{_SHARD_REPORT}"))]
+    reports = [_read_report(path) for path in sorted(folder.glob(f"*{_SHARD_REPORT}"))]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
     total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}
     for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):
         counts = sum((Counter(report[key]) for report in reports), Counter[str]())
         total[key] = {name: round(count, 1) for name, count in counts.most_common()}
     total["seconds"] = {stage: total["seconds"].get(stage, 0.0) for stage in STAGES}
-    total["boxes per phrase"] = dict(sorted(total["boxes per phrase"].items(), key=lambda item: int(item[0])))
+    total["boxes per phrase"] = dict(sorted(total["boxes per phrase"].items(), key=lambda item: item[0].zfill(2)))
     total["scores"] = np.sum([[0] * _BINS, *(report["scores"] for report in reports)], axis=0).tolist()
     total["images/s"] = round(total["images"] / total["wall"], 2) if total["wall"] else 0.0
     places: dict[str, list[str]] = {}
@@ -154,7 +221,7 @@ def draw_report(folder: Path, report: dict[str, Any]) -> None:
     """Draw scores, boxes per phrase, what was skipped, where the time went, and different images with their labels."""
     reasons = {**report["skipped"], **report["skipped by the reader"]}
     counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
-    folders, samples = Folders(read_manifest(folder)["images"]), dict[str, Sample]()
+    folders, samples = Folders(image_folders(folder)), dict[str, Sample]()
     for row in read_rows(folder):
         boxes, name = [box for box in row["boxes"] if box["score"] >= _CONFIDENT], f"{row['image']}:{row.get('member')}"
         if boxes and name not in samples:

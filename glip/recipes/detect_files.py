@@ -54,7 +54,7 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
         inside = sorted(map(Path, glob.glob(item if is_pattern else f"{glob.escape(item)}/{below}", recursive=True)))
         drawn = {Path(out).resolve() for out in (config.out, config.crops or config.out) if config.recursive}
         drawn -= {path.resolve()}
-        files = [file for file in inside if not file.is_dir() and not drawn & {*file.resolve().parents}]
+        files = [file for file in inside if not file.is_dir() and not drawn & {*Path(os.path.realpath(file)).parents}]
         images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
         deeper = [] if is_pattern or config.recursive else [folder for folder in inside if _holds_images(folder)]
         videos = [file for file in files if is_video(file) and file not in images]

@@ -17,10 +17,11 @@ from glip.errors import DataError
 from glip.evaluate.report import markdown_table
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment, to_dict
-from glip.files import MANIFEST, atomic_write, begin_run, exclusive, read_jsonl, read_manifest, write_jsonl
+from glip.files import MANIFEST, atomic_write, begin_run, exclusive, read_jsonl, write_jsonl
 from glip.provenance import RECORD, record
 from glip.pseudo.run import run_labelling
 from glip.pseudo.select import select
+from glip.pseudo.store import image_folders
 from glip.structures import Sample
 from glip.train.distributed import Group
 from glip.train.loop import check_experiment
@@ -105,7 +106,7 @@ def _run_round(plan: SelfTraining, student: Path, number: int, teacher: str, dev
         name=PSEUDO,
         format="labels",
         annotations=str(selected.absolute()),
-        images=tuple(read_manifest(labels)["images"]),
+        images=image_folders(labels),
         weight=sum(entry.weight for entry in experiment.data.train) * options.share / (1 - options.share),
         soft=options.soft,
         box_loss=options.box_loss,

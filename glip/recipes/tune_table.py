@@ -106,6 +106,8 @@ def read_ledger(path: Path) -> list[TableRow]:
     rows: dict[tuple[str, ...], TableRow] = {}
     for number, tree in enumerate(read_jsonl(path) if path.is_file() else (), start=1):
         row = parse(TableRow, tree, at=f"{path}, line {number}", error=DataError)
+        if not {FIGURE_OF, UNTUNED} <= row.figures.keys() or not (row.shots == "all" or row.shots.isdecimal()):
+            raise DataError(f"{path}, line {number}: no {FIGURE_OF!r} or a wrong number of shots: delete the line")
         rows.setdefault(row.key, row)
     return list(rows.values())
 

@@ -35,7 +35,8 @@ class Tokenizer:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         whole, vocabulary = self.folder / "tokenizer.json", self.folder / "vocab.txt"
-        if not whole.is_file() and not vocabulary.is_file():
+        self.files = [file for file in (whole, vocabulary) if file.is_file()]
+        if not self.files:
             raise CheckpointError(f"{self.folder}: no vocab.txt or tokenizer.json there: give a model folder with one")
         try:
             self._bert: tokenizers.Tokenizer | BertWordPieceTokenizer = (
@@ -43,8 +44,13 @@ class Tokenizer:
                 if whole.is_file()
                 else BertWordPieceTokenizer.from_file(str(vocabulary))
             )
+            missing = [word for word in (UNKNOWN, "[CLS]", "[SEP]") if self._bert.token_to_id(word) is None]
+            problem = f"no {missing[0]} in it" if missing else ""
+            self.size = 1 + max(self._bert.get_vocab().values(), default=0)  # the largest id and one
         except Exception as error:  # the library raises Exception itself
-            raise CheckpointError(f"{self.folder}: its tokenizer cannot be read ({error}): copy it again") from None
+            problem = str(error)
+        if problem:
+            raise CheckpointError(f"{self.folder}: its tokenizer cannot be read ({problem[:200]}): copy it again")
 
     def __call__(self, caption: str) -> Encoding:
         """Tokenize one caption, never truncated: ``ids`` and ``offsets``, [CLS] and [SEP] included."""
@@ -133,7 +139,9 @@ def warn_of_unknown_words(unknown_words: Callable[[str], tuple[str, ...]], promp
     for prompt in prompts:
         words = " ".join(prompt.texts)
         if unknown := tuple(dict.fromkeys(unknown_words(words))):
-            listed = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if unknown[5:] else "")
+            listed = ", ".join(repr(word[:40]) for word in unknown[:5]) + (
+                f" and {len(unknown) - 5} more" if unknown[5:] else ""
+            )
             if len(unknown) == len(set(words.split())):
                 raise GlipError(f"prompt: the model cannot read {listed}: write it in English words")
             warnings.warn(f"the model cannot read {listed}: to it such words are all alike", stacklevel=4)

@@ -18,8 +18,9 @@ from small import RELEASED, release_state
 
 import glip
 from glip.cli.main import main
+from glip.data.image import load_image
 from glip.data.labels import read_labels
-from glip.errors import ConfigError
+from glip.errors import ConfigError, ImageError
 from glip.model.weights import load_pretrained
 from glip.recipes.detect_config import DetectConfig
 from glip.recipes.detect_files import find_images
@@ -121,6 +122,16 @@ def test_folders_and_patterns(detect, shots, tmp_path, image):
     assert last == f"4 images, {found.total()} detections, drawn in out, {LINES}"
     code, out, _ = detect("shots", "dog", "--threshold", 1)
     assert "read as ONE name, 'dog'" in out and out.endswith("4 images, 0 detections, drawn in out\n")
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_a_link_to_itself_costs_only_itself(recursive, image, tmp_path):
+    image.save(tmp_path / "a.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    found = find_images([str(tmp_path)], DetectConfig(recursive=recursive))
+    assert [path.name for path in found] == ["a.png", "loop.png"]
+    with pytest.raises(ImageError, match="loop.png' cannot be read"):
+        load_image(found[1])
 
 
 def test_what_a_folder_holds_besides_is_told(shots, image, capsys):

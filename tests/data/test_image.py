@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+import glip.data.image
 from glip.data.image import ENDINGS, _notice, image_size, load_image, open_any, stated_size
 from glip.errors import ImageError
 from glip.structures import TarMember
@@ -338,3 +339,24 @@ def test_heic(tmp_path):
     pillow_heif.from_pillow(photo).save(path, exif=turned(6).tobytes())
     upright = load_image(path)
     assert upright.size == image_size(path) == (40, 60) and upright.getpixel((35, 5))[0] > 200
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "I;16", "I", "F", "P"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_rows_give_the_same_pixels_as_the_whole(mode, orientation, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 255, (17, 23, 4), dtype=np.uint8)
+    image = Image.fromarray(values, "RGBA").convert("L" if mode in ("I;16", "PA") else "RGBA" if "A" in mode else "RGB")
+    image = image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    image.getexif()[0x0112] = orientation
+    whole = open_any(image)
+    monkeypatch.setattr(glip.data.image, "_STRIP", 50)
+    assert whole.size == ((23, 17) if orientation == 1 else (17, 23)) and whole.tobytes() == open_any(image).tobytes()
+
+
+def test_costly_formats_have_lower_limits(save, monkeypatch):
+    path = save(Image.new("RGB", (20, 20)), "a.jpg", progressive=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 240)
+    refused(path, "is too large (20 x 20 pixels of progressive JPEG): scale it down")
+    assert load_image(save(Image.new("RGB", (20, 20)), "b.jpg")).size == (20, 20)

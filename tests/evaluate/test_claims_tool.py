@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import claims
 import pytest
 
+from glip.errors import DataError
 from glip.train.start import load_config
 
 FIGURES = {"novel AP50": 0.5, "seen AP50": 0.6, "novel recall@1": 0.3, "seen recall@1": 0.4}
@@ -89,3 +90,17 @@ def test_the_tables_of_the_docs_are_those_of_the_ledgers(tmp_path, monkeypatch):
     once = (tmp_path / "claims.md").read_text()
     assert "| A: no fusion | 32,000 | 2 | 0.550 ± 0.071 | 0.650 ± 0.071 | 0.350 ± 0.071 | 0.450 ± 0.071 | 12 |" in once
     assert once.split("<!--")[0] == page.split("<!--")[0] and once.split("-->")[-1] == page.split("-->")[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arm": ["a"]}, r"claims\.jsonl, line 1\.arm: got \['a'\]: give text"),
+        ({"figures": {"novel AP50": "high"}}, r"line 1\.figures\.novel AP50: got 'high': give a number"),
+        ({"figures": {}}, r"line 1: no figure 'novel AP50': delete the line"),
+    ],
+)
+def test_edited_rows_are_refused_with_their_line(change, message, ledger):
+    ledger.write_text(json.dumps(row("a", 0, 0) | change) + "\n")
+    with pytest.raises(DataError, match=message):
+        claims.STUDIES["arms"].groups()

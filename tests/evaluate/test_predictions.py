@@ -10,6 +10,7 @@ from scored import captioned, detections, sample
 
 from glip.data.sets import SkipCounter
 from glip.encoded import FeatureCache
+from glip.errors import DataError
 from glip.evaluate import run
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions, detect_all
 from glip.structures import Prompt
@@ -156,3 +157,24 @@ def test_processes_read_one_another(tmp_path):
         assert PredictionStore(tmp_path, SETTINGS, process=process).done == {0, 1, 2, 3}
     main.reload()
     assert [one.index for _, one in main.read(SAMPLES, QueryOptions())] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("first", range(3))
+def test_a_changed_byte_is_found(tmp_path, first):
+    """Also in the heads of the columns, whose shapes decide what is read, and which the file's checksums leave out."""
+    store = written(tmp_path, 0, 1)
+    wanted = list(store.read(SAMPLES, QueryOptions()))
+    [path] = tmp_path.glob("part-*.npz")
+    good, refused = path.read_bytes(), 0
+    for place in range(first, len(good), 31):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << place % 8]) + good[place + 1 :])
+        try:
+            found = list(PredictionStore(tmp_path, SETTINGS).read(SAMPLES, QueryOptions()))
+        except DataError as error:
+            assert "part-0-000000.npz' are damaged" in str(error) and "delete the file" in str(error)
+            refused += 1
+            continue
+        assert [one.index for _, one in found] == [one.index for _, one in wanted]
+        for (_, one), (_, other) in zip(found, wanted, strict=True):
+            assert torch.equal(one.found.boxes, other.found.boxes) and torch.equal(one.found.scores, other.found.scores)
+    assert refused > 20

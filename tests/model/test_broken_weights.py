@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import SMALL, VOCABULARY, release_state, saved, seeded, to_mmdet
 
+from glip.detector import Detector
 from glip.errors import CheckpointError
 from glip.model.weights import RELEASED as NAMED
 from glip.model.weights import list_pretrained, load_pretrained, save_pretrained
@@ -125,8 +128,20 @@ def test_incomplete_folders(folder, tmp_path):
         ({"head": {"groups": 5}}, "head.groups: got 5"),
         ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give a list of 4"),
         ({"head": {"channels": 64}}, "are not of this model"),
-        ({"language": {"vocabulary": 10**12}}, "are not of this model"),  # no memory is reserved for it
-        ({"language": {"vocabulary": 10**30}}, "no model has such sizes"),
+        ({"language": {"vocabulary": 400_000}}, "are not of this model"),  # no memory is reserved for it
+        (
+            {"language": {"vocabulary": 10**12}},
+            "language.vocabulary: got 1000000000000: give a whole number, 4 or more",
+        ),
+        ({"language": {"dropout": math.nan}}, "language.dropout: got nan: give a number, 0 or more and at most 1"),
+        ({"language": {"hidden": 0}}, "language.hidden: got 0: give a whole number, 4 or more"),
+        ({"language": {"positions": 100}}, "max_tokens: got 256: give at most language.positions 100"),
+        ({"vision": {"window": 2**70}}, "give a whole number, 1 or more and at most 64"),
+        ({"vision": {"heads": [1, 1, 2]}}, "vision.heads: got [1, 1, 2]: give a list of 4"),
+        ({"vision": {"widths": [16, 32, 64, 64]}}, "give each stage of swin twice the width before it"),
+        ({"image": {"std": [1.0, 0.0, 1.0]}}, "image.std[1]: got 0.0: give a number, more than 0"),
+        ({"image": {"mean": [1.0]}}, "image.mean: got [1.0]: give a list of 3"),
+        ({"inference": {"candidates_per_level": 10**30}}, "1 or more and at most 9,007,199,254,740,992"),
         ({"language": {"layers": 10**9}}, "language.layers: got 1000000000"),
         (b"{", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
@@ -139,6 +154,28 @@ def test_broken_config_json(changes, message, folder):
         changes = json.dumps(tree | {key: tree.get(key, {}) | value for key, value in changes.items()}).encode()
     file.write_bytes(changes)
     assert message in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (None, "no vocab.txt or tokenizer.json there"),
+        (b"\xff\xfe[UNK]", "valid UTF-8"),
+        (b"[CLS]\n[SEP]\ncat\n", "no [UNK] in it"),
+        (b"", "cannot be read"),
+        (b"[UNK]\n[CLS]\n[SEP]\n" + b"\n".join(b"w%d" % n for n in range(300)), "303 tokens, the model 300"),
+    ],
+)
+def test_broken_vocabularies(words, message, folder, tmp_path):
+    (folder / "vocab.txt").unlink()
+    if words is not None:
+        (folder / "vocab.txt").write_bytes(words)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        Detector.from_pretrained(folder, device="cpu")
+    if words is None:
+        loaded = load_pretrained(folder)
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            save_pretrained(tmp_path / "copy", loaded.model, loaded.config, loaded.tokenizer)
 
 
 def test_rows_without_scales(tmp_path):

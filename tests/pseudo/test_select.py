@@ -20,7 +20,7 @@ from glip.pseudo.select import (
     select,
     select_boxes,
 )
-from glip.pseudo.store import write_shard
+from glip.pseudo.store import image_folders, write_report, write_shard
 from glip.structures import Prompt, Sample
 
 A, NEAR, FAR = [10.0, 10.0, 30.0, 30.0], [11.0, 10.0, 31.0, 30.0], [60.0, 60.0, 80.0, 80.0]
@@ -131,3 +131,38 @@ def test_table_and_plot(tmp_path):
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     with pytest.raises(DataError, match="No label has an image and caption of the 1 with ground truth"):
         score_labels([{**labels(), "caption": "other"}], [SAMPLE], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.pop("boxes"), r"a\.jsonl, line 2: missing key 'boxes'"),
+        (lambda one: one["boxes"][0].pop("score"), r"line 2.boxes\[0\]: missing key 'score'"),
+        (lambda one: one["boxes"][0].update(score="high"), r"boxes\[0\].score: got 'high': give a number, 0 or more"),
+        (lambda one: one["boxes"][0].update(score=float("nan")), r"score: got nan: give a number"),
+        (lambda one: one["boxes"][0].update(box=[1.0, 2.0]), r"boxes\[0\].box: got \[1.0, 2.0\]: give a list"),
+        (lambda one: one["boxes"][0].update(phrases=[-1]), r"phrases\[0\]: got -1: give a whole number, 0 or more"),
+        (lambda one: one["phrases"][0].update(spans=[[1]]), r"phrases\[0\].spans\[0\]"),
+        (lambda one: one.update(width=0), "width: got 0: give a whole number, 1 or more"),
+        (lambda one: one.update(caption=["a"]), r"caption: got \['a'\]"),
+        (lambda one: one.clear(), "missing key 'image'"),
+    ],
+)
+def test_edited_labels_are_refused_with_their_row(change, message, tmp_path):
+    rows = [row((A, 0, 0.9)), row((A, 0, 0.9))]
+    change(rows[1])
+    write_shard(tmp_path, "a", "jsonl", rows, {})
+    with pytest.raises(DataError, match=message):
+        select(tmp_path, tmp_path / "out.jsonl", SelectConfig())
+
+
+def test_broken_columns_and_reports_name_their_file(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 broken PAR1")
+    (tmp_path / "a.report.json").write_text('{"pairs": "three"}')
+    with pytest.raises(DataError, match=r"a\.parquet: not parquet that can be read"):
+        select(tmp_path, tmp_path / "out.jsonl", SelectConfig())
+    with pytest.raises(DataError, match=r"a\.report\.json: pairs: got 'three': give a number, 0 or more"):
+        write_report(tmp_path, 1, {})
+    (tmp_path / "manifest.json").write_text('{"images": 3}')
+    with pytest.raises(DataError, match=r"manifest\.json: images: got 3: give a list"):
+        image_folders(tmp_path)
