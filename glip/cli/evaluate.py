@@ -35,6 +35,7 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     from glip.evaluate.benchmark import load_benchmarks
     from glip.evaluate.odinw import ODINW
     from glip.evaluate.scoring import score_file
+    from glip.files import exclusive
 
     if len(args.names) != 1 or args.names[0] in ODINW or args.model or config.save_thresholds:
         raise ConfigError(
@@ -44,6 +45,7 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     [[benchmark]] = load_benchmarks(args.names, config).values()
     file = Path(args.predictions)
     folder = Path(config.out) / benchmark.name if config.out else file.with_name(f"{file.stem}-{benchmark.name}")
-    print(score_file(benchmark, file, folder, draw=config.draw).markdown())
+    with exclusive(folder):
+        print(score_file(benchmark, file, folder, draw=config.draw).markdown())
     print(f"the report is in {folder}")
     return 0

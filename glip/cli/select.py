@@ -12,7 +12,7 @@ from glip.console import counted
 def run(args: argparse.Namespace) -> int:
     """Select; the last line names the written file."""
     config = read_options(SelectConfig, args)
-    from glip.files import read_manifest, write_json
+    from glip.files import exclusive, read_manifest, write_json
     from glip.pseudo.select import select
     from glip.pseudo.store import unfinished
 
@@ -20,12 +20,13 @@ def run(args: argparse.Namespace) -> int:
     images = read_manifest(labels)["images"]
     if missing := unfinished(labels):
         print(f"notice: {missing}", file=sys.stderr)
-    if args.ground_truth:
-        _measure(args)
     out = Path(args.out or labels / "selected.jsonl")
-    found = select(labels, out, config)
-    totals = {"pairs": found.pairs, "boxes": found.boxes}
-    write_json(out.with_suffix(".summary.json"), {"options": vars(config), **totals, **vars(found)})
+    with exclusive(out, is_file=True):
+        if args.ground_truth:
+            _measure(args)
+        found = select(labels, out, config)
+        totals = {"pairs": found.pairs, "boxes": found.boxes}
+        write_json(out.with_suffix(".summary.json"), {"options": vars(config), **totals, **vars(found)})
     for (what, total), one in zip(totals.items(), ("pair", "box"), strict=True):
         reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
         print(

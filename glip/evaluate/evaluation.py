@@ -18,7 +18,7 @@ from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, overview
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
-from glip.files import atomic_write
+from glip.files import atomic_write, exclusive, remove_partials
 from glip.model.adapt import digest_of, save_adaptation
 from glip.model.weights import pretrained_config, store_thresholds
 from glip.text.class_prompts import ClassPrompt
@@ -50,6 +50,7 @@ def evaluate(
         gather: exchanges messages between the processes.
     """
     out, reports = Path(config.out or OUT), dict[Variant, list[Report]]()
+    remove_partials(out)
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names, config)
         if problem := _early_problem(models, [benchmark for own in benchmarks.values() for benchmark in own], config):
@@ -64,7 +65,8 @@ def evaluate(
             found: list[Report] = []
             for benchmark in own:
                 place = folder / part / benchmark.name
-                found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
+                with exclusive(place, main=share[0] == 0, gather=gather):
+                    found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, prompts), []).extend(found)
             if name in ODINW and found:
                 page = odinw_page(found, ODINW[name])

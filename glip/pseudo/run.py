@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -66,7 +65,7 @@ def run_labelling(
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
     weights = weights_fingerprint(load_pretrained(model).model.state_dict())[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
-    with exclusive(folder) if rank == 0 else nullcontext():
+    with exclusive(folder, main=rank == 0):
         shards = find_shards(entry, config.per_shard)
         check_images(shards)
         begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})

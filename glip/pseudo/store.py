@@ -61,20 +61,29 @@ def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report
     write_json(folder / f"{shard}{_SHARD_REPORT}", report)
 
 
+def finished_shards(folder: Path) -> dict[Path, Path]:
+    """The label file of each finished shard, by name, and its report; other files of the folder are not labels."""
+    found = dict[Path, Path]()
+    for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
+        name = report.name.removesuffix(_SHARD_REPORT)
+        columns = folder / f"{name}.parquet"
+        found[columns if columns.is_file() else folder / f"{name}.jsonl"] = report
+    return found
+
+
 def read_rows(folder: Path) -> Iterator[Row]:
     """The labels of all finished shards, by name.
 
     Raises:
         DataError: a line that is not JSON.
     """
-    for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
-        name = report.name.removesuffix(_SHARD_REPORT)
-        if not (folder / f"{name}.parquet").is_file():
-            yield from read_jsonl(folder / f"{name}.jsonl")
+    for labels in finished_shards(folder):
+        if labels.suffix == ".jsonl":
+            yield from read_jsonl(labels)
             continue
         import pyarrow.parquet
 
-        with pyarrow.parquet.ParquetFile(folder / f"{name}.parquet") as file:
+        with pyarrow.parquet.ParquetFile(labels) as file:
             for row in (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist()):
                 given = {key: value for key, value in row.items() if value is not None}
                 yield {**given, "id": json.loads(row["id"])}
@@ -100,7 +109,7 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
 
 def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
-    done, report = len(list(folder.glob(f"*{_SHARD_REPORT}"))), folder / REPORT
+    done, report = len(finished_shards(folder)), folder / REPORT
     total = read_json(report)["shards in all"] if report.is_file() else done
     if done >= total:
         return ""
@@ -118,7 +127,7 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
         shards: how many shards there are in all.
         failed: shards whose input cannot be read, and why.
     """
-    reports = [read_json(path) for path in sorted(folder.glob(f"*{_SHARD_REPORT}"))]
+    reports = [read_json(path) for path in finished_shards(folder).values()]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
     total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}
     for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):

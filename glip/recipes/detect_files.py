@@ -15,6 +15,7 @@ from glip.console import ProgressBar, counted
 from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
+from glip.files import exclusive, remove_partials
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.result_files import WRITERS, Writer, image_folder, output_names, write_crops, write_lines
@@ -114,6 +115,9 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
     for file in [*files, *list(drawn.values())[:is_drawn]]:
         file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
+        remove_partials(config.out)
+        if any(file.parent.name == _RESULTS for file in files):
+            stack.enter_context(exclusive(Path(config.out, _RESULTS)))
         writers = [stack.enter_context(write(file, paths, asked)) for file, write in files.items()]
         for path, image, found in _detections(detector, paths, prompt, config, bar):
             summary.add(found)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from glip.data.sets import SampleSet
 from glip.data.writers import ImageFolders, write_coco, write_labels
-from glip.files import atomic_write, begin_run
+from glip.files import atomic_write, begin_run, writing
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
 from glip.visualize import save_image
@@ -56,7 +56,10 @@ def to_line(path: Path, detections: Detections) -> str:
 @contextmanager
 def write_lines(file: Path, *_: object) -> Iterator[Add]:
     """JSON lines, each as its result comes; to standard output for "-"."""
-    with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines:
+    with (
+        writing(file),
+        nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines,
+    ):
         yield lambda path, _, found: print(to_line(path, found), file=lines, flush=True)
 
 

@@ -15,6 +15,7 @@ from glip.data.sets import Validation
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment
+from glip.files import exclusive
 from glip.model.glip import GLIP, build
 from glip.model.weights import (
     ASSETS,
@@ -51,10 +52,9 @@ def run(
     data, settings, folder = experiment.data, experiment.train, Path(experiment.train.output, "model")
     if not data.train:
         raise ConfigError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
-    with process_group(device) as group:
+    with process_group(device) as group, exclusive(folder.parent, main=group.main, gather=group.gather):
         report = main_only(group, report)
         check_experiment(experiment, group)
-        folder.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
         torch.manual_seed(settings.seed)
         model, config, vocabulary = starting_model(experiment)
         tokenizer = Tokenizer(vocabulary)
