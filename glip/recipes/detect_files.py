@@ -15,7 +15,7 @@ from glip.console import ProgressBar, counted
 from glip.data.image import ENDINGS, load_image
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
-from glip.files import exclusive, remove_partials
+from glip.files import exclusive, remove_partials, writing
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.result_files import WRITERS, Writer, image_folder, output_names, write_crops, write_lines
@@ -113,7 +113,8 @@ def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | Non
     is_drawn, is_small = config.draw and config.out != "-", len(paths) <= _FEW
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
     for file in [*files, *list(drawn.values())[:is_drawn]]:
-        file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
         remove_partials(config.out)
         if any(file.parent.name == _RESULTS for file in files):
