@@ -112,11 +112,14 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """A matplotlib figure of a size in inches, its lines in our colours, written whole or not at all at the end."""
     import matplotlib
-    from matplotlib import rcsetup
+    from matplotlib import font_manager, rcsetup
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
-    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
+    fonts, known = [letters(12, file).getname()[0] for file in lettering.system_fonts()], font_manager.fontManager
+    for name, file in zip(fonts, lettering.system_fonts(), strict=True):
+        if all(font.name != name for font in known.ttflist):  # its list may be older than the font
+            known.addfont(file)
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
         canvas = Figure(figsize=(width, height), layout="constrained")

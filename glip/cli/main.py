@@ -15,6 +15,8 @@ from glip.errors import GlipError
 from glip.signals import AGAIN
 
 _RESUMING = ("train", "tune", "label", "self-train", "evaluate")
+_BUG = "this is a bug in glip: please report it with the traceback above"
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "start new thread")  # of torch, CUDA, C++, Python
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt in glibc
 
 
@@ -41,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
-    except Exception:
-        traceback.print_exc()
-        print(f"glip {args.verb}: this is a bug in glip: please report it with the traceback above", file=sys.stderr)
-        code = 1
+    except Exception as error:
+        full = isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+        if args.traceback or not full:
+            traceback.print_exc()
+        advice = "not enough memory: lower the batch size or the image size" if full else _BUG
+        print(f"glip {args.verb}: {advice}", file=sys.stderr)
+        code = 2 if full else 1
     sys.exit(code)
 
 

@@ -233,7 +233,7 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
 
 def _restarted(dataset: MixtureDataset, start: int) -> Iterator[Step | GlipError]:
     """The steps in order; where a worker dies, such as for want of memory, new ones go on with the step that is due."""
-    workers, begun = dataset.data.workers, -1
+    workers, begun, reason = dataset.data.workers, -1, ""
     while begun < start:
         begun = start
         loader = DataLoader(
@@ -251,14 +251,15 @@ def _restarted(dataset: MixtureDataset, start: int) -> Iterator[Step | GlipError
                 yield step
                 start += 1
             return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+        except (RuntimeError, EOFError, OSError) as error:  # what the dead one has sent may be out of reach, too
+            if not workers or str(error).startswith("Caught"):  # an error in a worker is no death
                 raise
+            reason = f"{type(error).__name__} {error}"[:80]
             _log.warning("a loader worker died, new ones go on with step %d", start + 1)
             for process in steps._workers:  # type: ignore[attr-defined]  # may wait forever for what the dead one held
                 process.kill()
     raise TrainingError(
-        f"loader workers die before step {start + 1} is made, perhaps for want of memory: lower data.workers ({workers})"
+        f"loader workers die before step {start + 1} is made ({reason}): lower data.workers={workers}, or free memory"
     )
 
 

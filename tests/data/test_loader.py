@@ -138,7 +138,7 @@ def test_the_models_random_numbers_do_not_depend_on_the_loader(mixture):
 def test_workers_change_nothing_even_if_one_is_killed(mixture, caplog):
     (mixture.images / "2.png").write_bytes(b"broken")
     alone, spread = steps_of(mixture(workers=0, steps=30), start=3), list[Step]()
-    for step in load_steps(mixture(workers=1, steps=30), start=3):
+    for step in load_steps(mixture(workers=2, steps=30), start=3):
         spread.append(step)
         if len(spread) == 5:
             os.kill(min(process.pid for process in multiprocessing.active_children()), signal.SIGKILL)
