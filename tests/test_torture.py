@@ -1,4 +1,4 @@
-"""Every verb that runs long, killed inside a write, flooded and started twice at once, in the short form of the tool."""
+"""Verbs that run long, killed inside a write, flooded and started twice at once: the short form of tools/torture.py."""
 
 import subprocess
 import sys

@@ -33,7 +33,7 @@ SHARDS, CAPTIONS, IMAGES = 200, 100_000, 2_000
 BOXES, PER_PAIR = 10_000_000, 50
 ANNOTATIONS, PER_IMAGE, CATEGORIES = 2_000_000, 20, 365
 LVIS_IMAGES, LVIS_DETECTIONS = 19_809, 300
-STEPS, KILL_EVERY = 2_000, 60.0  # seconds between two kills of a loader worker
+STEPS, KILL_EVERY = 2_000, 80  # steps between two kills of a loader worker
 KINDS = ("circle", "star", "square", "heart", "car", "cup", "house", "tree", "key", "dog", "cat", "boat")
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "black", "white", "pink", "brown")
 PLACES = ("beside", "under", "on", "behind", "near", "in front of")
@@ -316,12 +316,15 @@ def _train(work: Path, name: str, steps: int) -> tuple[list[Any], dict[str, Any]
     validator = Validator(
         {"drawn": read_set(resolve(row, experiment.data, "val"), experiment.data.root).samples}, images=0
     )
-    kills, ended = list[int](), threading.Event()
-    if name == "killed":
-        threading.Thread(target=_kill_workers, args=(kills, ended), daemon=True).start()
+    lines, kills = list[str](), list[int]()
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if name == "killed" and len(lines) % KILL_EVERY == 0:
+            threading.Timer(random.uniform(0, 2), _kill_workers, [kills]).start()
+
     with Watch() as watch:
-        run(experiment, validator=validator, report=_quiet)
-    ended.set()
+        run(experiment, validator=validator, report=report)
     quarter = len(watch.rows) // 4
     handles = [mean(r[2] for r in rows) for rows in (watch.rows[quarter : 2 * quarter], watch.rows[-quarter:])]
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -333,16 +336,10 @@ def _train(work: Path, name: str, steps: int) -> tuple[list[Any], dict[str, Any]
     }  # fmt: skip
 
 
-def _kill_workers(kills: list[int], ended: threading.Event) -> None:
-    """Kill a loader worker now and then."""
-    while not ended.wait(KILL_EVERY):
-        for process in multiprocessing.active_children():
-            os.kill(process.pid or 0, signal.SIGKILL)
-            kills.append(process.pid or 0)
-
-
-def _quiet(_: str) -> None:
-    """Print nothing: the table is printed at the end."""
+def _kill_workers(kills: list[int]) -> None:
+    for process in multiprocessing.active_children():
+        os.kill(process.pid or 0, signal.SIGKILL)
+        kills.append(process.pid or 0)
 
 
 PARTS: dict[str, Callable[[Path, float], dict[str, Any]]] = {
