@@ -30,17 +30,17 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 840,
+    "cli": 850,
     "config": 400,
     "console": 40,
-    "data": 4_170,
+    "data": 4_200,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 30,
     "evaluate": 2_550,
     "experiment": 130,
-    "files": 220,
+    "files": 290,
     "geometry": 250,
     "lettering": 250,
     "loss": 160,
@@ -48,8 +48,8 @@ BUDGETS = {  # lines of each room
     "options": 80,
     "postprocess": 130,
     "processor": 140,
-    "pseudo": 1_000,
-    "recipes": 1_020,
+    "pseudo": 1_010,
+    "recipes": 1_030,
     "results": 200,
     "schema": 150,
     "shapes": 30,
@@ -59,7 +59,7 @@ BUDGETS = {  # lines of each room
     "train": 1_570,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 17_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 17_230, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

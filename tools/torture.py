@@ -24,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -385,19 +385,18 @@ def torture(job: tuple[str, Sequence[str], int, Path, int]) -> tuple[str, dict[s
     return "", tortured.counts
 
 
-def report(found: dict[str, tuple[str, dict[str, Count]]]) -> bool:
-    """Print the table and what is wrong; gives whether anything is."""
-    columns = ("tried", "resumed", "lost", "wrong", "left")
+def report(found: Iterable[tuple[str, dict[str, Count]]], names: Sequence[str]) -> bool:
+    """Print the table as it comes and then what is wrong; gives whether anything is."""
+    columns, total, problems = ("tried", "resumed", "lost", "wrong", "left"), Counter[str](), list[str]()
     print(f"| verb | blow | {' | '.join(columns)} over |\n|---|---|{'---|' * len(columns)}")
-    total = Counter[str]()
-    for name, (skipped, counts) in found.items():
+    for name, (skipped, counts) in zip(names, found, strict=True):
         if skipped:
-            print(f"| {name} | skipped: {skipped} |{' |' * len(columns)}")
+            print(f"| {name} | none: {skipped[:100]} |{' |' * len(columns)}")
         for blow, count in counts.items():
-            print(f"| {name} | {blow} | {' | '.join(str(getattr(count, column)) for column in columns)} |")
+            print(f"| {name} | {blow} | {' | '.join(str(getattr(count, column)) for column in columns)} |", flush=True)
             total.update({column: getattr(count, column) for column in columns})
+            problems += count.problems
     print(f"| **all** | | {' | '.join(str(total[column]) for column in columns)} |")
-    problems = [problem for _, counts in found.values() for count in counts.values() for problem in count.problems]
     print(*problems, sep="\n", file=sys.stderr)
     return bool(problems) or total["resumed"] < total["tried"]
 
@@ -420,8 +419,7 @@ def main() -> None:
     child.start(), child.join()
     jobs = [(name, args.blows, tries, place, args.seed) for name in args.only]
     with get_context("fork").Pool(args.workers, maxtasksperchild=1) as pool:
-        found = dict(zip(args.only, pool.imap(torture, jobs, chunksize=1), strict=True))
-    failed = report(found)
+        failed = report(pool.imap(torture, jobs, chunksize=1), args.only)
     if not failed:
         shutil.rmtree(place)
     sys.exit(failed)

@@ -3,6 +3,7 @@
 import ctypes
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
+        with suppress(ValueError):  # another thread than the main one
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds the program at its end
         resumes = args.verb in _RESUMING and not getattr(args, "predictions", None)
         kept = "drawn images and JSON lines are kept, other files are not written; " * (args.verb == "detect")
         usual = AGAIN if resumes else f"{kept}the same command starts over"

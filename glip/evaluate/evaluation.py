@@ -65,8 +65,7 @@ def evaluate(
             found: list[Report] = []
             for benchmark in own:
                 place = folder / part / benchmark.name
-                with exclusive(place, main=share[0] == 0, gather=gather):
-                    found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
+                found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, prompts), []).extend(found)
             if name in ODINW and found:
                 page = odinw_page(found, ODINW[name])
@@ -122,16 +121,17 @@ def _evaluate_set(
 ) -> list[Report]:
     """The report of one model on one set, in the main process."""
     main = share[0] == 0
-    with _all_or_none(gather):
-        options = query_options(benchmark, config, prompts)
-        store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
-        others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)
-    if main and others:
-        show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
-    with _all_or_none(gather):
-        _collect(detector, benchmark, store, options, share)
-    with _all_or_none(gather):
-        found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
+    with exclusive(place, main=main, gather=gather):
+        with _all_or_none(gather):
+            options = query_options(benchmark, config, prompts)
+            store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
+            others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)
+        if main and others:
+            show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+        with _all_or_none(gather):
+            _collect(detector, benchmark, store, options, share)
+        with _all_or_none(gather):
+            found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
     if main:
         show(found[0].markdown())
     return found
