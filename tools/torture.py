@@ -43,7 +43,7 @@ from torture_parts import (
     limit_memory,
     note_events,
     set_clock_back,
-    slow,
+    wait_for,
 )
 
 from glip.cli.main import main as glip
@@ -339,15 +339,15 @@ def read_only(_: Tortured, run: Run) -> list[int]:
 
 
 def two_at_once(_: Tortured, run: Run) -> list[int]:
-    """A second run in the same folder: it ends with a sentence, or comes after the first one."""
-    run.start(partial(count_events, slow))
-    other = Run(run.verb, run.folder, run.arguments, number=1)
-    for _ in range(PATIENCE * 100):
-        if any(run.folder.rglob("*.lock")):
-            break
+    """A second run in the folder while the first one is in the midst of its first write: it ends with a sentence."""
+    run.start(partial(count_events, partial(wait_for, run.folder / "go")))
+    other, began = Run(run.verb, run.folder, run.arguments, number=1), time.monotonic()
+    while not any(run.folder.rglob("*.lock")) and time.monotonic() - began < PATIENCE:
         time.sleep(0.01)
-    refused, first = other.start().wait(), run.wait()
-    is_clear = not any(refused) or (2 in refused and "another run writes to" in other.words())
+    refused = other.start().wait()
+    (run.folder / "go").touch()
+    first = run.wait()
+    is_clear = 2 in refused and "another run writes to" in other.words()
     assert is_clear and not any(first), f"the two ended with {first} and {refused}: {other.words()[-300:]}"
     return first
 

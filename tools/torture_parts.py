@@ -96,10 +96,11 @@ def die_at(wanted: tuple[str, int], what: str, number: int) -> None:
         die()
 
 
-def slow(what: str, number: int) -> None:
-    """Wait before the first rename, so that another run surely comes in between."""
-    if (what, number) == ("before", 1):
-        time.sleep(2.0)
+def wait_for(path: Path, what: str, number: int) -> None:
+    """Wait before the first rename until a file is there, so that another run surely comes in between."""
+    began = time.monotonic()
+    while (what, number) == ("before", 1) and not path.exists() and time.monotonic() - began < HOUR / 20:
+        time.sleep(0.05)
 
 
 def limit(kind: int, value: int, ending: Any = signal.SIG_IGN) -> None:
