@@ -80,7 +80,7 @@ def count_events(act: Callable[[str, int], None], cut: int = 0) -> None:
             return CutFile(found) if numbers["open"] == cut else found
         return found
 
-    os.replace, io.open, builtins.open = renaming, opening, opening
+    os.replace, io.open, builtins.open = renaming, opening, opening  # type: ignore[assignment]
 
 
 def note_events(path: Path, what: str, number: int) -> None:
@@ -124,7 +124,9 @@ def set_clock_back() -> None:
 def become_nobody() -> None:
     """A user who may not write; root may everywhere."""
     if os.getuid() == 0:
-        os.setgroups([]), os.setgid(NOBODY), os.setuid(NOBODY)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
 
 
 # ---- what a run has left
