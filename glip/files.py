@@ -6,12 +6,13 @@ Everything that glip writes to disk goes through ``atomic_write``.
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import typing
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from glip.errors import DataError, GlipError
 
 MANIFEST = "manifest.json"
 _LOCK = ".lock"
+_PARTIAL = re.compile(r"\..+\.(\w+)-(\d+)\.partial")  # a file that is being written, by machine and process
 _SHOWN = 5  # differences that an error lists
 _LONGEST = 100  # bytes of a file's name that is made of another name; systems take 255 with what is added
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(\.|$)", re.IGNORECASE)  # device files of Windows
@@ -60,6 +62,10 @@ def refuse_special(path: str | Path) -> None:
         raise DataError(f"{str(path)!r} is a pipe or a device: give a file")
 
 
+class WriteError(OSError):
+    """A file that cannot be written; the message names it, the free space and the next step."""
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) -> Iterator[IO[Any]]:
     """Open a file that replaces ``path`` when the block ends; after an error or a kill the old file is unchanged.
@@ -70,7 +76,7 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         durable: wait until it is on the disk, so that it also survives a power failure.
 
     Raises:
-        OSError: it cannot be written; the message names the file and the free space.
+        WriteError: it cannot be written.
     """
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
@@ -85,24 +91,63 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{str(path)!r} is a folder: give the file to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The name stays the same, so that what a kill leaves is overwritten; each process of torchrun has its own.
-    partial = path.with_name(f".{path.name}{os.environ.get('RANK', '')}.partial")
+    partial = path.with_name(f".{path.name[-50:]}.{_machine()}-{os.getpid()}.partial")  # no other process writes to it
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes a file: an error names it, the free space and the next step.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
+        yield
+    except Exception as error:
         # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
         words = ("writ", "I/O error", "unexpected pos")
         full = any(word in str(error) for word in words) and not isinstance(error, GlipError)
-        if not (isinstance(error, OSError) or full) or isinstance(error, FileNotFoundError):
+        if not (isinstance(error, OSError) or full) or isinstance(error, FileNotFoundError | WriteError):
             raise
-        free = shutil.disk_usage(path.parent).free / 1e6
-        raise OSError(
+        free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free / 1e6
+        raise WriteError(
             f"{str(path)!r} could not be written ({' '.join(str(error).split())[:120]}; {free:,.0f} MB free): make "
             "room or choose another folder, and run the same command again"
         ) from error
+
+
+def _machine() -> str:
+    return fingerprint(platform.node())[:6]
+
+
+def remove_partials(folder: str | Path) -> None:
+    """Delete what killed processes of this machine were writing in a folder, up to two levels below it."""
+    for path in (path for below in ("", "*/", "*/*/") for path in Path(folder).glob(f"{below}.*.partial")):
+        found = _PARTIAL.fullmatch(path.name)
+        if found and found[1] == _machine() and not _is_running(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether another process has this number; this one writes nothing when it clears a folder."""
+    if process == os.getpid() or os.name != "posix":  # elsewhere signal 0 would end the process
+        return process != os.getpid()
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -153,7 +198,7 @@ def append_jsonl(path: str | Path, row: Any) -> None:
     """Append one row to a file of JSON lines; it is on the disk afterwards, in place of a line that a kill cut off."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with writing(path), path.open("ab+") as file:
         file.seek(max(file.tell() - 1, 0))
         if file.read() not in (b"", b"\n"):
             file.seek(0)
@@ -226,23 +271,43 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 @contextmanager
-def exclusive(folder: str | Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a folder, made if missing; the lock ends with the process.
+def exclusive(
+    path: str | Path,
+    *,
+    is_file: bool = False,
+    wait: bool = False,
+    main: bool = True,
+    gather: Callable[[str], list[str]] = lambda problem: [problem],
+) -> Iterator[None]:
+    """Keep other runs out of a folder, made if missing; the lock ends with the process.
+
+    What killed runs were writing there is deleted.
 
     Args:
-        folder: where only one process may write.
-        wait: until the other process is done, instead of the error.
+        path: the folder where only one run may write.
+        is_file: it is a single file instead, with those named after it.
+        wait: until the other run is done, instead of the error.
+        main: whether this is the process of the run that locks.
+        gather: exchanges messages between the processes of the run, so that all of them end with the error.
 
     Raises:
-        LockedError: another process is there.
+        LockedError: another run is there.
+        WriteError: the folder cannot be written to.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / _LOCK, timeout=-1 if wait else 0):
-            yield
-    except Timeout:
-        raise LockedError(f"another run writes to {str(folder)!r}: wait for it, or give another folder") from None
+    path = Path(path)
+    lock = path.with_name(f".{path.name}{_LOCK}") if is_file else path / _LOCK
+    with ExitStack() as stack:
+        problem = f"another run writes to {str(path)!r}: wait for it, or give another {'file' if is_file else 'folder'}"
+        with writing(lock), suppress(Timeout):
+            if main:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(lock, timeout=-1 if wait else 0))
+            problem = ""
+        if problem := "".join(gather(problem)):
+            raise LockedError(problem)
+        if main:
+            remove_partials(lock.parent)
+        yield
 
 
 def fingerprint(*parts: Any) -> str:

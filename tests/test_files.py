@@ -1,6 +1,7 @@
 """Files: whole or not at all, cut lines, the same run recognized, one writer per folder."""
 
 import json
+import os
 
 import pytest
 
@@ -73,6 +74,41 @@ def test_one_writer_per_folder(tmp_path):
         pass
     with files.exclusive(tmp_path / "new", wait=True):
         pass
+
+
+def test_only_one_process_of_a_run_locks_and_all_have_its_error(tmp_path):
+    def gather(problem: str) -> list[str]:
+        return [problem, "another run writes to it"]
+
+    with files.exclusive(tmp_path):
+        with files.exclusive(tmp_path, main=False), files.exclusive(tmp_path / "a.json", is_file=True):
+            pass
+        with pytest.raises(files.LockedError, match="to it"), files.exclusive(tmp_path, main=False, gather=gather):
+            pass
+
+
+def test_what_killed_processes_were_writing_is_deleted(tmp_path):
+    child = os.fork()
+    if child == 0:
+        with files.atomic_write(tmp_path / "deep" / "a.json"):
+            os._exit(0)  # as if killed
+    os.waitpid(child, 0)
+    [dead] = (tmp_path / "deep").iterdir()
+    running = dead.with_name(dead.name.replace(f"-{child}.", f"-{os.getppid()}."))
+    other = [dead.with_name(name) for name in (".b.json.0000ff-1.partial", ".mine.partial")]
+    for path in (running, *other):
+        path.touch()
+    with files.exclusive(tmp_path):
+        assert {*(tmp_path / "deep").iterdir()} == {running, *other}, "of dead processes of this machine only"
+
+
+@pytest.mark.parametrize(
+    "write", [files.append_jsonl, files.write_json, lambda path, _: files.exclusive(path).__enter__()]
+)
+def test_every_failed_write_names_its_file(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/(\.lock|row)|'.*/file'"):
+        write(tmp_path / "file" / "row", {})
 
 
 def test_fingerprints_tell_values_apart():

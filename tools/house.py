@@ -30,17 +30,17 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 940,
+    "cli": 950,
     "config": 390,
     "console": 60,
-    "data": 4_520,
+    "data": 4_550,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 50,
     "evaluate": 2_570,
     "experiment": 160,
-    "files": 260,
+    "files": 320,
     "geometry": 250,
     "integrations": 160,
     "lettering": 250,
@@ -50,8 +50,8 @@ BUDGETS = {  # lines of each room
     "postprocess": 130,
     "processor": 150,
     "provenance": 140,
-    "pseudo": 1_340,
-    "recipes": 1_450,
+    "pseudo": 1_350,
+    "recipes": 1_470,
     "results": 200,
     "schema": 160,
     "shapes": 30,
@@ -59,9 +59,9 @@ BUDGETS = {  # lines of each room
     "structures": 190,
     "text": 910,
     "train": 1_820,
-    "visualize": 270,
+    "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 19_210, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 19_360, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

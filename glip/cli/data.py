@@ -12,6 +12,7 @@ from glip.data.catalog import class_prompts, data_root, find_set, known_sets, mi
 from glip.data.check import check
 from glip.data.label_studio import interface_of
 from glip.data.sets import SampleSet
+from glip.files import exclusive
 from glip.model.weights import ASSETS, BUNDLED
 from glip.schema import parse
 from glip.visualize import contact_sheet, save_image
@@ -58,7 +59,8 @@ def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) ->
     out, to, root = Path(args.out), args.to, data_root(args.root)
     annotations, folders = split_path(root / config.annotations)[0], [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
-    lost = catalog.WRITERS[to](found, out, folders)
+    with exclusive(out, is_file=to not in ("yolo", "voc")):
+        lost = catalog.WRITERS[to](found, out, folders)
     linked = "images are links to where they are (cp -rL copies them with the folder)"
     how = linked if to in ("yolo", "voc") else f"image names are relative to {folders[0]}"
     yield f"{out}: {counted(len(found.samples), 'sample')} as {to}; {how}"

@@ -35,7 +35,7 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     from glip.evaluate.benchmark import load_benchmarks
     from glip.evaluate.odinw import ODINW
     from glip.evaluate.scoring import score_file
-    from glip.files import file_name
+    from glip.files import exclusive, file_name
 
     if len(args.names) != 1 or args.names[0] in ODINW or args.model or config.save_thresholds:
         raise ConfigError(
@@ -46,6 +46,7 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     file = Path(args.predictions)
     name = file_name(benchmark.name)
     folder = Path(config.out) / name if config.out else file.with_name(f"{file.stem}-{name}")
-    print(score_file(benchmark, file, folder, draw=config.draw).markdown())
+    with exclusive(folder):
+        print(score_file(benchmark, file, folder, draw=config.draw).markdown())
     print(f"the report is in {folder}")
     return 0

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import io
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -17,6 +18,8 @@ from glip.errors import GlipError
 from glip.signals import AGAIN
 
 _RESUMING = ("train", "tune", "label", "self-train", "evaluate")
+_BUG = "this is a bug in glip: please report it with the traceback above"
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "start new thread")  # of torch, CUDA, C++, Python
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt in glibc
 
 
@@ -36,6 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
     except KeyboardInterrupt as error:
+        with suppress(ValueError):  # another thread than the main one
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds the program at its end
         resumes = args.verb in _RESUMING and not getattr(args, "predictions", None)
         kept = "drawn images and JSON lines are kept, other files are not written; " * (args.verb == "detect")
         usual = AGAIN if resumes else f"{kept}the same command starts over"
@@ -49,9 +54,13 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
         print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
-    except Exception:
-        traceback.print_exc()
-        print(f"glip {args.verb}: this is a bug in glip: please report it with the traceback above", file=sys.stderr)
+    except Exception as error:
+        full = isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+        if args.traceback or not full:
+            traceback.print_exc()
+        advice = "not enough memory: lower the batch size or the image size" if full else _BUG
+        print(f"glip {args.verb}: {advice}", file=sys.stderr)
+        code = 2 if full else 1
     return code
 
 

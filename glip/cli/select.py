@@ -12,6 +12,7 @@ from glip.console import counted
 def run(args: argparse.Namespace) -> int:
     """Select; the last line names the written file."""
     config = read_options(SelectConfig, args)
+    from glip.files import exclusive
     from glip.pseudo.select import select
     from glip.pseudo.store import image_folders, unfinished
 
@@ -19,10 +20,11 @@ def run(args: argparse.Namespace) -> int:
     images = image_folders(labels)
     if missing := unfinished(labels):
         print(f"notice: {missing}", file=sys.stderr)
-    if args.ground_truth:
-        _measure(args)
     out = Path(args.out or labels / "selected.jsonl")
-    found = select(labels, out, config)
+    with exclusive(out, is_file=True):
+        if args.ground_truth:
+            _measure(args)
+        found = select(labels, out, config)
     for what, total, one in (("pairs", found.pairs, "pair"), ("boxes", found.boxes, "box")):
         reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
         print(

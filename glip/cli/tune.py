@@ -1,7 +1,6 @@
 """``glip tune MODEL SET``: adapt a model to one task, or to a table of tasks; run again to resume."""
 
 import argparse
-from contextlib import nullcontext
 from pathlib import Path
 
 from glip.cli.arguments import read_options
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         cache = FeatureCache(configs[0].cache_gb)
         for config in configs:
             folder = Path(args.out or f"{_OUT}/{file_name(detector.config.name)}") / run_name(task.name, config)
-            with exclusive(folder) if group.main else nullcontext():
+            with exclusive(folder, main=group.main, gather=group.gather):
                 found = tune_task(detector, task, config, folder, cache=cache, group=group)
             report(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
             file = folder / TASK_FILE

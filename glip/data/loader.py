@@ -7,6 +7,7 @@ epoch too, sees what it would have seen. Read downhill: ``Source`` (one dataset)
 
 import logging
 import signal
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from glip.data.caption import CaptionError, caption_from_names, pack_captions
 from glip.data.image import load_image
 from glip.data.sets import SkipCounter
 from glip.data.transforms import augment
-from glip.errors import DataError, GlipError, ImageError
+from glip.errors import DataError, GlipError, ImageError, TrainingError
 from glip.processor import Processor
 from glip.structures import Batch, Sample
 from glip.text.class_prompts import ClassPrompt
@@ -212,20 +213,11 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
     """Steps ``start``, ``start`` + 1, ... in order, made by ``data.workers`` spawned processes or in this one.
 
     Raises:
-        GlipError: the share of samples that cannot be used is above ``data.max_broken``, or a step cannot be made.
+        GlipError: the share of samples that cannot be used is above ``data.max_broken``, a step cannot be made, or
+            workers die again and again.
     """
-    workers, max_broken = dataset.data.workers, dataset.data.max_broken
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start, len(dataset)),
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # its own, so that the model's random numbers do not depend on the loader
-    )
-    tried, broken = 0, set[str]()
-    for step in _started(loader):
+    max_broken, tried, broken = dataset.data.max_broken, 0, set[str]()
+    for step in _restarted(dataset, start):
         if isinstance(step, GlipError):
             raise step
         for line in sorted(set(step.broken) - broken):
@@ -239,10 +231,48 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
         yield step
 
 
+def _restarted(dataset: MixtureDataset, start: int) -> Iterator[Step | GlipError]:
+    """The steps in order; where a worker dies, such as for want of memory, new ones go on with the step that is due."""
+    workers, begun, reason = dataset.data.workers, -1, ""
+    while begun < start:
+        begun = start
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(start, len(dataset)),
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+            prefetch_factor=4 if workers else None,
+            generator=torch.Generator(),  # its own, so that the model's random numbers do not depend on the loader
+        )
+        steps = _started(loader)
+        try:
+            for step in steps:
+                yield step
+                start += 1
+            return
+        except (RuntimeError, EOFError, OSError) as error:  # what the dead one has sent may be out of reach, too
+            if not workers or str(error).startswith("Caught"):  # an error in a worker is no death
+                raise
+            reason = f"{type(error).__name__} {error}"[:80]
+            _log.warning("a loader worker died, new ones go on with step %d", start + 1)
+            for process in steps._workers:  # type: ignore[attr-defined]  # may wait forever for what the dead one held
+                process.kill()
+    raise TrainingError(
+        f"loader workers die before step {start + 1} is made ({reason}): lower data.workers={workers}, or free memory"
+    )
+
+
 def _started(loader: "DataLoader[Step | GlipError]") -> Iterator[Step | GlipError]:
-    """Start the workers, which never see Ctrl-C and SIGTERM: the main process ends its step first, then its workers."""
+    """Start the workers, which never see Ctrl-C and SIGTERM: the main process ends its step first, then its workers.
+
+    A worker's death is noticed where its step is due, not in the midst of whatever the main process does.
+    """
     resource_tracker.ensure_running()  # as it starts, it unblocks these signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # processes inherit it
+    at_death = signal.getsignal(signal.SIGCHLD)
     steps = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, at_death)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return steps

@@ -22,7 +22,7 @@ from PIL import Image
 
 from glip.console import ProgressBar
 from glip.errors import DataError
-from glip.files import refuse_special
+from glip.files import refuse_special, writing
 from glip.shapes import Bool, Float, Int
 from glip.structures import Sample
 
@@ -200,7 +200,8 @@ class PackedSamples(Sequence[Sample]):
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         ends, vocabularies = [0], dict[tuple[str, ...], int]()
-        with tempfile.NamedTemporaryFile(prefix="glip-", suffix=".samples", delete=False) as file:
+        temporary = tempfile.NamedTemporaryFile(prefix="glip-", suffix=".samples", delete=False)  # noqa: SIM115
+        with writing(Path(temporary.name)), temporary as file:
             self._path = Path(file.name)
             self._finalizer = weakref.finalize(self, self._path.unlink, missing_ok=True)
             for sample in samples:

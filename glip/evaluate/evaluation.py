@@ -20,7 +20,7 @@ from glip.evaluate.report import Report, Variant, comparison, made_line, markdow
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
-from glip.files import atomic_write, file_name
+from glip.files import atomic_write, exclusive, file_name, remove_partials
 from glip.model.adapt import digest_of, save_adaptation
 from glip.model.weights import pretrained_config, store_thresholds
 from glip.provenance import RECORD, files_in, record
@@ -53,6 +53,7 @@ def evaluate(
         gather: exchanges messages between the processes.
     """
     out, reports = Path(config.out or OUT), dict[Variant, list[Report]]()
+    remove_partials(out)
     with _all_or_none(gather):
         benchmarks = load_benchmarks(names, config)
         if problem := _early_problem(models, [benchmark for own in benchmarks.values() for benchmark in own], config):
@@ -123,20 +124,21 @@ def _evaluate_set(
 ) -> list[Report]:
     """The report of one model on one set, in the main process."""
     main = share[0] == 0
-    with _all_or_none(gather):
-        options = query_options(benchmark, config, prompts)
-        store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
-        others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)
-    if main and others:
-        show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
-    with _all_or_none(gather):
-        _collect(detector, benchmark, store, options, share)
-    if main:
-        model = {"name": detector.config.name, "weights": detector.fingerprint}
-        data = data_record(benchmark.config, benchmark.read.samples, benchmark.fingerprint)
-        record(place / RECORD, config=to_dict(config), model=model, data={benchmark.name: data})
-    with _all_or_none(gather):
-        found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
+    with exclusive(place, main=main, gather=gather):
+        with _all_or_none(gather):
+            options = query_options(benchmark, config, prompts)
+            store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
+            others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)
+        if main and others:
+            show(f"{benchmark.name} has other names than the task: they are detected without its prompt")
+        with _all_or_none(gather):
+            _collect(detector, benchmark, store, options, share)
+        if main:
+            model = {"name": detector.config.name, "weights": detector.fingerprint}
+            data = data_record(benchmark.config, benchmark.read.samples, benchmark.fingerprint)
+            record(place / RECORD, config=to_dict(config), model=model, data={benchmark.name: data})
+        with _all_or_none(gather):
+            found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
     if main:
         record(place / RECORD, files=files_in(place))
         show(found[0].markdown())

@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -73,7 +72,7 @@ def run_labelling(
         options |= {"names": asked, "negatives": ontology.negatives}  # no thresholds: they are for what is stored
     weights = model_fingerprint(load_pretrained(model).model)[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
-    with exclusive(folder) if rank == 0 else nullcontext():
+    with exclusive(folder, main=rank == 0):
         shards = find_shards(entry, config.per_shard)
         check_images(shards)
         begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})

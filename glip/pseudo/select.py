@@ -19,7 +19,7 @@ from glip.experiment import to_dict
 from glip.files import atomic_write
 from glip.geometry.boxes import greedy_hits, pair_iou
 from glip.provenance import record
-from glip.pseudo.store import read_rows, to_lines, unfinished
+from glip.pseudo.store import finished_shards, read_rows, to_lines, unfinished
 from glip.structures import Phrase, Sample, TarMember
 from glip.text.prompt import says_one_of
 from glip.visualize import figure
@@ -55,9 +55,11 @@ def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selecti
     """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``.
 
     Raises:
-        DataError: nothing is kept, or labels cannot be read.
+        DataError: nothing is kept, labels cannot be read, or ``out`` is a file of them.
     """
-    selection = Selection()
+    selection, own = Selection(), {path.resolve().with_suffix("") for path in finished_shards(Path(folder))}
+    if Path(out).resolve().with_suffix("") in own:
+        raise DataError(f"{str(out)!r} holds the labels of a shard and would be replaced: give another file with --out")
     rows = ({**row, "boxes": select_boxes(row, config, selection)} for row in read_rows(Path(folder)))
     with atomic_write(out) as file:
         file.writelines(to_lines(row for row in rows if row["boxes"]))

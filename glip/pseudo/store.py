@@ -108,6 +108,16 @@ class _Label:
     member: str | None = None
 
 
+def finished_shards(folder: Path) -> dict[Path, Path]:
+    """The label file of each finished shard, by name, and its report; other files of the folder are not labels."""
+    found = dict[Path, Path]()
+    for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
+        name = report.name.removesuffix(_SHARD_REPORT)
+        columns = folder / f"{name}.parquet"
+        found[columns if columns.is_file() else folder / f"{name}.jsonl"] = report
+    return found
+
+
 def read_rows(folder: Path) -> Iterator[Row]:
     """The labels of all finished shards, by name; those of a detection dataset each with all names.
 
@@ -115,13 +125,10 @@ def read_rows(folder: Path) -> Iterator[Row]:
         DataError: a file that cannot be read, or a row that is no label.
         FileNotFoundError: the file of a finished shard is missing.
     """
-    for report in sorted(folder.glob(f"*{_SHARD_REPORT}")):
-        name = report.name.removesuffix(_SHARD_REPORT)
-        columns = folder / f"{name}.parquet"
-        path, names = columns if columns.is_file() else folder / f"{name}.jsonl", Row()
+    for path in finished_shards(folder):
+        names, kind = Row(), "line" if path.suffix == ".jsonl" else "row"
         for number, text in enumerate(_read_texts(path), start=1):
-            place = f"{path}, {'row' if path == columns else 'line'} {number}"
-            parse_json(_Label, text, at=place, error=DataError)
+            parse_json(_Label, text, at=f"{path}, {kind} {number}", error=DataError)
             row = json.loads(text)
             names = {"names": row["names"]} if "names" in row else names
             yield {**row, **names}
@@ -179,7 +186,7 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
 
 def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
-    done, report = len(list(folder.glob(f"*{_SHARD_REPORT}"))), folder / REPORT
+    done, report = len(finished_shards(folder)), folder / REPORT
     stated = parse(dict[str, Any], read_json(report), at=str(report), error=DataError) if report.is_file() else {}
     total = parse(int, stated.get("shards in all", done), at=f"{report}: shards in all", error=DataError)
     if done >= total:
@@ -198,7 +205,7 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
         shards: how many shards there are in all.
         failed: shards whose input cannot be read, and why.
     """
-    reports = [_read_report(path) for path in sorted(folder.glob(f"*{_SHARD_REPORT}"))]
+    reports = [_read_report(path) for path in finished_shards(folder).values()]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
     total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}
     for key in ("skipped", "skipped by the reader", "boxes per phrase", "seconds"):

@@ -21,7 +21,7 @@ from glip.errors import ConfigError, ImageError
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.detect_config import DetectConfig
-from glip.recipes.result_files import Item, Source, image_folder, output_names, result_files, write_drawn
+from glip.recipes.result_files import Item, Source, image_folder, open_writers, output_names, result_files
 from glip.recipes.track import Tracker
 from glip.signals import GracefulStop
 from glip.structures import Detections, Prompt
@@ -129,18 +129,15 @@ def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt |
     if config.image_size:
         detector = detector.resized(config.image_size)
     asked = prompt or detector.encode_text().prompts[0]
-    drawn, files = output_names(sources, Path(config.out)), result_files(config)
     is_drawn, has_video = config.draw and config.out != "-", any(map(is_video, sources))
+    drawn, files = output_names(sources, Path(config.out)) if is_drawn else {}, result_files(config)
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
     is_small, summary = len(sources) <= _FEW and not has_video, _Summary(asked, "frame" if has_video else "image")
-    for file in [*files, *list(drawn.values())[:is_drawn]]:
-        file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
     unreadable, stop = list[Source](), GracefulStop(lost="without the last video; the same command starts over")
     with ExitStack() as stack:
         if has_video:
             stack.enter_context(stop)
-        writers = [stack.enter_context(write(file, sources, asked)) for file, write in files.items()]
-        writers += [stack.enter_context(write_drawn(drawn, config.scores))] * is_drawn
+        writers = stack.enter_context(open_writers(config, sources, asked, drawn))
         total = None if is_small or config.quiet else _expected(sources, config)
         bar = ProgressBar(total=total, unit=summary.noun, disable=is_small or config.quiet)
         items = _readable(sources, config, unreadable, stack.enter_context(bar))

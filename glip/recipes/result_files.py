@@ -21,7 +21,7 @@ from PIL import Image
 from glip.data.sets import SampleSet
 from glip.data.video import is_video, video_header, write_video
 from glip.data.writers import ImageFolders, write_coco, write_labels
-from glip.files import atomic_write, begin_run, file_name
+from glip.files import atomic_write, begin_run, exclusive, file_name, remove_partials, writing
 from glip.recipes.detect_config import DetectConfig
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
@@ -41,7 +41,7 @@ class Item(NamedTuple):
 
 Add = Callable[[Item, Detections], object]
 Writer = Callable[[Path, Sequence[Source], Prompt], AbstractContextManager[Add]]
-_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
+RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the beginnings that OWASP lists
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
@@ -84,7 +84,10 @@ def _tracks(detections: Detections) -> list[int | None]:
 @contextmanager
 def write_lines(file: Path, *_: object) -> Iterator[Add]:
     """JSON lines, each as its result comes; to standard output for "-"."""
-    with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines:
+    with (
+        writing(file),
+        nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines,
+    ):
         yield lambda item, found: print(to_line(item, found), file=lines, flush=True)
 
 
@@ -203,11 +206,33 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
 
 def result_files(config: DetectConfig) -> dict[Path, Writer]:
     """What is written beside the drawn images, and where."""
-    files = {
-        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
-    }
+    files = {Path(config.out, RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format}
     files = {Path("-"): write_lines} if config.out == "-" else files
     return files | ({Path(config.crops): write_crops} if config.crops else {})
+
+
+@contextmanager
+def open_writers(
+    config: DetectConfig, sources: Sequence[Source], asked: Prompt, drawn: Mapping[Source, Path]
+) -> Iterator[list[Add]]:
+    """What adds an image to each file; no other run writes results to the same folder meanwhile.
+
+    Args:
+        config: which files are written.
+        sources: all that will be added.
+        asked: what is looked for.
+        drawn: the file of each drawn image; {} where none is drawn.
+    """
+    files = result_files(config)
+    for file in [*files, *list(drawn.values())[:1]]:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
+    remove_partials(config.out)
+    with ExitStack() as stack:
+        if any(file.parent.name == RESULTS for file in files):
+            stack.enter_context(exclusive(Path(config.out, RESULTS)))
+        writers = [stack.enter_context(write(file, sources, asked)) for file, write in files.items()]
+        yield writers + ([stack.enter_context(write_drawn(drawn, config.scores))] if drawn else [])
 
 
 def image_folder(images: Sequence[Source]) -> Path:

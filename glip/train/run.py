@@ -15,6 +15,7 @@ from glip.data.sets import Validation
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.experiment import Experiment, to_dict
+from glip.files import exclusive
 from glip.model.glip import GLIP, build
 from glip.model.weights import (
     ASSETS,
@@ -54,10 +55,9 @@ def run(
     data, settings, output = experiment.data, experiment.train, Path(experiment.train.output)
     if not data.train:
         raise ConfigError("data.train lists no set: name at least one (see configs/pretrain/nano.yaml)")
-    with process_group(device) as group:
+    with process_group(device) as group, exclusive(output, main=group.main, gather=group.gather):
         report = main_only(group, report)
         check_experiment(experiment, group)
-        output.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
         torch.manual_seed(settings.seed)
         model, config, vocabulary = starting_model(experiment)
         processor = Processor(config, Tokenizer(vocabulary))

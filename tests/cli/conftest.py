@@ -1,5 +1,6 @@
 """The command line as a person runs it, in an empty folder."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,12 @@ def command_line(capsys, tmp_path, monkeypatch) -> Callable[..., tuple[int, str,
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_DATA", raising=False)
 
+    before = signal.getsignal(signal.SIGINT)
+
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
             main([str(argument) for argument in arguments])
+        signal.signal(signal.SIGINT, before)  # which an interrupted verb leaves ignored
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 

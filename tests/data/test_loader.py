@@ -1,6 +1,8 @@
 """Step n depends on (seed, n) alone; epochs are complete; what cannot be used is counted, and too much of it stops."""
 
 import itertools
+import multiprocessing
+import os
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -133,10 +135,15 @@ def test_the_models_random_numbers_do_not_depend_on_the_loader(mixture):
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(mixture):
+def test_workers_change_nothing_even_if_one_is_killed(mixture, caplog):
     (mixture.images / "2.png").write_bytes(b"broken")
-    alone, spread = (steps_of(mixture(workers=workers), start=3) for workers in (0, 2))
+    alone, spread = steps_of(mixture(workers=0, steps=30), start=3), list[Step]()
+    for step in load_steps(mixture(workers=2, steps=30), start=3):
+        spread.append(step)
+        if len(spread) == 5:
+            os.kill(min(process.pid for process in multiprocessing.active_children()), signal.SIGKILL)
     assert all(equal(a, b) for a, b in zip(alone, spread, strict=True))
+    assert "new ones go on" in caplog.text
 
 
 def test_processes_and_micro_batches_cut_the_same_step(mixture):

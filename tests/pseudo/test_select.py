@@ -87,6 +87,15 @@ def test_nothing_kept_or_half_written_labels(tmp_path):
     assert not (tmp_path / "selected.jsonl").exists()
 
 
+@pytest.mark.parametrize("out", ["selected.jsonl", "again.jsonl"])
+def test_what_was_selected_is_no_shard_and_a_shard_is_not_replaced(tmp_path, out):
+    write_shard(tmp_path, "one", "jsonl", [row((A, 0, 0.9))], {})
+    for _ in range(2):
+        assert select(tmp_path, tmp_path / out, SelectConfig()).pairs == 1
+    with pytest.raises(DataError, match="one.jsonl' holds the labels of a shard"):
+        select(tmp_path, tmp_path / "one.jsonl", SelectConfig(min_score=0.95))
+
+
 # ---- against ground truth
 
 
