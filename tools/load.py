@@ -130,7 +130,8 @@ def label(work: Path, share: float) -> dict[str, Any]:
 
     captions, images, draw = work / "captions", work / "images", random.Random(0)
     shutil.rmtree(work, ignore_errors=True)
-    captions.mkdir(parents=True), images.mkdir()
+    captions.mkdir(parents=True)
+    images.mkdir()
     for number in range(IMAGES):
         noise = np.random.default_rng(number).integers(0, 255, (4, 4, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((32, 32), Image.Resampling.NEAREST).save(images / f"{number}.png")
@@ -309,7 +310,7 @@ def _train(work: Path, name: str, steps: int) -> tuple[list[Any], dict[str, Any]
     from glip.train.start import load_config
 
     output, every = work / name, max(1, steps // 10)
-    settings = ["train.ema=0.99", "train.tensorboard=true", f"train.output={output}", f"train.steps={steps}"]
+    settings = ["train.ema=0.99", "train.loggers=[tensorboard]", f"train.output={output}", f"train.steps={steps}"]
     settings += [f"train.save_every={every}", f"train.validate_every={every}", f"data.workers={name == 'killed':d}"]
     experiment = load_config(work / "train.yaml", settings)
     row = experiment.data.train[0]

@@ -77,7 +77,7 @@ def write_coco(folder: Path) -> None:
     for number in range(IMAGES):
         boxes = [(4.0 + number, 6.0, 28.0 + number, 30.0), (34.0, 30.0 + number, 58.0, 54.0 + number)]
         named = zip(NAMES, boxes, strict=True)
-        things = [Thing(*reversed(name.split()), "plain", box) for name, box in named]  # type: ignore[arg-type]
+        things = [Thing(*reversed(name.split()), "plain", box) for name, box in named]  # type: ignore[call-arg, arg-type]
         draw_scene(things, (SIDE, SIDE), number).save(folder / "images" / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": SIDE, "height": SIDE})
         for label, (x1, y1, x2, y2) in enumerate(boxes):

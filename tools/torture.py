@@ -92,9 +92,13 @@ VERBS: dict[str, Verb] = {
     "train, accumulated": Verb(_train("train.batch_size=4", "train.micro_batch=2")),
     "train, EMA": Verb(
         lambda at: (
-            _train("train.ema=0.9", "train.tensorboard=true", "train.keep_every=3", "train.validate_every=3")(at)
-            + ["--validate", at / "coco" / "instances.json"]
-        )  # type: ignore[operator]
+            [
+                *_train("train.ema=0.9", "train.loggers=[tensorboard]", "train.keep_every=3", "train.validate_every=3")(
+                    at
+                ),
+                *["--validate", at / "coco" / "instances.json"],
+            ]
+        )
     ),
     "train, two processes": Verb(_train(), processes=2),
     "tune": Verb(
@@ -322,7 +326,7 @@ def on_a_small_disk(tortured: Tortured, run: Run) -> list[int] | None:
     """A disk of its own that is too small; it is enlarged afterwards."""
     (run.folder / OUT).mkdir()
     kilobytes = 8 + int(tortured.size * tortured.random.uniform(0.1, 0.9) / 1000)
-    options = ["-t", "tmpfs", "-o", f"size={kilobytes}k,mode=777", "tmpfs", run.folder / OUT]
+    options = ["-t", "tmpfs", "-o", f"size={kilobytes}k,mode=777", "tmpfs", str(run.folder / OUT)]
     if subprocess.run(["mount", *options], stderr=subprocess.DEVNULL, check=False).returncode:
         return None
     codes = run.start().wait()
@@ -416,7 +420,8 @@ def main() -> None:
     small_inputs.warm_up()
     tries = 50 if args.long else args.tries
     child = get_context("fork").Process(target=small_inputs.make, args=(place / "inputs",))  # torch here stays unused
-    child.start(), child.join()
+    child.start()
+    child.join()
     jobs = [(name, args.blows, tries, place, args.seed) for name in args.only]
     with get_context("fork").Pool(args.workers, maxtasksperchild=1) as pool:
         failed = report(pool.imap(torture, jobs, chunksize=1), args.only)

@@ -21,8 +21,17 @@ from safetensors import safe_open
 
 from glip.files import read_jsonl
 
-TIMES = {"seconds", "wall", "images/s", "minutes", "made", "images_per_second", "memory_mb"}  # keys that differ always
-TIMED = ("report.png", ".lock", ".tfevents")  # files with times in them, which must only be there
+TIMES = {
+    "seconds",
+    "wall",
+    "images/s",
+    "minutes",
+    "made",
+    "images_per_second",
+    "memory_mb",
+    "fingerprint",
+}  # differ always
+TIMED = ("report.png", "run.json", ".lock", ".tfevents")  # files with times in them, which must only be there
 NOBODY, HOUR = 65_534, 3600  # a user, and seconds
 
 

@@ -131,9 +131,11 @@ def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file:
     """Write a step as an ONNX graph with metadata; above 2 GB its weights are a second file."""
     import torchvision  # noqa: F401  its operators must be known before torch's exporter looks for them
 
-    names = {"input_names": _INPUTS[name], "output_names": _OUTPUTS[name]}
+    inputs, outputs = _INPUTS[name], _OUTPUTS[name]
     with _quiet_exporters():
-        made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, **names)
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
+        )
     assert made is not None
     made.model.metadata_props.update(about)
     made.save(file)
