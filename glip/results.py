@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glip.errors import GlipError, ImageError
+from glip.errors import GlipError, ImageError, needs
 from glip.shapes import Float, Int, Size, Tensor
 from glip.text.prompt import Phrase, Prompt
 
@@ -185,7 +185,5 @@ def _above(module: str) -> Any:
 
 
 def _extra(package: str) -> Any:
-    try:
+    with needs(package):
         return import_module(package)
-    except ImportError:
-        raise GlipError(f"{package} is not installed: pip install 'glip[{package}]'") from None

@@ -36,13 +36,14 @@ LEVELS = (  # from floor 1 on
     ("detector", "visualize"),
     ("train", "evaluate", "pseudo"),
     ("recipes",),
+    ("integrations",),
     ("cli",),
     ("__main__",),
 )
 FLOORS = {room: number for number, rooms in enumerate(LEVELS, start=1) for room in rooms}
 DOORS = {
     "timm": ("model/vision.py",),
-    "transformers": (),
+    "transformers": ("integrations/transformers.py",),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
     "pycocotools": ("evaluate/coco.py",),
@@ -50,7 +51,7 @@ DOORS = {
     "cv2": (),
     "yaml": ("experiment.py",),
     "pydantic": ("schema.py", "config.py", "cli/arguments.py"),
-    "huggingface_hub": ("model/weights.py",),
+    "huggingface_hub": ("model/weights.py", "integrations/transformers.py"),
     "safetensors": ("model/weights.py", "model/adapt.py"),
     "torchvision": ("geometry/boxes.py", "loss.py", "model/deform.py", "model/vision.py", "data/transforms.py"),
     "ray": ("pseudo/run.py",),

@@ -37,17 +37,18 @@ BUDGETS = {  # lines of each room
     "detector": 380,
     "device": 100,
     "encoded": 120,
-    "errors": 30,
+    "errors": 50,
     "evaluate": 2_550,
     "experiment": 130,
     "files": 220,
     "geometry": 250,
+    "integrations": 650,
     "lettering": 250,
     "loss": 160,
     "model": 1_780,
     "options": 80,
     "postprocess": 130,
-    "processor": 140,
+    "processor": 150,
     "pseudo": 1_000,
     "recipes": 1_020,
     "results": 200,
@@ -59,7 +60,7 @@ BUDGETS = {  # lines of each room
     "train": 1_570,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 17_100, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 17_750, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
