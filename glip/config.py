@@ -22,13 +22,12 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
 Mode = Literal["prompt", "linear", "full", "text"]
-Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
 Format = Literal[
     "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc"
 ]  # fmt: skip
 
 _FOUR = {"min_length": 4, "max_length": 4}
-_DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
+DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
@@ -260,25 +259,6 @@ class TrainConfig(StepConfig):
 
 
 @checked
-class DetectConfig:
-    """What ``glip detect`` finds and writes."""
-
-    threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
-    nms: Share | None = option(None, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
-    max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
-    image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
-    recursive: bool = option(False, "also search the sub-folders of folders")
-    format: tuple[Output, ...] = option((), "printed or written to OUT/results; may be repeated (default: table)")
-    out: str = option("out", "folder for drawn images and results; '-' prints a JSON line per image and writes nothing")
-    draw: bool = option(True, "write the drawn images")
-    scores: bool = option(True, "write scores into the drawn images")
-    crops: str | None = option(None, "folder for the part of the image in each box, in a sub-folder for each phrase")
-    quiet: bool = option(False, "print errors only")
-    batch_size: Count = option(4, "images per forward pass")
-    dtype: Dtype = option("float32", _DTYPE)
-
-
-@checked
 class TaskConfig:
     """The datasets of one task to tune for: names of ``datasets.yaml``, or annotation files."""
 
@@ -323,7 +303,7 @@ class EvaluateConfig:
     protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
     task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
-    dtype: Dtype = option("float32", _DTYPE)
+    dtype: Dtype = option("float32", DTYPE)
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
     max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")
     max_detections: CountOrZero | None = option(None, "limit per image, for LVIS per chunk (default: the protocol's)")
@@ -346,7 +326,7 @@ class LabelConfig:
 
     threshold: Share = option(0.1, "lowest score stored")
     max_detections: Count = option(100, "maximum detections per caption")
-    dtype: Dtype = option("float32", _DTYPE)
+    dtype: Dtype = option("float32", DTYPE)
     batch_size: Count = option(4, "images or captions per forward pass")
     together: Count = option(1, "maximum captions of one image joined in one prompt; 1: one forward pass per caption")
     form: Literal["jsonl", "parquet"] = option("jsonl", "file format of the labels")

@@ -35,7 +35,8 @@ class Detections:
 
     ``boxes`` are xyxy in pixels of the original image; ``labels`` index the caller's own phrases (``prompt.phrases``)
     and ``classes`` are those labels after the caller's mapping of names to classes. ``token_scores`` is there on
-    request: for each box the alignment with every token of its caption, named by ``tokens``.
+    request: for each box the alignment with every token of its caption, named by ``tokens``. ``tracks`` numbers the
+    objects of a video from 1 on, the same in all frames; -1 is a detection without a track.
     """
 
     boxes: Float[Tensor, "det 4"]
@@ -45,6 +46,7 @@ class Detections:
     size: Size
     token_scores: Float[Tensor, "det tok"] | None = None
     tokens: tuple[str, ...] = ()
+    tracks: Int[Tensor, " det"] | None = None
 
     @property
     def classes(self) -> Int[Tensor, " det"]:
@@ -98,9 +100,7 @@ class Detections:
         return self._mapped(lambda values: values.to(device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Detections":
-        token_scores = None if self.token_scores is None else change(self.token_scores)
-        boxes, scores, labels = change(self.boxes), change(self.scores), change(self.labels)
-        return replace(self, boxes=boxes, scores=scores, labels=labels, token_scores=token_scores)
+        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
 
     def filter(self, keep: Callable[[Detection], bool]) -> "Detections":
         """The detections for which ``keep`` is true, such as ``lambda found: found.phrase == "a car"``."""
@@ -116,7 +116,9 @@ class Detections:
         """``supervision.Detections``: ``class_id`` is the label, ``data["class_name"]`` the phrase."""
         boxes, scores, labels = self._arrays()
         data = {"class_name": np.array([phrase.text for phrase in self.phrases], dtype=str)}
-        return _extra("supervision").Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+        found = _extra("supervision").Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+        found.tracker_id = None if self.tracks is None else self.tracks.cpu().numpy().copy()
+        return found
 
     def to_dataframe(self) -> Any:
         """A pandas DataFrame with the columns phrase, label, score, x1, y1, x2, y2."""

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 AGAIN = "run the same command again to resume"
+_UNSAVED = f"without saving; {AGAIN} from the last checkpoint"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -25,11 +26,12 @@ class GracefulStop:
     Args:
         at_once: raise ``Interrupted`` with this message at the first signal, for work that needs no last step, only its
             clean-up.
+        lost: what a second Ctrl-C loses.
     """
 
-    def __init__(self, *, at_once: str = "") -> None:
+    def __init__(self, *, at_once: str = "", lost: str = _UNSAVED) -> None:
         self.number = 0  # of the signal that came
-        self._at_once = at_once
+        self._at_once, self._lost = at_once, lost
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "GracefulStop":
@@ -50,8 +52,7 @@ class GracefulStop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         # a second SIGTERM is only torchrun and the scheduler both sending one
         if self._at_once or number == signal.SIGINT == self.number:
-            resumed = "stopped at once, without saving; run the same command again to resume from the last checkpoint"
-            raise Interrupted(number, self._at_once or resumed)
+            raise Interrupted(number, self._at_once or f"stopped at once, {self._lost}")
         self.number = number
         if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
             os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")  # print may be interrupted

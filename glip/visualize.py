@@ -24,17 +24,18 @@ _PAPER, _FAINT = (250, 250, 248), (140, 140, 146)
 _HIDDEN, _TAGGED = 0.25, 0.125  # the share of a box under tags that hides it, and the largest share of an image
 
 
-def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> Image.Image:
+def draw(image: Image.Image, detections: Detections, *, scores: bool = True, legend: bool = True) -> Image.Image:
     """A copy of the image with a frame and a tag for each detection; small images are enlarged to be readable.
 
     Where tags would hide small boxes they are numbers, the labels of the results, and a legend below names them; where
     these hide them too, colours do if they differ. A sentence prompt is written below, each phrase in the colour of its
-    boxes, in grey if it has none.
+    boxes, in grey if it has none. The tag of a tracked object has its number: "a car #2".
 
     Args:
         image: the RGB image the detections belong to.
         detections: boxes in its pixels.
         scores: whether tags carry the score.
+        legend: False writes tags also where they hide boxes, so that all frames of a video have one size.
     """
     factor = max(1, round(480 / max(image.size)))
     large = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -47,11 +48,13 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True) -> 
     for box, colour in reversed([*zip(boxes.tolist(), colours, strict=True)]):  # the best on top
         _frame(canvas, box, colour, max(2, side // 200))
     ends = [f" {score:.2f}" if scores else "" for score in detections.scores.tolist()]
+    if detections.tracks is not None:
+        ends = [f" #{track}{end}" if track > 0 else end for track, end in zip(detections.tracks, ends, strict=True)]
     tags = [label(found.phrase, end, size, canvas.width - 10) for found, end in zip(detections, ends, strict=True)]
     below = list[list[TextRun]]()
     if lettering.is_sentence(detections.prompt):
         below.append(marked(detections.prompt, dict(zip(labels, colours, strict=True))))
-    if not _write_tags(canvas, boxes, tags, colours, size):
+    if not _write_tags(canvas, boxes, tags, colours, size, always=not legend):
         numbered = {index: f"{index} {text}" for index, text in enumerate(detections.prompt.texts)}
         counts = {numbered[index]: count for index, count in sorted(Counter(labels).items())}
         below.append(counted_names(counts, dict(zip(numbered.values(), palette, strict=True))))

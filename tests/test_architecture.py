@@ -63,6 +63,8 @@ DOORS = {
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),
     "matplotlib": ("visualize.py",),
+    "av": ("data/video.py",),
+    "trackers": ("recipes/track.py",),
 }
 READS_CONFIG = {
     "data/caption.py",

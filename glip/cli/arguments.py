@@ -14,7 +14,6 @@ from pydantic.fields import FieldInfo
 
 from glip import __version__
 from glip.config import (
-    DetectConfig,
     EvaluateConfig,
     Format,
     LabelConfig,
@@ -25,6 +24,7 @@ from glip.config import (
     TuneConfig,
 )
 from glip.errors import ConfigError
+from glip.recipes.detect_config import DetectConfig
 from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
@@ -66,6 +66,8 @@ _OTHERS = {  # names that the flags have in other tools
     "max-detections": ("max-det", "topk", "max-per-img"),
     "format": ("json", "save-json", "save-txt", "save-results", "predictions", "output-format"),
     "crops": ("save-crop", "save-crops", "crop"),
+    "every": ("vid-stride", "stride", "frame-stride", "skip-frames"),
+    "frames": ("max-frames", "num-frames"),
     "image-size": ("imgsz", "img-size", "size", "resolution", "min-size"),
     "nms": ("iou", "iou-thres", "iou-threshold", "nms-threshold"),
     "version": ("v", "V"),
@@ -126,8 +128,8 @@ def _detect(parser: Parser) -> None:
         "images",
         nargs="+",
         metavar="IMAGE... PROMPT...",
-        help="image files, folders or patterns such as 'photos/*.jpg', then what to find: 'a red bus. a cyclist', or "
-        "'a red bus' 'a cyclist' (no prompt with --caption or --task)",
+        help="image files, folders or patterns such as 'photos/*.jpg', URLs, videos or a webcam's number, then what to "
+        "find: 'a red bus. a cyclist', or 'a red bus' 'a cyclist' (no prompt with --caption or --task)",
     )
     parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()

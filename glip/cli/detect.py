@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from glip.cli.arguments import read_options
-from glip.config import DetectConfig
 from glip.errors import ConfigError
+from glip.recipes.detect_config import DetectConfig
 
 _NANO = (
     "glip-nano knows drawings, cells, chess pieces, cards, raccoons and rabbits; photographs need --model glip-t "
@@ -14,11 +14,12 @@ _NANO = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Detect in all images; those that cannot be read are reported, and make the exit code 2."""
+    """Detect in all images and videos; those that cannot be read are reported, and make the exit code 2."""
     config = read_options(DetectConfig, args)
     other = next((form for form in config.format if form != "jsonl"), None)
     if config.out == "-" and other:
         raise ConfigError(f"--out '-' prints JSON lines and --format is {other}: give --out a folder")
+    from glip.data.video import is_video
     from glip.detector import Detector
     from glip.recipes.detect_files import detect_files, find_images, split_arguments
     from glip.structures import Prompt
@@ -30,11 +31,12 @@ def run(args: argparse.Namespace) -> int:
     elif not args.task:
         args.images, texts = split_arguments(args.images)
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
-    paths = find_images(args.images, config)
+    sources = find_images(args.images, config)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
     if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)
-    unreadable = detect_files(detector, paths, prompt, config)
+    unreadable = detect_files(detector, sources, prompt, config)
     if unreadable:
-        print(f"{unreadable} of {len(paths)} images could not be read", file=sys.stderr)
+        what = "files could not be read to the end" if any(map(is_video, sources)) else "images could not be read"
+        print(f"{unreadable} of {len(sources)} {what}", file=sys.stderr)
     return 2 if unreadable else 0

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
+from glip.data.download import download, is_url
 from glip.errors import ImageError
 from glip.shapes import Tensor
 from glip.structures import Sample, TarMember
@@ -41,9 +42,14 @@ _HEIC = {".heic", ".heif", ".hif"}  # read where pillow-heif is installed
 ENDINGS = {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOS} | _HEIC
 
 
-def load_image(path: File) -> Image.Image:
-    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted."""
-    with _opened(path) as image:
+def load_image(path: File, *, allow_download: bool = False) -> Image.Image:
+    """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
+
+    Args:
+        path: a path, an open file, a member of an archive, or a URL.
+        allow_download: whether a URL is downloaded (https, up to 50 MB, within 30 s); else it is an error.
+    """
+    with _opened(path, allow_download) as image:
         return _upright_rgb(image)
 
 
@@ -74,12 +80,14 @@ def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: File) -> Iterator[Image.Image]:
+def _opened(path: File, allow_download: bool = False) -> Iterator[Image.Image]:
     """The image while Pillow reads it."""
     name = getattr(path, "name", "") if isinstance(path, io.IOBase) else path
     with _explained(name, "in memory"), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, Pillow refuses huge
         file = io.BytesIO(read_member(path)) if isinstance(path, TarMember) else path
+        if is_url(path):
+            file = io.BytesIO(download(str(path), allowed=allow_download))
         with Image.open(file, formats=_FORMATS) as image:  # type: ignore[arg-type]
             yield image
 

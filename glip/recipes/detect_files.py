@@ -1,34 +1,38 @@
-"""Detect in many image files: find the files, draw each result, print tables, write the results in any format."""
+"""Detect in many images and videos: find the files, draw each result, print tables, write the results in any format."""
 
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from itertools import islice, takewhile
 from pathlib import Path
 
 from PIL import Image
 
-from glip.config import DetectConfig
 from glip.console import ProgressBar, counted
+from glip.data.download import is_url
 from glip.data.image import ENDINGS, load_image
+from glip.data.video import is_video, is_webcam, read_video, video_header
 from glip.detector import Detector
 from glip.errors import ConfigError, ImageError
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
-from glip.recipes.result_files import WRITERS, Writer, image_folder, output_names, write_crops, write_lines
+from glip.recipes.detect_config import DetectConfig
+from glip.recipes.result_files import Item, Source, image_folder, output_names, result_files, write_drawn
+from glip.recipes.track import Tracker
+from glip.signals import GracefulStop
 from glip.structures import Detections, Prompt
-from glip.visualize import draw, save_image
 
-_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _FEW = 3  # up to this many images are printed as tables; more show a progress bar
 _SEARCHED = 10_000  # files of a sub-folder
 _SHOWN = 10  # names of a prompt in messages
 
 
-def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
-    """Files, the images in folders, and what patterns match, in order, each once.
+def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
+    """Files, URLs, a webcam, the images in folders, and what patterns match, in order, each once.
 
     Of a folder, and of a pattern without an ending, files that are no images are left out and named, as are sub-folders
     with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
@@ -36,9 +40,12 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
     Raises:
         ConfigError: a folder or pattern without images.
     """
-    found: list[Path] = []
+    found: list[Source] = []
     for item in given:
         path = Path(item)
+        if is_url(item) or (is_webcam(item) and not path.exists()):
+            found.append(item)
+            continue
         is_pattern = not path.exists() and glob.has_magic(item)
         if not is_pattern and not path.is_dir():
             found.append(path)
@@ -50,10 +57,14 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Path]:
         files = [file for file in inside if not file.is_dir() and not drawn & {*file.resolve().parents}]
         images = files if is_pattern and path.suffix else [file for file in files if _is_image(file)]
         deeper = [] if is_pattern or config.recursive else [folder for folder in inside if _holds_images(folder)]
-        notes = [f"{_counted_names('other file', sorted({*files} - {*images}))} skipped"] * (len(files) > len(images))
+        videos = [file for file in files if is_video(file) and file not in images]
+        others = sorted({*files} - {*images, *videos})
+        notes = [f"{_counted_names('other file', others)} skipped"] * bool(others)
+        if videos:
+            notes.append(f"{_counted_names('video', videos)} skipped: give videos by name or pattern, such as *.mp4")
         if deeper:
             notes.append(f"{_counted_names('sub-folder', deeper)} with images not searched: --recursive searches all")
-        elif not images:
+        elif not images and not videos:
             notes.append("give image files, such as .jpg or .png")
         if not images:
             raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
@@ -71,10 +82,12 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next((text for text in texts if _is_image(Path(text)) and Path(text).is_file()), None)
+    late = next(
+        (text for text in texts if (_is_image(Path(text)) or is_video(Path(text))) and os.path.isfile(text)), ""
+    )
     words = next((text for text in given if not _may_be_image(text)), None)
     if late and words:
-        raise ConfigError(f"the image {late!r} comes after {words!r}, which is none: give all images, then the words")
+        raise ConfigError(f"the file {late!r} comes after {words!r}, which is none: give all images, then the words")
     if late or not texts:
         raise ConfigError("no prompt: give words after the images, such as 'a red bus. a cyclist', --caption or --task")
     return images, texts
@@ -82,7 +95,7 @@ def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _may_be_image(text: str) -> bool:
     path = Path(text)
-    return _is_image(path) or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
+    return _is_image(path) or is_video(path) or path.exists() or glob.has_magic(text) or "/" in text or "\\" in text
 
 
 def _is_image(file: Path) -> bool:
@@ -100,97 +113,157 @@ def _counted_names(what: str, paths: Sequence[Path]) -> str:
     return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
-def detect_files(detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig) -> int:
-    """Detect in all files; gives the number of files that could not be read, which are reported and skipped.
+def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt | None, config: DetectConfig) -> int:
+    """Detect in all; gives the number of sources that could not be read to the end, which are reported.
 
-    Without a prompt the classes of the detector's task are detected. Each path is there once.
+    Without a prompt the classes of the detector's task are detected. Each source is there once. With a video, the first
+    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole.
+
+    Raises:
+        ConfigError: an option that the sources do not allow.
+        Interrupted: stopped by a signal; a webcam, which has no other end, is not.
     """
+    _check_fits(sources, config)
+    if any(map(is_webcam, sources)):
+        config = replace(config, batch_size=1)  # no frame waits for others
     if config.image_size:
         detector = detector.resized(config.image_size)
     asked = prompt or detector.encode_text().prompts[0]
-    drawn, summary, files = output_names(paths, Path(config.out)), _Summary(asked), _result_files(config)
-    is_drawn, is_small = config.draw and config.out != "-", len(paths) <= _FEW
+    drawn, files = output_names(sources, Path(config.out)), result_files(config)
+    is_drawn, has_video = config.draw and config.out != "-", any(map(is_video, sources))
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
+    is_small, summary = len(sources) <= _FEW and not has_video, _Summary(asked, "frame" if has_video else "image")
     for file in [*files, *list(drawn.values())[:is_drawn]]:
         file.parent.mkdir(parents=True, exist_ok=True)  # refused here, where it cannot be
-    with ExitStack() as stack, ProgressBar(total=len(paths), unit="image", disable=is_small or config.quiet) as bar:
-        writers = [stack.enter_context(write(file, paths, asked)) for file, write in files.items()]
-        for path, image, found in _detections(detector, paths, prompt, config, bar):
-            summary.add(found)
+    unreadable, stop = list[Source](), GracefulStop(lost="without the last video; the same command starts over")
+    with ExitStack() as stack:
+        if has_video:
+            stack.enter_context(stop)
+        writers = [stack.enter_context(write(file, sources, asked)) for file, write in files.items()]
+        writers += [stack.enter_context(write_drawn(drawn, config.scores))] * is_drawn
+        total = None if is_small or config.quiet else _expected(sources, config)
+        bar = ProgressBar(total=total, unit=summary.noun, disable=is_small or config.quiet)
+        items = _readable(sources, config, unreadable, stack.enter_context(bar))
+        for item, found in _detections(detector, takewhile(lambda _: not stop.number, items), prompt, config):
+            summary.add(item.source, found)
             for add in writers:
-                add(path, image, found)
-            if is_drawn:
-                save_image(draw(image, found, scores=config.scores), drawn[path])
+                add(item, found)
+            bar.update(1)
             if is_table and is_small:
-                print(_detections_table(path, found), *[f"  drawn in {drawn[path]}"] * is_drawn, sep="\n")
+                print(_detections_table(item.source, found))
+                print(*[f"  drawn in {drawn[item.source]}\n"] * is_drawn, end="")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")
         if {"coco", "labels"} & {*config.format}:
-            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(image_folder(paths))}")
-    return len(paths) - summary.images
+            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(image_folder(sources))}")
+    done = f"the results of {counted(summary.images, summary.noun)} are written; the same command starts over"
+    stop.stop_if(bool(stop.number) and not all(map(is_webcam, sources)), done)
+    return len(unreadable)
 
 
-def _result_files(config: DetectConfig) -> dict[Path, Writer]:
-    """What is written beside the drawn images, and where."""
-    files = {
-        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
-    }
-    files = {Path("-"): write_lines} if config.out == "-" else files
-    return files | ({Path(config.crops): write_crops} if config.crops else {})
+def _check_fits(sources: Sequence[Source], config: DetectConfig) -> None:
+    other = next((source for source in sources if is_video(source) or is_url(source)), None)
+    unfit = next((form for form in ("coco", "yolo", "labels") if form in config.format), None)
+    if unfit and other:
+        raise ConfigError(
+            f"--format {unfit} is for image files, and {str(other)!r} is none: give jsonl, json, csv or table"
+        )
+    if config.track and not any(map(is_video, sources)):
+        raise ConfigError("--track is for videos, and none is given: leave it out")
+    if config.track:
+        Tracker(1.0)  # says now if its package is missing
+
+
+def _expected(sources: Sequence[Source], config: DetectConfig) -> int | None:
+    """How many images there are, as far as headers state it."""
+    counts = [1] * len(sources)
+    for place, source in enumerate(sources):
+        if is_video(source):
+            with suppress(ImageError):  # which is reported when its turn comes
+                frames = -(-video_header(source).frames // config.every)
+                counts[place] = min(frames, config.frames or frames) if frames else config.frames
+    return sum(counts) if all(counts) else None
+
+
+def _readable(
+    sources: Sequence[Source], config: DetectConfig, unreadable: list[Source], bar: ProgressBar
+) -> Iterator[Item]:
+    """Each image and frame that can be read; sources that cannot be are reported and added to ``unreadable``."""
+    for source in sources:
+        try:
+            yield from _items_of(source, config)
+        except ImageError as error:
+            unreadable.append(source)
+            bar.update(1)
+            ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
+
+
+def _items_of(source: Source, config: DetectConfig) -> Iterator[Item]:
+    if not is_video(source):
+        yield Item(source, load_image(source, allow_download=config.allow_download))
+        return
+    for frame in islice(read_video(source, every=config.every), config.frames or None):
+        yield Item(source, frame.image, frame.index, frame.time)
 
 
 def _detections(
-    detector: Detector, paths: Sequence[Path], prompt: Prompt | None, config: DetectConfig, bar: ProgressBar
-) -> Iterator[tuple[Path, Image.Image, Detections]]:
-    """Each file that can be read, its image and its detections; the others are reported."""
-    size = config.batch_size
-    options: DetectOptions = {"threshold": config.threshold, "nms": config.nms, "batch_size": size}
+    detector: Detector, items: Iterable[Item], prompt: Prompt | None, config: DetectConfig
+) -> Iterator[tuple[Item, Detections]]:
+    """Each item and its detections; those of a video with tracks, if asked for."""
+    options: DetectOptions = {"threshold": config.threshold, "nms": config.nms, "batch_size": config.batch_size}
     options["max_detections"] = config.max_detections
-    for batch in (paths[start : start + size] for start in range(0, len(paths), size)):
-        opened = dict[Path, Image.Image]()
-        for path in batch:
-            try:
-                opened[path] = load_image(path)
-            except ImageError as error:
-                # above the bar, if any
-                ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)
-        images = list(opened.values())
-        found = detector(images, prompt, **options) if images else []
-        yield from zip(opened, images, found, strict=True)
-        bar.update(len(batch))
+    waiting, trackers = deque[Item](), dict[Source, Tracker]()
+
+    def images() -> Iterator[Image.Image]:
+        for item in items:
+            waiting.append(item)
+            yield item.image
+
+    for found in detector.stream(images(), prompt, **options):
+        item = waiting.popleft()
+        if config.track and item.frame is not None:
+            if item.source not in trackers:
+                trackers = {item.source: Tracker(video_header(item.source).rate / config.every)}
+            found = trackers[item.source](found, item.time)
+        yield item, found
 
 
 class _Summary:
     """What was found in all images."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        self.images, self.prompt = 0, prompt
+    def __init__(self, prompt: Prompt, noun: str) -> None:
+        self.images, self.prompt, self.noun = 0, prompt, noun
         self.rows: dict[str, tuple[int, int, float]] = {}  # of each phrase: images, detections, best score
+        self.tracks: dict[str, set[tuple[Source, int]]] = {}
 
-    def add(self, found: Detections) -> None:
+    def add(self, source: Source, found: Detections) -> None:
         """One image more."""
         self.images += 1
         for label in found.labels.unique().tolist():
-            phrase, scores = found.prompt.texts[label].strip(), found.scores[found.labels == label]
+            phrase, own = found.prompt.texts[label].strip(), found[found.labels == label]
             images, detections, best = self.rows.get(phrase, (0, 0, 0.0))
-            self.rows[phrase] = images + 1, detections + len(scores), max(best, float(scores.max()))
+            self.rows[phrase] = images + 1, detections + len(own), max(best, float(own.scores.max()))
+            if own.tracks is not None:
+                numbers = {(source, track) for track in own.tracks.tolist() if track > 0}
+                self.tracks[phrase] = self.tracks.get(phrase, set()) | numbers
 
     def text(self, *, table: bool) -> str:
         """How many images and detections; in a table how many of each phrase."""
         lines, width = list[str](), max([6, *map(len, self.rows)])
         if table and self.rows:
-            lines.append(f"  {'phrase':<{width}}  images  detections  best score")
+            lines.append(f"  {'phrase':<{width}}  {self.noun}s  detections  best score{'  tracks' * bool(self.tracks)}")
             for phrase, (images, detections, best) in sorted(self.rows.items(), key=lambda row: -row[1][1]):
-                lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}")
+                tracks = f"  {len(self.tracks.get(phrase, ())):6}" * bool(self.tracks)
+                lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}{tracks}")
         missing = [text.strip() for text in self.prompt.texts if text.strip() not in self.rows]
         if table and missing:
             lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
         found = sum(detections for _, detections, _ in self.rows.values())
-        return "\n".join([*lines, f"{counted(self.images, 'image')}, {counted(found, 'detection')}"])
+        return "\n".join([*lines, f"{counted(self.images, self.noun)}, {counted(found, 'detection')}"])
 
 
-def _detections_table(path: Path, detections: Detections) -> str:
+def _detections_table(path: Source, detections: Detections) -> str:
     """One image's detections as a table; for a sentence also the phrases that were not found."""
     width = max([6, *(len(found.phrase.strip()) for found in detections)])
     lines = [f"{path}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]

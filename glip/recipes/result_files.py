@@ -9,32 +9,52 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from glip.data.sets import SampleSet
+from glip.data.video import is_video, video_header, write_video
 from glip.data.writers import ImageFolders, write_coco, write_labels
 from glip.files import atomic_write, begin_run
+from glip.recipes.detect_config import DetectConfig
 from glip.results import COLUMNS
 from glip.structures import Detections, Prompt, Sample
-from glip.visualize import save_image
+from glip.visualize import draw, save_image
 
-Add = Callable[[Path, Image.Image, Detections], object]
-Writer = Callable[[Path, Sequence[Path], Prompt], AbstractContextManager[Add]]
+Source = Path | str  # a file; a URL or a webcam's number
+
+
+class Item(NamedTuple):
+    """One image to detect in; ``frame`` and ``time`` (in seconds) of one that is a frame of a video."""
+
+    source: Source
+    image: Image.Image
+    frame: int | None = None
+    time: float = 0.0
+
+
+Add = Callable[[Item, Detections], object]
+Writer = Callable[[Path, Sequence[Source], Prompt], AbstractContextManager[Add]]
+_RESULTS = "results"  # the folder of files beside the drawn images, which no dataset's reader takes for its images
 _ESCAPED = "backslashreplace"  # bytes in a file's name that are no text, as JSON escapes
 CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 
 
-def to_line(path: Path, detections: Detections) -> str:
-    """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption."""
+def to_line(item: Item, detections: Detections) -> str:
+    """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption.
+
+    A frame has its number and time too, a tracked object the number of its track.
+    """
     height, width = detections.size
     record = {
-        "image": str(path),
+        "image": str(item.source),
+        **({} if item.frame is None else {"frame": item.frame, "time": round(item.time, 3)}),
         "width": width,
         "height": height,
         "caption": detections.prompt.caption,
@@ -46,18 +66,25 @@ def to_line(path: Path, detections: Detections) -> str:
                 "label": found.label,
                 "phrase": found.phrase,
                 "spans": [list(span) for span in phrase.spans],
+                **({} if detections.tracks is None else {"track": track}),
             }
-            for found, phrase in zip(detections, detections.phrases, strict=True)
+            for found, phrase, track in zip(detections, detections.phrases, _tracks(detections), strict=True)
         ],
     }
     return json.dumps(record, ensure_ascii=False)
+
+
+def _tracks(detections: Detections) -> list[int | None]:
+    """The track of each detection, if any."""
+    tracks = [-1] * len(detections) if detections.tracks is None else detections.tracks.tolist()
+    return [track if track > 0 else None for track in tracks]
 
 
 @contextmanager
 def write_lines(file: Path, *_: object) -> Iterator[Add]:
     """JSON lines, each as its result comes; to standard output for "-"."""
     with nullcontext(sys.stdout) if str(file) == "-" else file.open("w", encoding="utf-8", errors=_ESCAPED) as lines:
-        yield lambda path, _, found: print(to_line(path, found), file=lines, flush=True)
+        yield lambda item, found: print(to_line(item, found), file=lines, flush=True)
 
 
 @contextmanager
@@ -65,33 +92,43 @@ def write_list(file: Path, *_: object) -> Iterator[Add]:
     """The same records as one JSON list."""
     with atomic_write(file) as text:
         before = chain(["["], repeat(","))
-        yield lambda path, _, found: text.write(f"{next(before)}\n{to_line(path, found)}")
+        yield lambda item, found: text.write(f"{next(before)}\n{to_line(item, found)}")
         text.write("\n]\n" if next(before) == "," else "[]\n")
 
 
 @contextmanager
-def write_csv(file: Path, *_: object) -> Iterator[Add]:
-    """A row for each detection: the image, its size, then the columns of ``Detections.to_dataframe``."""
+def write_csv(file: Path, sources: Sequence[Source], _: Prompt) -> Iterator[Add]:
+    """A row for each detection: the image, its size, then the columns of ``Detections.to_dataframe``.
+
+    With a video among the sources also frame and time, before the size, and at the end the track.
+    """
+    timed = any(map(is_video, sources))
     with atomic_write(file) as text:
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(("image", "width", "height", *COLUMNS))
-        yield lambda path, image, found: table.writerows(
-            (path, *image.size, phrase, label, round(score, 4), *(round(value, 2) for value in box))
-            for box, score, label, phrase in found
-        )
+        table.writerow(("image", *("frame", "time") * timed, "width", "height", *COLUMNS, *("track",) * timed))
+
+        def add(item: Item, found: Detections) -> None:
+            frame = (None, None) if item.frame is None else (item.frame, round(item.time, 3))
+            start = (item.source, *frame * timed, *item.image.size)
+            for (box, score, label, phrase), track in zip(found, _tracks(found), strict=True):
+                row: tuple[Any, ...] = (phrase, label, round(score, 4), *(round(value, 2) for value in box))
+                table.writerow((*start, *row, *(track,) * timed))
+
+        yield add
 
 
 def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_names: bool) -> Writer:
     """A dataset; a sentence's is one of captions, or of the names in it."""
 
     @contextmanager
-    def write_set(file: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
+    def write_set(file: Path, images: Sequence[Source], prompt: Prompt) -> Iterator[Add]:
         samples, listed = list[Sample](), of_names or prompt.is_list
         vocabulary = prompt.texts if listed else ()
 
-        def add(path: Path, image: Image.Image, found: Detections) -> None:
-            place, phrases = Path(os.path.abspath(path)), tuple((label,) for label in found.labels.tolist())
-            sample = Sample(place, found.boxes.cpu(), phrases, vocabulary, None if listed else prompt, size=image.size)
+        def add(item: Item, found: Detections) -> None:
+            place, phrases = Path(os.path.abspath(item.source)), tuple((label,) for label in found.labels.tolist())
+            words, size = None if listed else prompt, item.image.size
+            sample = Sample(place, found.boxes.cpu(), phrases, vocabulary, words, size=size)
             scores = tuple(round(score, 4) for score in found.scores.tolist())
             samples.append(replace(sample, image_id=len(samples) + 1, scores=scores))
 
@@ -102,31 +139,49 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
 
 
 @contextmanager
-def write_yolo_texts(folder: Path, images: Sequence[Path], prompt: Prompt) -> Iterator[Add]:
+def write_yolo_texts(folder: Path, images: Sequence[Source], prompt: Prompt) -> Iterator[Add]:
     """A text for each image, also for one without detections, and the names of the classes beside them."""
     names = output_names(images, folder, ".txt")
     begin_run(folder, {"classes": prompt.texts})  # refuses a folder with those of other classes
     with atomic_write(folder / CLASSES) as text:
         text.writelines(f"{' '.join(name.split())}\n" for name in prompt.texts)
 
-    def add(path: Path, _: Image.Image, found: Detections) -> None:
-        with atomic_write(names[path]) as text:
+    def add(item: Item, found: Detections) -> None:
+        with atomic_write(names[item.source]) as text:
             text.write(found.to_yolo())
 
     yield add
 
 
 @contextmanager
-def write_crops(folder: Path, images: Sequence[Path], _: Prompt) -> Iterator[Add]:
-    """The part of the image in each box: FOLDER/PHRASE/IMAGE-NUMBER.png, in the order of the detections."""
+def write_crops(folder: Path, images: Sequence[Source], _: Prompt) -> Iterator[Add]:
+    """The part of the image in each box: FOLDER/PHRASE/IMAGE[-FRAME]-NUMBER.png, in the order of the detections."""
     names = output_names(images, folder, ".png")
 
-    def add(path: Path, image: Image.Image, found: Detections) -> None:
-        for number, (crop, one) in enumerate(zip(found.crops(image), found, strict=True), start=1):
+    def add(item: Item, found: Detections) -> None:
+        name = names[item.source].stem + ("" if item.frame is None else f"-{item.frame:06}")
+        for number, (crop, one) in enumerate(zip(found.crops(item.image), found, strict=True), start=1):
             phrase = re.sub(r"[^\w-]+", "_", one.phrase).strip("_")[:60] or f"phrase-{one.label}"
-            save_image(crop, folder / phrase / f"{names[path].stem}-{number}.png")
+            save_image(crop, folder / phrase / f"{name}-{number}.png")
 
     yield add
+
+
+@contextmanager
+def write_drawn(names: Mapping[Source, Path], scores: bool) -> Iterator[Add]:
+    """The drawn images; the frames of a video become a video, which appears when its last frame is written."""
+    with ExitStack() as video:
+        begun = dict[Source, Callable[[Image.Image, float], None]]()  # the videos, of which the last one is open
+
+        def add(item: Item, found: Detections) -> None:
+            drawn, file = draw(item.image, found, scores=scores, legend=item.frame is None), names[item.source]
+            if item.frame is not None and item.source not in begun:
+                video.close()
+                begun[item.source] = video.enter_context(write_video(file, video_header(item.source).rate))
+            write = begun.get(item.source, lambda image, _: save_image(image, file))
+            write(drawn, item.time)
+
+        yield add
 
 
 WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and what writes it
@@ -139,24 +194,35 @@ WRITERS: dict[str, tuple[str, Writer]] = {  # by format: the file or folder, and
 }
 
 
-def image_folder(images: Sequence[Path]) -> Path:
+def result_files(config: DetectConfig) -> dict[Path, Writer]:
+    """What is written beside the drawn images, and where."""
+    files = {
+        Path(config.out, _RESULTS, name): write for form, (name, write) in WRITERS.items() if form in config.format
+    }
+    files = {Path("-"): write_lines} if config.out == "-" else files
+    return files | ({Path(config.crops): write_crops} if config.crops else {})
+
+
+def image_folder(images: Sequence[Source]) -> Path:
     """The folder that holds all images, in its sub-folders or itself."""
     return Path(os.path.commonpath([Path(os.path.abspath(path)).parent for path in images]))
 
 
-def output_names(paths: Sequence[Path], folder: Path, ending: str = "") -> dict[Path, Path]:
+def output_names(sources: Sequence[Source], folder: Path, ending: str = "") -> dict[Source, Path]:
     """Where each image's file goes: its own name, numbered where two share one or it would replace a given image.
 
-    Without an ``ending`` it is an image, of the same kind where glip writes that.
+    Without an ``ending`` it is an image, of the same kind where glip writes that, or a video.
     """
-    names: dict[Path, Path] = {}
-    taken = {path.resolve() for path in paths} | {(folder / CLASSES).resolve()}
-    for path in paths:
-        suffix = ending or (path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png")
+    names: dict[Source, Path] = {}
+    taken = {Path(source).resolve() for source in sources} | {(folder / CLASSES).resolve()}
+    for source in sources:
+        path = Path(source)
+        own = path.suffix if path.suffix.lower() in {".jpg", ".jpeg", ".png"} else ".png"
+        suffix = ending or (".mp4" if is_video(source) else own)
         name, number = folder / f"{path.stem}{suffix}", 1
         while name.resolve() in taken:
             number += 1
             name = folder / f"{path.stem}-{number}{suffix}"
         taken.add(name.resolve())
-        names[path] = name
+        names[source] = name
     return names

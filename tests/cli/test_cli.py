@@ -18,10 +18,10 @@ from small import RELEASED, release_state
 
 import glip
 from glip.cli.main import main
-from glip.config import DetectConfig
 from glip.data.labels import read_labels
 from glip.errors import ConfigError
 from glip.model.weights import load_pretrained
+from glip.recipes.detect_config import DetectConfig
 from glip.recipes.detect_files import find_images
 from glip.signals import Interrupted
 from glip.train.start import load_config
@@ -309,7 +309,7 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["dog", "--treshold", ".3"], "(did you mean --threshold?)"),
         (["--source", "x"], "unknown option --source: given without an option are IMAGE... PROMPT..."),
         (["shots/b.png"], "no prompt: give words after the images"),
-        (["dog", "shots/b.png"], "image 'shots/b.png' comes after 'dog', which is none: give all images, then"),
+        (["dog", "shots/b.png"], "file 'shots/b.png' comes after 'dog', which is none: give all images, then"),
         (["🐈"], "the model cannot read '🐈': write it in English"),
         (["dog", "--task", "none.safetensors"], "'none.safetensors'"),
         *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
@@ -381,7 +381,7 @@ def test_files_that_cannot_be_written_are_one_line(refused, shots, tiny_folder, 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "out/a.jpg")
 
-    monkeypatch.setattr("glip.recipes.detect_files.save_image", full)
+    monkeypatch.setattr("glip.recipes.result_files.save_image", full)
     assert "No space left on device" in refused("detect", "shots/a.jpg", "dog", "--model", tiny_folder)
 
 
