@@ -44,6 +44,7 @@ FLOORS = {room: number for number, rooms in enumerate(LEVELS, start=1) for room 
 DOORS = {
     "timm": ("model/vision.py",),
     "transformers": ("integrations/transformers.py",),
+    "sahi": ("integrations/sahi.py",),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
     "pycocotools": ("evaluate/coco.py",),

@@ -16,6 +16,8 @@ class DetectConfig:
     nms: Share | None = option(None, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
     max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
     image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
+    tile: Side | None = option(None, "also detect in tiles of this side in pixels, for small things in large images")
+    overlap: float = option(0.2, "share of a tile's side that it shares with the next one", ge=0, le=0.8)
     recursive: bool = option(False, "also search the sub-folders of folders")
     format: tuple[Output, ...] = option((), "printed or written to OUT/results; may be repeated (default: table)")
     out: str = option("out", "folder for drawn images and results; '-' prints a JSON line per image and writes nothing")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.detect_config import DetectConfig
 from glip.recipes.result_files import Item, Source, image_folder, output_names, result_files, write_drawn
+from glip.recipes.tiles import detect_in_tiles
 from glip.recipes.track import Tracker
 from glip.signals import GracefulStop
 from glip.structures import Detections, Prompt
@@ -220,7 +222,10 @@ def _detections(
             waiting.append(item)
             yield item.image
 
-    for found in detector.stream(images(), prompt, **options):
+    stream = detector.stream
+    if config.tile:
+        stream = partial(detect_in_tiles, detector, tile=config.tile, overlap=config.overlap)
+    for found in stream(images(), prompt, **options):
         item = waiting.popleft()
         if config.track and item.frame is not None:
             if item.source not in trackers:
