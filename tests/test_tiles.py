@@ -62,7 +62,7 @@ def test_boxes_that_a_tile_cuts_off_are_left_out(box, sees_whole, count):
 def test_small_things_of_a_large_drawing_are_found():
     rng, things = np.random.default_rng(0), []
     for number, (column, row) in enumerate(np.ndindex(4, 3)):
-        x, y = np.array([column, row]) * 150 + rng.uniform(20, 100, 2)
+        x, y = (np.array([column, row]) * 150 + rng.uniform(20, 100, 2)).tolist()
         colour, kind = PROMPT.texts[number % 2].split()
         things.append(Thing(kind, colour, "plain", (x, y, x + 26, y + 26)))
     image, detector = (

@@ -35,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
     if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)
-    unreadable = detect_files(detector, sources, prompt, config)
+    segment = None
+    if config.masks:
+        from glip.integrations.sam import Segmenter
+
+        segment = Segmenter.from_pretrained(config.masks, device=args.device)
+    unreadable = detect_files(detector, sources, prompt, config, segment)
     if unreadable:
         what = "files could not be read to the end" if any(map(is_video, sources)) else "images could not be read"
         print(f"{unreadable} of {len(sources)} {what}", file=sys.stderr)

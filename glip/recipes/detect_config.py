@@ -24,6 +24,7 @@ class DetectConfig:
     draw: bool = option(True, "write the drawn images")
     scores: bool = option(True, "write scores into the drawn images")
     crops: str | None = option(None, "folder for the part of the image in each box, in a sub-folder for each phrase")
+    masks: str | None = option(None, "SAM model of transformers (folder or hub name): also give each box its mask")
     every: Count = option(1, "of a video, detect in each N-th frame only")
     frames: CountOrZero = option(0, "of a video or webcam, detect in this many frames at most; 0: in all")
     track: bool = option(False, "number the objects of a video: the same object has the same number in all frames")

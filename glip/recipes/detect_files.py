@@ -4,7 +4,7 @@ import glob
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -115,11 +115,17 @@ def _counted_names(what: str, paths: Sequence[Path]) -> str:
     return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
-def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt | None, config: DetectConfig) -> int:
+def detect_files(
+    detector: Detector,
+    sources: Sequence[Source],
+    prompt: Prompt | None,
+    config: DetectConfig,
+    segment: Callable[[Image.Image, Detections], Detections] | None = None,
+) -> int:
     """Detect in all; gives the number of sources that could not be read to the end, which are reported.
 
     Without a prompt the classes of the detector's task are detected. Each source is there once. With a video, the first
-    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole.
+    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole. ``segment`` gives detections their masks.
 
     Raises:
         ConfigError: an option that the sources do not allow.
@@ -147,6 +153,7 @@ def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt |
         bar = ProgressBar(total=total, unit=summary.noun, disable=is_small or config.quiet)
         items = _readable(sources, config, unreadable, stack.enter_context(bar))
         for item, found in _detections(detector, takewhile(lambda _: not stop.number, items), prompt, config):
+            found = segment(item.image, found) if segment else found
             summary.add(item.source, found)
             for add in writers:
                 add(item, found)
