@@ -43,11 +43,14 @@ LEVELS = (  # from floor 1 on
 FLOORS = {room: number for number, rooms in enumerate(LEVELS, start=1) for room in rooms}
 DOORS = {
     "timm": ("model/vision.py",),
-    "transformers": ("integrations/transformers.py",),
+    "transformers": ("integrations/transformers.py", "integrations/sam.py"),
     "sahi": ("integrations/sahi.py",),
+    "cvat_sdk": ("integrations/cvat.py",),
+    "autodistill": ("integrations/autodistill.py",),
+    "fiftyone": ("integrations/fiftyone.py",),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
-    "pycocotools": ("evaluate/coco.py",),
+    "pycocotools": ("evaluate/coco.py", "results.py"),
     "lvis": ("evaluate/lvis.py",),
     "cv2": (),
     "yaml": ("experiment.py",),

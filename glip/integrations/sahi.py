@@ -36,7 +36,7 @@ class GlipDetectionModel(DetectionModel):
         """Use a detector, with the names of its task where there is no prompt."""
         self.model = model.resized(self.image_size) if self.image_size else model
         self.prompt = self.prompt or model.encode_text().prompts[0]
-        self.category_mapping = _names(self.prompt)
+        self.category_mapping = self.prompt.class_names
 
     def perform_inference(self, image: np.ndarray) -> None:
         """Detect in one RGB image."""
@@ -67,9 +67,3 @@ class GlipDetectionModel(DetectionModel):
             ]
             for found, shift, shape in zip(self._original_predictions, shifts, shapes, strict=True)
         ]
-
-
-def _names(prompt: Prompt) -> dict[int, str]:
-    """The name of each class: its first phrase."""
-    pairs = [*zip(prompt.classes, prompt.texts, strict=True)]
-    return {number: text for number, text in reversed(pairs) if number >= 0}

@@ -131,6 +131,12 @@ class Prompt:
         return cls(caption, tuple(found))
 
     @property
+    def class_names(self) -> dict[int, str]:
+        """The name of each class that is returned: the text of its first phrase."""
+        numbers = dict.fromkeys(number for number in self.classes if number != NEGATIVE)
+        return {number: self.texts[self.classes.index(number)] for number in numbers}
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The text of each phrase, in the caller's order."""
         return tuple(phrase.text for phrase in self.phrases)

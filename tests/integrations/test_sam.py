@@ -112,7 +112,7 @@ def test_masks_in_every_form(found, image):
 
 def test_docs(run_docs, monkeypatch):
     monkeypatch.setattr(sam.Segmenter, "from_pretrained", lambda name: sam.Segmenter(*tiny("sam")))
-    assert len(run_docs("Masks by SAM")["found"].masks) > 3
+    assert len(run_docs("Masks by SAM")["found"].masks) >= 3
 
 
 def test_no_such_model():
