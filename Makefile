@@ -1,6 +1,7 @@
 # make demo        install into .venv (once), then detect objects in a drawn image
 # make test        the whole test suite
 # make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
+# make test-integrations   the adapters to other tools, each in an environment of its own with that tool
 # make lint        ruff and mypy
 # make clean       remove what these made
 #
@@ -16,7 +17,9 @@ OUT ?= out
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-fast lint clean
+TOOLS ?= transformers sahi cvat autodistill fiftyone
+
+.PHONY: demo test test-fast test-integrations lint clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -27,6 +30,16 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(PYTEST)
+
+# Their requirements exclude each other, so each tool is installed beside glip alone.
+test-integrations:
+	@for tool in $(TOOLS); do \
+	  $(PYTHON) -m venv .venv-$$tool && .venv-$$tool/bin/python -m pip install -q --disable-pip-version-check \
+	    -e ".[$$tool]" pytest hypothesis && .venv-$$tool/bin/python -c "import $${tool/cvat/cvat_sdk}" && \
+	    .venv-$$tool/bin/python -m pytest -p no:cacheprovider $$(ls tests/integrations/test_$$tool.py \
+	    $$(test $$tool != transformers || echo tests/integrations/test_sam.py)) >.venv-$$tool/log 2>&1; \
+	  printf '%-14s %s\n' $$tool "exit $$?: $$(tail -1 .venv-$$tool/log)"; \
+	done | tee .venv-table; ! grep -qv ' exit 0: ' .venv-table
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -45,5 +58,5 @@ $(READY): setup.cfg pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find glip tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

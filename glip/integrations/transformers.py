@@ -162,6 +162,7 @@ class GlipImageProcessor(transformers.BaseImageProcessor):
         found = self.detections(outputs, _text_batch(ids, mask, rows, [["?"]] * len(ids)), threshold, target_sizes)
         return [_parts(one) for one in found]
 
+    @torch.no_grad()
     def detections(
         self, outputs: ModelOutput, text: TextBatch, threshold: float | None, target_sizes: Any = None
     ) -> list[Detections]:
