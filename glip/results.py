@@ -146,15 +146,15 @@ class Detections:
             raise GlipError(f"category_ids: got {category_ids!r:.99}: give one for each of {', '.join(texts)[:99]}")
         boxes = [[left, top, right - left, bottom - top] for left, top, right, bottom in self.boxes.tolist()]
         rows = [{"image_id": image_id, "category_id": ids[found.label], "score": found.score} for found in self]
-        masks = [{}] * len(self) if self.masks is None else [{"segmentation": mask} for mask in self.to_rle()]
+        masks = [{"segmentation": mask} for mask in self.to_rle()] or [{}] * len(self)
         return [{**row, "bbox": box, **mask} for row, box, mask in zip(rows, boxes, masks, strict=True)]
 
     def to_rle(self) -> list[dict[str, Any]]:
         """The masks as COCO's compressed run lengths: ``size`` (height, width) and ``counts``."""
         from pycocotools.mask import encode
 
-        masks = [] if self.masks is None else self.masks.cpu().numpy().astype(np.uint8)
-        coded = [encode(np.asfortranarray(mask)) for mask in masks]
+        masks = self.masks if self.masks is not None else torch.zeros(0)
+        coded = [encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks.cpu().numpy()]
         return [{"size": list(self.size), "counts": one["counts"].decode()} for one in coded]
 
     def to_yolo(self) -> str:

@@ -37,7 +37,7 @@ class Segmenter:
         Raises:
             CheckpointError: no such model, or one that makes no masks from boxes.
         """
-        with needs("transformers"):
+        with needs("sam"):
             from transformers import AutoModelForMaskGeneration, AutoProcessor
         try:
             model = AutoModelForMaskGeneration.from_pretrained(name_or_path)

@@ -52,7 +52,7 @@ def to_line(item: Item, detections: Detections) -> str:
     A frame has its number and time too, a tracked object the number of its track, one with a mask
     its run lengths.
     """
-    (height, width), masks = detections.size, detections.to_rle() or [None] * len(detections)
+    (height, width), masks = detections.size, detections.to_rle() or [{}] * len(detections)
     record = {
         "image": str(item.source),
         **({} if item.frame is None else {"frame": item.frame, "time": round(item.time, 3)}),
