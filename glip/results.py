@@ -102,7 +102,8 @@ class Detections:
         return self._mapped(lambda values: values.to(device))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Detections":
-        return replace(self, **{name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)})
+        changed: dict[str, Any] = {key: change(own) for key, own in vars(self).items() if isinstance(own, Tensor)}
+        return replace(self, **changed)
 
     def filter(self, keep: Callable[[Detection], bool]) -> "Detections":
         """The detections for which ``keep`` is true, such as ``lambda found: found.phrase == "a car"``."""

@@ -31,9 +31,9 @@ BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
     "cli": 840,
-    "config": 400,
+    "config": 380,
     "console": 40,
-    "data": 4_170,
+    "data": 4_430,
     "detector": 380,
     "device": 100,
     "encoded": 120,
@@ -50,7 +50,7 @@ BUDGETS = {  # lines of each room
     "postprocess": 130,
     "processor": 150,
     "pseudo": 1_000,
-    "recipes": 1_020,
+    "recipes": 1_240,
     "results": 200,
     "schema": 150,
     "shapes": 30,
@@ -60,7 +60,7 @@ BUDGETS = {  # lines of each room
     "train": 1_570,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 17_750, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_400, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -43,10 +43,10 @@ def download(url: str, *, allowed: bool) -> bytes:
         problem = f"cannot be downloaded: the server answers {error.code} {error.reason}: check the URL"
     except (OSError, HTTPException, UnicodeError) as error:
         problem = f"cannot be downloaded ({getattr(error, 'reason', error)}): check the URL and the network"
-    if len(content) > MAX_BYTES:
-        problem = f"is larger than {MAX_BYTES / 1e6:g} MB: download it yourself and give the file"
-    elif time.monotonic() >= end:
+    if time.monotonic() >= end:
         problem = f"took more than {_SECONDS:g} s to download: download it yourself and give the file"
+    elif len(content) > MAX_BYTES:
+        problem = f"is larger than {MAX_BYTES / 1e6:g} MB: download it yourself and give the file"
     if problem:
         raise ImageError(problem)
     return bytes(content)

@@ -29,7 +29,7 @@ _LATE = 1.0  # seconds that may be missing at the end
 class Frame(NamedTuple):
     """One frame of a video: its number from 0, its time in seconds after the first one, and the upright RGB image."""
 
-    index: int
+    number: int
     time: float
     image: Image.Image
 
@@ -56,7 +56,7 @@ def video_header(source: str | Path) -> VideoHeader:
     if is_webcam(source):
         return VideoHeader(_RATE, 0)
     with _container(source) as (_, stream):
-        rate = float(stream.guessed_rate or stream.average_rate or _RATE)
+        rate = float(stream.average_rate or stream.guessed_rate or _RATE)
         return VideoHeader(rate, stream.frames or round(_stated_seconds(stream) * rate))
 
 
@@ -71,35 +71,40 @@ def read_video(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
         ImageError: it cannot be read, or is broken in the middle; the frames before that were given.
         GlipError: PyAV is not installed.
     """
-    number, time, end, start = -1, 0.0, 0.0, None
+    number, time, end, start, problems = -1, 0.0, 0.0, None, list[str]()
     with _container(source) as (container, stream):
-        stream.codec_context.options = {"max_pixels": str(_most_pixels())}  # also of later frames
-        rate = float(stream.guessed_rate or _RATE)
-        try:
-            problem = ""
-            for number, frame in enumerate(container.decode(stream)):
-                start = frame.time if start is None else start
-                known = None if frame.time is None or start is None else frame.time - start
-                last, time = time, number / rate if known is None else known
-                time = max(time, last + 1 / _TICKS) if number else 0.0  # broken clocks stand or go back
-                end = time + float((frame.duration or 0) * stream.time_base)
-                if number % every == 0:
-                    yield Frame(number, time, frame.to_image().rotate(frame.rotation, expand=True))
-        except _av().FFmpegError as error:
-            problem = f"is broken after frame {number} ({error.strerror})"
-        if number < 0 or end + _LATE < _stated_seconds(stream):
-            problem = problem or "ends too early"
-    if problem:
+        rate = float(stream.average_rate or _RATE)
+        for number, frame in enumerate(_decoded(container, stream, problems)):
+            start = frame.time if start is None else start
+            known = None if frame.time is None or start is None else frame.time - start
+            last, time = time, number / rate if known is None else known
+            time = max(time, last + 1 / _TICKS) if number else 0.0  # broken clocks stand or go back
+            end = time + float((frame.duration or 0) * stream.time_base)
+            if number % every == 0:
+                yield Frame(number, time, frame.to_image().rotate(frame.rotation, expand=True))
+        stated = 0.0 if "mpeg" in container.format.name else _stated_seconds(stream)  # guessed in transport streams
+        if not problems and (number < 0 or end + _LATE < stated):
+            problems.append("ends too early")
+    if problems:
         read = f"{number + 1} frames ({end:.2f} s) were read"
-        raise ImageError(f"video {str(source)!r} {problem}: {read}: get a complete copy of it")
+        raise ImageError(f"video {str(source)!r} {problems[0]}: {read}: get a complete copy of it")
+
+
+def _decoded(container: Any, stream: Any, problems: list[str]) -> Iterator[Any]:
+    """Frames up to the end, or to what cannot be decoded, which is added to ``problems``."""
+    stream.codec_context.options = {"max_pixels": str(_most_pixels())}  # also of later frames
+    try:
+        yield from container.decode(stream)
+    except _av().FFmpegError as error:
+        problems.append(f"is broken ({error.strerror})")
 
 
 @contextmanager
 def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, float], None]]:
     """Write an MP4 that replaces ``path`` when the block ends: a function that takes each image and its time.
 
-    All have the size of the first one, made even: other images are cut or get a black margin. After an error or a kill
-    the old file is unchanged.
+    All have the size of the first one, cut to even sides: other images are cut or get a black margin. After an error or
+    a kill the old file is unchanged.
 
     Args:
         path: the file.
@@ -126,7 +131,7 @@ def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, floa
 def _new_stream(container: Any, size: tuple[int, int], rate: float) -> Any:
     """H.264 where this FFmpeg writes it, else MPEG-4."""
     stream = container.add_stream("libx264" if "libx264" in _av().codecs_available else "mpeg4", rate=round(rate) or 1)
-    stream.width, stream.height = (side + side % 2 for side in size)
+    stream.width, stream.height = (max(2, side - side % 2) for side in size)  # as the encoders ask
     stream.pix_fmt, stream.bit_rate = "yuv420p", 0 if stream.name == "libx264" else 4 * stream.width * stream.height
     stream.codec_context.time_base = Fraction(1, _TICKS)
     return stream

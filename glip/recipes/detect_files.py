@@ -213,7 +213,7 @@ def _items_of(source: Source, config: DetectConfig) -> Iterator[Item]:
         yield Item(source, load_image(source, allow_download=config.allow_download))
         return
     for frame in islice(read_video(source, every=config.every), config.frames or None):
-        yield Item(source, frame.image, frame.index, frame.time)
+        yield Item(source, frame.image, frame.number, frame.time)
 
 
 def _detections(

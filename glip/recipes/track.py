@@ -31,7 +31,10 @@ class Tracker:
             from trackers import ByteTrackTracker
         except ImportError:
             raise GlipError("--track needs trackers, which is not installed: pip install 'glip[track]'") from None
-        options = {"frame_rate": rate, "lost_track_buffer": ceil(30 * max(_KEPT, _STEPS / rate))}  # counted at 30 fps
+        options: dict[str, Any] = {
+            "frame_rate": rate,
+            "lost_track_buffer": ceil(30 * max(_KEPT, _STEPS / rate)),
+        }  # of 30 fps
         options |= {"track_activation_threshold": 0.0, "high_conf_det_threshold": 0.0}  # what is found is above one
         self._of_label: dict[int, Any] = defaultdict(lambda: ByteTrackTracker(**options))
         self._numbers: dict[tuple[int, int], int] = {}
