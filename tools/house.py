@@ -42,7 +42,7 @@ BUDGETS = {  # lines of each room
     "experiment": 130,
     "files": 220,
     "geometry": 250,
-    "integrations": 650,
+    "integrations": 640,
     "lettering": 250,
     "loss": 160,
     "model": 1_780,
@@ -50,17 +50,17 @@ BUDGETS = {  # lines of each room
     "postprocess": 130,
     "processor": 150,
     "pseudo": 1_000,
-    "recipes": 1_240,
-    "results": 200,
+    "recipes": 1_330,
+    "results": 210,
     "schema": 150,
     "shapes": 30,
     "signals": 60,
-    "structures": 190,
-    "text": 900,
+    "structures": 200,
+    "text": 910,
     "train": 1_570,
-    "visualize": 270,
+    "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 18_400, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_350, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
