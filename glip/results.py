@@ -93,6 +93,13 @@ class Detections:
         """The detections at the given indices or mask."""
         return self._mapped(lambda values: values[keep])
 
+    def by_class(self) -> "Detections":
+        """The detections with a label and a phrase for each class, instead of one for each of its names."""
+        numbers, names = zip(*self.prompt.class_names.items(), strict=True)
+        labels = torch.tensor([numbers.index(number) for number in self.classes.tolist()], device=self.labels.device)
+        merged = replace(self, labels=labels.long(), prompt=Prompt.from_names(names, classes=numbers))
+        return replace(merged, token_scores=None, tokens=())
+
     def above(self, threshold: float) -> "Detections":
         """The detections that score at least ``threshold``."""
         return self.select(self.scores >= threshold)

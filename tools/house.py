@@ -51,16 +51,16 @@ BUDGETS = {  # lines of each room
     "processor": 150,
     "pseudo": 1_000,
     "recipes": 1_330,
-    "results": 210,
+    "results": 220,
     "schema": 150,
     "shapes": 30,
     "signals": 60,
     "structures": 200,
-    "text": 910,
+    "text": 930,
     "train": 1_570,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 18_350, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_370, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
