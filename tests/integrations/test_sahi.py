@@ -38,6 +38,7 @@ def test_slices(tiny_detector, image):
             verbose=0,
         )
         got = sorted((one.score.value, *one.bbox.to_xyxy()) for one in sliced.object_prediction_list)
+        assert 100 < max(right for *_, right, _ in got) <= 150, "in pixels of the whole image"
         assert {one.category.name for one in sliced.object_prediction_list} <= {"a cat", "a dog"} and len(got) > 20
     whole = predict.get_prediction(pixels, model).object_prediction_list
     wanted = tiny_detector(image, MANY, threshold=threshold)
