@@ -1,6 +1,7 @@
 # make demo        install into .venv (once), then detect objects in a drawn image
 # make test        the whole test suite
 # make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
+# make test-integrations   the adapters to other tools, each in an environment of its own with that tool
 # make lint        ruff, mypy and bandit
 # make clean       remove what these made
 #
@@ -16,7 +17,9 @@ OUT ?= out
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-fast lint clean
+TOOLS ?= transformers sam sahi cvat autodistill fiftyone
+
+.PHONY: demo test test-fast test-integrations lint clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -27,6 +30,16 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m "not slow" $(PYTEST)
+
+# The tools' requirements exclude each other: each is installed alone, with the packages of .venv behind its own.
+test-integrations: $(READY)
+	@for tool in $(TOOLS); do own=.venv-$$tool; \
+	  { $(BIN)/python -m venv $$own \
+	    && $(BIN)/python -c 'import site; print(*site.getsitepackages())' >$$(echo $$own/lib/python*/site-packages)/zz.pth \
+	    && $$own/bin/python -m pip install -q --disable-pip-version-check -e ".[$$tool]" \
+	    && $$own/bin/python -m pytest -rs tests/integrations/test_$$tool.py; } >$$own.log 2>&1; code=$$?; \
+	  printf '%-14s %s\n' $$tool "exit $$code: $$(tail -1 $$own.log)"; \
+	done | tee .venv-table; ! grep -v ' exit 0: .*passed' .venv-table
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -46,5 +59,5 @@ $(READY): setup.cfg pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find glip tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,9 @@ Each message is one sentence: the thing, its value, what is allowed, the next st
 and exits with code 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _LONGEST = 900  # characters of a message
 
 
@@ -40,3 +43,12 @@ class CheckpointError(GlipError):
 
 class TrainingError(GlipError):
     """A training that cannot go on, such as after losses that stayed non-finite."""
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of packages that are installed with an extra: a missing one is a GlipError that names it."""
+    try:
+        yield
+    except ImportError as error:
+        raise GlipError(f"{error.name or extra} is not installed: pip install 'glip[{extra}]'") from None

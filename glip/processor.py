@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from glip.config import ModelConfig
+from glip.config import ImageConfig, ModelConfig
 from glip.errors import CheckpointError
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, ImageBatch, Prompt, Sample, Size, Target, TextBatch
@@ -19,30 +19,13 @@ _LOOK_AHEAD = 4  # an image waits for others of its padded size while this many 
 SIZE_DIVISOR = 32  # padded sides are multiples of it (DATALOADER.SIZE_DIVISIBILITY)
 
 
-class Processor:
-    """Resizes, normalizes, pads and tokenizes, as a model's config says.
+class ImageProcessor:
+    """Resizes, normalizes and pads images, as a model's config says."""
 
-    Raises:
-        CheckpointError: the tokenizer has more tokens than the model.
-    """
-
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
-        image, rows = config.image, config.language.vocabulary
-        if tokenizer.size > rows:
-            raise CheckpointError(
-                f"{tokenizer.folder}: its tokenizer has {tokenizer.size:,} tokens, the model {rows:,} "
-                "(language.vocabulary): give the tokenizer of the model"
-            )
-        self.tokenizer, self.max_tokens = tokenizer, config.max_tokens
-        self.min_size, self.max_size = image.min_size, image.max_size
-        self.channels = image.channels
-        self.mean, self.std = torch.tensor(image.mean), torch.tensor(image.std)
-
-    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Batch:
-        """A batch for inference: images resized to the model's size, one prompt for each."""
-        pixels, resized = self.images(images)
-        original = tuple((image.height, image.width) for image in images)
-        return Batch(ImageBatch(pixels, resized, original), self.text(prompts))
+    def __init__(self, config: ImageConfig) -> None:
+        self.min_size, self.max_size = config.min_size, config.max_size
+        self.channels = config.channels
+        self.mean, self.std = torch.tensor(config.mean), torch.tensor(config.std)
 
     def images(self, images: Sequence[Image.Image]) -> tuple[Float[Tensor, "batch 3 height width"], tuple[Size, ...]]:
         """Resize, normalize and pad RGB images; also gives their sizes without the padding."""
@@ -74,6 +57,42 @@ class Processor:
                 yield groups.pop(oldest)
         yield from groups.values()
 
+    def _pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
+        """Normalize images and pad them right and bottom to one size."""
+        height, width = padded_size([(image.height, image.width) for image in images])
+        padded = []
+        for image in images:
+            values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+            if self.channels == "bgr":
+                values = values.flip(0)
+            values = (values - self.mean[:, None, None]) / self.std[:, None, None]
+            padded.append(F.pad(values, (0, width - image.width, 0, height - image.height)))
+        return torch.stack(padded)
+
+
+class Processor(ImageProcessor):
+    """Also tokenizes, for inference and training.
+
+    Raises:
+        CheckpointError: the tokenizer has more tokens than the model.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config.image)
+        rows = config.language.vocabulary
+        if tokenizer.size > rows:
+            raise CheckpointError(
+                f"{tokenizer.folder}: its tokenizer has {tokenizer.size:,} tokens, the model {rows:,} "
+                "(language.vocabulary): give the tokenizer of the model"
+            )
+        self.tokenizer, self.max_tokens = tokenizer, config.max_tokens
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Batch:
+        """A batch for inference: images resized to the model's size, one prompt for each."""
+        pixels, resized = self.images(images)
+        original = tuple((image.height, image.width) for image in images)
+        return Batch(ImageBatch(pixels, resized, original), self.text(prompts))
+
     def text(self, prompts: Sequence[Prompt]) -> TextBatch:
         """Tokenize prompts; a caption over the limit or a phrase that yields no token is a GlipError."""
         return encode_prompts(self.tokenizer, prompts, max_tokens=self.max_tokens)
@@ -102,18 +121,6 @@ class Processor:
             for sample, weights in zip(samples, text.phrase_tokens, strict=True)
         )
         return Batch(batch, text, targets)
-
-    def _pixels(self, images: Sequence[Image.Image]) -> Float[Tensor, "batch 3 height width"]:
-        """Normalize images and pad them right and bottom to one size."""
-        height, width = padded_size([(image.height, image.width) for image in images])
-        padded = []
-        for image in images:
-            values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-            if self.channels == "bgr":
-                values = values.flip(0)
-            values = (values - self.mean[:, None, None]) / self.std[:, None, None]
-            padded.append(F.pad(values, (0, width - image.width, 0, height - image.height)))
-        return torch.stack(padded)
 
 
 def in_order(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glip.errors import GlipError, ImageError
-from glip.shapes import Float, Int, Size, Tensor
+from glip.errors import GlipError, ImageError, needs
+from glip.shapes import Bool, Float, Int, Size, Tensor
 from glip.text.prompt import Phrase, Prompt
 
 COLUMNS = ("phrase", "label", "score", "x1", "y1", "x2", "y2")  # of a table of detections
@@ -37,6 +37,7 @@ class Detections:
     and ``classes`` are those labels after the caller's mapping of names to classes. ``token_scores`` is there on
     request: for each box the alignment with every token of its caption, named by ``tokens``. ``tracks`` numbers the
     objects of a video from 1 on, the same in all frames; -1 is a detection without a track.
+    ``masks``, from ``glip.integrations.sam``, are True in the pixels of the image that belong to the object.
     """
 
     boxes: Float[Tensor, "det 4"]
@@ -47,6 +48,7 @@ class Detections:
     token_scores: Float[Tensor, "det tok"] | None = None
     tokens: tuple[str, ...] = ()
     tracks: Int[Tensor, " det"] | None = None
+    masks: Bool[Tensor, "det height width"] | None = None
 
     @property
     def classes(self) -> Int[Tensor, " det"]:
@@ -91,6 +93,13 @@ class Detections:
         """The detections at the given indices or mask."""
         return self._mapped(lambda values: values[keep])
 
+    def by_class(self) -> "Detections":
+        """The detections with a label and a phrase for each class, instead of one for each of its names."""
+        numbers, names = zip(*self.prompt.class_names.items(), strict=True)
+        labels = torch.tensor([numbers.index(number) for number in self.classes.tolist()], device=self.labels.device)
+        merged = replace(self, labels=labels.long(), prompt=Prompt.from_names(names, classes=numbers))
+        return replace(merged, token_scores=None, tokens=())
+
     def above(self, threshold: float) -> "Detections":
         """The detections that score at least ``threshold``."""
         return self.select(self.scores >= threshold)
@@ -118,6 +127,7 @@ class Detections:
         boxes, scores, labels = self._arrays()
         data = {"class_name": np.array([phrase.text for phrase in self.phrases], dtype=str)}
         found = _extra("supervision").Detections(xyxy=boxes, confidence=scores, class_id=labels, data=data)
+        found.mask = None if self.masks is None else self.masks.cpu().numpy()
         found.tracker_id = None if self.tracks is None else self.tracks.cpu().numpy().copy()
         return found
 
@@ -129,6 +139,8 @@ class Detections:
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | Mapping[str, int]) -> list[dict[str, Any]]:
         """COCO's results: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels), ``score``.
+
+        With masks also ``segmentation`` (see ``to_rle``).
 
         The ids are those of the annotations that the results are for; ``category_ids`` has one for each phrase, in the
         prompt's order or by text.
@@ -142,7 +154,16 @@ class Detections:
             raise GlipError(f"category_ids: got {category_ids!r:.99}: give one for each of {', '.join(texts)[:99]}")
         boxes = [[left, top, right - left, bottom - top] for left, top, right, bottom in self.boxes.tolist()]
         rows = [{"image_id": image_id, "category_id": ids[found.label], "score": found.score} for found in self]
-        return [{**row, "bbox": box} for row, box in zip(rows, boxes, strict=True)]
+        masks = [{"segmentation": mask} for mask in self.to_rle()] or [{}] * len(self)
+        return [{**row, "bbox": box, **mask} for row, box, mask in zip(rows, boxes, masks, strict=True)]
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """The masks as COCO's compressed run lengths: ``size`` (height, width) and ``counts``."""
+        from pycocotools.mask import encode
+
+        masks = self.masks if self.masks is not None else torch.zeros(0)
+        coded = [encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks.cpu().numpy()]
+        return [{"size": list(self.size), "counts": one["counts"].decode()} for one in coded]
 
     def to_yolo(self) -> str:
         """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image's sides."""
@@ -188,7 +209,5 @@ def _above(module: str) -> Any:
 
 
 def _extra(package: str) -> Any:
-    try:
+    with needs(package):
         return import_module(package)
-    except ImportError:
-        raise GlipError(f"{package} is not installed: pip install 'glip[{package}]'") from None

@@ -8,6 +8,7 @@ Boxes are absolute xyxy pixels everywhere; masks are Bool with True = keep; size
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -73,6 +74,7 @@ class Sample:
         scores: the score of each box of a pseudo-label, which weights its losses; empty for boxes that people drew.
         box_loss: whether box regression is trained on the boxes, or only the alignment with words.
         kinds: for each phrase of the prompt its groups in tables, such as Flickr30K's people; empty where unknown.
+        masks: the mask of each box as COCO's run lengths, or empty.
     """
 
     image: Path | TarMember | Image.Image
@@ -89,6 +91,7 @@ class Sample:
     scores: tuple[float, ...] = ()
     box_loss: bool = True
     kinds: tuple[tuple[str, ...], ...] = ()
+    masks: tuple[Mapping[str, Any], ...] = ()
 
     def keep(self, chosen: Sequence[int]) -> "Sample":
         """The sample with only some of its boxes, by index, in that order."""
@@ -99,6 +102,7 @@ class Sample:
             box_phrases=tuple(self.box_phrases[index] for index in chosen),
             crowd=tuple(place[index] for index in self.crowd if index in place),
             scores=tuple(self.scores[index] for index in chosen) if self.scores else (),
+            masks=tuple(self.masks[index] for index in chosen) if self.masks else (),
         )
 
     def renumbered(self, place: Mapping[int, int]) -> "Sample":

@@ -21,11 +21,12 @@ from glip.structures import Detections, Sample
 _ROOM = (160, 48)  # a narrower or lower canvas gets a white margin, so that a label can be read
 _CELL, _GAP, _TEXT, _ROWS = 360, 18, 16, 5  # of a sheet: side of an image, space around it, letter size, lines of text
 PAPER, _FAINT = (250, 250, 248), (140, 140, 146)  # colours of a sheet
+_MASKED = [value * 2 // 5 for value in range(256)]  # how much of a mask's colour covers the image
 _HIDDEN, _TAGGED = 0.25, 0.125  # the share of a box under tags that hides it, and the largest share of an image
 
 
 def draw(image: Image.Image, detections: Detections, *, scores: bool = True, legend: bool = True) -> Image.Image:
-    """A copy of the image with a frame and a tag for each detection; small images are enlarged to be readable.
+    """A copy of the image with frame, tag and mask (if any) of each detection; small images are enlarged.
 
     Where tags would hide small boxes they are numbers, the labels of the results, and a legend below names them; where
     these hide them too, colours do if they differ. A sentence prompt is written below, each phrase in the colour of its
@@ -45,6 +46,9 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True, leg
     size = max(11, side // 34)
     boxes, palette = _upright(detections.boxes, factor), lettering.palette(detections.prompt.texts)
     colours = [palette[index] for index in labels]
+    for mask, colour in zip([] if detections.masks is None else detections.masks.cpu().numpy(), colours, strict=False):
+        shape = Image.fromarray(mask).convert("L").point(_MASKED).resize(large.size)
+        canvas.paste(colour, (0, 0, *large.size), shape)
     for box, colour in reversed([*zip(boxes.tolist(), colours, strict=True)]):  # the best on top
         _frame(canvas, box, colour, max(2, side // 200))
     ends = [f" {score:.2f}" if scores else "" for score in detections.scores.tolist()]

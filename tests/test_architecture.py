@@ -44,15 +44,19 @@ LEVELS = (  # from floor 1 on
 FLOORS = {room: number for number, rooms in enumerate(LEVELS, start=1) for room in rooms}
 DOORS = {
     "timm": ("model/vision.py",),
-    "transformers": (),
+    "transformers": ("integrations/transformers.py", "integrations/sam.py"),
+    "sahi": ("integrations/sahi.py",),
+    "cvat_sdk": ("integrations/cvat.py",),
+    "autodistill": ("integrations/autodistill.py",),
+    "fiftyone": ("integrations/fiftyone.py",),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
-    "pycocotools": ("evaluate/coco.py",),
+    "pycocotools": ("evaluate/coco.py", "results.py"),
     "lvis": ("evaluate/lvis.py",),
     "cv2": (),
     "yaml": ("experiment.py",),
     "pydantic": ("schema.py", "config.py", "cli/arguments.py"),
-    "huggingface_hub": ("model/weights.py",),
+    "huggingface_hub": ("model/weights.py", "integrations/transformers.py"),
     "safetensors": ("model/weights.py", "model/adapt.py"),
     "torchvision": (
         "geometry/boxes.py",

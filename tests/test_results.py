@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from glip.errors import GlipError, ImageError
+from glip.geometry.boxes import iou
 from glip.model.adapt import Adaptation
 from glip.structures import Detections, Prompt
 
@@ -49,6 +50,22 @@ def test_a_result_is_shown_short(found, tiny_detector):
 def test_filter_and_above(found):
     assert found.filter(lambda one: one.phrase == "a tree") == found[[0, 2]]
     assert found.above(0.75) == found[:2] and len(found.filter(lambda one: False)) == 0
+
+
+def test_synonyms_are_merged_to_their_class(tiny_detector, image):
+    prompt = Prompt.from_synonyms({"bat_(animal)": ["bat", "flying_fox"], "hot_dog": []})
+    assert prompt.texts == ("bat", "flying fox", "hot dog") and prompt.classes == (0, 0, 1)
+    for max_names in (None, 1):  # in one chunk, or in several
+        found = tiny_detector(image, prompt, max_names=max_names)
+        merged = found.by_class()
+        assert {one.phrase for one in found} == {*prompt.texts} and {one.phrase for one in merged} == {"bat", "hot dog"}
+        assert merged.classes.tolist() == merged.labels.tolist() == found.classes.tolist()
+        for number in (0, 1):
+            own = found.boxes[found.classes == number]
+            assert (iou(own, own, inclusive=True).fill_diagonal_(0) <= 0.6).all(), "suppressed across the names"
+    assert len(found[:0].by_class()) == 0
+    with pytest.raises(GlipError, match="names nothing"):
+        Prompt.from_synonyms({})
 
 
 def test_dicts_are_those_of_the_pipeline(both):

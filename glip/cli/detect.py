@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out '-' prints JSON lines and --format is {other}: give --out a folder")
     from glip.data.video import is_video
     from glip.detector import Detector
+    from glip.integrations.sam import Segmenter
     from glip.recipes.detect_files import detect_files, find_images, split_arguments
     from glip.structures import Prompt
     from glip.text.names import split_names
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
     if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)
-    unreadable = detect_files(detector, sources, prompt, config)
+    segment = Segmenter.from_pretrained(config.masks, device=args.device) if config.masks else None
+    unreadable = detect_files(detector, sources, prompt, config, segment)
     if unreadable:
         what = "files could not be read to the end" if any(map(is_video, sources)) else "images could not be read"
         print(f"{unreadable} of {len(sources)} {what}", file=sys.stderr)

@@ -302,7 +302,7 @@ def _coco_box(sample: Sample, index: int, record: Row) -> Row:
     crowd = int(index in sample.crowd)
     score = {"score": sample.scores[index]} if sample.scores and sample.vocabulary else {}
     box = {"bbox": [left, top, width, height], "area": width * height, "iscrowd": crowd}
-    return {"image_id": record["id"]} | box | score
+    return {"image_id": record["id"]} | box | score | ({"segmentation": sample.masks[index]} if sample.masks else {})
 
 
 def _decimals(row: np.ndarray) -> list[float]:

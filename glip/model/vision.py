@@ -33,7 +33,7 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self.register_buffer("relative_index", _relative_index(window), persistent=False)
+        self.register_buffer("relative_index", relative_places(window), persistent=False)
 
     def forward(self, x: Float[Tensor, "window place chan"], mask: Tensor | None) -> Float[Tensor, "window place chan"]:
         windows, places, width = x.shape
@@ -334,7 +334,8 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _relative_index(window: int) -> Tensor:
+def relative_places(window: int) -> Tensor:
+    """For each pair of places in a window the row of the bias table, by their distance."""
     axis = torch.arange(window)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     dy = y.flatten()[:, None] - y.flatten()[None] + window - 1

@@ -4,9 +4,10 @@ import glob
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.detect_config import DetectConfig
 from glip.recipes.result_files import Item, Source, image_folder, open_writers, output_names, result_files
+from glip.recipes.tiles import detect_in_tiles
 from glip.recipes.track import Tracker
 from glip.signals import GracefulStop
 from glip.structures import Detections, Prompt
@@ -113,11 +115,17 @@ def _counted_names(what: str, paths: Sequence[Path]) -> str:
     return f"{counted(len(paths), what)} ({', '.join(names)})"
 
 
-def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt | None, config: DetectConfig) -> int:
+def detect_files(
+    detector: Detector,
+    sources: Sequence[Source],
+    prompt: Prompt | None,
+    config: DetectConfig,
+    segment: Callable[[Image.Image, Detections], Detections] | None = None,
+) -> int:
     """Detect in all; gives the number of sources that could not be read to the end, which are reported.
 
     Without a prompt the classes of the detector's task are detected. Each source is there once. With a video, the first
-    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole.
+    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole. ``segment`` gives detections their masks.
 
     Raises:
         ConfigError: an option that the sources do not allow.
@@ -142,6 +150,7 @@ def detect_files(detector: Detector, sources: Sequence[Source], prompt: Prompt |
         bar = ProgressBar(total=total, unit=summary.noun, disable=is_small or config.quiet)
         items = _readable(sources, config, unreadable, stack.enter_context(bar))
         for item, found in _detections(detector, takewhile(lambda _: not stop.number, items), prompt, config):
+            found = segment(item.image, found) if segment else found
             summary.add(item.source, found)
             for add in writers:
                 add(item, found)
@@ -217,7 +226,10 @@ def _detections(
             waiting.append(item)
             yield item.image
 
-    for found in detector.stream(images(), prompt, **options):
+    stream = detector.stream
+    if config.tile:
+        stream = partial(detect_in_tiles, detector, tile=config.tile, overlap=config.overlap)
+    for found in stream(images(), prompt, **options):
         item = waiting.popleft()
         if config.track and item.frame is not None:
             if item.source not in trackers:

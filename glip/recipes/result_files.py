@@ -50,9 +50,10 @@ CLASSES = "classes.txt"  # the names of YOLO's class numbers, one a line
 def to_line(item: Item, detections: Detections) -> str:
     """One image's JSON line: boxes are xyxy pixels of the image, labels index ``phrases``, spans the caption.
 
-    A frame has its number and time too, a tracked object the number of its track.
+    A frame has its number and time too, a tracked object the number of its track, one with a mask
+    its run lengths.
     """
-    height, width = detections.size
+    (height, width), masks = detections.size, detections.to_rle() or [{}] * len(detections)
     record = {
         "image": str(item.source),
         **({} if item.frame is None else {"frame": item.frame, "time": round(item.time, 3)}),
@@ -68,8 +69,11 @@ def to_line(item: Item, detections: Detections) -> str:
                 "phrase": found.phrase,
                 "spans": [list(span) for span in phrase.spans],
                 **({} if detections.tracks is None else {"track": track}),
+                **({"mask": mask} if mask else {}),
             }
-            for found, phrase, track in zip(detections, detections.phrases, _tracks(detections), strict=True)
+            for found, phrase, track, mask in zip(
+                detections, detections.phrases, _tracks(detections), masks, strict=True
+            )
         ],
     }
     return json.dumps(record, ensure_ascii=False)
@@ -139,7 +143,8 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
             words, size = None if listed else prompt, item.image.size
             sample = Sample(place, found.boxes.cpu(), phrases, vocabulary, words, size=size)
             scores = tuple(round(score, 4) for score in found.scores.tolist())
-            samples.append(replace(sample, image_id=len(samples) + 1, scores=scores))
+            masks = tuple(found.to_rle())
+            samples.append(replace(sample, image_id=len(samples) + 1, scores=scores, masks=masks))
 
         yield add
         write(SampleSet(samples, vocabulary), file, [image_folder(images)])

@@ -97,6 +97,20 @@ class Prompt:
         return replace(joined, classes=own + (NEGATIVE,) * len(against), is_list=True)
 
     @classmethod
+    def from_synonyms(cls, synonyms: Mapping[str, Sequence[str]]) -> "Prompt":
+        """Each class asked by its name and its synonyms, such as those of WordNet or of LVIS' categories.
+
+        Class ``i`` is the ``i``-th key. Suppression is per class, so the best word of an object wins;
+        ``Detections.by_class`` gives results the class names. Spelling such as "hot_dog" or "bat_(animal)" is cleaned.
+
+        Raises:
+            GlipError: no class, or a word that is empty or not text.
+        """
+        words = [dict.fromkeys(clean_name(word).strip() for word in (name, *own)) for name, own in synonyms.items()]
+        names = [(number, word) for number, own in enumerate(words) for word in own]
+        return cls.from_names([word for _, word in names], classes=[number for number, _ in names])
+
+    @classmethod
     def parse(cls, text: str) -> "Prompt":
         """Names in one text, such as "a red bus. a cyclist" (see ``split_names``).
 
@@ -129,6 +143,12 @@ class Prompt:
             position = spans[-1][1] if isinstance(item, str) else position
             found.append(Phrase(" ".join(caption[start:end] for start, end in spans), spans))
         return cls(caption, tuple(found))
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The name of each class that is returned: the text of its first phrase."""
+        numbers = dict.fromkeys(number for number in self.classes if number != NEGATIVE)
+        return {number: self.texts[self.classes.index(number)] for number in numbers}
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ from glip.errors import ConfigError, ImageError
 from glip.model.weights import load_pretrained
 from glip.recipes.detect_config import DetectConfig
 from glip.recipes.detect_files import find_images
+from glip.recipes.tiles import detect_in_tiles
 from glip.signals import Interrupted
+from glip.structures import Prompt
 from glip.train.start import load_config
 
 CAPTION = "a man in a red shirt rides a brown horse"
@@ -99,6 +101,14 @@ def test_detections_of_an_image(detect, tmp_path):
     assert "read as ONE name, 'a small, red car'; put '. ' between names\n" in out
     _, out, _ = detect("shots/a.jpg", "--caption", CAPTION, "--threshold", 1)
     assert "  not found: " in out and "red shirt" in out, "phrases of a sentence"
+
+
+def test_tiles(detect, tiny_detector):
+    """Those of ``detect_in_tiles``, which other tests are about."""
+    _, out, _ = detect("shots/b.png", "dog", "--tile", 64, "--overlap", 0.1, "--out", "-")
+    (wanted,) = detect_in_tiles(tiny_detector, ["shots/b.png"], Prompt.parse("dog"), tile=64, overlap=0.1)
+    assert [one["score"] for one in json.loads(out)["detections"]] == [round(one.score, 4) for one in wanted]
+    assert wanted != tiny_detector("shots/b.png", "dog")
 
 
 def test_folders_and_patterns(detect, shots, tmp_path, image):
@@ -312,6 +322,7 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["dog", "--json", "x.json"], "unknown option --json (did you mean --format?)"),
         (["dog", "--imgsz", "640"], "unknown option --imgsz (did you mean --image-size?)"),
         (["dog", "--image-size", "3"], "--image-size: got 3: give a whole number, 32 or more and at most 8192"),
+        (["dog", "--tile", "64", "--overlap", "0.9"], "--overlap: got 0.9: give a number, 0 or more and at most 0.8"),
         (["dog", "--max-detections", "-1"], "--max-detections: got -1: give a whole number, 0 or more"),
         (["dog", "--colour", "red"], "unknown option --colour (see glip detect --help)"),
         (["dog", "--conf", ".3"], "unknown option --conf (did you mean --threshold?)"),

@@ -1,0 +1,23 @@
+"""Each adapter runs through its own tool; a snippet of docs/integrations.md is run as a reader would run it."""
+
+from collections.abc import Callable
+
+import pytest
+from test_docs import ROOT, blocks
+
+
+@pytest.fixture
+def run_docs(tmp_path, monkeypatch) -> Callable[[str], dict[str, object]]:
+    """Runs the Python blocks below a heading, in a folder with the project's docs; gives their names."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+
+    def run(heading: str) -> dict[str, object]:
+        _, page = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")
+        code = [block.code for block in blocks(page.split("\n## ")[0]) if block.language == "python"]
+        assert code, heading
+        names: dict[str, object] = {"__name__": "__main__"}
+        exec("\n".join(code), names)
+        return names
+
+    return run
