@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from glip.errors import GlipError, ImageError
+from glip.errors import ImageError, needs
 from glip.files import atomic_path
 
 VIDEO_ENDINGS = {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
@@ -186,8 +186,6 @@ def _most_pixels() -> int:
 
 
 def _av() -> Any:
-    try:
+    with needs("video"):
         import av
-    except ImportError:
-        raise GlipError("videos need PyAV, which is not installed: pip install 'glip[video]'") from None
     return av

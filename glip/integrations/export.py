@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from glip import __version__
-from glip.errors import ConfigError
+from glip.errors import ConfigError, needs
 from glip.experiment import to_dict
 from glip.files import atomic_path, write_json
 from glip.model.exported import GRAPHS, HEAD, IMAGE, LEVELS, TEXT
@@ -74,7 +74,10 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
     folder, loaded = Path(folder), load_pretrained(name_or_path)
     if loaded.model.fingerprint:
         raise ConfigError(f"{str(name_or_path)!r} is an exported model: give the one that it was made of")
-    _check_packages(format)
+    if format == "onnx":
+        with needs("onnx"):
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                import_module(package)
     loaded.model.requires_grad_(False)
     partial = folder / ".partial"  # a graph above 2 GB is two files, of which one names the other
     for name in GRAPHS:
@@ -139,12 +142,6 @@ def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file:
     assert made is not None
     made.model.metadata_props.update(about)
     made.save(file)
-
-
-def _check_packages(format: ExportFormat) -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if format == "onnx" and missing:
-        raise ConfigError(f"glip export needs the package {missing[0]}: pip install 'glip[onnx]'")
 
 
 @contextmanager

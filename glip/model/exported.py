@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glip.errors import CheckpointError
+from glip.errors import CheckpointError, needs
 from glip.geometry.anchors import grid_anchors
 from glip.model.glip import GLIP, Hidden, Map, Mask
 from glip.shapes import Float, Int, Tensor
@@ -73,12 +73,12 @@ class ExportedGLIP(GLIP):
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """See ``GLIP.encode_image``."""
-        return tuple(_run(self._graphs[IMAGE], pixels=pixels))
+        return tuple(_compute(self._graphs[IMAGE], pixels=pixels))
 
     def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
         """See ``GLIP.fuse_and_predict``."""
         named = dict(zip(LEVELS, levels, strict=True))
-        logits, deltas, centerness = _run(self._graphs[HEAD], **named, hidden=hidden, attention_mask=attention_mask)
+        logits, deltas, centerness = _compute(self._graphs[HEAD], **named, hidden=hidden, attention_mask=attention_mask)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
         return Outputs(logits, deltas, centerness, grid_anchors(sizes), sizes)
 
@@ -89,19 +89,17 @@ class _TextEncoder(nn.Module):
         self.graph = graph
 
     def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Mask) -> Hidden:
-        [hidden] = _run(self.graph, input_ids=input_ids, attention_mask=attention_mask)
+        [hidden] = _compute(self.graph, input_ids=input_ids, attention_mask=attention_mask)
         return hidden
 
 
-def _run(graph: Any, **inputs: Tensor) -> list[Tensor]:
+def _compute(graph: Any, **inputs: Tensor) -> list[Tensor]:
     found = graph.run(None, {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()})
     return [torch.from_numpy(value) for value in found]
 
 
 def _open_graph(path: Path, providers: Sequence[str]) -> Any:
     runtime = _runtime()
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} is missing: export the model again, glip export MODEL FOLDER")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     try:
@@ -112,10 +110,8 @@ def _open_graph(path: Path, providers: Sequence[str]) -> Any:
 
 
 def _runtime() -> Any:
-    try:
+    with needs("onnx"):
         import onnxruntime
-    except ImportError:
-        raise CheckpointError("an exported model needs onnxruntime: pip install 'glip[onnx]'") from None
     version = onnxruntime.__version__
     if tuple(map(int, version.split(".")[:2])) < MIN_RUNTIME:
         raise CheckpointError(f"onnxruntime {version} has no deformable convolution on a CPU: install 1.25 or later")

@@ -67,9 +67,9 @@ def run_labelling(
             raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
-    if ontology:
+    if ontology:  # without thresholds, which are for what is stored
         asked = {name: one.prompts for name, one in ontology.names.items()}
-        options |= {"names": asked, "negatives": ontology.negatives}  # no thresholds: they are for what is stored
+        options |= {"names": asked, "negatives": ontology.negatives}
     weights = model_fingerprint(load_pretrained(model).model)[:16]
     rank = int(os.environ.get("RANK", "0")) if config.engine == "torchrun" else 0
     with exclusive(folder, main=rank == 0):
@@ -78,19 +78,20 @@ def run_labelling(
         begin_run(folder, {"teacher": weights, "captions": entry.annotations, "images": entry.images, **options})
         if rank == 0:
             record(folder / RECORD, config={"teacher": str(model), **asdict(config)}, files=[folder / MANIFEST])  # type: ignore[call-overload]
-        own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1"))] if config.engine == "torchrun" else shards
+        own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1")) if config.engine == "torchrun" else 1]
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
         make_labeller = partial(Labeller, model, config, folder, device, ontology=ontology)
         label = _label_with_ray if config.engine == "ray" else _label_here
         outcomes = label(waiting, make_labeller, config) if waiting else ()
-        began = time.monotonic()
-        write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
+        began, _ = (
+            time.monotonic(),
+            write_report(folder, len(shards), failed),
+        )  # says what is missing, also after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
+                line, done = _progress_line(outcome, "image" if ontology else "pair"), len(own) - len(waiting) + number
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
-                done = len(own) - len(waiting) + number
-                line = printable(_progress_line(outcome, "image" if ontology else "pair"))
-                say(f"{line}; {done} of {counted(len(own), 'shard')}, {left} left")
+                say(f"{printable(line)}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from glip.errors import GlipError
+from glip.errors import needs
 from glip.structures import Detections
 
 _KEPT, _STEPS = 1.0, 3  # seconds, and frames at least, for which a track goes on without a detection
@@ -27,10 +27,8 @@ class Tracker:
     """
 
     def __init__(self, rate: float) -> None:
-        try:
+        with needs("track"):
             from trackers import ByteTrackTracker
-        except ImportError:
-            raise GlipError("--track needs trackers, which is not installed: pip install 'glip[track]'") from None
         options: dict[str, Any] = {
             "frame_rate": rate,
             "lost_track_buffer": ceil(30 * max(_KEPT, _STEPS / rate)),
