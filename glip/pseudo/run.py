@@ -62,9 +62,7 @@ def run_labelling(
         GlipError: the teacher cannot be loaded, or the folder holds other labels or is in use.
         OSError: a file cannot be written.
     """
-    for option, value in (("form", config.form), ("engine", config.engine)):
-        if value in _PACKAGES and find_spec(_PACKAGES[value]) is None:
-            raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
+    _check_packages(config)
     folder, failed = Path(folder).absolute(), dict[str, str]()
     options = {key: value for key, value in asdict(config).items() if key not in _NOT_IN_LABELS}  # type: ignore[call-overload]
     if ontology:  # without thresholds, which are for what is stored
@@ -80,13 +78,11 @@ def run_labelling(
             record(folder / RECORD, config={"teacher": str(model), **asdict(config)}, files=[folder / MANIFEST])  # type: ignore[call-overload]
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1")) if config.engine == "torchrun" else 1]
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
-        make_labeller = partial(Labeller, model, config, folder, device, ontology=ontology)
         label = _label_with_ray if config.engine == "ray" else _label_here
+        make_labeller = partial(Labeller, model, config, folder, device, ontology=ontology)
         outcomes = label(waiting, make_labeller, config) if waiting else ()
-        began, _ = (
-            time.monotonic(),
-            write_report(folder, len(shards), failed),
-        )  # says what is missing, also after a kill
+        began = time.monotonic()
+        write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
                 line, done = _progress_line(outcome, "image" if ontology else "pair"), len(own) - len(waiting) + number
@@ -97,6 +93,12 @@ def run_labelling(
             report = write_report(folder, len(shards), failed)
             draw_report(folder, report)
     return report
+
+
+def _check_packages(config: LabelConfig) -> None:
+    for option, value in (("form", config.form), ("engine", config.engine)):
+        if value in _PACKAGES and find_spec(_PACKAGES[value]) is None:
+            raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
 
 
 def _progress_line(outcome: Outcome, what: str) -> str:
