@@ -36,6 +36,7 @@ LEVELS = (  # from floor 1 on
     ("detector", "visualize"),
     ("train", "evaluate", "pseudo"),
     ("recipes",),
+    ("integrations",),
     ("cli",),
     ("__main__",),
 )
@@ -62,6 +63,10 @@ DOORS = {
     "tensorboard": ("train/log.py",),
     "torch.utils.tensorboard": ("train/log.py",),
     "matplotlib": ("visualize.py",),
+    "fastapi": ("integrations/serve.py", "integrations/guard.py"),
+    "uvicorn": ("integrations/serve.py", "integrations/guard.py"),
+    "prometheus_client": ("integrations/serve.py", "integrations/guard.py"),
+    "httpx": ("integrations/label_studio_backend.py",),
 }
 READS_CONFIG = {
     "data/caption.py",
