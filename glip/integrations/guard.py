@@ -149,7 +149,7 @@ class Guard:
             if answer.done():
                 await answer
             elif not gone.done():
-                raise Refused(503, f"no answer within {self._config.timeout:g} seconds: try again later")
+                raise Refused(504, f"no answer within {self._config.timeout:g} seconds: try again later")
         finally:
             for work in (answer, gone):
                 work.cancel()

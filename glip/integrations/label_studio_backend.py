@@ -98,23 +98,28 @@ def to_prediction(
     A box gets the label of its name; where no label has that name, the only label, else the name itself.
     """
     height, width = found.size
-    known = {key.casefold(): value for text, value in labels for key in (value, clean_name(text), text)}
-    only = labels[0][1] if len(labels) == 1 else None
+    known = {_bare(key): value for text, value in labels for key in (value, clean_name(text), text)}
     result = []
     for (left, top, right, bottom), score, label, _ in found:
+        name = known.get(_bare(names[label]), labels[0][1] if len(labels) == 1 else names[label])
         value = {
             "x": 100 * left / width,
             "y": 100 * top / height,
             "width": 100 * (right - left) / width,
             "height": 100 * (bottom - top) / height,
             "rotation": 0,
-            _RECTANGLE: [known.get(names[label].casefold(), only or names[label])],
+            _RECTANGLE: [name],
         }
         item = {"id": uuid.uuid4().hex[:10], "type": _RECTANGLE, "score": score, "value": value}
         item |= {"from_name": interface.from_name, "to_name": interface.to_name, "meta": {"text": [names[label]]}}
         result.append(item | {"original_width": width, "original_height": height, "image_rotation": 0})
     mean = sum(found.scores.tolist()) / max(len(found), 1)
     return {"result": result, "score": mean, "model_version": version}
+
+
+def _bare(name: str) -> str:
+    """A name without its article and its case: "A car" is the label "car"."""
+    return re.sub(r"^(?:an?|the)\s+", "", name.strip().casefold())
 
 
 class ImageSource:
@@ -140,7 +145,9 @@ class ImageSource:
         try:
             return await self._fetch(path)
         except httpx.HTTPError as error:
-            raise ImageError(f"Label Studio cannot be read ({type(error).__name__}): check --label-studio") from None
+            raise ImageError(
+                f"Label Studio cannot be read ({type(error).__name__}): check --label-studio and its access token"
+            ) from None
 
     async def _fetch(self, path: str) -> bytes:
         for attempt in range(2):

@@ -108,18 +108,17 @@ def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt 
     given = caption if names is None else names
     if given is None:
         return None
-    texts = [text for text in (given if isinstance(given, list) else [given]) if isinstance(text, str)]
+    listed = given if isinstance(given, list) else [given]
+    texts = [text for text in listed if isinstance(text, str)]
     length, most = sum(map(len, texts)), _LETTERS * limits.max_names
-    if length > most:
-        raise GlipError(f"a prompt of {length} characters: this server reads up to {most}")
+    limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
+    if len(listed) > limits.max_names or length > most:
+        raise GlipError(f"got {len(listed)} texts of {length} characters: {limit}")
     if strange := next((text for text in texts if _CONTROL.search(text)), None):
         raise GlipError(f"control characters in the prompt {strange[:60]!r}: leave them out")
-    count = len(given) if isinstance(given, list) else 0
-    if count <= limits.max_names:
-        prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
-        count = len(prompt.phrases)
-    if count > limits.max_names:
-        raise GlipError(f"got {count} names: this server takes up to {limits.max_names} in a request")
+    prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
+    if len(prompt.phrases) > limits.max_names:
+        raise GlipError(f"got {len(prompt.phrases)} names: {limit}")
     return prompt
 
 

@@ -40,7 +40,7 @@ class Service:
         self._detectors, self._config, self.metrics = detectors, config, Metrics()
         self.images = label_studio.ImageSource(config, os.environ.get("LABEL_STUDIO_API_KEY", ""))
         self.batcher = Batcher(detectors, config, self.metrics.batches.observe)
-        self._decoded = asyncio.Semaphore(2 * config.batch_size)
+        self._decoded, self._fetched = (asyncio.Semaphore(2 * config.batch_size) for _ in range(2))  # bound the memory
 
     async def _find(self, question: messages.Question) -> Detections:
         async with self._decoded:
@@ -103,8 +103,9 @@ class Service:
         async def find(one: Mapping[str, Any]) -> dict[str, Any]:
             labels = label_studio.labels_of(interface, one)
             prompt = label_studio.read_task_prompt(interface, labels, context.get("context"), names, self._config)
-            image = await self.images.read(as_map(one.get("data")).get(interface.image))
-            found = await self._find(messages.Question(image, task, prompt, messages.read_options(self._config)))
+            async with self._fetched:
+                image = await self.images.read(as_map(one.get("data")).get(interface.image))
+                found = await self._find(messages.Question(image, task, prompt, messages.read_options(self._config)))
             return label_studio.to_prediction(found, interface, labels, prompt.texts if prompt else names, version)
 
         found = await _each(map(find, tasks))
@@ -137,10 +138,8 @@ def create_app(detectors: Mapping[str, Detector], config: ServeConfig) -> Guard:
     app.exception_handler(GlipError)(lambda _, error: refusal(400, str(error)))
     app.exception_handler(HTTPException)(lambda _, error: refusal(error.status_code, error.detail))
     app.exception_handler(Exception)(lambda *_: refusal(500, "an error in the server: its log has it"))
-    described: Any = messages.DetectRequest
-    about = {
-        one.name: {"description": described.__pydantic_fields__[one.name].description} for one in fields(described)
-    }
+    described: dict[str, Any] = messages.DetectRequest.__pydantic_fields__  # type: ignore[attr-defined]
+    about = {name: {"description": one.description} for name, one in described.items()}
     schema = {"schema": {"type": "object", "properties": about}}
     body = {"requestBody": {"content": {"application/json": schema, "multipart/form-data": schema}}}
     app.post("/detect", openapi_extra=body)(service.detect)
