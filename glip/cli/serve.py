@@ -15,10 +15,14 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and its tasks, listen, and finish what has begun when a signal comes."""
     args.token = args.token or os.environ.get("GLIP_TOKEN") or None
     config = read_options(ServeConfig, args)
+    tasks = dict(given.partition("=")[::2] for given in config.task)
+    problem = ""
     if not (config.token or config.insecure or _is_loopback(config.host)):
-        raise ConfigError(
-            f"--host {config.host}: other machines can reach it: add --token, or --insecure to let everyone ask"
-        )
+        problem = f"--host {config.host}: other machines can reach it: add --token, or --insecure to let everyone ask"
+    elif len(tasks) < len(config.task) or not all(tasks.values()) or any("/" in name or not name for name in tasks):
+        problem = f"--task {', '.join(config.task)}: give NAME=FILE, each with a name of its own"
+    if problem:
+        raise ConfigError(problem)
     try:
         from glip.integrations.serve import serve
     except ModuleNotFoundError as error:
@@ -29,12 +33,7 @@ def run(args: argparse.Namespace) -> int:
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     with socket.create_server((config.host, config.port), family=family, backlog=256) as listener:
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
-        detectors = {"": model}
-        for given in config.task:
-            name, separator, file = given.partition("=")
-            if not separator or not name.isprintable() or "/" in name or name in detectors:
-                raise ConfigError(f"--task {given}: give NAME=FILE, with a name of its own")
-            detectors[name] = model.adapted(file)
+        detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: /docs lists the requests", file=sys.stderr)
         with GracefulStop(at_once="every request that had begun was answered"):

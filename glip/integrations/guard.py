@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hmac
-import time
 from collections.abc import Awaitable, Callable, MutableMapping, Set
 from contextlib import suppress
 from typing import Any
@@ -18,6 +17,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _OPEN = "/health"  # needs no token, since load balancers ask for it
+_BODIES = (b"application/json", b"multipart/form-data")
 _HEAD_SECONDS = 10.0  # for the head of a request
 _LINGER_SECONDS = 5.0  # a refused client may go on sending, so that it reads why
 _LONGEST = 400  # characters of an error
@@ -35,14 +35,6 @@ class Metrics:
         self.busy = Gauge("glip_requests_in_progress", "POST requests that are read or wait", registry=self.registry)
         sizes = (1, 2, 4, 8, 16, 32)
         self.batches = Histogram("glip_batch_images", "images of a pass", buckets=sizes, registry=self.registry)
-
-
-class Refused(Exception):
-    """A request that is not answered by the application: status and why."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 def refusal(status: int, why: str) -> JSONResponse:
@@ -67,13 +59,13 @@ class Guard:
 
     def __init__(self, app: Any, config: ServeConfig, metrics: Metrics, paths: Set[str]) -> None:
         self.app, self._config, self._metrics, self._paths = app, config, metrics, paths
-        self._busy = 0
+        self._free = asyncio.Semaphore(config.queue)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status, began = 0, time.perf_counter()
+        status = 0
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -81,62 +73,58 @@ class Guard:
             await send(message)
 
         try:
-            self._check_token(scope)
-            await (self._post if scope["method"] == "POST" else self.app)(scope, receive, noted)
-        except Refused as refused:
-            if not status:
-                await _refuse(refused, scope, receive, noted)
+            refused = self._refusal(scope) or await (self._post if scope["method"] == "POST" else self.app)(
+                scope, receive, noted
+            )
+            if refused and not status:
+                await _turn_away(refused, scope, receive, noted)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, status or "gone").inc()
-            if scope["method"] == "POST":
-                self._metrics.seconds.observe(time.perf_counter() - began)
 
-    def _check_token(self, scope: Message) -> None:
-        token = self._config.token
-        if token is None or scope["path"] == _OPEN:
-            return
-        headers = dict(scope["headers"])
+    def _refusal(self, scope: Message) -> JSONResponse | None:
+        """Why a request is refused by its head: a wrong token, too many others, a body of another type."""
+        token, headers = self._config.token, dict(scope["headers"])
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         if kind.lower() == b"basic":  # as Label Studio sends it; any user name
             with suppress(ValueError):
                 given = base64.b64decode(given, validate=True).partition(b":")[2]
         sent = (given, headers.get(b"token", b""))  # X-AnyLabeling has a header of its own
-        if not any([hmac.compare_digest(one, token.encode()) for one in sent]):
-            raise Refused(401, "no token, or a wrong one: send it as Authorization: Bearer TOKEN, or as Token: TOKEN")
+        known = token is None or any([hmac.compare_digest(one, token.encode()) for one in sent])
+        if not known and scope["path"] != _OPEN:
+            return refusal(401, "no token, or a wrong one: send Authorization: Bearer TOKEN, or Token: TOKEN")
+        if scope["method"] != "POST":
+            return None
+        if self._free.locked():
+            return refusal(503, f"the server is busy with {self._config.queue} requests: try again later")
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in _BODIES:
+            return refusal(415, "send Content-Type: application/json, or to /detect multipart/form-data")
+        return None
 
-    async def _post(self, scope: Message, receive: Receive, send: Send) -> None:
-        if self._busy >= self._config.queue:
-            raise Refused(503, f"the server is busy with {self._busy} requests: try again later")
-        self._busy += 1
-        self._metrics.busy.set(self._busy)
-        try:
-            try:
-                async with asyncio.timeout(self._config.timeout):
-                    body = await self._read(scope, receive)
-            except TimeoutError:
-                raise Refused(408, f"the request was not sent within {self._config.timeout:g} seconds") from None
-            if body is not None:
-                await self._run(scope, body, receive, send)
-        finally:
-            self._busy -= 1
-            self._metrics.busy.set(self._busy)
+    async def _post(self, scope: Message, receive: Receive, send: Send) -> JSONResponse | None:
+        async with self._free:
+            with self._metrics.busy.track_inprogress(), self._metrics.seconds.time():
+                try:
+                    async with asyncio.timeout(self._config.timeout):
+                        body = await self._body(scope, receive)
+                except TimeoutError:
+                    return refusal(408, f"the request was not sent within {self._config.timeout:g} seconds")
+                return await self._run(scope, body, receive, send) if isinstance(body, bytes) else body
 
-    async def _read(self, scope: Message, receive: Receive) -> bytes | None:
-        """The body; None where the client goes away while sending it."""
+    async def _body(self, scope: Message, receive: Receive) -> bytes | JSONResponse | None:
+        """The body, or why it is refused; None where the client goes away while sending it."""
         most, body = self._config.max_mb * 1e6, bytearray()
         stated = dict(scope["headers"]).get(b"content-length", b"0")
-        while True:
-            if max(len(body), int(stated) if stated.isdigit() else 0) > most:
-                raise Refused(413, f"the request has more than {self._config.max_mb:g} MB: send less")
+        while max(len(body), int(stated) if stated.isdigit() else 0) <= most:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")
-            if not message.get("more_body"):
+            if not message.get("more_body") and len(body) <= most:
                 return bytes(body)
+        return refusal(413, f"the request has more than {self._config.max_mb:g} MB: send less")
 
-    async def _run(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
+    async def _run(self, scope: Message, body: bytes, receive: Receive, send: Send) -> JSONResponse | None:
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -149,21 +137,21 @@ class Guard:
             if answer.done():
                 await answer
             elif not gone.done():
-                raise Refused(504, f"no answer within {self._config.timeout:g} seconds: try again later")
+                return refusal(504, f"no answer within {self._config.timeout:g} seconds: try again later")
         finally:
             for work in (answer, gone):
                 work.cancel()
             await asyncio.wait({answer, gone})
+        return None
 
 
-async def _refuse(refused: Refused, scope: Message, receive: Receive, send: Send) -> None:
+async def _turn_away(answer: JSONResponse, scope: Message, receive: Receive, send: Send) -> None:
     """Answer, then read and drop for a while what the client still sends: else it may not see the answer."""
-    answer = refusal(refused.status, str(refused))
     await send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
     await send({"type": "http.response.body", "body": answer.body, "more_body": True})
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
-            more = scope["method"] == "POST" and refused.status in (401, 413, 503)
+            more = scope["method"] == "POST" and answer.status_code in (401, 413, 415, 503)
             while more:
                 more = (await receive()).get("more_body", False)
     await send({"type": "http.response.body", "body": b""})
@@ -175,14 +163,12 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait."""
         super().connection_made(transport)
-        self._check(None)
+        self._check("new")
 
-    def _check(self, waiting: Any) -> None:
-        """Close if no request has begun since the last check, where there was none in work."""
-        cycle = self.cycle
-        idle = cycle is None or cycle.response_complete
-        if idle and waiting is not None and waiting == (id(cycle) if cycle else 0):
+    def _check(self, before: object) -> None:
+        """Close if the connection was idle at the last check too, with no request since then."""
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self.cycle is before:
             self.transport.close()
         elif not self.transport.is_closing():
-            now = (id(cycle) if cycle else 0) if idle else None
-            self.loop.call_later(_HEAD_SECONDS, self._check, now)
+            self.loop.call_later(_HEAD_SECONDS, self._check, self.cycle if idle else "busy")

@@ -47,24 +47,23 @@ def read_interface(config: Any) -> Interface:
     Raises:
         GlipError: not XML, or no RectangleLabels for an Image.
     """
-    text = config if isinstance(config, str) else ""
+    text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str | None, str]()
     try:
-        if "<!DOCTYPE" in text or "<!ENTITY" in text or len(text) > _LONGEST:
-            raise ElementTree.ParseError("it is too long, or defines a document type")
-        root = ElementTree.fromstring(text)
+        if "<!DOCTYPE" not in text and "<!ENTITY" not in text and len(text) <= _LONGEST:
+            root = ElementTree.fromstring(text)
+            images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
+            tag = next((tag for tag in root.iter("RectangleLabels") if tag.get("toName") in images), None)
     except ElementTree.ParseError as error:
-        raise GlipError(f"label_config: not a labelling interface ({error}): send the project's XML") from None
-    images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
-    tag = next((tag for tag in root.iter("RectangleLabels") if tag.get("toName") in images), None)
+        problem = f" ({error})"
     if tag is None:
-        raise GlipError("label_config: no RectangleLabels for an Image: add them to the labelling interface")
+        raise GlipError(f"label_config: no XML that has RectangleLabels for an Image{problem}: send the project's")
     values = [(one.get("value", ""), one.get("alias") or one.get("value", "")) for one in tag.iter("Label")]
     texts = frozenset(area.get("name", "") for area in root.iter("TextArea"))
     own, to_name, varying = tag.get("name", ""), tag.get("toName", ""), tag.get("value", "").removeprefix("$")
     return Interface(images[to_name].removeprefix("$"), own, to_name, tuple(values), varying, texts)
 
 
-def labels_of(interface: Interface, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+def task_labels(interface: Interface, task: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The labels of a task: those of the interface and, where its data has labels, those."""
     listed = as_list(as_map(task.get("data")).get(interface.varying)) if interface.varying else []
     own = [item.get("value") if isinstance(item, dict) else item for item in listed]
@@ -85,8 +84,6 @@ def read_task_prompt(
             return read_prompt(" ".join(map(str, written)) if isinstance(written, list) else written, None, limits)
     if tuned:
         return None
-    if not labels:
-        raise GlipError("label_config: no Label says what to find: add one, or write into a TextArea")
     return read_prompt([clean_name(text) or text for text, _ in labels], None, limits)
 
 
@@ -98,10 +95,10 @@ def to_prediction(
     A box gets the label of its name; where no label has that name, the only label, else the name itself.
     """
     height, width = found.size
-    known = {_bare(key): value for text, value in labels for key in (value, clean_name(text), text)}
+    known = {_without_article(key): value for text, value in labels for key in (value, clean_name(text), text)}
     result = []
     for (left, top, right, bottom), score, label, _ in found:
-        name = known.get(_bare(names[label]), labels[0][1] if len(labels) == 1 else names[label])
+        name = known.get(_without_article(names[label]), labels[0][1] if len(labels) == 1 else names[label])
         value = {
             "x": 100 * left / width,
             "y": 100 * top / height,
@@ -117,7 +114,7 @@ def to_prediction(
     return {"result": result, "score": mean, "model_version": version}
 
 
-def _bare(name: str) -> str:
+def _without_article(name: str) -> str:
     """A name without its article and its case: "A car" is the label "car"."""
     return re.sub(r"^(?:an?|the)\s+", "", name.strip().casefold())
 
@@ -140,24 +137,31 @@ class ImageSource:
         path = text.removeprefix(self._address)
         if text.startswith("data:") or not self._address:
             return decode_image(text)
-        if not _SERVED.fullmatch(path) or ".." in unquote(path.partition("?")[0]):
-            raise ImageError(f"image {text[:_SHOWN]!r} is not served by Label Studio: upload it there")
-        try:
-            return await self._fetch(path)
-        except httpx.HTTPError as error:
-            raise ImageError(
-                f"Label Studio cannot be read ({type(error).__name__}): check --label-studio and its access token"
-            ) from None
+        found: bytes | str = f"image {text[:_SHOWN]!r} is not served by Label Studio: upload it there"
+        if _SERVED.fullmatch(path) and ".." not in unquote(path.partition("?")[0]):
+            try:
+                found = await self._fetch(path)
+            except httpx.HTTPError as error:
+                found = f"Label Studio cannot be read ({type(error).__name__}): check its address and access token"
+        if isinstance(found, str):
+            raise ImageError(found)
+        return found
 
-    async def _fetch(self, path: str) -> bytes:
-        for attempt in range(2):
+    async def _fetch(self, path: str) -> bytes | str:
+        """The content at a path, or what is wrong."""
+        content, most = bytearray(), self._limits.max_mb * 1e6
+        for _ in range(2):
             async with self._client.stream("GET", self._address + path, headers=self._headers) as answer:
                 if answer.status_code == httpx.codes.OK:
-                    return await self._content(answer)
-            if answer.status_code != httpx.codes.UNAUTHORIZED or attempt:
+                    async for part in answer.aiter_bytes():
+                        content += part
+                        if len(content) > most:
+                            return f"image of more than {self._limits.max_mb:g} MB: --max-mb allows larger ones"
+                    return bytes(content)
+            if answer.status_code != httpx.codes.UNAUTHORIZED:
                 break
             self._headers = {"Authorization": await self._authorization()}
-        raise ImageError(f"Label Studio answers {answer.status_code} for the image: check its access token")
+        return f"Label Studio answers {answer.status_code} for the image: check its access token"
 
     async def _authorization(self) -> str:
         """A personal access token is exchanged for one of minutes; a legacy token is sent as it is."""
@@ -165,14 +169,6 @@ class ImageSource:
             return f"Token {self._key}"
         answer = await self._client.post(f"{self._address}/api/token/refresh", json={"refresh": self._key})
         return f"Bearer {answer.json()['access']}" if answer.is_success else ""
-
-    async def _content(self, answer: httpx.Response) -> bytes:
-        content, most = bytearray(), self._limits.max_mb * 1e6
-        async for part in answer.aiter_bytes():
-            content += part
-            if len(content) > most:
-                raise ImageError(f"image of more than {self._limits.max_mb:g} MB: --max-mb allows larger ones")
-        return bytes(content)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,9 +69,7 @@ def read_questions(
         raise GlipError(f"got {len(images)} images: send 1 to {limits.max_images} of them")
     task, prompt = request.task or "", read_prompt(request.names, request.caption, limits)
     version_of(detectors, task)  # there is such a task
-    if prompt is None and not task:
-        raise GlipError("no prompt: send names, a caption, or the name of a task")
-    options = read_options(limits, request.threshold, request.nms, request.max_detections)
+    options = detect_options(limits, request.threshold, request.nms, request.max_detections)
     return [Question(image, task, prompt, options) for image in images]
 
 
@@ -88,7 +87,7 @@ def version_of(detectors: Mapping[str, Detector], task: str) -> str:
     return " ".join(filter(None, (detectors[""].config.name, task)))
 
 
-def read_options(
+def detect_options(
     limits: ServeConfig, threshold: Any = None, nms: float | None = None, max_detections: int | None = None
 ) -> DetectOptions:
     """The options of a call of the Detector, without those that are not given."""
@@ -103,22 +102,25 @@ def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt 
     Raises:
         GlipError: names and a caption, too many names, too long a text, control characters, or nothing named.
     """
-    if names is not None and caption is not None:
-        raise GlipError("got names and a caption: send one of them")
     given = caption if names is None else names
     if given is None:
         return None
     listed = given if isinstance(given, list) else [given]
     texts = [text for text in listed if isinstance(text, str)]
-    length, most = sum(map(len, texts)), _LETTERS * limits.max_names
+    strange = next((text for text in texts if _CONTROL.search(text)), None)
+    length, most, prompt = sum(map(len, texts)), _LETTERS * limits.max_names, None
     limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
-    if len(listed) > limits.max_names or length > most:
-        raise GlipError(f"got {len(listed)} texts of {length} characters: {limit}")
-    if strange := next((text for text in texts if _CONTROL.search(text)), None):
-        raise GlipError(f"control characters in the prompt {strange[:60]!r}: leave them out")
-    prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
-    if len(prompt.phrases) > limits.max_names:
-        raise GlipError(f"got {len(prompt.phrases)} names: {limit}")
+    if names is not None and caption is not None:
+        problem = "got names and a caption: send one of them"
+    elif len(listed) > limits.max_names or length > most:
+        problem = f"got {len(listed)} texts of {length} characters: {limit}"
+    elif strange:
+        problem = f"control characters in the prompt {strange[:60]!r}: leave them out"
+    else:
+        prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
+        problem = f"got {len(prompt.phrases)} names: {limit}"
+    if prompt is None or len(prompt.phrases) > limits.max_names:
+        raise GlipError(problem)
     return prompt
 
 
@@ -168,10 +170,8 @@ def read_form(fields: Mapping[str, Sequence[str]]) -> DetectRequest:
     if len(fields.get("names", ())) > 1:
         values["names"] = list(fields["names"])
     for name in {"threshold", "nms", "max_detections"} & values.keys():
-        try:
+        with suppress(ValueError):  # what is no number is refused as any other value
             values[name] = json.loads(values[name])
-        except ValueError:
-            raise GlipError(f"{name}: got {values[name][:60]!r}: give a number") from None
     return parse(DetectRequest, values, at="request")
 
 
@@ -207,7 +207,7 @@ def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: Se
     prompt = read_prompt(text or "", None, limits) if text or not task else None
     threshold, nms = (parse(Share, params.get(name) or 0, at=name) for name in ("conf_threshold", "iou_threshold"))
     return Question(
-        decode_image(request.get("image")), task, prompt, read_options(limits, threshold or None, nms or None)
+        decode_image(request.get("image")), task, prompt, detect_options(limits, threshold or None, nms or None)
     )
 
 

@@ -50,7 +50,7 @@ class Service:
     async def detect(self, request: Request) -> Response:
         """Detect what names, a caption or a task say: in JSON, or in a form with the images as files."""
         files = list[bytes]()
-        if _kind(request) == "multipart/form-data":
+        if request.headers["content-type"].lower().startswith("multipart/form-data"):
             texts: dict[str, list[str]] = {}
             async with request.form(max_files=self._config.max_images) as form:
                 for name, value in form.multi_items():
@@ -60,12 +60,12 @@ class Service:
                         files.append(await value.read())
             asked = messages.read_form(texts)
         else:
-            asked = await _read(messages.DetectRequest, request)
+            asked = await _json_of(request, messages.DetectRequest)
         questions = await asyncio.to_thread(messages.read_questions, asked, files, self._detectors, self._config)
         found = await _each(map(self._find, questions))
         for number, one in enumerate(found, start=1):
             if isinstance(one, GlipError):
-                raise GlipError(f"image {number}: {one}") if len(found) > 1 else one
+                return refusal(400, f"image {number}: {one}" if len(found) > 1 else str(one))
         model = messages.version_of(self._detectors, questions[0].task)
         return JSONResponse({"model": model, "results": list(map(messages.to_record, found))})
 
@@ -75,7 +75,7 @@ class Service:
 
     async def shapes(self, request: Request) -> Response:
         """X-AnyLabeling: rectangles for an image."""
-        body = await _read(dict[str, Any], request)
+        body = await _json_of(request)
         question = await asyncio.to_thread(messages.read_shape_question, body, self._detectors, self._config)
         return JSONResponse(messages.to_shapes(await self._find(question)))
 
@@ -86,7 +86,7 @@ class Service:
 
     async def setup(self, request: Request, task: str = "") -> Response:
         """Label Studio: a project is connected."""
-        label_studio.read_interface((await _read(dict[str, Any], request)).get("schema"))
+        label_studio.read_interface((await _json_of(request)).get("schema"))
         return JSONResponse({"model_version": messages.version_of(self._detectors, task)})
 
     async def webhook(self, task: str = "") -> Response:
@@ -95,24 +95,24 @@ class Service:
 
     async def predict(self, request: Request, task: str = "") -> Response:
         """Label Studio: predictions for tasks. Of several tasks, those that cannot be read get none."""
-        body, version = await _read(dict[str, Any], request), messages.version_of(self._detectors, task)
+        body, version = await _json_of(request), messages.version_of(self._detectors, task)
         interface, context = label_studio.read_interface(body.get("label_config")), as_map(body.get("params"))
         tasks = [as_map(one) for one in as_list(body.get("tasks"))]
         names = self._detectors[task].adaptation.names if task else ()  # type: ignore[union-attr]
 
         async def find(one: Mapping[str, Any]) -> dict[str, Any]:
-            labels = label_studio.labels_of(interface, one)
+            labels = label_studio.task_labels(interface, one)
             prompt = label_studio.read_task_prompt(interface, labels, context.get("context"), names, self._config)
             async with self._fetched:
                 image = await self.images.read(as_map(one.get("data")).get(interface.image))
-                found = await self._find(messages.Question(image, task, prompt, messages.read_options(self._config)))
+                found = await self._find(messages.Question(image, task, prompt, messages.detect_options(self._config)))
             return label_studio.to_prediction(found, interface, labels, prompt.texts if prompt else names, version)
 
         found = await _each(map(find, tasks))
         failed = [isinstance(one, GlipError) for one in found]
         errors = [f"task {one.get('id')}: {why}" for one, why, no in zip(tasks, found, failed, strict=True) if no]
         if all(failed):
-            raise GlipError(errors[0] if errors else "tasks: none are sent")
+            return refusal(400, errors[0] if errors else "tasks: none are sent")
         for error in errors:
             _log.warning("no prediction for %s", error)
         return JSONResponse(
@@ -151,32 +151,29 @@ def create_app(detectors: Mapping[str, Detector], config: ServeConfig) -> Guard:
         for answer in (service.setup, service.predict, service.webhook):
             app.post(f"{prefix}/{answer.__name__}")(answer)
     paths = app.openapi()["paths"]
-    page = HTMLResponse(_PAGE.format(model=html.escape(repr(detectors[""])), paths="".join(_listed(paths))))
+    page = HTMLResponse(_PAGE.format(model=html.escape(repr(detectors[""])), paths="".join(_page_parts(paths))))
     app.get("/docs", include_in_schema=False)(lambda: page)
     return Guard(app, config, service.metrics, {"/docs", *paths})
 
 
 async def _each(work: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Each result, or the GlipError in its place; another error is raised."""
-    found = await asyncio.gather(*work, return_exceptions=True)
-    for one in found:
-        if isinstance(one, BaseException) and not isinstance(one, GlipError):
-            raise one
-    return found
+    """Each result, or the GlipError in its place."""
+
+    async def caught(one: Awaitable[Any]) -> Any:
+        try:
+            return await one
+        except GlipError as error:
+            return error
+
+    return await asyncio.gather(*map(caught, work))
 
 
-async def _read(kind: Any, request: Request) -> Any:
+async def _json_of(request: Request, kind: Any = dict[str, Any]) -> Any:
     """The JSON of a request; a large one is not parsed on the thread that serves the others."""
-    if _kind(request) != "application/json":
-        raise HTTPException(415, "send JSON with Content-Type: application/json, or to /detect multipart/form-data")
     return await asyncio.to_thread(parse_json, kind, await request.body(), at="request")
 
 
-def _kind(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _listed(paths: Mapping[str, Any]) -> Iterator[str]:
+def _page_parts(paths: Mapping[str, Any]) -> Iterator[str]:
     """The requests of OpenAPI's schema as parts of a page, which loads nothing from elsewhere."""
     for path, verbs in paths.items():
         for verb, about in verbs.items():
