@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,14 +103,17 @@ def main() -> None:
                         done = list(pool.map(lambda share: ask(port, images, share), shares))
                         rates[clients].append(count / (time.perf_counter() - began) / own[-1])
                     times[clients] += [one for part in done for one in part]
+                report(own, rates, times)
                 print(f"memory of the server: {resident_mb(process):.0f} MB, {memory:.0f} MB at first", flush=True)
-    rate = statistics.median(own)
-    print(f"the Detector itself: {rate:.2f} images/s (from {min(own):.2f} to {max(own):.2f})")
-    for clients in args.clients:
-        ratio, spent = statistics.median(rates[clients]), sorted(times[clients])
-        middle, slow = (1000 * spent[int(share * (len(spent) - 1))] for share in (0.5, 0.99))
-        print(f"{clients} clients: {ratio:.2f} of it (bar {BAR} at 4), p50 {middle:.0f} ms, p99 {slow:.0f} ms", end="")
-        print(f", {len(spent)} requests, no error")
+
+
+def report(own: Sequence[float], rates: Mapping[int, list[float]], times: Mapping[int, list[float]]) -> None:
+    """Print the figures so far."""
+    print(f"the Detector itself: {statistics.median(own):.2f} images/s (from {min(own):.2f} to {max(own):.2f})")
+    for clients, spent in times.items():
+        middle, slow = (1000 * sorted(spent)[int(share * (len(spent) - 1))] for share in (0.5, 0.99))
+        ratio = f"{statistics.median(rates[clients]):.2f} of it (bar {BAR} at 4)"
+        print(f"{clients} clients: {ratio}, p50 {middle:.0f} ms, p99 {slow:.0f} ms, {len(spent)} requests, no error")
 
 
 if __name__ == "__main__":
