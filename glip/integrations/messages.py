@@ -182,7 +182,7 @@ def list_models(detectors: Mapping[str, Detector]) -> dict[str, Any]:
     """The models that X-AnyLabeling offers: the model itself, asked by text, and each task with its classes."""
     models: dict[str, Any] = {}
     for task, detector in detectors.items():
-        widgets = {"button_run": None} if task else {"edit_text": None, "button_send": None}
+        widgets: dict[str, Any] = {"button_run": None} if task else {"edit_text": None, "button_send": None}
         widgets |= {"input_conf": None, "edit_conf": detector.config.inference.threshold}
         widgets |= {"toggle_preserve_existing_annotations": False}
         models[task or detector.config.name] = {
