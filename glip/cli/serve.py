@@ -16,8 +16,8 @@ def run(args: argparse.Namespace) -> int:
     args.token = args.token or os.environ.get("GLIP_TOKEN") or None
     config = read_options(ServeConfig, args)
     tasks = dict(given.partition("=")[::2] for given in config.task)
-    problem = ""
-    if not (config.token or config.insecure or _is_loopback(config.host)):
+    problem, is_open = "", not config.token and not _is_loopback(config.host)
+    if is_open and not config.insecure:
         problem = f"--host {config.host}: other machines can reach it: add --token, or --insecure to let everyone ask"
     elif len(tasks) < len(config.task) or not all(tasks.values()) or any("/" in name or not name for name in tasks):
         problem = f"--task {', '.join(config.task)}: give NAME=FILE, each with a name of its own"
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
         detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
         shown = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: /docs lists the requests", file=sys.stderr)
+        hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else "/docs lists the requests"
+        print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: {hint}", file=sys.stderr)
         with GracefulStop(at_once="every request that had begun was answered"):
             serve(detectors, config, listener)
     return 0

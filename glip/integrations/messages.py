@@ -183,8 +183,7 @@ def list_models(detectors: Mapping[str, Detector]) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for task, detector in detectors.items():
         widgets: dict[str, Any] = {"button_run": None} if task else {"edit_text": None, "button_send": None}
-        widgets |= {"input_conf": None, "edit_conf": detector.config.inference.threshold}
-        widgets |= {"toggle_preserve_existing_annotations": False}
+        widgets |= {"input_conf": None, "edit_conf": 0.0, "toggle_preserve_existing_annotations": False}
         models[task or detector.config.name] = {
             "display_name": f"GLIP: {version_of(detectors, task)}",
             "classes": detector.adaptation.names if detector.adaptation else [],
