@@ -149,19 +149,24 @@ class ImageSource:
 
     async def _fetch(self, path: str) -> bytes | str:
         """The content at a path, or what is wrong."""
-        content, most = bytearray(), self._limits.max_mb * 1e6
-        for _ in range(2):
-            async with self._client.stream("GET", self._address + path, headers=self._headers) as answer:
-                if answer.status_code == httpx.codes.OK:
-                    async for part in answer.aiter_bytes():
-                        content += part
-                        if len(content) > most:
-                            return f"image of more than {self._limits.max_mb:g} MB: --max-mb allows larger ones"
-                    return bytes(content)
-            if answer.status_code != httpx.codes.UNAUTHORIZED:
-                break
+        status, content = await self._get(path)
+        if status == httpx.codes.UNAUTHORIZED:
             self._headers = {"Authorization": await self._authorization()}
-        return f"Label Studio answers {answer.status_code} for the image: check its access token"
+            status, content = await self._get(path)
+        if status != httpx.codes.OK:
+            return f"Label Studio answers {status} for the image: check its access token"
+        small = len(content) <= self._limits.max_mb * 1e6
+        return content if small else f"image of more than {self._limits.max_mb:g} MB: --max-mb allows larger ones"
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        """Status and content; of a content over the limit not much more than that."""
+        content = bytearray()
+        async with self._client.stream("GET", self._address + path, headers=self._headers) as answer:
+            async for part in answer.aiter_bytes():
+                content += part
+                if len(content) > self._limits.max_mb * 1e6:
+                    break
+        return answer.status_code, bytes(content)
 
     async def _authorization(self) -> str:
         """A personal access token is exchanged for one of minutes; a legacy token is sent as it is."""

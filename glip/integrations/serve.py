@@ -49,18 +49,10 @@ class Service:
 
     async def detect(self, request: Request) -> Response:
         """Detect what names, a caption or a task say: in JSON, or in a form with the images as files."""
-        files = list[bytes]()
         if request.headers["content-type"].lower().startswith("multipart/form-data"):
-            texts: dict[str, list[str]] = {}
-            async with request.form(max_files=self._config.max_images) as form:
-                for name, value in form.multi_items():
-                    if isinstance(value, str):
-                        texts.setdefault(name, []).append(value)
-                    else:
-                        files.append(await value.read())
-            asked = messages.read_form(texts)
+            asked, files = await _form_of(request, self._config.max_images)
         else:
-            asked = await _json_of(request, messages.DetectRequest)
+            asked, files = await _json_of(request, messages.DetectRequest), []
         questions = await asyncio.to_thread(messages.read_questions, asked, files, self._detectors, self._config)
         found = await _each(map(self._find, questions))
         for number, one in enumerate(found, start=1):
@@ -166,6 +158,17 @@ async def _each(work: Iterable[Awaitable[Any]]) -> list[Any]:
             return error
 
     return await asyncio.gather(*map(caught, work))
+
+
+async def _form_of(request: Request, max_files: int) -> tuple[messages.DetectRequest, list[bytes]]:
+    """The request in the text fields of a form, and its files."""
+    fields: dict[str, list[str]] = {}
+    async with request.form(max_files=max_files) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, str) or name not in ("image", "images"):
+                fields.setdefault(name, []).append(str(value))
+        files = [await value.read() for _, value in form.multi_items() if not isinstance(value, str)]
+    return messages.read_form(fields), files
 
 
 async def _json_of(request: Request, kind: Any = dict[str, Any]) -> Any:

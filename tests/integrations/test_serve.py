@@ -90,6 +90,8 @@ def test_detect_answers_as_the_detector(client, detectors, image, sent):
     files = [("image", encoded(image)), ("image", encoded(small))]
     form = client.post("/detect", files=files, data={"names": NAMES, "threshold": "0.4", "nms": "0.5"})
     assert form.json() == answer.json()
+    strange = client.post("/detect", files={"picture": encoded(image)}, data={"names": NAMES})
+    assert "request.picture: no such key" in strange.json()["error"]
 
 
 @pytest.mark.parametrize(
