@@ -57,7 +57,7 @@ def read_interface(config: Any) -> Interface:
         problem = f" ({error})"
     if tag is None:
         raise GlipError(f"label_config: no XML that has RectangleLabels for an Image{problem}: send the project's")
-    values = [(one.get("value", ""), one.get("alias") or one.get("value", "")) for one in tag.iter("Label")]
+    values = [(one.get("value", ""), one.get("alias", one.get("value", ""))) for one in tag.iter("Label")]
     texts = frozenset(area.get("name", "") for area in root.iter("TextArea"))
     own, to_name, varying = tag.get("name", ""), tag.get("toName", ""), tag.get("value", "").removeprefix("$")
     return Interface(images[to_name].removeprefix("$"), own, to_name, tuple(values), varying, texts)

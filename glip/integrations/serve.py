@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,12 +40,14 @@ class Service:
     def __init__(self, detectors: Mapping[str, Detector], config: ServeConfig) -> None:
         self._detectors, self._config, self.metrics = detectors, config, Metrics()
         self.images = label_studio.ImageSource(config, os.environ.get("LABEL_STUDIO_API_KEY", ""))
+        self._decoders = ThreadPoolExecutor(config.batch_size, "glip-decoder")
         self.batcher = Batcher(detectors, config, self.metrics.batches.observe)
         self._decoded, self._fetched = (asyncio.Semaphore(2 * config.batch_size) for _ in range(2))  # bound the memory
 
     async def _find(self, question: messages.Question) -> Detections:
         async with self._decoded:
-            image = await asyncio.to_thread(messages.open_image, question.image, self._config)
+            opened = self._decoders.submit(messages.open_image, question.image, self._config)
+            image = await asyncio.wrap_future(opened)
             return await asyncio.wrap_future(self.batcher.submit(question, image))
 
     async def detect(self, request: Request) -> Response:

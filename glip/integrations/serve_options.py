@@ -27,7 +27,7 @@ class ServeConfig:
     queue: Count = option(64, "most requests at once; others are answered with 503")
     timeout: float = option(60.0, "seconds to send a request, and again to wait for its answer", gt=0)
     max_mb: float = option(20.0, "largest request, in MB", gt=0)
-    max_pixels: Count = option(50_000_000, "most pixels of an image")
+    max_pixels: Count = option(25_000_000, "most pixels of an image")
     max_images: Count = option(16, "most images of a request (Label Studio: as many as fit in --max-mb)")
     max_names: Count = option(1_000, "most names of a request")
     dtype: Dtype = option("float32", "number type, as for glip detect")
