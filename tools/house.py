@@ -42,7 +42,7 @@ BUDGETS = {  # lines of each room
     "experiment": 130,
     "files": 220,
     "geometry": 250,
-    "integrations": 930,
+    "integrations": 940,
     "lettering": 250,
     "loss": 160,
     "model": 1_780,
@@ -60,7 +60,7 @@ BUDGETS = {  # lines of each room
     "train": 1_570,
     "visualize": 270,
 }
-TOTAL, RAISES, TYPES = 18_080, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 18_090, 9.0, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
