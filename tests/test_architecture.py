@@ -80,6 +80,10 @@ DOORS = {
     "onnxruntime": ("model/exported.py",),
     "av": ("data/video.py",),
     "trackers": ("recipes/track.py",),
+    "fastapi": ("integrations/serve.py", "integrations/guard.py"),
+    "uvicorn": ("integrations/serve.py", "integrations/guard.py"),
+    "prometheus_client": ("integrations/serve.py", "integrations/guard.py"),
+    "httpx": ("integrations/label_studio_backend.py",),
 }
 READS_CONFIG = {
     "data/caption.py",

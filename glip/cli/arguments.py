@@ -24,6 +24,7 @@ from glip.config import (
     TuneConfig,
 )
 from glip.errors import ConfigError
+from glip.integrations.serve_options import ServeConfig
 from glip.recipes.detect_config import DetectConfig
 from glip.schema import bare_type, did_you_mean, parse
 
@@ -139,6 +140,12 @@ def _detect(parser: Parser) -> None:
     instead.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: detect its classes")
     _add_shared(parser, "--device")
     add_options(parser, DetectConfig, "output")
+
+
+def _serve(parser: Parser) -> None:
+    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
+    _add_shared(parser, "--device")
+    add_options(parser, ServeConfig, "server")
 
 
 def _train(parser: Parser) -> None:
@@ -278,6 +285,7 @@ def _config(parser: Parser) -> None:
 
 VERBS = {
     "detect": ("detect objects described by text", _detect),
+    "serve": ("serve a model over HTTP: JSON, Label Studio, X-AnyLabeling (docs/integrations.md)", _serve),
     "train": ("train a model", _train),
     "tune": ("adapt a model to a task: prompt tuning, linear probe, full fine-tuning, few-shot", _tune),
     "evaluate": ("evaluate a model with the official metrics of each dataset", _evaluate),

@@ -84,7 +84,7 @@ def size_if_readable(path: str | Path | TarMember) -> tuple[int, int] | None:
         return None
 
 
-def stated_size(path: str | Path | TarMember) -> tuple[int, int]:
+def stated_size(path: File) -> tuple[int, int]:
     """(width, height) as the header states them, before EXIF rotation; nothing is decoded."""
     with _opened(path) as image:
         return image.size
