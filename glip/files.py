@@ -295,7 +295,7 @@ def exclusive(
         WriteError: the folder cannot be written to.
     """
     path = Path(path)
-    lock = path.with_name(f".{path.name}{_LOCK}") if is_file else path / _LOCK
+    lock = path.absolute().with_name(f".{path.name}{_LOCK}") if is_file else path / _LOCK
     with ExitStack() as stack:
         problem = f"another run writes to {str(path)!r}: wait for it, or give another {'file' if is_file else 'folder'}"
         with writing(lock), suppress(Timeout):

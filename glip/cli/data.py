@@ -59,7 +59,7 @@ def _converted(found: SampleSet, config: SetConfig, args: argparse.Namespace) ->
     out, to, root = Path(args.out), args.to, data_root(args.root)
     annotations, folders = split_path(root / config.annotations)[0], [root / folder for folder in config.images]
     folders.append(annotations if annotations.is_dir() else annotations.parent)  # where shards are
-    with exclusive(out, is_file=to not in ("yolo", "voc")):
+    with exclusive(out, is_file=True):  # a new folder, too, is not made before it is whole
         lost = catalog.WRITERS[to](found, out, folders)
     linked = "images are links to where they are (cp -rL copies them with the folder)"
     how = linked if to in ("yolo", "voc") else f"image names are relative to {folders[0]}"

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -76,8 +75,9 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
         raise ConfigError(f"{str(name_or_path)!r} is an exported model: give the one that it was made of")
     if format == "onnx":
         with needs("onnx"):
-            for package in ("onnx", "onnxscript", "onnxruntime"):
-                import_module(package)
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
     loaded.model.requires_grad_(False)
     partial = folder / ".partial"  # a graph above 2 GB is two files, of which one names the other
     for name in GRAPHS:

@@ -157,7 +157,7 @@ def detect_files(
             bar.update(1)
             if is_table and is_small:
                 print(_detections_table(item.source, found))
-                print(*[f"  drawn in {printable(str(drawn[item.source]))}\n"] * is_drawn, end="")
+                print(*[f"  drawn in {printable(str(drawn[item.source]))}\n" for _ in range(is_drawn)], end="")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")

@@ -109,7 +109,7 @@ def _misfits(found: Any, wanted: Any, at: str = "") -> Iterator[str]:
         pairs = [(found.get(key), wanted[key], key) for key in wanted]
     elif isinstance(wanted, list) and wanted and isinstance(found, list):
         pairs = [(*pair, place) for place, pair in enumerate(zip_longest(found, wanted, fillvalue=""))]
-    elif _kind(found) != _kind(wanted) and not (wanted is None and isinstance(found, int | float)):
+    elif _kind(found) != _kind(wanted) and not (isinstance(wanted, float | None) and isinstance(found, int | float)):
         yield f"{at.rstrip('.')} is {_kind(found)}, not {_kind(wanted)}"
     for one, other, key in pairs:
         yield from _misfits(one, other, f"{at}{key}.")

@@ -388,7 +388,7 @@ def test_convert(half, tmp_path, command_line):
     flags = ["--half"] if half else []
     code, out, _ = command_line("convert", "glip.pth", "first", *flags)
     assert code == 0 and out.startswith("first: ") and "M parameters" in out
-    assert names(tmp_path / "first") == ["config.json", "model.safetensors", "vocab.txt"]
+    assert names(tmp_path / "first") == [".lock", "config.json", "model.safetensors", "run.json", "vocab.txt"]
     stored = load_file(tmp_path / "first" / "model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16 if half else torch.float32}
     before, after = (load_pretrained(source).model.state_dict() for source in ("glip.pth", "first"))

@@ -93,7 +93,7 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     report = report_of(folder)
     plots, page = ["curves.png", "confidence.png", "confusion.png", "worst.png"], (folder / "report.md").read_text()
     assert report["plots"] == plots and all(f"![{name}]({name})" in page for name in plots)
-    assert report["made"].keys() == {"date", "command", "versions"} and f"Made on {report['made']['date'][:10]}" in page
+    assert report["made"].keys() >= {"date", "command", "versions"} and f"Made on {report['made']['date'][:10]}" in page
     assert "| all classes |" in out and "Made on" not in out
     detector = Detector.from_pretrained(tiny_folder)
     samples = read_set(find_set(str(things))).samples

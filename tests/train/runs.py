@@ -63,7 +63,7 @@ def settings(output: Path, **changes: object) -> Experiment:
 
 def batches_of(size: int, *, side: int = 64) -> list[Batch]:
     """The four drawn images in batches of ``size``, captions padded to one length only within a batch."""
-    processor = Processor(SWIN, Tokenizer(VOCABULARY))
+    processor = Processor(replace(SWIN, language=replace(SWIN.language, vocabulary=30522)), Tokenizer(VOCABULARY))
     samples = []
     for image, things in scenes():
         names = [f"{thing.colour} {thing.kind}" for thing in things]
