@@ -200,8 +200,10 @@ class PackedSamples(Sequence[Sample]):
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         ends, vocabularies = [0], dict[tuple[str, ...], int]()
-        temporary = tempfile.NamedTemporaryFile(prefix="glip-", suffix=".samples", delete=False)  # noqa: SIM115
-        with writing(Path(temporary.name)), temporary as file:
+        with (
+            writing(Path(tempfile.gettempdir(), "glip.samples")),
+            tempfile.NamedTemporaryFile(prefix="glip-", suffix=".samples", delete=False) as file,
+        ):
             self._path = Path(file.name)
             self._finalizer = weakref.finalize(self, self._path.unlink, missing_ok=True)
             for sample in samples:
