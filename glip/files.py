@@ -105,7 +105,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around whatever writes a file: an error names it, the free space and the next step.
+    """Around code that writes a file: an error names it, the free space and the next step.
 
     Raises:
         WriteError: it cannot be written.

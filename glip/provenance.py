@@ -54,7 +54,7 @@ def record(path: Path, *, files: Iterable[Path] = (), **about: Any) -> None:
     Args:
         path: of the record.
         files: what it vouches for, beside it or in sub-folders; their checksums are computed now.
-        about: the config, the data and whatever else describes the results; the files of before are forgotten.
+        about: the config, the data and what else describes the results; the files of before are forgotten.
     """
     before: dict[str, Any] = {}
     with suppress(FileNotFoundError, DataError):

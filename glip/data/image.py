@@ -108,7 +108,7 @@ def _opened(path: File, allow_download: bool = False) -> Iterator[Image.Image]:
 
 @contextmanager
 def _explained(path: object, shown: str = "") -> Iterator[None]:
-    """Whatever goes wrong becomes an ImageError that names the file, or what is shown of an image without one."""
+    """An error of any kind becomes an ImageError that names the file, or what is shown of an image without one."""
     try:
         yield
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...

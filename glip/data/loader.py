@@ -266,7 +266,7 @@ def _restarted(dataset: MixtureDataset, start: int) -> Iterator[Step | GlipError
 def _started(loader: "DataLoader[Step | GlipError]") -> Iterator[Step | GlipError]:
     """Start the workers, which never see Ctrl-C and SIGTERM: the main process ends its step first, then its workers.
 
-    A worker's death is noticed where its step is due, not in the midst of whatever the main process does.
+    A worker's death is noticed where its step is due, not in the middle of other work of the main process.
     """
     resource_tracker.ensure_running()  # as it starts, it unblocks these signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # processes inherit it

@@ -255,7 +255,7 @@ def _boxed_prompt(sample: Sample, lost: SkipCounter) -> Prompt:
 def _count_twins(names: Sequence[str], lost: SkipCounter) -> None:
     for name, times in Counter(clean_name(name).strip() for name in names).items():  # as they are read
         if times > 1:
-            lost.add("name written twice, its twin cannot be told apart", name, times - 1)
+            lost.add("name written twice, the two cannot be kept apart", name, times - 1)
 
 
 def _has_classes(prompt: Prompt) -> bool:

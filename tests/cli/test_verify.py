@@ -1,4 +1,4 @@
-"""What a folder's record says, and that ``glip verify`` finds whatever changed since."""
+"""What a folder's record says, and that ``glip verify`` finds every change since."""
 
 import hashlib
 import json
