@@ -205,5 +205,5 @@ def test_names_that_coco_cannot_tell_apart_are_counted(tmp_path):
     names = ("bat_(animal)", "dog", "bat_(stick)", "bat")
     samples = SampleSet([detection(tmp_path, vocabulary=names)], names)
     lost = write_coco(samples, tmp_path / "set.json", [tmp_path])
-    reason = "name written twice, its twin cannot be told apart"
+    reason = "name written twice, the two cannot be kept apart"
     assert lost.counts == {reason: 2} and lost.places == {reason: ["bat"]}
