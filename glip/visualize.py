@@ -53,7 +53,7 @@ def draw(image: Image.Image, detections: Detections, *, scores: bool = True, leg
         _frame(canvas, box, colour, max(2, side // 200))
     ends = [f" {score:.2f}" if scores else "" for score in detections.scores.tolist()]
     if detections.tracks is not None:
-        ends = [f" #{track}{end}" if track > 0 else end for track, end in zip(detections.tracks, ends, strict=True)]
+        ends = [f"  #{track} {end}" if track > 0 else end for track, end in zip(detections.tracks, ends, strict=True)]
     tags = [label(found.phrase, end, size, canvas.width - 10) for found, end in zip(detections, ends, strict=True)]
     below = list[list[TextRun]]()
     if lettering.is_sentence(detections.prompt):

@@ -7,6 +7,7 @@ import codecs
 import json
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from draw_world import write_world
 from drawn_world.scenes import Thing, World, draw_scene
 
 from glip.cli.arguments import build_parser
+from glip.data.image import load_image
+from glip.data.video import write_video
 from glip.model.glip import build
 from glip.model.weights import ASSETS, BUNDLED, save_pretrained
 from glip.text.phrases import noun_phrases
@@ -42,9 +45,14 @@ train: {{steps: 6, batch_size: 2, warmup: 0, drops: [], save_every: 2, log_every
 
 
 def make(folder: Path) -> None:
-    """Write all of them: model/, coco/, world/, labels/ and train.yaml."""
+    """Write all of them: model/, coco/, clip.mp4 (where PyAV is installed), world/, labels/ and train.yaml."""
     folder.mkdir(parents=True)
     write_coco(folder / "coco")
+    if find_spec("av"):
+        with write_video(folder / "clip.mp4", rate=10) as add:
+            for number in range(12):
+                for image in (folder / "coco" / "images").glob(f"{number % 6}.png"):
+                    add(load_image(image), number / 10)
     write_world(folder / "world", World("train", sides=(SIDE, SIDE + 16)), 10, format="png")
     (folder / "train.yaml").write_text(_CONFIG.format(side=SIDE, root=folder))
     config = load_config(folder / "train.yaml").model

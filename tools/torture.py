@@ -81,6 +81,16 @@ def _detect(at: Path) -> Sequence[object]:
     return ["detect", at / "coco" / "images", "red circle. blue star", *forms, *fixed]
 
 
+def _detect_video(at: Path) -> Sequence[object]:
+    fixed = [f"--model={at / 'model'}", f"--out={OUT}", "--device=cpu", "--threshold=0", "--batch-size=2"]
+    return ["detect", at / "clip.mp4", "red circle. blue star", "--format=jsonl", "--format=csv", *fixed]
+
+
+def _label_names(at: Path) -> Sequence[object]:
+    fixed = [f"--out={OUT}", "--per-shard=2", "--threads=1", "--device=cpu", "--format=coco", "--format=labels"]
+    return ["label", at / "model", at / "coco" / "images", "--names=red circle. blue star", "--threshold=0", *fixed]
+
+
 def _self_train(at: Path) -> Sequence[object]:
     captions, sets = at / "world" / "captions.jsonl", at / "coco" / "instances.json"
     fixed = [f"--teacher={at / 'model'}", f"--out={OUT}", f"--evaluate={sets}", "--threads=1", "--device=cpu"]
@@ -113,7 +123,9 @@ VERBS: dict[str, Verb] = {
     ),
     "select": Verb(lambda at: ["select", at / "labels", f"--out={OUT}/selected.jsonl", *small_inputs.SELECT]),
     "self-train": Verb(_self_train),
+    "label, names": Verb(_label_names),
     "detect": Verb(_detect),
+    "detect, video": Verb(_detect_video, package="av"),
 }
 
 

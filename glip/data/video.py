@@ -8,7 +8,7 @@ none, such as a playlist, makes FFmpeg open other files or addresses.
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from glip.errors import ImageError, needs
-from glip.files import atomic_path
+from glip.files import atomic_path, writing
 
 VIDEO_ENDINGS = {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
 VIDEO_ENDINGS |= {".flv", ".wmv", ".ogv"}
@@ -111,21 +111,40 @@ def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, floa
         rate: frames per second, about; the times are what counts.
     """
     av, streams = _av(), list[Any]()
+
+    def close() -> None:
+        for stream in streams:
+            with suppress(av.error.FFmpegError, OSError):  # after an error it may fail again
+                stream.container.close()
+
     with ExitStack() as stack:
 
         def add(image: Image.Image, time: float) -> None:
-            if not streams:
-                file = stack.enter_context(stack.enter_context(atomic_path(path)).open("wb"))
-                container = stack.enter_context(av.open(file, "w", format="mp4"))
-                streams.append(_new_stream(container, image.size, rate))
-            [stream] = streams
-            frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
-            frame.time_base, frame.pts = Fraction(1, _TICKS), round(time * _TICKS)
-            stream.container.mux(stream.encode(frame))
+            with _encoding(path):
+                if not streams:
+                    partial = stack.enter_context(atomic_path(path))
+                    stack.callback(close)
+                    streams.append(_new_stream(av.open(f"file:{partial}", "w", format="mp4"), image.size, rate))
+                [stream] = streams
+                frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
+                frame.time_base, frame.pts = Fraction(1, _TICKS), round(time * _TICKS)
+                stream.container.mux(stream.encode(frame))
 
         yield add
         for stream in streams:
-            stream.container.mux(stream.encode())  # what the encoder holds back
+            with _encoding(path):
+                stream.container.mux(stream.encode())  # what the encoder holds back
+                stream.container.close()
+
+
+@contextmanager
+def _encoding(path: Path) -> Iterator[None]:
+    """FFmpeg's errors are those of writing the file: a full disk, or no memory for the encoder."""
+    with writing(path):
+        try:
+            yield
+        except _av().error.FFmpegError as error:
+            raise OSError(str(error)) from error
 
 
 def _new_stream(container: Any, size: tuple[int, int], rate: float) -> Any:

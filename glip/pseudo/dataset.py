@@ -5,7 +5,7 @@ What is stored scores less, so that thresholds may change after the sheet was lo
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the kept boxes of a class, best firs
 _CLASSES, _LEAST = 50, 16  # drawn on the sheet; pixels around a box
 
 
-def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Sequence[str]) -> Row:
+def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterable[str]) -> Row:
     """Write finished labels of class names in each format, and draw the sheet; gives what they are, for the report.
 
     Args:

@@ -14,7 +14,8 @@ from glip.data.writers import write_labels
 from glip.detector import Detector
 from glip.errors import ConfigError
 from glip.files import MANIFEST, exclusive, read_jsonl, write_json
-from glip.pseudo.dataset import Form, write_dataset
+from glip.provenance import RECORD, record
+from glip.pseudo.dataset import FILES, Form, write_dataset
 from glip.pseudo.ontology import Given, Ontology, read_ontology
 from glip.pseudo.run import run_labelling
 from glip.pseudo.store import REPORT
@@ -50,7 +51,8 @@ def label_folder(
         names: class names, or what is asked for each (``pseudo/ontology.py``): a file or its content.
         out: output folder.
         threshold: lowest score for classes without their own (default: those stored with the model, else its usual).
-        formats: what is written when all is labelled: labels, coco, yolo, label-studio.
+        formats: what is written when all is labelled: labels, coco, yolo, label-studio; files of an earlier call are
+            written again with these thresholds.
         config: the options.
         device: where the teacher runs; None: CUDA where available.
 
@@ -75,9 +77,16 @@ def label_folder(
     report = run_labelling(entry, model, config, out, ontology=ontology, device=device)
     if report["shards"] == report["shards in all"]:
         with exclusive(out, wait=True):  # of torchrun's processes
-            report |= write_dataset(out, limits, formats)
+            there = [form for form, name in FILES.items() if (out / name).exists()]  # of other thresholds: renewed too
+            report |= write_dataset(out, limits, dict.fromkeys([*formats, *there]))
             write_json(out / REPORT, report)
+            record(out / RECORD, files=[file for form in FILES for file in _files(out / FILES[form])])
     return report
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the files in a folder that are no links to images."""
+    return [file for file in (path, *path.rglob("*")) if file.is_file() and not file.is_symlink()]
 
 
 def _list_images(folder: Path, ontology: Ontology, out: Path) -> SetConfig:
