@@ -20,6 +20,7 @@ from typing import Any
 
 from glip.config import Name, Share, option
 from glip.data.records import is_visible, read_words
+from glip.data.sets import check_exists
 from glip.data.yolo import YAML
 from glip.experiment import read_yaml
 from glip.geometry.boxes import iou
@@ -92,6 +93,7 @@ def read_ontology(given: Given) -> Ontology:
         ending, is_file = Path(given).suffix.lower(), os.path.isfile(given)
         at = str(given) if is_file else at
         if ending in (*YAML, ".json"):
+            check_exists(Path(given), "The file of names {!r} is not there")
             tree = read_yaml(Path(given))
         elif is_file or ending in _LISTS:
             tree = [line.strip() for line in read_words(Path(given)) if line.strip()]

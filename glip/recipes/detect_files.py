@@ -273,7 +273,7 @@ class _Summary:
 
 
 def _detections_table(path: Source, detections: Detections) -> str:
-    """One image's detections as a table; for a sentence also the phrases that were not found."""
+    """One image's detections as a table, and the phrases that were not found."""
     phrases = [printable(found.phrase.strip()) for found in detections]
     width = max([6, *map(len, phrases)])
     lines = [f"{printable(str(path))}: {len(detections)} found", f"  {'phrase':<{width}}  score  box (x1 y1 x2 y2)"]
@@ -284,7 +284,7 @@ def _detections_table(path: Source, detections: Detections) -> str:
         lines[1:] = [_nothing_found(detections.prompt)]
     prompt, found = detections.prompt, set(detections.labels.tolist())
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
-    if missing and is_sentence(prompt):
+    if missing and (len(detections) or is_sentence(prompt)):
         lines.append(f"  not found: {_some(missing)}")
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ def _list_images(folder: Path, ontology: Ontology, out: Path) -> SetConfig:
         added = len(named.keys() - {row["image"] for row in read_jsonl(out / _LISTING)})
         if added:
             many = counted(added, "image")
-            print(f"notice: {many} added since this run began: label them into another folder", file=sys.stderr)
+            print(f"notice: {many} added since this run began: label new images into another folder", file=sys.stderr)
     else:
         names, none = tuple(ontology.names), torch.zeros(0, 4)
         samples = [Sample(path, none, (), names, image_id=name) for name, path in named.items()]

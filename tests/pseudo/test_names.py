@@ -198,6 +198,19 @@ def test_a_run_that_was_killed_goes_on_and_changes_nothing(run, photos, tmp_path
     assert whole.pop("run.json") != killed.pop("run.json") and whole == killed
 
 
+def test_changed_labels_are_found_by_verify(run, tmp_path, capsys):
+    run("named", threshold=0.75, formats=["labels", "coco"])
+    coco = tmp_path / "named" / "coco.json"
+    run("named", threshold=0.6)
+    assert coco.stat().st_mtime >= (tmp_path / "named" / "labels.jsonl").stat().st_mtime, "other formats are renewed"
+    coco.write_text(coco.read_text().replace("0.", "1.", 1))
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(tmp_path / "named")])
+    out = capsys.readouterr().out
+    assert stop.value.code == 1 and "coco.json: changed since it was written" in out
+    assert "labels.jsonl: as written" in out
+
+
 def test_other_thresholds_need_no_second_detection(run, tmp_path, monkeypatch):
     few = run(threshold=0.8)["classes"]["car"]["boxes"]
     monkeypatch.setattr(Labeller, "__init__", lambda *_: pytest.fail("labelled again"))
