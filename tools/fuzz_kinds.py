@@ -166,7 +166,7 @@ def _encoded_images() -> list[tuple[str, bytes]]:
                 exif[0x0112] = 6
                 try:
                     source.convert(mode).save(stream, form, exif=exif, **more, **(avif if form == "AVIF" else {}))
-                except Exception:  # a mode that the format does not have
+                except Exception:  # a mode that the format does not have  # nosec B112
                     continue
                 found.append((form.lower(), stream.getvalue()))
     return found

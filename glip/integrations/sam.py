@@ -40,8 +40,10 @@ class Segmenter:
         with needs("sam"):
             from transformers import AutoModelForMaskGeneration, AutoProcessor
         try:
-            model = AutoModelForMaskGeneration.from_pretrained(name_or_path)
-            return cls(model.to(choose_device(device)), AutoProcessor.from_pretrained(name_or_path))
+            # The user chooses the repository, and nothing in it is run: safetensors and JSON only.
+            model = AutoModelForMaskGeneration.from_pretrained(name_or_path, use_safetensors=True)  # nosec B615
+            processor = AutoProcessor.from_pretrained(name_or_path)  # nosec B615
+            return cls(model.to(choose_device(device)), processor)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"masks: {str(name_or_path)!r} cannot be loaded ({' '.join(str(error).split())[:100]}): give a folder "

@@ -303,7 +303,8 @@ def from_glip(name_or_path: str | Path) -> tuple[GlipForObjectDetection, GlipPro
     with torch.device("meta"):
         model = GlipForObjectDetection(GlipConfig(tree))
     model.glip = detector.model
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(detector.processor.tokenizer.folder)
+    folder = detector.processor.tokenizer.folder
+    tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)  # on this disk  # nosec B615
     return model.eval(), GlipProcessor(GlipImageProcessor(tree), tokenizer)
 
 
