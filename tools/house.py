@@ -42,7 +42,7 @@ BUDGETS = {  # lines of each room
     "experiment": 160,
     "files": 320,
     "geometry": 250,
-    "integrations": 1_730,
+    "integrations": 1_740,
     "lettering": 250,
     "loss": 160,
     "model": 1_970,
