@@ -12,7 +12,7 @@ from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
 from glip.data.coco import LISTS, read_coco, read_lvis
 from glip.data.flickr30k import read_flickr30k
-from glip.data.foreign import foreign, foreign_json
+from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
@@ -251,6 +251,8 @@ def _lines_format(path: Path) -> Format | None:
     if path.suffix.lower() in (".tar", ".csv", ".tsv", ".txt"):
         return "captions"
     line = first_json_line(path)
+    if '"detections":' in line:
+        raise DataError(f"{path}: {DETECTED}")
     if '"detection"' in line or '"grounding"' in line:
         return "odvg"
     if '"boxes"' in line and '"phrases"' in line:
@@ -260,6 +262,8 @@ def _lines_format(path: Path) -> Format | None:
 
 def _json_format(tree: Any) -> Format | None:
     first, lists = as_map(next(iter(as_list(tree)), None)), as_map(tree)
+    if "detections" in first:
+        return None
     if isinstance(first.get("data"), dict) or SHORT_EXPORT in first:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):

@@ -19,6 +19,7 @@ _KINDS = (
     (r"\.(jpe?g|png|webp|bmp|gif|tiff?)$", "images without annotations: give their annotations, or use glip detect"),
 )
 _SHOWN = 4  # files of a folder
+DETECTED = "these are results of glip detect: run it again with --format labels, which is a dataset"
 
 
 def foreign(path: Path) -> str:
@@ -39,6 +40,8 @@ def foreign(path: Path) -> str:
 def foreign_json(tree: Any) -> str:
     """What a json is that is no dataset: results, or something with other keys."""
     first, whose = as_map(next(iter(as_list(tree)), tree)), "its first record's" if as_list(tree) else "its"
+    if "detections" in first:
+        return DETECTED
     if {"image_id", "score"} <= first.keys():
         return "these are results: give the annotations, and the results to glip evaluate with --predictions"
     keys = ", ".join(map(str, list(first)[:5])) or "none"

@@ -154,6 +154,14 @@ def test_json_of_another_kind_is_called_what_it_is(tree, message, tmp_path):
         read_set(find_set(str(tmp_path / "a.json")))
 
 
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_results_of_detect_are_no_captions(form, tmp_path):
+    line = json.dumps({"image": "a.jpg", "caption": "a dog", "phrases": ["a dog"], "detections": []})
+    (tmp_path / f"a.{form}").write_text(f"{line}\n" if form == "jsonl" else f"[{line}]")
+    with pytest.raises(DataError, match="results of glip detect: run it again with --format labels"):
+        recognize(tmp_path / f"a.{form}")
+
+
 @pytest.mark.parametrize("text", ["[]", "[" * 100_000, '{"images": []}', "7"])
 def test_other_json_is_refused(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
