@@ -94,7 +94,7 @@ class _Box:
     score: Share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Label:
     """What the rows of a folder have; other keys may be there."""
 
@@ -102,10 +102,16 @@ class _Label:
     width: Count
     height: Count
     boxes: tuple[_Box, ...]
-    phrases: tuple[_Phrase, ...] = ()
     names: tuple[Name, ...] | None = None
     caption: str | None = None
     member: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grounded(_Label):
+    """What they have where no class names are given."""
+
+    phrases: tuple[_Phrase, ...]
 
 
 def finished_shards(folder: Path) -> dict[Path, Path]:
@@ -128,7 +134,8 @@ def read_rows(folder: Path) -> Iterator[Row]:
     for path in finished_shards(folder):
         names, kind = Row(), "line" if path.suffix == ".jsonl" else "row"
         for number, text in enumerate(_read_texts(path), start=1):
-            parse_json(_Label, text, at=f"{path}, {kind} {number}", error=DataError)
+            is_named = names or ('"names"' in text if isinstance(text, str) else b'"names"' in text)
+            parse_json(_Label if is_named else _Grounded, text, at=f"{path}, {kind} {number}", error=DataError)
             row = json.loads(text)
             names = {"names": row["names"]} if "names" in row else names
             yield {**row, **names}
