@@ -250,7 +250,7 @@ class GlipProcessor(transformers.ProcessorMixin):
         ]
 
     def _read_back(self, ids: torch.Tensor, mask: torch.Tensor) -> TextBatch:
-        """The names between the dots of a caption."""
+        """The names that a caption lists, with dots between them."""
         dot, rows = self.tokenizer.convert_tokens_to_ids("."), list[list[list[int]]]()
         for own, real in zip(ids, mask, strict=True):
             rows.append([[]])

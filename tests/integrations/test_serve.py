@@ -90,8 +90,8 @@ def test_detect_answers_as_the_detector(client, detectors, image, sent):
     files = [("image", encoded(image)), ("image", encoded(small))]
     form = client.post("/detect", files=files, data={"names": NAMES, "threshold": "0.4", "nms": "0.5"})
     assert form.json() == answer.json()
-    strange = client.post("/detect", files={"picture": encoded(image)}, data={"names": NAMES})
-    assert "request.picture: no such key" in strange.json()["error"]
+    strange = client.post("/detect", files={"photo": encoded(image)}, data={"names": NAMES})
+    assert "request.photo: no such key" in strange.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ BAD = {
     "no base64": ({"image": "!", "names": "x"}, "image 1 is not base64"),
     "a path": ({"image": "/etc/passwd", "names": "x"}, "no path or address is opened"),
     "an address": ({"image": "http://127.0.0.1/a.png", "names": "x"}, "no path or address is opened"),
-    "no picture": ({"image": "aGVsbG8=", "names": "x"}, "is not an image that Pillow can read"),
+    "text as image": ({"image": "aGVsbG8=", "names": "x"}, "is not an image that Pillow can read"),
     "no prompt": ({}, "no prompt: say what to look for"),
     "empty prompt": ({"names": ""}, "names nothing"),
     "no names": ({"names": []}, "names nothing"),
@@ -230,8 +230,8 @@ def test_images_of_one_size_share_a_pass_and_prompts_are_encoded_once(detectors,
     found = [result.result(30) for result in results]
     batcher.close()
     assert sizes == [4, 4] and len(encoded_texts) == 2
-    for one, picture, question in zip(found, images, asked, strict=True):
-        alone = detector(picture, question.prompt, threshold=0.1)
+    for one, photo, question in zip(found, images, asked, strict=True):
+        alone = detector(photo, question.prompt, threshold=0.1)
         assert one.labels.tolist() == alone.labels.tolist()
         torch.testing.assert_close(one.boxes, alone.boxes, atol=1e-3, rtol=1e-5)
         torch.testing.assert_close(one.scores, alone.scores, atol=1e-5, rtol=1e-5)
