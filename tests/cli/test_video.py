@@ -117,7 +117,8 @@ def test_a_video_broken_in_the_middle(name, detect, tmp_path):
     assert code == 2 and 3 < len(lines) < 25 and out.startswith(f"{len(lines)} frames, ")
     assert first.startswith(f"glip detect: video '{name}' ") and first.endswith(" were read: get a complete copy of it")
     read, seconds = (float(number) for number in re.search(r"(\d+) frames \(([\d.]+) s\) were", first).groups())
-    assert seconds == pytest.approx(read / 25, abs=0.01) and lines[-1]["frame"] == (read - 1) // 4 * 4
+    assert lines[-1]["frame"] == (read - 1) // 4 * 4
+    assert -0.01 < seconds - read / 25 < 0.13  # up to three frames before the last one may be missing (B-frames)
     assert last == "1 of 1 files could not be read to the end"
     assert len(played(tmp_path / "out/cut.mp4")) == len(lines)
 
