@@ -75,6 +75,7 @@ class HeadConfig:
     channels: Size = option(256, "channels of the pyramid and the head")
     blocks: Layers = option(6, "blocks of the dynamic head")
     fusion: bool = option(True, "fuse image and text in every block (early fusion)")
+    fusion_gate: Literal["none", "tanh"] = option("none", "tanh: fusion and text layer fade in from no effect")
     fusion_width: Size = option(2048, "width of the cross attention")
     fusion_heads: Count = option(8, "heads of the cross attention")
     fusion_dropout: Share = option(0.1, "dropout of the cross attention")
@@ -138,6 +139,8 @@ class ModelConfig:
             wrong.append(f"vision.widths: got {vision.widths}: give each stage of swin twice the width before it")
         if self.max_tokens > language.positions:
             wrong.append(f"max_tokens: got {self.max_tokens}: give at most language.positions {language.positions}")
+        if head.fusion_gate != "none" and not head.fusion:
+            wrong.append(f"head.fusion_gate: got {head.fusion_gate!r} without head.fusion, which it gates: give none")
         if wrong:
             raise ValueError(wrong[0])
         return self

@@ -1,13 +1,14 @@
 """The paper's claims in miniature: one run at a time into a ledger; the tables and figures of docs/claims.md from them.
 
-    python tools/claims.py run [--study arms | teacher] [--arm b] [--seed 0] [--runs 1] [--language MINILM_FOLDER]
+    python tools/claims.py run [--study arms | teacher | fusion] [--arm b] [--seed 0] [--runs 1] [--language MINILM]
     python tools/claims.py report
 
 The study "arms" trains configs/claims/{a,b,c}.yaml; size is the number of different images that the same number of
 steps learns from, 0 for all of them, each once. In the study "teacher" a model learns from class names that never say
 some words (``held_out`` in configs/claims/teacher.yaml); captions say them. It labels captioned images, and a student
 (configs/claims/student.yaml) starts with its weights and learns from these beside the annotated images. "gold only"
-trains as long without captions. A run in a ledger is skipped; a stopped one is resumed by the same command. Rows with
+trains as long without captions. The study "fusion" (claims_fusion.py) adds a gated fusion to a trained model.
+A run in a ledger is skipped; a stopped one is resumed by the same command. Rows with
 size 0, and all of the teacher's study, were made with images drawn on the fly.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from claims_fusion import FIGURES, FUSION, draw_fusion, measure_fusion, overrides_of
 from draw_world import write_world
 from drawn_world.scenes import World, draw_sample
 from measuring import Row, table
@@ -59,6 +61,8 @@ class LedgerRow:
     figures: dict[str, Share]
     minutes: float
     size: int = 0
+    steps: int = 0
+    captions: bool = False
     images: int = 0
     captioned: int = 0
     threshold: float = 0.0
@@ -100,6 +104,7 @@ STUDIES = {
         + [(0, key) for key in STUDENTS],
         ("unseen AP50", "seen AP50", "unseen recall@1", "seen recall@1"),
     ),
+    "fusion": Study("claims_fusion", ("arm", "captions", "steps"), FUSION, FIGURES),
 }
 
 
@@ -117,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.action == "report":
         return report()
-    study, make = STUDIES[args.study], run_arm if args.study == "arms" else run_teaching
+    study, make = STUDIES[args.study], {"arms": run_arm, "teacher": run_teaching, "fusion": run_fusion}[args.study]
     done = {(row["seed"], key) for key, rows in study.groups().items() for row in rows}
     wanted = (args.seed, args.arm, args.size)
     missing = [
@@ -170,6 +175,27 @@ def run_arm(seed: int, key: tuple[Any, ...], language: str | None, device: str) 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     images = min(size or 10**9, config.train.steps * config.train.batch_size)
     return {"images": images, "figures": figures, "overrides": overrides, "commit": commit.stdout.strip()}
+
+
+def run_fusion(seed: int, key: tuple[Any, ...], language: str | None, device: str) -> Row:
+    """Train a model of the study "fusion", after the one that it starts from, and measure it."""
+    arm, captions, steps = key
+    work = ROOT / "runs" / "claims_fusion"
+    folder = work / f"{arm.replace(', ', '-').replace(' ', '-')}{'-captions' * captions}-{steps}-{seed}"
+    start: Path | None = None
+    if arm.startswith(("A,", "B,")) and arm != "B, gate":
+        base = f"claims/{arm[0].lower()}"
+        stage = [f"train.seed={seed}", *pretrained(language)]
+        start = glip_train(base, work / f"{arm[0]}-1200-{seed}", device, stage)
+    if arm == "A, gated fusion":
+        start, plain = work / f"A-fusion-{seed}", start
+        subprocess.run([sys.executable, "-m", "glip", "convert", str(plain), str(start), "--add-fusion"], check=True)
+    overrides = [f"train.seed={seed}", *overrides_of(arm, captions, steps, start)]
+    overrides += [] if start else pretrained(language)
+    model = glip_train(f"claims/{arm[0].lower()}", folder, device, overrides)
+    detector = glip.Detector.from_pretrained(model, device=device)
+    gates = [value.item() for name, value in detector.model.named_parameters() if ".gate_" in name]
+    return {"figures": measure_fusion(detector), "overrides": overrides, "gates": [round(g, 3) for g in gates]}
 
 
 def run_teaching(seed: int, key: tuple[Any, ...], language: str | None, device: str) -> Row:
@@ -228,7 +254,7 @@ def scenes(split: Any, captioned: float) -> list[Sample]:
 
 
 def report() -> None:
-    """Write both tables into docs/claims.md, between their markers, and draw both figures."""
+    """Write the tables into docs/claims.md, between their markers, and draw the figures."""
     arms, teacher, rows = STUDIES["arms"], STUDIES["teacher"], list[Row]()
     for (arm, _), runs in sorted(arms.groups().items(), key=lambda item: (item[0][0], item[1][0]["images"])):
         row = {"arm": ARMS[arm], "different images": f"{runs[0]['images']:,}", **cells(arms, runs)}
@@ -242,6 +268,15 @@ def report() -> None:
         rows.append({**row, **cells(teacher, runs)})
     write_table(teacher, rows)
     draw_teaching(teacher)
+    fusion = STUDIES["fusion"]
+    groups = {key: fusion.groups().get(key, []) for _, key in fusion.plan}
+    rows = [
+        {"arm": arm, "captions": "yes" if captions else "no", "steps": f"{steps:,}", **cells(fusion, runs)}
+        for (arm, captions, steps), runs in groups.items()
+        if runs
+    ]
+    write_table(fusion, rows)
+    draw_fusion(groups, DOCS / "images" / f"{fusion.name}.png")
 
 
 def _place(group: tuple[tuple[Any, ...], list[Row]]) -> tuple[Any, ...]:

@@ -262,6 +262,8 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("source", help=".pth file (2022 release or mmdetection), glip folder, or name such as glip-t")
     parser.add_argument("folder", help="output folder: model.safetensors, config.json, vocab.txt")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
+    text = "to a model without fusion: one in every block that has no effect until it is trained"
+    parser.add_argument("--add-fusion", action="store_true", help=f"{text} (head.fusion_gate tanh)")
 
 
 def _verify(parser: Parser) -> None:

@@ -18,6 +18,20 @@ _CHANCES = 2**16  # dropout draws one of this many numbers for each entry
 _SCORES = 4_000_000  # scores computed at once, 16 MB: all heads of a short caption, one head of 80 names
 
 
+class Gate(nn.Module):
+    """``old + tanh(g) * (new - old)`` with g 0 at the start: what makes ``new`` then has no effect, and g learns first.
+
+    As Flamingo adds new layers to a trained model (Alayrac et al. 2022, arXiv 2204.14198, section 2.2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1))
+
+    def forward(self, old: Float[Tensor, "*any"], new: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+        return old + self.value.tanh() * (new - old)
+
+
 class Fusion(nn.Module):
     """Two-way cross attention; the residuals start from the *normalized* inputs, as in the release."""
 

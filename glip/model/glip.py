@@ -6,6 +6,7 @@ for every pair.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from glip.config import HeadConfig, LanguageConfig, ModelConfig, VisionConfig
 from glip.errors import ConfigError
 from glip.geometry.anchors import grid_anchors
 from glip.model.dyhead import DynamicBlock
-from glip.model.fusion import Fusion
+from glip.model.fusion import Fusion, Gate
 from glip.model.heads import BoxHead, TokenHead
 from glip.model.language import TextEncoder, TextLayer
 from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
@@ -30,17 +31,22 @@ Mask = Bool[Tensor, "batch tok"]  # True: a token, not padding
 class TowerStage(nn.Module):
     """One step of deep fusion: fusion, one BERT layer on the text, one dynamic block on the image (equation 5)."""
 
-    def __init__(self, image: DynamicBlock, fusion: Fusion | None, text: TextLayer | None) -> None:
+    def __init__(self, image: DynamicBlock, fusion: Fusion | None, text: TextLayer | None, *, gated: bool) -> None:
         super().__init__()
         self.fusion, self.text, self.image = fusion, text, image
+        self.gate_image, self.gate_text = (Gate(), Gate()) if gated else (None, None)
 
     def forward(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> tuple[Sequence[Map], Hidden]:
         if self.fusion is not None and self.text is not None:
             # All levels at once, flattened and concatenated, padding included (docs/parity.md, quirk 10).
-            image, hidden = self.fusion(_flatten(levels), hidden, attention_mask)
+            image, words = self.fusion(_flatten(levels), hidden, attention_mask)
             pieces = image.transpose(1, 2).split([x.shape[2] * x.shape[3] for x in levels], 2)
-            levels = [piece.reshape(x.shape) for piece, x in zip(pieces, levels, strict=True)]
-            hidden = self.text(hidden, attention_mask)
+            maps = [piece.reshape(x.shape) for piece, x in zip(pieces, levels, strict=True)]
+            words = self.text(words, attention_mask)
+            if self.gate_image is not None and self.gate_text is not None:
+                maps = [self.gate_image(x, y) for x, y in zip(levels, maps, strict=True)]
+                words = self.gate_text(hidden, words)
+            levels, hidden = maps, words
         return self.image(levels), hidden
 
 
@@ -165,7 +171,7 @@ def _build_vision(config: VisionConfig) -> Swin | ResNet:
 def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
     block = DynamicBlock(head.channels, head.groups)
     if not head.fusion:
-        return TowerStage(block, None, None)
+        return TowerStage(block, None, None, gated=False)
     fusion = Fusion(
         head.channels,
         language.hidden,
@@ -174,7 +180,27 @@ def _build_stage(head: HeadConfig, language: LanguageConfig) -> TowerStage:
         dropout=head.fusion_dropout,
         residual=1.0 / head.blocks,
     )
-    return TowerStage(block, fusion, TextLayer(language))
+    return TowerStage(block, fusion, TextLayer(language), gated=head.fusion_gate == "tanh")
+
+
+def add_fusion(model: GLIP, config: ModelConfig) -> tuple[GLIP, ModelConfig]:
+    """A trained model without fusion, and its config, with a gated fusion in every block: same outputs until trained.
+
+    The fusions have random weights, always the same; each text layer starts as a copy of the encoder's last layer.
+    A model with fusion: ConfigError.
+    """
+    if config.head.fusion:
+        raise ConfigError(f"model {config.name!r} has fusion already: give a model without it (head.fusion false)")
+    config = replace(config, head=replace(config.head, fusion=True, fusion_gate="tanh"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fused = build(config)
+    last = model.language.bert.encoder.get_submodule("layer").get_submodule(str(config.language.layers - 1))
+    texts = (module for module in fused.tower.modules() if isinstance(module, TextLayer))
+    for text in texts:
+        text.get_submodule("layer").load_state_dict(last.state_dict())
+    fused.load_state_dict({**fused.state_dict(), **model.state_dict()})
+    return fused.train(model.training), config
 
 
 def _flatten(levels: Sequence[Map]) -> Float[Tensor, "batch loc chan"]:

@@ -11,7 +11,8 @@ from glip.config import TrainConfig
 from glip.shapes import Tensor
 from glip.train.distributed import local_shard
 
-# What changes the tokens in the tower: the text layers, and the text's half of the fusion.
+# What changes the tokens in the tower: the text layers, and the text's half of the fusion. A gate is one number that
+# starts at 0: with the low rate of text layers it would hardly open.
 _TEXT_PARTS = (".text.", "gamma_text", "out_text", "value_image", "norm_text")
 
 
