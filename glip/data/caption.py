@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
@@ -68,7 +69,7 @@ def caption_from_names(
     most = min(len(absent), max(data.max_negatives, least))
     take_all = rng.random() < data.full_vocabulary
     number = most if take_all or most <= least else int(rng.integers(least, most + 1))
-    negatives = _shuffled(absent, rng)[:number]
+    negatives = _resembling_first(_shuffled(absent, rng), positives, round(data.hard_negatives * number))[:number]
     if sample.absent is None and rng.random() < data.borrow:
         room = min(len(foreign), data.max_negatives - len(negatives))
         number = int(rng.integers(1, room + 1)) if room > 0 else 0
@@ -86,6 +87,35 @@ def caption_from_names(
     pointed = sample.renumbered({index: phrases[key] for index, key in enumerate(keys) if key in phrases})
     made = replace(pointed, prompt=prompt, vocabulary=(), absent=None, incomplete=())
     return made, _lost_boxes(sample, keys, written)
+
+
+def _resembling_first(absent: Sequence[str], positives: Sequence[str], number: int) -> list[str]:
+    """Absent names in their order, but first up to ``number`` that share a word with a name in the image."""
+    words = {word for name in positives for word in _WORD.findall(name.lower())}
+    alike = [name for name in absent if words & set(_WORD.findall(name.lower()))][:number] if number else []
+    return [*alike, *(name for name in absent if name not in alike)]
+
+
+def swapped_words(own: Prompt, rng: np.random.Generator) -> str:
+    """The caption with the last words of two phrases exchanged; "" where that gives no new phrase.
+
+    "a red car and a blue house" becomes "a red house and a blue car": each word is in the image, but most often no such
+    thing.
+    """
+    single = [phrase.spans[0] for phrase in own.phrases if len(phrase.spans) == 1]
+    known = {_without_article(own.caption[slice(*span)]) for span in single}
+    spans = [(start, end) for start, end in single if " " in own.caption[start:end]]
+    for one, other in _shuffled(list(combinations(sorted(spans), 2)), rng):
+        (start, end), (begin, stop) = one, other
+        (first, noun), (second, last) = (own.caption[slice(*span)].rsplit(" ", 1) for span in (one, other))
+        made = f"{first} {last}", f"{second} {noun}"
+        if end <= begin and known.isdisjoint(map(_without_article, made)):
+            return own.caption[:start] + made[0] + own.caption[end:begin] + made[1] + own.caption[stop:]
+    return ""
+
+
+def _without_article(phrase: str) -> str:
+    return " ".join(word for word in word_key(phrase).split() if word not in ("a", "an", "the"))
 
 
 def _fitting(names: Sequence[str], prompts: Mapping[str, ClassPrompt], processor: Processor) -> dict[str, str]:
@@ -113,10 +143,13 @@ def _lost_boxes(sample: Sample, keys: Sequence[str], written: Sequence[str]) -> 
     return skipped
 
 
-def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, rng: np.random.Generator) -> Prompt:
+def pack_captions(
+    own: Prompt, others: Sequence[Prompt], processor: Processor, rng: np.random.Generator, *, swap_words: float = 0.0
+) -> Prompt:
     """A caption among captions of other images, as many as are drawn and fit, in random order.
 
-    The other captions have no phrases: nothing is to be found for their words.
+    The other captions have no phrases: nothing is to be found for their words. With the probability ``swap_words`` a
+    copy with ``swapped_words`` is among them.
 
     Raises:
         CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
@@ -131,16 +164,22 @@ def pack_captions(own: Prompt, others: Sequence[Prompt], processor: Processor, r
     if problem:
         raise CaptionError(f"caption {own.caption[:40]!r} {problem}")
     captions = {word_key(own.caption): own.caption}
+    hard = swapped_words(own, rng) if swap_words and rng.random() < swap_words else ""
+    if hard and budget.take(hard):
+        captions[word_key(hard)] = hard
     draw = rng.random()
     if others and draw < _ALL_OTHERS + _SOME_OTHERS:  # all, some or none of them (the paper's appendix on its captions)
         number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
         for text in [other.caption.strip() for other in _shuffled(others, rng)[:number]]:
             if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
                 captions[word_key(text)] = text
-    if len(captions) == 1:
-        return own
+    return own if len(captions) == 1 else _joined(own, _shuffled(list(captions.values()), rng))
+
+
+def _joined(own: Prompt, captions: Sequence[str]) -> Prompt:
+    """Captions as one text in which only the own one has phrases."""
     joined, start = "", 0
-    for text in _shuffled(list(captions.values()), rng):
+    for text in captions:
         if joined:
             joined += " " if joined.rstrip().endswith(_SENTENCE_ENDS) else SEPARATOR
         start = len(joined) if text is own.caption else start

@@ -203,7 +203,8 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         )
         skipped.merge(lost)
         if sample.prompt:
-            return replace(sample, prompt=pack_captions(sample.prompt, prompts, self.processor, random))
+            packed = pack_captions(sample.prompt, prompts, self.processor, random, swap_words=data.swap_words)
+            return replace(sample, prompt=packed)
         sample, lost = caption_from_names(sample, data, self.processor, random, source.prompts, source.foreign)
         skipped.merge(lost)
         return sample

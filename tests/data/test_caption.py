@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small import TINY, VOCABULARY
 
 from glip.config import DataConfig
-from glip.data.caption import CaptionError, caption_from_names, foreign_names, pack_captions
+from glip.data.caption import CaptionError, caption_from_names, foreign_names, pack_captions, swapped_words
 from glip.processor import Processor
 from glip.structures import Prompt, Sample
 from glip.text.class_prompts import ClassPrompt, read_prompts
@@ -243,3 +243,39 @@ def test_captions_that_the_model_cannot_read():
         packed(max_tokens=9)
     with pytest.raises(CaptionError, match="reads no word"):
         packed(Prompt.from_caption("a star \u200b", [(2, 6), (7, 8)]))
+
+
+def test_hard_negatives_are_names_that_share_a_word():
+    vocabulary = ["red car", "blue car", "red house", "dog", "cat", "bus", "cow", "owl"]
+    sample, data = sample_of(vocabulary, [0]), DataConfig(full_vocabulary=1.0, max_negatives=3, hard_negatives=0.6)
+    for seed in range(20):
+        assert {"blue car", "red house"} < set(texts(sample, data, seed))
+    plain = replace(data, hard_negatives=0.0)
+    assert any("blue car" not in texts(sample, plain, seed) for seed in range(20))
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrases", "swapped"),
+    [
+        ("a red car near a blue house.", ["a red car", "a blue house"], "a red house near a blue car."),
+        ("red car, blue house", ["red car", "blue house"], "red house, blue car"),
+        ("a car and the house", ["a car", "the house"], ""),  # the same things
+        ("a red car and a red house", ["a red car", "a red house"], ""),
+        ("a car and a blue house", ["car", "a blue house"], ""),  # "car" has no other word
+    ],
+)
+def test_nouns_of_two_phrases_are_exchanged(caption, phrases, swapped):
+    own = Prompt.from_caption(caption, phrases)
+    assert swapped_words(own, np.random.default_rng(0)) == swapped
+
+
+def test_a_swapped_copy_is_a_negative():
+    own = Prompt.from_caption("a red car and a blue house", ["a red car", "a blue house"])
+    made = [pack_captions(own, [], processor(256), np.random.default_rng(n), swap_words=1.0) for n in range(9)]
+    both = {
+        "a red car and a blue house. a red house and a blue car",
+        "a red house and a blue car. a red car and a blue house",
+    }
+    assert {one.caption for one in made} == both
+    assert all([one.caption[slice(*p.spans[0])] for p in one.phrases] == ["a red car", "a blue house"] for one in made)
+    assert pack_captions(own, [], processor(256), np.random.default_rng(0)) is own
