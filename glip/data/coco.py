@@ -21,7 +21,15 @@ from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
-_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore", "zero")  # the columns of a CocoFile, and their types
+_NAMES = (
+    "image",
+    "category",
+    "boxes",
+    "areas",
+    "crowd",
+    "ignore",
+    "zero",
+)  # the columns of a CocoFile, and their types
 _COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
 OUTLINE_BOX = f"{records.NO_BOX} (that of its segmentation is taken)"

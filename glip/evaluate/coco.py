@@ -248,15 +248,28 @@ def annotation_rows(boxes: Boxes, *, as_filed: bool = False) -> list[Row]:
 
     With ``as_filed`` the box that has the id 0 in its file keeps it.
     """
-    ids = np.arange(1, len(boxes.areas) + 1)
-    if as_filed and boxes.zero is not None:
-        ids[boxes.zero] = 0
+    zero = boxes.zero if as_filed and boxes.zero is not None else np.zeros(len(boxes.areas), dtype=bool)
+    ids = np.where(zero, 0, np.arange(1, len(boxes.areas) + 1))
     columns = (ids, boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
     listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
-        {"id": i, "image_id": p, "category_id": c, "bbox": box, "area": area, "iscrowd": crowd, "ignore": crowd}
+        {
+            "id": i or _Zero(),
+            "image_id": p,
+            "category_id": c,
+            "bbox": box,
+            "area": area,
+            "iscrowd": crowd,
+            "ignore": crowd,
+        }
         for i, p, c, box, area, crowd in listed
     ]
+
+
+class _Zero(int):
+    """An id 0 that is equal to no other, as pycocotools finds annotations by their ids."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
 
 def result_rows(results: Results) -> list[Row]:

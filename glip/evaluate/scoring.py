@@ -1,6 +1,7 @@
 """Scoring: from stored predictions, or a file of results, to a report, results in the standard formats and images."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.evaluate import columns
-from glip.evaluate.benchmark import Benchmark
+from glip.evaluate.benchmark import SCORERS, Benchmark
 from glip.evaluate.coco import BEST, Score, confusion, pooled, score_results, thresholds_by_name
 from glip.evaluate.columns import UNKNOWN, GroundTruth, LvisTruth, Results
 from glip.evaluate.false_positives import RATES, false_positives
@@ -51,13 +52,10 @@ def score(
     """
     samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
     store.reload()  # with what other processes have written
-    missing = len(set(range(len(samples))) - store.done)
-    if missing:
-        raise DataError(
-            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
-            "same command again; several machines need one --out that all of them can read"
-        )
+    _check_whole(store, benchmark)
     skipped.merge(benchmark.read.skipped)
+    if options.left_out:
+        skipped.add("text that the model cannot read: not asked for", min(options.left_out), len(options.left_out))
 
     def stored(*, captions: bool) -> Predictions:
         """Read again each time: those for a large set need not fit into memory."""
@@ -68,12 +66,14 @@ def score(
         if one.found is None:
             skipped.add(one.reason, one.place)
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
-    if False in kinds:
-        truth = benchmark.ground_truth(skipped)
-        results, best = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
+    own = benchmark.protocol in SCORERS
+    if own or False in kinds:
+        truth, chosen = benchmark.ground_truth(skipped), store.read(samples, options) if own else stored(captions=False)
+        results, best = _as_results(benchmark, truth, chosen, inclusive=config.inference.inclusive)
         _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
-        columns.write_results(folder / "results.json", results, truth.images, truth.categories)
-    if True in kinds:
+        described = benchmark.protocol == "omnilabel"
+        columns.write_results(folder / "results.json", results, truth.images, truth.categories, described=described)
+    if True in kinds and not own:
         pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
         write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
         _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
@@ -84,6 +84,15 @@ def score(
         report.plots += [WORST] * (folder / WORST).is_file()
     report.write(folder, skipped)
     return report
+
+
+def _check_whole(store: PredictionStore, benchmark: Benchmark) -> None:
+    samples = benchmark.read.samples
+    if missing := len(set(range(len(samples))) - store.done):
+        raise DataError(
+            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
+            "same command again; several machines need one --out that all of them can read"
+        )
 
 
 def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:
@@ -121,14 +130,17 @@ def _as_results(
     """
     place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
-    ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
     is_lvis, own_labels = isinstance(truth, LvisTruth), lru_cache(partial(columns.labels_of, truth.names))
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
     for sample, one in predictions:
         if one.found is None:
             continue
         if benchmark.read.annotations:
-            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=inclusive and not is_lvis)
+            ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids_of(sample)]
+            wider = inclusive and benchmark.protocol == "coco"
+            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=wider)
+            if benchmark.protocol == "saco":  # fractions of the sides, as in its files
+                part = replace(part, boxes=part.boxes / np.tile(one.found.size[::-1], 2))
         else:
             part = columns.results_of(one.found, one.index, own_labels(sample.vocabulary))
         if is_lvis:
@@ -142,7 +154,12 @@ def _as_results(
 def _score_boxes(
     report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, best: Results, folder: Path | None
 ) -> None:
-    """Average precision, and how it falls where false positives on absent names are rare; drawn in a folder."""
+    """A benchmark's own figures; else AP, and how it falls where false positives are rare, drawn in a folder."""
+    if scorer := SCORERS.get(benchmark.protocol):
+        figures, tables = scorer.score(truth, results)
+        report.figures |= figures
+        report.tables |= tables
+        return
     if isinstance(truth, LvisTruth):
         score_some: Callable[[Results], Score] = partial(standard_ap, truth)
         scored, fixed = score_some(results), fixed_ap(truth, best)
