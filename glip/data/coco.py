@@ -21,8 +21,8 @@ from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
-_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
-_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
+_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore", "zero")  # the columns of a CocoFile, and their types
+_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?", "?"), strict=True)))
 _UNKNOWN = -1  # in the columns of images and categories
 OUTLINE_BOX = f"{records.NO_BOX} (that of its segmentation is taken)"
 PARENT = "category without a box that only groups all others: left out"  # category 0 of Roboflow's exports
@@ -67,6 +67,7 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
             area if is_number(area) else np.nan,
             row.get("iscrowd") in (1, "1"),
             row.get("ignore") in (1, "1"),
+            read_id(row.get("id")) == 0,
         )
 
     table = np.fromiter(map(read, enumerate(rows)), _COLUMNS, len(rows))

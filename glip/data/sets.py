@@ -153,6 +153,7 @@ class CocoFile:
     areas: Float[np.ndarray, " box"]  # as stated; NaN where they are not
     crowd: Bool[np.ndarray, " box"]  # ``iscrowd`` is set
     ignore: Bool[np.ndarray, " box"]  # LVIS's ``ignore`` is set
+    zero: Bool[np.ndarray, " box"]  # its own id is 0, which pycocotools takes for "no match"
 
 
 @dataclass(frozen=True)

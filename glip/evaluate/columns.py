@@ -34,7 +34,7 @@ class Boxes:
 
     ``images`` and ``categories`` are indices into those of the truth. ``areas`` are as the annotations state them
     (COCO: of the outline), which decides what is small and large. ``crowd`` marks a group; a detection inside it is
-    neither right nor wrong.
+    neither right nor wrong. ``zero`` marks the annotation with the id 0, where a file says.
     """
 
     images: Int[np.ndarray, " box"]
@@ -42,11 +42,12 @@ class Boxes:
     boxes: Float[np.ndarray, "box 4"]
     areas: Float[np.ndarray, " box"]
     crowd: Bool[np.ndarray, " box"]
+    zero: Bool[np.ndarray, " box"] | None = None
 
     def select(self, chosen: np.ndarray) -> "Boxes":
         """Some of the boxes, by index or by mask."""
-        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
-        return Boxes(*(column[chosen] for column in columns))
+        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd, self.zero)
+        return Boxes(*(column if column is None else column[chosen] for column in columns))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
         skipped.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
     areas = np.where(np.isnan(file.areas), file.boxes[:, 2] * file.boxes[:, 3], file.areas)
     crowd = file.ignore if lvis else file.crowd
-    boxes = Boxes(own_images, own_labels, file.boxes, areas, crowd).select(good)
+    boxes = Boxes(own_images, own_labels, file.boxes, areas, crowd, file.zero).select(good)
     if not lvis:
         negatives = listed(ABSENT, SkipCounter()) if is_federated(file) else None
         return GroundTruth(images, categories, names, boxes, negatives)
