@@ -10,7 +10,8 @@ from typing import Any
 from glip.config import Format, SetConfig
 from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
-from glip.data.coco import LISTS, read_coco, read_lvis
+from glip.data.coco import LISTS, read_coco, read_lvis, read_ovdeval
+from glip.data.expressions import GREFCOCO, REFCOCO, is_of, read_grefcoco, read_refcoco
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
@@ -29,7 +30,10 @@ TABLE = "datasets.yaml"
 _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
     "coco": read_coco,
     "lvis": read_lvis,
+    "ovdeval": read_ovdeval,
     "mdetr": read_mdetr,
+    "refcoco": read_refcoco,
+    "grefcoco": read_grefcoco,
     "silver": read_silver,
     "captions": read_captions,
     "label-studio": read_label_studio,
@@ -48,6 +52,7 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("annotations", "tokens_positive", "mdetr"),
     ("annotations", "caption", "captions"),
     ("images", "neg_category_ids", "lvis"),
+    ("images", "neg_text", "ovdeval"),
 )
 
 
@@ -268,6 +273,9 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
+    for names, format in ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco")):
+        if is_of(tree, names):
+            return format
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

@@ -14,9 +14,18 @@ from glip.data.catalog import class_prompts
 from glip.data.mixture import data_record
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError
-from glip.evaluate.benchmark import Benchmark, load_benchmarks
+from glip.evaluate.benchmark import Benchmark, load_benchmarks, parts_of
 from glip.evaluate.odinw import ODINW, odinw_page
-from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, markdown_text, overview
+from glip.evaluate.report import (
+    Report,
+    Variant,
+    comparison,
+    made_line,
+    markdown_table,
+    markdown_text,
+    overview,
+    parts_page,
+)
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
@@ -70,8 +79,8 @@ def evaluate(
                 place = folder / part / file_name(benchmark.name)
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, prompts), []).extend(found)
-            if name in ODINW and found:
-                page = odinw_page(found, ODINW[name])
+            if found and (parts := parts_of(name, config.root)):
+                page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
                 show(page)
         if config.save_thresholds and found:
