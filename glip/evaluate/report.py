@@ -122,7 +122,8 @@ def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> st
     """The main figures of each part of a benchmark as Markdown, and their mean; missing parts are in the title."""
     rows = overview(reports)
     own = [figure for figure in HEADLINES if figure in rows[0]]
-    averages = {figure: mean([one.figures[figure] for one in reports]) for figure in own}
+    columns = {figure: [one.figures[figure] for one in reports if one.figures[figure] != NOTHING] for figure in own}
+    averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
     missing = [part for part in parts if part not in {one.dataset for one in reports}]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
     last = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
