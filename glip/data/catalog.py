@@ -10,8 +10,9 @@ from typing import Any
 from glip.config import Format, SetConfig
 from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
-from glip.data.coco import LISTS, read_coco, read_lvis
+from glip.data.coco import LISTS, read_coco, read_lvis, read_ovdeval
 from glip.data.described import D3_FILE, read_d3, read_omnilabel, read_saco
+from glip.data.expressions import GREFCOCO, REFCOCO, is_of, read_grefcoco, read_refcoco
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
@@ -30,7 +31,10 @@ TABLE = "datasets.yaml"
 _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
     "coco": read_coco,
     "lvis": read_lvis,
+    "ovdeval": read_ovdeval,
     "mdetr": read_mdetr,
+    "refcoco": read_refcoco,
+    "grefcoco": read_grefcoco,
     "silver": read_silver,
     "captions": read_captions,
     "label-studio": read_label_studio,
@@ -53,6 +57,7 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("images", "neg_category_ids", "lvis"),
     ("images", "text_input", "saco"),
     ("descriptions", "image_ids", "omnilabel"),
+    ("images", "neg_text", "ovdeval"),
 )
 
 
@@ -277,6 +282,9 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
+    for names, format in ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco")):
+        if is_of(tree, names):
+            return format
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

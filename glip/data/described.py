@@ -6,7 +6,7 @@ Files are parsed like COCO's, for samples and for scoring; ``SampleSet.asked`` h
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.coco import Categories, check_distinct, coco_set, parse_coco
+from glip.data.coco import Categories, ask_for, check_distinct, coco_set, parse_coco
 from glip.data.records import as_list, as_map, is_text, is_visible, read_id
-from glip.data.sets import CocoFile, Folders, Id, PackedSamples, SampleSet, SkipCounter, check_exists, require
+from glip.data.sets import CocoFile, Folders, Id, SampleSet, SkipCounter, check_exists, require
 from glip.files import read_json
 from glip.structures import Prompt, Sample
 
@@ -128,7 +128,7 @@ def read_d3(
     if "full" in path.name:
         strange = [*(numbers - known), *(number for number in file.images if number not in asked)]
         require(not strange, f"{names} is not of {path.name}: id {next(iter(strange), '')!r} is in only one of the two")
-    return _ask(found, asked)
+    return ask_for(found, asked)
 
 
 def _read_groups(path: Path) -> dict[Id, list[Id]]:
@@ -179,7 +179,7 @@ def read_omnilabel(annotations: str | Path, images: Sequence[str | Path], tree: 
                 asked[image][number] = None
             else:
                 skipped.add("image of a label space that is unknown", f"description {number}")
-    return _ask(coco_set(file, _descriptions(file, skipped), folders, skipped), asked)
+    return ask_for(coco_set(file, _descriptions(file, skipped), folders, skipped), asked)
 
 
 def _descriptions(file: CocoFile, skipped: SkipCounter) -> Categories:
@@ -194,18 +194,3 @@ def _descriptions(file: CocoFile, skipped: SkipCounter) -> Categories:
     ids, names = tuple(number for number, _ in good), tuple(text for _, text in good)
     check_distinct(ids, "id", file.path)
     return Categories(names, ids, {number: index for index, number in enumerate(ids)})
-
-
-def _ask(found: SampleSet, asked: Mapping[Id, Iterable[Id]]) -> SampleSet:
-    """The set with only the names that are asked for in each image."""
-    assert found.annotations
-    label = {number: index for index, number in enumerate(found.ids)}
-    known = {image: tuple(number for number in own if number in label) for image, own in asked.items()}
-
-    def narrow(sample: Sample) -> Sample:
-        chosen = [label[number] for number in known.get(sample.image_id, ())]
-        named = sample.renumbered({name: place for place, name in enumerate(chosen)})
-        return replace(named, vocabulary=tuple(found.vocabulary[name] for name in chosen))
-
-    samples = PackedSamples(map(narrow, found.samples))
-    return replace(found, samples=samples, asked=known)

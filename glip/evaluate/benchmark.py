@@ -34,12 +34,15 @@ _FAMILIES = {  # what a name stands for
 _GENERAL: tuple[tuple[bool, Protocol], ...] = ((False, "coco"), (True, "any-box"), (True, "merged-boxes"))  # captions?
 _OWN: Mapping[str, tuple[Protocol, ...]] = {  # by format, the protocols that fit its sets; the first is the usual one
     "lvis": ("lvis", "coco"),
+    "refcoco": ("refcoco",),
+    "grefcoco": ("grefcoco",),
+    "ovdeval": ("ovdeval", "coco"),
     "saco": ("saco",),
     "d3": ("d3",),
     "omnilabel": ("omnilabel",),
 }
-_OF_PARTS = ("saco",)  # formats of benchmarks whose sets are parts of a whole
-_SPLIT = re.compile(r"_(train|val|test|minival)(2017)?$")
+_OF_PARTS = ("refcoco", "grefcoco", "ovdeval", "saco")  # formats of benchmarks whose sets are parts of a whole
+_SPLIT = re.compile(r"_(train|val|test|testA|testB|minival)(2017)?$")
 _FOR_EVALUATION = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in names of sets not to train on
 
 

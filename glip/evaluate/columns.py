@@ -9,7 +9,7 @@ never scored as something else.
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -51,7 +51,7 @@ class Boxes:
         """Some of the boxes, by index or by mask."""
         columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
         zero = None if self.zero is None else self.zero[chosen]
-        return Boxes(*(column[chosen] for column in columns), zero=zero)
+        return replace(Boxes(*(column[chosen] for column in columns)), zero=zero)
 
 
 @dataclass(frozen=True)

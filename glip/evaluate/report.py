@@ -16,10 +16,14 @@ from glip.provenance import made
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 HEADLINES = (
-    *("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10"),
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10"),
+    *("P@1 (GIoU)", "P@5 (GIoU)", "P@10 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
     *("cgF1", "IL_MCC", "IL_F1", "IL_FPR", "positive_micro_F1", "AP presence", "AP absence", "AP categ", "AP descr"),
 )
-_COMPARED = ("AP", "AP50", "Fixed AP", "R@1", "cgF1", "IL_MCC", "positive_micro_F1")
+_COMPARED = (
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "R@1", "P@1 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
+    *("cgF1", "IL_MCC", "positive_micro_F1"),
+)
 _ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
 Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
@@ -122,7 +126,8 @@ def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> st
     """The main figures of each part of a benchmark as Markdown, and their mean; missing parts are in the title."""
     rows = overview(reports)
     own = [figure for figure in HEADLINES if figure in rows[0]]
-    averages = {figure: mean([one.figures[figure] for one in reports]) for figure in own}
+    columns = {figure: [one.figures[figure] for one in reports if one.figures[figure] != NOTHING] for figure in own}
+    averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
     missing = [part for part in parts if part not in {one.dataset for one in reports}]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
     last: Row = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}

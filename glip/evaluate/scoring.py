@@ -1,6 +1,6 @@
 """Scoring: from stored predictions, or a file of results, to a report, results in the standard formats and images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,9 +14,20 @@ from glip.evaluate import columns
 from glip.evaluate.benchmark import SCORERS, Benchmark
 from glip.evaluate.coco import BEST, Score, confusion, pooled, score_results, thresholds_by_name
 from glip.evaluate.columns import UNKNOWN, GroundTruth, LvisTruth, Results
+from glip.evaluate.expressions import (
+    EXPRESSIONS,
+    Pair,
+    expression_row,
+    found_of,
+    grec_by_threshold,
+    grec_figures,
+    precision,
+    read_found,
+)
 from glip.evaluate.false_positives import RATES, false_positives
 from glip.evaluate.figures import draw_confidence, draw_confusion, draw_curves, draw_worst
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
+from glip.evaluate.ovdeval import nms_figures
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
 from glip.evaluate.report import NOTHING, Report, Row
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
@@ -73,7 +84,12 @@ def score(
         _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
         described = benchmark.protocol == "omnilabel"
         columns.write_results(folder / "results.json", results, truth.images, truth.categories, described=described)
-    if True in kinds and not own:
+    if benchmark.protocol in EXPRESSIONS:
+        answers = [(sample, found_of(sample, one.found)) for sample, one in stored(captions=True)]
+        answered = [expression_row(sample, found) for sample, found in answers if found]
+        write_json(folder / "groundings.json", answered)
+        _add_expressions(report, answers)
+    elif True in kinds and not own:
         pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
         write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
         _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
@@ -111,6 +127,9 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
         captions = [sample for sample in benchmark.read.samples if sample.prompt]
         boxes = read_predictions(file, captions, skipped)
         _add_recall(report, caption_recall(zip(captions, boxes, strict=True), protocol=benchmark.protocol))
+    elif benchmark.protocol in EXPRESSIONS:
+        samples = benchmark.read.samples
+        _add_expressions(report, list(zip(samples, read_found(file, samples, skipped), strict=True)))
     else:
         truth = benchmark.ground_truth(skipped)
         results = columns.read_results(file, truth.images, truth.categories, skipped)
@@ -170,7 +189,9 @@ def _score_boxes(
             for own, other in zip(fixed.categories, scored.categories, strict=True)
         ]
     else:
-        score_some = partial(score_results, truth)
+        official = benchmark.protocol == "ovdeval"
+        score_some = partial(score_results, truth, as_filed=official)
+        report.figures |= nms_figures(truth, results) if official else {}
         report.score = scored = score_some(results)
         interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
         report.figures |= dict(scored.figures) | dict(interval)
@@ -213,6 +234,16 @@ def _add_thresholds(
         draw_confidence(truth.names, rankings, folder / CONFIDENCE)
         draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
         report.plots += [CURVES, CONFIDENCE, CONFUSION]
+
+
+def _add_expressions(report: Report, pairs: Sequence[Pair]) -> None:
+    if report.protocol == "grefcoco":
+        report.figures |= grec_figures(pairs)
+        report.tables["By score threshold"] = grec_by_threshold(pairs)
+    else:
+        found = precision(pairs)
+        report.figures |= found["all"]
+        report.tables["Precision"] = [{"expressions of": name, **own} for name, own in found.items()]
 
 
 def _add_recall(report: Report, recall: PhraseRecall) -> None:
