@@ -62,6 +62,8 @@ def test_golden_saco(name, case):
     with (folder / name / "per_pair.csv").open() as file:
         pairs = {int(row["image_id"]) for row in csv.DictReader(file)}
     assert {number for number, own in zip(truth.images, truth.counted, strict=True) if own} == pairs
+    config = SetConfig(annotations=str(folder / FILES[name][1]), images=(str(folder),))
+    assert {sample.image_id for sample in read_set(config).samples} == pairs, "others are not asked for"
     if name == "gold":
         other = read("saco", folder / FILES[name][1].replace("_a_", "_c_"), folder / FILES[name][2])
         assert SCORERS["saco"].score(*other)[0] == figures
