@@ -227,7 +227,8 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
         )
         for sample in read.samples
     )
-    return replace(read, samples=PackedSamples(samples))
+    ids = {number: tuple(categories.ids[label] for label in labels) for number, labels in own.items()}
+    return replace(read, samples=PackedSamples(samples), asked=ids)
 
 
 def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:

@@ -167,6 +167,11 @@ class SampleSet:
     format: str = ""  # how it is written
     folders: tuple[Path, ...] = ()  # where its images are searched
     annotations: CocoFile | None = None  # the parsed COCO or LVIS file, where it was read for scoring
+    asked: Mapping[Id, tuple[Id, ...]] = field(default_factory=dict)  # category ids by image, where they differ
+
+    def ids_of(self, sample: Sample) -> tuple[Id, ...]:
+        """The category id of each name of the sample's own vocabulary."""
+        return self.asked.get(sample.image_id, self.ids) if self.asked else self.ids
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""

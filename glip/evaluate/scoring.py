@@ -84,15 +84,8 @@ def score(
         results, best = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
         _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
         columns.write_results(folder / "results.json", results, truth.images, truth.categories)
-    if benchmark.protocol in EXPRESSIONS:
-        answers = [(sample, found_of(sample, one.found)) for sample, one in stored(captions=True)]
-        answered = [expression_row(sample, found) for sample, found in answers if found]
-        write_json(folder / "groundings.json", answered)
-        _add_expressions(report, answers)
-    elif True in kinds:
-        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
-        write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
-        _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
+    if True in kinds:
+        _score_captions(report, stored(captions=True), folder / "groundings.json")
     if draw:
         every = store.read(samples, options)
         found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
@@ -140,17 +133,15 @@ def _as_results(
     """
     place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
-    ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
-    by_name = dict(zip(benchmark.read.vocabulary, ids, strict=False))
     is_lvis, own_labels = isinstance(truth, LvisTruth), lru_cache(partial(columns.labels_of, truth.names))
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
     for sample, one in predictions:
         if one.found is None:
             continue
         if benchmark.read.annotations:
-            every = sample.vocabulary == benchmark.read.vocabulary  # else some of the names, as in OVDEval
-            own, wider = ids if every else [by_name[name] for name in sample.vocabulary], benchmark.protocol == "coco"
-            part = columns.results_of(one.found, place[sample.image_id], own, inclusive=inclusive and wider)
+            ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids_of(sample)]
+            wider = inclusive and benchmark.protocol == "coco"
+            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=wider)
         else:
             part = columns.results_of(one.found, one.index, own_labels(sample.vocabulary))
         if is_lvis:
@@ -220,6 +211,18 @@ def _add_thresholds(
         draw_confidence(truth.names, rankings, folder / CONFIDENCE)
         draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
         report.plots += [CURVES, CONFIDENCE, CONFUSION]
+
+
+def _score_captions(report: Report, predictions: Predictions, file: Path) -> None:
+    """Score what was found for captions, and write it."""
+    if report.protocol in EXPRESSIONS:
+        answers = [(sample, found_of(sample, one.found)) for sample, one in predictions]
+        write_json(file, [expression_row(sample, found) for sample, found in answers if found])
+        _add_expressions(report, answers)
+    else:
+        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in predictions]
+        write_json(file, [prediction_row(sample, ranked) for sample, ranked in pairs])
+        _add_recall(report, caption_recall(pairs, protocol=report.protocol))
 
 
 def _add_expressions(report: Report, pairs: Sequence[Pair]) -> None:
