@@ -31,7 +31,7 @@ def read_refcoco(annotations: str | Path, images: Sequence[str | Path], tree: An
     Raises:
         DataError: not a json of these data sets.
     """
-    return _read(Path(annotations), images, tree, REFCOCO)
+    return _read_expressions(Path(annotations), images, tree, REFCOCO)
 
 
 def read_grefcoco(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
@@ -39,10 +39,10 @@ def read_grefcoco(annotations: str | Path, images: Sequence[str | Path], tree: A
 
     Arguments and errors as for ``read_refcoco``.
     """
-    return _read(Path(annotations), images, tree, GREFCOCO)
+    return _read_expressions(Path(annotations), images, tree, GREFCOCO)
 
 
-def _read(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[str]) -> SampleSet:
+def _read_expressions(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[str]) -> SampleSet:
     folders, skipped = Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "referring expressions", tree)
     if not is_of(tree, names):
@@ -59,7 +59,7 @@ def _read(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[s
         require(rows, "expression without an annotation")
         empty = names == GREFCOCO and any(read_id(row.get("category_id")) == _NO_TARGET for row in rows)
         require(names == GREFCOCO or len(rows) == 1, "expression with several annotations (as those of gRefCOCO)")
-        boxes = [] if empty else [_read_box(row.get("bbox")) for row in rows]
+        boxes = [] if empty else [_expression_box(row.get("bbox")) for row in rows]
         return Sample(
             image=folders.locate(record.get("file_name")),
             boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -73,7 +73,7 @@ def _read(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[s
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "expression"), skipped)
 
 
-def _read_box(value: Any) -> Box:
+def _expression_box(value: Any) -> Box:
     """A box from x, y, width, height; one without area counts, as in the evaluators."""
     corners = as_list(value)
     sound = len(corners) == 4 and all(map(records.is_number, corners)) and min(corners[2:]) >= 0

@@ -84,15 +84,8 @@ def score(
         _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
         described = benchmark.protocol == "omnilabel"
         columns.write_results(folder / "results.json", results, truth.images, truth.categories, described=described)
-    if benchmark.protocol in EXPRESSIONS:
-        answers = [(sample, found_of(sample, one.found)) for sample, one in stored(captions=True)]
-        answered = [expression_row(sample, found) for sample, found in answers if found]
-        write_json(folder / "groundings.json", answered)
-        _add_expressions(report, answers)
-    elif True in kinds and not own:
-        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
-        write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
-        _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
+    if True in kinds and not own:
+        _score_captions(report, stored(captions=True), folder / "groundings.json")
     if draw:
         every = store.read(samples, options)
         found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
@@ -234,6 +227,18 @@ def _add_thresholds(
         draw_confidence(truth.names, rankings, folder / CONFIDENCE)
         draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
         report.plots += [CURVES, CONFIDENCE, CONFUSION]
+
+
+def _score_captions(report: Report, predictions: Predictions, file: Path) -> None:
+    """Score what was found for captions, and write it."""
+    if report.protocol in EXPRESSIONS:
+        answers = [(sample, found_of(sample, one.found)) for sample, one in predictions]
+        write_json(file, [expression_row(sample, found) for sample, found in answers if found])
+        _add_expressions(report, answers)
+    else:
+        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in predictions]
+        write_json(file, [prediction_row(sample, ranked) for sample, ranked in pairs])
+        _add_recall(report, caption_recall(pairs, protocol=report.protocol))
 
 
 def _add_expressions(report: Report, pairs: Sequence[Pair]) -> None:
