@@ -23,11 +23,14 @@ Side = Annotated[int, Field(ge=32, le=8192)]  # of an image that the network rea
 Name = Annotated[str, Field(min_length=1)]
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Protocol = Literal["coco", "lvis", "any-box", "merged-boxes"]
+Protocol = Literal[
+    "coco", "lvis", "any-box", "merged-boxes", "refcoco", "grefcoco", "ovdeval", "saco", "d3", "omnilabel"
+]  # fmt: skip
 Mode = Literal["prompt", "linear", "full", "text"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Format = Literal[
-    "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc"
+    "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc",
+    "refcoco", "grefcoco", "ovdeval", "saco", "d3", "omnilabel",
 ]  # fmt: skip
 
 _THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))

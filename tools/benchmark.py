@@ -1,6 +1,7 @@
 """Measure time and memory of detection, training, tuning, labelling, noun phrases, scoring and long vocabularies.
 
-    python tools/benchmark.py [detect | stream | training | tuning | vocabulary | labelling | phrases | scoring] -h
+    python tools/benchmark.py [detect | stream | training | tuning | vocabulary | labelling] -h
+    python tools/benchmark.py [phrases | scoring | pairs] -h
 
 These are no tests: they print figures beside their targets ("bar"). Weights are random and nothing is downloaded. What
 is compared runs in turns, and medians count. A peak is that of a process of its own. For training and tuning set
@@ -529,6 +530,32 @@ def scoring(args: argparse.Namespace) -> None:
         print(f"{name:<12} {cost}, AP {figures.ap:.4f}, {counted} results count")
 
 
+def pairs(args: argparse.Namespace) -> None:
+    """SA-Co's figures of random pairs of image and phrase, as three annotators see them; bar: 10,000 in 60 s."""
+    from random_lvis import draw_boxes
+
+    from glip.evaluate.columns import Boxes, Results
+    from glip.evaluate.saco import PairTruth, score_pairs
+
+    rng, count = np.random.default_rng(args.seed), args.images
+    there = np.repeat(np.arange(count), rng.integers(0, 12, count) * (rng.random(count) < 0.5))
+    seen = np.repeat(np.arange(count), args.detections)
+    drawn = draw_boxes(rng, len(there)) / 2000
+    nothing, none = np.zeros(len(there), dtype=int), np.zeros(len(there), dtype=bool)
+    views = [drawn * rng.uniform(0.95, 1.05, drawn.shape) for _ in range(3)]
+    annotators = tuple(Boxes(there, nothing, one, one[:, 2] * one[:, 3], none) for one in views)
+    owners = tuple(range(count))
+    truth = PairTruth(
+        owners, (1,), ("object",), annotators[0], annotators=annotators, counted=np.ones(count, dtype=bool)
+    )
+    found = Results(seen, np.zeros_like(seen), draw_boxes(rng, len(seen)) / 2000, rng.uniform(0.3, 1.0, len(seen)))
+    start, busy = time.perf_counter(), time.process_time()
+    figures, _ = score_pairs(truth, found)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    sizes = f"{count} pairs, {len(there)} boxes, {len(seen)} detections"
+    print(f"{sizes}: {seconds:.1f} s ({busy:.1f} s of a core; bar: 60), IL_MCC {figures['IL_MCC']:.3f}")
+
+
 # ---- the command line
 
 FLAGS: dict[str, Any] = {
@@ -562,6 +589,7 @@ BENCHMARKS: dict[Callable[[argparse.Namespace], None], tuple[str, dict[str, Any]
     labelling: ("threads rounds model together images boxes", {"model": "glip-nano", "images": 64}),
     phrases: ("rounds captions pipeline", {}),
     scoring: ("images detections seed", {"images": 20_000}),
+    pairs: ("images detections seed", {"images": 10_000, "detections": 20}),
 }
 
 

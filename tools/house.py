@@ -33,15 +33,15 @@ BUDGETS = {  # lines of each room
     "cli": 1_010,
     "config": 390,
     "console": 60,
-    "data": 4_580,
+    "data": 4_930,
     "detector": 380,
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 2_570,
+    "evaluate": 3_320,
     "experiment": 160,
     "files": 320,
-    "geometry": 250,
+    "geometry": 270,
     "integrations": 1_740,
     "lettering": 250,
     "loss": 160,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_820,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 21_190, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 22_310, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -32,12 +32,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
-    from glip.evaluate.benchmark import load_benchmarks
-    from glip.evaluate.odinw import ODINW
+    from glip.evaluate.benchmark import load_benchmarks, parts_of
     from glip.evaluate.scoring import score_file
     from glip.files import exclusive, file_name
 
-    if len(args.names) != 1 or args.names[0] in ODINW or args.model or config.save_thresholds:
+    if len(args.names) != 1 or parts_of(args.names[0], config.root) or args.model or config.save_thresholds:
         raise ConfigError(
             "--predictions scores one set without a model: give the set alone, glip evaluate SET, and no --model or "
             "--save-thresholds"

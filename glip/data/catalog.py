@@ -10,7 +10,9 @@ from typing import Any
 from glip.config import Format, SetConfig
 from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
-from glip.data.coco import LISTS, read_coco, read_lvis
+from glip.data.coco import LISTS, read_coco, read_lvis, read_ovdeval
+from glip.data.described import D3_FILE, read_d3, read_omnilabel, read_saco
+from glip.data.expressions import GREFCOCO, REFCOCO, is_of, read_grefcoco, read_refcoco
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
@@ -29,10 +31,15 @@ TABLE = "datasets.yaml"
 _JSON_READERS: dict[Format, Callable[[Path, Sequence[Path], Any], SampleSet]] = {
     "coco": read_coco,
     "lvis": read_lvis,
+    "ovdeval": read_ovdeval,
     "mdetr": read_mdetr,
+    "refcoco": read_refcoco,
+    "grefcoco": read_grefcoco,
     "silver": read_silver,
     "captions": read_captions,
     "label-studio": read_label_studio,
+    "saco": read_saco,
+    "omnilabel": read_omnilabel,
 }
 WRITERS: dict[str, Callable[[SampleSet, Path, writers.ImageFolders], SkipCounter]] = {
     "coco": writers.write_coco,
@@ -48,6 +55,9 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("annotations", "tokens_positive", "mdetr"),
     ("annotations", "caption", "captions"),
     ("images", "neg_category_ids", "lvis"),
+    ("images", "text_input", "saco"),
+    ("descriptions", "image_ids", "omnilabel"),
+    ("images", "neg_text", "ovdeval"),
 )
 
 
@@ -192,6 +202,8 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         found = read_flickr30k(path, images, names, flat_boxes=to_score)
     elif format == "odvg":
         found = read_odvg(path, images, names)
+    elif format == "d3":
+        found = read_d3(path, images, names, tree)
     elif format == "labels":
         found = read_labels(path, images)
     elif format == "voc":
@@ -203,7 +215,8 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         found = read_yolo(file, table, images, split)
     else:
         found = _JSON_READERS[format](path, images, tree)
-    return replace(found, format=format, folders=tuple(images), annotations=found.annotations if to_score else None)
+    kept = (found.annotations, found.companions) if to_score else (None, ())
+    return replace(found, format=format, folders=tuple(images), annotations=kept[0], companions=kept[1])
 
 
 def class_prompts(
@@ -241,6 +254,7 @@ def recognize(path: Path) -> tuple[Format, Any]:
     elif not problem and not (format := _lines_format(path)):
         tree = parse_file(path)
         format, problem = _json_format(tree), foreign_json(tree)
+        format = "d3" if format == "coco" and D3_FILE.fullmatch(path.name) else format
     if not format:
         raise DataError(f"{path}: {problem}")
     return format, tree
@@ -268,6 +282,9 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
+    for names, format in ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco")):
+        if is_of(tree, names):
+            return format
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

@@ -6,6 +6,7 @@ Scoring makes its ground truth from the same ``CocoFile`` (``evaluate/columns.py
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +15,16 @@ import torch
 
 from glip.data import records
 from glip.data.records import as_list, as_map, is_number, is_text, read_id
-from glip.data.sets import CocoFile, Folders, Id, Row, SampleSet, SkipCounter
+from glip.data.sets import CocoFile, Folders, Id, PackedSamples, Row, SampleSet, SkipCounter
 from glip.errors import DataError
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
 LISTS = ("images", "annotations", "categories")
 ABSENT, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # LVIS's lists of each image
-_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore")  # the columns of a CocoFile, and their types
-_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?"), strict=True)))
+_NAMES = ("image", "category", "boxes", "areas", "crowd", "ignore", "zero")  # columns of a CocoFile, and their types
+_COLUMNS = np.dtype(list(zip(_NAMES, ("i8", "i8", "4f8", "f8", "?", "?", "?"), strict=True)))
+_WHOLE = ("coco", "celebrity", "landmark", "logo")  # files of OVDEval whose images are asked for all names
 _UNKNOWN = -1  # in the columns of images and categories
 OUTLINE_BOX = f"{records.NO_BOX} (that of its segmentation is taken)"
 PARENT = "category without a box that only groups all others: left out"  # category 0 of Roboflow's exports
@@ -67,6 +69,7 @@ def parse_coco(path: Path, tree: Any = None) -> CocoFile:
             area if is_number(area) else np.nan,
             row.get("iscrowd") in (1, "1"),
             row.get("ignore") in (1, "1"),
+            read_id(row.get("id")) == 0,
         )
 
     table = np.fromiter(map(read, enumerate(rows)), _COLUMNS, len(rows))
@@ -173,6 +176,56 @@ def read_lvis(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     file = parse_coco(Path(annotations), tree)
     categories = read_categories(file.categories, file.path, skipped, twins=True)
     return coco_set(file, categories, folders, skipped, federated=True)
+
+
+def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
+    """Read an aspect of OVDEval: COCO's json where each image lists its names (``text``) and wrong ones (``neg_text``).
+
+    Each image is asked for both of its lists, in the aspects ``_WHOLE`` for all names of the file, as in the authors'
+    script. Arguments as for ``read_coco``.
+
+    Raises:
+        DataError: not COCO's json, or an image without its lists.
+    """
+    folders, skipped = Folders(images), SkipCounter()
+    file = parse_coco(Path(annotations), tree)
+    categories = read_categories(file.categories, file.path, skipped, twins=True)
+    numbered = ((str(row.get("name")), read_id(row.get("id"))) for row in map(as_map, file.categories))
+    stated = {name: categories.label[number] for name, number in numbered if number in categories.label}
+    whole = range(len(categories.names)) if file.path.stem in _WHOLE else None
+
+    def asked(record: Row) -> Sequence[int]:
+        """The labels that an image is asked for."""
+        if whole:
+            return whole
+        lists = [record.get(key) for key in ("text", "neg_text")]
+        if not all(isinstance(one, list) and all(map(is_text, one)) for one in lists):
+            raise DataError(
+                f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an "
+                "aspect as OVDEval distributes it"
+            )
+        names = list(dict.fromkeys(chain(*lists)))
+        if unknown := [name for name in names if name not in stated]:
+            skipped.add("text that is no category: it is not asked for", f"image {record['id']}", len(unknown))
+        record[ABSENT] = [categories.ids[stated[name]] for name in lists[1] if name in stated]
+        return [stated[name] for name in names if name in stated]
+
+    own = {number: [categories.ids[label] for label in asked(record)] for number, record in file.images.items()}
+    return ask_for(coco_set(file, categories, folders, skipped), own)
+
+
+def ask_for(found: SampleSet, asked: Mapping[Id, Iterable[Id]]) -> SampleSet:
+    """The set where each image has only the names that it is asked for, given by their ids."""
+    label = {number: index for index, number in enumerate(found.ids)}
+    known = {image: tuple(number for number in own if number in label) for image, own in asked.items()}
+
+    def narrow(sample: Sample) -> Sample:
+        chosen = [label[number] for number in known.get(sample.image_id, ())]
+        named = sample.renumbered({name: place for place, name in enumerate(chosen)})
+        return replace(named, vocabulary=tuple(found.vocabulary[name] for name in chosen))
+
+    samples = PackedSamples(map(narrow, found.samples))
+    return replace(found, samples=samples, asked=known)
 
 
 def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:

@@ -153,6 +153,7 @@ class CocoFile:
     areas: Float[np.ndarray, " box"]  # as stated; NaN where they are not
     crowd: Bool[np.ndarray, " box"]  # ``iscrowd`` is set
     ignore: Bool[np.ndarray, " box"]  # LVIS's ``ignore`` is set
+    zero: Bool[np.ndarray, " box"]  # its own id is 0, which pycocotools takes for "no match"
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,12 @@ class SampleSet:
     format: str = ""  # how it is written
     folders: tuple[Path, ...] = ()  # where its images are searched
     annotations: CocoFile | None = None  # the parsed COCO or LVIS file, where it was read for scoring
+    companions: tuple[CocoFile, ...] = ()  # files scored with it: other annotators of SA-Co, parts of D3
+    asked: Mapping[Id, tuple[Id, ...]] = field(default_factory=dict)  # category ids by image, where they differ
+
+    def ids_of(self, sample: Sample) -> tuple[Id, ...]:
+        """The category id of each name of the sample's own vocabulary."""
+        return self.asked.get(sample.image_id, self.ids) if self.asked else self.ids
 
     def walk(self, title: str) -> Iterator[Sample]:
         """All samples; a slow walk shows its progress on a terminal."""

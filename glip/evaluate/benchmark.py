@@ -5,10 +5,11 @@ The annotations decide what is computed: lists of names have average precision a
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
@@ -16,10 +17,13 @@ from glip.data.check import refuse_wrong_boxes
 from glip.data.mixture import data_fingerprint
 from glip.data.sets import AMBIGUOUS, SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
-from glip.evaluate.columns import GroundTruth, read_truth, truth_of
+from glip.evaluate.columns import GroundTruth, Results, read_truth, truth_of
+from glip.evaluate.d3 import read_descriptions, score_descriptions
 from glip.evaluate.lvis import import_lvis
 from glip.evaluate.odinw import ODINW, read_task, tasks
-from glip.evaluate.report import TrainedOn
+from glip.evaluate.omnilabel import read_spaces, score_spaces
+from glip.evaluate.report import Row, TrainedOn
+from glip.evaluate.saco import read_pairs, score_pairs
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt
 
@@ -27,8 +31,33 @@ _FAMILIES = {  # what a name stands for
     "goldg": ("flickr30k", "flickr_goldg", "mixed_goldg", "mixed_goldg_coco"),
     "drawn world": ("world_seen", "world_novel", "world_seen_captions", "world_novel_captions"),
 }
-_SPLIT = re.compile(r"_(train|val|test|minival)(2017)?$")
+_GENERAL: tuple[tuple[bool, Protocol], ...] = ((False, "coco"), (True, "any-box"), (True, "merged-boxes"))  # captions?
+_OWN: Mapping[str, tuple[Protocol, ...]] = {  # by format, the protocols that fit its sets; the first is the usual one
+    "lvis": ("lvis", "coco"),
+    "refcoco": ("refcoco",),
+    "grefcoco": ("grefcoco",),
+    "ovdeval": ("ovdeval", "coco"),
+    "saco": ("saco",),
+    "d3": ("d3",),
+    "omnilabel": ("omnilabel",),
+}
+_OF_PARTS = ("refcoco", "grefcoco", "ovdeval", "saco")  # formats of benchmarks whose sets are parts of a whole
+_SPLIT = re.compile(r"_(train|val|test|testA|testB|minival)(2017)?$")
 _FOR_EVALUATION = re.compile(r"_(val|test|minival|val2017|seen|novel)(_|$)")  # in names of sets not to train on
+
+
+class Scorer(NamedTuple):
+    """The protocol of a benchmark with figures of its own, for files of its own format."""
+
+    truth: Callable[[SampleSet, SkipCounter], GroundTruth]
+    score: Callable[[Any, Results], tuple[dict[str, float], dict[str, list[Row]]]]  # figures and tables by name
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "saco": Scorer(read_pairs, score_pairs),
+    "d3": Scorer(read_descriptions, score_descriptions),
+    "omnilabel": Scorer(read_spaces, score_spaces),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +94,9 @@ class Benchmark:
         """
         if not self.read.annotations:
             return truth_of(self.read.samples)
-        found = SkipCounter()
-        truth = read_truth(self.read.annotations, found, lvis=self.protocol == "lvis")
+        found, own = SkipCounter(), SCORERS.get(self.protocol)
+        lvis = self.protocol == "lvis"
+        truth = own.truth(self.read, found) if own else read_truth(self.read.annotations, found, lvis=lvis)
         skipped.merge(found.only(found.counts.keys() - self.read.skipped.counts.keys()))
         return truth
 
@@ -108,13 +138,22 @@ def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     if missing and (every or len(missing) == total):
         raise DataError(f"{title}: {read.tell_missing(missing, total)}: correct its image folder or the data root")
     doubtful = every and read.skipped.counts.get(AMBIGUOUS, 0)
-    if doubtful or not has_boxes(read.samples):
+    if doubtful or not (read.format == "saco" or has_boxes(read.samples)):  # phrases of nothing have figures there
         raise DataError(f"{title}: {f'{doubtful} x {AMBIGUOUS}' if doubtful else read.tell_boxless(total)}")
     read.skipped.merge(refuse_wrong_boxes(title, read))
 
 
+def parts_of(name: str, root: str | Path | None = None) -> list[str]:
+    """The sets that a name stands for: tasks of ODinW, or those called NAME_... of a benchmark; [] for a single set."""
+    if name in ODINW:
+        return [task.name for task in tasks(ODINW[name])]
+    known = known_sets(root)
+    parts = [part for part, entry in known.items() if part.startswith(f"{name}_") and entry.format in _OF_PARTS]
+    return [] if name in known else parts
+
+
 def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, list[Benchmark]]:
-    """The benchmark of each set, the tasks of odinw13 and odinw35 that are there.
+    """The benchmark of each set, and of a name that stands for several (``parts_of``) those that are there.
 
     Without names these are all known sets for validation or tests that have boxes and are under the root, and ODinW.
 
@@ -127,23 +166,25 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
     there = {
         name: [task for task in tasks(which) if not missing_part(task.files(), root)] for name, which in ODINW.items()
     }
-    usable = (name for name, entry in known.items() if entry.format != "captions" and not missing_part(entry, root))
-    every = [*filter(_FOR_EVALUATION.search, usable), *(["odinw13"] if there["odinw13"] else [])]
-    folders = folders_of([name for name in names or every if name not in ODINW], config.images, root)
-    found: dict[str, list[Benchmark]] = {}
-    for name in names or every:
-        found[name] = []
+    usable = [name for name, entry in known.items() if entry.format != "captions" and not missing_part(entry, root)]
+    every = [name for name in usable if _FOR_EVALUATION.search(name) or known[name].format in _OF_PARTS]
+    chosen = names or [*every, *(["odinw13"] if there["odinw13"] else [])]
+    parts = {name: parts_of(name, root) for name in chosen if name not in ODINW}
+    sets = {name: [part for part in own if part in usable] if own else [name] for name, own in parts.items()}
+    folders = folders_of([part for own in sets.values() for part in own], config.images, root)
+    found: dict[str, list[Benchmark]] = {name: [] for name in chosen}
+    for name in chosen:
         for task in there.get(name, ()):
             made = load_benchmark(task.name, task.files(), read_task(task, root), "coco")
             found[name].append(replace(made, prompts=task.prompts, same_as=task.same_as))
-        if name not in ODINW:
-            entry = find_set(name, images=folders[name], root=root, split="val")
+        for part in sets.get(name, ()):
+            entry = find_set(part, images=folders[part], root=root, split="val")
             read = read_set(entry, root, to_score=True)
-            made = load_benchmark(dataset_name(name, root, "val"), entry, read, config.protocol)
-            found[name].append(replace(made, listed=name in known))
+            made = load_benchmark(dataset_name(part, root, "val"), entry, read, config.protocol)
+            found[name].append(replace(made, listed=part in known))
     empty = [name for name, own in found.items() if not own]
     if empty or not found:
-        what = f"{empty[0]}: none of its tasks" if empty else "No known set for evaluation"
+        what = f"{empty[0]}: none of its parts" if empty else "No known set for evaluation"
         raise ConfigError(f"{what} is under {str(data_root(root))!r}: give --root or GLIP_DATA, or the path of a set")
     listed = [benchmark.name for own in found.values() for benchmark in own]
     twins = [name for name in listed if listed.count(name) > 1]
@@ -162,11 +203,12 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     """
     check_samples(f"Set {name!r}", read, every=True)
     captioned = {sample.prompt is not None for sample in read.samples}
-    usual: Protocol = "any-box" if captioned == {True} else "lvis" if read.format == "lvis" else "coco"
-    chosen = protocol or usual
-    what, fitting = ("captions", "any-box or merged-boxes") if captioned == {True} else ("lists of names", "coco")
-    if captioned == {chosen in ("coco", "lvis")} or (chosen == "lvis" and read.format != "lvis"):
-        raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {read.format}: take {fitting}")
+    fitting = _OWN.get(read.format) or tuple(own for kind, own in _GENERAL if kind in captioned)
+    chosen = protocol or fitting[0]
+    if chosen not in fitting:
+        what = "captions" if captioned == {True} else "lists of names"
+        take = " or ".join(fitting)
+        raise DataError(f"Protocol {chosen!r} does not fit set {name!r}, {what} in {read.format}: take {take}")
     if chosen == "lvis":
         import_lvis()  # if it cannot be loaded, say so before the model has run for a day
     return Benchmark(name, config, read, chosen)

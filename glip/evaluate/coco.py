@@ -122,12 +122,12 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
     return score_results(*to_arrays(pairs))
 
 
-def score_results(truth: GroundTruth, results: Results) -> Score:
+def score_results(truth: GroundTruth, results: Results, *, as_filed: bool = False) -> Score:
     """AP of results, whose images and categories are indices into those of the ground truth.
 
     The figures are those of pycocotools to the last digit, except that it takes an annotation with the id 0 for "no
     match"; here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor are those that
-    ``negatives`` leave open.
+    ``negatives`` leave open. With ``as_filed`` there is no such exception, and every category counts in every image.
 
     Raises:
         DataError: no box to score with.
@@ -138,10 +138,11 @@ def score_results(truth: GroundTruth, results: Results) -> Score:
             f"the {len(truth.images)} images have no box of any of the {len(truth.names)} names ({shown}): there is "
             "nothing to score; check the annotations with glip data check"
         )
-    scored = _scored(truth, results)
+    scored = results.select(results.categories != UNKNOWN) if as_filed else _scored(truth, results)
     precisions, recalls, rankings = [], [], list[Ranking]()
     for start in range(0, len(truth.categories), _AT_ONCE):
-        evaluator = _run_cocoeval(truth.boxes, scored, range(start, min(start + _AT_ONCE, len(truth.categories))))
+        part = range(start, min(start + _AT_ONCE, len(truth.categories)))
+        evaluator = _run_cocoeval(truth.boxes, scored, part, as_filed=as_filed)
         precisions.append(evaluator.eval["precision"].mean(axis=1))  # over the recalls
         recalls.append(evaluator.eval["recall"])
         rankings += _rankings(evaluator)
@@ -224,7 +225,7 @@ def _take_boxes(near: np.ndarray, taken: np.ndarray, free: np.ndarray) -> None:
 # ---- columns -> pycocotools -> figures
 
 
-def _run_cocoeval(boxes: Boxes, results: Results, categories: range) -> COCOeval:
+def _run_cocoeval(boxes: Boxes, results: Results, categories: range, *, as_filed: bool) -> COCOeval:
     """Match and accumulate some categories, over the images that hold a box or a detection of one of them."""
     annotated = boxes.select((boxes.categories >= categories.start) & (boxes.categories < categories.stop))
     found = results.select((results.categories >= categories.start) & (results.categories < categories.stop))
@@ -232,7 +233,7 @@ def _run_cocoeval(boxes: Boxes, results: Results, categories: range) -> COCOeval
     named = {"images": [{"id": image} for image in concerned], "categories": [{"id": number} for number in categories]}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         sides = COCO(), COCO()
-        for side, rows in zip(sides, (annotation_rows(annotated), result_rows(found)), strict=True):
+        for side, rows in zip(sides, (annotation_rows(annotated, as_filed=as_filed), result_rows(found)), strict=True):
             side.dataset = {**named, "annotations": rows}
             side.createIndex()
         evaluator = COCOeval(*sides, "bbox")
@@ -242,14 +243,33 @@ def _run_cocoeval(boxes: Boxes, results: Results, categories: range) -> COCOeval
     return evaluator
 
 
-def annotation_rows(boxes: Boxes) -> list[Row]:
-    """Boxes as COCO's and LVIS's packages read them; ids from 1, since both take an id of 0 for "no match"."""
-    columns = (boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
+def annotation_rows(boxes: Boxes, *, as_filed: bool = False) -> list[Row]:
+    """Boxes as COCO's and LVIS's packages read them; ids from 1, since both take an id of 0 for "no match".
+
+    With ``as_filed`` the box that has the id 0 in its file keeps it.
+    """
+    zero = boxes.zero if as_filed and boxes.zero is not None else np.zeros(len(boxes.areas), dtype=bool)
+    ids = np.where(zero, 0, np.arange(1, len(boxes.areas) + 1))
+    columns = (ids, boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
     listed = zip(*(column.tolist() for column in columns), strict=True)
     return [
-        {"id": i, "image_id": p, "category_id": c, "bbox": box, "area": area, "iscrowd": crowd, "ignore": crowd}
-        for i, (p, c, box, area, crowd) in enumerate(listed, start=1)
+        {
+            "id": i or _Zero(),
+            "image_id": p,
+            "category_id": c,
+            "bbox": box,
+            "area": area,
+            "iscrowd": crowd,
+            "ignore": crowd,
+        }
+        for i, p, c, box, area, crowd in listed
     ]
+
+
+class _Zero(int):
+    """An id 0 that is equal to no other, as pycocotools finds annotations by their ids."""
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
 
 
 def result_rows(results: Results) -> list[Row]:

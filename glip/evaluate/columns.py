@@ -8,14 +8,17 @@ never scored as something else.
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from glip.data.coco import ABSENT, INCOMPLETE, category_numbers, check_distinct, id_order, is_federated, listed_labels
-from glip.data.records import is_number, outline_box, read_id, records_by_id, unknown
+from glip.data.records import as_list, is_number, outline_box, read_id, records_by_id, unknown
 from glip.data.sets import CocoFile, Row, SkipCounter
 from glip.errors import DataError
 from glip.files import atomic_write, read_json
@@ -34,7 +37,7 @@ class Boxes:
 
     ``images`` and ``categories`` are indices into those of the truth. ``areas`` are as the annotations state them
     (COCO: of the outline), which decides what is small and large. ``crowd`` marks a group; a detection inside it is
-    neither right nor wrong.
+    neither right nor wrong. ``zero`` marks the annotation with the id 0, where a file says.
     """
 
     images: Int[np.ndarray, " box"]
@@ -42,11 +45,13 @@ class Boxes:
     boxes: Float[np.ndarray, "box 4"]
     areas: Float[np.ndarray, " box"]
     crowd: Bool[np.ndarray, " box"]
+    zero: Bool[np.ndarray, " box"] | None = None
 
     def select(self, chosen: np.ndarray) -> "Boxes":
         """Some of the boxes, by index or by mask."""
         columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
-        return Boxes(*(column[chosen] for column in columns))
+        zero = None if self.zero is None else self.zero[chosen]
+        return replace(Boxes(*(column[chosen] for column in columns)), zero=zero)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
         skipped.add("annotation without an area (that of its box is taken)", f"annotations[{index}]")
     areas = np.where(np.isnan(file.areas), file.boxes[:, 2] * file.boxes[:, 3], file.areas)
     crowd = file.ignore if lvis else file.crowd
-    boxes = Boxes(own_images, own_labels, file.boxes, areas, crowd).select(good)
+    boxes = Boxes(own_images, own_labels, file.boxes, areas, crowd, file.zero).select(good)
     if not lvis:
         negatives = listed(ABSENT, SkipCounter()) if is_federated(file) else None
         return GroundTruth(images, categories, names, boxes, negatives)
@@ -279,6 +284,7 @@ def read_results(
 ) -> Results:
     """Read a results file in COCO's format: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
 
+    A row of OmniLabel's, with lists of ``description_ids`` and ``scores`` instead, is a result for each of them.
     ``images`` and ``categories`` are the ids of the ground truth. Rows of unknown images or without a usable box and
     score are skipped and counted. Rows of unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they count
     among an image's 300.
@@ -287,7 +293,7 @@ def read_results(
         FileNotFoundError: no such file.
         DataError: not JSON, or not one row is a result for these images and categories.
     """
-    place, label = ({number: index for index, number in enumerate(ids)} for ids in (images, categories))
+    place, label = (dict[Any, int](zip(ids, range(len(ids)), strict=True)) for ids in (images, categories))
     where, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")
 
     def take(row: Row) -> str | Row:
@@ -306,14 +312,14 @@ def read_results(
         if not is_number(score):
             return "result with a score that is no number"
         where.append(place[image])
-        labels.append(UNKNOWN if category is None else label.get(category, UNKNOWN))
+        labels.append(label.get(category, UNKNOWN))
         boxes.extend(box)
         scores.append(score)
         if labels[-1] == UNKNOWN:
             return unknown("result of an unknown category", category, label)
         return "" if row.get("bbox") else "result without a bbox (that of its segmentation is taken)"
 
-    listed = read_json(path, object_hook=take)
+    listed = read_json(path, object_hook=partial(_take_each, take))
     rows = enumerate(listed if isinstance(listed, list) else ())
     for number, reason in filter(lambda numbered: numbered[1] != "", rows):
         tally.add(reason if isinstance(reason, str) else "result that is no record", f"row {number}")
@@ -325,16 +331,35 @@ def read_results(
             f"category_id, bbox: [x, y, width, height], score}}; the set's image ids are such as "
             f"{', '.join(map(repr, images[:2]))}, its category ids such as {', '.join(map(repr, categories[:2]))}"
         )
-    indices = [np.array(column, dtype=np.int64) for column in (where, labels)]
-    return Results(indices[0], indices[1], np.array(boxes).reshape(-1, 4), np.array(scores))
+    own = np.array(where, dtype=np.int64), np.array(labels, dtype=np.int64)
+    return Results(*own, np.array(boxes).reshape(-1, 4), np.array(scores))
 
 
-def write_results(path: Path, results: Results, images: Sequence[int | str], categories: Sequence[int | str]) -> None:
-    """Write results in COCO's format, one row per line; those of unknown categories are left out."""
+def _take_each(take: Callable[[Row], str | Row], row: Row) -> str | Row:
+    """Take a row of OmniLabel's as one in COCO's form for each description, any other as it is."""
+    if "description_ids" not in row:
+        return take(row)
+    pairs = zip_longest(as_list(row["description_ids"]), as_list(row.get("scores")))
+    shared = {key: row.get(key) for key in ("image_id", "bbox")}
+    rows = (shared | {"category_id": number, "score": score} for number, score in pairs)
+    return next((reason for reason in [take(one) for one in rows] if reason), "")
+
+
+def write_results(
+    path: Path,
+    results: Results,
+    images: Sequence[int | str],
+    categories: Sequence[int | str],
+    *,
+    described: bool = False,
+) -> None:
+    """Write results in COCO's format, or OmniLabel's (``described``), a row per line, none of unknown categories."""
     known, before = results.select(results.categories != UNKNOWN), "[\n"
     with atomic_write(path) as file:
         for image, category, box, score in known.rows():
-            row = {"image_id": images[image], "category_id": categories[category], "bbox": box, "score": score}
-            file.write(before + json.dumps(row))
+            found: Row = {"category_id": categories[category], "bbox": box, "score": score}
+            if described:
+                found = {"bbox": box, "description_ids": [categories[category]], "scores": [score]}
+            file.write(before + json.dumps({"image_id": images[image], **found}))
             before = ",\n"
         file.write("\n]\n" if len(known) else "[]\n")

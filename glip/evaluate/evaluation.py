@@ -14,10 +14,19 @@ from glip.data.catalog import class_prompts
 from glip.data.mixture import data_record
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError
-from glip.evaluate.benchmark import Benchmark, load_benchmarks
+from glip.evaluate.benchmark import SCORERS, Benchmark, load_benchmarks, parts_of
 from glip.evaluate.odinw import ODINW, odinw_page
-from glip.evaluate.report import Report, Variant, comparison, made_line, markdown_table, markdown_text, overview
-from glip.evaluate.run import PredictionStore, QueryOptions, predictions
+from glip.evaluate.report import (
+    Report,
+    Variant,
+    comparison,
+    made_line,
+    markdown_table,
+    markdown_text,
+    overview,
+    parts_page,
+)
+from glip.evaluate.run import PredictionStore, QueryOptions, predictions, too_long
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
 from glip.files import atomic_write, exclusive, file_name, remove_partials
@@ -28,6 +37,12 @@ from glip.text.class_prompts import ClassPrompt
 
 OUT, COMPARISON = "runs/evaluate", "comparison.md"
 LVIS_NAMES, LVIS_DETECTIONS = 40, 300  # per chunk, as the 2022 release evaluates
+# The same of others: D3 as its script asks, OmniLabel as GLIP was evaluated on it (DesCo).
+_CHUNKS: Mapping[str, tuple[int, int]] = {
+    "lvis": (LVIS_NAMES, LVIS_DETECTIONS),
+    "d3": (1, 100),
+    "omnilabel": (20, 100),
+}
 Gather = Callable[[str], list[str]]  # what each process has, by its number
 
 
@@ -70,8 +85,8 @@ def evaluate(
                 place = folder / part / file_name(benchmark.name)
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, prompts), []).extend(found)
-            if name in ODINW and found:
-                page = odinw_page(found, ODINW[name])
+            if found and (parts := parts_of(name, config.root)):
+                page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
                 show(page)
         if config.save_thresholds and found:
@@ -127,6 +142,8 @@ def _evaluate_set(
     with exclusive(place, main=main, gather=gather):
         with _all_or_none(gather):
             options = query_options(benchmark, config, prompts)
+            if benchmark.protocol in SCORERS:
+                options = replace(options, left_out=too_long(detector, benchmark.read.samples, options))
             store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
             others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)
         if main and others:
@@ -171,10 +188,13 @@ def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "
     if prompts != "none":
         written = class_prompts(benchmark.config, config.root, benchmark.read.vocabulary, file=prompts)
         texts = written or dict(benchmark.prompts)
-    if benchmark.protocol != "lvis":
+    if benchmark.protocol not in _CHUNKS:
         return QueryOptions(config.batch_size, config.max_names or None, config.max_detections, prompts=texts)
-    names = LVIS_NAMES if config.max_names is None else config.max_names
-    limit = LVIS_DETECTIONS if config.max_detections is None else config.max_detections
+    usual = _CHUNKS[benchmark.protocol]
+    names, limit = (
+        own if given is None else given
+        for own, given in zip(usual, (config.max_names, config.max_detections), strict=True)
+    )
     return QueryOptions(config.batch_size, names or None, 0, limit, texts)
 
 

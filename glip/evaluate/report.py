@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 from glip.console import counted, printable
@@ -14,8 +15,16 @@ from glip.files import atomic_write, write_json
 from glip.provenance import made
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
-HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
-_COMPARED, _ENDS = ("AP", "AP50", "Fixed AP", "R@1"), ("low (95 %)", "high (95 %)")
+HEADLINES = (
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10"),
+    *("P@1 (GIoU)", "P@5 (GIoU)", "P@10 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
+    *("cgF1", "IL_MCC", "IL_F1", "IL_FPR", "positive_micro_F1", "AP presence", "AP absence", "AP categ", "AP descr"),
+)
+_COMPARED = (
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "R@1", "P@1 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
+    *("cgF1", "IL_MCC", "positive_micro_F1"),
+)
+_ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
 Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
@@ -111,6 +120,19 @@ def overview(reports: Sequence[Report]) -> list[Row]:
         figures = {name: one.figures.get(name, "") for name in shown}
         rows.append({"set": one.dataset, **figures, "samples": one.samples, "trained on": one.trained_on})
     return rows
+
+
+def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> str:
+    """The main figures of each part of a benchmark as Markdown, and their mean; missing parts are in the title."""
+    rows = overview(reports)
+    own = [figure for figure in HEADLINES if figure in rows[0]]
+    columns = {figure: [one.figures[figure] for one in reports if one.figures[figure] != NOTHING] for figure in own}
+    averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
+    missing = [part for part in parts if part not in {one.dataset for one in reports}]
+    note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
+    last: Row = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
+    title = f"# {name}, {len(reports)} of {len(parts)} parts{note}"
+    return "\n".join([title, "", *markdown_table([*rows, last]), ""])
 
 
 def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:

@@ -11,7 +11,7 @@ protocol keeps 186 million of its 20,000 images; parts are read one at a time.
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -48,6 +48,7 @@ class QueryOptions:
         max_detections: maximum per image, 0 for no limit; None: the model's default.
         chunk_detections: maximum per chunk of a long list, 0 for no limit.
         prompts: by class name, the text written instead of it.
+        left_out: names that are not asked for, since the model cannot read so long a text (``too_long``).
     """
 
     batch_size: int = 1
@@ -55,6 +56,11 @@ class QueryOptions:
     max_detections: int | None = None
     chunk_detections: int = 0
     prompts: Mapping[str, ClassPrompt] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
+
+    def asked(self, names: Sequence[str]) -> list[int]:
+        """The places of the names that are asked for."""
+        return [place for place, name in enumerate(names) if name not in self.left_out]
 
     def prompt_of(self, names: Sequence[str]) -> Prompt:
         """The prompt of a vocabulary; label ``i`` is name ``i``."""
@@ -111,7 +117,7 @@ def predictions(
     done: dict[int, Prediction] = {}
 
     def opened() -> Iterator[Image.Image]:
-        for number, ready in enumerate(_open_images(detector, samples, order, done)):
+        for number, ready in enumerate(_open_images(detector, samples, order, done, options)):
             waiting[number] = ready
             yield ready[0]
 
@@ -119,7 +125,8 @@ def predictions(
     def encode_names(names: tuple[str, ...]) -> EncodedText:
         if detector.adaptation and detector.adaptation.names == names:
             return detector.encode_text()
-        return detector.encode_text(options.prompt_of(names), max_names=options.max_names)
+        prompt = options.prompt_of([names[place] for place in options.asked(names)])
+        return detector.encode_text(prompt, max_names=options.max_names)
 
     for group in detector.processor.group_by_size(opened(), options.batch_size):
         batch, queries = zip(*(waiting.pop(number) for number, _ in group), strict=True)
@@ -136,6 +143,10 @@ def predictions(
                 chunk_detections=options.chunk_detections,
                 batch_size=options.batch_size,
             )
+            if not prompts and options.left_out:
+                names = part[0][1].vocabulary
+                places, prompt = torch.tensor(options.asked(names)), options.prompt_of(names)
+                results = [replace(found, labels=places[found.labels], prompt=prompt) for found in results]
             done |= {index: Prediction(index, found) for (index, _), found in zip(part, results, strict=True)}
         while place < len(order) and order[place] in done:
             yield done.pop(order[place])
@@ -143,15 +154,27 @@ def predictions(
     yield from (done.pop(index) for index in order[place:])
 
 
+def too_long(detector: Detector, samples: Iterable[Sample], options: QueryOptions) -> frozenset[str]:
+    """The names of the samples' vocabularies that the model cannot read even alone."""
+    count, room = detector.processor.count_tokens, detector.processor.max_tokens
+    every = {name for names in {sample.vocabulary for sample in samples} for name in names}
+    return frozenset(name for name in every if count(options.prompt_of([name]).caption) > room)
+
+
 def _open_images(
-    detector: Detector, samples: Sequence[Sample], order: Sequence[int], done: dict[int, Prediction]
+    detector: Detector,
+    samples: Sequence[Sample],
+    order: Sequence[int],
+    done: dict[int, Prediction],
+    options: QueryOptions,
 ) -> Iterator[tuple[Image.Image, list[Query]]]:
     """Each image with its samples, where they follow one another; samples that must be skipped go to ``done``."""
     queries = ((index, samples[index]) for index in order)
     for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
         image, usable = None, []
         for index, sample in run:
-            reason, detail = "" if sample.prompt or sample.vocabulary else "image without words to look for", ""
+            asked = sample.prompt or options.asked(sample.vocabulary)
+            reason, detail = "" if asked else "image without words to look for", ""
             try:
                 image = image if reason else _checked_image(detector, sample, image)
             except ImageError as error:

@@ -1,6 +1,7 @@
 """Scoring: from stored predictions, or a file of results, to a report, results in the standard formats and images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -10,12 +11,23 @@ from glip.config import ModelConfig
 from glip.data.sets import SkipCounter
 from glip.errors import DataError
 from glip.evaluate import columns
-from glip.evaluate.benchmark import Benchmark
+from glip.evaluate.benchmark import SCORERS, Benchmark
 from glip.evaluate.coco import BEST, Score, confusion, pooled, score_results, thresholds_by_name
 from glip.evaluate.columns import UNKNOWN, GroundTruth, LvisTruth, Results
+from glip.evaluate.expressions import (
+    EXPRESSIONS,
+    Pair,
+    expression_row,
+    found_of,
+    grec_by_threshold,
+    grec_figures,
+    precision,
+    read_found,
+)
 from glip.evaluate.false_positives import RATES, false_positives
 from glip.evaluate.figures import draw_confidence, draw_confusion, draw_curves, draw_worst
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
+from glip.evaluate.ovdeval import nms_figures
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
 from glip.evaluate.report import NOTHING, Report, Row
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
@@ -51,13 +63,10 @@ def score(
     """
     samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
     store.reload()  # with what other processes have written
-    missing = len(set(range(len(samples))) - store.done)
-    if missing:
-        raise DataError(
-            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
-            "same command again; several machines need one --out that all of them can read"
-        )
+    _check_whole(store, benchmark)
     skipped.merge(benchmark.read.skipped)
+    if options.left_out:
+        skipped.add("text that the model cannot read: not asked for", min(options.left_out), len(options.left_out))
 
     def stored(*, captions: bool) -> Predictions:
         """Read again each time: those for a large set need not fit into memory."""
@@ -68,15 +77,15 @@ def score(
         if one.found is None:
             skipped.add(one.reason, one.place)
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
-    if False in kinds:
-        truth = benchmark.ground_truth(skipped)
-        results, best = _as_results(benchmark, truth, stored(captions=False), inclusive=config.inference.inclusive)
+    own = benchmark.protocol in SCORERS
+    if own or False in kinds:
+        truth, chosen = benchmark.ground_truth(skipped), store.read(samples, options) if own else stored(captions=False)
+        results, best = _as_results(benchmark, truth, chosen, inclusive=config.inference.inclusive)
         _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
-        columns.write_results(folder / "results.json", results, truth.images, truth.categories)
-    if True in kinds:
-        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in stored(captions=True)]
-        write_json(folder / "groundings.json", [prediction_row(sample, ranked) for sample, ranked in pairs])
-        _add_recall(report, caption_recall(pairs, protocol=benchmark.protocol))
+        described = benchmark.protocol == "omnilabel"
+        columns.write_results(folder / "results.json", results, truth.images, truth.categories, described=described)
+    if True in kinds and not own:
+        _score_captions(report, stored(captions=True), folder / "groundings.json")
     if draw:
         every = store.read(samples, options)
         found = ((one.index, sample, one.found) for sample, one in every if one.found is not None)
@@ -84,6 +93,15 @@ def score(
         report.plots += [WORST] * (folder / WORST).is_file()
     report.write(folder, skipped)
     return report
+
+
+def _check_whole(store: PredictionStore, benchmark: Benchmark) -> None:
+    samples = benchmark.read.samples
+    if missing := len(set(range(len(samples))) - store.done):
+        raise DataError(
+            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
+            "same command again; several machines need one --out that all of them can read"
+        )
 
 
 def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:
@@ -102,6 +120,9 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
         captions = [sample for sample in benchmark.read.samples if sample.prompt]
         boxes = read_predictions(file, captions, skipped)
         _add_recall(report, caption_recall(zip(captions, boxes, strict=True), protocol=benchmark.protocol))
+    elif benchmark.protocol in EXPRESSIONS:
+        samples = benchmark.read.samples
+        _add_expressions(report, list(zip(samples, read_found(file, samples, skipped), strict=True)))
     else:
         truth = benchmark.ground_truth(skipped)
         results = columns.read_results(file, truth.images, truth.categories, skipped)
@@ -121,14 +142,17 @@ def _as_results(
     """
     place = {number: index for index, number in enumerate(truth.images)}
     label = {number: index for index, number in enumerate(truth.categories)}
-    ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids]
     is_lvis, own_labels = isinstance(truth, LvisTruth), lru_cache(partial(columns.labels_of, truth.names))
     best, top = BestOfCategories(len(truth.categories)), list[Results]()
     for sample, one in predictions:
         if one.found is None:
             continue
         if benchmark.read.annotations:
-            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=inclusive and not is_lvis)
+            ids = [label.get(number, UNKNOWN) for number in benchmark.read.ids_of(sample)]
+            wider = inclusive and benchmark.protocol == "coco"
+            part = columns.results_of(one.found, place[sample.image_id], ids, inclusive=wider)
+            if benchmark.protocol == "saco":  # fractions of the sides, as in its files
+                part = replace(part, boxes=part.boxes / np.tile(one.found.size[::-1], 2))
         else:
             part = columns.results_of(one.found, one.index, own_labels(sample.vocabulary))
         if is_lvis:
@@ -142,7 +166,12 @@ def _as_results(
 def _score_boxes(
     report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, best: Results, folder: Path | None
 ) -> None:
-    """Average precision, and how it falls where false positives on absent names are rare; drawn in a folder."""
+    """A benchmark's own figures; else AP, and how it falls where false positives are rare, drawn in a folder."""
+    if scorer := SCORERS.get(benchmark.protocol):
+        figures, tables = scorer.score(truth, results)
+        report.figures |= figures
+        report.tables |= tables
+        return
     if isinstance(truth, LvisTruth):
         score_some: Callable[[Results], Score] = partial(standard_ap, truth)
         scored, fixed = score_some(results), fixed_ap(truth, best)
@@ -153,7 +182,9 @@ def _score_boxes(
             for own, other in zip(fixed.categories, scored.categories, strict=True)
         ]
     else:
-        score_some = partial(score_results, truth)
+        official = benchmark.protocol == "ovdeval"
+        score_some = partial(score_results, truth, as_filed=official)
+        report.figures |= nms_figures(truth, results) if official else {}
         report.score = scored = score_some(results)
         interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
         report.figures |= dict(scored.figures) | dict(interval)
@@ -196,6 +227,28 @@ def _add_thresholds(
         draw_confidence(truth.names, rankings, folder / CONFIDENCE)
         draw_confusion(truth.names, confusion(truth, results, threshold), threshold, folder / CONFUSION)
         report.plots += [CURVES, CONFIDENCE, CONFUSION]
+
+
+def _score_captions(report: Report, predictions: Predictions, file: Path) -> None:
+    """Score what was found for captions, and write it."""
+    if report.protocol in EXPRESSIONS:
+        answers = [(sample, found_of(sample, one.found)) for sample, one in predictions]
+        write_json(file, [expression_row(sample, found) for sample, found in answers if found])
+        _add_expressions(report, answers)
+    else:
+        pairs = [(sample, ranked_boxes(sample, one.found)) for sample, one in predictions]
+        write_json(file, [prediction_row(sample, ranked) for sample, ranked in pairs])
+        _add_recall(report, caption_recall(pairs, protocol=report.protocol))
+
+
+def _add_expressions(report: Report, pairs: Sequence[Pair]) -> None:
+    if report.protocol == "grefcoco":
+        report.figures |= grec_figures(pairs)
+        report.tables["By score threshold"] = grec_by_threshold(pairs)
+    else:
+        found = precision(pairs)
+        report.figures |= found["all"]
+        report.tables["Precision"] = [{"expressions of": name, **own} for name, own in found.items()]
 
 
 def _add_recall(report: Report, recall: PhraseRecall) -> None:

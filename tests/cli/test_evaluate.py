@@ -365,7 +365,7 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
     rows = [report_of(written(tmp_path / "runs" / "evaluate", name)) for name in names]
     assert len(rows) == 2 and all(row["tables"]["Per category"][0]["boxes"] == 1 for row in rows)
     code, _, err = glip_(tiny_folder, "odinw35", "--root", tmp_path / "nowhere")
-    assert code == 2 and "none of its tasks is under" in err and err.count("\n") == 1
+    assert code == 2 and "none of its parts is under" in err and err.count("\n") == 1
 
 
 def test_other_annotations_do_not_get_old_predictions(glip_, tiny_folder, things):
