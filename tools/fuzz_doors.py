@@ -33,7 +33,7 @@ from glip.model.exported import describe
 from glip.structures import Prompt
 
 Rng = random.Random
-PATIENCE = 60.0  # seconds for an answer; a request that is cut is given up by its client after a moment
+PATIENCE = 300.0  # seconds for an answer; a request that is cut is given up by its client after a moment
 _XML = (
     '<View><Image name="img" value="$a"/><RectangleLabels name="l" toName="img" value="$own"><Label value="cat"/>'
     '<Label value="dog" alias="D"/></RectangleLabels><TextArea name="ask" toName="img"/></View>'
@@ -45,6 +45,11 @@ _FAULTS = (500, 503, 504)
 
 
 @functools.cache
+def _place() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="glip-fuzz-")
+
+
+@functools.cache
 def _address() -> str:
     """The socket of a server that runs until this process ends."""
     from glip.integrations.serve import serve
@@ -53,9 +58,9 @@ def _address() -> str:
     detector, prompt = tiny(), Prompt.from_names(["cat", "dog"])
     offsets = detector.encode_text(prompt).hidden[0].detach()
     task = Adaptation("prompt", "tiny", detector.fingerprint, ("cat", "dog"), prompt, offsets)
-    limits = ServeConfig(max_mb=0.5, max_pixels=40_000, max_images=3, max_names=50, timeout=20.0)
+    limits = ServeConfig(max_mb=0.5, max_pixels=40_000, max_images=3, max_names=50, timeout=PATIENCE)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path := str(Path(tempfile.mkdtemp(prefix="glip-fuzz-"), "server")))
+    listener.bind(path := f"{_place().name}/server")
     listener.listen()
     work = {"": detector, "pets": detector.adapted(task)}, limits, listener
     threading.Thread(target=serve, args=work, daemon=True).start()

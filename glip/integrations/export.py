@@ -90,8 +90,7 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
             if format == "onnx":
                 write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
             else:
-                with writing(folder / f"{name}.pt2"):
-                    torch.export.save(program, partial / f"{name}.pt2")
+                _save_program(program, partial / f"{name}.pt2")
             for file in sorted(partial.iterdir(), reverse=True):  # the weights first
                 file.replace(folder / file.name)
         partial.rmdir()
@@ -123,6 +122,11 @@ def trace(model: GLIP, name: str) -> ExportedProgram:
         free = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}  # sides of levels halve, rounded up
         words = {0: Dim.AUTO, 1: Dim.AUTO}
         return torch.export.export(_Head(model).eval(), inputs, dynamic_shapes=(*[free] * len(LEVELS), words, words))
+
+
+def _save_program(program: ExportedProgram, file: Path) -> None:
+    with writing(file):
+        torch.export.save(program, file)
 
 
 def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file: Path) -> None:

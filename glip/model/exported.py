@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from glip.config import ModelConfig
-from glip.errors import CheckpointError, GlipError, needs
+from glip.errors import CheckpointError, needs
 from glip.geometry.anchors import STRIDES, grid_anchors, level_sizes
 from glip.model.glip import GLIP, Hidden, Map, Mask
 from glip.shapes import Float, Int, Tensor
@@ -91,10 +91,10 @@ class ExportedGLIP(GLIP):
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """See ``GLIP.encode_image``."""
         batch, _, height, width = pixels.shape
-        if height % _DIVISOR or width % _DIVISOR:
-            raise GlipError(f"an image of {height} x {width} pixels: pad its sides to multiples of {_DIVISOR}")
+        is_padded = height % _DIVISOR == width % _DIVISOR == 0
+        problem = f"an image of {height} x {width} pixels: pad its sides to multiples of {_DIVISOR}"
         shapes = [(batch, self.config.head.channels, *size) for size in level_sizes(height, width)]
-        return tuple(self.compute(IMAGE, shapes, pixels))
+        return tuple(self.compute(IMAGE, shapes, pixels, problem="" if is_padded else problem))
 
     def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
         """See ``GLIP.fuse_and_predict``."""
@@ -104,21 +104,23 @@ class ExportedGLIP(GLIP):
         shapes = [(*rows, hidden.shape[1]), (*rows, 4), rows]
         return Outputs(*self.compute(HEAD, shapes, *levels, hidden, attention_mask), anchors, sizes)
 
-    def compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor) -> list[Tensor]:
-        """Run a graph, whose outputs have these shapes.
+    def compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor, problem: str = "") -> list[Tensor]:
+        """Run a graph, whose outputs have these shapes, unless there is a problem with the inputs.
 
         Raises:
-            CheckpointError: it cannot, or gives others.
+            CheckpointError: there is, or it cannot run, or gives others.
         """
-        values = [np.ascontiguousarray(value.numpy()) for value in inputs]
+        values, found, why = [np.ascontiguousarray(value.numpy()) for value in inputs], [], ""
         try:
-            found = self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
-            why = ", ".join(str(value.shape) for value in found) if [x.shape for x in found] != list(shapes) else ""
+            found = [] if problem else self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
+            why = "" if problem or [x.shape for x in found] == list(shapes) else str([x.shape for x in found])
         except Exception as error:  # its classes are many, and have no parent of their own
             why = " ".join(str(error).split())[:200]
         if why:
             file = str(self.folder / f"{name}.onnx")
-            raise CheckpointError(f"{file!r} does not compute what GLIP does ({why}): export the model again")
+            problem = f"{file!r} does not compute what GLIP does ({why}): export the model again"
+        if problem:
+            raise CheckpointError(problem)
         return [torch.from_numpy(value) for value in found]
 
 
@@ -128,10 +130,10 @@ class _TextEncoder(nn.Module):
         self._run, self._config = model.compute, model.config
 
     def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Mask) -> Hidden:
-        batch, tokens = input_ids.shape
-        if tokens > self._config.max_tokens:
-            raise GlipError(f"a prompt of {tokens} tokens: the model reads up to {self._config.max_tokens}")
-        return self._run(TEXT, [(batch, tokens, self._config.language.hidden)], input_ids, attention_mask)[0]
+        most, tokens = self._config.max_tokens, input_ids.shape[1]
+        problem = f"a prompt of {tokens} tokens: the model reads up to {most}" if tokens > most else ""
+        shapes = [(*input_ids.shape, self._config.language.hidden)]
+        return self._run(TEXT, shapes, input_ids, attention_mask, problem=problem)[0]
 
 
 def _open_graph(folder: Path, name: str, providers: Sequence[str]) -> Any:
