@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STREET = "docs/images/street.png"
@@ -112,6 +113,7 @@ def try_one(extra: str, place: Path) -> tuple[bool, str]:
     folder.mkdir()
     (folder / "docs").symlink_to(ROOT / "docs")
     python, wanted = place / "env" / "bin" / "python", f"{source}[{extra}]" if extra else str(source)
+    install: list[list[Any]]
     if uv := shutil.which("uv"):
         install = [[uv, "venv", "-q", place / "env"], [uv, "pip", "install", "-q", "--python", python, wanted]]
     else:
