@@ -2,6 +2,7 @@
 # make test        the whole test suite
 # make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
 # make test-integrations   the adapters to other tools, each in an environment of its own with that tool
+# make test-extras   each extra installed alone in a fresh environment, and what it is for run; needs room for torch
 # make lint        ruff, mypy and bandit
 # make clean       remove what these made
 #
@@ -17,9 +18,10 @@ OUT ?= out
 BIN := .venv/bin
 READY := .venv/ready
 
+EXTRAS ?=
 TOOLS ?= transformers sam sahi cvat autodistill fiftyone
 
-.PHONY: demo test test-fast test-integrations lint clean
+.PHONY: demo test test-fast test-integrations test-extras lint clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -40,6 +42,9 @@ test-integrations: $(READY)
 	    && $$own/bin/python -m pytest -rs tests/integrations/test_$$tool.py; } >$$own.log 2>&1; code=$$?; \
 	  printf '%-14s %s\n' $$tool "exit $$code: $$(tail -1 $$own.log)"; \
 	done | tee .venv-table; ! grep -v ' exit 0: .*passed' .venv-table
+
+test-extras:
+	$(PYTHON) tools/extras.py $(EXTRAS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -94,6 +94,7 @@ READS_CONFIG = {
     "data/loader.py",
     "data/mixture.py",
     "model/adapt.py",
+    "model/exported.py",
     "model/glip.py",
     "model/language.py",
     "model/release.py",

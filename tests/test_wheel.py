@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import extras
 import pytest
 from small import ROOT, TINY, VOCABULARY, scenes, seeded
 
@@ -47,6 +48,12 @@ def test_every_package_folder_is_listed():
     folders = [file.parent.relative_to(ROOT) for file in (ROOT / "glip").rglob("__init__.py")]
     assert sorted(listed) == sorted([*(".".join(folder.parts) for folder in folders), "glip.configs"])
     assert listed == sorted(listed)
+
+
+def test_every_extra_has_a_use_that_shows_that_it_installs_alone():
+    """``make test-extras`` installs each one alone and runs its use."""
+    assert not set(extras.listed()) - set(extras.USES)
+    assert all(extras.command_of(extra) for extra in extras.listed())
 
 
 @pytest.mark.slow

@@ -22,11 +22,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fuzz_doors import DOORS
 from fuzz_kinds import KINDS
 from measuring import table
 
 from glip.errors import GlipError
 
+KINDS.update(DOORS)
 SLOW, HUNG = 10.0, 600.0  # seconds: of the processor, and until it is ended
 MEMORY = 6_000_000_000  # bytes of data that the process may hold
 LONGEST = 1_000  # characters of an error

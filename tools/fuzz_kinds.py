@@ -81,7 +81,7 @@ ODD: tuple[Any, ...] = (*TEXTS, *NUMBERS, None, [], {}, [[]], [None], {"a": 1}, 
 
 def mutate_bytes(rng: Rng, data: bytes) -> bytes:
     """Some flipped bits, a cut, a part that is lost, doubled, zeroed or noise; one time in twelve nothing."""
-    found, way = bytearray(data), rng.randrange(12)
+    found, way = bytearray(data or b" "), rng.randrange(12)
     start = rng.randrange(len(found) + 1)
     start = start if rng.random() < 0.5 else min(start, rng.randrange(200))  # heads matter most
     end = min(start + rng.choice((1, 2, 4, 8, 60)), len(found))
@@ -151,7 +151,7 @@ def write(rng: Rng, path: Path, content: Any) -> Path:
 
 
 @functools.cache
-def _encoded_images() -> list[tuple[str, bytes]]:
+def encoded_images() -> list[tuple[str, bytes]]:
     """Small images in every format and mode that Pillow writes here."""
     values = np.random.default_rng(0).integers(0, 255, (17, 23, 4), dtype=np.uint8)
     base, found = Image.fromarray(values, "RGBA"), []
@@ -181,7 +181,7 @@ def read_an_image(rng: Rng, folder: Path) -> None:
         with np.errstate(all="ignore"):
             open_any(np.full(shape, values).astype(kind))
         return
-    form, data = rng.choice(_encoded_images())
+    form, data = rng.choice(encoded_images())
     data = mutate_bytes(rng, data)
     if form == "png" and rng.random() < 0.2:
         head = b"IHDR" + struct.pack(">II", *rng.choices((0, 1, 13_000, 40_000, 2**31), k=2)) + data[24:29]
@@ -270,7 +270,7 @@ def read_captions(rng: Rng, folder: Path) -> None:
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as archive:
             for member, data in (
-                ("000.png", _encoded_images()[0][1]),
+                ("000.png", encoded_images()[0][1]),
                 ("000.txt", CAPTION.encode()),
                 ("1.json", b"{}"),
             ):
@@ -363,7 +363,9 @@ def read_configs(rng: Rng, folder: Path) -> None:
         )
 
 
-class _Evil:
+class Evil:
+    """Code that runs where a pickle of it is read: it makes a file."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -388,10 +390,10 @@ def read_models(rng: Rng, folder: Path) -> None:
     if rng.random() < 0.2:
         broken[rng.choice(names)] = rng.choice((torch.zeros(0), torch.zeros(3, 3), torch.zeros(2, dtype=torch.int8)))
     if way < 2:
-        content: Any = rng.choice((broken, {"model": broken}, {"model": [_Evil(folder / RAN)]}, _Evil(folder / RAN)))
+        content: Any = rng.choice((broken, {"model": broken}, {"model": [Evil(folder / RAN)]}, Evil(folder / RAN)))
         stream = io.BytesIO()
         torch.save(content, stream)
-        data = stream.getvalue() if rng.random() < 0.8 else pickle.dumps(content if way else _Evil(folder / RAN))
+        data = stream.getvalue() if rng.random() < 0.8 else pickle.dumps(content if way else Evil(folder / RAN))
         path = folder / "model.pth"
         path.write_bytes(mutate_bytes(rng, data) if rng.random() < 0.5 else data)
     else:

@@ -6,6 +6,7 @@ For tools that run verbs many times (``torture.py``); the folder has fixed names
 import codecs
 import json
 import os
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from draw_world import write_world
 from drawn_world.scenes import Thing, World, draw_scene
 
 from glip.cli.arguments import build_parser
+from glip.config import VisionConfig
 from glip.data.image import load_image
 from glip.data.video import write_video
 from glip.model.glip import build
@@ -58,6 +60,9 @@ def make(folder: Path) -> None:
     config = load_config(folder / "train.yaml").model
     torch.manual_seed(0)
     save_pretrained(folder / "model", build(config).eval(), config, ASSETS / BUNDLED)
+    vision = VisionConfig(kind="resnet", widths=(8, 8, 16, 16), depths=(1, 1, 1, 1))  # exporters take Swin a minute
+    config = replace(config, vision=vision)
+    save_pretrained(folder / "resnet", build(config).eval(), config, ASSETS / BUNDLED)
     rows = [
         {
             "image": f"{number}.png",
@@ -101,8 +106,10 @@ def warm_up() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
     torch.set_num_threads(1)
     build_parser()
-    for verb in ("train", "tune", "evaluate", "label", "select", "self_train", "detect"):
+    for verb in ("train", "tune", "evaluate", "label", "select", "self_train", "detect", "export", "serve"):
         import_module(f"glip.cli.{verb}")
+    for module in ("integrations.export", *(["integrations.serve"] if find_spec("uvicorn") else [])):
+        import_module(f"glip.{module}")
     for module in ("recipes.tune", "recipes.detect_files", "recipes.self_training", "evaluate.evaluation", "train.run"):
         import_module(f"glip.{module}")
     for module in ("matplotlib.figure", "matplotlib.font_manager", "torch.utils.tensorboard", "pycocotools.cocoeval"):

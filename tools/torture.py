@@ -17,16 +17,13 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -35,6 +32,11 @@ from typing import Any
 
 import small_inputs
 from torture_parts import (
+    OUT,
+    PATIENCE,
+    Count,
+    Run,
+    Verb,
     become_nobody,
     contents,
     count_events,
@@ -45,21 +47,7 @@ from torture_parts import (
     set_clock_back,
     wait_for,
 )
-
-from glip.cli.main import main as glip
-
-OUT = "out"  # the output folder of every verb, in the folder where it runs
-PATIENCE = 300  # seconds
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A command whose output folder is ``out``."""
-
-    arguments: Callable[[Path], Sequence[object]]  # from the folder of inputs
-    processes: int = 1
-    package: str = ""  # without which it is skipped
-    blows: tuple[str, ...] = ()  # the only ones, else all
+from torture_server import SERVER_BLOWS, Served
 
 
 def _train(*more: object) -> Callable[[Path], Sequence[object]]:
@@ -97,6 +85,10 @@ def _self_train(at: Path) -> Sequence[object]:
     return ["self-train", at / "train.yaml", captions, *fixed, *small_inputs.LABEL, *small_inputs.SELECT]
 
 
+def _export(form: str) -> Verb:
+    return Verb(lambda at: ["export", at / "resnet", OUT, f"--format={form}"], package="onnxscript")
+
+
 VERBS: dict[str, Verb] = {
     "train": Verb(_train()),
     "train, accumulated": Verb(_train("train.batch_size=4", "train.micro_batch=2")),
@@ -126,99 +118,15 @@ VERBS: dict[str, Verb] = {
     "label, names": Verb(_label_names),
     "detect": Verb(_detect),
     "detect, video": Verb(_detect_video, package="av"),
+    "export": _export("onnx"),
+    "export, torch": _export("torch"),
+    "serve": Verb(
+        lambda at: ["serve", f"--model={at / 'model'}", "--device=cpu"], package="uvicorn", blows=tuple(SERVER_BLOWS)
+    ),
 }
 
 
-# ---- one run: processes forked from this one
-
-
-@dataclass
-class Run:
-    """The processes of a command in a folder."""
-
-    verb: Verb
-    folder: Path
-    arguments: Sequence[str]
-    number: int = 0  # of the run in its folder, for its log
-    pids: list[int] = field(default_factory=list)
-
-    def start(self, strike: Callable[[], None] = lambda: None) -> "Run":
-        """Fork; ``strike`` runs in each child first."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        sys.stdout.flush()
-        for rank in range(self.verb.processes):
-            pid = os.fork()
-            if pid == 0:
-                if self.verb.processes > 1:
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.verb.processes)}
-                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                self._become(rank, strike)
-            self.pids.append(pid)
-        return self
-
-    def _become(self, rank: int, strike: Callable[[], None]) -> None:
-        """What a child does instead of this program: the command, its words into a file."""
-        code = 70
-        try:
-            os.setsid()  # so that what it leaves behind can be ended with it
-            os.chdir(self.folder)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-            log = os.open(self.folder / f"run{self.number}-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-            os.dup2(log, 1), os.dup2(log, 2)
-            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
-            strike()
-            glip(self.arguments)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        except KeyboardInterrupt:  # before the command was ready for it
-            code = 130
-        except BaseException:
-            traceback.print_exc()
-        with suppress(Exception):
-            sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-    def wait(self) -> list[int]:
-        """The exit codes, minus the signal of a killed process. Where one fails, torchrun would end the others too."""
-        codes, began, failed = dict[int, int](), time.monotonic(), 0.0
-        while len(codes) < len(self.pids):
-            for pid in set(self.pids) - codes.keys():
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-                    failed = failed or (time.monotonic() if codes[pid] else 0.0)
-                elif failed and time.monotonic() - failed > 8 or time.monotonic() - began > PATIENCE:
-                    os.kill(pid, signal.SIGKILL)
-                elif failed and time.monotonic() - failed > 2:
-                    os.kill(pid, signal.SIGTERM)
-            time.sleep(0.005)
-        for pid in self.pids:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)  # Ray's workers
-        assert time.monotonic() - began < PATIENCE, f"it hangs: {self.words()[-300:]}"
-        return [codes[pid] for pid in self.pids]
-
-    def words(self) -> str:
-        """What its processes printed."""
-        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"run{self.number}-*.log")))
-
-
 # ---- a verb under blows
-
-
-@dataclass
-class Count:
-    """What came of the blows of one kind."""
-
-    tried: int = 0
-    resumed: int = 0  # ended by themselves afterwards, by the same command
-    lost: int = 0  # files that are missing at the end
-    wrong: int = 0  # files with other contents or too many, ends without a clear sentence, mixed results
-    left: int = 0  # partial files at the end
-    problems: list[str] = field(default_factory=list)
 
 
 class Tortured:
@@ -391,7 +299,7 @@ def torture(job: tuple[str, Sequence[str], int, Path, int]) -> tuple[str, dict[s
     if verb.package and find_spec(verb.package) is None:
         return f"{verb.package} is not installed", {}
     try:
-        tortured = Tortured(name, place, seed)
+        tortured = Served(verb, place, seed) if name == "serve" else Tortured(name, place, seed)
     except AssertionError as error:
         return f"{name}: {error}", {"none": Count(tried=1, wrong=1, problems=[str(error)])}
     for _ in range(tries):
@@ -421,7 +329,8 @@ def main() -> None:
     """Torture the verbs and print the table; exit code 1 where anything is lost, wrong or left over."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=VERBS, default=list(VERBS), metavar="VERB", help=", ".join(VERBS))
-    parser.add_argument("--blows", nargs="+", choices=BLOWS, default=list(BLOWS), metavar="BLOW", help=", ".join(BLOWS))
+    blows = list(dict.fromkeys([*BLOWS, *SERVER_BLOWS]))
+    parser.add_argument("--blows", nargs="+", choices=blows, default=blows, metavar="BLOW", help=", ".join(blows))
     parser.add_argument("--tries", type=int, default=1, help="blows of each kind for each verb (default: 1)")
     parser.add_argument("--long", action="store_true", help="50 of each kind: hours")
     parser.add_argument("--workers", type=int, default=2, help="verbs tortured at once (default: 2)")

@@ -1,4 +1,4 @@
-"""For ``torture.py``: what a struck process does to itself before its command, and a digest of what it leaves."""
+"""For ``torture.py``: runs, what a struck process does to itself before its command, a digest of what it leaves."""
 
 import builtins
 import hashlib
@@ -8,10 +8,14 @@ import os
 import re
 import resource
 import signal
+import socket
+import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
+from glip.cli.main import main as glip
 from glip.files import read_jsonl
 
 TIMES = {
@@ -33,6 +38,107 @@ TIMES = {
 }  # differ always
 TIMED = ("report.png", "run.json", ".lock", ".tfevents")  # files with times in them, which must only be there
 NOBODY, HOUR = 65_534, 3600  # a user, and seconds
+OUT = "out"  # the output folder of every verb, in the folder where it runs
+PATIENCE = 300  # seconds
+
+
+# ---- runs, which are processes forked from this one
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command whose output folder is ``out``."""
+
+    arguments: Callable[[Path], Sequence[object]]  # from the folder of inputs
+    processes: int = 1
+    package: str = ""  # without which it is skipped
+    blows: tuple[str, ...] = ()  # the only ones, else all
+
+
+@dataclass
+class Run:
+    """The processes of a command in a folder."""
+
+    verb: Verb
+    folder: Path
+    arguments: Sequence[str]
+    number: int = 0  # of the run in its folder, for its log
+    pids: list[int] = field(default_factory=list)
+
+    def start(self, strike: Callable[[], None] = lambda: None) -> "Run":
+        """Fork; ``strike`` runs in each child first."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        sys.stdout.flush()
+        for rank in range(self.verb.processes):
+            pid = os.fork()
+            if pid == 0:
+                if self.verb.processes > 1:
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.verb.processes)}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                self._become(rank, strike)
+            self.pids.append(pid)
+        return self
+
+    def _become(self, rank: int, strike: Callable[[], None]) -> None:
+        """What a child does instead of this program: the command, its words into a file."""
+        code = 70
+        try:
+            os.setsid()  # so that what it leaves behind can be ended with it
+            os.chdir(self.folder)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            log = os.open(self.folder / f"run{self.number}-{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+            os.dup2(log, 1), os.dup2(log, 2)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+            strike()
+            glip(self.arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        except KeyboardInterrupt:  # before the command was ready for it
+            code = 130
+        except BaseException:
+            traceback.print_exc()
+        with suppress(Exception):
+            sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+    def wait(self) -> list[int]:
+        """The exit codes, minus the signal of a killed process. Where one fails, torchrun would end the others too."""
+        codes, began, failed = dict[int, int](), time.monotonic(), 0.0
+        while len(codes) < len(self.pids):
+            for pid in set(self.pids) - codes.keys():
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                    failed = failed or (time.monotonic() if codes[pid] else 0.0)
+                elif failed and time.monotonic() - failed > 8 or time.monotonic() - began > PATIENCE:
+                    os.kill(pid, signal.SIGKILL)
+                elif failed and time.monotonic() - failed > 2:
+                    os.kill(pid, signal.SIGTERM)
+            time.sleep(0.005)
+        for pid in self.pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)  # Ray's workers
+        assert time.monotonic() - began < PATIENCE, f"it hangs: {self.words()[-300:]}"
+        return [codes[pid] for pid in self.pids]
+
+    def words(self) -> str:
+        """What its processes printed."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob(f"run{self.number}-*.log")))
+
+
+@dataclass
+class Count:
+    """What came of the blows of one kind."""
+
+    tried: int = 0
+    resumed: int = 0  # ended by themselves afterwards, by the same command
+    lost: int = 0  # files that are missing at the end
+    wrong: int = 0  # files with other contents or too many, ends without a clear sentence, mixed results
+    left: int = 0  # partial files at the end
+    problems: list[str] = field(default_factory=list)
 
 
 # ---- blows from inside: patches that a child makes before the command

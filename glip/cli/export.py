@@ -9,6 +9,6 @@ def run(args: argparse.Namespace) -> int:
     from glip.integrations.export import export_model
 
     folder = export_model(args.model, args.folder, args.format)
-    for file in sorted(Path(folder).iterdir()):
+    for file in sorted(Path(folder).glob("[!.]*")):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
     return 0

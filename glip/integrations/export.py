@@ -4,13 +4,11 @@ Three parts, so that an image is encoded once for many prompts, a prompt once fo
 ``glip tune`` learned can be added to its words. Batch, height, width (multiples of 32) and tokens are free.
 """
 
-import json
 import logging
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -21,17 +19,15 @@ from torch.export import Dim, ExportedProgram
 from glip import __version__
 from glip.errors import ConfigError, needs
 from glip.experiment import to_dict
-from glip.files import atomic_path, write_json
-from glip.model.exported import GRAPHS, HEAD, IMAGE, LEVELS, TEXT
+from glip.files import atomic_path, exclusive, write_json, writing
+from glip.model.exported import GRAPHS, IMAGE, INPUTS, LEVELS, OUTPUTS, TEXT, describe
 from glip.model.glip import GLIP
-from glip.model.weights import Pretrained, load_pretrained, model_fingerprint
+from glip.model.weights import CONFIG, WEIGHTS, Pretrained, load_pretrained, model_fingerprint
 from glip.processor import SIZE_DIVISOR
 from glip.shapes import Tensor
 
 ExportFormat = Literal["onnx", "torch"]
 OPSET = 20  # DeformConv is in 19; 20 is the first that torch's exporter writes without conversion
-_INPUTS = {IMAGE: ("pixels",), TEXT: ("input_ids", "attention_mask"), HEAD: (*LEVELS, "hidden", "attention_mask")}
-_OUTPUTS = {IMAGE: LEVELS, TEXT: ("hidden",), HEAD: ("token_logits", "box_deltas", "centerness")}
 
 
 class _ImageEncoder(nn.Module):
@@ -63,16 +59,20 @@ class _Head(nn.Module):
 def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFormat = "onnx") -> Path:
     """Write a model's three graphs with ``config.json`` and ``vocab.txt``; gives the folder.
 
-    A folder of ONNX graphs is a model for ``Detector.from_pretrained`` and every command but training. The config is
-    written last: where it is, the rest is complete.
+    A folder of ONNX graphs is a model for ``Detector.from_pretrained`` and every command but training. What the folder
+    has of another export goes first, and the config is written last: where it is, the rest is complete.
 
     Raises:
         CheckpointError: a model that cannot be loaded.
-        ConfigError: a package is missing, or the model is exported already.
+        ConfigError: a package is missing, the model is exported already, or the folder is that of a model.
+        LockedError: another run writes to the folder.
+        WriteError: it cannot be written.
     """
     folder, loaded = Path(folder), load_pretrained(name_or_path)
-    if loaded.model.fingerprint:
-        raise ConfigError(f"{str(name_or_path)!r} is an exported model: give the one that it was made of")
+    exported = loaded.model.fingerprint
+    if exported or (folder / WEIGHTS).exists():
+        what = f"{str(name_or_path)!r} is an exported model: give the one that it was made of"
+        raise ConfigError(what if exported else f"{str(folder)!r} is the folder of a model: give another one")
     if format == "onnx":
         with needs("onnx"):
             import onnx  # noqa: F401
@@ -80,35 +80,29 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
             import onnxscript  # noqa: F401
     loaded.model.requires_grad_(False)
     partial = folder / ".partial"  # a graph above 2 GB is two files, of which one names the other
-    for name in GRAPHS:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        program = trace(loaded.model, name)
-        if format == "onnx":
-            write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
-        else:
-            torch.export.save(program, partial / f"{name}.pt2")
-        for file in sorted(partial.iterdir(), reverse=True):  # the weights first
-            file.replace(folder / file.name)
-    partial.rmdir()
-    with atomic_path(folder / "vocab.txt") as file:
-        shutil.copyfile(loaded.tokenizer / "vocab.txt", file)
-    write_json(folder / "config.json", to_dict(loaded.config))
+    with exclusive(folder):
+        for old in (folder / CONFIG, *(file for name in GRAPHS for file in folder.glob(f"{name}.*"))):
+            old.unlink(missing_ok=True)
+        for name in GRAPHS:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            program = trace(loaded.model, name)
+            if format == "onnx":
+                write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
+            else:
+                _save_program(program, partial / f"{name}.pt2")
+            for file in sorted(partial.iterdir(), reverse=True):  # the weights first
+                file.replace(folder / file.name)
+        partial.rmdir()
+        with atomic_path(folder / "vocab.txt") as file:
+            shutil.copyfile(loaded.tokenizer / "vocab.txt", file)
+        write_json(folder / CONFIG, to_dict(loaded.config))
     return folder
 
 
 def metadata(loaded: Pretrained) -> dict[str, str]:
     """What a program without glip needs to know of the inputs, stored in each ONNX graph."""
-    config = loaded.config
-    image = {key: json.dumps(value) for key, value in asdict(config.image).items()}  # type: ignore[call-overload]
-    return {
-        "name": config.name,
-        "glip": __version__,
-        "fingerprint": model_fingerprint(loaded.model),
-        "max_tokens": str(config.max_tokens),
-        "size_divisor": str(SIZE_DIVISOR),
-        **{f"image.{key}": value for key, value in image.items()},
-    }
+    return {**describe(loaded.config), "glip": __version__, "fingerprint": model_fingerprint(loaded.model)}
 
 
 def trace(model: GLIP, name: str) -> ExportedProgram:
@@ -130,18 +124,24 @@ def trace(model: GLIP, name: str) -> ExportedProgram:
         return torch.export.export(_Head(model).eval(), inputs, dynamic_shapes=(*[free] * len(LEVELS), words, words))
 
 
+def _save_program(program: ExportedProgram, file: Path) -> None:
+    with writing(file):
+        torch.export.save(program, file)
+
+
 def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file: Path) -> None:
     """Write a step as an ONNX graph with metadata; above 2 GB its weights are a second file."""
     import torchvision  # noqa: F401  its operators must be known before torch's exporter looks for them
 
-    inputs, outputs = _INPUTS[name], _OUTPUTS[name]
+    inputs, outputs = INPUTS[name], OUTPUTS[name]
     with _quiet_exporters():
         made = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=inputs, output_names=outputs, verbose=False
         )
     assert made is not None
     made.model.metadata_props.update(about)
-    made.save(file)
+    with writing(file):
+        made.save(file)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping, Set
 from contextlib import suppress
 from typing import Any
@@ -18,6 +19,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 _OPEN = "/health"  # needs no token, since load balancers ask for it
 _BODIES = (b"application/json", b"multipart/form-data")
+_CHARSET, _UTF8, _PLAIN = re.compile(rb"charset\s*=\s*[\"']?([^\"';\s]*)"), {b"utf-8", b"utf8"}, b"identity"
 _HEAD_SECONDS = 10.0  # for the head of a request
 _LINGER_SECONDS = 5.0  # a refused client may go on sending, so that it reads why
 _LONGEST = 400  # characters of an error
@@ -97,8 +99,11 @@ class Guard:
             return None
         if self._free.locked():
             return refusal(503, f"the server is busy with {self._config.queue} requests: try again later")
-        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() not in _BODIES:
+        kind = headers.get(b"content-type", b"").lower()
+        if kind.partition(b";")[0].strip() not in _BODIES:
             return refusal(415, "send Content-Type: application/json, or to /detect multipart/form-data")
+        if headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN or not set(_CHARSET.findall(kind)) <= _UTF8:
+            return refusal(415, "send the body as it is, in UTF-8: no Content-Encoding, no other charset")
         return None
 
     async def _post(self, scope: Message, receive: Receive, send: Send) -> JSONResponse | None:

@@ -84,8 +84,9 @@ class Service:
         label_studio.read_interface((await _json_of(request)).get("schema"))
         return JSONResponse({"model_version": messages.version_of(self._detectors, task)})
 
-    async def webhook(self, task: str = "") -> Response:
+    async def webhook(self, request: Request, task: str = "") -> Response:
         """Label Studio: an event; nothing is done."""
+        await _json_of(request)
         return JSONResponse({}, 201)
 
     async def predict(self, request: Request, task: str = "") -> Response:

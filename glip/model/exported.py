@@ -4,7 +4,9 @@ Three graphs do what GLIP's three steps do, so the same prompts, processor and p
 ``glip tune`` too.
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,53 @@ import numpy as np
 import torch
 from torch import nn
 
+from glip.config import ModelConfig
 from glip.errors import CheckpointError, needs
-from glip.geometry.anchors import grid_anchors
+from glip.geometry.anchors import STRIDES, grid_anchors, level_sizes
 from glip.model.glip import GLIP, Hidden, Map, Mask
 from glip.shapes import Float, Int, Tensor
 from glip.structures import Outputs
 
 GRAPHS = IMAGE, TEXT, HEAD = "image_encoder", "text_encoder", "head"  # the stems of the files, ending in .onnx
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
+INPUTS = {IMAGE: ("pixels",), TEXT: ("input_ids", "attention_mask"), HEAD: (*LEVELS, "hidden", "attention_mask")}
+OUTPUTS = {IMAGE: LEVELS, TEXT: ("hidden",), HEAD: ("token_logits", "box_deltas", "centerness")}
 MIN_RUNTIME = (1, 25)  # earlier ones cannot run DeformConv on a CPU
+_DIVISOR = STRIDES[LEVELS.index("p5")]  # of the sides of an image
+
+
+def describe(config: ModelConfig) -> dict[str, str]:
+    """What each graph states of its model's config."""
+    image = {f"image.{key}": json.dumps(value) for key, value in asdict(config.image).items()}  # type: ignore[call-overload]
+    return {"name": config.name, "max_tokens": str(config.max_tokens), "size_divisor": str(_DIVISOR), **image}
 
 
 class ExportedGLIP(GLIP):
     """A GLIP whose steps are graphs of onnxruntime; it computes in float32 and cannot be trained.
 
+    The files may be of strangers: no code in them runs, onnxruntime opens no file outside their folder, and what they
+    compute is checked for its shape.
+
     Raises:
-        CheckpointError: onnxruntime is missing, a file that it cannot load, or files of different models.
+        CheckpointError: onnxruntime is missing, a file that it cannot load, other graphs than GLIP's, or files of
+            different models.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
         nn.Module.__init__(self)  # no weights of its own
-        self.folder = folder
+        self.folder, self.config = folder, config
         self._load(["CPUExecutionProvider"])
-        self.language = _TextEncoder(self._graphs[TEXT])  # type: ignore[assignment]
+        self.language = _TextEncoder(self)  # type: ignore[assignment]
 
     def _load(self, providers: Sequence[str]) -> None:
-        self._graphs = {name: _open_graph(self.folder / f"{name}.onnx", providers) for name in GRAPHS}
-        made = {graph.get_modelmeta().custom_metadata_map.get("fingerprint", "") for graph in self._graphs.values()}
-        if len(made) > 1 or not all(made):
+        self._graphs = {name: _open_graph(self.folder, name, providers) for name in GRAPHS}
+        about, *others = [graph.get_modelmeta().custom_metadata_map for graph in self._graphs.values()]
+        self.fingerprint = about.get("fingerprint", "")
+        is_one = self.fingerprint and all(one == about for one in others)
+        if not is_one or not describe(self.config).items() <= about.items():
             raise CheckpointError(
-                f"{str(self.folder)!r}: its graphs are not of one glip export: export the model again"
+                f"{str(self.folder)!r}: its graphs and config are not of one glip export: export the model again"
             )
-        [self.fingerprint] = made
 
     def to(self, device: Any, *_: Any, **__: Any) -> "ExportedGLIP":  # type: ignore[override]
         """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory.
@@ -73,40 +90,68 @@ class ExportedGLIP(GLIP):
 
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """See ``GLIP.encode_image``."""
-        return tuple(_compute(self._graphs[IMAGE], pixels=pixels))
+        batch, _, height, width = pixels.shape
+        is_padded = height % _DIVISOR == width % _DIVISOR == 0
+        problem = f"an image of {height} x {width} pixels: pad its sides to multiples of {_DIVISOR}"
+        shapes = [(batch, self.config.head.channels, *size) for size in level_sizes(height, width)]
+        return tuple(self.compute(IMAGE, shapes, pixels, problem="" if is_padded else problem))
 
     def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
         """See ``GLIP.fuse_and_predict``."""
-        named = dict(zip(LEVELS, levels, strict=True))
-        logits, deltas, centerness = _compute(self._graphs[HEAD], **named, hidden=hidden, attention_mask=attention_mask)
         sizes = tuple((x.shape[2], x.shape[3]) for x in levels)
-        return Outputs(logits, deltas, centerness, grid_anchors(sizes), sizes)
+        anchors = grid_anchors(sizes)
+        rows = (len(hidden), len(anchors))
+        shapes = [(*rows, hidden.shape[1]), (*rows, 4), rows]
+        return Outputs(*self.compute(HEAD, shapes, *levels, hidden, attention_mask), anchors, sizes)
+
+    def compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor, problem: str = "") -> list[Tensor]:
+        """Run a graph, whose outputs have these shapes, unless there is a problem with the inputs.
+
+        Raises:
+            CheckpointError: there is, or it cannot run, or gives others.
+        """
+        values, found, why = [np.ascontiguousarray(value.numpy()) for value in inputs], [], ""
+        try:
+            found = [] if problem else self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
+            why = "" if problem or [x.shape for x in found] == list(shapes) else str([x.shape for x in found])
+        except Exception as error:  # its classes are many, and have no parent of their own
+            why = " ".join(str(error).split())[:200]
+        if why:
+            file = str(self.folder / f"{name}.onnx")
+            problem = f"{file!r} does not compute what GLIP does ({why}): export the model again"
+        if problem:
+            raise CheckpointError(problem)
+        return [torch.from_numpy(value) for value in found]
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, graph: Any) -> None:
+    def __init__(self, model: ExportedGLIP) -> None:
         super().__init__()
-        self.graph = graph
+        self._run, self._config = model.compute, model.config
 
     def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Mask) -> Hidden:
-        [hidden] = _compute(self.graph, input_ids=input_ids, attention_mask=attention_mask)
-        return hidden
+        most, tokens = self._config.max_tokens, input_ids.shape[1]
+        problem = f"a prompt of {tokens} tokens: the model reads up to {most}" if tokens > most else ""
+        shapes = [(*input_ids.shape, self._config.language.hidden)]
+        return self._run(TEXT, shapes, input_ids, attention_mask, problem=problem)[0]
 
 
-def _compute(graph: Any, **inputs: Tensor) -> list[Tensor]:
-    found = graph.run(None, {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()})
-    return [torch.from_numpy(value) for value in found]
-
-
-def _open_graph(path: Path, providers: Sequence[str]) -> Any:
-    runtime = _runtime()
+def _open_graph(folder: Path, name: str, providers: Sequence[str]) -> Any:
+    runtime, path = _runtime(), folder / f"{name}.onnx"
     options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    graph, why = None, "no such file"  # nor one without end, as a device
     try:
-        return runtime.InferenceSession(path, options, providers=list(providers))
-    except Exception as error:  # its classes are many, and have no parent of their own
+        if path.is_file():
+            graph = runtime.InferenceSession(path, options, providers=list(providers))
+            own = [tuple(one.name for one in part) for part in (graph.get_inputs(), graph.get_outputs())]
+            kinds = {one.type for one in graph.get_outputs()}
+            why = "" if own == [INPUTS[name], OUTPUTS[name]] and kinds == {"tensor(float)"} else "no graph of GLIP"
+    except Exception as error:
         why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{str(path)!r} cannot be loaded ({why}): export the model again") from None
+    if why:
+        raise CheckpointError(f"{str(path)!r} cannot be loaded ({why}): export the model again")
+    return graph
 
 
 def _runtime() -> Any:

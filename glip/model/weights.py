@@ -45,10 +45,11 @@ RELEASED = {
 }
 # Of the weights that we ship; what is downloaded has its own on the hub.
 SHA256 = {BUNDLED: "63dd3db7a7bfbfe8b8ee066f6cbf2973cf8f5874db56795823fe0d42bd79f2b8"}
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
+_PROGRAM = "of torch.export, whose programs may hold any code and are never run"
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
 
@@ -74,9 +75,10 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
     """
     path = find_model(name_or_path)
     if (path / f"{IMAGE}.onnx").is_file():
-        return Pretrained(ExportedGLIP(path).eval(), _read_config(path), path)
+        config = _read_config(path)
+        return Pretrained(ExportedGLIP(path, config).eval(), config, path)
     if path.is_dir():
-        config, state, tokenizer = _read_config(path), _dequantized(read_tensors(path / _WEIGHTS)), path
+        config, state, tokenizer = _read_config(path), _dequantized(read_tensors(path / WEIGHTS)), path
     else:
         config, state = _read_foreign(path, str(name_or_path))
         tokenizer = ASSETS / BUNDLED
@@ -104,7 +106,7 @@ def known_sha256(name: str) -> tuple[Path, str]:
         CheckpointError: unknown name, or no network to download it.
     """
     path = find_model(name)
-    return (path / _WEIGHTS, SHA256[name]) if path.is_dir() else (path, _hub_sha256(path))
+    return (path / WEIGHTS, SHA256[name]) if path.is_dir() else (path, _hub_sha256(path))
 
 
 def _hub_sha256(path: Path) -> str:
@@ -136,12 +138,12 @@ def save_pretrained(
         else:
             state[key] = value.half() if half and value.is_floating_point() else value
     words = {file.name: file.read_bytes() for file in Tokenizer(vocabulary).files}
-    save_tensors(folder / _WEIGHTS, state, {"format": "pt"})
+    save_tensors(folder / WEIGHTS, state, {"format": "pt"})
     for name, content in words.items():
         with atomic_path(folder / name) as file:
             file.write_bytes(content)
-    write_json(folder / _CONFIG, to_dict(config))
-    record(folder / RECORD, files=[folder / name for name in (_WEIGHTS, _CONFIG, *words)])
+    write_json(folder / CONFIG, to_dict(config))
+    record(folder / RECORD, files=[folder / name for name in (WEIGHTS, CONFIG, *words)])
 
 
 def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
@@ -152,8 +154,8 @@ def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> Non
     """
     config = _read_config(Path(folder))
     thresholds = {**config.thresholds, **thresholds}
-    write_json(Path(folder) / _CONFIG, to_dict(replace(config, thresholds=thresholds)))
-    renew(Path(folder) / _CONFIG)
+    write_json(Path(folder) / CONFIG, to_dict(replace(config, thresholds=thresholds)))
+    renew(Path(folder) / CONFIG)
 
 
 def start_language(model: GLIP, source: str | Path) -> None:
@@ -163,8 +165,8 @@ def start_language(model: GLIP, source: str | Path) -> None:
     """
     path = Path(source)
     if not path.exists() and _REPOSITORY.fullmatch(str(source)):
-        path = _download(str(source), _WEIGHTS)
-    state = read_tensors(path / _WEIGHTS if path.is_dir() else path)
+        path = _download(str(source), WEIGHTS)
+    state = read_tensors(path / WEIGHTS if path.is_dir() else path)
     state = {key.removeprefix("bert."): value for key, value in state.items()}
     bert = model.language.bert
     own, table = bert.state_dict(), "embeddings.position_embeddings.weight"
@@ -184,7 +186,7 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     ``source`` is a ``model.safetensors`` or ``.pth`` in timm's layout, a folder with the first, or a timm model name.
     """
     path = Path(source)
-    file = path / _WEIGHTS if path.is_dir() else path
+    file = path / WEIGHTS if path.is_dir() else path
     weights = from_timm(read_tensors(file) if file.is_file() else timm_weights(str(source)))
     norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
     fit(model.vision, {**weights, **norms}, path)
@@ -276,6 +278,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def _reading_problem(path: Path, error: Exception) -> str:
+    if path.suffix == ".pt2":
+        return f"it is {_PROGRAM}: give the model that it was made of"
     if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
         return "it holds Python objects beside tensors, which are never run: save its state dict alone"
     with path.open("rb") as file:
@@ -337,9 +341,11 @@ def _download(repository: str, file: str) -> Path:
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    file = folder / _CONFIG
-    if not file.is_file():
-        raise CheckpointError(f"folder {str(folder)!r} has no {_CONFIG}: give a folder written by save_pretrained")
+    file, wanted = folder / CONFIG, "give a folder written by save_pretrained"
+    is_program = (folder / f"{IMAGE}.pt2").is_file()
+    if is_program or not file.is_file():
+        problem = f"holds {_PROGRAM}" if is_program else f"has no {CONFIG}"
+        raise CheckpointError(f"folder {str(folder)!r} {problem}: {wanted}")
     return parse_json(ModelConfig, file.read_bytes(), at=str(file), error=CheckpointError)
 
 

@@ -1,16 +1,24 @@
 """Exported models: the numbers of torch at sizes and captions that the export has not seen, and what is refused."""
 
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fuzz_doors import exported_files, write_program
+from PIL import Image
 from small import QUICK, SMALL, seeded
 
 from glip.config import VisionConfig
 from glip.detector import Detector
 from glip.errors import CheckpointError, ConfigError, GlipError
+from glip.files import LockedError, exclusive
 from glip.integrations.export import export_model, trace, write_onnx
 from glip.model.adapt import Adaptation
 from glip.model.exported import HEAD, IMAGE, TEXT
@@ -18,7 +26,7 @@ from glip.model.weights import load_pretrained
 from glip.structures import Prompt
 
 jaxtyping = pytest.importorskip("jaxtyping")
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+onnx, onnxruntime = (pytest.importorskip(name, reason="needs the extra onnx") for name in ("onnx", "onnxruntime"))
 pytestmark = [pytest.mark.slow, pytest.mark.unchecked]  # torch.export cannot trace the checks
 SHAPES = [(1, 64, 96, 3), (2, 352, 416, 7), (3, 160, 128, 40)]  # batch, height, width, tokens
 
@@ -161,3 +169,113 @@ def test_what_cannot_be_run_is_explained(exported, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(GlipError, match=r"glip\[onnx\]"):
         Detector.from_pretrained(exported)
+
+
+# ---- folders of strangers: hand-made graphs, which need no exporter
+
+
+@pytest.fixture
+def foreign(tmp_path) -> Path:
+    """A folder with the files of an export, which works."""
+    for name, data in exported_files().items():
+        (tmp_path / name).write_bytes(data)
+    assert len(Detector.from_pretrained(tmp_path)(Image.new("RGB", (70, 40)), "a cat", threshold=0.0))
+    return tmp_path
+
+
+def test_a_wrong_size_and_too_many_tokens(foreign):
+    model = load_pretrained(foreign).model
+    with pytest.raises(GlipError, match="an image of 40 x 64 pixels: pad its sides to multiples of 32"):
+        model.encode_image(torch.zeros(1, 3, 40, 64))
+    ids = torch.zeros(1, 300, dtype=torch.int64)
+    with pytest.raises(GlipError, match="a prompt of 300 tokens: the model reads up to 256"):
+        model.language(ids, ids > 0)
+
+
+def edited(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Change one of a folder's graphs."""
+
+    def write(folder: Path) -> None:
+        graph = onnx.load(folder / f"{name}.onnx")
+        change(graph)
+        (folder / f"{name}.onnx").write_bytes(graph.SerializeToString())
+
+    return write
+
+
+def outside(graph: Any) -> None:
+    tensor = graph.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret")
+
+
+def replaced(name: str, path: str) -> Callable[[Path], None]:
+    def link(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(path)
+
+    return link
+
+
+def edit_config(folder: Path, old: str, new: str) -> None:
+    text = (folder / "config.json").read_text()
+    assert old in text
+    (folder / "config.json").write_text(text.replace(old, new))
+
+
+def words_of(size: tuple[int, int], graph: Any) -> None:
+    graph.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.zeros(size, np.float32), "words"))
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda folder: os.truncate(folder / f"{HEAD}.onnx", 900), "cannot be loaded"),
+    "swapped": (replaced(f"{TEXT}.onnx", f"{IMAGE}.onnx"), "no graph of GLIP"),
+    "without an end": (replaced(f"{HEAD}.onnx", "/dev/zero"), "no such file"),
+    "weights outside": (edited(IMAGE, outside), "escapes model directory"),
+    "other outputs": (edited(HEAD, lambda graph: graph.graph.output.pop()), "no graph of GLIP"),
+    "other metadata": (edited(TEXT, lambda graph: graph.metadata_props.pop()), "not of one glip export"),
+    "another config": (
+        lambda folder: edit_config(folder, '"max_size": 64', '"max_size": 96'),
+        "not of one glip export",
+    ),
+    "other sizes": (edited(TEXT, partial(words_of, (3000, 31))), "does not compute what GLIP does"),
+    "few words": (edited(TEXT, partial(words_of, (5, 32))), "does not compute what GLIP does"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_folder_that_is_no_export_is_one_sentence(foreign, name):
+    change, message = FOREIGN[name]
+    (foreign.parent / "secret").write_bytes(bytes(10_000))
+    change(foreign)
+    with pytest.raises(CheckpointError, match=message) as error:
+        Detector.from_pretrained(foreign)(Image.new("RGB", (70, 40)), "a cat", threshold=0.0)
+    assert len(str(error.value)) < 450 and str(error.value).isprintable()
+
+
+def test_programs_of_strangers_are_never_run(foreign):
+    write_program(foreign, foreign / "ran")
+    for path in (foreign, foreign / f"{IMAGE}.pt2"):
+        with pytest.raises(CheckpointError, match="never run"):
+            Detector.from_pretrained(path)
+    assert not (foreign / "ran").exists()
+
+
+def test_what_an_export_leaves_when_it_is_stopped_is_no_model(foreign, tiny_folder, monkeypatch):
+    """Graphs of a new export never meet the config of an old one, and no other run writes between them."""
+
+    def write(program, name, about, file):
+        if name == HEAD:
+            with pytest.raises(LockedError), exclusive(foreign):
+                pass
+            raise KeyboardInterrupt
+        file.write_bytes(b"new")
+
+    monkeypatch.setattr("glip.integrations.export.trace", lambda *_: None)
+    monkeypatch.setattr("glip.integrations.export.write_onnx", write)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(tiny_folder, foreign)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        Detector.from_pretrained(foreign)
+    with pytest.raises(ConfigError, match="is the folder of a model: give another one"):
+        export_model(tiny_folder, tiny_folder)

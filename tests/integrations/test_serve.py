@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -214,6 +214,100 @@ def test_the_page_loads_nothing_and_figures_are_counted(client, sent):
     assert client.get("/anything/else").status_code == 404
 
 
+# ---- what every endpoint refuses
+
+ASKED = ("/detect", "/v1/predict", "/predict", "/tasks/plants/predict")
+POSTED = (*ASKED, "/setup", "/webhook", "/tasks/plants/setup", "/tasks/plants/webhook")
+
+
+def request_to(path: str, image: str | None, names: str = "tree") -> dict[str, object]:
+    """A request of the endpoint's protocol for what a person has written."""
+    if path == "/detect":
+        return {"image": image, "names": names}
+    if path == "/v1/predict":
+        return {"model": "tiny", "image": image, "params": {"text_prompt": names}}
+    written = {"result": [{"type": "textarea", "from_name": "ask", "value": {"text": [names]}}]}
+    tasks = [{"id": 1, "data": {"photo": image and f"data:image/png;base64,{image}"}}]
+    return {"tasks": tasks, "label_config": XML, "schema": XML, "params": {"context": written}}
+
+
+@pytest.mark.parametrize("path", ASKED)
+@pytest.mark.parametrize(
+    ("image_", "names", "message"),
+    [
+        (None, "tree", "image"),
+        ("", "tree", "is not base64"),
+        ("broken", "tree", "image in memory cannot be read"),
+        ("40,000 x 40,000", "tree", "image in memory is too large"),
+        ("sent", "", "names nothing"),
+        ("sent", "x" * 2000, "this server reads up to 50 names"),
+        ("sent", "x. " * 2000, "this server reads up to 50 names"),
+    ],
+)
+def test_bad_images_and_prompts_of_each_endpoint(client, sent, path, image_, names, message):
+    given = {"broken": sent[:400], "40,000 x 40,000": bomb(40_000, 40_000), "sent": sent}
+    answer = client.post(path, json=request_to(path, given.get(image_, image_), names))
+    assert answer.status_code == 400 and list(answer.json()) == ["error"]
+    assert message in answer.json()["error"] and "Traceback" not in answer.text and len(answer.text) < 450
+    assert client.post(path, json=request_to(path, sent)).status_code == 200
+
+
+@pytest.mark.parametrize("path", POSTED)
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "message"),
+    [
+        ({}, b"{", 400, "request: not valid JSON"),
+        ({}, b"[1]", 400, "request: got [1]"),
+        ({"content-length": "200000000"}, b"{}", 413, "the request has more than 0.3 MB"),
+        ({"content-encoding": "gzip"}, b"{}", 415, "no Content-Encoding"),
+        ({"content-type": "application/json; charset=utf-16"}, b"{}", 415, "in UTF-8"),
+        ({"content-type": "text/plain"}, b"{}", 415, "Content-Type: application/json"),
+    ],
+)
+def test_bad_bodies_of_each_endpoint(client, path, headers, content, status, message):
+    answer = client.post(path, content=content, headers={"content-type": "application/json"} | headers)
+    assert answer.status_code == status and list(answer.json()) == ["error"] and message in answer.json()["error"]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "unicode_escape", "utf-7"])
+def test_forms_in_other_codes_are_refused(client, charset):
+    """Python knows codes that fail in ways of their own, or give halves of characters."""
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    body = b'--b\r\nContent-Disposition: form-data; name="names"\r\n\r\na. \\ud800\r\n--b--\r\n'
+    assert client.post("/detect", content=body, headers={"content-type": kind}).status_code == 415
+
+
+@pytest.mark.parametrize("path", POSTED)
+def test_tokens_and_unknown_fields_of_each_endpoint(client, detectors, sent, path):
+    """Label Studio and X-AnyLabeling send fields that are not used here; a misspelled one of ours is refused."""
+    body = {**request_to(path, sent), "nmaes": 1}
+    known = client.post(path, json=body)
+    assert known.status_code == {"/detect": 400}.get(path, 201 if path.endswith("webhook") else 200)
+    assert path != "/detect" or "request.nmaes: no such key (did you mean 'names'?)" in known.json()["error"]
+    with TestClient(create_app(detectors, ServeConfig(token="secret-1"))) as closed:
+        for headers in ({}, {"Authorization": "Bearer secret-2"}):
+            assert closed.post(path, json=body, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_a_client_of_each_endpoint_that_goes_away(detectors, sent, monkeypatch, path):
+    waiting = list[Future]()
+    monkeypatch.setattr(Batcher, "submit", lambda *_: waiting.append(Future()) or waiting[0])
+    body = json.dumps(request_to(path, sent)).encode()
+
+    async def receive() -> dict:
+        if not waiting and body not in seen:
+            seen.append(body)
+            return {"type": "http.request", "body": body}
+        while not waiting:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    seen = list[bytes]()
+    assert ask(create_app(detectors, ServeConfig()), receive, path) == (0, "")
+    assert waiting[0].cancelled()
+
+
 # ---- batches
 
 
@@ -254,7 +348,7 @@ def test_a_bad_prompt_fails_alone_and_cancelled_work_is_dropped(detectors, image
 # ---- the door
 
 
-def ask(guard: Guard, receive, method: str = "POST", headers: tuple = ()) -> tuple[int, str]:
+def ask(guard: Guard, receive, path: str = "/detect", headers: tuple = ()) -> tuple[int, str]:
     """Status and text of an answer, with the server's side of a connection in our hands; 0 where there is none."""
     answer: list[dict] = []
 
@@ -262,7 +356,7 @@ def ask(guard: Guard, receive, method: str = "POST", headers: tuple = ()) -> tup
         answer.append(message)
 
     headers = (*headers, (b"content-type", b"application/json"))
-    scope = {"type": "http", "method": method, "path": "/detect", "headers": list(headers)}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers), "query_string": b""}
     asyncio.run(guard(scope, receive, send))
     return (answer[0]["status"] if answer else 0), b"".join(one.get("body", b"") for one in answer).decode()
 
