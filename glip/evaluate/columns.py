@@ -9,7 +9,7 @@ never scored as something else.
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +46,9 @@ class Boxes:
 
     def select(self, chosen: np.ndarray) -> "Boxes":
         """Some of the boxes, by index or by mask."""
-        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd, self.zero)
-        return Boxes(*(column if column is None else column[chosen] for column in columns))
+        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
+        zero = None if self.zero is None else self.zero[chosen]
+        return replace(Boxes(*(column[chosen] for column in columns)), zero=zero)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> st
     averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
     missing = [part for part in parts if part not in {one.dataset for one in reports}]
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    last = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
+    last: Row = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
     title = f"# {name}, {len(reports)} of {len(parts)} parts{note}"
     return "\n".join([title, "", *markdown_table([*rows, last]), ""])
 
