@@ -100,10 +100,10 @@ def found_weights(folder: str | None, named: Sequence[str]) -> tuple[dict[str, P
         else:
             needed.append(f"{name}: put {file} into {folder}")
     for one in named:
-        name, _, path = one.partition("=")
-        if name not in PUBLISHED or not Path(path).exists() or not path:
+        name, _, place = one.partition("=")
+        if name not in PUBLISHED or not place or not Path(place).exists():
             raise ConfigError(f"--model {one!r}: give {' | '.join(PUBLISHED)}, =, and the path of its weights")
-        found[name] = Path(path)
+        found[name] = Path(place)
     return found, needed
 
 
@@ -155,7 +155,7 @@ def rows_of(job: Job, figures: Mapping[str, float]) -> Iterator[Row]:
     for (figure, ours), published in zip(figures.items(), PUBLISHED[job.model][job.set], strict=True):
         compared = {"ours": f"{ours:.1f}", "published": f"{published:.1f}", "difference": f"{ours - published:+.1f}"}
         verdict = "equal" if abs(ours - published) <= ALLOWED + 1e-9 else "differs"
-        about = {"model": job.model, "set": job.known_as, "samples": job.samples, "figure": figure}
+        about: Row = {"model": job.model, "set": job.known_as, "samples": job.samples, "figure": figure}
         yield {**about, **compared, "verdict": verdict}
 
 

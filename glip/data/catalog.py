@@ -59,6 +59,7 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("descriptions", "image_ids", "omnilabel"),
     ("images", "neg_text", "ovdeval"),
 )
+_EXPRESSIONS: tuple[tuple[tuple[str, ...], Format], ...] = ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco"))
 
 
 def data_root(given: str | Path | None) -> Path:
@@ -282,7 +283,7 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
-    for names, format in ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco")):
+    for names, format in _EXPRESSIONS:
         if is_of(tree, names):
             return format
     for part, key, format in _MARKS:

@@ -198,7 +198,7 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
         """The labels that an image is asked for."""
         if whole:
             return whole
-        lists = [record.get(key) for key in ("text", "neg_text")]
+        lists: list[Any] = [record.get(key) for key in ("text", "neg_text")]
         if not all(isinstance(one, list) and all(map(is_text, one)) for one in lists):
             raise DataError(
                 f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an "
