@@ -17,7 +17,7 @@ OUT ?= out
 BIN := .venv/bin
 READY := .venv/ready
 
-TOOLS ?= transformers sam sahi cvat autodistill fiftyone
+TOOLS ?= transformers sam sahi cvat autodistill fiftyone demo
 
 .PHONY: demo test test-fast test-integrations lint clean
 .DELETE_ON_ERROR:

@@ -34,10 +34,11 @@ from glip.visualize import draw
 
 _LOWEST = 0.05  # of the slider; detections are computed down to it
 _VIEW = 1280  # longest side of the image that is shown, in pixels
-_KEPT = 3600  # seconds until an uploaded image is deleted
+_KEPT, _SWEPT = 3600, 60  # seconds until an uploaded image is deleted, and between two looks
 _KINDS = ("names", "a sentence")
+_BUTTONS = ["download", "fullscreen"]
 _EMPTY = [None] * 6  # of a column
-_TABLE = ["phrase", "score", "x1 y1 x2 y2"]
+_TABLE, _WIDTHS = ["phrase", "score", "x1 y1 x2 y2"], ["34%", "18%", "48%"]
 _API = "/gradio_api"
 _FILES = f"{_API}/file="
 _PATHS = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"} | {
@@ -67,7 +68,7 @@ class Demo:
 
     def page(self) -> gr.Blocks:
         """The page: image, words and slider, then a column for the model and for each task."""
-        with gr.Blocks(title="glip demo", analytics_enabled=False, delete_cache=(60, _KEPT)) as page:
+        with gr.Blocks(title="glip demo", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
             gr.Markdown(f"# glip demo\n{html.escape(repr(self._detectors['']))}")
             found = gr.State()
             with gr.Row():
@@ -147,10 +148,12 @@ class Demo:
         factors = torch.tensor(one.view.size) / torch.tensor(found.size[::-1])
         as_names = replace(found.prompt, is_list=True)  # a sentence is shown below the image, not in it
         scaled = replace(found, boxes=found.boxes.cpu() * factors.repeat(2), size=one.view.size[::-1], prompt=as_names)
-        yield draw(one.view, scaled)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        draw(one.view, scaled).save(drawn := folder / "found.jpg", quality=92, subsampling=0)  # thin lines stay sharp
+        yield str(drawn)
         yield _coloured(found)
         yield [[one.phrase, f"{one.score:.2f}", " ".join(f"{side:.0f}" for side in one.box)] for one in found]
-        yield from _write_downloads(replace(one, found=found), Path(tempfile.mkdtemp(dir=self._folder)))
+        yield from _write_downloads(replace(one, found=found), folder)
 
 
 def _column(task: str, is_titled: bool) -> list[Any]:
@@ -158,9 +161,11 @@ def _column(task: str, is_titled: bool) -> list[Any]:
     with gr.Column(min_width=300, visible=not task) as column:
         if is_titled:
             gr.Markdown(f"### {html.escape(task or 'your words')}")
-        image = gr.Image(label="Found", interactive=False, buttons=["download", "fullscreen"])
+        image = gr.Image(label="Found", alt_text="the image with boxes", interactive=False, buttons=_BUTTONS)
         text = gr.HighlightedText(label="Words", show_inline_category=False)
-        table = gr.Dataframe(headers=_TABLE, column_count=len(_TABLE), interactive=False, label="Detections", wrap=True)
+        table = gr.Dataframe(
+            headers=_TABLE, column_count=3, column_widths=_WIDTHS, interactive=False, label="Detections", wrap=True
+        )
         with gr.Row():
             files = [gr.DownloadButton(name, size="sm", min_width=80) for name in ("COCO", "YOLO", "JSON")]
     return [column, image, text, table, *files]
