@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from zipfile import ZipFile
 
 import gradio as gr
@@ -29,7 +28,7 @@ from glip.integrations.serve_options import ServeConfig
 from glip.lettering import marked, palette
 from glip.recipes.result_files import CLASSES, WRITERS, Item, to_line
 from glip.schema import parse
-from glip.structures import Detections, Prompt
+from glip.structures import Detections
 from glip.visualize import draw
 
 _LOWEST = 0.05  # of the slider; detections are computed down to it
@@ -105,7 +104,7 @@ class Demo:
             problem = f"no answer within {self._config.timeout:g} seconds: try again later, or with fewer names"
         except GlipError as error:
             problem = str(error)
-        raise _error(problem)
+        raise gr.Error(html.escape(problem, quote=False), duration=20, print_exception=False)  # it is read as HTML
 
     def filter(self, found: Sequence[_Found | None] | None, threshold: float) -> list[Any]:
         """Show what scores at least ``threshold``; nothing is computed again."""
@@ -121,19 +120,21 @@ class Demo:
         names, caption = (None, words) if kind == _KINDS[1] else (words, None)
         prompt = messages.read_prompt(names, caption, self._config) if words or len(self._detectors) == 1 else None
         try:
-            data = Path(upload["path"]).read_bytes()
-        except FileNotFoundError:
+            data = Path(str(upload["path"])).read_bytes()
+        except OSError:
             raise ImageError(f"the image was deleted after {_KEPT // 60} minutes: upload it again") from None
         image = messages.open_image(data, self._config)
         tasks = [task for task in self._detectors if task or prompt]
-        jobs = {task: self.batcher.submit(self._question(task, prompt), image) for task in tasks}
-        found = {task: job.result(self._config.timeout) for task, job in jobs.items()}
+        asked = [messages.Question(b"", task, None if task else prompt, {"threshold": self._lowest}) for task in tasks]
+        jobs = {one.task: self.batcher.submit(one, image) for one in asked}
+        try:
+            found = {task: job.result(self._config.timeout) for task, job in jobs.items()}
+        finally:
+            for job in jobs.values():
+                job.cancel()  # what has not begun, after an error
         view, name = image.copy(), Path(upload.get("orig_name") or "image").name
         view.thumbnail((_VIEW, _VIEW))
         return [_Found(found[task], view, name) if task in found else None for task in self._detectors]
-
-    def _question(self, task: str, prompt: Prompt | None) -> messages.Question:
-        return messages.Question(b"", task, None if task else prompt, {"threshold": self._lowest})
 
     def _shown(self, found: Sequence[_Found | None], threshold: float) -> list[Any]:
         return [part for one in found for part in self._parts(one, threshold)]
@@ -193,11 +194,6 @@ def _write_downloads(one: _Found, folder: Path) -> list[str]:
     return [str(coco), str(yolo), str(plain)]
 
 
-def _error(problem: str) -> gr.Error:
-    """A message on the page, which reads it as HTML."""
-    return gr.Error(html.escape(problem, quote=False), duration=20, print_exception=False)
-
-
 class _Door:
     """Lets through what the page needs of Gradio, and no file but those of its own folder."""
 
@@ -206,7 +202,7 @@ class _Door:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        path = unquote(scope.get("path", "/"))
+        path = scope.get("path", "/")
         is_known = path in _PATHS or path.startswith(_BELOW) or scope["type"] != "http"
         if not is_known and not (path.startswith(_FILES) and self._is_own(path.removeprefix(_FILES))):
             return await refusal(404, "no such page")(scope, receive, send)  # type: ignore[arg-type]

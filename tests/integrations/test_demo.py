@@ -221,20 +221,16 @@ def test_uploads_are_removed(detectors, upload, monkeypatch):
     """After a while, and all with the end of the server."""
     monkeypatch.setattr(demo, "_KEPT", 1)
     monkeypatch.setattr(demo, "_SWEPT", 0.1)
-    with running({"": detectors[""]}) as url:
-        folder = Path(demo.os.environ["GRADIO_TEMP_DIR"])
-        client = Client(url, verbose=False)
-        detect(client, upload, WORDS)
-        [own] = folder.glob("*/a photo.png")
-        deadline = time.monotonic() + 30
+    with running({"": detectors[""]}) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as web:
+        [sent] = web.post("/gradio_api/upload", files={"files": upload.read_bytes()}).json()
+        own, folder, deadline = Path(sent), Path(sent).parents[1], time.monotonic() + 30
         while own.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        sent = {"path": str(own), "meta": {"_type": "gradio.FileData"}, "orig_name": "a photo.png"}
-        assert not own.exists() and folder.exists() and folder.stat().st_mode & 0o77 == 0
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as web:
-            body = {"data": [sent, WORDS, "names", 0.5], "fn_index": 0, "session_hash": "x"}
-            assert web.post("/gradio_api/queue/join", json=body).status_code == 200
-            assert "upload it again" in web.get("/gradio_api/queue/data", params={"session_hash": "x"}).text
+        assert not own.exists() and folder.stat().st_mode & 0o77 == 0
+        image = {"path": sent, "meta": {"_type": "gradio.FileData"}, "orig_name": "a photo.png"}
+        body = {"data": [image, WORDS, "names", 0.5], "fn_index": 0, "session_hash": "x"}
+        assert web.post("/gradio_api/queue/join", json=body).status_code == 200
+        assert "upload it again" in web.get("/gradio_api/queue/data", params={"session_hash": "x"}).text
     assert not folder.exists()
 
 
