@@ -19,7 +19,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 EXTRAS ?=
-TOOLS ?= transformers sam sahi cvat autodistill fiftyone
+TOOLS ?= transformers sam sahi cvat autodistill fiftyone demo
 
 .PHONY: demo test test-fast test-integrations test-extras lint clean
 .DELETE_ON_ERROR:

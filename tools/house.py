@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_010,
+    "cli": 1_060,
     "config": 390,
     "console": 60,
     "data": 4_930,

@@ -148,6 +148,12 @@ def _serve(parser: Parser) -> None:
     add_options(parser, ServeConfig, "server")
 
 
+def _demo(parser: Parser) -> None:
+    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
+    _add_shared(parser, "--device")
+    add_options(parser, ServeConfig, "page", ("label_studio", "max_images"))
+
+
 def _train(parser: Parser) -> None:
     _add_shared(parser, "config", "overrides")
     for flag, use in (("--data", "train"), ("--validate", "validate")):
@@ -288,6 +294,7 @@ def _config(parser: Parser) -> None:
 VERBS = {
     "detect": ("detect objects described by text", _detect),
     "serve": ("serve a model over HTTP: JSON, Label Studio, X-AnyLabeling (docs/integrations.md)", _serve),
+    "demo": ("try a model in a browser: a page with upload, webcam and a threshold slider", _demo),
     "train": ("train a model", _train),
     "tune": ("adapt a model to a task: prompt tuning, linear probe, full fine-tuning, few-shot", _tune),
     "evaluate": ("evaluate a model with the official metrics of each dataset", _evaluate),

@@ -5,14 +5,31 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from glip.cli.arguments import read_options
-from glip.errors import ConfigError, GlipError
+from glip.errors import ConfigError, needs
 from glip.integrations.serve_options import ServeConfig
 
 
 def run(args: argparse.Namespace) -> int:
     """Load the model and its tasks, listen, and finish what has begun when a signal comes."""
+
+    def load() -> Callable[..., Any]:
+        from glip.integrations.serve import create_app, http_server
+
+        return lambda detectors, config: http_server(create_app(detectors, config))
+
+    return run_server(args, load, "/docs lists the requests")
+
+
+def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]], hint: str) -> int:
+    """Listen, and run the server that ``load()(detectors, config)`` makes; ``load`` imports what the verb's extra has.
+
+    Raises:
+        GlipError: options that do not fit, a missing extra, a port that is taken, a model that cannot be loaded.
+    """
     args.token = args.token or os.environ.get("GLIP_TOKEN") or None
     config = read_options(ServeConfig, args)
     tasks = dict(given.partition("=")[::2] for given in config.task)
@@ -23,23 +40,31 @@ def run(args: argparse.Namespace) -> int:
         problem = f"--task {', '.join(config.task)}: give NAME=FILE, each with a name of its own"
     if problem:
         raise ConfigError(problem)
-    try:
-        from glip.integrations.serve import serve
-    except ModuleNotFoundError as error:
-        raise GlipError(f"{error.name} is not installed: pip install 'glip[serve]'") from None
+    with needs(args.verb):
+        make = load()
     from glip.detector import Detector
     from glip.signals import GracefulStop
 
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.create_server((config.host, config.port), family=family, backlog=256) as listener:
+    with _listen(config) as listener:
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
         detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
         shown = f"[{config.host}]" if ":" in config.host else config.host
-        hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else "/docs lists the requests"
+        hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else hint
         print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: {hint}", file=sys.stderr)
         with GracefulStop(at_once="every request that had begun was answered"):
-            serve(detectors, config, listener)
+            make(detectors, config).run(sockets=[listener])
     return 0
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family, backlog=256)
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0]
+        raise ConfigError(
+            f"--port {config.port}: cannot listen there on {config.host} ({why}): give another, or 0 for any free one"
+        ) from None
 
 
 def _is_loopback(host: str) -> bool:

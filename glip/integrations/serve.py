@@ -5,7 +5,7 @@ import html
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -190,8 +190,20 @@ def _page_parts(paths: Mapping[str, Any]) -> Iterator[str]:
                 yield f"<p><b>{name}</b>: {html.escape(one['description'])}</p>"
 
 
-def serve(detectors: Mapping[str, Detector], config: ServeConfig, listener: socket.socket) -> None:
-    """Answer on a listening socket until SIGINT or SIGTERM, then finish what has begun."""
+class _Server(uvicorn.Server):
+    """Runs until SIGINT or SIGTERM, then finishes what has begun."""
+
+    on_stop: Callable[[], object] = staticmethod(lambda: None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams that have no end, then wait for the others."""
+        self.on_stop()
+        await super().shutdown(sockets)
+
+
+def http_server(app: Guard, on_stop: Callable[[], object] | None = None) -> uvicorn.Server:
+    """A server whose ``run(sockets=[...])`` answers until SIGINT or SIGTERM, then finishes what has begun."""
     settings: dict[str, Any] = {"http": Connection, "ws": "none", "log_level": "warning", "access_log": False}
-    settings |= {"server_header": False, "proxy_headers": False}
-    uvicorn.Server(uvicorn.Config(create_app(detectors, config), **settings)).run(sockets=[listener])
+    server = _Server(uvicorn.Config(app, server_header=False, proxy_headers=False, **settings))
+    server.on_stop = on_stop or server.on_stop
+    return server

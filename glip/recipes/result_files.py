@@ -140,7 +140,7 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
 
         def add(item: Item, found: Detections) -> None:
             place, phrases = Path(os.path.abspath(item.source)), tuple((label,) for label in found.labels.tolist())
-            words, size = None if listed else prompt, item.image.size
+            words, size = None if listed else prompt, found.size[::-1]
             sample = Sample(place, found.boxes.cpu(), phrases, vocabulary, words, size=size)
             scores = tuple(round(score, 4) for score in found.scores.tolist())
             masks = tuple(found.to_rle())

@@ -1,9 +1,15 @@
 """Each adapter runs through its own tool; a snippet of docs/integrations.md is run as a reader would run it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from test_docs import ROOT, blocks
+
+from glip.config import InferenceConfig
+from glip.model.adapt import Adaptation
+from glip.structures import Prompt
 
 
 @pytest.fixture
@@ -21,3 +27,14 @@ def run_docs(tmp_path, monkeypatch) -> Callable[[str], dict[str, object]]:
         return names
 
     return run
+
+
+@pytest.fixture(scope="module")
+def detectors(tiny_detector):
+    """The model and a task of it; a GLIP that answers in no time."""
+    detector = tiny_detector.resized(64)
+    detector.config = replace(detector.config, inference=InferenceConfig(threshold=0.0, max_detections=7))
+    prompt = Prompt.from_names(["a tree", "a house"])
+    offsets = torch.randn_like(detector.encode_text(prompt).hidden[0])
+    task = Adaptation("prompt", "tiny", detector.fingerprint, ("oak", "home"), prompt, offsets)
+    return {"": detector, "plants": detector.adapted(task)}

@@ -25,7 +25,6 @@ import httpx
 from starlette.testclient import TestClient
 
 from glip.cli.main import main
-from glip.config import InferenceConfig
 from glip.errors import GlipError, ImageError
 from glip.integrations.batching import Batcher
 from glip.integrations.guard import Guard, Metrics
@@ -33,7 +32,7 @@ from glip.integrations.label_studio_backend import ImageSource
 from glip.integrations.messages import Question, to_record
 from glip.integrations.serve import create_app
 from glip.integrations.serve_options import ServeConfig
-from glip.model.adapt import Adaptation, save_adaptation
+from glip.model.adapt import save_adaptation
 from glip.structures import Detections, Prompt
 
 NAMES = ["red house", "tree"]
@@ -50,17 +49,6 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 def text_of(image: Image.Image) -> str:
     return base64.b64encode(encoded(image)).decode()
-
-
-@pytest.fixture(scope="module")
-def detectors(tiny_detector):
-    """The model and a task of it; a GLIP that answers in no time."""
-    detector = tiny_detector.resized(64)
-    detector.config = replace(detector.config, inference=InferenceConfig(threshold=0.0, max_detections=7))
-    prompt = Prompt.from_names(["a tree", "a house"])
-    offsets = torch.randn_like(detector.encode_text(prompt).hidden[0])
-    task = Adaptation("prompt", "tiny", detector.fingerprint, ("oak", "home"), prompt, offsets)
-    return {"": detector, "plants": detector.adapted(task)}
 
 
 @pytest.fixture(scope="module")
