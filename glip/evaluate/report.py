@@ -14,8 +14,9 @@ from glip.files import atomic_write, write_json
 from glip.provenance import made
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
-HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10")
-_COMPARED, _ENDS = ("AP", "AP50", "Fixed AP", "R@1"), ("low (95 %)", "high (95 %)")
+HEADLINES = ("AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.01", "IL_MCC", "R@1", "R@5", "R@10")
+_COMPARED = ("AP", "AP50", "Fixed AP", "AP at false positive rate 0.01", "IL_MCC", "R@1")
+_ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
 Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
