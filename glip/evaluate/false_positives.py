@@ -52,7 +52,12 @@ class FalsePositives:
         there, absent = (best if name is None else best[names == name] for best, names in sides)
         tp, fp = (float((best >= threshold).sum()) for best in (there, absent))
         level = image_level(tp, fp, len(there) - tp, len(absent) - fp)
-        count = {"IL_recall": len(there), "IL_FPR": len(absent), "IL_F1": len(there), "IL_MCC": len(there) * len(absent)}
+        count = {
+            "IL_recall": len(there),
+            "IL_FPR": len(absent),
+            "IL_F1": len(there),
+            "IL_MCC": len(there) * len(absent),
+        }
         return {figure: level[figure] if pairs else -1.0 for figure, pairs in count.items()}
 
     def threshold_at(self, rate: float) -> float:

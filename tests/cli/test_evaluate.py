@@ -91,7 +91,10 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     assert code == 0 and "# tiny on things_boxes" in out and "red square" in out, err
     folder = written(tmp_path / "results", "things_boxes")
     report = report_of(folder)
-    plots, page = ["curves.png", "confidence.png", "confusion.png", "absent.png", "worst.png"], (folder / "report.md").read_text()
+    plots, page = (
+        ["curves.png", "confidence.png", "confusion.png", "absent.png", "worst.png"],
+        (folder / "report.md").read_text(),
+    )
     assert report["plots"] == plots and all(f"![{name}]({name})" in page for name in plots)
     assert report["made"].keys() >= {"date", "command", "versions"} and f"Made on {report['made']['date'][:10]}" in page
     assert "| all classes |" in out and "Made on" not in out
