@@ -30,15 +30,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_010,
+    "cli": 1_040,
     "config": 390,
     "console": 60,
     "data": 4_580,
-    "detector": 380,
+    "detector": 390,
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 2_570,
+    "evaluate": 2_660,
     "experiment": 160,
     "files": 320,
     "geometry": 250,
@@ -47,11 +47,11 @@ BUDGETS = {  # lines of each room
     "loss": 160,
     "model": 1_970,
     "options": 80,
-    "postprocess": 130,
+    "postprocess": 160,
     "processor": 160,
     "provenance": 140,
     "pseudo": 1_360,
-    "recipes": 1_570,
+    "recipes": 1_660,
     "results": 220,
     "schema": 160,
     "shapes": 30,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_820,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 21_190, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 21_450, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

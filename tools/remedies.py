@@ -4,7 +4,7 @@
 
 Each remedy is measured on images of --val. Those that raise AP at a false positive rate of 0.01 by a twentieth, while
 AP falls by a hundredth at most, are measured once on --test, with 95 % intervals from a paired bootstrap over images.
-``--cost`` gives the time of sinks alone, on one image of 800 x 1088 and 80 names.
+``--cost`` gives the time of sinks alone: random weights of a config, one image of 800 x 1088, 80 names.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import COCO_NAMES, Row, table
+from measuring import COCO_NAMES, Row, random_detector, table
 from PIL import Image, ImageOps
 from scipy.optimize import linear_sum_assignment
 
@@ -194,7 +194,8 @@ class Scored:
         false = false_positives_of(found.pairs)
         assert false is not None, "no absent name"
         self.pairs, self.false = len(false.best), false
-        self.cgf1 = cgf1(found.pairs)
+        every = coco.pooled([replace(one, right=one.right[0]) for one in self.rankings])
+        self.best = every.best.get("threshold", AT)  # the one threshold of best F1
 
     def threshold(self, weights: np.ndarray) -> float:
         """The threshold at which the false positive rate is at most 0.01."""
@@ -207,18 +208,20 @@ class Scored:
         lowest, table = (0.0, self.threshold(weights)), list[list[float]]()
         for one in self.rankings:
             boxes, times = float(weights[one.boxes].sum()), weights[one.images]
+            if not boxes:
+                continue
             counts, shown = [int((one.scores >= threshold).sum()) for threshold in lowest], np.cumsum(times)
             right = np.cumsum(times * one.right, axis=1)
             ap = [[coco.interpolated_ap(row[:n], shown[:n], boxes) for row in right] if n else [0.0] for n in counts]
-            table += [[float(np.mean(own)) for own in ap]] if boxes else []
+            table.append([float(np.mean(own)) for own in ap])
         return np.mean(table, axis=0)
 
 
-def cgf1(pairs: Sequence[tuple[Sample, Detections]]) -> float:
-    """SA-Co's cgF1 (docs/benchmarks.md) with every (image, name) as a pair."""
+def cgf1(pairs: Sequence[tuple[Sample, Detections]], threshold: float) -> float:
+    """SA-Co's cgF1, whose threshold is 0.5, with every (image, name) as a pair."""
     overlaps, levels, right, shown, boxes = np.linspace(0.5, 0.95, 10), np.zeros((2, 2)), np.zeros(10), 0, 0
     for sample, found in pairs:
-        above = found.above(AT)
+        above = found.above(threshold)
         for label in range(len(sample.vocabulary)):
             true = sample.boxes[[label in own for own in sample.box_phrases]]
             own = above.boxes[above.labels == label]
@@ -248,41 +251,47 @@ def rescorings(found: Found) -> dict[str, Callable[[Detections], torch.Tensor]]:
     return {RESCORED[0]: lambda one: tempered(one.scores, temperature), RESCORED[1]: shifted}
 
 
-def rows(found: Mapping[str, Found], intervals: bool) -> Iterator[tuple[str, Row, np.ndarray]]:
-    """A row for each remedy, and its two figures."""
+def rows(found: Mapping[str, Found], chosen: Mapping[str, float] | None = None) -> Iterator[tuple[Row, Scored]]:
+    """A row for each remedy; with a threshold chosen for each before, intervals of what it gains."""
     scored = {name: Scored(one) for name, one in found.items()}
     base, first = scored["none"], found["none"].seconds
     count = len(found["none"].pairs)
     one, rng = np.ones(count), np.random.default_rng(0)
-    drawn = rng.multinomial(count, one / count, size=ROUNDS if intervals else 0)
+    drawn = rng.multinomial(count, one / count, size=ROUNDS if chosen else 0)
     before = np.array([base.figures(weights) for weights in drawn])
     for name, own in scored.items():
         figures = own.figures(one)
         row: Row = {"remedy": name, "AP": f"{figures[0]:.3f}", "AP at FPR .01": f"{figures[1]:.3f}"}
         row["gain"] = f"{figures[1] / base.figures(one)[1] - 1:+.0%}"
-        row |= {"cgF1": f"{own.cgf1:.3f}", "time": f"{found[name].seconds / first:.2f}"}
-        if intervals:
+        threshold = (chosen or {}).get(name, own.best)
+        row |= {"cgF1": f"{cgf1(found[name].pairs, AT):.3f}", "threshold": f"{threshold:.2f}"}
+        row["cgF1 there"] = f"{cgf1(found[name].pairs, threshold):.3f}"
+        row["time"] = f"{found[name].seconds / first:.2f}"
+        if chosen:
             gains = np.array([own.figures(weights) for weights in drawn]) - before
             for place, title in enumerate(("AP less", "at FPR .01 less")):
                 low, high = np.percentile(gains[:, place], [2.5, 97.5])
                 row[f"{title} none, 95 %"] = f"{low:+.3f} to {high:+.3f}"
-        yield name, row, figures
+        yield row, own
 
 
 def measure(detector: glip.Detector, val: Sequence[Sample], test: Sequence[Sample], only: Sequence[str]) -> None:
     """Print a table of --val, and one of --test for what pays there."""
     chosen = list(dict.fromkeys(["none", *only]))
-    found, changes = detect(detector, val, chosen), {}
+    found = detect(detector, val, chosen)
     changes = {name: change for name, change in rescorings(found["none"]).items() if name in chosen}
-    measured = list(rows(found | {name: found["none"].rescored(one) for name, one in changes.items()}, False))
-    print(f"Validation: {len(val)} images, {Scored(found['none']).pairs} (image, absent name) pairs\n")
-    print(table([row for _, row, _ in measured]))
-    base = measured[0][2]
-    paying = [name for name, _, own in measured if own[1] > GAIN * base[1] and own[0] >= LOSS * base[0]]
+    found |= {name: found["none"].rescored(change) for name, change in changes.items()}
+    measured = dict(zip(found, rows(found), strict=True))
+    print(f"Validation: {len(val)} images, {measured['none'][1].pairs} (image, absent name) pairs\n")
+    print(*table([row for row, _ in measured.values()]), sep="\n")
+    figures = {name: own.figures(np.ones(len(val))) for name, (_, own) in measured.items()}
+    base = figures["none"]
+    paying = [name for name, own in figures.items() if own[1] > GAIN * base[1] and own[0] >= LOSS * base[0]]
     found = detect(detector, test, ["none", *paying])
     found |= {name: found["none"].rescored(changes[name]) for name in paying if name in changes}
-    print(f"\nTest: {len(test)} images, {Scored(found['none']).pairs} (image, absent name) pairs\n")
-    print(table([row for _, row, _ in rows(found, True)]))
+    last = list(rows(found, {name: own.best for name, (_, own) in measured.items()}))
+    print(f"\nTest: {len(test)} images, {last[0][1].pairs} (image, absent name) pairs\n")
+    print(*table([row for row, _ in last]), sep="\n")
 
 
 def joined(names: Sequence[str], root: Path | None, images: int) -> list[Sample]:
@@ -298,8 +307,9 @@ def joined(names: Sequence[str], root: Path | None, images: int) -> list[Sample]
     return samples
 
 
-def cost(detector: glip.Detector) -> None:
-    """Print how much longer the head takes with sinks."""
+def cost(config: str) -> None:
+    """Print how much longer the head of a model with random weights takes with sinks."""
+    detector = random_detector(config, (800, 1088))
     image = detector.encode_image(Image.new("RGB", (1088, 800), "gray"))
     text = detector.encode_text(list(COCO_NAMES))
     for count in (4, 16):
@@ -315,7 +325,7 @@ def cost(detector: glip.Detector) -> None:
 def main() -> None:
     """Read the arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("model")
+    parser.add_argument("model", help="name or folder; with --cost a config, such as glip_t_c")
     several = "; of several sets each image is asked for all names"
     parser.add_argument("--val", nargs="+", metavar="SET", help=f"to choose on: class names, many absent{several}")
     parser.add_argument("--test", nargs="+", metavar="SET", help="to report on")
@@ -324,9 +334,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[*REMEDIES, *RESCORED], choices=[*REMEDIES, *RESCORED])
     parser.add_argument("--cost", action="store_true", help="the time of sinks instead")
     args = parser.parse_args()
-    detector = glip.Detector.from_pretrained(args.model)
     if args.cost:
-        return cost(detector)
+        return cost(args.model)
+    detector = glip.Detector.from_pretrained(args.model)
     measure(detector, *(joined(names, args.root, args.images) for names in (args.val, args.test)), args.only)
 
 

@@ -186,12 +186,12 @@ def draw_absent(found: FalsePositives, path: Path) -> None:
     x = np.linspace(0.0, 1.0, 101)
     levels = [found.image_level(threshold) for threshold in x.tolist()]
     titles = {"IL_recall": "recall (name present)", "IL_FPR": "false positive rate (name absent)", "IL_MCC": "MCC"}
-    with _axes(path, 6.5, 4.5) as (axes,):
+    with _axes(path, 8.5, 4.5) as (axes,):
         for figure, title in titles.items():
             axes.plot(x, [level[figure] for level in levels], label=title)
         axes.set(title="any detection of a name in an image", xlabel="score threshold", ylabel="share of pairs, or MCC")
         axes.set(xlim=(0, 1), ylim=(0, 1.05))
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_confusion(names: Sequence[str], table: np.ndarray, threshold: float, path: Path) -> None:
