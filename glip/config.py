@@ -33,7 +33,7 @@ Format = Literal[
 _THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))
 DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 
-COMPETE = "strength of competition between names, against false positives: 1 or 2; 0: off (default: the model's)"
+COMPETE = "strength of competition between names, against false positives, such as 1; 0: off (default: the model's)"
 
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
