@@ -36,6 +36,8 @@ Format = Literal[
 _THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))
 DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 
+COMPETE = "strength of competition between names, against false positives, such as 1; 0: off (default: the model's)"
+
 
 def option(default: Any, explanation: str, **limits: Any) -> Any:
     """A field with a default, one line of explanation, and limits such as ``ge=0``."""
@@ -109,6 +111,10 @@ class InferenceConfig:
     max_detections: CountOrZero = option(100, "maximum detections per image; 0: no limit")
     inclusive: bool = option(False, "boxes end on their last pixel, as in the release (COCO adds 1)")
     aggregate: Literal["mean", "max", "power"] = option("mean", "how token scores become a phrase score")
+    compete: Rate = option(0.0, "each name loses where another scores: times (1 - the best other) ^ this; 0: off")
+    temperature: float = option(
+        1.0, "scores become sigmoid(logit(score) / this): glip calibrate; 1: off", ge=0.05, le=20
+    )
 
 
 @checked
@@ -319,6 +325,7 @@ class EvaluateConfig:
     images: tuple[str, ...] = option((), "image folder, for annotation files; may be repeated")
     root: str | None = option(None, "data folder (default: environment variable GLIP_DATA, or this folder)")
     out: str | None = option(None, "output folder (default: runs/evaluate, or beside the file of --predictions)")
+    compete: Rate | None = option(None, COMPETE)
     draw: bool = option(False, "also draw curves, a confusion matrix, score histograms and the worst images")
     save_thresholds: bool = option(False, "store the threshold of best F1 of each class with the model or the task")
 

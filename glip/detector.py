@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import SupportsIndex, Unpack, cast, overload
+from typing import Any, SupportsIndex, Unpack, cast, overload
 
 import torch
 from PIL import Image
@@ -23,7 +23,7 @@ from glip.model.adapt import Adaptation, load_adaptation, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, model_fingerprint, save_pretrained
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
-from glip.postprocess import merge_chunks, postprocess
+from glip.postprocess import merge_chunks, postprocess, tempered
 from glip.processor import Processor, in_order
 from glip.schema import parse
 from glip.structures import Detections
@@ -163,6 +163,16 @@ class Detector:
         resized = replace(image, min_size=side, max_size=round(image.max_size * side / image.min_size))
         twin.config = replace(self.config, image=resized)
         twin.processor = Processor(twin.config, self.processor.tokenizer)
+        return twin
+
+    def with_inference(self, **changes: Any) -> "Detector":
+        """A second detector of the same weights with other defaults, such as ``compete=2`` (``InferenceConfig``).
+
+        Raises:
+            GlipError: an unknown option, or a value out of range.
+        """
+        twin = copy.copy(self)
+        twin.config = replace(self.config, inference=with_options(self.config.inference, **changes))
         return twin
 
     @cached_property
@@ -354,7 +364,9 @@ class Detector:
             results = self._predict(image, text, rows, per_pass, token_scores)
             for (index, first, _), found in zip(piece, results, strict=True):
                 parts[index].append(replace(found, labels=found.labels + first, prompt=text.prompts[owners[index]]))
+        temperature = 1.0 if text.tuned else config.temperature  # which is of the untuned scores
         merged = [merge_chunks(own, config) for own in parts]
+        merged = [replace(found, scores=tempered(found.scores, temperature)) for found in merged]
         return [found.select(found.scores >= own[found.labels]) for found, own in zip(merged, limits, strict=True)]
 
     def _predict(

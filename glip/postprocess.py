@@ -7,7 +7,9 @@ threshold *before* centerness, are ranked with it, decoded, clipped, suppressed 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -17,6 +19,8 @@ from glip.geometry.boxes import clip, scale, suppress
 from glip.shapes import Float, Int, Tensor
 from glip.structures import Detections, Outputs, Size, TextBatch
 from glip.text.prompt import NEGATIVE
+
+S = TypeVar("S", float, np.ndarray, Tensor)
 
 
 def postprocess(
@@ -62,6 +66,30 @@ def phrase_scores(
     return torch.stack(columns, dim=1)
 
 
+def compete(
+    scores: Float[Tensor, "loc phrase"], classes: Sequence[int], strength: float
+) -> Float[Tensor, "loc phrase"]:
+    """Scores times (1 - the best score of another class at the location) ** ``strength``.
+
+    A region that answers to two names is less certain to be either. Phrases of one class do not compete, negatives do.
+    """
+    numbers, own = torch.tensor(classes, device=scores.device).unique(return_inverse=True)
+    if len(numbers) == 1:
+        return scores
+    best = scores.new_zeros(len(scores), len(numbers)).scatter_reduce(1, own.expand_as(scores), scores, "amax")
+    top, winner = best.topk(2, dim=1)
+    rival = torch.where(winner[:, :1] == own, top[:, 1:], top[:, :1])
+    return scores * (1 - rival) ** strength
+
+
+def tempered(scores: S, temperature: float) -> S:
+    """Scores s as sigmoid(logit(s) / temperature), also of 0 and 1; their order stays."""
+    if temperature == 1:
+        return scores
+    odds = scores ** (1 / temperature), (1 - scores) ** (1 / temperature)
+    return odds[0] / (odds[0] + odds[1])
+
+
 def find_candidates(
     outputs: Outputs, index: int, text: TextBatch, size: Size, config: InferenceConfig
 ) -> tuple[Detections, Int[Tensor, " det"]]:
@@ -70,6 +98,8 @@ def find_candidates(
     Boxes are in resized pixels, not suppressed yet; the second result is the location of each.
     """
     scores = phrase_scores(outputs.token_logits[index], text.phrase_tokens[index], config.aggregate)
+    if config.compete:
+        scores = compete(scores, text.prompts[index].classes, config.compete)
     centerness = outputs.centerness[index].float().sigmoid()
     place, label = (scores > config.candidate_threshold).nonzero(as_tuple=True)
     rank = scores[place, label] * centerness[place]

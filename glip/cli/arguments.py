@@ -205,6 +205,12 @@ def _evaluate(parser: Parser) -> None:
     add_options(parser, EvaluateConfig, "evaluation")
 
 
+def _calibrate(parser: Parser) -> None:
+    parser.add_argument("model", help="model folder; the temperature is stored in its config.json")
+    parser.add_argument("name", metavar="SET", help="dataset or annotation file with boxes, not trained on")
+    _add_shared(parser, "--images", "--root", "--device")
+
+
 def _label(parser: Parser) -> None:
     parser.add_argument("model", help=f"teacher: {_MODEL}")
     parser.add_argument("captions", help=f"{_SHARED['captions']['help']}; with --names a folder of images")
@@ -298,6 +304,7 @@ VERBS = {
     "train": ("train a model", _train),
     "tune": ("adapt a model to a task: prompt tuning, linear probe, full fine-tuning, few-shot", _tune),
     "evaluate": ("evaluate a model with the official metrics of each dataset", _evaluate),
+    "calibrate": ("make scores say how often detections are right, by a validation set", _calibrate),
     "label": ("pseudo-label images with a teacher model: the noun phrases of their captions, or class names", _label),
     "select": ("filter pseudo-labels by score, overlap and size", _select),
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
     sources = find_images(args.images, config)
     detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
+    detector = detector.with_inference(compete=config.compete)
     if args.model == "glip-nano" and not args.task and not config.quiet:
         print(_NANO, file=sys.stderr)
     segment = Segmenter.from_pretrained(config.masks, device=args.device) if config.masks else None

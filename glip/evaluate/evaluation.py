@@ -76,6 +76,7 @@ def evaluate(
     for model in models:
         with _all_or_none(gather):
             detector = Detector.from_pretrained(model, task=config.task, device=device, dtype=config.dtype)
+            detector = detector.with_inference(compete=config.compete)
         # two trainings of one config differ in their weights
         label = file_name(_named(detector).name) + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
         folder = out / (label + (f"-task-{_task_of(detector)[:6]}" if config.task else ""))

@@ -11,21 +11,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from glip.evaluate.columns import UNKNOWN, GroundTruth, Results, to_arrays
+from glip.evaluate.image_level import image_level
 from glip.shapes import Float, Int
 from glip.structures import Detections, Sample
 
 RATES = (0.05, 0.01)  # at which AP is reported
+AT = 0.5  # the threshold of the image-level figures, as in SA-Co
 
 
 @dataclass(frozen=True)
 class FalsePositives:
     """For every (image, absent name) pair the score of its best detection, -inf where there is none.
 
-    ``images[i]`` is the image of pair ``i``; ``lowest`` is the lowest score of any detection.
+    ``images[i]`` and ``names[i]`` are those of pair ``i``; ``lowest`` is the lowest score of any detection. ``found``
+    has the best score of every (image, present name) pair, of the names ``found_names``.
     """
 
     best: Float[np.ndarray, " pair"]
     images: Int[np.ndarray, " pair"]
+    names: Int[np.ndarray, " pair"]
+    found: Float[np.ndarray, " there"]
+    found_names: Int[np.ndarray, " there"]
     lowest: float = 0.0
 
     def rate(self, threshold: float) -> float:
@@ -35,6 +41,24 @@ class FalsePositives:
     def image_rate(self, threshold: float) -> float:
         """Share of the images with such a detection, among those with an absent name."""
         return len(np.unique(self.images[self.best >= threshold])) / len(np.unique(self.images))
+
+    def image_level(self, threshold: float, name: int | None = None) -> dict[str, float]:
+        """SA-Co's image-level figures at a threshold, over all names or of one; -1 for those over no pair.
+
+        They ask whether a name has any detection in an image, wherever it is: ``IL_recall`` where it is present,
+        ``IL_FPR`` where it is absent, ``IL_F1`` and ``IL_MCC`` over both.
+        """
+        sides = ((self.found, self.found_names), (self.best, self.names))
+        there, absent = (best if name is None else best[names == name] for best, names in sides)
+        tp, fp = (float((best >= threshold).sum()) for best in (there, absent))
+        level = image_level(tp, fp, len(there) - tp, len(absent) - fp)
+        count = {
+            "IL_recall": len(there),
+            "IL_FPR": len(absent),
+            "IL_F1": len(there),
+            "IL_MCC": len(there) * len(absent),
+        }
+        return {figure: level[figure] if pairs else -1.0 for figure, pairs in count.items()}
 
     def threshold_at(self, rate: float) -> float:
         """The lowest threshold whose false positive rate is at most ``rate``, from 0 to below 1.
@@ -53,14 +77,16 @@ def false_positives(truth: GroundTruth, results: Results) -> FalsePositives | No
     A category is absent where it has no box, or, where the ground truth has ``negatives``, where those say so. None
     where no category is known to be absent from any image, as in a set with one name that is everywhere.
     """
-    absent = ~truth.present if truth.negatives is None else truth.negatives & ~truth.present
+    present = truth.present
+    absent = ~present if truth.negatives is None else truth.negatives & ~present
     if not absent.any():
         return None
     known = results.select(results.categories != UNKNOWN)
     best = np.full(absent.shape, -np.inf)
     np.maximum.at(best, (known.images, known.categories), known.scores)
     lowest = float(known.scores.min()) if len(known) else 0.0
-    return FalsePositives(best[absent], np.nonzero(absent)[0], lowest)
+    images, names = np.nonzero(absent)
+    return FalsePositives(best[absent], images, names, best[present], np.nonzero(present)[1], lowest)
 
 
 def false_positives_of(pairs: Iterable[tuple[Sample, Detections]]) -> FalsePositives | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from glip.evaluate.coco import Ranking, pooled
+from glip.evaluate.false_positives import FalsePositives
 from glip.geometry.boxes import iou
 from glip.lettering import BLUE, GREEN, RED, TextRun, legible
 from glip.structures import Detections, Sample
@@ -178,6 +179,19 @@ def draw_confidence(names: Sequence[str], rankings: Sequence[Ranking], path: Pat
         if every.best:
             panels[0].set_title("F1: best {F1:.2f} at {threshold:.2f} over all classes".format(**every.best))
             panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+
+
+def draw_absent(found: FalsePositives, path: Path) -> None:
+    """Image-level figures by the score threshold: false positive rate, recall and MCC."""
+    x = np.linspace(0.0, 1.0, 101)
+    levels = [found.image_level(threshold) for threshold in x.tolist()]
+    titles = {"IL_recall": "recall (name present)", "IL_FPR": "false positive rate (name absent)", "IL_MCC": "MCC"}
+    with _axes(path, 8.5, 4.5) as (axes,):
+        for figure, title in titles.items():
+            axes.plot(x, [level[figure] for level in levels], label=title)
+        axes.set(title="any detection of a name in an image", xlabel="score threshold", ylabel="share of pairs, or MCC")
+        axes.set(xlim=(0, 1), ylim=(0, 1.05))
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def draw_confusion(names: Sequence[str], table: np.ndarray, threshold: float, path: Path) -> None:

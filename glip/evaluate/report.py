@@ -16,13 +16,13 @@ from glip.provenance import made
 
 NOTHING = -1.0  # a figure over nothing: no category of that kind has a box
 HEADLINES = (
-    *("NMS-AP", "AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.05", "R@1", "R@5", "R@10"),
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "Fixed APr", "AP at false positive rate 0.01", "R@1", "R@5", "R@10"),
     *("P@1 (GIoU)", "P@5 (GIoU)", "P@10 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
     *("cgF1", "IL_MCC", "IL_F1", "IL_FPR", "positive_micro_F1", "AP presence", "AP absence", "AP categ", "AP descr"),
 )
 _COMPARED = (
-    *("NMS-AP", "AP", "AP50", "Fixed AP", "R@1", "P@1 (GIoU)", "P@1 (IoU)", "F1=1", "N_acc", "T_acc"),
-    *("cgF1", "IL_MCC", "positive_micro_F1"),
+    *("NMS-AP", "AP", "AP50", "Fixed AP", "AP at false positive rate 0.01", "R@1", "P@1 (GIoU)", "P@1 (IoU)"),
+    *("F1=1", "N_acc", "T_acc", "cgF1", "IL_MCC", "positive_micro_F1"),
 )
 _ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses

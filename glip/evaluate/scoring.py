@@ -24,8 +24,8 @@ from glip.evaluate.expressions import (
     precision,
     read_found,
 )
-from glip.evaluate.false_positives import RATES, false_positives
-from glip.evaluate.figures import draw_confidence, draw_confusion, draw_curves, draw_worst
+from glip.evaluate.false_positives import AT, RATES, FalsePositives, false_positives
+from glip.evaluate.figures import draw_absent, draw_confidence, draw_confusion, draw_curves, draw_worst
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.ovdeval import nms_figures
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
@@ -35,6 +35,7 @@ from glip.files import write_json
 from glip.structures import Sample
 
 CURVES, CONFIDENCE, CONFUSION, WORST = "curves.png", "confidence.png", "confusion.png", "worst.png"
+ABSENT = "absent.png"
 PER_IMAGE = 300  # detections of an image that LVIS's standard AP counts
 Predictions = Iterable[tuple[Sample, Prediction]]
 
@@ -192,9 +193,21 @@ def _score_boxes(
     report.tables["Per category"] = rows
     if report.score:
         _add_thresholds(report, benchmark, truth, results, folder)
-    found = false_positives(truth, results)
-    if found is None:
-        return
+    if found := false_positives(truth, results):
+        _add_absent(report, truth, found, results, score_some)
+        if folder:
+            draw_absent(found, folder / ABSENT)
+            report.plots.append(ABSENT)
+
+
+def _add_absent(
+    report: Report,
+    truth: GroundTruth,
+    found: FalsePositives,
+    results: Results,
+    score_some: Callable[[Results], Score],
+) -> None:
+    """What happens where a name is absent: AP where false positives are rare, image-level figures, by class too."""
     rates, known = list[Row](), results.select(results.categories != UNKNOWN)
     for allowed in RATES:
         threshold = found.threshold_at(allowed)
@@ -202,9 +215,16 @@ def _score_boxes(
         report.figures[f"AP at false positive rate {allowed:g}"] = scored.ap
         row = {"false positive rate at most": allowed, "threshold": threshold, "rate": found.rate(threshold)}
         rates.append({**row, "AP": scored.ap, "AP50": scored.ap50})
+    level = found.image_level(AT)
+    report.figures |= {figure: level[figure] for figure in ("IL_MCC", "IL_F1", "IL_FPR")}
+    report.figures["images with a false positive"] = found.image_rate(AT)
     report.tables["False positives on absent names"] = rates
-    report.tables["False positive rate by threshold"] = [
-        {"threshold": step / 20, "rate": found.rate(step / 20)} for step in range(1, 20)
+    report.tables["Image-level figures by threshold"] = [
+        {"threshold": step / 20, **found.image_level(step / 20), "images": found.image_rate(step / 20)}
+        for step in range(1, 20)
+    ]
+    report.tables[f"Image-level figures by class (threshold {AT})"] = [
+        {"name": name, **found.image_level(AT, index)} for index, name in enumerate(truth.names)
     ]
 
 

@@ -153,8 +153,12 @@ def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> Non
         CheckpointError: no model folder.
     """
     config = _read_config(Path(folder))
-    thresholds = {**config.thresholds, **thresholds}
-    write_json(Path(folder) / CONFIG, to_dict(replace(config, thresholds=thresholds)))
+    store_config(folder, replace(config, thresholds={**config.thresholds, **thresholds}))
+
+
+def store_config(folder: str | Path, config: ModelConfig) -> None:
+    """Write the config of a model folder again, such as with another temperature."""
+    write_json(Path(folder) / CONFIG, to_dict(config))
     renew(Path(folder) / CONFIG)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from glip.config import DTYPE, Count, CountOrZero, Dtype, Share, Side, option
+from glip.config import COMPETE, DTYPE, Count, CountOrZero, Dtype, Rate, Share, Side, option
 from glip.schema import checked
 
 Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
@@ -15,6 +15,7 @@ class DetectConfig:
     threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
     nms: Share | None = option(None, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
     max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
+    compete: Rate | None = option(None, COMPETE)
     image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
     tile: Side | None = option(None, "also detect in tiles of this side in pixels, for small things in large images")
     overlap: float = option(0.2, "share of a tile's side that it shares with the next one", ge=0, le=0.8)

@@ -29,7 +29,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     from glip.model.weights import pretrained_config  # late: glip config needs no torch where nothing is started from
 
     config = pretrained_config(start)
-    inference = replace(config.inference, inclusive=False)  # as our readers give boxes
+    inference = replace(config.inference, inclusive=False, temperature=1.0)  # boxes as our readers give them
     name = Path(stated.train.output).resolve().name
-    usual = to_dict(replace(config, inference=inference, thresholds={}, name=name))  # thresholds are of its weights
+    usual = to_dict(
+        replace(config, inference=inference, thresholds={}, name=name)
+    )  # like the temperature, of its weights
     return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})

@@ -15,7 +15,8 @@ NONE = -np.inf
 
 
 def alarms(*best: float) -> FalsePositives:
-    return FalsePositives(np.array(best), np.arange(len(best)))
+    pairs, nothing = np.arange(len(best)), np.zeros(0, dtype=int)
+    return FalsePositives(np.array(best), pairs, np.zeros_like(pairs), nothing.astype(float), nothing)
 
 
 def results(*rows: tuple[int, int, float]) -> Results:
@@ -44,6 +45,26 @@ def test_by_hand():
     assert found.images.tolist() == [0, 0, 1, 1, 1]
     assert found.rate(0.5) == pytest.approx(1 / 5) and found.rate(0.1) == found.rate(0.0) == pytest.approx(2 / 5)
     assert found.image_rate(0.5) == pytest.approx(1 / 2) and found.image_rate(0.95) == 0.0
+
+
+def test_image_level_figures_by_hand():
+    """Two present pairs, one found; three absent, two of them with a false positive."""
+    first, second = sample(["cat", "dog"], [(A, 0)]), sample(["cat", "dog", "cow"], [(A, 1)])
+    pairs = [
+        (first, detections(first, [(B, 0.5, 0), (A, 0.7, 1)])),  # wherever the cat is found: it is there
+        (second, detections(second, [(A, 0.6, 0), (A, 0.49, 1)])),
+    ]
+    found = false_positives_of(pairs)
+    assert found is not None
+    # categories are sorted: cat, cow, dog
+    assert found.image_level(0.5) == pytest.approx(
+        {"IL_recall": 1 / 2, "IL_FPR": 2 / 3, "IL_F1": 2 / 5, "IL_MCC": (1 * 1 - 2 * 1) / 6}, abs=1e-5
+    )
+    assert found.image_level(0.5, 0) == pytest.approx(
+        {"IL_recall": 1.0, "IL_FPR": 1.0, "IL_F1": 2 / 3, "IL_MCC": 0.0}, abs=1e-5
+    )
+    assert found.image_level(0.5, 1) == {"IL_recall": -1, "IL_FPR": 0.0, "IL_F1": -1, "IL_MCC": -1}, "never there"
+    assert found.image_level(0.0)["IL_recall"] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_set_whose_names_are_everywhere_says_nothing():
