@@ -134,7 +134,7 @@ def _detect(parser: Parser) -> None:
         help="image files, folders or patterns such as 'photos/*.jpg', URLs, videos or a webcam's number, then what to "
         "find: 'a red bus. a cyclist', or 'a red bus' 'a cyclist' (no prompt with --caption or --task)",
     )
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
+    parser.add_argument("--model", help=f"{_MODEL} (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--caption", metavar="SENTENCE", help="detect the objects that a sentence mentions")
     instead.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: detect its classes")
