@@ -264,6 +264,10 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
 
 
+def _models(parser: Parser) -> None:
+    parser.add_argument("--files", action="store_true", help="print the address and the sha256 of each file instead")
+
+
 def _verify(parser: Parser) -> None:
     text = "folder that glip has written (a run, labels, a model), a file in it, or a name such as glip-nano"
     parser.add_argument("target", metavar="FOLDER", help=text)
@@ -293,6 +297,7 @@ VERBS = {
     "select": ("filter pseudo-labels by score, overlap and size", _select),
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),
+    "models": ("list the checkpoints that can be loaded, with data, licence and published figures", _models),
     "convert": ("convert a checkpoint to glip's format", _convert),
     "verify": ("compare results, models and their data with the checksums from when they were written", _verify),
     "export": ("export a model to ONNX or torch.export, to run it elsewhere", _export),
