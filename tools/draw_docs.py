@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 from drawn_world.icons import COLOURS, KINDS
 from drawn_world.scenes import Thing, draw_scene
 from drawn_world.words import is_novel
+from PIL import Image, ImageDraw
 
 import glip
 from glip.data.catalog import find_set, read_set

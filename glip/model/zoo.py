@@ -13,37 +13,21 @@ TABLE = "models.yaml"
 
 @checked
 class Checkpoint:
-    """A checkpoint. Figures are texts, "" where none is published for this file.
+    """A checkpoint; figures are percent as published for this very file, "" where they are not."""
 
-    Args:
-        origin: who made the file: glip, release or mmdetection.
-        licence: of the code and, as far as stated, of the weights.
-        figures: where the figures are from.
-        parameters: millions.
-        data: what it was trained on.
-        name: what ``--model`` takes; "" for a file that is given by its path.
-        file: its public name; "" for what the package contains.
-        address: where the file is; ends with "/".
-        size: of the file.
-        coco: zero-shot AP on COCO val2017, percent.
-        lvis: zero-shot AP on LVIS minival.
-        rare: APr there.
-        sha256: the checksum or its first digits; "" where unknown.
-    """
-
-    origin: str
-    licence: str
-    figures: str
-    parameters: float
-    data: str
-    name: str = ""
-    file: str = ""
-    address: str = ""
-    size: str = ""
-    coco: str = ""
-    lvis: str = ""
-    rare: str = ""
-    sha256: str = ""
+    origin: str  # who made the file: glip, release or mmdetection
+    licence: str  # of the repository
+    figures: str  # where they are from
+    parameters: float  # millions
+    data: str  # what it was trained on
+    name: str = ""  # what --model takes; "" for a file that is given by its path
+    file: str = ""  # its public name; "" for what the package contains
+    address: str = ""  # of its folder
+    size: str = ""  # of the file
+    coco: str = ""  # zero-shot AP on COCO val2017
+    lvis: str = ""  # zero-shot Fixed AP on LVIS minival
+    rare: str = ""  # APr there
+    sha256: str = ""  # or its first digits
 
 
 @cache

@@ -155,7 +155,7 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
 
 @contextmanager
 def write_yolo_texts(folder: Path, images: Sequence[Source], prompt: Prompt) -> Iterator[Add]:
-    """A text for each image, also for one without detections, a link to it, and the names of the classes beside them."""
+    """A text for each image, also for one without detections, with a link to it, and the names of the classes."""
     names = output_names(images, folder, ".txt")
     begin_run(folder, {"classes": prompt.texts})  # refuses a folder with those of other classes
     with atomic_write(folder / CLASSES) as text:

@@ -1,4 +1,4 @@
-"""The table of checkpoints: what it says is what the docs print, and a downloaded file is compared with its checksum."""
+"""The table of checkpoints is true and in the docs; a downloaded file is compared with its checksum."""
 
 import re
 from dataclasses import replace
