@@ -128,7 +128,8 @@ def draw_movie(model: str, out: Path) -> None:
     for file, prompt in MOVIE:
         image = Image.open(DOCS / "images" / file).convert("RGB")
         image = image.resize((image.width * HEIGHT // image.height, HEIGHT), Image.Resampling.LANCZOS)
-        found, first = None, len(frames)
+        found: Detections | None = None
+        first = len(frames)
         for end in range(len(prompt) + 1):
             frames.append(movie_frame(image, f"{prompt[:end]}|", found))
             times.append(TYPED)
