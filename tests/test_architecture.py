@@ -100,6 +100,7 @@ READS_CONFIG = {
     "model/language.py",
     "model/release.py",
     "model/weights.py",
+    "model/zoo.py",
     "options.py",
     "postprocess.py",
     "processor.py",

@@ -2,6 +2,7 @@
 
     python tools/draw_docs.py demo docs/images        the images of the README and its example of one's own boxes
     python tools/draw_docs.py curve docs/images/nano_curve.png --runs runs/nano_base runs/nano
+    python tools/draw_docs.py movie docs/images/detect.gif          the moving image of the README
     python tools/draw_docs.py sheet docs/images/nano_sheet.jpg
     python tools/draw_docs.py task DATA/drawn_words [--images 160 40 80] [--seed 0]
 
@@ -20,15 +21,18 @@ import numpy as np
 from drawn_world.icons import COLOURS, KINDS
 from drawn_world.scenes import Thing, draw_scene
 from drawn_world.words import is_novel
+from PIL import Image, ImageDraw
 
 import glip
 from glip.data.catalog import find_set, read_set
 from glip.evaluate.figures import found_sample
 from glip.evaluate.run import detect_all
 from glip.files import read_jsonl, write_json
-from glip.structures import Sample
-from glip.visualize import contact_sheet, save_image
+from glip.lettering import ink, palette, put, width_of
+from glip.structures import Detections, Sample
+from glip.visualize import PAPER, contact_sheet, save_image
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 STREET = (
     Thing("sun", "yellow", "plain", (392, 18, 470, 96)),
     Thing("cloud", "white", "plain", (70, 26, 190, 88)),
@@ -46,6 +50,12 @@ SHELF = (
     Thing("boat", "green", "plain", (172, 32, 262, 112)),
     Thing("triangle", "black", "plain", (310, 40, 380, 106)),
 )
+MOVIE = (  # image and prompt of each scene
+    ("street.png", "a red house. a tree. a car. the sun"),
+    ("shelf.png", "a red heart. a blue cup. a fish. a star"),
+)
+WIDTH, HEIGHT, BAR, LETTERS, TAGS = 640, 394, 58, 28, 21  # of the movie, pixels: the image, the prompt above, letters
+TYPED, FOUND, HELD = 50, 350, 1800  # milliseconds that a letter, a phrase and all boxes are shown
 EXAMPLE = (("red", "key"), ("blue", "bell"), ("green", "umbrella"))  # the classes of the README's example
 WORDS = ("blicket", "dax", "fep", "gorp", "kiki", "modi", "toma", "wug")  # the classes of the task
 SIDES, THINGS, SIZE = (160, 221), (3, 6), (36, 72)  # pixels, things in an image, pixels of a thing of the task
@@ -57,15 +67,17 @@ Look = tuple[str, str]  # colour and kind
 def main() -> None:
     """Draw one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "curve", "sheet", "task"))
-    parser.add_argument("out", type=Path, help="a folder for demo and task, a file for curve and sheet")
+    parser.add_argument("what", choices=("demo", "movie", "curve", "sheet", "task"))
+    parser.add_argument("out", type=Path, help="a folder for demo and task, a file for the others")
     parser.add_argument("--runs", nargs="+", type=Path, help="folders with a metrics.jsonl, for curve")
-    parser.add_argument("--model", default="glip-nano", help="for sheet")
+    parser.add_argument("--model", default="glip-nano", help="for movie and sheet")
     parser.add_argument("--images", type=int, nargs=3, default=(160, 40, 80), metavar="N", help="for task, by split")
     parser.add_argument("--seed", type=int, default=0, help="for task")
     args = parser.parse_args()
     if args.what == "demo":
         draw_demo(args.out)
+    elif args.what == "movie":
+        draw_movie(args.model, args.out)
     elif args.what == "curve":
         draw_curve(args.runs, args.out)
     elif args.what == "sheet":
@@ -108,6 +120,43 @@ def draw_demo(folder: Path) -> None:
         drawn.append((f"{number}.jpg", (240, 240), things, number))
     names = [" ".join(look) for look in EXAMPLE]
     save_set(folder / "example" / "images", folder / "example" / "boxes.json", names, EXAMPLE, drawn, 90)
+
+
+def draw_movie(model: str, out: Path) -> None:
+    """Prompts typed letter by letter; with each phrase the boxes that the model finds for the prompt so far appear."""
+    detector, frames, times = glip.Detector.from_pretrained(model), list[Image.Image](), list[int]()
+    for file, prompt in MOVIE:
+        image = Image.open(DOCS / "images" / file).convert("RGB")
+        image = image.resize((image.width * HEIGHT // image.height, HEIGHT), Image.Resampling.LANCZOS)
+        found: Detections | None = None
+        first = len(frames)
+        for end in range(len(prompt) + 1):
+            frames.append(movie_frame(image, f"{prompt[:end]}|", found))
+            times.append(TYPED)
+            if prompt[end : end + 1] in (".", ""):
+                found = detector(image, prompt[:end])
+                frames.append(movie_frame(image, prompt[:end], found))
+                times.append(FOUND)
+        times[-1], colours = HELD, frames[-1].quantize(256)
+        frames[first:] = [one.quantize(palette=colours, dither=Image.Dither.NONE) for one in frames[first:]]
+    frames[0].save(out, save_all=True, append_images=frames[1:], duration=times, loop=0, optimize=True)
+
+
+def movie_frame(image: Image.Image, prompt: str, found: Detections | None) -> Image.Image:
+    """The prompt above the image, the boxes with large tags in it."""
+    canvas = Image.new("RGB", (WIDTH, BAR + HEIGHT), PAPER)
+    left = (WIDTH - image.width) // 2
+    canvas.paste(image, (left, BAR))
+    pen = ImageDraw.Draw(canvas)
+    put(pen, (14, 10), prompt, LETTERS, (20, 20, 24))
+    names = found.prompt.texts if found else ()
+    for (x1, y1, x2, y2), score, label, phrase in reversed(list(found or ())):
+        colour, text = palette(names)[label], f"{phrase} {score:.2f}"
+        x, y = left + x1, max(BAR + y1 - TAGS - 8, BAR)
+        pen.rectangle((x, BAR + y1, left + x2, BAR + y2), outline=colour, width=4)
+        pen.rectangle((x, y, x + width_of(text, TAGS) + 10, y + TAGS + 8), fill=colour)
+        put(pen, (x + 5, y + 2), text, TAGS, ink(colour))
+    return canvas
 
 
 def draw_curve(runs: list[Path], out: Path) -> None:

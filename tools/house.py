@@ -45,7 +45,7 @@ BUDGETS = {  # lines of each room
     "integrations": 1_740,
     "lettering": 250,
     "loss": 160,
-    "model": 1_970,
+    "model": 2_030,
     "options": 80,
     "postprocess": 160,
     "processor": 160,

@@ -134,7 +134,7 @@ def _detect(parser: Parser) -> None:
         help="image files, folders or patterns such as 'photos/*.jpg', URLs, videos or a webcam's number, then what to "
         "find: 'a red bus. a cyclist', or 'a red bus' 'a cyclist' (no prompt with --caption or --task)",
     )
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
+    parser.add_argument("--model", help=f"{_MODEL} (default: glip-nano)")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--caption", metavar="SENTENCE", help="detect the objects that a sentence mentions")
     instead.add_argument("--task", metavar="FILE", help="task.safetensors from glip tune: detect its classes")
@@ -278,6 +278,10 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("--add-fusion", action="store_true", help=f"{text} (head.fusion_gate tanh)")
 
 
+def _models(parser: Parser) -> None:
+    parser.add_argument("--files", action="store_true", help="print the address and the sha256 of each file instead")
+
+
 def _verify(parser: Parser) -> None:
     text = "folder that glip has written (a run, labels, a model), a file in it, or a name such as glip-nano"
     parser.add_argument("target", metavar="FOLDER", help=text)
@@ -309,6 +313,7 @@ VERBS = {
     "select": ("filter pseudo-labels by score, overlap and size", _select),
     "self-train": ("label, select, train and evaluate in rounds; each student is the next teacher", _self_train),
     "data": ("list, check, show or convert datasets", _data),
+    "models": ("list the checkpoints that can be loaded, with data, licence and published figures", _models),
     "convert": ("convert a checkpoint to glip's format", _convert),
     "verify": ("compare results, models and their data with the checksums from when they were written", _verify),
     "export": ("export a model to ONNX or torch.export, to run it elsewhere", _export),

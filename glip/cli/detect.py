@@ -9,7 +9,7 @@ from glip.recipes.detect_config import DetectConfig
 
 _NANO = (
     "glip-nano knows drawings, cells, chess pieces, cards, raccoons and rabbits; photographs need --model glip-t "
-    "(900 MB, downloaded once) or, without network, --model FILE.pth"
+    "(3.7 GB, downloaded once) or, without network, --model FILE.pth"
 )
 
 
@@ -33,9 +33,10 @@ def run(args: argparse.Namespace) -> int:
         args.images, texts = split_arguments(args.images)
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
     sources = find_images(args.images, config)
-    detector = Detector.from_pretrained(args.model, task=args.task, device=args.device, dtype=config.dtype)
+    model = args.model or "glip-nano"
+    detector = Detector.from_pretrained(model, task=args.task, device=args.device, dtype=config.dtype)
     detector = detector.with_inference(compete=config.compete)
-    if args.model == "glip-nano" and not args.task and not config.quiet:
+    if not (args.model or args.task or config.quiet):
         print(_NANO, file=sys.stderr)
     segment = Segmenter.from_pretrained(config.masks, device=args.device) if config.masks else None
     unreadable = detect_files(detector, sources, prompt, config, segment)

@@ -20,7 +20,7 @@ from PIL import Image
 from glip.data.image import size_if_readable
 from glip.data.sets import Id, Row, SampleSet, SkipCounter, require
 from glip.data.voc import OBJECT, SCENE
-from glip.data.yolo import label_file
+from glip.data.yolo import label_file, place_image, yolo_table
 from glip.errors import DataError
 from glip.files import atomic_write
 from glip.structures import Prompt, Sample, TarMember
@@ -139,10 +139,7 @@ def write_yolo(samples: SampleSet, path: str | Path, images: ImageFolders) -> Sk
                 text += f"{number} {' '.join(f'{edge / side:.9g}' for edge, side in edges)}\n"
         return image, label_file(image), text
 
-    table = "train: images\nval: images  # ultralytics wants one: name other images before you measure\nnames:\n"
-    names = (json.dumps(name, ensure_ascii=False) for name in samples.vocabulary)
-    table += "".join(f"  {label}: {name}\n" for label, name in enumerate(names))
-    return _write_folder(samples, Path(path), images, make, ("data.yaml", table))
+    return _write_folder(samples, Path(path), images, make, ("data.yaml", yolo_table(samples.vocabulary, "images")))
 
 
 def write_voc(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
@@ -391,10 +388,7 @@ def _write_folder(
             for place in (folder / image, folder / file):
                 place.parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text(text, encoding="utf-8")
-            try:
-                (folder / image).symlink_to(source.absolute())
-            except OSError:
-                shutil.copyfile(source, folder / image)
+            place_image(source, folder / image)
         (folder / names[0]).write_text(names[1], encoding="utf-8")
         folder.rename(path)
     return lost

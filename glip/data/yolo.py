@@ -4,7 +4,9 @@ Ultralytics' ``data.yaml``, which Roboflow exports too, names the splits and the
 LabelImg has a file of class names instead, such as ``classes.txt``.
 """
 
+import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,23 @@ def label_file(image: Path) -> Path:
         return image.with_name(f"{image.stem}.txt")
     last = len(above) - 1 - above[::-1].index("images")
     return Path(*above[:last], "labels", *above[last + 1 :], f"{image.stem}.txt")
+
+
+def yolo_table(names: Sequence[str], images: str) -> str:
+    """The text of a ``data.yaml``: the classes, and ``images`` as the folder of every split."""
+    rows = [f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, name in enumerate(names)]
+    note = "ultralytics wants one: name other images before you measure"
+    return f"train: {images}\nval: {images}  # {note}\nnames:\n{''.join(rows)}"
+
+
+def place_image(source: Path, place: Path) -> None:
+    """Put a link to an image, or a copy where the system has no links; one of an earlier run is replaced."""
+    if place.resolve() != source.resolve():
+        place.unlink(missing_ok=True)
+        try:
+            place.symlink_to(source.absolute())
+        except OSError:
+            shutil.copyfile(source, place)
 
 
 def read_yolo(file: Path, table: Any, images: Sequence[str | Path], split: str = "") -> SampleSet:

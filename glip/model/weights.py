@@ -28,6 +28,7 @@ from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
 from glip.model.vision import timm_weights
+from glip.model.zoo import check_published, checkpoints
 from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
 from glip.shapes import Tensor
@@ -36,15 +37,7 @@ from glip.text.tokens import Tokenizer
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "glip-nano"
 MIRROR = "GLIPModel/GLIP"  # the public mirror of the 2022 release on the Hugging Face hub
-RELEASED = {
-    "glip-t-a": "glip_a_tiny_o365.pth",
-    "glip-t-b": "glip_tiny_model_o365.pth",
-    "glip-t-c": "glip_tiny_model_o365_goldg.pth",
-    "glip-t": "glip_tiny_model_o365_goldg_cc_sbu.pth",
-    "glip-l": "glip_large_model.pth",
-}
-# Of the weights that we ship; what is downloaded has its own on the hub.
-SHA256 = {BUNDLED: "63dd3db7a7bfbfe8b8ee066f6cbf2973cf8f5874db56795823fe0d42bd79f2b8"}
+RELEASED = {one.name: one.file for one in checkpoints() if one.origin == "release" and one.name}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -106,7 +99,8 @@ def known_sha256(name: str) -> tuple[Path, str]:
         CheckpointError: unknown name, or no network to download it.
     """
     path = find_model(name)
-    return (path / WEIGHTS, SHA256[name]) if path.is_dir() else (path, _hub_sha256(path))
+    stated = next((one.sha256 for one in checkpoints() if one.name == name), "")
+    return (path / WEIGHTS, stated) if path.is_dir() else (path, _hub_sha256(path))
 
 
 def _hub_sha256(path: Path) -> str:
@@ -358,6 +352,8 @@ def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
 
     What no shape shows is read from the release's YAML beside it: of the same name, or the only one in the folder.
     """
+    if name not in RELEASED:  # which was checked when it was downloaded
+        check_published(path)
     state = read_tensors(path)
     try:
         config = infer_config(from_foreign(state), name)

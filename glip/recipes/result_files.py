@@ -21,6 +21,7 @@ from PIL import Image
 from glip.data.sets import SampleSet
 from glip.data.video import is_video, video_header, write_video
 from glip.data.writers import ImageFolders, write_coco, write_labels
+from glip.data.yolo import place_image, yolo_table
 from glip.files import atomic_write, begin_run, exclusive, file_name, remove_partials, writing
 from glip.recipes.detect_config import DetectConfig
 from glip.results import COLUMNS
@@ -154,14 +155,18 @@ def _write_set(write: Callable[[SampleSet, Path, ImageFolders], object], *, of_n
 
 @contextmanager
 def write_yolo_texts(folder: Path, images: Sequence[Source], prompt: Prompt) -> Iterator[Add]:
-    """A text for each image, also for one without detections, and the names of the classes beside them."""
+    """A text for each image, also for one without detections, with a link to it, and the names of the classes."""
     names = output_names(images, folder, ".txt")
     begin_run(folder, {"classes": prompt.texts})  # refuses a folder with those of other classes
     with atomic_write(folder / CLASSES) as text:
         text.writelines(f"{' '.join(name.split())}\n" for name in prompt.texts)
+    with atomic_write(folder / "data.yaml") as text:
+        text.write(yolo_table(prompt.texts, "."))
 
     def add(item: Item, found: Detections) -> None:
-        with atomic_write(names[item.source]) as text:
+        source, file = Path(item.source), names[item.source]
+        place_image(source, file.with_suffix(source.suffix))
+        with atomic_write(file) as text:
             text.write(found.to_yolo())
 
     yield add

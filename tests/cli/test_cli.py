@@ -213,7 +213,8 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     for row, (_, one) in zip(coco.dataset["annotations"], flat, strict=True):
         assert row["category_id"] == one["label"] + 1 and row["bbox"][:2] == pytest.approx(one["box"][:2], abs=0.01)
     assert (place / "yolo/classes.txt").read_text(encoding="utf-8") == "a red bus\ncafé\n"
-    assert names(place / "yolo") == ["a-2.txt", "a.txt", "c.txt", "classes.txt", "manifest.json"]
+    written = ["a-2.png", "a-2.txt", "a.jpg", "a.txt", "c.bmp", "c.txt", "classes.txt", "data.yaml", "manifest.json"]
+    assert names(place / "yolo") == written
     assert all((place / f"yolo/{name}.txt").read_text().count("\n") == 5 for name in ("a", "a-2", "c"))
     assert {path.parent.name for path in (tmp_path / "cut").glob("*/*.png")} <= {"a_red_bus", "café"}
     assert len(list((tmp_path / "cut").glob("*/*.png"))) == len(flat)
@@ -221,7 +222,7 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     assert not found.skipped and found.vocabulary == ("a red bus", "café")
     assert [sample.image for sample in found.samples] == [shots / "a.jpg", shots / "c.bmp", shots / "sub" / "a.png"]
     assert sum(len(sample.scores) for sample in found.samples) == len(flat)
-    for file in ("labels.jsonl", "coco.json"):
+    for file in ("labels.jsonl", "coco.json", "yolo", "yolo/data.yaml"):
         code, out, err = command_line("data", "check", place / file, "--images", "shots")
         assert err == "" and "3 samples" in out and "is not there" not in out
     to = ("--images", "shots", "--to", "label-studio", "tasks.json")
@@ -448,9 +449,11 @@ def test_bugs_and_interrupts(command_line, monkeypatch, error, code, words):
     assert given == code and words in err and ("Traceback" in err) == (code == 1)
 
 
-def test_what_glip_nano_knows_is_said_once_and_warnings_are_lines(command_line, shots):
+def test_what_glip_nano_knows_is_said_where_nobody_chose_it_and_warnings_are_lines(command_line, shots):
+    chosen = ("--device", "cpu", "--threshold", 1, "--model", "glip-nano")
     with pytest.warns(UserWarning) as said:
-        code, _, err = command_line("detect", "shots/a.jpg", "dog 🐈", "--device", "cpu", "--threshold", 1)
+        code, _, err = command_line("detect", "shots/a.jpg", "dog 🐈", *chosen[:-2])
+        assert command_line("detect", "shots/a.jpg", "dog 🐈", *chosen)[::2] == (0, "")
     assert code == 0 and err.count("\n") == 1
     assert err.startswith("glip-nano knows drawings") and "--model glip-t" in err
     line = warnings.formatwarning(said[0].message, UserWarning, "x.py", 1)
