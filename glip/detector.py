@@ -36,7 +36,7 @@ _TEXT_ROWS = 32  # captions that the language model reads at once
 class Detector:
     """A model with its processor and its defaults.
 
-    Example:
+    Examples:
         >>> detector = Detector.from_pretrained("glip-nano")
         >>> for box, score, label, phrase in detector("street.jpg", "a red bus. a cyclist"): ...
     """

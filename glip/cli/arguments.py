@@ -301,6 +301,10 @@ def _config(parser: Parser) -> None:
     parser.add_argument("--explain", action="store_true", help="print each key with its meaning and allowed values")
 
 
+def _env(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 VERBS = {
     "detect": ("detect objects described by text", _detect),
     "serve": ("serve a model over HTTP: JSON, Label Studio, X-AnyLabeling (docs/integrations.md)", _serve),
@@ -318,6 +322,7 @@ VERBS = {
     "verify": ("compare results, models and their data with the checksums from when they were written", _verify),
     "export": ("export a model to ONNX or torch.export, to run it elsewhere", _export),
     "config": ("list, print or explain configs", _config),
+    "env": ("print versions, device and settings, for a bug report", _env),
 }
 
 

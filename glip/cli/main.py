@@ -18,7 +18,7 @@ from glip.errors import GlipError
 from glip.signals import AGAIN
 
 _RESUMING = ("train", "tune", "label", "self-train", "evaluate")
-_BUG = "this is a bug in glip: please report it with the traceback above"
+_BUG = "this is a bug in glip: please report it with the traceback above and the output of glip env"
 # Of torch, CUDA, C++, Python, oneDNN.
 _OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "start new thread", "could not create a primitive")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt in glibc

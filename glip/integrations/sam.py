@@ -21,7 +21,7 @@ class Segmenter:
         model: SamModel, SamHQModel or Sam2Model.
         processor: the model's.
 
-    Example:
+    Examples:
         >>> sam = Segmenter.from_pretrained("facebook/sam-vit-base")
         >>> found = sam("street.jpg", detector("street.jpg", "a car"))
         >>> found.masks  # bool, (detections, height, width)

@@ -313,6 +313,13 @@ def find_model(name_or_path: str | Path) -> Path:
     )
 
 
+def cache_folder() -> Path:
+    """Where downloaded weights are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
 def _download(repository: str, file: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
