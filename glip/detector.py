@@ -170,9 +170,26 @@ class Detector:
         """Identifies the weights of the model, without adaptations."""
         return model_fingerprint(self._base)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""
-        save_pretrained(folder, self.model, self.config, self.processor.tokenizer.folder)
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs.
+
+        Of an adapted detector, weights and thresholds of its task become the model's own; a text encoder that it
+        changed is no longer stored as int8. With ``half`` weights are stored as float16.
+
+        Raises:
+            GlipError: prompt tuning, which changes no weights.
+        """
+        config, task = self.config, self.adaptation
+        if task:
+            if task.offsets is not None:
+                raise GlipError(
+                    "a task of mode 'prompt' changes no weights that could be merged: use its file as it is"
+                )
+            own = dict(zip(task.prompt.texts, task.thresholds, strict=False))  # of a task without thresholds none
+            bits = 32 if any(name.startswith("language.") for name in task.weights) else config.language.bits
+            language, thresholds = replace(config.language, bits=bits), config.thresholds | own
+            config = replace(config, language=language, thresholds=thresholds)
+        save_pretrained(folder, self.model, config, self.processor.tokenizer.folder, half=half)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]

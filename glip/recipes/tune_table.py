@@ -28,6 +28,7 @@ from glip.files import LockedError, append_jsonl, atomic_write, exclusive, file_
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.schema import checked, parse
 from glip.train.checkpoint import LAST
+from glip.train.tune import LORA_ONLY
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 FIGURE_OF, UNTUNED = "test AP50", "test before AP50"
@@ -81,7 +82,8 @@ def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], ou
     for known in read_ledger(ledger):
         for row, _ in cells:
             if known.line == row.line:
-                refuse_other_run(ledger, known.settings, row.settings)
+                may_change = () if row.mode == "lora" else LORA_ONLY
+                refuse_other_run(ledger, known.settings, row.settings, may_change=may_change)
     try:
         for number, (row, config) in enumerate(cells, start=1):
             name = run_name(row.task, config)
