@@ -288,7 +288,10 @@ class TuneConfig(StepConfig):
     rank: Count = option(8, "mode lora: rank of each change")
     alpha: Positive = option(16.0, "mode lora: changes are multiplied by alpha / rank")
     targets: tuple[str, ...] = option(
-        ("fusion", "text.layer.attention"), "mode lora: part of the names of linear layers to adapt; may be repeated"
+        ("fusion", "text.layer.attention"),
+        "mode lora: part of the names of the linear layers to adapt; may be repeated (default: fusion and the tower's "
+        "text.layer.attention)",
+        min_length=1,
     )
     lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-3 for lora, 1e-5 for text, else 1e-4)")
     weight_decay: Rate | None = option(None, "weight decay (default: 0.25 for prompt, else 0.05)")

@@ -30,11 +30,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_010,
+    "cli": 1_030,
     "config": 390,
     "console": 60,
     "data": 4_580,
-    "detector": 380,
+    "detector": 390,
     "device": 100,
     "encoded": 120,
     "errors": 60,
@@ -45,7 +45,7 @@ BUDGETS = {  # lines of each room
     "integrations": 1_740,
     "lettering": 250,
     "loss": 160,
-    "model": 1_970,
+    "model": 2_010,
     "options": 80,
     "postprocess": 130,
     "processor": 160,
@@ -58,10 +58,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 200,
     "text": 930,
-    "train": 1_820,
+    "train": 1_900,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 21_190, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 21_360, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -262,10 +262,11 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("source", help=".pth file (2022 release or mmdetection), glip folder, or name such as glip-t")
     parser.add_argument("folder", help="output folder: model.safetensors, config.json, vocab.txt")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
-    text = "task.safetensors from glip tune (not of mode prompt): merge what it changed into the weights"
-    parser.add_argument("--task", metavar="FILE", help=text)
-    text = "with --task of mode lora: write an adapter that peft reads instead of the merged model"
-    parser.add_argument("--peft", action="store_true", help=text)
+    learned = parser.add_mutually_exclusive_group()
+    text = "task.safetensors from glip tune, not of mode prompt: merge what it changed into the weights"
+    learned.add_argument("--task", metavar="FILE", help=text)
+    text = "task of mode lora: write it as an adapter that peft reads, without the model"
+    learned.add_argument("--peft", metavar="FILE", help=text)
 
 
 def _verify(parser: Parser) -> None:

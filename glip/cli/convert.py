@@ -15,11 +15,12 @@ def run(args: argparse.Namespace) -> int:
     from glip.model.adapt import save_peft_adapter
     from glip.model.weights import load_pretrained, save_pretrained
 
-    adapted = Detector.from_pretrained(args.source, task=args.task, device="cpu") if args.task else None
+    task = args.task or args.peft
+    adapted = Detector.from_pretrained(args.source, task=task, device="cpu") if task else None
     loaded = adapted or load_pretrained(args.source)
     with exclusive(args.folder):
-        if args.peft:
-            save_peft_adapter(args.folder, adapted.adaptation if adapted else None)
+        if adapted and args.peft:
+            save_peft_adapter(args.folder, adapted.adaptation)  # type: ignore[arg-type]
         elif adapted:
             adapted.save_pretrained(args.folder, half=args.half)
         else:

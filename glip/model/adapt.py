@@ -7,7 +7,7 @@ use one share all weights it does not change.
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -101,22 +101,26 @@ def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
     renew(Path(path))
 
 
-def save_peft_adapter(folder: str | Path, adaptation: Adaptation | None) -> None:
+def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
     """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task.
 
     Raises:
-        GlipError: no task of mode lora.
+        GlipError: a task of another mode than lora.
     """
-    layers = _products(adaptation.weights) if adaptation and adaptation.mode == "lora" else {}
-    if adaptation is None or not layers:
-        raise GlipError("peft: an adapter can be written of a task of mode lora only: give its file as --task")
-    names = [name.removesuffix(".weight") for name in layers]
+    refuse_mode(adaptation, ("lora",), "become an adapter of peft")
+    names = [name.removesuffix(LORA_A) for name in adaptation.weights if name.endswith(LORA_A)]
     rank = len(adaptation.weights[names[0] + LORA_A])  # as alpha too: the scale is in the weights
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": names, "inference_mode": True}
     tensors = {_PEFT + name: value for name, value in adaptation.weights.items()}
     metadata = {"format": FORMAT, "task": _metadata(adaptation)}
     save_tensors(Path(folder) / "adapter_model.safetensors", tensors, metadata)
     write_json(Path(folder) / "adapter_config.json", config)
+
+
+def refuse_mode(adaptation: Adaptation, modes: Collection[Mode], what: str) -> None:
+    """Refuse a task of another mode than these, which cannot do ``what``."""
+    if adaptation.mode not in modes:
+        raise GlipError(f"a task of mode {adaptation.mode!r} cannot {what}: give one of mode {' or '.join(modes)}")
 
 
 def load_adaptation(path: str | Path) -> Adaptation:
@@ -165,7 +169,8 @@ def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
     if model.fingerprint:
         raise CheckpointError("the task changes weights, which are fixed in an exported model: load the model itself")
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    own, products = twin.state_dict(), _products(weights)
+    own = twin.state_dict()
+    products = _products(own, weights)
     given = {name: value for name, value in weights.items() if _LORA not in name} | products
     check_fit(own, {**own, **given}, "of the task")
     given |= {name: own[name] + value.to(own[name].device) for name, value in products.items()}
@@ -174,13 +179,16 @@ def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
     return twin.requires_grad_(False)
 
 
-def _products(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What LoRA adds to the weights of each layer."""
-    layers = dict.fromkeys(name.partition(_LORA)[0] for name in weights if _LORA in name)
-    try:
-        return {f"{layer}.weight": weights[layer + LORA_B] @ weights[layer + LORA_A] for layer in layers}
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the task is broken, LoRA's matrices are not pairs ({error}): tune again") from None
+def _products(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What LoRA adds to the weights of each layer; ``own`` are the model's."""
+    pairs, expected = {name: value for name, value in weights.items() if _LORA in name}, dict[str, Tensor]()
+    for layer in dict.fromkeys(name.partition(_LORA)[0] for name in pairs):
+        size, rank = own.get(f"{layer}.weight", torch.empty(0)).shape, len(pairs.get(layer + LORA_A, ()))
+        expected[layer + LORA_A] = torch.empty(rank, size[-1])
+        expected[layer + LORA_B] = torch.empty(size[0], rank)
+    check_fit(expected, pairs, "of the task (LoRA)")
+    layers = [name.removesuffix(LORA_A) for name in pairs if name.endswith(LORA_A)]
+    return {f"{layer}.weight": pairs[layer + LORA_B] @ pairs[layer + LORA_A] for layer in layers}
 
 
 def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:

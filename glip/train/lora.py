@@ -51,17 +51,19 @@ def lora_weights(model: GLIP, config: TuneConfig) -> dict[str, Tensor]:
 
 def _chosen(model: GLIP, config: TuneConfig, int8: bool) -> list[str]:
     """The names of the layers to adapt."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    chosen = dict[str, int]()  # the smaller side of each
+    layers = {name: min(one.weight.shape) for name, one in model.named_modules() if isinstance(one, nn.Linear)}
+    chosen = dict[str, None]()
     for target in config.targets:
         found = [name for name in layers if f".{target}." in f".{name}."]
         rounded = [name for name in found if int8 and name.startswith("language.")]
-        if not found or rounded:
-            problem = f"matches {rounded[0]}, an int8 matrix, which stays as it is" if rounded else "matches no layer"
-            known = ", ".join(sorted({name.split(".")[-1] for name in layers if name not in rounded}))
-            raise ConfigError(f"targets: {target!r} {problem}: give a part of a name such as text.layer or {known}")
-        chosen |= {name: min(layers[name].weight.shape) for name in found}
-    lowest = min(chosen, key=chosen.__getitem__)
-    if config.rank > chosen[lowest]:
-        raise ConfigError(f"rank: got {config.rank}: give at most {chosen[lowest]}, the smaller side of {lowest}")
+        low = [name for name in found if layers[name] < config.rank]
+        if rounded or low or not found:
+            known = ", ".join(sorted({name.split(".")[-1] for name in layers}))
+            wrong = f"targets: {target!r} matches no layer: give a part of a name, such as text.layer or {known}"
+            if low:
+                wrong = f"rank: got {config.rank}: give at most {layers[low[0]]}, the smaller side of {low[0]}"
+            if rounded:
+                wrong = f"targets: {target!r} matches {rounded[0]}, an int8 matrix, which stays as it is: give others"
+            raise ConfigError(wrong)
+        chosen |= dict.fromkeys(found)
     return list(chosen)

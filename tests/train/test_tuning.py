@@ -158,9 +158,9 @@ def test_lora_of_glip_t_in_numbers():
     ("options", "words"),
     [
         ({"rank": 65}, "rank: got 65: give at most 64, the smaller side of tower.0.fusion.query"),
-        ({"targets": ("fusion", "fussion")}, "targets: 'fussion' matches no layer: give a part of a name such as"),
+        ({"targets": ("fusion", "fussion")}, "targets: 'fussion' matches no layer: give a part of a name"),
         ({"targets": ("attention",)}, "targets: 'attention' matches language.bert.encoder.layer.0.attention.self.query,"
-         " an int8 matrix, which stays as it is: give a part of a name such as text.layer"),
+         " an int8 matrix, which stays as it is: give others"),
     ],
 )  # fmt: skip
 def test_lora_refuses(options, words):
