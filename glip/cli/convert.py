@@ -4,6 +4,8 @@ With ``--task`` what a task changed is merged into the weights, or written alone
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 
 from glip.console import printable
 
@@ -12,19 +14,22 @@ def run(args: argparse.Namespace) -> int:
     """Load and save."""
     from glip.detector import Detector
     from glip.files import exclusive
-    from glip.model.adapt import save_peft_adapter
+    from glip.model.adapt import load_adaptation, save_peft_adapter
     from glip.model.weights import load_pretrained, save_pretrained
 
-    task = args.task or args.peft
-    adapted = Detector.from_pretrained(args.source, task=task, device="cpu") if task else None
-    loaded = adapted or load_pretrained(args.source)
+    save: Callable[[str], None]
+    if file := args.task or args.peft:
+        task = load_adaptation(file)
+        detector = Detector.from_pretrained(args.source, task=task, device="cpu")
+        model, config = detector.model, detector.config
+        merged = partial(detector.save_pretrained, half=args.half)
+        save = partial(save_peft_adapter, adaptation=task) if args.peft else merged
+    else:
+        loaded = load_pretrained(args.source)
+        model, config = loaded.model, loaded.config
+        save = partial(save_pretrained, model=model, config=config, vocabulary=loaded.tokenizer, half=args.half)
     with exclusive(args.folder):
-        if adapted and args.peft:
-            save_peft_adapter(args.folder, adapted.adaptation)  # type: ignore[arg-type]
-        elif adapted:
-            adapted.save_pretrained(args.folder, half=args.half)
-        else:
-            save_pretrained(args.folder, loaded.model, loaded.config, loaded.tokenizer, half=args.half)
-    count = sum(parameter.numel() for parameter in loaded.model.parameters())
-    print(f"{args.folder}: {printable(loaded.config.name)}, {count / 1e6:.1f} M parameters")
+        save(args.folder)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{args.folder}: {printable(config.name)}, {count / 1e6:.1f} M parameters")
     return 0

@@ -117,7 +117,7 @@ def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
     write_json(Path(folder) / "adapter_config.json", config)
 
 
-def refuse_mode(adaptation: Adaptation, modes: Collection[Mode], what: str) -> None:
+def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> None:
     """Refuse a task of another mode than these, which cannot do ``what``."""
     if adaptation.mode not in modes:
         raise GlipError(f"a task of mode {adaptation.mode!r} cannot {what}: give one of mode {' or '.join(modes)}")

@@ -23,7 +23,7 @@ from glip.evaluate.figures import draw_by_shots
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
 from glip.evaluate.report import markdown_table, markdown_text
-from glip.experiment import read_yaml
+from glip.experiment import read_yaml, to_dict
 from glip.files import LockedError, append_jsonl, atomic_write, exclusive, file_name, read_jsonl, refuse_other_run
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.schema import checked, parse
@@ -137,7 +137,7 @@ def _read_odinw(task: OdinwTask, root: str | None) -> TaskData:
 
 def _untuned_row(detector: Detector, task: str, config: TuneConfig) -> TableRow:
     """What is known of a row before the tuning; its settings are what all rows of a line must share."""
-    own = {name: value for name, value in vars(config).items() if name not in _FREE}
+    own = {name: value for name, value in to_dict(config).items() if name not in _FREE}
     return TableRow(
         model=detector.config.name,
         weights=detector.fingerprint[:16],
