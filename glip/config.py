@@ -26,7 +26,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Protocol = Literal[
     "coco", "lvis", "any-box", "merged-boxes", "refcoco", "grefcoco", "ovdeval", "saco", "d3", "omnilabel"
 ]  # fmt: skip
-Mode = Literal["prompt", "linear", "full", "text"]
+Mode = Literal["prompt", "linear", "lora", "full", "text"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Format = Literal[
     "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc",
@@ -299,7 +299,15 @@ class TuneConfig(StepConfig):
     shots: Count | None = option(None, "few-shot: training images (or boxes) per class; default: all")
     per: Literal["image", "box"] = option("image", "what --shots counts")
     image_list: tuple[str, ...] = option((), "ids of the images to tune on, instead of a random sample")
-    lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-5 for text, else 1e-4)")
+    rank: Count = option(8, "mode lora: rank of each change")
+    alpha: Positive = option(16.0, "mode lora: changes are multiplied by alpha / rank")
+    targets: tuple[str, ...] = option(
+        ("fusion", "text.layer.attention"),
+        "mode lora: part of the names of the linear layers to adapt; may be repeated (default: fusion and the tower's "
+        "text.layer.attention)",
+        min_length=1,
+    )
+    lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-3 for lora, 1e-5 for text, else 1e-4)")
     weight_decay: Rate | None = option(None, "weight decay (default: 0.25 for prompt, else 0.05)")
     epochs: Count = option(100, "maximum number of epochs")
     images_per_epoch: CountOrZero = option(0, "images drawn per epoch; 0: every image once, but at least 64 in all")

@@ -19,7 +19,7 @@ from glip.data.image import ImageInput, is_batch, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
-from glip.model.adapt import Adaptation, load_adaptation, with_weights
+from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, model_fingerprint, save_pretrained
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
@@ -180,9 +180,23 @@ class Detector:
         """Identifies the weights of the model, without adaptations."""
         return model_fingerprint(self._base)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs."""
-        save_pretrained(folder, self.model, self.config, self.processor.tokenizer.folder)
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write model.safetensors, config.json and vocab.txt; ``from_pretrained(folder)`` gives the same outputs.
+
+        Of an adapted detector, weights and thresholds of its task become the model's own; a text encoder that it
+        changed is no longer stored as int8. With ``half`` weights are stored as float16.
+
+        Raises:
+            GlipError: prompt tuning, which changes no weights.
+        """
+        config, task = self.config, self.adaptation
+        if task:
+            refuse_mode(task, ("linear", "lora", "text", "full"), "be merged, since it changes no weights")
+            own = dict(zip(task.prompt.texts, task.thresholds, strict=False))  # of a task without thresholds none
+            bits = 32 if any(name.startswith("language.") for name in task.weights) else config.language.bits
+            language, thresholds = replace(config.language, bits=bits), config.thresholds | own
+            config = replace(config, language=language, thresholds=thresholds)
+        save_pretrained(folder, self.model, config, self.processor.tokenizer.folder, half=half)
 
     @overload
     def __call__(  # type: ignore[overload-overlap]

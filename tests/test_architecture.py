@@ -78,6 +78,7 @@ DOORS = {
     "wandb": ("train/loggers.py",),
     "mlflow": ("train/loggers.py",),
     "matplotlib": ("visualize.py",),
+    "peft": ("train/lora.py",),
     "onnx": ("integrations/export.py",),
     "onnxscript": ("integrations/export.py",),
     "onnxruntime": ("model/exported.py", "integrations/export.py"),

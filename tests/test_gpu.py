@@ -252,14 +252,14 @@ def test_float16_lowers_its_scale_until_gradients_fit(device):
     assert take.scale < 2.0**40
 
 
-@pytest.mark.parametrize("mode", ["prompt", "linear", "full"])
+@pytest.mark.parametrize("mode", ["prompt", "linear", "lora", "full"])
 def test_a_tuned_task_comes_back_on_the_cpu(device, mode, tmp_path):
     detector = Detector(seeded(QUICK), QUICK, Tokenizer(VOCABULARY), device)
     samples = runs.task_samples()
     before = weights_fingerprint(detector.model.state_dict())
-    tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), mode=mode)
-    images = Images(samples, tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     settings = TuneConfig(mode=mode, images_per_epoch=4, epochs=2, batch_size=2)
+    tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), settings)
+    images = Images(samples, tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     rising = iter(range(10))
     task = TuneRun(tuner, images, settings, validate=lambda _: next(rising), folder=tmp_path)(runs.quiet)
     assert weights_fingerprint(detector.model.state_dict()) == before, "the detector keeps its weights"

@@ -334,13 +334,13 @@ def tuning_step(mode: Mode, threads: int, rounds: int, name: str) -> tuple[float
     """Median processor seconds of a step, and the peak in GB."""
     torch.set_num_threads(threads)
     prompt = glip.Prompt.from_names(COCO_NAMES)
-    tuner = Tuner(random_detector(name, SIZE), COCO_NAMES, prompt, mode=mode, frozen_stages=1)
+    config = TuneConfig(mode=mode, epochs=1, batch_size=1)
+    tuner = Tuner(random_detector(name, SIZE), COCO_NAMES, prompt, config, frozen_stages=1)
     image = Image.effect_noise((SIZE[1], SIZE[0]), 64).convert("RGB")
     sample = Sample(image, *random_boxes(SIZE), vocabulary=COCO_NAMES)
     images = Images([sample], tuner, augment=False, cache=FeatureCache(4.0), skipped=SkipCounter())
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        config = TuneConfig(mode=mode, epochs=1, batch_size=1)
         run = TuneRun(tuner, images, config, validate=lambda _: 0.0, folder=Path(folder))
         for number in range(rounds + 1):
             start = time.process_time()

@@ -169,8 +169,8 @@ def _tune(parser: Parser) -> None:
     each = "several values: one run for each"
     parser.add_argument(
         "--mode", nargs="+", choices=typing.get_args(Mode), default=["prompt"],
-        help="what is trained: offsets of the prompt's tokens, the last layers (linear), everything (full) or the text "
-        f"encoder (text); {each} (default: prompt)",
+        help="what is trained: offsets of the prompt's tokens, the last layers (linear), low-rank changes of the "
+        f"fusion (lora), everything (full) or the text encoder (text); {each} (default: prompt)",
     )  # fmt: skip
     text = f"few-shot: images (or boxes, see --per) per class, or all; {each} (default: all)"
     chosen = parser.add_mutually_exclusive_group()
@@ -274,8 +274,13 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("source", help=".pth file (2022 release or mmdetection), glip folder, or name such as glip-t")
     parser.add_argument("folder", help="output folder: model.safetensors, config.json, vocab.txt")
     parser.add_argument("--half", action="store_true", help="store float16: half the size, rounded weights")
+    learned = parser.add_mutually_exclusive_group()
     text = "to a model without fusion: one in every block that has no effect until it is trained"
-    parser.add_argument("--add-fusion", action="store_true", help=f"{text} (head.fusion_gate tanh)")
+    learned.add_argument("--add-fusion", action="store_true", help=f"{text} (head.fusion_gate tanh)")
+    text = "task.safetensors from glip tune, not of mode prompt: merge what it changed into the weights"
+    learned.add_argument("--task", metavar="FILE", help=text)
+    text = "task of mode lora: write it as an adapter that peft reads, without the model"
+    learned.add_argument("--peft", metavar="FILE", help=text)
 
 
 def _models(parser: Parser) -> None:

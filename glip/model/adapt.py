@@ -7,7 +7,7 @@ use one share all weights it does not change.
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch
 from safetensors import safe_open
 
 from glip.config import Mode, Share
-from glip.errors import CheckpointError
+from glip.errors import CheckpointError, GlipError
+from glip.files import write_json
 from glip.model.glip import GLIP
 from glip.model.weights import check_fit, read_tensors, save_tensors, weights_fingerprint
 from glip.provenance import renew
@@ -26,6 +27,9 @@ from glip.structures import Phrase, Prompt
 FORMAT = "glip task 1"
 _OFFSETS = "offsets"
 _WEIGHT = "weight."  # before the names of weights that changed
+_PEFT = "base_model.model."  # the same in an adapter of peft
+_LORA = ".lora_"
+LORA_A, LORA_B = f"{_LORA}A.weight", f"{_LORA}B.weight"  # after the name of a layer, as peft calls them
 _ENCODER = ("vision.", "pyramid.")  # before the names of the image encoder's weights
 
 
@@ -35,13 +39,14 @@ class Adaptation:
 
     Args:
         mode: what was tuned: "prompt" (offsets to the prompt's token features), "linear" (the heads' projections),
-            "text" (the language model) or "full" (everything).
+            "lora" (low-rank changes of linear layers), "text" (the language model) or "full" (everything).
         model: name of the model it belongs to.
         fingerprint: fingerprint of that model's weights; it fits no others.
         names: the task's classes; label ``i`` of a detection is ``names[i]``.
         prompt: the caption; phrase ``i`` stands for ``names[i]``.
         offsets: mode "prompt": added to the features of each token of the caption, [CLS] and [SEP] included.
-        weights: the other modes: the weights that changed, by their name in the model.
+        weights: the other modes: the weights that changed, by their name in the model. Mode "lora": for a layer X the
+            matrices X.lora_A.weight (rank, in) and X.lora_B.weight (out, rank), whose product B A is added to X.weight.
         thresholds: lowest score returned, for each name; () for the model's own.
         figures: what was measured, such as "AP50 on chess_val".
         about: how it was made: dataset, shots, seed.
@@ -66,7 +71,12 @@ class Adaptation:
     @property
     def keeps_encoder(self) -> bool:
         """Whether images are encoded as by the model itself."""
-        return not any(name.startswith(_ENCODER) for name in self.weights)
+        return not changes_encoder(self.weights)
+
+
+def changes_encoder(names: Iterable[str]) -> bool:
+    """Whether weights of the image encoder are among those that change."""
+    return any(name.startswith(_ENCODER) for name in names)
 
 
 @checked
@@ -91,6 +101,28 @@ def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
     renew(Path(path))
 
 
+def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
+    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task.
+
+    Raises:
+        GlipError: a task of another mode than lora.
+    """
+    refuse_mode(adaptation, ("lora",), "become an adapter of peft")
+    names = [name.removesuffix(LORA_A) for name in adaptation.weights if name.endswith(LORA_A)]
+    rank = len(adaptation.weights[names[0] + LORA_A])  # as alpha too: the scale is in the weights
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": names, "inference_mode": True}
+    tensors = {_PEFT + name: value for name, value in adaptation.weights.items()}
+    metadata = {"format": FORMAT, "task": _metadata(adaptation)}
+    save_tensors(Path(folder) / "adapter_model.safetensors", tensors, metadata)
+    write_json(Path(folder) / "adapter_config.json", config)
+
+
+def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> None:
+    """Refuse a task of another mode than these, which cannot do ``what``."""
+    if adaptation.mode not in modes:
+        raise GlipError(f"a task of mode {adaptation.mode!r} cannot {what}: give one of mode {' or '.join(modes)}")
+
+
 def load_adaptation(path: str | Path) -> Adaptation:
     """Read a task file; the Detector checks that it belongs to its model.
 
@@ -113,7 +145,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
     plain = asdict(task)
     for key in ("caption", "spans", "texts"):
         plain.pop(key)
-    weights = {name.removeprefix(_WEIGHT): value for name, value in tensors.items()}
+    weights = {name.removeprefix(_WEIGHT).removeprefix(_PEFT): value for name, value in tensors.items()}
     return Adaptation(**plain, prompt=prompt, offsets=offsets, weights=weights)
 
 
@@ -138,10 +170,25 @@ def with_weights(model: GLIP, weights: Mapping[str, Tensor]) -> GLIP:
         raise CheckpointError("the task changes weights, which are fixed in an exported model: load the model itself")
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     own = twin.state_dict()
-    check_fit(own, {**own, **weights}, "of the task")
-    changed = {name: value.detach().to(own[name]) for name, value in weights.items()}
+    products = _products(own, weights)
+    given = {name: value for name, value in weights.items() if _LORA not in name} | products
+    check_fit(own, {**own, **given}, "of the task")
+    given |= {name: own[name] + value.to(own[name].device) for name, value in products.items()}
+    changed = {name: value.detach().to(own[name]) for name, value in given.items()}
     twin.load_state_dict({**own, **changed}, assign=True)  # assigned, so that nothing is written into shared memory
     return twin.requires_grad_(False)
+
+
+def _products(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What LoRA adds to the weights of each layer; ``own`` are the model's."""
+    pairs, expected = {name: value for name, value in weights.items() if _LORA in name}, dict[str, Tensor]()
+    for layer in dict.fromkeys(name.partition(_LORA)[0] for name in pairs):
+        size, rank = own.get(f"{layer}.weight", torch.empty(0)).shape, len(pairs.get(layer + LORA_A, ()))
+        expected[layer + LORA_A] = torch.empty(rank, size[-1])
+        expected[layer + LORA_B] = torch.empty(size[0], rank)
+    check_fit(expected, pairs, "of the task (LoRA)")
+    layers = [name.removesuffix(LORA_A) for name in pairs if name.endswith(LORA_A)]
+    return {f"{layer}.weight": pairs[layer + LORA_B] @ pairs[layer + LORA_A] for layer in layers}
 
 
 def _tensors(adaptation: Adaptation) -> dict[str, Tensor]:

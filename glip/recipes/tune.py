@@ -115,7 +115,7 @@ def tune_task(
     for title, samples in (("validation", validate), ("test", task.test)):
         _report_missing(title, samples, report)
     prompt = prompt_from_classes(task.names, task.prompts)
-    tuner = Tuner(detector, task.names, prompt, mode=config.mode, frozen_stages=FROZEN_STAGES)
+    tuner = Tuner(detector, task.names, prompt, config, frozen_stages=FROZEN_STAGES)
     images = Images(train, tuner, augment=config.augment, cache=cache, skipped=skipped)
     _report_data(task, train, validate, images, skipped, report)
 

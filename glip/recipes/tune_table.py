@@ -23,11 +23,12 @@ from glip.evaluate.figures import draw_by_shots
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
 from glip.evaluate.report import markdown_table, markdown_text
-from glip.experiment import read_yaml
+from glip.experiment import read_yaml, to_dict
 from glip.files import LockedError, append_jsonl, atomic_write, exclusive, file_name, read_jsonl, refuse_other_run
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
 from glip.schema import checked, parse
 from glip.train.checkpoint import LAST
+from glip.train.tune import LORA_ONLY
 
 LEDGER, TABLE, FIGURE = "ledger.jsonl", "table.md", "shots.png"
 FIGURE_OF, UNTUNED = "test AP50", "test before AP50"
@@ -81,7 +82,8 @@ def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], ou
     for known in read_ledger(ledger):
         for row, _ in cells:
             if known.line == row.line:
-                refuse_other_run(ledger, known.settings, row.settings)
+                may_change = () if row.mode == "lora" else LORA_ONLY
+                refuse_other_run(ledger, known.settings, row.settings, may_change=may_change)
     try:
         for number, (row, config) in enumerate(cells, start=1):
             name = run_name(row.task, config)
@@ -135,7 +137,7 @@ def _read_odinw(task: OdinwTask, root: str | None) -> TaskData:
 
 def _untuned_row(detector: Detector, task: str, config: TuneConfig) -> TableRow:
     """What is known of a row before the tuning; its settings are what all rows of a line must share."""
-    own = {name: value for name, value in vars(config).items() if name not in _FREE}
+    own = {name: value for name, value in to_dict(config).items() if name not in _FREE}
     return TableRow(
         model=detector.config.name,
         weights=detector.fingerprint[:16],

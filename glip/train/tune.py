@@ -32,7 +32,11 @@ _MAY_CHANGE = (
     *("epochs", "patience", "micro_batch", "checkpointing", "compile", "max_bad_steps"),
     *("cache_gb", "thresholds"),
 )
-_RATES = {"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)}  # of the release
+LORA_ONLY = ("rank", "alpha", "targets")  # settings of no meaning to the other modes
+_RATES = {  # learning rate and weight decay; of the release, but lora's
+    **{"prompt": (0.05, 0.25), "linear": (1e-4, 0.05), "text": (1e-5, 0.05), "full": (1e-4, 0.05)},
+    "lora": (1e-3, 0.05),
+}
 
 
 @dataclass
@@ -85,7 +89,8 @@ class TuneRun:
         self.stepper = Stepper(tuner, module, optimizer, config, self.group)
         if self.path.is_file():
             stored = read_state(self.path)
-            refuse_other_run(self.folder, stored["made_from"], self.made_from, may_change=_MAY_CHANGE)
+            may_change = _MAY_CHANGE if config.mode == "lora" else (*_MAY_CHANGE, *LORA_ONLY)
+            refuse_other_run(self.folder, stored["made_from"], self.made_from, may_change=may_change)
             restore(self.path, stored, self.stepper, tuner.learned())
             self.state = read_progress(self.path, stored, TuneState)
             check_kinds(self.path, self.state.best, {name: value.detach() for name, value in tuner.learned().items()})

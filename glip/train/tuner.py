@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from glip.config import Mode
+from glip.config import Mode, TuneConfig
 from glip.console import ProgressBar
 from glip.data.image import sample_image
 from glip.data.sets import SkipCounter
@@ -20,10 +20,11 @@ from glip.data.transforms import augment
 from glip.detector import Detector
 from glip.encoded import EncodedImage, FeatureCache, image_key
 from glip.errors import ConfigError, ImageError
-from glip.model.adapt import Adaptation, with_weights
+from glip.model.adapt import Adaptation, changes_encoder, with_weights
 from glip.model.glip import GLIP
 from glip.shapes import Float, Tensor
 from glip.structures import Batch, ImageBatch, Outputs, Prompt, Sample, TextBatch
+from glip.train.lora import add_lora, lora_weights
 from glip.train.step import frozen_to_eval
 
 Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
@@ -31,14 +32,15 @@ Levels = tuple[Float[Tensor, "batch chan _height _width"], ...]
 _TRAINED = {
     "prompt": (),
     "linear": ("boxes.box.", "boxes.centerness.", "tokens."),
+    "lora": (),
     "text": ("language.",),
     "full": ("",),
 }
-_RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "text": ("language",), "full": ("",)}
+_RANDOM = {"prompt": (), "linear": ("tower", "boxes", "tokens"), "lora": (), "text": ("language",), "full": ("",)}
 
 
 def trained_names(model: GLIP, mode: Mode) -> list[str]:
-    """The weights of the model that a mode trains; none in mode prompt, whose offsets are no part of the model."""
+    """The weights of the model that a mode trains; none in modes prompt and lora, which add numbers of their own."""
     return [name for name, _ in model.named_parameters() if name.startswith(_TRAINED[mode])]
 
 
@@ -58,18 +60,21 @@ class TaskBatch(Batch):
 class Tuner(nn.Module):
     """A model in tuning for one task. The detector's own model stays as it is: what trains is a copy.
 
-    ``prompt`` has a phrase for each of the task's classes, ``names``. In mode full the image encoder's stem and first
-    ``frozen_stages`` stages do not train.
+    ``prompt`` has a phrase for each of the task's classes, ``names``; of ``config`` the mode and the options of lora
+    count. In mode full the image encoder's stem and first ``frozen_stages`` stages do not train. ``keeps_images`` says
+    whether the features of an image stay the same, so that they need to be computed only once.
 
     Raises:
-        GlipError: a prompt over the model's limit: a task is tuned with all its names in one caption.
+        GlipError: a prompt over the model's limit: a task is tuned with all its names in one caption; or what
+            ``add_lora`` refuses.
     """
 
     def __init__(
-        self, detector: Detector, names: Sequence[str], prompt: Prompt, *, mode: Mode, frozen_stages: int = 0
+        self, detector: Detector, names: Sequence[str], prompt: Prompt, config: TuneConfig, *, frozen_stages: int = 0
     ) -> None:
         super().__init__()
-        self.detector, self.names, self.prompt, self.mode = detector, tuple(names), prompt, mode
+        self.detector, self.names, self.prompt, self.config = detector, tuple(names), prompt, config
+        self.mode = mode = config.mode
         trained, own = trained_names(detector.model, mode), detector.model.state_dict()
         changing = own if mode == "full" else trained  # full: running statistics too
         self.model = with_weights(detector.model, {name: own[name].clone() for name in changing})
@@ -81,6 +86,13 @@ class Tuner(nn.Module):
             self.model.get_parameter(name).requires_grad_(True)
         if mode == "full":
             self.model.freeze(stages=frozen_stages)
+        if mode == "lora":
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                add_lora(self.model, config, int8=detector.config.language.bits == 8)
+        changing = self.learned()
+        self.keeps_images = not changes_encoder(changing)
+        self.keeps_text = not any(name.startswith("language.") for name in changing)
         self.set_modes()
 
     def set_modes(self) -> None:
@@ -90,11 +102,6 @@ class Tuner(nn.Module):
             self.model.get_submodule(part).train()
         if self.mode == "full":
             frozen_to_eval(self.model)
-
-    @property
-    def keeps_images(self) -> bool:
-        """Whether the features of an image stay the same, so that they need to be computed only once."""
-        return self.mode != "full"
 
     def learned(self) -> dict[str, Tensor]:
         """All that changes, by name: what trains, and in mode full the running statistics."""
@@ -114,7 +121,7 @@ class Tuner(nn.Module):
     def forward(self, batch: TaskBatch) -> Outputs:
         """Ground the task's prompt in images."""
         levels = self.encode(batch.images.pixels) if batch.levels is None else batch.levels
-        hidden = self.model.encode_text(self.text) if self.mode in ("text", "full") else self.hidden
+        hidden = self.hidden if self.keeps_text else self.model.encode_text(self.text)
         if self.offsets is not None:
             hidden = hidden + self.offsets
         count = len(levels[0])
@@ -124,7 +131,10 @@ class Tuner(nn.Module):
     def adaptation(self, **more: object) -> Adaptation:
         """What has been learned so far, sharing its tensors; ``more`` are further fields."""
         detector, before = self.detector, self.detector.model.state_dict()
-        changed = {k: value for k, value in self.model.state_dict().items() if not torch.equal(value, before[k])}
+        if self.mode == "lora":
+            changed = lora_weights(self.model, self.config)
+        else:
+            changed = {k: value for k, value in self.model.state_dict().items() if not torch.equal(value, before[k])}
         return Adaptation(
             mode=self.mode,
             model=detector.config.name,

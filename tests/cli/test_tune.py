@@ -53,6 +53,23 @@ def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
     assert code == 2 and "other weights" in err and err.count("\n") == 1
 
 
+def test_lora_is_tuned_and_merged(tune, command_line, model, shapes, tmp_path):
+    flags = ("--mode", "lora", "--rank", 2, "--targets", "fusion.key", *QUICK, "--no-thresholds")
+    code, _, err = tune(model, shapes, *flags, "--lr", 0.05, "--out", "o")
+    assert code == 0, err
+    file = "o/instances-lora-all-0/task.safetensors"
+    assert {value.shape for value in load_adaptation(file).weights.values()} == {(2, 64), (2048, 2)}
+    for out, flag in (("merged", "--task"), ("adapter", "--peft")):
+        code, _, err = command_line("convert", model, out, flag, file)
+        assert code == 0, err
+    image, found = shapes.parent / "images" / "0.png", []
+    for given in (("--task", file), ("--task", "adapter/adapter_model.safetensors"), (*NAMES, "--model", "merged")):
+        code, out, err = command_line("detect", image, *("--model", model) * ("--task" in given), *given, "--out", "-")
+        assert code == 0, err
+        found.append([(one["label"], one["score"]) for one in json.loads(out)["detections"]])
+    assert found[0] and all(sorted(other) == sorted(found[0]) for other in found[1:])
+
+
 def test_listed_images_are_those_trained_on(tune, model, shapes, tmp_path):
     (tmp_path / "some.json").write_text(json.dumps({"ids": ["2", "0"]}))
     code, out, err = tune(model, shapes, "--image-list", "some.json", *QUICK, "--out", "o")
@@ -65,7 +82,9 @@ def test_listed_images_are_those_trained_on(tune, model, shapes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "encoded"), [("prompt", 3 + 4), ("linear", 3 + 4), ("full", 64 + 1 + 4)])
+@pytest.mark.parametrize(
+    ("mode", "encoded"), [("prompt", 3 + 4), ("linear", 3 + 4), ("lora", 3 + 4), ("full", 64 + 1 + 4)]
+)
 def test_a_frozen_encoder_sees_each_image_once(mode, encoded, tune, model, shapes, seen):
     """Of 4 images 3 are tuned on (64 an epoch), 1 validates (before, after, thresholds), all test (before, after).
 
@@ -165,6 +184,9 @@ def test_a_task_does_not_change_other_classes_and_needs_the_same_order(tune, com
         (("SET", "--shots", "few"), "--shots"),
         (("SET", "--shots", "5"), "5 images of each class cannot be drawn ('red circle' 3"),
         (("SET", "--epochs", "0"), "--epochs: got 0"),
+        (("SET", "--rank", "0"), "--rank: got 0: give a whole number, 1 or more"),
+        (("SET", "--mode", "lora", "--rank", "65"), "rank: got 65: give at most 64"),
+        (("SET", "--mode", "lora", "--targets", "nothing"), "targets: 'nothing' matches no layer"),
         (("SET", "--seed", "-1"), "--seed: got -1"),
         (("SET", "--image-list", "p.json", "--shots", "1"), "--shots: not allowed with argument --image-list"),
         (("--tasks", "none.yaml", "--test", "a"), "test besides --tasks"),

@@ -74,11 +74,11 @@ def test_lines_of_a_table_follow_the_shots():
 
 @pytest.mark.slow
 def test_a_table_row_by_row(tune, model, table, tmp_path, seen):
-    ways = ("--tasks", table, "--mode", "prompt", "linear", "--shots", "1", *QUICK, "--out", "o")
+    ways = ("--tasks", table, "--mode", "prompt", "lora", "--shots", "1", *QUICK, "--out", "o")
     code, out, err = tune(model, *ways)
     assert code == 0, err
     folder, rows = tmp_path / "o", stored(tmp_path / "o")
-    cells = [("first", "prompt"), ("first", "linear"), ("second", "prompt"), ("second", "linear")]
+    cells = [("first", "prompt"), ("first", "lora"), ("second", "prompt"), ("second", "lora")]
     assert [(row["task"], row["mode"]) for row in rows] == cells
     assert len(list(folder.glob("*/*/task.safetensors"))) == 4 and not list(folder.glob("*/*/last.pt"))
     drawn = {row["task"]: row["images"] for row in rows}
@@ -90,7 +90,7 @@ def test_a_table_row_by_row(tune, model, table, tmp_path, seen):
     (folder / "ledger.jsonl").write_text("".join(lines[:3]) + '{"cut')
     code, out, err = tune(model, *ways)
     assert code == 0, err
-    assert "[4 of 4] second-linear-1-0" in out and "[3 of 4]" not in out and stored(folder) == rows
+    assert "[4 of 4] second-lora-1-0" in out and "[3 of 4]" not in out and stored(folder) == rows
     code, _, err = tune(model, *ways, "--lr", "0.01")
     assert code == 2 and "made with lr null, not 0.01: give another folder" in err and err.count("\n") == 1
 
@@ -192,12 +192,9 @@ def test_two_models_share_a_table(tune, model, table, tmp_path):
     assert [line for line in page.splitlines() if line.startswith("##")] == [f"## {one.name}", "## other"]
 
 
-@pytest.mark.parametrize("name", ["adaptation", "adaptation_again"])
-def test_the_tables_of_the_docs_are_those_of_their_ledger(name):
+@pytest.mark.parametrize(("name", "models"), [("adaptation", 2), ("adaptation_again", 2), ("adaptation_lora", 1)])
+def test_the_tables_of_the_docs_are_those_of_their_ledger(name, models):
     docs = Path(__file__).resolve().parents[2] / "docs"
-    page = (docs / "adaptation.md").read_text(encoding="utf-8")
-    _, *models = "\n".join(table_lines(read_ledger(docs / f"{name}.jsonl"))).split("## ")
-    assert len(models) == 2
-    for model in models:
-        title, table = model.split("\n\n", 1)
-        assert table.strip() in page, title
+    page, lines = (docs / "adaptation.md").read_text(encoding="utf-8"), table_lines(read_ledger(docs / f"{name}.jsonl"))
+    tables = [part.split("\n\n", 1)[-1].strip() for part in "\n".join(lines).split("## ") if part]
+    assert len(tables) == models and all(table in page for table in tables)

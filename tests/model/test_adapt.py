@@ -11,8 +11,16 @@ from safetensors.torch import save_file
 from small import NAMES, QUICK, TINY, VOCABULARY, scenes, seeded
 
 from glip.detector import Detector
-from glip.errors import CheckpointError
-from glip.model.adapt import FORMAT, Adaptation, digest_of, load_adaptation, save_adaptation, with_weights
+from glip.errors import CheckpointError, GlipError
+from glip.model.adapt import (
+    FORMAT,
+    Adaptation,
+    digest_of,
+    load_adaptation,
+    save_adaptation,
+    save_peft_adapter,
+    with_weights,
+)
 from glip.structures import Prompt
 from glip.text.tokens import Tokenizer
 
@@ -36,7 +44,14 @@ def linear_task(detector):
     return Adaptation("linear", "tiny", detector.fingerprint, NAMES, PROMPT, weights=weights)
 
 
-@pytest.mark.parametrize("make", [prompt_task, linear_task])
+def lora_task(detector, **more):
+    generator = torch.Generator().manual_seed(2)
+    factors = {"lora_A.weight": torch.randn(2, 64, generator=generator), "lora_B.weight": torch.ones(2048, 2)}
+    weights = {f"tower.0.fusion.key.{name}": value for name, value in factors.items()} | more
+    return Adaptation("lora", "tiny", detector.fingerprint, NAMES, PROMPT, weights=weights)
+
+
+@pytest.mark.parametrize("make", [prompt_task, linear_task, lora_task])
 def test_a_task_file_is_small_and_gives_back_all(make, detector, tmp_path):
     file = tmp_path / "new" / "task.safetensors"
     task = replace(make(detector), thresholds=(0.1, 0.2, 0.3, 0.4), figures={"AP": 0.5}, about={"shots": "5"})
@@ -108,6 +123,70 @@ def test_a_task_of_another_model(detector):
     short = replace(prompt_task(detector), offsets=torch.zeros(3, 4))
     with pytest.raises(CheckpointError, match="of another model"):
         detector.adapted(short)(IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tower.0.fusion.key.lora_A.weight": None}, r"missing tower\.0\.fusion\.key\.lora_A\.weight"),
+        (
+            {"tower.0.fusion.key.lora_A.weight": torch.zeros(3, 64)},
+            r"lora_B\.weight has shape \(2048, 2\), the model \(2048, 3\)",
+        ),
+        ({"tower.0.fusion.key.lora_A.weight": torch.zeros(2, 1)}, r"lora_A\.weight has shape \(2, 1\), the model"),
+        (
+            {f"no.such.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"},
+            r"no\.such\.lora_A\.weight has shape \(2, 2\), the model \(2, 0\)",
+        ),
+    ],
+)
+def test_lora_that_does_not_fit(changed, message, detector):
+    task = lora_task(detector)
+    weights = {name: value for name, value in {**task.weights, **changed}.items() if value is not None}
+    with pytest.raises(CheckpointError, match=message):
+        detector.adapted(replace(task, weights=weights))
+
+
+def test_peft_reads_an_adapter_and_so_does_glip(detector, tmp_path):
+    peft = pytest.importorskip("peft")
+    task = replace(lora_task(detector), thresholds=(0.1, 0.2, 0.3, 0.4))
+    save_peft_adapter(tmp_path, task)
+    found = load_adaptation(tmp_path / "adapter_model.safetensors")
+    assert digest_of(found) == digest_of(task)
+    merged = peft.PeftModel.from_pretrained(copy.deepcopy(detector.model), tmp_path).merge_and_unload().state_dict()
+    wanted = detector.adapted(task).model.state_dict()
+    assert merged.keys() == wanted.keys()
+    assert all(torch.allclose(value, wanted[name], atol=1e-6) for name, value in merged.items())
+    save_file({"base_model.model.a.lora_A.weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors' is not a task"):
+        load_adaptation(tmp_path / "foreign.safetensors")
+    with pytest.raises(GlipError, match="mode 'prompt' cannot become an adapter of peft: give one of mode lora"):
+        save_peft_adapter(tmp_path, prompt_task(detector))
+
+
+def text_task(detector):
+    name = "language.bert.encoder.layer.0.attention.self.query.weight"
+    weights = {name: detector.model.state_dict()[name] + 0.001}
+    return Adaptation("text", "tiny", detector.fingerprint, NAMES, PROMPT, weights=weights)
+
+
+@pytest.mark.parametrize("make", [linear_task, lora_task, text_task])
+def test_a_merged_model_detects_what_the_task_does(make, tmp_path):
+    """Also where the text encoder is stored as int8, of which a task that changes it is no longer part."""
+    config = replace(QUICK, language=replace(QUICK.language, bits=8), thresholds={"a star": 0.3})
+    model = seeded(config)
+    model.language.round_weights()
+    detector = Detector(model, config, Tokenizer(VOCABULARY), "cpu")
+    found = detector.adapted(make(detector))(IMAGE)
+    task = replace(make(detector), thresholds=(float(found.scores.median()),) * 4)
+    detector.adapted(task).save_pretrained(tmp_path)
+    merged = Detector.from_pretrained(tmp_path, device="cpu")
+    assert_alike(merged(IMAGE, list(NAMES)), detector.adapted(task)(IMAGE), scores=1e-5, boxes=1e-3)
+    assert 0 < len(merged(IMAGE, list(NAMES))) < len(found) and merged.config.thresholds["a star"] == 0.3
+    assert merged.config.language.bits == (32 if make is text_task else 8)
+    assert not identical(merged(IMAGE, list(NAMES), threshold=0.0), detector(IMAGE, list(NAMES), threshold=0.0))
+    with pytest.raises(GlipError, match="mode 'prompt' cannot be merged, since it changes no weights"):
+        detector.adapted(prompt_task(detector)).save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

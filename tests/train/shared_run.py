@@ -78,11 +78,10 @@ def run_disturbed(output: Path, name: str, group: Group) -> None:
 def run_tuning(output: Path, mode: Any, group: Group) -> None:
     """Tune for two epochs of two steps, in micro-batches; the main process writes what was learned."""
     config = still(TASK)
-    tuner = Tuner(
-        Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu"), NAMES, Prompt.from_names(NAMES), mode=mode
-    )
-    images = Images(task_samples(), tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     options = TuneConfig(mode=mode, epochs=2, images_per_epoch=8, batch_size=4, micro_batch=1)
+    detector = Detector(seeded(config), config, Tokenizer(VOCABULARY), "cpu")
+    tuner = Tuner(detector, NAMES, Prompt.from_names(NAMES), options)
+    images = Images(task_samples(), tuner, augment=False, cache=FeatureCache(1.0), skipped=SkipCounter())
     figures = iter([0.1, 0.2 + group.rank, 0.3])
     run = TuneRun(tuner, images, options, validate=lambda _: next(figures), folder=output / f"tune-{mode}", group=group)
     found = run(quiet)
@@ -100,7 +99,7 @@ def main() -> None:
         for name in sys.argv[2:]:
             if name in CASES:
                 run_case(output, name, group)
-            elif name in ("prompt", "full"):
+            elif name in ("prompt", "lora", "full"):
                 run_tuning(output, name, group)
             else:
                 run_disturbed(output, name, group)

@@ -10,7 +10,7 @@ from shared_run import CASES, STEPS, run_case, run_tuning
 
 from glip.train.distributed import Group, process_group
 
-MODES = ("prompt", "full")
+MODES = ("prompt", "lora", "full")
 PROGRAM = Path(__file__).with_name("shared_run.py")
 
 

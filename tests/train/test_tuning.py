@@ -1,6 +1,8 @@
 """Tuning for a task: what each mode trains and leaves, that it learns, that it resumes and that the model stays."""
 
 import math
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from golden_cases import config_of, load_case, loaded_model, make_batch
 from golden_recorder import make_targets
-from runs import TASK, quiet, same, still, task_samples
+from runs import SWIN, TASK, quiet, same, still, task_samples
 from small import NAMES, VOCABULARY, seeded, without_fusion
 
 from glip.config import TuneConfig
@@ -18,12 +20,14 @@ from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import ConfigError, DataError, GlipError, TrainingError
 from glip.loss import Criterion
+from glip.model.adapt import load_adaptation, save_adaptation
 from glip.model.glip import build
 from glip.model.release import our_name
 from glip.signals import Interrupted
 from glip.structures import Prompt
 from glip.text.tokens import Tokenizer
 from glip.train import tune as tune_file
+from glip.train.lora import add_lora
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner, by_size, trained_names
 
@@ -32,6 +36,7 @@ RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1"
 PROMPT = Prompt.from_names(NAMES)
 
 
+SWIN_TASK = replace(TASK, vision=SWIN.vision)
 SOME = 2.5 * 4 * TASK.head.channels * 341 / 1e9  # GB for the features of two images and a half
 
 
@@ -40,7 +45,7 @@ def detector_of(config=TASK):
 
 
 def tuner_of(mode="prompt", **changed):
-    return Tuner(detector_of(), NAMES, PROMPT, mode=mode, **changed)
+    return Tuner(detector_of(), NAMES, PROMPT, TuneConfig(mode=mode), **changed)
 
 
 def images_of(tuner, made=None, *, gb=1.0, augment=False, skipped=None) -> Images:
@@ -51,8 +56,8 @@ def images_of(tuner, made=None, *, gb=1.0, augment=False, skipped=None) -> Image
 
 def run_of(folder, *, config=TASK, mode="prompt", epochs=3, figures=range(1000), cache_gb=1.0, **changed):
     """A tuning whose validations give the figures."""
-    tuner, rest = Tuner(detector_of(config), NAMES, PROMPT, mode=mode), iter(figures)
     options = TuneConfig(mode=mode, epochs=epochs, **{"images_per_epoch": 4, "batch_size": 2, **changed})
+    tuner, rest = Tuner(detector_of(config), NAMES, PROMPT, options), iter(figures)
     return TuneRun(
         tuner,
         images_of(tuner, gb=cache_gb, augment=options.augment),
@@ -111,9 +116,68 @@ def test_the_detector_keeps_its_weights_and_the_task_has_what_changed(mode, tmp_
         assert found.offsets.any() and len(found.offsets) == detector.encode_text(PROMPT).batch.input_ids.shape[1]
 
 
+def test_lora_learns_what_its_file_gives_back_without_peft(tmp_path, monkeypatch):
+    """Trained beside the weights, used as part of them: the fusion, which reads weights, and called layers."""
+    run = run_of(tmp_path, mode="lora", epochs=2, lr=1e-2)
+    tuner, detector = run.tuner, run.tuner.detector
+    before = {name: value.clone() for name, value in detector.model.state_dict().items()}
+    save_adaptation(tmp_path / "task.safetensors", run(quiet))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    found = load_adaptation(tmp_path / "task.safetensors")
+    adapted = detector.adapted(found)
+    layers = {name.partition(".lora_")[0] for name in found.weights}
+    assert len(layers) == 6 + 4 and len(found.weights) == 2 * len(layers) and found.keeps_encoder
+    for name, value in adapted.model.state_dict().items():
+        assert torch.equal(before[name], detector.model.state_dict()[name])
+        assert torch.equal(before[name], value) == (name.removesuffix(".weight") not in layers), name
+    levels = run.images.cached[0].levels
+    with torch.no_grad():
+        trained = tuner(run.images.cached[0])
+        merged = adapted.model.fuse_and_predict(levels, tuner.hidden, tuner.text.attention_mask)
+    assert torch.allclose(trained.token_logits, merged.token_logits, atol=1e-5)
+    assert torch.allclose(trained.box_deltas, merged.box_deltas, atol=1e-5)
+
+
+@pytest.mark.parametrize(("targets", "images", "text"), [("language", True, False), ("qkv", False, True)])
+def test_lora_on_an_encoder_encodes_again(targets, images, text, tmp_path):
+    run = run_of(tmp_path, config=SWIN_TASK, mode="lora", epochs=1, targets=(targets,))
+    tuner, found = run.tuner, run(quiet)
+    assert tuner.keeps_images == found.keeps_encoder == images and len(run.images.cached) == 4 * images
+    assert tuner.keeps_text == text and all(value.any() for value in found.weights.values())
+
+
+def test_lora_of_glip_t_in_numbers():
+    """The figure in docs/adaptation.md."""
+    with torch.device("meta"):
+        model = build(config_of("glip_t_c"))
+        add_lora(model.requires_grad_(False), TuneConfig(mode="lora"), int8=False)
+    assert sum(value.numel() for value in model.parameters() if value.requires_grad) == 1_032_192
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rank": 65}, "rank: got 65: give at most 64, the smaller side of tower.0.fusion.query"),
+        ({"targets": ("fusion", "fussion")}, "targets: 'fussion' matches no layer: give a part of a name"),
+        ({"targets": ("attention",)}, "targets: 'attention' matches language.bert.encoder.layer.0.attention.self.query,"
+         " an int8 matrix, which stays as it is: give others"),
+    ],
+)  # fmt: skip
+def test_lora_refuses(options, words):
+    config = replace(TASK, language=replace(TASK.language, bits=8))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Tuner(detector_of(config), NAMES, PROMPT, TuneConfig(mode="lora", **options))
+
+
+def test_lora_needs_peft(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(GlipError, match=r"^peft is not installed: pip install 'glip\[lora\]'$"):
+        tuner_of("lora")
+
+
 @pytest.mark.parametrize(
     ("mode", "training"),
-    [("prompt", []), ("linear", ["tower", "boxes"]), ("text", ["language"])]
+    [("prompt", []), ("lora", []), ("linear", ["tower", "boxes"]), ("text", ["language"])]
     + [("full", ["vision", "pyramid", "language", "tower", "boxes"])],
 )
 def test_frozen_parts_run_in_eval_mode(mode, training):
@@ -159,7 +223,7 @@ def test_images_of_one_size_share_a_pass(most, gb, cached, sizes):
         assert len(group.targets) == len(levels) == len(group.text.attention_mask) == len(group.images.resized)
 
 
-@pytest.mark.parametrize("mode", ["prompt", "full"])
+@pytest.mark.parametrize("mode", ["prompt", "lora", "full"])
 def test_micro_batches_and_checkpointing_change_nothing(mode, tmp_path):
     whole, divided = (
         run_of(tmp_path / name, config=still(TASK), mode=mode, epochs=1, lr=1e-4, batch_size=4, **options)
@@ -172,7 +236,7 @@ def test_micro_batches_and_checkpointing_change_nothing(mode, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "stopped_in"), [("prompt", 2), ("linear", 1), ("full", 1)])
+@pytest.mark.parametrize(("mode", "stopped_in"), [("prompt", 2), ("linear", 1), ("lora", 1), ("full", 1)])
 def test_interrupted_and_resumed_ends_the_same(mode, stopped_in, tmp_path, monkeypatch):
     options = {"mode": mode, "epochs": 4}
     whole = run_of(tmp_path / "whole", figures=[0.1, 0.5, 0.2, 0.4, 0.3], **options)
@@ -256,18 +320,23 @@ def test_broken_images_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"config": without_fusion(TASK)}, {"precision": "bfloat16"}, {"augment": True}], ids=[0, 1, 2]
+    "options",
+    [{"config": without_fusion(TASK)}, {"precision": "bfloat16"}, {"augment": True}]
+    + [{"mode": "lora", "precision": "bfloat16"}, {"mode": "lora", "augment": True}],
+    ids=range(5),
 )
-def test_without_fusion_in_bfloat16_and_augmented_offsets_learn(options, tmp_path):
+def test_without_fusion_in_bfloat16_and_augmented_a_task_learns(options, tmp_path):
     run = run_of(tmp_path, epochs=1, **options)
-    offsets = run(quiet).offsets
-    assert offsets.any() and offsets.isfinite().all() and math.isfinite(run.state.history[1]["loss"])
+    found = run(quiet)
+    learned = [found.offsets] if found.weights == {} else list(found.weights.values())
+    assert all(own.any() and own.isfinite().all() for own in learned)
+    assert math.isfinite(run.state.history[1]["loss"])
 
 
 def test_too_many_names():
     names = [f"thing number {number}" for number in range(200)]
     with pytest.raises(GlipError, match="caption needs .* tokens, the model reads 256"):
-        Tuner(detector_of(), names, Prompt.from_names(names), mode="prompt")
+        Tuner(detector_of(), names, Prompt.from_names(names), TuneConfig())
 
 
 @pytest.mark.parametrize(("figures", "epochs", "patience"), [(range(9), 2, 8), ([5, 4, 3, 2, 1], 9, 4)])
