@@ -35,7 +35,6 @@ Format = Literal[
 
 _THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))
 DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
-
 COMPETE = "strength of competition between names, against false positives, such as 1; 0: off (default: the model's)"
 
 
@@ -112,9 +111,7 @@ class InferenceConfig:
     inclusive: bool = option(False, "boxes end on their last pixel, as in the release (COCO adds 1)")
     aggregate: Literal["mean", "max", "power"] = option("mean", "how token scores become a phrase score")
     compete: Rate = option(0.0, "each name loses where another scores: times (1 - the best other) ^ this; 0: off")
-    temperature: float = option(
-        1.0, "scores become sigmoid(logit(score) / this): glip calibrate; 1: off", ge=0.05, le=20
-    )
+    temperature: float = option(1.0, "scores become sigmoid(logit(score) / this) (glip calibrate)", ge=0.05, le=20)
 
 
 @checked
@@ -303,8 +300,7 @@ class TuneConfig(StepConfig):
     alpha: Positive = option(16.0, "mode lora: changes are multiplied by alpha / rank")
     targets: tuple[str, ...] = option(
         ("fusion", "text.layer.attention"),
-        "mode lora: part of the names of the linear layers to adapt; may be repeated (default: fusion and the tower's "
-        "text.layer.attention)",
+        "mode lora: part of the names of linear layers to adapt; may be repeated (default: fusion and text attention)",
         min_length=1,
     )
     lr: Rate | None = option(None, "learning rate (default: 0.05 for prompt, 1e-3 for lora, 1e-5 for text, else 1e-4)")

@@ -166,11 +166,7 @@ class Detector:
         return twin
 
     def with_inference(self, **changes: Any) -> "Detector":
-        """A second detector of the same weights with other defaults, such as ``compete=2`` (``InferenceConfig``).
-
-        Raises:
-            GlipError: an unknown option, or a value out of range.
-        """
+        """A second detector of the same weights with other defaults, such as ``compete=1`` (``InferenceConfig``)."""
         twin = copy.copy(self)
         twin.config = replace(self.config, inference=with_options(self.config.inference, **changes))
         return twin

@@ -30,22 +30,22 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_060,
-    "config": 390,
+    "cli": 1_220,
+    "config": 400,
     "console": 60,
-    "data": 4_930,
-    "detector": 380,
+    "data": 4_990,
+    "detector": 400,
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 3_320,
+    "evaluate": 3_390,
     "experiment": 160,
     "files": 320,
     "geometry": 270,
-    "integrations": 1_740,
+    "integrations": 2_020,
     "lettering": 250,
     "loss": 160,
-    "model": 2_030,
+    "model": 2_180,
     "options": 80,
     "postprocess": 160,
     "processor": 160,
@@ -58,10 +58,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 200,
     "text": 930,
-    "train": 1_900,
+    "train": 1_910,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 22_310, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_390, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

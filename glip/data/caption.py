@@ -103,18 +103,18 @@ def swapped_words(own: Prompt, rng: np.random.Generator) -> str:
     thing.
     """
     single = [phrase.spans[0] for phrase in own.phrases if len(phrase.spans) == 1]
-    known = {_without_article(own.caption[slice(*span)]) for span in single}
+    known = {_bare(own.caption[slice(*span)]) for span in single}
     spans = [(start, end) for start, end in single if " " in own.caption[start:end]]
     for one, other in _shuffled(list(combinations(sorted(spans), 2)), rng):
         (start, end), (begin, stop) = one, other
         (first, noun), (second, last) = (own.caption[slice(*span)].rsplit(" ", 1) for span in (one, other))
         made = f"{first} {last}", f"{second} {noun}"
-        if end <= begin and known.isdisjoint(map(_without_article, made)):
+        if end <= begin and known.isdisjoint(map(_bare, made)):
             return own.caption[:start] + made[0] + own.caption[end:begin] + made[1] + own.caption[stop:]
     return ""
 
 
-def _without_article(phrase: str) -> str:
+def _bare(phrase: str) -> str:
     return " ".join(word for word in word_key(phrase).split() if word not in ("a", "an", "the"))
 
 
@@ -173,10 +173,10 @@ def pack_captions(
         for text in [other.caption.strip() for other in _shuffled(others, rng)[:number]]:
             if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
                 captions[word_key(text)] = text
-    return own if len(captions) == 1 else _joined(own, _shuffled(list(captions.values()), rng))
+    return own if len(captions) == 1 else _with_negatives(own, _shuffled(list(captions.values()), rng))
 
 
-def _joined(own: Prompt, captions: Sequence[str]) -> Prompt:
+def _with_negatives(own: Prompt, captions: Sequence[str]) -> Prompt:
     """Captions as one text in which only the own one has phrases."""
     joined, start = "", 0
     for text in captions:
