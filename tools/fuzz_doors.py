@@ -52,7 +52,7 @@ def _place() -> tempfile.TemporaryDirectory[str]:
 @functools.cache
 def _address() -> str:
     """The socket of a server that runs until this process ends."""
-    from glip.integrations.serve import serve
+    from glip.integrations.serve import create_app, http_server
     from glip.integrations.serve_options import ServeConfig
 
     detector, prompt = tiny(), Prompt.from_names(["cat", "dog"])
@@ -62,8 +62,8 @@ def _address() -> str:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path := f"{_place().name}/server")
     listener.listen()
-    work = {"": detector, "pets": detector.adapted(task)}, limits, listener
-    threading.Thread(target=serve, args=work, daemon=True).start()
+    server = http_server(create_app({"": detector, "pets": detector.adapted(task)}, limits))
+    threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     return path
 
 

@@ -42,7 +42,7 @@ Remedy = Callable[[glip.Detector, Image.Image, Names], Detections]
 
 def ask(detector: glip.Detector, image: Image.Image, names: Names, **options: int) -> Detections:
     """All names in one prompt, or in chunks, at threshold 0."""
-    return detector(image, list(names), threshold=0.0, **options)  # type: ignore[arg-type]
+    return detector(image, list(names), threshold=0.0, **options)  # type: ignore[call-overload]
 
 
 def with_sinks(text: EncodedText, count: int, spread: float) -> EncodedText:
@@ -175,7 +175,7 @@ def matches(truth: GroundTruth, results: Results) -> list[coco.Ranking]:
     """Each category as pycocotools matches it; ``right`` has a row for each of the ten overlaps. Without crowds."""
     found = list[coco.Ranking]()
     for category in range(len(truth.categories)):
-        evaluator = coco._run_cocoeval(truth.boxes, results, range(category, category + 1))
+        evaluator = coco._run_cocoeval(truth.boxes, results, range(category, category + 1), as_filed=False)
         records = [row for row in evaluator.evalImgs[: len(evaluator.params.imgIds)] if row is not None]
         scores = np.concatenate([[], *(row["dtScores"] for row in records)])
         right = np.concatenate([np.zeros((10, 0)), *(row["dtMatches"] > 0 for row in records)], axis=1)
@@ -337,7 +337,8 @@ def main() -> None:
     if args.cost:
         return cost(args.model)
     detector = glip.Detector.from_pretrained(args.model)
-    measure(detector, *(joined(names, args.root, args.images) for names in (args.val, args.test)), args.only)
+    chosen, reported = (joined(names, args.root, args.images) for names in (args.val, args.test))
+    measure(detector, chosen, reported, args.only)
 
 
 if __name__ == "__main__":

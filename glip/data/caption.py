@@ -103,18 +103,18 @@ def swapped_words(own: Prompt, rng: np.random.Generator) -> str:
     thing.
     """
     single = [phrase.spans[0] for phrase in own.phrases if len(phrase.spans) == 1]
-    known = {_bare(own.caption[slice(*span)]) for span in single}
+    known = {_phrase_key(own.caption[slice(*span)]) for span in single}
     spans = [(start, end) for start, end in single if " " in own.caption[start:end]]
     for one, other in _shuffled(list(combinations(sorted(spans), 2)), rng):
         (start, end), (begin, stop) = one, other
         (first, noun), (second, last) = (own.caption[slice(*span)].rsplit(" ", 1) for span in (one, other))
         made = f"{first} {last}", f"{second} {noun}"
-        if end <= begin and known.isdisjoint(map(_bare, made)):
+        if end <= begin and known.isdisjoint(map(_phrase_key, made)):
             return own.caption[:start] + made[0] + own.caption[end:begin] + made[1] + own.caption[stop:]
     return ""
 
 
-def _bare(phrase: str) -> str:
+def _phrase_key(phrase: str) -> str:
     return " ".join(word for word in word_key(phrase).split() if word not in ("a", "an", "the"))
 
 

@@ -79,8 +79,8 @@ class Demo:
                     slider = gr.Slider(self._lowest, 1, self._threshold, step=0.01, label="Lowest score")
             with gr.Row():
                 shown = [part for task in self._detectors for part in _column(task, len(self._detectors) > 1)]
-            asked, more = [image, words, kind, slider], {"concurrency_limit": 2 * self._config.batch_size}
-            more |= {"show_progress_on": shown[1 :: len(shown) // len(self._detectors)]}
+            asked, places = [image, words, kind, slider], shown[1 :: len(shown) // len(self._detectors)]
+            more = {"concurrency_limit": 2 * self._config.batch_size, "show_progress_on": places}
             event = gr.on(
                 [button.click, words.submit], self.detect, asked, [found, *shown],
                 api_name="detect", preprocess=False, **more,

@@ -102,7 +102,8 @@ class ExportedGLIP(GLIP):
         anchors = grid_anchors(sizes)
         rows = (len(hidden), len(anchors))
         shapes = [(*rows, hidden.shape[1]), (*rows, 4), rows]
-        return Outputs(*self.compute(HEAD, shapes, *levels, hidden, attention_mask), anchors, sizes)
+        logits, deltas, centerness = self.compute(HEAD, shapes, *levels, hidden, attention_mask)
+        return Outputs(logits, deltas, centerness, anchors, sizes)
 
     def compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor, problem: str = "") -> list[Tensor]:
         """Run a graph, whose outputs have these shapes, unless there is a problem with the inputs.
@@ -110,7 +111,7 @@ class ExportedGLIP(GLIP):
         Raises:
             CheckpointError: there is, or it cannot run, or gives others.
         """
-        values, found, why = [np.ascontiguousarray(value.numpy()) for value in inputs], [], ""
+        values, found, why = [np.ascontiguousarray(value.numpy()) for value in inputs], list[np.ndarray](), ""
         try:
             found = [] if problem else self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
             why = "" if problem or [x.shape for x in found] == list(shapes) else str([x.shape for x in found])

@@ -34,7 +34,8 @@ class TowerStage(nn.Module):
     def __init__(self, image: DynamicBlock, fusion: Fusion | None, text: TextLayer | None, *, gated: bool) -> None:
         super().__init__()
         self.fusion, self.text, self.image = fusion, text, image
-        self.gate_image, self.gate_text = (Gate(), Gate()) if gated else (None, None)
+        self.gate_image = Gate() if gated else None
+        self.gate_text = Gate() if gated else None
 
     def forward(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> tuple[Sequence[Map], Hidden]:
         if self.fusion is not None and self.text is not None:

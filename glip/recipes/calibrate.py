@@ -67,8 +67,8 @@ def calibrate(model: str, name: str, config: EvaluateConfig, *, device: str | No
     changed = {"temperature": known.inference.temperature * factor}
     changed["threshold"] = tempered(known.inference.threshold, factor)
     store_config(model, replace(known, inference=with_options(known.inference, **changed), thresholds=thresholds))
-    errors = (calibration_error(scores, every.right) for scores in (every.scores, tempered(every.scores, factor)))
-    return Calibration(changed["temperature"], *errors, len(every.right), tally)
+    before, after = (calibration_error(own, every.right) for own in (every.scores, tempered(every.scores, factor)))
+    return Calibration(changed["temperature"], before, after, len(every.right), tally)
 
 
 def find_temperature(scores: Float[np.ndarray, " det"], right: Bool[np.ndarray, " det"]) -> float:
