@@ -79,6 +79,10 @@ USES = {
     "fiftyone": "## FiftyOne",
     "video": _VIDEO,
     "track": f"{_VIDEO} --track",
+    "docs": f"cd {ROOT} && python -m mkdocs build --strict --site-dir $OLDPWD/site",
+    "lora": "glip tune glip-nano docs/images/example/boxes.json --mode=lora --out=tuned --shots=1 --epochs=1",
+    "demo": "glip demo --port=8798 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
+    "until curl -sf localhost:8798/config >config.json; do sleep 1; kill -0 $SERVER || exit; done; ls -l config.json",
     "serve": "glip serve --port=8799 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
     "until curl -sf localhost:8799/health; do sleep 1; kill -0 $SERVER || exit; done\n"
     f"curl -sf localhost:8799/detect -F image=@{STREET} -F names='a tree'",

@@ -23,6 +23,7 @@ ROOT_PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.m
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "glip").rglob("[!_]*.py"))
 _FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
+_BADGE = re.compile(r"^\[!\[.*\n", re.M)  # images of another host
 _MARKUP = re.compile(r"([\\|*_<>`\[\]])")
 
 
@@ -41,7 +42,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    made = {site_path(name): (ROOT / name).read_text(encoding="utf-8") for name in ROOT_PAGES}
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in ROOT_PAGES}
+    made = {site_path(name): _BADGE.sub("", text) for name, text in texts.items()}
     made |= {"cli/index.md": overview(), **{f"cli/{verb}.md": verb_page(verb) for verb in VERBS}}
     public = [f"- [`glip.{name}`][{home}.{name}]" for name, home in glip._HOMES.items()]
     made["reference/index.md"] = "\n".join(["# Reference", "", "The public names:", "", *public, ""])
