@@ -15,7 +15,7 @@ FOLDER = config_folder()
 NAMES = sorted(
     str(path.relative_to(FOLDER).with_suffix(""))
     for path in FOLDER.rglob("*.yaml")
-    if path.name not in ("datasets.yaml", "odinw.yaml") and path.parent.name != "tasks"
+    if path.name not in ("datasets.yaml", "models.yaml", "odinw.yaml") and path.parent.name != "tasks"
 )
 
 

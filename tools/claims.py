@@ -195,7 +195,8 @@ def run_fusion(seed: int, key: tuple[Any, ...], language: str | None, device: st
     model = glip_train(f"claims/{arm[0].lower()}", folder, device, overrides)
     detector = glip.Detector.from_pretrained(model, device=device)
     gates = [value.item() for name, value in detector.model.named_parameters() if ".gate_" in name]
-    return {"figures": measure_fusion(detector), "overrides": overrides, "gates": [round(g, 3) for g in gates]}
+    stated = [word.replace(f"{ROOT}/", "") for word in overrides]
+    return {"figures": measure_fusion(detector), "overrides": stated, "gates": [round(g, 3) for g in gates]}
 
 
 def run_teaching(seed: int, key: tuple[Any, ...], language: str | None, device: str) -> Row:

@@ -78,12 +78,15 @@ def test_the_tables_of_the_docs_are_those_of_the_ledgers(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     docs = claims.DOCS
     (tmp_path / "images").mkdir()
-    for name in ("claims.md", "claims.jsonl", "claims_teach.jsonl"):
+    for name in ("claims.md", "claims.jsonl", "claims_teach.jsonl", "claims_fusion.jsonl"):
         (tmp_path / name).write_bytes((docs / name).read_bytes())
     monkeypatch.setattr(claims, "DOCS", tmp_path)
     call(monkeypatch, "report")
     assert (tmp_path / "claims.md").read_text() == (docs / "claims.md").read_text()
-    assert all((tmp_path / "images" / f"{name}.png").stat().st_size > 1000 for name in ("claims", "claims_teach"))
+    assert all(
+        (tmp_path / "images" / f"{name}.png").stat().st_size > 1000
+        for name in ("claims", "claims_teach", "claims_fusion")
+    )
     page = (tmp_path / "claims.md").read_text()
     (tmp_path / "claims.jsonl").write_text(json.dumps(row("a", 0, 0)) + "\n" + json.dumps(row("a", 0, 1, 0.1)) + "\n")
     call(monkeypatch, "report")
