@@ -193,7 +193,7 @@ class DataConfig:
     colour: Share = option(0.0, "strength of colour jitter; 0: off")
     max_negatives: CountOrZero = option(85, "maximum absent class names in a caption")
     hard_negatives: Share = option(0.0, "share of the absent names that resemble one in the image, by shared words")
-    swap_words: Share = option(0.0, "probability of a caption's copy with exchanged nouns as a negative")
+    swap_words: Share = option(0.0, "probability of a copy of the caption with exchanged nouns as a negative")
     full_vocabulary: Share = option(0.5, "probability of a caption with all class names, if they fit")
     borrow: Share = option(0.0, "probability of negatives from the other datasets")
     pack_captions: CountOrZero = option(0, "captions of other images added as negatives (paper: 19)")

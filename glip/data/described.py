@@ -74,7 +74,7 @@ def read_saco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
 
 
 def is_exhaustive(file: CocoFile, number: Id) -> bool:
-    """Whether all objects of a pair's phrase are annotated, by its id; other pairs of SA-Co are not scored."""
+    """Whether all objects of the phrase are annotated, by pair id; other pairs of SA-Co are not scored."""
     return bool(file.images[number]["is_instance_exhaustive"])
 
 

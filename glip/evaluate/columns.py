@@ -205,7 +205,7 @@ def truth_of(samples: Sequence[Sample]) -> GroundTruth:
         for index, (box, numbers) in enumerate(zip(sample.boxes.tolist(), sample.box_phrases, strict=True)):
             x1, y1, x2, y2 = box
             rows += [(place, label[one], x1, y1, x2 - x1, y2 - y1, index in sample.crowd) for one in numbers]
-        # one crowd everywhere: whatever matches no box is ignored
+        # one crowd everywhere: what matches no box is ignored
         rows += [(place, label[one], *_EVERYWHERE, True) for one in sample.incomplete]
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)
     places = table[:, :2].astype(np.int64)

@@ -81,7 +81,7 @@ def grec_figures(pairs: Iterable[Pair], *, threshold: float = CERTAIN) -> dict[s
 
 
 def _matches(truth: Float[Tensor, "true 4"], kept: Float[Tensor, "found 4"]) -> int:
-    """How many boxes match one of the truth each: the pair of largest GIoU first, whatever the scores."""
+    """How many boxes match one of the truth each: the pair of largest GIoU first; scores play no part."""
     table = giou(kept, truth)
     for count in range(min(table.shape)):
         best, place = table.flatten().max(0)

@@ -1,4 +1,4 @@
-"""OVDEval's NMS-AP: of the boxes near a true one only the best counts, whatever its name; then COCO's AP.
+"""OVDEval's NMS-AP: of the boxes near a true one only the best counts, of any name; then COCO's AP.
 
 So a model that gives one thing every name, wrong ones too, does not profit from the right one among them.
 """

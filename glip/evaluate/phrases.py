@@ -84,7 +84,7 @@ def phrase_hits(truth: Float[Tensor, "box 4"], ranked: Float[Tensor, "rank 4"], 
     """Whether a phrase is found with the first 1, 5 and 10 boxes, and with all of them.
 
     Two boxes without area have no overlap (0 / 0). As in the evaluator, where a true box meets one, the phrase counts
-    as not found from that rank on, whatever was found before.
+    as not found from that rank on, also if it was found before.
     """
     boxes = truth.double()
     if protocol == "merged-boxes":

@@ -56,7 +56,7 @@ class Validator:
                 )
             found.figures.update({f"{name}/{figure}": value for figure, value in figures.items()})
             for number, (sample, detections) in enumerate(pairs[: self.shown]):
-                # the best detections, as many as the image has boxes, whatever their scores
+                # the best detections, as many as the image has boxes, of any score
                 count = max(sum(map(len, sample.box_phrases)), 1)
                 best = detections.select(torch.arange(min(len(detections), count)))
                 found.images[f"{name}/{number}"] = contact_sheet([found_sample(sample, best), sample])
