@@ -80,7 +80,7 @@ USES = {
     "video": _VIDEO,
     "track": f"{_VIDEO} --track",
     "docs": f"cd {ROOT} && python -m mkdocs build --strict --site-dir $OLDPWD/site",
-    "lora": "glip tune glip-nano docs/images/example/boxes.json --mode=lora --out=tuned --shots=1 --epochs=1",
+    "lora": "glip tune glip-nano docs/images/example/boxes.json --mode=lora --out=tuned --shots=1 --epochs=1 --images-per-epoch=4 --max-val-images=2",
     "demo": "glip demo --port=8798 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
     "until curl -sf localhost:8798/config >config.json; do sleep 1; kill -0 $SERVER || exit; done; ls -l config.json",
     "serve": "glip serve --port=8799 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
