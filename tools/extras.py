@@ -48,7 +48,8 @@ from glip.integrations.sam import Segmenter
 small = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, mlp_dim=16)
 vision = small | dict(output_channels=16, image_size=64, patch_size=8, window_size=4, num_pos_feats=8)
 prompt = dict(hidden_size=16, image_size=64, patch_size=8)
-config = SamConfig(vision | dict(global_attn_indexes=[0]), prompt, small | dict(iou_head_hidden_dim=16))
+parts = dict(vision_config=vision | dict(global_attn_indexes=[0]), prompt_encoder_config=prompt)
+config = SamConfig(**parts, mask_decoder_config=small | dict(iou_head_hidden_dim=16))
 size, side = dict(height=64, width=64), dict(longest_edge=64)
 images = SamImageProcessor(size=side, pad_size=size, mask_size=dict(longest_edge=16))
 for part in (SamModel(config), SamProcessor(images)):
@@ -80,7 +81,8 @@ USES = {
     "video": _VIDEO,
     "track": f"{_VIDEO} --track",
     "docs": f"cd {ROOT} && python -m mkdocs build --strict --site-dir $OLDPWD/site",
-    "lora": "glip tune glip-nano docs/images/example/boxes.json --mode=lora --out=tuned --shots=1 --epochs=1 --images-per-epoch=4 --max-val-images=2",
+    "lora": "glip tune glip-nano docs/images/example/boxes.json --mode=lora --out=tuned --shots=1 "
+    "--epochs=1 --images-per-epoch=4 --max-val-images=2",
     "demo": "glip demo --port=8798 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
     "until curl -sf localhost:8798/config >config.json; do sleep 1; kill -0 $SERVER || exit; done; ls -l config.json",
     "serve": "glip serve --port=8799 & SERVER=$!; trap 'kill $SERVER' EXIT\n"
