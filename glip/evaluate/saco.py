@@ -1,7 +1,7 @@
 """SA-Co's cgF1: how well the objects of a phrase are found where there are some, times how well it is known whether.
 
 Written from a description of the protocol (docs/benchmarks.md), for boxes. Detections that score less than 0.5 do not
-count; those of a pair are matched to its boxes once, so that the sum of their overlaps is largest.
+count; the others are matched to the boxes once for each pair, so that the sum of their overlaps is largest.
 """
 
 from dataclasses import dataclass

@@ -224,7 +224,7 @@ class _Door:
 
 
 def _files_in(body: bytes) -> list[Any]:
-    """Whatever a request's JSON gives as the path of a file."""
+    """Everything that the JSON of a request gives as the path of a file."""
     paths: list[Any] = []
 
     def note(pairs: list[tuple[str, Any]]) -> None:
