@@ -106,6 +106,8 @@ def draw_fusion(groups: Mapping[tuple[Any, ...], Sequence[Row]], path: Path) -> 
         for place, ((arm, captions, _), runs) in enumerate(shown.items()):
             values, colour = [row["figures"][figure] for row in runs], "C0" if arm.startswith("A") else "C1"
             panel.plot(values, [place] * len(values), "o" if captions else "s", color=colour, alpha=0.7)
-        panel.set(title=figure, yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5))
+        panel.set(
+            title=figure, yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5), xlim=(0, 1)
+        )
         panel.grid(axis="x", alpha=0.3)
     canvas.savefig(path, dpi=90)
