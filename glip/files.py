@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import typing
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -135,6 +136,16 @@ def remove_partials(folder: str | Path) -> None:
         found = _PARTIAL.fullmatch(path.name)
         if found and found[1] == _machine() and not _is_running(int(found[2])):
             path.unlink(missing_ok=True)
+
+
+def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A folder for this process alone, deleted at its end; those that killed processes have left are deleted now."""
+    begin = f"{prefix}-{_machine()}-"
+    for path in Path(tempfile.gettempdir()).glob(f"{begin}*-*"):
+        process = path.name.removeprefix(begin).partition("-")[0]
+        if process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"{begin}{os.getpid()}-")
 
 
 def _is_running(process: int) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +102,19 @@ def test_what_killed_processes_were_writing_is_deleted(tmp_path):
         path.touch()
     with files.exclusive(tmp_path):
         assert {*(tmp_path / "deep").iterdir()} == {running, *other}, "of dead processes of this machine only"
+
+
+def test_temporary_folders_of_killed_processes_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with files.temporary_folder("glip") as running:
+        dead = Path(running.replace(f"-{os.getpid()}-", "-4194305-"))
+        other = Path(running.replace("glip-", "pilg-").replace(f"-{os.getpid()}-", "-4194305-"))
+        for folder in (dead, other):
+            (folder / "uploads").mkdir(parents=True)
+        monkeypatch.setattr(files, "_is_running", lambda number: number != 4194305)
+        with files.temporary_folder("glip"):
+            assert not dead.exists() and other.exists() and Path(running).exists()
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-import runs
+import small_runs as runs
 import torch
 from alike import assert_alike
 from PIL import Image

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from runs import TASK, still
 from small import NAMES, VOCABULARY, scenes, seeded
+from small_runs import TASK, still
 
 from glip.config import TrainConfig
 from glip.data.loader import Step

@@ -12,10 +12,10 @@ BLOWS = ("in a write", "at a rename", "disk full", "two at once")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("verbs", "blows"), [(VERBS, BLOWS), (("serve",), ("kill", "term", "bombs"))])
+@pytest.mark.parametrize(("verbs", "blows"), [(VERBS, BLOWS), (("serve", "demo"), ("kill", "term"))])
 def test_nothing_is_lost_or_wrong_or_left_over(verbs, blows):
-    if verbs == ("serve",) and not find_spec("uvicorn"):
-        pytest.skip("glip serve needs the extra serve")
+    if verbs == ("serve", "demo") and not (find_spec("uvicorn") and find_spec("gradio")):
+        pytest.skip("glip serve and demo need their extras")
     command = [sys.executable, ROOT / "tools" / "torture.py", "--only", *verbs, "--blows", *blows]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
     *_, total = (line for line in done.stdout.splitlines() if line.startswith("| **all**"))

@@ -1,7 +1,7 @@
 """Broken requests to ``glip serve`` and broken exported folders: kinds of ``fuzz_kinds.py``, which ``fuzz.py`` adds.
 
-Requests are bytes on a connection to a server in this process, answered by the tiny model. A kind for another server
-needs its address and what a good request to it is.
+Requests are bytes on a connection to a server in this process, answered by the tiny model. ``fuzz_page.py`` has those
+to the page of ``glip demo``.
 """
 
 import base64
@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ def _place() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _address() -> str:
-    """The socket of a server that runs until this process ends."""
+def address(kind: str) -> str:
+    """The socket of a server, "serve" or "demo", that runs until this process ends."""
     from glip.integrations.serve import create_app, http_server
     from glip.integrations.serve_options import ServeConfig
 
@@ -60,18 +60,24 @@ def _address() -> str:
     task = Adaptation("prompt", "tiny", detector.fingerprint, ("cat", "dog"), prompt, offsets)
     limits = ServeConfig(max_mb=0.5, max_pixels=40_000, max_images=3, max_names=50, timeout=PATIENCE)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path := f"{_place().name}/server")
+    listener.bind(path := f"{_place().name}/{kind}")
     listener.listen()
-    server = http_server(create_app({"": detector, "pets": detector.adapted(task)}, limits))
+    detectors = {"": detector, "pets": detector.adapted(task)}
+    if kind == "demo":
+        from glip.integrations.demo import create_demo
+
+        server = create_demo(detectors, limits)
+    else:
+        server = http_server(create_app(detectors, limits))
     threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
     return path
 
 
-def send(request: bytes, *, whole: bool = True) -> tuple[int, str, bytes]:
+def send(request: bytes, server: str = "serve", *, whole: bool = True) -> tuple[int, str, bytes]:
     """Status, type and body of the answer; 0 where a request that is not whole gets none."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE)
-        connection.connect(_address())
+        connection.connect(address(server))
         try:
             connection.sendall(request)
         except OSError:  # it was refused while it was sent
@@ -92,6 +98,17 @@ def send(request: bytes, *, whole: bool = True) -> tuple[int, str, bytes]:
 def read_requests(rng: Rng, folder: Path) -> None:
     """A request of one of the protocols with broken values, JSON, images, forms, heads or bytes; then a good one."""
     path, tree = _asked(rng)
+    others = (path, f"{path}/", "/metrics", "/docs", "/openapi.json", "/tasks/%ff/setup", "//", "/?a=%00")
+    _, answer = exchange(rng, "serve", path, tree, others, "/detect")
+    if rng.random() < 0.1:
+        assert send(_good())[0] == 200, "a good request is not answered afterwards"
+    check(*answer)
+
+
+def exchange(
+    rng: Rng, server: str, path: str, tree: Any, others: Sequence[str], form: str
+) -> tuple[bytes, tuple[int, str, bytes]]:
+    """A request that is broken in one of many ways, and the answer; ``form`` is the path of uploads."""
     kind, body = "application/json", json.dumps(tree).encode()
     method, headers, way = "POST", dict[str, str](), rng.randrange(10)
     if way < 4:
@@ -99,19 +116,16 @@ def read_requests(rng: Rng, folder: Path) -> None:
     elif way == 4:
         body = mutate_bytes(rng, rng.choice((body, b"[" * 90_000, body.replace(b'"cat', b'"\\ud800cat'), b"NaN", b"")))
     elif way < 7:
-        path, (kind, body) = "/detect", _form(rng)
+        path, (kind, body) = form, _form(rng)
     elif way == 7:
         method = rng.choice(("GET", "PUT", "HEAD", "OPTIONS", "post", "DELETE", "POST", "POST"))
-        path = rng.choice((path, f"{path}/", "/metrics", "/docs", "/openapi.json", "/tasks/%ff/setup", "//", "/?a=%00"))
-        headers = {name: rng.choice(values) for name, values in rng.sample(sorted(_HEADERS.items()), 2)}
+        path, own = rng.choice(others), rng.sample(sorted(_HEADERS.items()), 2)
+        headers = {name: rng.choice(values) for name, values in own}
     head = {"Host": "a", "Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close", **headers}
     request = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in head.items())
     data = request.encode("latin-1") + b"\r\n" + body
     broken = mutate_bytes(rng, data) if way == 9 else data
-    status, found, content = send(broken, whole=broken == data and way != 7)
-    if rng.random() < 0.1:
-        assert send(_good())[0] == 200, "a good request is not answered afterwards"
-    _check(status, found, content)
+    return broken, send(broken, server, whole=broken == data and way != 7)
 
 
 def _asked(rng: Rng) -> tuple[str, dict[str, Any]]:
@@ -171,7 +185,7 @@ def _form(rng: Rng) -> tuple[str, bytes]:
     ]
     image = rng.choice(encoded_images())[1]
     for _ in range(rng.choice((0, 1, 1, 1, 2, 5))):
-        name = rng.choice(("image", "image", "images", "photo", ""))
+        name = rng.choice(("image", "image", "files", "images", "photo", ""))
         file = rng.choice(("a.png", "../../up", "", "a\xff\x01"))
         parts.append((f'name="{name}"; filename="{file}"', mutate_bytes(rng, image)))
     more = rng.choice(
@@ -203,7 +217,7 @@ def _good() -> bytes:
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
 
-def _check(status: int, kind: str, content: bytes) -> None:
+def check(status: int, kind: str, content: bytes) -> None:
     """An answer is finite JSON, or an error of one sentence that shows nothing of the server."""
     if not status or (not content and status < 500):  # of a request that was cut, or of HEAD
         raise GlipError(f"no answer, {status}")
@@ -211,7 +225,7 @@ def _check(status: int, kind: str, content: bytes) -> None:
     text = content.decode()
     if kind.startswith("application/json"):
         tree = json.loads(text, parse_constant=lambda name: 1 / 0)
-        text = tree["error"] if status >= 400 else text
+        text = tree["error"] if status >= 400 and "error" in tree else text
     if status >= 400:
         assert not any(hint in text for hint in ("Traceback", 'File "', ".py", str(Path.cwd()))), text
         raise GlipError(text)

@@ -259,7 +259,7 @@ def step_rows(setup: Setup, size: int, checkpointing: str, kind: str) -> Iterato
 
 def resume_rows(setup: Setup) -> Iterator[Row]:
     """Six steps at once, and killed after four and resumed; GPUs add in no fixed order, so two runs differ as well."""
-    import runs
+    import small_runs as runs
     from small import seeded
 
     steps = [runs.step_of(batch) for batch in runs.batches_of(1, side=128)]

@@ -40,9 +40,9 @@ BUDGETS = {  # lines of each room
     "errors": 60,
     "evaluate": 3_390,
     "experiment": 160,
-    "files": 320,
+    "files": 340,
     "geometry": 270,
-    "integrations": 2_020,
+    "integrations": 2_070,
     "lettering": 250,
     "loss": 160,
     "model": 2_180,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_910,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_390, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_450, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

@@ -47,7 +47,7 @@ from torture_parts import (
     set_clock_back,
     wait_for,
 )
-from torture_server import SERVER_BLOWS, Served
+from torture_server import SERVER_BLOWS, Page, Served
 
 
 def _train(*more: object) -> Callable[[Path], Sequence[object]]:
@@ -123,7 +123,11 @@ VERBS: dict[str, Verb] = {
     "serve": Verb(
         lambda at: ["serve", f"--model={at / 'model'}", "--device=cpu"], package="uvicorn", blows=tuple(SERVER_BLOWS)
     ),
+    "demo": Verb(
+        lambda at: ["demo", f"--model={at / 'model'}", "--device=cpu"], package="gradio", blows=tuple(SERVER_BLOWS)
+    ),
 }
+SERVERS = {"serve": Served, "demo": Page}
 
 
 # ---- a verb under blows
@@ -299,7 +303,7 @@ def torture(job: tuple[str, Sequence[str], int, Path, int]) -> tuple[str, dict[s
     if verb.package and find_spec(verb.package) is None:
         return f"{verb.package} is not installed", {}
     try:
-        tortured = Served(verb, place, seed) if name == "serve" else Tortured(name, place, seed)
+        tortured = SERVERS[name](verb, place, seed) if name in SERVERS else Tortured(name, place, seed)
     except AssertionError as error:
         return f"{name}: {error}", {"none": Count(tried=1, wrong=1, problems=[str(error)])}
     for _ in range(tries):

@@ -1,8 +1,11 @@
-"""For ``torture.py``: blows on ``glip serve``. Slow, many and half-open clients, bombs as uploads, signals under load.
+"""For ``torture.py``: blows on ``glip serve`` and on the page of ``glip demo``.
+
+Slow, many and half-open clients, bombs as uploads, signals under load.
 
 After each blow the same command starts again on the same port and answers as before. *Lost* are requests that a server
 had accepted and did not answer before it ended by SIGTERM or SIGINT, *wrong* other answers than the first, answers that
-are cut, refusals without a sentence and other ends, *left over* files, and processes that outlive the server.
+are cut, refusals without a sentence and other ends, *left over* processes that outlive the server, and temporary files
+that the next one does not delete.
 """
 
 import base64
@@ -43,8 +46,10 @@ MOST_MB = 1500.0  # that bombs may add to the memory
 class Served:
     """A server, what it answers without disturbance, and the blows' counts."""
 
+    name, health, lost = "serve", "/health", (0, b"")
+
     def __init__(self, verb: Verb, place: Path, seed: int) -> None:
-        self.verb, self.folder, self.random = verb, place / "serve", random.Random(seed)
+        self.verb, self.folder, self.random = verb, place / self.name, random.Random(seed)
         self.counts = dict[str, Count]()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -64,7 +69,7 @@ class Served:
         run = Run(self.verb, self.folder, self.arguments, number=len(list(self.folder.glob("*.log"))))
         run.start(partial(setattr, tempfile, "tempdir", str(self.folder / "tmp")))
         began = time.monotonic()
-        while self.ask("GET", "/health")[0] != 200:
+        while self.ask("GET", self.health)[0] != 200:
             assert time.monotonic() - began < PATIENCE and not os.waitpid(run.pids[0], os.WNOHANG)[0], run.words()
             time.sleep(0.05)
         return run
@@ -81,6 +86,11 @@ class Served:
         finally:
             connection.close()
 
+    def inside(self) -> int:
+        """How many requests the server is known to have accepted and not answered."""
+        busy = re.search(rb"glip_requests_in_progress (\d+)", self.ask("GET", "/metrics")[1])
+        return int(busy[1]) if busy else 0
+
     def strike(self, blow: str) -> None:
         """A server, one blow, its end, and the next server."""
         count = self.counts.setdefault(blow, Count())
@@ -91,19 +101,20 @@ class Served:
             self.check(count)
         except Exception as error:
             count.wrong += 1
-            count.problems.append(f"serve, {blow}: {type(error).__name__}: {error}; {run.words()[-500:]}")
+            count.problems.append(f"{self.name}, {blow}: {type(error).__name__}: {error}; {run.words()[-500:]}")
         end(run, signal.SIGKILL)
         if "Traceback" in run.words():
             count.wrong += 1
-            count.problems.append(f"serve, {blow}: {run.words()[-1000:]}")
-        count.left += len(list((self.folder / "tmp").iterdir())) + len(session(run.pids[0]))
+            count.problems.append(f"{self.name}, {blow}: {run.words()[-1000:]}")
+        count.left += len(session(run.pids[0]))
         try:
             again = self.start()
             self.check(count)
             end(again, signal.SIGTERM)
             count.resumed += 1
         except Exception as error:
-            count.problems.append(f"serve, {blow}, started again: {error}")
+            count.problems.append(f"{self.name}, {blow}, started again: {error}")
+        count.left += len(list((self.folder / "tmp").iterdir()))
         shutil.rmtree(self.folder)
 
     def is_right(self, answer: Answer) -> bool:
@@ -118,7 +129,56 @@ class Served:
         found = self.ask()
         if not self.is_right(found):
             count.wrong += 1
-            count.problems.append(f"serve: answers {found}")
+            count.problems.append(f"{self.name}: answers {found}")
+
+
+class Page(Served):
+    """The same for the page: a question is an upload, a place in the queue and the stream of its events."""
+
+    name, health, lost = "demo", "/config", (0, b"cut")  # a question that was in the queue, not before
+
+    def __init__(self, verb: Verb, place: Path, seed: int) -> None:
+        self.streams = set[str]()  # that clients read
+        super().__init__(verb, place, seed)
+
+    def inside(self) -> int:
+        """As of a server; the stream of each is known to be there."""
+        return len(self.streams)
+
+    def ask(self, method: str = "POST", path: str = "/detect", body: bytes | None = None, **headers: str) -> Answer:
+        """What a browser does for a body of ``glip serve``; gives the table, or the error."""
+        if path != "/detect" or headers:
+            return super().ask(method, path.replace("/detect", "/gradio_api/upload"), body, **headers)
+        asked = json.loads(body or self.body)
+        part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        form = part + base64.b64decode(asked["image"]) + b"\r\n--b--\r\n"
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        status, text = super().ask("POST", "/gradio_api/upload", form, **kind)
+        if status != 200:
+            return status, text
+        image, name = {"path": json.loads(text)[0], "meta": {"_type": "gradio.FileData"}}, f"{random.random()}"
+        words = [image, asked["names"], "names", 0]
+        join = json.dumps({"data": words, "fn_index": 0, "session_hash": name}).encode()
+        status, text = super().ask("POST", "/gradio_api/queue/join", join)
+        return self._stream(name) if status == 200 else (status, text)
+
+    def _stream(self, name: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", f"/gradio_api/queue/data?session_hash={name}")
+            answer = connection.getresponse()
+            self.streams.add(name)
+            last = [json.loads(line[6:]) for line in answer if line.startswith(b"data: ")]
+        except (OSError, http.client.HTTPException):
+            return self.lost
+        finally:
+            self.streams.discard(name)
+            connection.close()
+        done = next((one for one in last if one["msg"] == "process_completed"), None)
+        if not done:
+            return self.lost
+        data = done["output"]["data"][4]["data"] if done["success"] else done["output"]
+        return (200 if done["success"] else 422), json.dumps(data).encode()
 
 
 def end(run: Run, number: int) -> int:
@@ -161,19 +221,17 @@ def under_load(number: int, served: Served, run: Run, count: Count) -> None:
         one.start()
     began = time.monotonic()
     while number != signal.SIGKILL and time.monotonic() - began < PATIENCE:
-        figures = served.ask("GET", "/metrics")[1]
-        busy = re.search(rb"glip_requests_in_progress (\d+)", figures)
-        if busy and int(busy[1]) >= 2 * CLIENTS:  # every client's request is inside
+        if served.inside() >= 2 * CLIENTS:  # every client's request is inside
             break
         time.sleep(0.002)
-    os.kill(run.pids[0], number)
     stop.set()
+    os.kill(run.pids[0], number)
     for client in (*clients, *accepted):
         client.join(PATIENCE)
     code = end(run, 0)
     assert code == (-number if number == signal.SIGKILL else 128 + number), f"it ended with {code}"
     last = answers[-CLIENTS:] + held
-    count.lost += sum(one[0] == 0 for one in last) if number != signal.SIGKILL else 0
+    count.lost += last.count(served.lost) if number != signal.SIGKILL else 0
     wrong = [one for one in (*answers, *held) if not served.is_right(one)]
     assert not wrong, f"answers {wrong[:2]}"
 

@@ -1,17 +1,20 @@
 """``glip demo``: a page to try a model and its tasks in a browser (docs/integrations.md)."""
 
+import asyncio
 import html
 import json
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import ZipFile
 
 import gradio as gr
+import gradio.routes
 import torch
 from fastapi import FastAPI
 from PIL import Image
@@ -19,7 +22,7 @@ from PIL import Image
 from glip.config import Share
 from glip.detector import Detector
 from glip.errors import GlipError, ImageError
-from glip.files import file_name
+from glip.files import file_name, temporary_folder
 from glip.integrations import messages
 from glip.integrations.batching import Batcher
 from glip.integrations.guard import Guard, Message, Metrics, Receive, Send, refusal
@@ -33,13 +36,13 @@ from glip.visualize import draw
 
 _LOWEST = 0.05  # of the slider; detections are computed down to it
 _VIEW = 1280  # longest side of the image that is shown, in pixels
-_KEPT, _SWEPT = 3600, 60  # seconds until an uploaded image is deleted, and between two looks
+_KEPT, _SWEPT = 3600, 60  # seconds until an upload and what was made of it is deleted, and between two looks
 _KINDS = ("names", "a sentence")
 _BUTTONS = ["download", "fullscreen"]
 _EMPTY = [None] * 6  # of a column
 _TABLE, _WIDTHS = ["phrase", "score", "x1 y1 x2 y2"], ["34%", "18%", "48%"]
 _API = "/gradio_api"
-_FILES = f"{_API}/file="
+_FILES, _UPLOAD = f"{_API}/file=", f"{_API}/upload"
 _PATHS = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"} | {
     f"{_API}/{name}"
     for name in ("info", "upload", "upload_progress", "queue/join", "queue/data", "startup-events", "cancel", "reset")
@@ -67,7 +70,7 @@ class Demo:
 
     def page(self) -> gr.Blocks:
         """The page: image, words and slider, then a column for the model and for each task."""
-        with gr.Blocks(title="glip demo", analytics_enabled=False, delete_cache=(_SWEPT, _KEPT)) as page:
+        with gr.Blocks(title="glip demo", analytics_enabled=False) as page:
             gr.Markdown(f"# glip demo\n{html.escape(repr(self._detectors['']))}")
             found = gr.State()
             with gr.Row():
@@ -194,66 +197,112 @@ def _write_downloads(one: _Found, folder: Path) -> list[str]:
     return [str(coco), str(yolo), str(plain)]
 
 
+class _Event(NamedTuple):
+    """What a page sends to the queue, not yet checked."""
+
+    data: Any = None
+    fn_index: Any = None
+    session_hash: Any = None
+
+
 class _Door:
     """Lets through what the page needs of Gradio, and no file but those of its own folder."""
 
-    def __init__(self, app: Any, folder: Path) -> None:
+    def __init__(self, app: Any, folder: Path, page: gr.Blocks) -> None:
         self._app, self._folder = app, folder
+        self._inputs = {number: event.inputs for number, event in page.fns.items()}
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        path = scope.get("path", "/")
+        path, waiting = scope.get("path", "/"), list[Message]()
         is_known = path in _PATHS or path.startswith(_BELOW) or scope["type"] != "http"
-        if not is_known and not (path.startswith(_FILES) and self._is_own(path.removeprefix(_FILES))):
-            return await refusal(404, "no such page")(scope, receive, send)  # type: ignore[arg-type]
-        if scope.get("method") != "POST" or path == f"{_API}/upload":
-            return await self._app(scope, receive, send)
-        message = await receive()  # the whole body, from the Guard
-        if not all(map(self._is_own, _files_in(message.get("body", b"")))):
-            refused = refusal(403, "only uploaded images are read; no other path or address is opened")
-            return await refused(scope, receive, send)  # type: ignore[arg-type]
-        waiting = [message]
+        refused: tuple[int, str] | None = (404, "no such page")
+        if is_known or (path.startswith(_FILES) and self._is_own(path.removeprefix(_FILES))):
+            is_question = scope.get("method") == "POST" and path != _UPLOAD
+            waiting += [await receive()] if is_question else []  # the whole body, from the Guard
+            refused = self._problem(scope, waiting[0].get("body", b"")) if is_question else _long_head(scope)
 
         async def replay() -> Message:
             return waiting.pop() if waiting else await receive()
 
-        return await self._app(scope, replay, send)
+        app: Any = refusal(*refused) if refused else self._app
+        return await app(scope, replay, send)
+
+    def _problem(self, scope: Message, body: bytes) -> tuple[int, str] | None:
+        """Status and sentence for a question that Gradio cannot read, which would answer with an exception."""
+        tree, paths = _read_body(body)
+        if tree is None or (scope["path"] == f"{_API}/queue/join" and not self._is_event(tree)):
+            return 400, "this is not a request of the page: load it again"
+        is_own = all(map(self._is_own, paths))
+        return None if is_own else (403, "only uploaded images are read; no other path or address is opened")
+
+    def _is_event(self, tree: Any) -> bool:
+        """Whether it names an event of the page, with values of the right number and kinds."""
+        event = _Event(**{name: tree.get(name) for name in _Event._fields}) if isinstance(tree, dict) else _Event()
+        asked = self._inputs.get(event.fn_index) if type(event.fn_index) is int else None
+        if asked is None or not isinstance(event.data, list) or len(event.data) != len(asked):
+            return False
+        numbers = [value for part, value in zip(asked, event.data, strict=True) if isinstance(part, gr.Slider)]
+        is_named = isinstance(event.session_hash, str) and 0 < len(event.session_hash) < 100
+        return is_named and all(type(value) in (int, float) for value in numbers)
 
     def _is_own(self, path: Any) -> bool:
-        return isinstance(path, str) and Path(os.path.realpath(path)).is_relative_to(self._folder)
+        is_path = isinstance(path, str) and "\0" not in path
+        return is_path and Path(os.path.realpath(path)).is_relative_to(self._folder)
 
 
-def _files_in(body: bytes) -> list[Any]:
-    """Everything that the JSON of a request gives as the path of a file."""
+def _long_head(scope: Message) -> tuple[int, str] | None:
+    """Status and sentence for an upload whose boundary is too long for the parser of forms."""
+    longest = max((len(value) for name, value in scope.get("headers", ()) if name == b"content-type"), default=0)
+    return (400, "the content type is too long") if longest > 250 else None
+
+
+def _read_body(body: bytes) -> tuple[Any, list[Any]]:
+    """The JSON of a request, None if it is none, and everything that it gives as the path of a file."""
     paths: list[Any] = []
 
-    def note(pairs: list[tuple[str, Any]]) -> None:
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         paths.extend(value for key, value in pairs if key == "path")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)  # NaN is not JSON
 
     try:
-        json.loads(body or b"{}", object_pairs_hook=note)
+        return json.loads(body or b"{}", object_pairs_hook=note, parse_constant=refuse), paths
     except (ValueError, RecursionError):
-        return [None]
-    return paths
+        return None, paths
+
+
+async def _sweep(folder: Path) -> None:
+    """Delete what is old. Gradio's own sweep ends for good when a file is uploaded meanwhile."""
+    while True:
+        await asyncio.sleep(_SWEPT)
+        for path in folder.glob("*/*"):  # an upload, or a file for a download button
+            if time.time() - path.stat().st_mtime > _KEPT:
+                path.unlink()
 
 
 def create_demo(detectors: Mapping[str, Detector], config: ServeConfig) -> Any:
     """A server of the page, behind the same door as that of ``glip serve``."""
-    own, metrics = tempfile.TemporaryDirectory(prefix="glip-demo-"), Metrics()
+    own, metrics = temporary_folder("glip-demo"), Metrics()
     folder = Path(own.name).resolve()
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_TEMP_DIR"] = gradio.routes.DEFAULT_TEMP_DIR = str(folder)  # not one that users share
     demo = Demo(detectors, config, folder, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with own:
+            sweep = asyncio.create_task(_sweep(folder))
             yield
+            sweep.cancel()
             demo.batcher.close()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    page = demo.page()
     gr.mount_gradio_app(
         app,
-        demo.page(),
+        page,
         path="/",
         ssr_mode=False,
         mcp_server=False,
@@ -262,4 +311,4 @@ def create_demo(detectors: Mapping[str, Detector], config: ServeConfig) -> Any:
         max_file_size=int(config.max_mb * 1e6),
     )
     mounted: Any = app.routes[-1]
-    return http_server(Guard(_Door(app, folder), config, metrics, _PATHS), mounted.app.stop_event.set)
+    return http_server(Guard(_Door(app, folder, page), config, metrics, _PATHS), mounted.app.stop_event.set)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import in_two_processes
+from small_runs import in_two_processes
 
 from glip.data.catalog import find_set, read_set
 from glip.detector import Detector

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ from glip.structures import Prompt
 NAMES = ["red house", "tree"]
 WORDS = "red house. tree"
 HERE = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path_factory) -> None:
+    """Gradio's client leaves folders behind."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture(autouse=True)
@@ -178,6 +185,21 @@ def test_bad_input_is_one_sentence(alone, upload, name, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+BROKEN = (
+    {"fn_index": 7},
+    {"fn_index": True},
+    {"data": [None]},
+    {"data": None},
+    {"session_hash": 5},
+    {"session_hash": ""},
+    {"fn_index": 2, "data": [None, "x"]},
+)
+
+
+def event(changed: dict[str, object]) -> bytes:
+    return json.dumps({"data": [None, WORDS, "names", 0.5], "fn_index": 0, "session_hash": "x", **changed}).encode()
+
+
 def test_no_file_and_no_address_is_opened(alone, upload, tmp_path):
     """Neither by its path in a request, nor by the routes of Gradio, of which only those of the page are there."""
     with httpx.Client(base_url=alone, trust_env=False) as web:
@@ -199,10 +221,22 @@ def test_no_file_and_no_address_is_opened(alone, upload, tmp_path):
                 answer = web.post(f"{api}/queue/join", json=body)
                 assert answer.status_code == 403 and "no other path or address is opened" in answer.json()["error"]
             assert web.get(f"{api}/file={path}").status_code == 404
-        for path in ("proxy=http://127.0.0.1:1/", "vibe-code/", "runs", "monitoring", "call/detect/x", "../docs"):
+        for path in (
+            "file=%00",
+            "proxy=http://127.0.0.1:1/",
+            "vibe-code/",
+            "runs",
+            "monitoring",
+            "call/detect/x",
+            "../docs",
+        ):
             assert web.get(f"{api}/{path}").status_code == 404
         assert web.post(f"{api}/upload", files={"files": b"x" * 400_000}).status_code == 413
-        assert web.post(f"{api}/queue/join", content=b"[" * 9000, headers={"content-type": "application/json"}).is_error
+        for body in (b"[" * 9000, b'{"data": [NaN]}', *map(event, BROKEN)):
+            answer = web.post(f"{api}/queue/join", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == 400 and "not a request of the page" in answer.json()["error"]
+        long = {"content-type": f"multipart/form-data; boundary={'b' * 300}"}
+        assert web.post(f"{api}/upload", content=b"--b--", headers=long).status_code == 400
 
 
 def test_two_people_get_their_own_results(alone, detectors, image, upload):

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tests/train", "tools")]
 
 import torch  # noqa: E402
-from runs import STILL, TASK, batches_of, poisoned, quiet, settings, step_of, still, stream, task_samples  # noqa: E402
 from small import NAMES, VOCABULARY, seeded  # noqa: E402
+from small_runs import STILL, TASK, batches_of, poisoned, quiet, settings, step_of, still, stream, task_samples  # noqa: E402
 
 from glip.config import TuneConfig  # noqa: E402
 from glip.data.loader import Step  # noqa: E402

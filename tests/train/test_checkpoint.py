@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import same
+from small_runs import same
 
 from glip.config import DatasetConfig, StepConfig, TrainConfig
 from glip.errors import CheckpointError, ConfigError, DataError

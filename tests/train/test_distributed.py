@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import in_two_processes, metrics
 from shared_run import CASES, STEPS, run_case, run_tuning
+from small_runs import in_two_processes, metrics
 
 from glip.train.distributed import Group, process_group
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import SWIN, batches_of, metrics, quiet, settings, step_of, stream
 from small import seeded
+from small_runs import SWIN, batches_of, metrics, quiet, settings, step_of, stream
 
 from glip.data.sets import SkipCounter, Validation
 from glip.errors import ConfigError

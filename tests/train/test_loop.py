@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import (
+from small import seeded
+from small_runs import (
     RESNET,
     STILL,
     SWIN,
@@ -21,7 +22,6 @@ from runs import (
     validation,
     weights,
 )
-from small import seeded
 
 from glip.config import DatasetConfig
 from glip.data.loader import Step

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import RESNET, STILL, batches_of, poisoned, step_of
 from small import seeded
+from small_runs import RESNET, STILL, batches_of, poisoned, step_of
 
 from glip.config import StepConfig, TrainConfig
 from glip.errors import ConfigError, TrainingError

@@ -11,8 +11,8 @@ import pytest
 import torch
 from golden_cases import config_of, load_case, loaded_model, make_batch
 from golden_recorder import make_targets
-from runs import SWIN, TASK, quiet, same, still, task_samples
 from small import NAMES, VOCABULARY, seeded, without_fusion
+from small_runs import SWIN, TASK, quiet, same, still, task_samples
 
 from glip.config import TuneConfig
 from glip.data.sets import SkipCounter
