@@ -143,7 +143,7 @@ def _evaluate_set(
     with exclusive(place, main=main, gather=gather):
         with _all_or_none(gather):
             options = query_options(benchmark, config, prompts)
-            if benchmark.protocol in SCORERS:
+            if benchmark.protocol in SCORERS or benchmark.read.asked:
                 options = replace(options, left_out=too_long(detector, benchmark.read.samples, options))
             store = PredictionStore(place / "predictions", _settings(detector, benchmark, options), process=share[0])
             others = _has_other_names(detector, benchmark, refuse=config.save_thresholds)

@@ -38,11 +38,11 @@ def aspect(root: Path, name: str) -> None:
     folder = root / "ovdeval" / "images" / name
     folder.mkdir(parents=True)
     (root / "ovdeval" / "annotations").mkdir(exist_ok=True)
-    names = ["red cup", "blue cup", "green cup"]
+    names = ["red cup", "blue cup", "green cup", TOO_LONG]
     images, rows = [], []
     for number in range(2):
         Image.effect_noise((90, 60), 80).convert("RGB").save(folder / f"{number}.jpg")
-        lists = {"text": [names[number]], "neg_text": [names[2]]}
+        lists = {"text": [names[number]], "neg_text": names[2:]}
         images.append({"id": number, "file_name": f"{number}.jpg", "width": 90, "height": 60, **lists})
         box = {"bbox": [5, 5, 60, 40], "area": 2400, "iscrowd": 0}
         rows.append({"id": number, "image_id": number, "category_id": number, **box})
@@ -98,6 +98,7 @@ def test_ovdeval_has_the_mean_of_its_aspects(glip_, tiny_folder, tmp_path):
     assert code == 0, err
     assert "# ovdeval, 2 of 9 parts; missing, and not in the mean: ovdeval_object, " in out
     report = report_of(tmp_path / "out", "ovdeval_color")
+    assert report["noted"]["text that the model cannot read: not asked for"] == 1
     assert next(iter(report["figures"])) == "NMS-AP" and "AP" in report["figures"]
     [file] = tmp_path.glob("out/*/ovdeval_color/results.json")
     listed = {(row["image_id"], row["category_id"]) for row in json.loads(file.read_text())}
