@@ -72,7 +72,7 @@ class Service:
         """X-AnyLabeling: rectangles for an image."""
         body = await _json_of(request)
         question = await asyncio.to_thread(messages.read_shape_question, body, self._detectors, self._config)
-        return JSONResponse(messages.to_shapes(await self._find(question)))
+        return JSONResponse(messages.to_shapes(await self._find(question), body))
 
     async def health(self, task: str = "") -> Response:
         """Whether the server is up, also for Label Studio."""

@@ -456,6 +456,8 @@ def test_x_anylabeling(client, detectors, image, sent):
     assert len(client.post("/v1/predict", json=request).json()["data"]["shapes"]) == 3
     request = {"model": "plants", "image": sent}
     assert client.post("/v1/predict", json=request).json()["data"]["shapes"][0]["label"] in ("a tree", "a house")
+    request["params"] = {"filter_classes": ["a tree"], "current_task": None}
+    assert {one["label"] for one in client.post("/v1/predict", json=request).json()["data"]["shapes"]} == {"a tree"}
     answer = client.post("/v1/predict", json={"model": "tinny", "image": sent, "params": params})
     assert answer.status_code == 400 and "no task 'tinny'" in answer.json()["error"]
 
