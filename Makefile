@@ -1,4 +1,4 @@
-# make demo        install into .venv (once), then detect objects in a drawn image
+# make demo        install glip into .venv (once), then detect objects in a drawn image
 # make test        the whole test suite
 # make test-fast   without the tests marked slow: full-size golden cases, several processes, killed runs, commands of docs
 # make test-integrations   the adapters to other tools, each in an environment of its own with that tool
@@ -16,6 +16,7 @@ DEMO_PROMPT ?= a red house. a tree. a car. the sun
 OUT ?= out
 
 BIN := .venv/bin
+INSTALLED := .venv/installed
 READY := .venv/ready
 
 EXTRAS ?=
@@ -24,7 +25,7 @@ TOOLS ?= transformers sam sahi cvat autodistill fiftyone demo
 .PHONY: demo test test-fast test-integrations test-extras lint clean
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(BIN)/glip detect "$(DEMO_IMAGE)" "$(DEMO_PROMPT)" --out "$(OUT)"
 
 test: $(READY)
@@ -53,13 +54,18 @@ lint: $(READY)
 	$(BIN)/bandit -q -c pyproject.toml -r glip tools
 
 # Installing again is needed only when what is installed changes; the code itself is read from the checkout.
-$(READY): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "glip needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
 	@echo "installing into .venv: torch and other packages, some minutes the first time"
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e .
+	@touch $(INSTALLED)
+
+$(READY): $(INSTALLED)
+	@echo "installing what the tests need into .venv, some minutes the first time"
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e '.[test]'
 	@touch $(READY)
 

@@ -82,7 +82,8 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     limits += field.metadata if field else []
     most = next((limit.max_length for limit in limits if hasattr(limit, "max_length")), 0)
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
-    length = f" of {most}" if most else " that is not empty" if least else ""
+    span = f"{least} to {most}" if 1 < least < most else f"at most {most}" if least < most else str(most)
+    length = f" of {span}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
         text.format(getattr(limit, key))
         for limit in limits
@@ -94,7 +95,11 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     elif typing.get_origin(inner) is tuple:
         said = f"a list{length}; each {allowed(None, typing.get_args(inner)[0])}"
     else:
-        said = ", ".join(filter(None, [_KINDS.get(inner, "a map of keys") + length, " and ".join(bounds)]))
+        said = ", ".join(
+            filter(
+                None, [_KINDS.get(inner, "a map of keys") + length + " characters" * bool(most), " and ".join(bounds)]
+            )
+        )
     return f"{said}, or null" if type(None) in typing.get_args(kind) else said
 
 

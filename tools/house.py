@@ -62,6 +62,7 @@ BUDGETS = {  # lines of each room
     "visualize": 280,
 }
 TOTAL, RAISES, TYPES = 23_450, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+_RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line
@@ -119,9 +120,9 @@ def broken_bars(figures: Figures) -> Iterator[str]:
     """A sentence for each bar that the figures do not keep."""
     for room, lines in figures.rooms.items():
         if lines > BUDGETS.get(room, 0):
-            yield f"room {room} has {lines} lines, its budget is {BUDGETS.get(room, 0)}"
+            yield f"room {room} has {lines} lines, its budget is {BUDGETS.get(room, 0)}: {_RAISE}"
     if figures.total > TOTAL:
-        yield f"the package has {figures.total} lines, the bar is {TOTAL}"
+        yield f"the package has {figures.total} lines, the bar is {TOTAL}: {_RAISE}"
     if figures.raise_rate > RAISES:
         yield f"{figures.raise_rate:.1f} `raise` per 1,000 lines, the bar is {RAISES}"
     for kind, found, bar in (("function", figures.functions, FUNCTION), ("file", figures.files, FILE)):

@@ -574,6 +574,7 @@ def test_images_are_fetched_with_either_kind_of_token():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--token", "secret"], "--token: got 'secret': give text of 8 to 1000 characters"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0: other machines can reach it: add --token, or --insecure"),
         (["--host", "example.org"], "other machines can reach it"),
         (["--token", "short"], "--token: got 'short'"),
