@@ -51,9 +51,9 @@ BUDGETS = {  # lines of each room
     "processor": 160,
     "provenance": 140,
     "pseudo": 1_360,
-    "recipes": 1_660,
+    "recipes": 1_670,
     "results": 220,
-    "schema": 160,
+    "schema": 170,
     "shapes": 30,
     "signals": 60,
     "structures": 200,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_910,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_450, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_470, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held

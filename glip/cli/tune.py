@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
             folder = Path(args.out or f"{_OUT}/{file_name(detector.config.name)}") / run_name(task.name, config)
             with exclusive(folder, main=group.main, gather=group.gather):
                 found = tune_task(detector, task, config, folder, cache=cache, group=group)
-            report(", ".join(f"{name} {value:.3f}" for name, value in found.figures.items()))
+            report(
+                ", ".join(f"{name}{' AP' * ('AP' not in name)} {value:.3f}" for name, value in found.figures.items())
+            )
             file = folder / TASK_FILE
             report(f"task in {file}: try glip detect IMAGE --model {args.model} --task {file}")
     return 0

@@ -31,7 +31,8 @@ from glip.train.tuner import Images, Tuner
 
 TASK_FILE, IMAGE_LIST, REPORT, CURVE = "task.safetensors", "images.json", "report.json", "curve.png"
 FROZEN_STAGES = 2  # of the image encoder in mode full, as in the release
-_VALIDATE_EVERY = 5  # without a validation set every fifth image is held out
+_VALIDATE_EVERY = 5  # without a validation set every fifth image is held out, of those with boxes and of the others
+_FEW = 10  # images to validate on, below which the best epoch and the thresholds are partly chance
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
         DataError: an unknown image id, or nothing with a box for one of the two.
     """
     ids = {str(sample.image_id): index for index, sample in enumerate(task.train)}
-    labelled = [index for index, sample in enumerate(task.train) if any(sample.box_phrases)]
+    every = range(len(task.train))
+    labelled = [index for index in every if any(task.train[index].box_phrases)]
     if config.image_list:
         unknown = next((name for name in config.image_list if name not in ids), None)
         if unknown is not None:
@@ -172,9 +174,10 @@ def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[S
     elif config.shots:
         chosen = draw_shots(task.train, task.names, config.shots, seed=config.seed, per=config.per)
     else:
-        held_out = set() if task.validate else set(labelled[::_VALIDATE_EVERY])
-        chosen = [index for index in range(len(task.train)) if index not in held_out]
-    rest = list(task.validate) or [task.train[index] for index in labelled if index not in set(chosen)]
+        others = [index for index in every if index not in set(labelled)]
+        held_out = {*labelled[::_VALIDATE_EVERY], *others[::_VALIDATE_EVERY]} if not task.validate else set()
+        chosen = [index for index in every if index not in held_out]
+    rest = list(task.validate) or [task.train[index] for index in every if index not in set(chosen)]
     train = [task.train[index] for index in chosen]
     for what, samples in (("train", train), ("validate", rest)):
         if not any(phrases for sample in samples for phrases in sample.box_phrases):
@@ -208,8 +211,11 @@ def _report_data(
     report(
         f"{printable(task.name)}: {counted(len(task.names), 'class')}; training on "
         f"{counted(len(images.usable), 'image')} with {counted(count, 'box')}, {len(images.cached)} of them cached; "
-        f"validating on {counted(len(validate), 'image')}"
+        f"validating on {counted(len(validate), 'image')}, {sum(not any(one.box_phrases) for one in validate)} of them "
+        "without a box"
     )
+    if len(validate) < _FEW:
+        report(f"{len(validate)} images are few to choose the best epoch and thresholds by: give --validate SET")
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:
         more = ", ..." if len(without) > 8 else ""

@@ -107,7 +107,7 @@ class TuneRun:
         with GracefulStop() as signals:
             if not state.history:
                 self._judge(0.0, 0.0)
-                report(f"before: {state.figure:.3f} on validation")
+                report(f"before: AP {state.figure:.3f} on validation")
             elif self._ended_by:
                 done = f"this tuning has finished after {counted(state.epochs, 'epoch')}"
                 report(f"{done}; to tune longer give a larger --{self._ended_by}")
@@ -120,6 +120,10 @@ class TuneRun:
                 report(self._line())
         copy_into(self.tuner.learned(), state.best)
         before = state.history[0]["validation"]
+        if state.figure == before:
+            report(
+                "no epoch was better on validation: the task is the untuned model; give more images, or another --lr"
+            )
         return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
 
     def step(self, batches: Sequence[TaskBatch], *, stop: bool = False) -> Outcome:
@@ -193,6 +197,6 @@ class TuneRun:
         left = f"epochs left: {min(more, waiting)} ({min(more, waiting) * mean:.0f} s and validations)"
         outlook = f"{left} unless it improves" if 0 < waiting < more else left
         return (
-            f"epoch {state.epochs}  loss {last['loss']:.3f}  validation {last['validation']:.3f}  best "
+            f"epoch {state.epochs}  loss {last['loss']:.3f}  validation AP {last['validation']:.3f}  best "
             f"{state.figure:.3f}  lr {last['rate']:.1e}  {last['seconds']:.1f} s  {outlook}"
         )

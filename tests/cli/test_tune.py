@@ -118,11 +118,18 @@ def test_training_images_are_cached_first(tune, model, shapes):
 
 
 def test_without_a_validation_set_a_fifth_is_held_out(tune, model, shapes, tmp_path):
+    """Of those with boxes, and of those without."""
+
+    def add_empty_images(tree):
+        tree["images"] += [{**tree["images"][0], "id": 100 + number} for number in range(6)]
+
+    edit(shapes, add_empty_images)
     (tmp_path / "words.yaml").write_text("red circle: 'a round [red circle]'\n")
     flags = ("--mode", "linear", "--no-thresholds", "--prompts", "words.yaml")
     code, out, err = tune(model, shapes, *QUICK, *flags, "--out", "o")
     assert code == 0, err
-    assert "training on 3 images" in out and "validating on 1 image\n" in out
+    assert "training on 7 images" in out and "validating on 2 images, 1 of them without a box\n" in out
+    assert "2 images are few to choose the best epoch and thresholds by: give --validate SET" in out
     task = load_adaptation("o/instances-linear-all-0/task.safetensors")
     assert task.thresholds == () and task.names == NAMES
     assert task.prompt.caption.startswith("a round red circle. blue star"), "the written prompt is tuned"

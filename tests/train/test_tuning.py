@@ -271,6 +271,13 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
     assert [row["rate"] for row in run.state.history] == pytest.approx([0.05] * 5 + [0.005] * 2)
 
 
+@pytest.mark.parametrize(("figures", "told"), [([0.5, 0.1, 0.5], 1), ([0.5, 0.1, 0.6], 0)])
+def test_no_better_epoch_is_said(figures, told, tmp_path):
+    said = []
+    run_of(tmp_path, figures=figures, epochs=2)(said.append)
+    assert sum("no epoch was better on validation: the task is the untuned model" in line for line in said) == told
+
+
 @pytest.mark.parametrize(("ended_by", "more"), [("epochs", {"epochs": 3}), ("patience", {"patience": 3})])
 def test_the_advice_of_a_finished_tuning_tunes_longer(ended_by, more, tmp_path):
     short, said = {"epochs": 2} if ended_by == "epochs" else {"epochs": 50, "patience": 2}, []
@@ -343,6 +350,6 @@ def test_too_many_names():
 def test_an_epoch_says_how_long_it_goes_on(tmp_path, figures, epochs, patience):
     lines = []
     run_of(tmp_path, epochs=epochs, patience=patience, figures=figures)(lines.append)
-    for left, line in enumerate(reversed(lines[1:])):
+    for left, line in enumerate(reversed([line for line in lines if line.startswith("epoch")])):
         assert f"epochs left: {left} (" in line
         assert line.endswith("unless it improves") == (patience < epochs and left > 0)
