@@ -67,6 +67,12 @@ def run_of(folder, *, config=TASK, mode="prompt", epochs=3, figures=range(1000),
     )
 
 
+@pytest.fixture(autouse=True)
+def peft_for_lora(request):
+    if "lora" in request.node.name and "needs_peft" not in request.node.name:
+        pytest.importorskip("peft", reason="peft is not installed")
+
+
 @pytest.mark.parametrize("mode", RELEASE)
 def test_golden_what_each_mode_trains(mode):
     rows = [line.split("\t") for line in (GOLDEN / "trainable.tsv").read_text().splitlines()]
