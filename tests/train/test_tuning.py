@@ -31,6 +31,8 @@ from glip.train.lora import add_lora
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner, by_size, trained_names
 
+pytestmark = pytest.mark.usefixtures("peft_for_lora")
+
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1", "prompt": "language_prompt_v2"}
 PROMPT = Prompt.from_names(NAMES)
@@ -65,12 +67,6 @@ def run_of(folder, *, config=TASK, mode="prompt", epochs=3, figures=range(1000),
         validate=lambda _: next(rest),
         folder=folder,
     )
-
-
-@pytest.fixture(autouse=True)
-def peft_for_lora(request):
-    if "lora" in request.node.name and "needs_peft" not in request.node.name:
-        pytest.importorskip("peft", reason="peft is not installed")
 
 
 @pytest.mark.parametrize("mode", RELEASE)
@@ -329,7 +325,7 @@ def test_broken_images_are_counted(tmp_path):
     "options",
     [{"config": without_fusion(TASK)}, {"precision": "bfloat16"}, {"augment": True}]
     + [{"mode": "lora", "precision": "bfloat16"}, {"mode": "lora", "augment": True}],
-    ids=range(5),
+    ids=["unfused", "bfloat16", "augmented", "lora-bfloat16", "lora-augmented"],
 )
 def test_without_fusion_in_bfloat16_and_augmented_a_task_learns(options, tmp_path):
     run = run_of(tmp_path, epochs=1, **options)
