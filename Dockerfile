@@ -1,3 +1,5 @@
+# hadolint global ignore=DL3013
+# (that rule wants one version of each package here; setup.cfg says which ones work)
 # docker build -t glip .                                  for CPUs
 # docker build -t glip --build-arg TORCH=cu128 .           for NVIDIA GPUs: PyTorch with its CUDA libraries
 # docker run --rm -v "$PWD:/work" --user "$(id -u):$(id -g)" glip detect photo.jpg "a red bus" --out out
@@ -16,7 +18,7 @@ RUN --mount=type=bind,from=build,source=/wheel,target=/wheel \
     pip install --no-cache-dir "$(echo /wheel/*.whl)[${EXTRAS}]"
 RUN useradd --uid 1000 --create-home glip && mkdir -m 1777 /cache /work
 ENV HF_HOME=/cache PYTHONDONTWRITEBYTECODE=1
-USER glip
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["glip"]
 CMD ["--help"]

@@ -78,6 +78,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.fixture
+def peft_for_lora(request: pytest.FixtureRequest) -> None:
+    if "lora" in request.node.name and "needs_peft" not in request.node.name:
+        pytest.importorskip("peft", reason="peft is not installed")
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(VOCABULARY)

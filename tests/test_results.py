@@ -58,7 +58,8 @@ def test_synonyms_are_merged_to_their_class(tiny_detector, image):
     for max_names in (None, 1):  # in one chunk, or in several
         found = tiny_detector(image, prompt, max_names=max_names)
         merged = found.by_class()
-        assert {one.phrase for one in found} == {*prompt.texts} and {one.phrase for one in merged} == {"bat", "hot dog"}
+        assert {one.phrase for one in found} >= {"flying fox", "hot dog"}  # a bat or not: the random weights decide
+        assert {one.phrase for one in merged} == {"bat", "hot dog"}
         assert merged.classes.tolist() == merged.labels.tolist() == found.classes.tolist()
         for number in (0, 1):
             own = found.boxes[found.classes == number]

@@ -11,6 +11,8 @@ from glip.files import exclusive
 from glip.model.adapt import load_adaptation
 from glip.model.weights import load_pretrained
 
+pytestmark = pytest.mark.usefixtures("peft_for_lora")
+
 QUICK = ("--epochs", "1", "--max-val-images", "2")
 
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BertConfig, BertModel
 
 from glip.config import LanguageConfig
 from glip.model.language import TextEncoder, TextLayer
 
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, VOCABULARY = 32, 3, 4, 64, 100
 
 
-def oracle_model() -> BertModel:
+def oracle_model() -> torch.nn.Module:
     """BERT as transformers documents it, with attention written out, at unit-sized random weights."""
     torch.manual_seed(0)
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         num_hidden_layers=LAYERS,
@@ -24,7 +24,7 @@ def oracle_model() -> BertModel:
         max_position_embeddings=64,
         attn_implementation="eager",
     )
-    model = BertModel(config, add_pooling_layer=False).eval()
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 2 else 0.1))

@@ -31,6 +31,8 @@ from glip.train.lora import add_lora
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner, by_size, trained_names
 
+pytestmark = pytest.mark.usefixtures("peft_for_lora")
+
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 RELEASE = {"full": "full", "linear": "linear_prob", "text": "language_prompt_v1", "prompt": "language_prompt_v2"}
 PROMPT = Prompt.from_names(NAMES)
@@ -330,7 +332,7 @@ def test_broken_images_are_counted(tmp_path):
     "options",
     [{"config": without_fusion(TASK)}, {"precision": "bfloat16"}, {"augment": True}]
     + [{"mode": "lora", "precision": "bfloat16"}, {"mode": "lora", "augment": True}],
-    ids=range(5),
+    ids=["unfused", "bfloat16", "augmented", "lora-bfloat16", "lora-augmented"],
 )
 def test_without_fusion_in_bfloat16_and_augmented_a_task_learns(options, tmp_path):
     run = run_of(tmp_path, epochs=1, **options)
