@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     from glip.detector import Detector
     from glip.device import choose_device
+    from glip.model.zoo import say_limits
 
+    say_limits(args.model)
     if args.tasks:
         from glip.recipes.tune_table import tune_table
 
