@@ -34,6 +34,7 @@ CAPTIONED = (  # options of glip label that are for captions only
     "together", "pipeline", "referring", "min_words", "max_words", "max_tokens", "min_phrases", "max_repeats",
     "keep_html", "keep_control_characters", "keep_without_letters", "keep_unknown_words", "latin_only",
 )  # fmt: skip
+_FILTERS = ("min_side", "max_aspect", "max_pixels", "min_bytes", "max_bytes", "same_image")  # of glip label
 EXPORTED = ("onnx", "torch")  # formats that glip export writes
 NAMED = ("labels", "coco", "yolo", "label-studio")  # formats of what glip label --names makes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
@@ -224,8 +225,10 @@ def _label(parser: Parser) -> None:
     text = "with --names: what is written to DIR; may be repeated (default: labels)"
     parser.add_argument("--format", action="append", choices=NAMED, help=text)
     _add_shared(parser, "--images", "--root", "--device")
-    add_options(parser, LabelConfig, "labelling", CAPTIONED)
-    add_options(parser, LabelConfig, "captions only, not with --names", set(_fields(LabelConfig)) - {*CAPTIONED})
+    fields = _fields(LabelConfig).keys()
+    add_options(parser, LabelConfig, "labelling", (*_FILTERS, *CAPTIONED))
+    add_options(parser, LabelConfig, "images that are skipped (with --names only if given)", fields - {*_FILTERS})
+    add_options(parser, LabelConfig, "captions only, not with --names", fields - {*CAPTIONED})
 
 
 def _select(parser: Parser) -> None:

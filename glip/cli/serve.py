@@ -46,10 +46,10 @@ def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]],
     from glip.model.zoo import say_limits
     from glip.signals import GracefulStop
 
+    say_limits(args.model)
     with _listen(config) as listener:
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
         detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
-        say_limits(args.model)
         shown = f"[{config.host}]" if ":" in config.host else config.host
         hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else hint
         print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: {hint}", file=sys.stderr)

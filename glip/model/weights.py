@@ -307,11 +307,10 @@ def find_model(name_or_path: str | Path) -> Path:
         return ASSETS / BUNDLED
     if name in RELEASED:
         return _download(MIRROR, RELEASED[name])
-    known = (
-        f"is not known, and no such path exists: give one of {', '.join(list_pretrained())}, a model folder, or a .pth"
-    )
-    is_path = len(path.parts) > 1 or path.suffix
-    raise CheckpointError(f"model {name!r} {'does not exist: check the path' if is_path else f'{known} file'}")
+    known = f"give one of {', '.join(list_pretrained())}, a model folder, or a .pth file"
+    is_path = path.suffix or path.is_absolute()
+    problem = "does not exist: check the path" if is_path else f"is not known, and no such path exists: {known}"
+    raise CheckpointError(f"model {name!r} {problem}")
 
 
 def cache_folder() -> Path:
@@ -336,8 +335,8 @@ def _download(repository: str, file: str) -> Path:
         path = Path(hf_hub_download(repository, file))  # its hash is checked, nothing in it runs  # nosec B615
     except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
-            f"{file} could not be downloaded ({type(error).__name__}): download {url}{details_of(file)} on a machine with "
-            "network and pass its path instead of the name (docs/models.md)"
+            f"{file} could not be downloaded ({type(error).__name__}): download {url}{details_of(file)} on a machine "
+            "with network and pass its path instead of the name (docs/models.md)"
         ) from None
     found = sha256(path)
     if _SHA256.fullmatch(stated.etag or "") and found != stated.etag:  # which the hub states of large files

@@ -145,11 +145,9 @@ def detect_files(
     is_drawn, has_video = config.draw and config.out != "-", any(map(is_video, sources))
     drawn, files = output_names(sources, Path(config.out)) if is_drawn else {}, result_files(config)
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
-    is_small, summary = (
-        len(sources) <= _FEW and not has_video,
-        _Summary(asked, advice, "frame" if has_video else "image"),
-    )
-    unreadable, stop = list[Source](), GracefulStop(lost="without the last video; the same command starts over")
+    summary = _Summary(asked, advice, "frame" if has_video else "image")
+    is_small, unreadable = len(sources) <= _FEW and not has_video, list[Source]()
+    stop = GracefulStop(lost="without the last video; the same command starts over")
     with ExitStack() as stack:
         if has_video:
             stack.enter_context(stop)
