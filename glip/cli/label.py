@@ -52,7 +52,7 @@ def _label_captions(args: argparse.Namespace, config: LabelConfig) -> Row:
 
 def _label_folder(args: argparse.Namespace) -> Row:
     """Label by names; prints a table of the classes, and what was written."""
-    from glip.evaluate.report import markdown_table, plain
+    from glip.evaluate.report import for_terminal, markdown_table
     from glip.pseudo.dataset import FILES, SHEET
     from glip.recipes.label_folder import OWN, label_folder
 
@@ -68,7 +68,7 @@ def _label_folder(args: argparse.Namespace) -> Row:
     )
     if "classes" in report:
         table = markdown_table([{"class": name, **row} for name, row in report["classes"].items()])
-        print(plain("\n".join(table)))
+        print(for_terminal("\n".join(table)))
         print(f"{counted(report['images without a box'], 'image')} without a box; look at {Path(args.out, SHEET)}")
         print("written:", ", ".join(str(Path(args.out, FILES[form])) for form in formats))
     return report

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         tune_table(detector, args.tasks, configs, Path(args.out or f"{_OUT}/{Path(args.tasks).stem}"), args.root)
         return 0
     from glip.encoded import FeatureCache
-    from glip.recipes.tune import TASK_FILE, read_task_data, run_name, tune_task
+    from glip.model.adapt import TASK_FILE
+    from glip.recipes.tune import read_task_data, run_name, tune_task
     from glip.train.distributed import main_only, process_group
 
     task = read_task_data(read_options(TaskConfig, args, train=args.set), args.root)

@@ -20,12 +20,12 @@ from glip.evaluate.report import (
     Report,
     Variant,
     comparison,
+    for_terminal,
     made_line,
     markdown_table,
     markdown_text,
     overview,
     parts_page,
-    plain,
 )
 from glip.evaluate.run import PredictionStore, QueryOptions, predictions, too_long
 from glip.evaluate.scoring import score
@@ -90,7 +90,7 @@ def evaluate(
             if found and (parts := parts_of(name, config.root)):
                 page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
-                show(plain(page))
+                show(for_terminal(page))
         if config.save_thresholds and found:
             show(_save_thresholds(model, detector, config, benchmark, found[0].thresholds))
     written = folder if len(models) == 1 else out
@@ -160,7 +160,7 @@ def _evaluate_set(
             found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
     if main:
         record(place / RECORD, files=files_in(place))
-        show(plain(found[0].markdown()))
+        show(for_terminal(found[0].markdown()))
     return found
 
 
@@ -277,12 +277,12 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
     first, own = next(iter(reports.items()))
     if len(reports) == 1:
         if len(own) > 1:
-            show(plain("\n".join(markdown_table(overview(own)))))
+            show(for_terminal("\n".join(markdown_table(overview(own)))))
         return
     title = f"# Compared with {markdown_text(' and '.join(filter(None, first)))}"
     page = "\n".join([title, "", *markdown_table(comparison(reports))])
     _write(folder / COMPARISON, f"{page}\n{made_line()}")
-    show(plain(page))
+    show(for_terminal(page))
 
 
 def _write(path: Path, page: str) -> None:

@@ -98,7 +98,7 @@ def markdown_text(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", words)
 
 
-def plain(page: str) -> str:
+def for_terminal(page: str) -> str:
     """A page as a terminal shows it: what ``markdown_text`` escapes is as it was."""
     page = re.sub(r"\\([\\`*\[\]|@:.])", r"\1", page)
     return page.replace("&lt;", "<").replace("&amp;", "&")
