@@ -45,7 +45,7 @@ class Segmenter:
         try:
             # The user chooses the repository, and nothing in it is run: safetensors and JSON only.
             local = Path(name_or_path).is_dir()
-            folder = name_or_path if local else snapshot_download(str(name_or_path), allow_patterns=_FILES)
+            folder = name_or_path if local else snapshot_download(str(name_or_path), allow_patterns=_FILES)  # nosec B615
             problem = "is no SAM or SAM 2 model"
             model = AutoModelForMaskGeneration.from_pretrained(folder, use_safetensors=True)  # nosec B615
             processor = AutoProcessor.from_pretrained(folder)  # nosec B615

@@ -52,8 +52,8 @@ def test_a_file_under_a_published_name_has_the_published_checksum(file, verb, co
         ("label", "glip-nano", "none", "--names", "cat", "--out", "o"),
         ("tune", "glip-nano", "none.json"),
         ("self-train", "none", "none.jsonl", "--teacher", "glip-nano", "--out", "o"),
-        ("serve", "--host", "203.0.113.1", "--insecure"),
-        ("demo", "--host", "203.0.113.1", "--insecure"),
+        ("serve", "--port", "0", "--task", "a=none.safetensors"),
+        ("demo", "--port", "0", "--task", "a=none.safetensors"),
     ],
 )
 def test_verbs_say_once_what_glip_nano_does_not_know(words, command_line):
