@@ -20,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glip import __version__
 from glip.errors import DataError
 from glip.files import fingerprint, read_json, write_json
@@ -36,6 +34,8 @@ Finding = tuple[str, bool]  # a line, and whether it says that something changed
 
 def made() -> dict[str, str]:
     """Date, command, versions and machine of what is written now."""
+    import torch  # here, so that a list of checkpoints does not wait for it
+
     program = "glip" if Path(sys.argv[0]).stem in ("glip", "__main__") else Path(sys.argv[0]).name
     versions = {"glip": __version__, "Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else platform.machine()

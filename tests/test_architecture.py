@@ -57,7 +57,7 @@ DOORS = {
     "cv2": (),
     "yaml": ("experiment.py",),
     "pydantic": ("schema.py", "config.py", "cli/arguments.py"),
-    "huggingface_hub": ("model/weights.py", "integrations/transformers.py"),
+    "huggingface_hub": ("model/weights.py", "integrations/transformers.py", "integrations/sam.py"),
     "safetensors": ("model/weights.py", "model/adapt.py"),
     "torchvision": (
         "geometry/boxes.py",

@@ -18,6 +18,7 @@ HEAVY = ("torch", "torchvision", "transformers", "spacy", "timm", "numpy", "PIL"
         ("from glip import Prompt\nPrompt.from_caption('a cat', ['cat'])", ("spacy",)),  # only free captions are tagged
         ("import glip\nglip.load_config('tiny')", ("torch",)),
         ("from glip.cli.main import main\ntry: main(['detect', '--help'])\nexcept SystemExit: pass", ("torch",)),
+        ("from glip.cli.main import main\ntry: main(['models'])\nexcept SystemExit: pass", ("torch",)),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code, absent):

@@ -33,7 +33,7 @@ from glip.data.sets import SampleSet
 from glip.data.writers import write_labels, write_yolo
 from glip.detector import Detector
 from glip.errors import CheckpointError, ConfigError, GlipError
-from glip.evaluate.report import Report, markdown_text
+from glip.evaluate.report import Report, for_terminal, markdown_text
 from glip.experiment import read_tree, to_dict
 from glip.files import file_name, read_json, read_jsonl
 from glip.model.weights import load_pretrained, save_pretrained
@@ -194,7 +194,7 @@ def test_names_of_files_on_a_terminal(run, folder, tmp_path):
     ],
 )
 def test_a_page_shows_names_as_they_are(name, shown):
-    assert markdown_text(name) == shown
+    assert markdown_text(name) == shown and for_terminal(shown) == printable(" ".join(name.split())), "as on a terminal"
     report = Report(name, name, "coco", 1, "no", {name: 0.5}, {"Per category": [{"name": name, name: name}]})
     report.noted, report.places = {name: 1}, {name: [name]}
     assert report.markdown().count(shown) == 8 and report.markdown().count("\n") == 15

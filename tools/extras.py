@@ -89,6 +89,7 @@ USES = {
     "until curl -sf localhost:8799/health; do sleep 1; kill -0 $SERVER || exit; done\n"
     f"curl -sf localhost:8799/detect -F image=@{STREET} -F names='a tree'",
 }
+USES["all"] = "\n".join(USES[one] for one in ("heic", "pandas", "supervision", "onnx", "track", "demo"))
 
 
 def listed() -> list[str]:

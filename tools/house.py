@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_220,
+    "cli": 1_230,
     "config": 400,
     "console": 60,
     "data": 4_990,
@@ -42,16 +42,16 @@ BUDGETS = {  # lines of each room
     "experiment": 160,
     "files": 340,
     "geometry": 270,
-    "integrations": 2_070,
+    "integrations": 2_090,
     "lettering": 250,
     "loss": 160,
-    "model": 2_180,
+    "model": 2_210,
     "options": 80,
     "postprocess": 160,
     "processor": 160,
     "provenance": 140,
-    "pseudo": 1_360,
-    "recipes": 1_670,
+    "pseudo": 1_370,
+    "recipes": 1_680,
     "results": 220,
     "schema": 170,
     "shapes": 30,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_910,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_470, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_560, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held

@@ -7,7 +7,7 @@ and help texts. An experiment's config takes ``key.path=value`` instead.
 import argparse
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
@@ -30,6 +30,11 @@ from glip.schema import bare_type, did_you_mean, parse
 
 T = TypeVar("T")
 WRITTEN = ("coco", "mdetr", "odvg", "labels", "label-studio", "yolo", "voc")  # formats that glip data convert writes
+CAPTIONED = (  # options of glip label that are for captions only
+    "together", "pipeline", "referring", "min_words", "max_words", "max_tokens", "min_phrases", "max_repeats",
+    "keep_html", "keep_control_characters", "keep_without_letters", "keep_unknown_words", "latin_only",
+)  # fmt: skip
+_FILTERS = ("min_side", "max_aspect", "max_pixels", "min_bytes", "max_bytes", "same_image")  # of glip label
 EXPORTED = ("onnx", "torch")  # formats that glip export writes
 NAMED = ("labels", "coco", "yolo", "label-studio")  # formats of what glip label --names makes
 _METAVARS: dict[Any, str] = {int: "N", float: "X", "validate": "SET", "test": "SET"}
@@ -220,7 +225,10 @@ def _label(parser: Parser) -> None:
     text = "with --names: what is written to DIR; may be repeated (default: labels)"
     parser.add_argument("--format", action="append", choices=NAMED, help=text)
     _add_shared(parser, "--images", "--root", "--device")
-    add_options(parser, LabelConfig, "labelling")
+    fields = _fields(LabelConfig).keys()
+    add_options(parser, LabelConfig, "labelling", (*_FILTERS, *CAPTIONED))
+    add_options(parser, LabelConfig, "images that are skipped (with --names only if given)", fields - {*_FILTERS})
+    add_options(parser, LabelConfig, "captions only, not with --names", fields - {*CAPTIONED})
 
 
 def _select(parser: Parser) -> None:
@@ -337,7 +345,7 @@ def _add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
         parser.add_argument(name, **_SHARED[name])
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_out: Sequence[str] = ()) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_out: Collection[str] = ()) -> None:
     """Add a flag under a heading for each field of an options dataclass: ``min_side`` becomes ``--min-side N``.
 
     A field that is true by default gets ``--no-NAME`` too. ``read_options`` reads the flags back.

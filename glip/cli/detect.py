@@ -7,11 +7,6 @@ from glip.cli.arguments import read_options
 from glip.errors import ConfigError
 from glip.recipes.detect_config import DetectConfig
 
-_NANO = (
-    "glip-nano knows drawings, cells, chess pieces, cards, raccoons and rabbits; photographs need --model glip-t "
-    "(3.7 GB, downloaded once) or, without network, --model FILE.pth"
-)
-
 
 def run(args: argparse.Namespace) -> int:
     """Detect in all images and videos; those that cannot be read are reported, and make the exit code 2."""
@@ -22,22 +17,24 @@ def run(args: argparse.Namespace) -> int:
     from glip.data.video import is_video
     from glip.detector import Detector
     from glip.integrations.sam import Segmenter
-    from glip.recipes.detect_files import detect_files, find_images, split_arguments
+    from glip.model.zoo import say_limits
+    from glip.recipes.detect_files import check_fits, detect_files, find_images, split_arguments
     from glip.structures import Prompt
     from glip.text.names import split_names
 
-    prompt = None  # the classes of the task
+    prompt, instead = None, "--task" if args.task else ""  # the classes of the task
     if args.caption is not None:
-        prompt = Prompt.from_caption(args.caption)
-    elif not args.task:
-        args.images, texts = split_arguments(args.images)
+        prompt, instead = Prompt.from_caption(args.caption), "--caption"
+    args.images, texts = split_arguments(args.images, instead)
+    if not instead:
         prompt = Prompt.from_names([name for text in texts for name in split_names(text)])
     sources = find_images(args.images, config)
+    check_fits(sources, config)
     model = args.model or "glip-nano"
     detector = Detector.from_pretrained(model, task=args.task, device=args.device, dtype=config.dtype)
     detector = detector.with_inference(compete=config.compete)
     if not (args.model or args.task or config.quiet):
-        print(_NANO, file=sys.stderr)
+        say_limits(model)
     segment = Segmenter.from_pretrained(config.masks, device=args.device) if config.masks else None
     unreadable = detect_files(detector, sources, prompt, config, segment)
     if unreadable:

@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     from glip.evaluate.benchmark import load_benchmarks, parts_of
+    from glip.evaluate.report import for_terminal
     from glip.evaluate.scoring import score_file
     from glip.files import exclusive, file_name
 
@@ -46,6 +47,6 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     name = file_name(benchmark.name)
     folder = Path(config.out) / name if config.out else file.with_name(f"{file.stem}-{name}")
     with exclusive(folder):
-        print(score_file(benchmark, file, folder, draw=config.draw).markdown())
+        print(for_terminal(score_file(benchmark, file, folder, draw=config.draw).markdown()))
     print(f"the report is in {folder}")
     return 0

@@ -6,17 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glip.cli.arguments import read_options
+from glip.cli.arguments import CAPTIONED, read_options
 from glip.config import LabelConfig
 from glip.console import counted
 from glip.errors import ConfigError
 
 Row = dict[str, Any]
-_NAMED = ("format",)  # options that need --names, and those that are for captions only
-_CAPTIONED = (
-    "images", "root", "together", "pipeline", "referring", "min_words", "max_words", "max_tokens", "min_phrases",
-    "max_repeats", "keep_html", "keep_control_characters", "keep_without_letters", "keep_unknown_words", "latin_only",
-)  # fmt: skip
+_NAMED, _CAPTIONED = ("format",), ("images", "root", *CAPTIONED)  # options that need --names, and those for captions
 
 
 def run(args: argparse.Namespace) -> int:
@@ -27,8 +23,10 @@ def run(args: argparse.Namespace) -> int:
         use = "is for captions: leave it out with" if is_named else "needs"
         raise ConfigError(f"--{unused.replace('_', '-')} {use} --names")
     config = read_options(LabelConfig, args)
+    from glip.model.zoo import say_limits
     from glip.signals import GracefulStop
 
+    say_limits(args.model)
     with GracefulStop(at_once="the finished shards are saved; run the same command again to label the others"):
         report = _label_folder(args) if is_named else _label_captions(args, config)
     boxes = "" if is_named else f", {counted(report['boxes'], 'box')}"
@@ -54,7 +52,7 @@ def _label_captions(args: argparse.Namespace, config: LabelConfig) -> Row:
 
 def _label_folder(args: argparse.Namespace) -> Row:
     """Label by names; prints a table of the classes, and what was written."""
-    from glip.evaluate.report import markdown_table
+    from glip.evaluate.report import for_terminal, markdown_table
     from glip.pseudo.dataset import FILES, SHEET
     from glip.recipes.label_folder import OWN, label_folder
 
@@ -69,7 +67,8 @@ def _label_folder(args: argparse.Namespace) -> Row:
         device=args.device,
     )
     if "classes" in report:
-        print(*markdown_table([{"class": name, **row} for name, row in report["classes"].items()]), sep="\n")
+        table = markdown_table([{"class": name, **row} for name, row in report["classes"].items()])
+        print(for_terminal("\n".join(table)))
         print(f"{counted(report['images without a box'], 'image')} without a box; look at {Path(args.out, SHEET)}")
         print("written:", ", ".join(str(Path(args.out, FILES[form])) for form in formats))
     return report

@@ -12,11 +12,13 @@ def run(args: argparse.Namespace) -> int:
     label, select = read_options(LabelConfig, args), read_options(SelectConfig, args)
     options = read_options(SelfTrainConfig, args)
     from glip.data.catalog import find_set, read_set
+    from glip.model.zoo import say_limits
     from glip.pseudo.label import find_captions
     from glip.recipes.self_training import SelfTraining, self_train, student_folder
     from glip.signals import GracefulStop
     from glip.train.start import load_config
 
+    say_limits(args.teacher)
     experiment = load_config(args.config, args.overrides)
     if args.root:
         experiment = replace(experiment, data=replace(experiment.data, root=args.root))

@@ -43,9 +43,11 @@ def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]],
     with needs(args.verb):
         make = load()
     from glip.detector import Detector
+    from glip.model.zoo import say_limits
     from glip.signals import GracefulStop
 
     with _listen(config) as listener:
+        say_limits(args.model)
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
         detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
         shown = f"[{config.host}]" if ":" in config.host else config.host

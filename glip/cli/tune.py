@@ -27,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     from glip.detector import Detector
     from glip.device import choose_device
+    from glip.model.zoo import say_limits
 
+    say_limits(args.model)
     if args.tasks:
         from glip.recipes.tune_table import tune_table
 
@@ -35,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         tune_table(detector, args.tasks, configs, Path(args.out or f"{_OUT}/{Path(args.tasks).stem}"), args.root)
         return 0
     from glip.encoded import FeatureCache
-    from glip.recipes.tune import TASK_FILE, read_task_data, run_name, tune_task
+    from glip.model.adapt import TASK_FILE
+    from glip.recipes.tune import read_task_data, run_name, tune_task
     from glip.train.distributed import main_only, process_group
 
     task = read_task_data(read_options(TaskConfig, args, train=args.set), args.root)

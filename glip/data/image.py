@@ -45,6 +45,7 @@ Image.preinit()  # the usual formats come first
 Image.init()
 _FORMATS = [form for form in Image.ID if form not in _NO_PHOTOS]
 _HEIC = {".heic", ".heif", ".hif"}  # read where pillow-heif is installed
+_UNREAD = _HEIC - Image.registered_extensions().keys()  # where it is not
 ENDINGS = {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOS} | _HEIC
 
 
@@ -112,7 +113,7 @@ def _explained(path: object, shown: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
-        heic = "pip install 'glip[heic]', or " if Path(str(path)).suffix.lower() in _HEIC else ""
+        heic = "pip install 'glip[heic]', or " if Path(str(path)).suffix.lower() in _UNREAD else ""
         known = (
             (ImageError, str(error)),
             (FileNotFoundError, "is not there: check the path"),

@@ -80,12 +80,12 @@ class SkipCounter:
 
     @contextmanager
     def catch(self, place: str, times: int = 1) -> Iterator[None]:
-        """Count the InvalidRecord that the block raises, and go on after it. Places nest: "line 3, box 2"."""
+        """Count the InvalidRecord that the block raises, and go on. Places nest, its cause last: "line 3, box 2"."""
         self._at.append(place)
         try:
             yield
         except InvalidRecord as reason:
-            self.add(str(reason), times=times)
+            self.add(str(reason), str(reason.__cause__ or ""), times)
         finally:
             self._at.pop()
 

@@ -20,6 +20,7 @@ from glip.evaluate.report import (
     Report,
     Variant,
     comparison,
+    for_terminal,
     made_line,
     markdown_table,
     markdown_text,
@@ -30,7 +31,7 @@ from glip.evaluate.run import PredictionStore, QueryOptions, predictions, too_lo
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
 from glip.files import atomic_write, exclusive, file_name, remove_partials
-from glip.model.adapt import digest_of, save_adaptation
+from glip.model.adapt import digest_of, save_adaptation, task_file
 from glip.model.weights import pretrained_config, store_thresholds
 from glip.provenance import RECORD, files_in, record
 from glip.text.class_prompts import ClassPrompt
@@ -89,7 +90,7 @@ def evaluate(
             if found and (parts := parts_of(name, config.root)):
                 page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
-                show(page)
+                show(for_terminal(page))
         if config.save_thresholds and found:
             show(_save_thresholds(model, detector, config, benchmark, found[0].thresholds))
     written = folder if len(models) == 1 else out
@@ -159,7 +160,7 @@ def _evaluate_set(
             found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
     if main:
         record(place / RECORD, files=files_in(place))
-        show(found[0].markdown())
+        show(for_terminal(found[0].markdown()))
     return found
 
 
@@ -170,7 +171,7 @@ def _save_thresholds(
     if config.task and (task := detector.adaptation):
         before = task.thresholds or (detector.config.inference.threshold,) * len(task.names)
         own = tuple(found.get(name, value) for name, value in zip(task.names, before, strict=True))
-        save_adaptation(config.task, replace(task, thresholds=own))
+        save_adaptation(task_file(config.task), replace(task, thresholds=own))
     else:
         options = query_options(benchmark, config, *config.prompts)
         store_thresholds(model, {options.prompt_of([name]).texts[0]: value for name, value in found.items()})
@@ -276,12 +277,12 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
     first, own = next(iter(reports.items()))
     if len(reports) == 1:
         if len(own) > 1:
-            show("\n".join(markdown_table(overview(own))))
+            show(for_terminal("\n".join(markdown_table(overview(own)))))
         return
     title = f"# Compared with {markdown_text(' and '.join(filter(None, first)))}"
     page = "\n".join([title, "", *markdown_table(comparison(reports))])
     _write(folder / COMPARISON, f"{page}\n{made_line()}")
-    show(page)
+    show(for_terminal(page))
 
 
 def _write(path: Path, page: str) -> None:

@@ -98,6 +98,12 @@ def markdown_text(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", words)
 
 
+def for_terminal(page: str) -> str:
+    """A page as a terminal shows it: what ``markdown_text`` escapes is as it was."""
+    page = re.sub(r"\\([\\`*\[\]|@:.])", r"\1", page)
+    return page.replace("&lt;", "<").replace("&amp;", "&")
+
+
 def markdown_table(rows: Sequence[Row]) -> list[str]:
     """Rows of equal columns as the lines of a Markdown table."""
     if not rows:

@@ -126,7 +126,7 @@ class Demo:
             data = Path(str(upload["path"])).read_bytes()
         except OSError:
             raise ImageError(f"the image was deleted after {_KEPT // 60} minutes: upload it again") from None
-        image = messages.open_image(data, self._config)
+        image = messages.open_image(data, self._config, str(upload.get("orig_name") or ""))
         tasks = [task for task in self._detectors if task or prompt]
         asked = [messages.Question(b"", task, None if task else prompt, {"threshold": self._lowest}) for task in tasks]
         jobs = {one.task: self.batcher.submit(one, image) for one in asked}

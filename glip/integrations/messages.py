@@ -39,6 +39,7 @@ class Question:
     task: str = ""
     prompt: Prompt | None = None
     options: DetectOptions = field(default_factory=DetectOptions)
+    name: str = ""  # of the file that was sent
 
 
 @checked
@@ -56,21 +57,21 @@ class DetectRequest:
 
 
 def read_questions(
-    request: DetectRequest, files: Sequence[bytes], detectors: Mapping[str, Detector], limits: ServeConfig
+    request: DetectRequest, files: Sequence[tuple[str, bytes]], detectors: Mapping[str, Detector], limits: ServeConfig
 ) -> list[Question]:
-    """The questions of a plain request; ``files`` are images that came as files.
+    """The questions of a plain request; ``files`` are images that came as files, with their names.
 
     Raises:
         GlipError: no image, too many, one that is not base64, a bad prompt, an unknown task.
     """
     listed = [*([request.image] if request.image is not None else []), *request.images]
-    images = [*files, *(decode_image(text, f"image {place}") for place, text in enumerate(listed, start=1))]
+    images = [*files, *(("", decode_image(text, f"image {place}")) for place, text in enumerate(listed, start=1))]
     if not 0 < len(images) <= limits.max_images:
         raise GlipError(f"got {len(images)} images: send 1 to {limits.max_images} of them")
     task, prompt = request.task or "", read_prompt(request.names, request.caption, limits)
     version_of(detectors, task)  # there is such a task
     options = detect_options(limits, request.threshold, request.nms, request.max_detections)
-    return [Question(image, task, prompt, options) for image in images]
+    return [Question(image, task, prompt, options, name) for name, image in images]
 
 
 def version_of(detectors: Mapping[str, Detector], task: str) -> str:
@@ -140,16 +141,18 @@ def decode_image(text: Any, shown: str = "image") -> bytes:
         ) from None
 
 
-def open_image(data: bytes, limits: ServeConfig) -> Image.Image:
-    """An image of a request as RGB.
+def open_image(data: bytes, limits: ServeConfig, name: str = "") -> Image.Image:
+    """An image of a request as RGB; its file's name is for the errors.
 
     Raises:
         ImageError: it cannot be read, or has too many pixels by its header.
     """
-    width, height = stated_size(io.BytesIO(data))
+    file = io.BytesIO(data)
+    file.name = name  # type: ignore[attr-defined]
+    width, height = stated_size(file)
     if width * height > limits.max_pixels:
         raise ImageError(f"image has {width} x {height} pixels: this server reads up to {limits.max_pixels}")
-    return load_image(io.BytesIO(data))
+    return load_image(file)
 
 
 def to_record(found: Detections) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from glip.device import choose_device
 from glip.errors import CheckpointError, needs
 from glip.structures import Detections
 
+_FILES = ["*.safetensors", "*.json"]
 _AT_ONCE = 8  # masks that are scaled to the image's size at once: scores are floats, masks are bits
 
 
@@ -38,16 +39,22 @@ class Segmenter:
             CheckpointError: no such model, or one that makes no masks from boxes.
         """
         with needs("sam"):
+            from huggingface_hub import snapshot_download
             from transformers import AutoModelForMaskGeneration, AutoProcessor
+        problem = "is no folder, and cannot be downloaded from the hub"
         try:
             # The user chooses the repository, and nothing in it is run: safetensors and JSON only.
-            model = AutoModelForMaskGeneration.from_pretrained(name_or_path, use_safetensors=True)  # nosec B615
-            processor = AutoProcessor.from_pretrained(name_or_path)  # nosec B615
+            local = Path(name_or_path).is_dir()
+            folder = name_or_path if local else snapshot_download(str(name_or_path), allow_patterns=_FILES)  # nosec B615
+            problem = "is no SAM or SAM 2 model"
+            model = AutoModelForMaskGeneration.from_pretrained(folder, use_safetensors=True)  # nosec B615
+            processor = AutoProcessor.from_pretrained(folder)  # nosec B615
             return cls(model.to(choose_device(device)), processor)
         except (OSError, ValueError) as error:
+            why = " ".join(str(error).split()).partition(". ")[0]
             raise CheckpointError(
-                f"masks: {str(name_or_path)!r} cannot be loaded ({' '.join(str(error).split())[:100]}): give a folder "
-                "of a SAM or SAM 2 model of transformers, or its name on the hub, such as facebook/sam-vit-base"
+                f"masks: {str(name_or_path)!r} {problem} ({why}): give a folder of a SAM or SAM 2 "
+                "model of transformers, or its name on the hub, such as facebook/sam-vit-base"
             ) from None
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ class Service:
 
     async def _find(self, question: messages.Question) -> Detections:
         async with self._decoded:
-            opened = self._decoders.submit(messages.open_image, question.image, self._config)
+            opened = self._decoders.submit(messages.open_image, question.image, self._config, question.name)
             image = await asyncio.wrap_future(opened)
             return await asyncio.wrap_future(self.batcher.submit(question, image))
 
@@ -133,6 +133,7 @@ def create_app(detectors: Mapping[str, Detector], config: ServeConfig) -> Guard:
     app = FastAPI(title="glip serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.exception_handler(GlipError)(lambda _, error: refusal(400, str(error)))
     app.exception_handler(HTTPException)(lambda _, error: refusal(error.status_code, error.detail))
+    app.exception_handler(404)(lambda *_: refusal(404, "nothing is at this path: GET /docs lists what is"))
     app.exception_handler(Exception)(lambda *_: refusal(500, "an error in the server: its log has it"))
     described: dict[str, Any] = messages.DetectRequest.__pydantic_fields__  # type: ignore[attr-defined]
     about = {name: {"description": one.description} for name, one in described.items()}
@@ -164,14 +165,15 @@ async def _each(work: Iterable[Awaitable[Any]]) -> list[Any]:
     return await asyncio.gather(*map(caught, work))
 
 
-async def _form_of(request: Request, max_files: int) -> tuple[messages.DetectRequest, list[bytes]]:
+async def _form_of(request: Request, max_files: int) -> tuple[messages.DetectRequest, list[tuple[str, bytes]]]:
     """The request in the text fields of a form, and its files."""
     fields: dict[str, list[str]] = {}
     async with request.form(max_files=max_files) as form:
         for name, value in form.multi_items():
             if isinstance(value, str) or name not in ("image", "images"):
                 fields.setdefault(name, []).append(str(value))
-        files = [await value.read() for _, value in form.multi_items() if not isinstance(value, str)]
+        sent = [value for _, value in form.multi_items() if not isinstance(value, str)]
+        files = [(value.filename or "", await value.read()) for value in sent]
     return messages.read_form(fields), files
 
 

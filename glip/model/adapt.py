@@ -24,7 +24,7 @@ from glip.schema import checked, parse_json
 from glip.shapes import Float, Tensor
 from glip.structures import Phrase, Prompt
 
-FORMAT = "glip task 1"
+TASK_FILE, FORMAT = "task.safetensors", "glip task 1"
 _OFFSETS = "offsets"
 _WEIGHT = "weight."  # before the names of weights that changed
 _PEFT = "base_model.model."  # the same in an adapter of peft
@@ -123,13 +123,27 @@ def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> No
         raise GlipError(f"a task of mode {adaptation.mode!r} cannot {what}: give one of mode {' or '.join(modes)}")
 
 
+def task_file(path: str | Path) -> Path:
+    """A task file itself, or the only one in a folder that ``glip tune`` has written.
+
+    Raises:
+        CheckpointError: a folder with none, or with several.
+    """
+    path = Path(path)
+    found = sorted([*path.glob(TASK_FILE), *path.glob(f"*/{TASK_FILE}")]) if path.is_dir() else [path]
+    if len(found) != 1:
+        some = ", such as " + ", ".join(map(str, found[:3])) if found else ""
+        raise CheckpointError(f"{str(path)!r} is a folder with {len(found)} {TASK_FILE}{some}: give the file")
+    return found[0]
+
+
 def load_adaptation(path: str | Path) -> Adaptation:
-    """Read a task file; the Detector checks that it belongs to its model.
+    """Read a task file, or the only one in a folder; the Detector checks that it belongs to its model.
 
     Raises:
         CheckpointError: missing, broken, or another kind of file.
     """
-    file = Path(path)
+    file = task_file(path)
     tensors = read_tensors(file)
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata() or {}

@@ -28,7 +28,7 @@ from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
 from glip.model.vision import timm_weights
-from glip.model.zoo import check_published, checkpoints
+from glip.model.zoo import check_published, checkpoints, details_of
 from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
 from glip.shapes import Tensor
@@ -307,10 +307,10 @@ def find_model(name_or_path: str | Path) -> Path:
         return ASSETS / BUNDLED
     if name in RELEASED:
         return _download(MIRROR, RELEASED[name])
-    raise CheckpointError(
-        f"model {name!r} is not known, and no such path exists: give one of {', '.join(list_pretrained())}, a model "
-        "folder, or a .pth file"
-    )
+    known = f"give one of {', '.join(list_pretrained())}, a model folder, or a .pth file"
+    is_path = path.suffix or path.is_absolute()
+    problem = "does not exist: check the path" if is_path else f"is not known, and no such path exists: {known}"
+    raise CheckpointError(f"model {name!r} {problem}")
 
 
 def cache_folder() -> Path:
@@ -335,8 +335,8 @@ def _download(repository: str, file: str) -> Path:
         path = Path(hf_hub_download(repository, file))  # its hash is checked, nothing in it runs  # nosec B615
     except Exception as error:  # errors of the hub, requests or httpx, depending on the version
         raise CheckpointError(
-            f"{file} could not be downloaded from {repository} ({type(error).__name__}): download it from that hub "
-            "repository on a machine with network, and pass its path instead of the name"
+            f"{file} could not be downloaded ({type(error).__name__}): download {url}{details_of(file)} on a machine "
+            "with network and pass its path instead of the name (docs/models.md)"
         ) from None
     found = sha256(path)
     if _SHA256.fullmatch(stated.etag or "") and found != stated.etag:  # which the hub states of large files

@@ -1,5 +1,7 @@
 """The checkpoints that glip loads, in ``configs/models.yaml``: their files, published figures and checksums."""
 
+import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class Checkpoint:
     file: str = ""  # its public name; "" for what the package contains
     address: str = ""  # of its folder
     size: str = ""  # of the file
+    limits: str = ""  # what it knows and does not, which is said where it is used
     coco: str = ""  # zero-shot AP on COCO val2017
     lvis: str = ""  # zero-shot Fixed AP on LVIS minival
     rare: str = ""  # APr there
@@ -52,6 +55,19 @@ def check_published(path: Path) -> None:
             f"{str(path)!r} has sha256 {found[:12]}..., and {path.name} as published {expected[:12]}: download it "
             "again, or rename it if it is another checkpoint"
         )
+
+
+def details_of(file: str) -> str:
+    """Size and checksum of a published file in parentheses, where they are known."""
+    known = next((one for one in checkpoints() if one.file == file), None)
+    return f" ({known.size}, sha256 {known.sha256})" if known else ""
+
+
+def say_limits(model: str | Path) -> None:
+    """Print what a checkpoint does not know, if that must be said before its results are looked at."""
+    limits = next((one.limits for one in checkpoints() if one.name == str(model)), "")
+    if limits and os.environ.get("RANK", "0") == "0":  # one process of torchrun's
+        print(f"{model} {limits}", file=sys.stderr)
 
 
 def checkpoint_table(*, files: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ from glip.data.sets import Folders, PackedSamples, Row, SampleSet, SkipCounter
 from glip.errors import ImageError
 from glip.files import read_manifest
 from glip.lettering import TextRun, palette
-from glip.pseudo.store import read_rows
+from glip.pseudo.store import confident, read_rows
 from glip.shapes import Float
 from glip.structures import Sample
 from glip.visualize import PAPER, Cell, save_image, sheet
@@ -48,7 +48,7 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterab
     images, names, limits = read_manifest(folder)["images"], tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()
     found = PackedSamples(sample_of_row(row, tuple(row["names"]), folders, skipped) for row in read_rows(folder))
-    kept = PackedSamples(_confident(sample, limits) for sample in found)
+    kept = PackedSamples(confident(sample, limits) for sample in found)
     for form in formats:
         shutil.rmtree(folder / FILES[form], ignore_errors=True)  # YOLO's
         lost = WRITERS[form](SampleSet(kept, names), folder / FILES[form], images)
@@ -63,11 +63,6 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterab
         classes[name] = {"threshold": limit, **counts}
     boxless = sum(not sample.box_phrases for sample in kept)
     return {"classes": classes, "images without a box": boxless, "not expressible": skipped.counts}
-
-
-def _confident(sample: Sample, limits: Sequence[float]) -> Sample:
-    numbers = zip(sample.box_phrases, sample.scores, strict=True)
-    return sample.keep([box for box, ((label,), score) in enumerate(numbers) if score >= limits[label]])
 
 
 def _scored_boxes(samples: Sequence[Sample]) -> Float[np.ndarray, "box 4"]:
@@ -90,8 +85,8 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
         places = dict.fromkeys(round(share * (kept - 1)) for share in _SHARES) if kept else {}
         for place in [*places, *range(kept, min(kept + 1, len(own)))]:
             _, score, image, box = own[place]
-            said = f"{place + 1} of {kept}" if place < kept else f"left out: below {limit:g}"
-            words = [TextRun(f"{name} {score:.2f}", colours[label]), TextRun(f"   {said}", None)]
+            said = f"{place + 1} of {kept}" if place < kept else f"left out: below {limit:.3f}"
+            words = [TextRun(f"{name} {score:.3f}", colours[label]), TextRun(f"   {said}", None)]
             cells.append(Cell(_zoomed(samples[int(image)], int(box)), [colours[label]], [""], words))
         pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells and len(pages) < _CLASSES else []
     if not pages:

@@ -64,8 +64,8 @@ def open_checked(image: Path | TarMember | Image.Image, config: LabelConfig) -> 
         size = stated_size(image)
         check_size(size, image.length if isinstance(image, TarMember) else image.stat().st_size, config)
         decoded = load_image(image)
-    except ImageError:
-        raise InvalidRecord("image that cannot be read") from None
+    except ImageError as error:
+        raise InvalidRecord("image that cannot be read") from error
     return decoded, image_hash(decoded) if config.same_image >= 0 else 0
 
 

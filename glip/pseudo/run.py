@@ -85,13 +85,13 @@ def run_labelling(
         write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
-                line, done = _progress_line(outcome, "image" if ontology else "pair"), len(own) - len(waiting) + number
+                line, done = _progress_line(outcome, bool(ontology)), len(own) - len(waiting) + number
                 left = timedelta(seconds=int((time.monotonic() - began) / number * (len(waiting) - number)))
                 say(f"{printable(line)}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
             report = write_report(folder, len(shards), failed)
-            draw_report(folder, report)
+            draw_report(folder, report, ontology.thresholds(0.0, {}) if ontology else {})
     return report
 
 
@@ -101,13 +101,14 @@ def _check_packages(config: LabelConfig) -> None:
             raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
 
 
-def _progress_line(outcome: Outcome, what: str) -> str:
+def _progress_line(outcome: Outcome, is_named: bool) -> str:
+    whole, found = ("image", "candidate") if is_named else ("pair", "box")
     if "failed" in outcome:
         return f"{outcome['shard']} failed: {outcome['failed']}"
     rate = outcome["images"] / max(outcome["wall"], 1e-9)
     return (
-        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], what)}, "
-        f"{counted(outcome['boxes'], 'box')} in {counted(outcome['images'], 'image')}, {rate:.1f} images/s"
+        f"{outcome['shard']}: {outcome['kept']} of {counted(outcome['pairs'], whole)}, "
+        f"{counted(outcome['boxes'], found)} in {counted(outcome['images'], 'image')}, {rate:.1f} images/s"
     )
 
 

@@ -231,20 +231,33 @@ def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str,
     return total
 
 
-def draw_report(folder: Path, report: dict[str, Any]) -> None:
-    """Draw scores, boxes per phrase, what was skipped, where the time went, and different images with their labels."""
+def confident(sample: Sample, limits: Sequence[float]) -> Sample:
+    """A sample with the boxes that score at least the limit of their class, or 0.5 without limits."""
+    numbers = zip(sample.box_phrases, sample.scores, strict=True)
+    kept = (box for box, ((one, *_), score) in enumerate(numbers) if score >= (limits[one] if limits else _CONFIDENT))
+    return sample.keep(list(kept))
+
+
+def draw_report(folder: Path, report: dict[str, Any], limits: Mapping[str, float]) -> None:
+    """Draw scores, boxes per phrase, what was skipped, where the time went, and different images with their labels.
+
+    Of class names ``limits`` are the lowest scores drawn.
+    """
+    lowest, what = tuple(limits.values()), "candidates" if limits else "boxes"
     reasons = {**report["skipped"], **report["skipped by the reader"]}
     counts = {f"{key}+" if key == "10" else key: count for key, count in report["boxes per phrase"].items()}
     folders, samples = Folders(image_folders(folder)), dict[str, Sample]()
     for row in read_rows(folder):
-        boxes, name = [box for box in row["boxes"] if box["score"] >= _CONFIDENT], f"{row['image']}:{row.get('member')}"
-        if boxes and name not in samples:
-            samples[name] = sample_of_row({**row, "boxes": boxes}, tuple(row.get("names", ())), folders, SkipCounter())
+        name, best = f"{row['image']}:{row.get('member')}", max((box["score"] for box in row["boxes"]), default=0.0)
+        if best >= min(lowest or (_CONFIDENT,)) and name not in samples:
+            sample = sample_of_row(row, tuple(row.get("names", ())), folders, SkipCounter())
+            if len((sample := confident(sample, lowest)).boxes):
+                samples[name] = sample
         if len(samples) == _SHOWN:
             break
     bins = (np.arange(_BINS) + 0.5) / _BINS
     panels = [
-        (f"scores of {report['boxes']:,} boxes", dict(zip(bins, report["scores"], strict=True)), "score", "boxes"),
+        (f"scores of {report['boxes']:,} {what}", dict(zip(bins, report["scores"], strict=True)), "score", what),
         (f"boxes per phrase, {report['phrases']:,} phrases", counts, "boxes", "phrases"),
         (f"skipped; {report['kept']:,} of {report['pairs']:,} are labelled", reasons, "skipped", ""),
         (f"seconds by stage ({report['images/s']:.1f} images/s per worker)", report["seconds"], "seconds", ""),

@@ -12,7 +12,7 @@ Output = Literal["table", "jsonl", "json", "csv", "coco", "yolo", "labels"]
 class DetectConfig:
     """What ``glip detect`` finds and writes."""
 
-    threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's)")
+    threshold: Share | None = option(None, "lowest score shown (default: the task's or the model's; 0.05 is the least)")
     nms: Share | None = option(None, "IoU above which the lower-scored of two boxes of a class is removed; 1: off")
     max_detections: CountOrZero | None = option(None, "maximum detections per image; 0: no limit")
     compete: Rate | None = option(None, COMPETE)

@@ -22,7 +22,7 @@ from glip.errors import ConfigError, ImageError
 from glip.lettering import is_sentence
 from glip.options import DetectOptions
 from glip.recipes.detect_config import DetectConfig
-from glip.recipes.result_files import Item, Source, image_folder, open_writers, output_names, result_files
+from glip.recipes.result_files import WRITERS, Item, Source, image_folder, open_writers, output_names, result_files
 from glip.recipes.tiles import detect_in_tiles
 from glip.recipes.track import Tracker
 from glip.signals import GracefulStop
@@ -76,18 +76,22 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
     return list(dict.fromkeys(found))
 
 
-def split_arguments(given: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_arguments(given: Sequence[str], instead: str = "") -> tuple[list[str], list[str]]:
     """The images of a command line and the texts after them: from the first argument on that cannot be an image.
 
     Raises:
-        ConfigError: no text, or an image after it.
+        ConfigError: no text, or an image after it; with an option that is given ``instead`` of texts, a text.
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
     late = next(
         (text for text in texts if (_is_image(Path(text)) or is_video(Path(text))) and os.path.isfile(text)), ""
     )
-    words = next((text for text in given if not _may_be_image(text)), None)
+    words = next((text for text in given if not (_may_be_image(text) or is_webcam(text))), None)
+    if instead and words:
+        raise ConfigError(f"{words!r} is no image, and {instead} says what to find: leave one of them out")
+    if instead:
+        return list(given), []
     if late and words:
         raise ConfigError(f"the file {late!r} comes after {words!r}, which is none: give all images, then the words")
     if late or not texts:
@@ -131,17 +135,19 @@ def detect_files(
         ConfigError: an option that the sources do not allow.
         Interrupted: stopped by a signal; a webcam, which has no other end, is not.
     """
-    _check_fits(sources, config)
+    check_fits(sources, config)
     if any(map(is_webcam, sources)):
         config = replace(config, batch_size=1)  # no frame waits for others
     if config.image_size:
         detector = detector.resized(config.image_size)
-    asked = prompt or detector.encode_text().prompts[0]
+    asked, floor = prompt or detector.encode_text().prompts[0], detector.config.inference.candidate_threshold
+    advice = "try other words" + ", or a lower --threshold" * (config.threshold is None or config.threshold > floor)
     is_drawn, has_video = config.draw and config.out != "-", any(map(is_video, sources))
     drawn, files = output_names(sources, Path(config.out)) if is_drawn else {}, result_files(config)
     is_table = "table" in (config.format or ("table",)) and not config.quiet and config.out != "-"
-    is_small, summary = len(sources) <= _FEW and not has_video, _Summary(asked, "frame" if has_video else "image")
-    unreadable, stop = list[Source](), GracefulStop(lost="without the last video; the same command starts over")
+    summary = _Summary(asked, advice, "frame" if has_video else "image")
+    is_small, unreadable = len(sources) <= _FEW and not has_video, list[Source]()
+    stop = GracefulStop(lost="without the last video; the same command starts over")
     with ExitStack() as stack:
         if has_video:
             stack.enter_context(stop)
@@ -156,19 +162,26 @@ def detect_files(
                 add(item, found)
             bar.update(1)
             if is_table and is_small:
-                print(_detections_table(item.source, found))
+                print(_detections_table(item.source, found, advice))
                 print(*[f"  drawn in {printable(str(drawn[item.source]))}\n" for _ in range(is_drawn)], end="")
     if summary.images and not config.quiet and config.out != "-":
         notes = [summary.text(table=is_table and not is_small), *[f"drawn in {config.out}"] * is_drawn]
         print(*notes, *files, sep=", ")
-        if {"coco", "labels"} & {*config.format}:
-            print(f"image folder of coco.json and labels.jsonl (--images): {os.path.relpath(image_folder(sources))}")
+        if own := [WRITERS[form][0] for form in ("coco", "labels") if form in config.format]:
+            folder = image_folder(sources)
+            shown = folder if Path(sources[0]).is_absolute() else os.path.relpath(folder)
+            print(f"image folder of {' and '.join(own)} (--images): {shown}")
     done = f"the results of {counted(summary.images, summary.noun)} are written; the same command starts over"
     stop.stop_if(bool(stop.number) and not all(map(is_webcam, sources)), done)
     return len(unreadable)
 
 
-def _check_fits(sources: Sequence[Source], config: DetectConfig) -> None:
+def check_fits(sources: Sequence[Source], config: DetectConfig) -> None:
+    """Refuse what these sources cannot give.
+
+    Raises:
+        ConfigError: a format or an option that is not for them.
+    """
     other = next((source for source in sources if is_video(source) or is_url(source)), None)
     unfit = next((form for form in ("coco", "yolo", "labels") if form in config.format), None)
     if unfit and other:
@@ -241,8 +254,8 @@ def _detections(
 class _Summary:
     """What was found in all images."""
 
-    def __init__(self, prompt: Prompt, noun: str) -> None:
-        self.images, self.prompt, self.noun = 0, prompt, noun
+    def __init__(self, prompt: Prompt, advice: str, noun: str) -> None:
+        self.images, self.prompt, self.advice, self.noun = 0, prompt, advice, noun
         self.rows: dict[str, tuple[int, int, float]] = {}  # of each phrase: images, detections, best score
         self.tracks: dict[str, set[tuple[Source, int]]] = {}
 
@@ -267,12 +280,12 @@ class _Summary:
                 lines.append(f"  {phrase:<{width}}  {images:6}  {detections:10}  {best:10.2f}{tracks}")
         missing = [name for text in self.prompt.texts if (name := printable(text.strip())) not in self.rows]
         if table and missing:
-            lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt))
+            lines.append(f"  not found: {_some(missing)}" if self.rows else _nothing_found(self.prompt, self.advice))
         found = sum(detections for _, detections, _ in self.rows.values())
         return "\n".join([*lines, f"{counted(self.images, self.noun)}, {counted(found, 'detection')}"])
 
 
-def _detections_table(path: Source, detections: Detections) -> str:
+def _detections_table(path: Source, detections: Detections, advice: str) -> str:
     """One image's detections as a table, and the phrases that were not found."""
     phrases = [printable(found.phrase.strip()) for found in detections]
     width = max([6, *map(len, phrases)])
@@ -281,7 +294,7 @@ def _detections_table(path: Source, detections: Detections) -> str:
         numbers = " ".join(f"{value:6.1f}" for value in box)
         lines.append(f"  {phrase:<{width}}  {score:5.2f}  {numbers}")
     if len(detections) == 0:
-        lines[1:] = [_nothing_found(detections.prompt)]
+        lines[1:] = [_nothing_found(detections.prompt, advice)]
     prompt, found = detections.prompt, set(detections.labels.tolist())
     missing = [text for label, text in enumerate(prompt.texts) if label not in found]
     if missing and (len(detections) or is_sentence(prompt)):
@@ -289,12 +302,12 @@ def _detections_table(path: Source, detections: Detections) -> str:
     return "\n".join(lines)
 
 
-def _nothing_found(prompt: Prompt) -> str:
+def _nothing_found(prompt: Prompt, advice: str) -> str:
     """How the prompt was read, for it may have been meant otherwise, and what to try."""
     read = f"{len(prompt.texts)} names: {_some(prompt.texts)}"
     if len(prompt.texts) == 1:
         read = f"ONE name, {prompt.texts[0]!r}; put '. ' between names"
-    return f"  nothing found; the prompt was read as {read}\n  or try other words, or a lower --threshold"
+    return f"  nothing found; the prompt was read as {read}\n  or {advice}"
 
 
 def _some(texts: Sequence[str]) -> str:

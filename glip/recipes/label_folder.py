@@ -73,6 +73,8 @@ def label_folder(
     limits = ontology.thresholds(usual, stored) if threshold is None else ontology.thresholds(threshold, {})
     del teacher
     entry = _list_images(folder, ontology, out)
+    asked = {name: replace(one, threshold=limits[name]) for name, one in ontology.names.items()}
+    ontology = replace(ontology, names=asked)
     config = replace(config, threshold=min(config.threshold, *limits.values()))
     report = run_labelling(entry, model, config, out, ontology=ontology, device=device)
     if report["shards"] == report["shards in all"]:

@@ -14,7 +14,7 @@ from glip.console import counted
 from glip.detector import Detector
 from glip.device import choose_device
 from glip.errors import DataError
-from glip.evaluate.report import markdown_table
+from glip.evaluate.report import for_terminal, markdown_table
 from glip.evaluate.validate import Validator
 from glip.experiment import Experiment, to_dict
 from glip.files import MANIFEST, atomic_write, begin_run, exclusive, read_jsonl, write_jsonl
@@ -140,4 +140,4 @@ def _write_table(path: Path, rows: Sequence[Row], say: Say) -> None:
     text = "\n".join(markdown_table([{key: row.get(key, "") for key in columns} for row in table]))
     with atomic_write(path) as file:
         file.write(text + "\n")
-    say(text)
+    say(for_terminal(text))

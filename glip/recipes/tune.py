@@ -21,7 +21,7 @@ from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
 from glip.experiment import to_dict
 from glip.files import file_name, fingerprint, write_json
-from glip.model.adapt import Adaptation, save_adaptation
+from glip.model.adapt import TASK_FILE, Adaptation, save_adaptation
 from glip.provenance import RECORD, files_in, record
 from glip.structures import Sample
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
@@ -29,7 +29,7 @@ from glip.train.distributed import ONE, Group, main_only
 from glip.train.tune import TuneRun
 from glip.train.tuner import Images, Tuner
 
-TASK_FILE, IMAGE_LIST, REPORT, CURVE = "task.safetensors", "images.json", "report.json", "curve.png"
+IMAGE_LIST, REPORT, CURVE = "images.json", "report.json", "curve.png"
 FROZEN_STAGES = 2  # of the image encoder in mode full, as in the release
 _VALIDATE_EVERY = 5  # without a validation set every fifth image is held out, of those with boxes and of the others
 _FEW = 10  # images to validate on, below which the best epoch and the thresholds are partly chance

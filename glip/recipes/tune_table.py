@@ -22,7 +22,7 @@ from glip.errors import DataError, GlipError
 from glip.evaluate.figures import draw_by_shots
 from glip.evaluate.odinw import ODINW, read_task, tasks
 from glip.evaluate.odinw import Task as OdinwTask
-from glip.evaluate.report import markdown_table, markdown_text
+from glip.evaluate.report import for_terminal, markdown_table, markdown_text
 from glip.experiment import read_yaml, to_dict
 from glip.files import LockedError, append_jsonl, atomic_write, exclusive, file_name, read_jsonl, refuse_other_run
 from glip.recipes.tune import TaskData, preprocessing_of, read_task_data, run_name, task_data, tune_task
@@ -202,7 +202,7 @@ def _show(ledger: Path) -> None:
         page.write(text + "\n")
     drawn = draw_figure(rows, out / FIGURE)
     figure = f"figure in {out / FIGURE}" if drawn else "no figure yet: no task has a row in every line"
-    print(f"{text}\ntable in {out / TABLE}, {figure}, rows in {ledger}")
+    print(f"{for_terminal(text)}\ntable in {out / TABLE}, {figure}, rows in {ledger}")
 
 
 def table_lines(rows: Sequence[TableRow]) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from glip.cli.arguments import VERBS, build_parser, read_options
+from glip.cli.arguments import CAPTIONED, VERBS, build_parser, read_options
 from glip.config import EvaluateConfig, LabelConfig, SelectConfig, SelfTrainConfig, TuneConfig
 from glip.errors import ConfigError
 
@@ -48,3 +48,11 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert all(f"usage: glip {verb}" in done.stdout for verb in VERBS)
+
+
+def test_the_help_of_label_shows_what_is_for_captions_only():
+    [own] = [one for one in build_parser()._actions if one.dest == "verb"]
+    text = own.choices["label"].format_help()
+    filters, captions = text.partition("images that are skipped")[2].split("captions only, not with --names:")
+    assert "--same-image N" in filters and "--max-words" not in filters and "--max-words N" in captions
+    assert all(f"--{name.replace('_', '-')}" in captions for name in CAPTIONED) and "--threshold" not in captions

@@ -26,7 +26,7 @@ from glip.recipes.detect_config import DetectConfig
 from glip.recipes.detect_files import find_images
 from glip.recipes.tiles import detect_in_tiles
 from glip.signals import Interrupted
-from glip.structures import Prompt
+from glip.structures import Detections, Prompt
 from glip.train.start import load_config
 
 CAPTION = "a man in a red shirt rides a brown horse"
@@ -196,7 +196,7 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     assert code == 0 and names(tmp_path / "out") == ["results"]
     assert out.startswith("3 images, 15 detections, out/results/detections.jsonl, out/results/detections.json, ")
     assert "/coco.json, out/results/yolo, out/results/labels.jsonl, cut\nimage folder of coco.json and " in out
-    assert out.endswith("(--images): shots\n")
+    assert out.endswith("and labels.jsonl (--images): shots\n")
     place = tmp_path / "out" / "results"
     records = [json.loads(line) for line in (tmp_path / LINES).read_text().splitlines()]
     assert json.loads((place / "detections.json").read_text()) == records
@@ -249,6 +249,18 @@ def test_nothing_found_is_written_too(detect, shots, tmp_path):
     assert len(COCO(place / "coco.json").imgs) == 1 and (place / "yolo/a.txt").read_text() == ""
     assert len(read_labels(place / "labels.jsonl", [shots]).samples) == 1
     assert (place / "detections.csv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(("threshold", "advised"), [(1, True), (0, False)])
+def test_no_threshold_below_the_least_is_advised(detect, shots, image, monkeypatch, threshold, advised):
+    monkeypatch.setattr("glip.detector.Detector.stream", lambda self, images, prompt, **_: map(nothing, images))
+
+    def nothing(image):
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), Prompt.parse("dog"), image.size)
+
+    code, out, _ = detect(shots / "a.jpg", "dog", "--threshold", threshold, "--format", "coco", "--format", "table")
+    assert code == 0 and "or try other words" in out and ("lower --threshold" in out) is advised
+    assert out.endswith(f"image folder of coco.json (--images): {shots}\n"), "absolute, as it was given"
 
 
 def test_sub_folders_without_what_was_drawn(shots, image, tmp_path):
@@ -334,7 +346,11 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["shots/b.png"], "no prompt: give words after the images"),
         (["dog", "shots/b.png"], "file 'shots/b.png' comes after 'dog', which is none: give all images, then"),
         (["🐈"], "the model cannot read '🐈': write it in English"),
-        (["dog", "--task", "none.safetensors"], "'none.safetensors'"),
+        (["--task", "none.safetensors"], "'none.safetensors'"),
+        (["dog", "--task", "none.safetensors"], "'dog' is no image, and --task says what to find: leave one of them"),
+        (["dog", "--caption", CAPTION], "'dog' is no image, and --caption says what to find: leave one of them out"),
+        (["dog", "--model", "none.pth"], "model 'none.pth' does not exist: check the path"),
+        (["dog", "--model", "none"], "model 'none' is not known, and no such path exists: give one of glip-nano, "),
         *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
         ([], "no prompt: give words after the images"),
         (["--caption", CAPTION, "--task", "x.safetensors"], "not allowed with argument"),
@@ -455,7 +471,7 @@ def test_what_glip_nano_knows_is_said_where_nobody_chose_it_and_warnings_are_lin
         code, _, err = command_line("detect", "shots/a.jpg", "dog 🐈", *chosen[:-2])
         assert command_line("detect", "shots/a.jpg", "dog 🐈", *chosen)[::2] == (0, "")
     assert code == 0 and err.count("\n") == 1
-    assert err.startswith("glip-nano knows drawings") and "--model glip-t" in err
+    assert err.startswith("glip-nano knows drawings") and "for other photographs use glip-t" in err
     line = warnings.formatwarning(said[0].message, UserWarning, "x.py", 1)
     assert line == "glip detect: the model cannot read '🐈': to it such words are all alike\n"
 

@@ -312,7 +312,7 @@ def test_thresholds_are_stored_with_the_task(glip_, tiny_folder, found, tmp_path
     task = Adaptation("linear", "tiny", detector.fingerprint, BY_ID, prompt, thresholds=(0.7, 0.7, 0.7))
     save_adaptation(tmp_path / "task.safetensors", task)
     given = (tiny_folder, found, "--task", "task.safetensors")
-    code, _, err = glip_(*given, "--save-thresholds")
+    code, _, err = glip_(tiny_folder, found, "--task", ".", "--save-thresholds")  # the folder of it
     assert code == 0, err
     stored = load_adaptation(tmp_path / "task.safetensors").thresholds
     assert stored[0] == stored[2] == 0.7 != stored[1]

@@ -44,3 +44,22 @@ def test_a_file_under_a_published_name_has_the_published_checksum(file, verb, co
     assert code == 2 and stated in err and err.count("\n") == 1
     monkeypatch.setattr(zoo, "checkpoints", lambda: [replace(row, sha256=sha256(path)[: len(row.sha256)])])
     assert verb == "detect" or command_line(verb, *arguments)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("label", "glip-nano", "none", "--names", "cat", "--out", "o"),
+        ("tune", "glip-nano", "none.json"),
+        ("self-train", "none", "none.jsonl", "--teacher", "glip-nano", "--out", "o"),
+        ("serve", "--port", "0", "--task", "a=none.safetensors"),
+        ("demo", "--port", "0", "--task", "a=none.safetensors"),
+    ],
+)
+def test_verbs_say_once_what_glip_nano_does_not_know(words, command_line):
+    if words[0] in ("serve", "demo"):
+        pytest.importorskip({"serve": "fastapi", "demo": "gradio"}[words[0]])
+    code, out, err = command_line(*words)
+    first, second = err.splitlines()
+    assert code == 2 and not out and first.startswith("glip-nano knows drawings, ") and "use glip-t (3.7 GB" in first
+    assert second.startswith(f"glip {words[0]}: ")

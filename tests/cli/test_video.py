@@ -194,7 +194,8 @@ def test_lines_table_and_annotated_video(detect, clip, tmp_path):
         (("photo.png", "dog", "clip.mp4"), "the file 'clip.mp4' comes after 'dog', which is none"),
     ],
 )
-def test_what_a_video_does_not_allow(arguments, words, detect, clip, tmp_path):
+def test_what_a_video_does_not_allow(arguments, words, detect, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("glip.detector.Detector.from_pretrained", None)  # refused before a model is loaded
     moving(0).save(tmp_path / "photo.png")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/x.mov").touch()

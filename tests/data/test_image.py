@@ -339,6 +339,8 @@ def test_heic(tmp_path):
     pillow_heif.from_pillow(photo).save(path, exif=turned(6).tobytes())
     upright = load_image(path)
     assert upright.size == image_size(path) == (40, 60) and upright.getpixel((35, 5))[0] > 200
+    path.write_bytes(path.read_bytes()[:30])
+    refused(path, "is not an image that Pillow can read: convert it to PNG")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "I;16", "I", "F", "P"])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -115,9 +116,19 @@ def test_docs(run_docs, monkeypatch):
     assert len(run_docs("Masks by SAM")["found"].masks) >= 3
 
 
-def test_no_such_model():
-    with pytest.raises(CheckpointError, match="masks: 'nowhere' cannot be loaded .* such as facebook/sam-vit-base"):
-        sam.Segmenter.from_pretrained("nowhere")
+@pytest.mark.parametrize(("name", "problem"), [("nowhere", "is no folder, and cannot be"), (".", "is no SAM or SAM 2")])
+def test_no_such_model(name, problem, tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(name, **_):
+        asked.append(name)
+        raise LocalEntryNotFoundError("No network.\nSecond sentence.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=f"masks: '{name}' {problem} .*such as facebook/sam-vit-base") as caught:
+        sam.Segmenter.from_pretrained(name)
+    assert len(asked) == (name == "nowhere") and ("(No network)" in str(caught.value)) == bool(asked)
 
 
 def test_the_command(tiny_folder, image, tmp_path, monkeypatch, capsys):

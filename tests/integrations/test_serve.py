@@ -77,6 +77,8 @@ def test_detect_answers_as_the_detector(client, detectors, image, sent):
     files = [("image", encoded(image)), ("image", encoded(small))]
     form = client.post("/detect", files=files, data={"names": NAMES, "threshold": "0.4", "nms": "0.5"})
     assert form.json() == answer.json()
+    broken = client.post("/detect", files={"image": ("a photo.png", encoded(image)[:300])}, data={"names": NAMES})
+    assert broken.status_code == 400 and broken.json()["error"].startswith("image 'a photo.png' cannot be read")
     strange = client.post("/detect", files={"photo": encoded(image)}, data={"names": NAMES})
     assert "request.photo: no such key" in strange.json()["error"]
 
@@ -198,7 +200,9 @@ def test_the_page_loads_nothing_and_figures_are_counted(client, sent):
         re.findall(r'path="/detect",status="200"} (\S+)', text) for text in (before, client.get("/metrics").text)
     ]
     assert float(counted[1][0]) == float((counted[0] or ["0"])[0]) + 1
-    assert client.get("/anything/else").status_code == 404
+    for path in ("/", "/anything/else"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "GET /docs lists" in answer.json()["error"]
 
 
 # ---- what every endpoint refuses

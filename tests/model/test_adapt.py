@@ -245,6 +245,17 @@ def test_unreadable_task_files(content, detector, tmp_path):
         load_adaptation(file)
 
 
+@pytest.mark.parametrize("names", [("",), ("a",), ("a", "b"), ()])
+def test_a_folder_with_one_task_is_that_task(names, detector, tmp_path):
+    for name in names:
+        save_adaptation(tmp_path / name / "task.safetensors", prompt_task(detector))
+    if len(names) == 1:
+        assert load_adaptation(tmp_path).names == load_adaptation(tmp_path / names[0] / "task.safetensors").names
+    else:
+        with pytest.raises(CheckpointError, match=f"is a folder with {len(names)} task.safetensors.*: give the file"):
+            load_adaptation(tmp_path)
+
+
 def test_whether_images_are_encoded_as_by_the_model_itself():
     model = seeded(TINY)
     sum(level.sum() for level in model.encode_image(torch.rand(1, 3, 64, 64))).backward()

@@ -21,7 +21,7 @@ from glip.pseudo.label import Labeller
 from glip.pseudo.ontology import read_ontology
 from glip.pseudo.store import read_rows
 from glip.recipes.label_folder import OWN, label_folder
-from glip.structures import Detections
+from glip.structures import Detections, Sample
 
 NAMES = {"car": ["a car", "a van"], "star": {"threshold": 0.7}, "cup": None}
 GIVEN = {"names": NAMES, "negatives": ["a tree"]}
@@ -151,10 +151,17 @@ def test_a_better_box_of_a_negative_removes_a_box_of_a_class():
 # ---- what is kept
 
 
-def test_labels_are_what_the_detector_finds_over_the_thresholds(run, photos, tiny_folder, tmp_path):
+def test_labels_are_what_the_detector_finds_over_the_thresholds(run, photos, tiny_folder, tmp_path, monkeypatch):
+    drawn = list[Sample]()
+    monkeypatch.setattr(
+        "glip.pseudo.store.contact_sheet", lambda samples: drawn.extend(samples) or Image.new("RGB", (9, 9))
+    )
     report = run(threshold=0.75)
+    shown = [(label, score) for one in drawn for (label,), score in zip(one.box_phrases, one.scores, strict=True)]
+    assert shown and all(score >= (0.75, 0.7, 0.75)[label] for label, score in shown), "on report.png too"
     assert (report["pairs"], report["kept"], report["skipped"]) == (5, 4, {"image that cannot be read": 1})
-    assert "broken.jpg" in report["places"]["image that cannot be read"][0]
+    [place] = report["places"]["image that cannot be read"]
+    assert place.count("broken.jpg") == 2 and "is not an image that Pillow can read" in place, "the reason too"
     labels = read_set(SetConfig(annotations=str(tmp_path / "out" / "labels.jsonl"), images=(str(photos),)))
     assert labels.vocabulary == ("car", "star", "cup") and labels.format == "labels" and not labels.skipped
     assert [sample.image_id for sample in labels.samples][3].startswith("sub/"), "sub-folders too, names are relative"
@@ -268,6 +275,7 @@ def test_a_folder_labelled_on_the_command_line_is_a_sound_dataset(photos, tmp_pa
         glip("label", "glip-nano", photos, "--names", "a car. a cup. a fish. a tree. a star", "--out", out, *flags) == 0
     )
     said = capsys.readouterr().out
+    assert re.search(r": 3 of 4 images, \d+ candidates in 3 images", said)
     assert re.search(r"\| a car \| 0\.100 \| \d+ \| \d+ \| 0\.\d{3} \|", said)
     assert f"written: {out}/labels.jsonl, {out}/yolo" in said and "3 of 4 images labelled; what was skipped" in said
     for name in ("labels.jsonl", "yolo"):
