@@ -54,7 +54,10 @@ class ExportedGLIP(GLIP):
 
     def _load(self, providers: Sequence[str]) -> None:
         self._graphs = {name: _open_graph(self.folder, name, providers) for name in GRAPHS}
-        about, *others = [graph.get_modelmeta().custom_metadata_map for graph in self._graphs.values()]
+        try:
+            about, *others = [graph.get_modelmeta().custom_metadata_map for graph in self._graphs.values()]
+        except UnicodeDecodeError:
+            about, others = {}, []
         self.fingerprint = about.get("fingerprint", "")
         is_one = self.fingerprint and all(one == about for one in others)
         if not is_one or not describe(self.config).items() <= about.items():
@@ -115,6 +118,7 @@ class ExportedGLIP(GLIP):
         try:
             found = [] if problem else self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
             why = "" if problem or [x.shape for x in found] == list(shapes) else str([x.shape for x in found])
+            why = why or ("" if all(np.isfinite(x).all() for x in found) else "numbers that are not finite")
         except Exception as error:  # its classes are many, and have no parent of their own
             why = " ".join(str(error).split())[:200]
         if why:

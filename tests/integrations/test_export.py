@@ -223,8 +223,13 @@ def edit_config(folder: Path, old: str, new: str) -> None:
     (folder / "config.json").write_text(text.replace(old, new))
 
 
-def words_of(size: tuple[int, int], graph: Any) -> None:
-    graph.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.zeros(size, np.float32), "words"))
+def words_of(size: tuple[int, int], graph: Any, value: float = 0) -> None:
+    graph.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full(size, value, np.float32), "words"))
+
+
+def write_odd_bytes(folder: Path) -> None:
+    data = (folder / f"{TEXT}.onnx").read_bytes()
+    (folder / f"{TEXT}.onnx").write_bytes(data.replace(b"tiny", b"t\xe4ny"))
 
 
 FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -239,6 +244,8 @@ FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
         "not of one glip export",
     ),
     "other sizes": (edited(TEXT, partial(words_of, (3000, 31))), "does not compute what GLIP does"),
+    "no numbers": (edited(TEXT, partial(words_of, (3000, 32), value=np.nan)), "numbers that are not finite"),
+    "metadata that is no text": (write_odd_bytes, "not of one glip export"),
     "few words": (edited(TEXT, partial(words_of, (5, 32))), "does not compute what GLIP does"),
 }
 
