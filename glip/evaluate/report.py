@@ -26,9 +26,9 @@ _COMPARED = (
 )
 _ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
-Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
+Variant = tuple[str, str, str]  # a model, its task file, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
-TrainedOn = Literal["yes", "no", "unknown"]
+TrainedOn = Literal["yes", "validated on", "same dataset by name", "no", "unknown"]  # by name: maybe another split
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Report:
         dataset: name of the set.
         protocol: which metrics were computed.
         samples: how many samples the set has; skipped ones are noted, and count as having no detection.
-        trained_on: whether the model was trained on this set.
+        trained_on: whether the model was trained on this set, or chosen by it.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
         thresholds: of best F1, by class name (COCO's protocol).
@@ -141,7 +141,7 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     The difference of AP50 has a 95 % interval (``Score.interval``) where COCO's protocol scores.
     """
     first, rows = next(iter(reports.values())), list[Row]()
-    varied = [place for place in (0, 1) if len({variant[place] for variant in reports}) > 1]
+    varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
     for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
         before, one = first[place], own[place]
         if figure not in one.figures:
@@ -151,6 +151,6 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
             paired = one.score.interval(less=before.score) if figure == "AP50" and one.score else None
             compared |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
-        named = {("model", "prompts")[part]: variant[part] for part in varied}
+        named = {("model", "task", "prompts")[part]: variant[part] for part in varied}
         rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **compared})
     return rows

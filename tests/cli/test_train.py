@@ -135,7 +135,7 @@ def test_a_start_gives_what_the_config_does_not_state(train, place, command_line
         config = config_of(place / output)
         assert (config["name"], config["image"]["min_size"], config["inference"]["threshold"]) == wanted
         assert not config["inference"]["inclusive"], "our readers give outer edges, whatever the start learned"
-        assert config["trained_on"][-1] == "mine" and len(config["trained_on_data"]) == 1
+        assert config["trained_on"][-1] == "mine" and len(config["trained_on_data"]) == 2
         assert to_dict(load_config(place / output / "experiment.yaml").model) == config
     assert command_line("train", "third/experiment.yaml", "train.output=fifth", "--device", "cpu")[0] == 0
     assert config_of(place / "fifth")["image"]["min_size"] == usual.image.min_size
