@@ -246,7 +246,7 @@ class TrainConfig(StepConfig):
     drops: tuple[Share, ...] = option((0.67, 0.89), "schedule step: shares of the run where the rate drops 10x")
     frozen_stages: CountOrZero = option(0, "freeze the image encoder's stem and this many stages; 0: none")
     freeze_language: bool = option(False, "freeze the language model")
-    parallel: Literal["ddp", "fsdp"] = option("ddp", "under torchrun: replicate, or shard the model (fsdp: torch 2.6)")
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "under torchrun: replicate, or shard the model (fsdp, torch 2.6)")
     ema: float = option(0.0, "decay of the weight average (EMA) that is validated and saved; 0: off", ge=0, lt=1)
     wise_ft: Share = option(0.0, "share of the starting weights in the final model (WiSE-FT)")
     save_every: Count = option(500, "steps between checkpoints")
@@ -320,9 +320,8 @@ class EvaluateConfig:
 
     protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
-    task: tuple[str, ...] = option(
-        (), "task.safetensors from glip tune, or none for the plain model; repeat to compare"
-    )
+    task: tuple[str, ...] = option((), "task.safetensors of glip tune, or none for the plain model; repeat to compare")
+    image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
     dtype: Dtype = option("float32", DTYPE)
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
     max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")

@@ -79,6 +79,7 @@ def evaluate(
         with _all_or_none(gather):
             detector = Detector.from_pretrained(model, task=file, device=device, dtype=config.dtype)
             detector = detector.with_inference(compete=config.compete)
+            detector = detector.resized(config.image_size) if config.image_size else detector
         # two trainings of one config differ in their weights
         label = file_name(_named(detector).name) + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
         folder = out / (label + (f"-task-{_task_of(detector)[:6]}" if file else ""))
@@ -136,7 +137,7 @@ def _early_problem(models: Sequence[str], benchmarks: Sequence[Benchmark], confi
     if [one.protocol for one in benchmarks] == ["coco"] and max(len(config.prompts), len(config.task)) < 2:
         return ""
     listed = ", ".join(f"{one.name} ({one.protocol})" for one in benchmarks[:3])
-    return f"--save-thresholds takes one dataset with class names (protocol coco), one wording, one task: got {listed}"
+    return f"--save-thresholds takes one dataset with class names (protocol coco), one task, one wording: got {listed}"
 
 
 def _evaluate_set(

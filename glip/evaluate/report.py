@@ -24,7 +24,7 @@ _COMPARED = (
     *("NMS-AP", "AP", "AP50", "Fixed AP", "AP at false positive rate 0.01", "R@1", "P@1 (GIoU)", "P@1 (IoU)"),
     *("F1=1", "N_acc", "T_acc", "cgF1", "IL_MCC", "positive_micro_F1"),
 )
-_ENDS = ("low (95 %)", "high (95 %)")
+ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
 Variant = tuple[str, str, str]  # a model, its task file, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
@@ -138,7 +138,7 @@ def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> st
 def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     """For each set and figure a row for each variant, with its difference from the first one.
 
-    The difference of AP50 has a 95 % interval (``Score.interval``) where COCO's protocol scores.
+    The differences of AP and AP50 have a 95 % interval (``Score.interval``) where COCO's protocol scores.
     """
     first, rows = next(iter(reports.values())), list[Row]()
     varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
@@ -146,11 +146,11 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
         before, one = first[place], own[place]
         if figure not in one.figures:
             continue
-        value, compared = one.figures[figure], dict.fromkeys(("difference", *_ENDS), "")
+        value, compared = one.figures[figure], dict.fromkeys(("difference", *ENDS), "")
         if own is not first:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
-            paired = one.score.interval(less=before.score) if figure == "AP50" and one.score else None
-            compared |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
+            paired = one.score.interval(figure, less=before.score) if figure in ("AP", "AP50") and one.score else None
+            compared |= dict(zip(ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
         named = {("model", "task", "prompts")[part]: variant[part] for part in varied}
         rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **compared})
     return rows

@@ -29,7 +29,7 @@ from glip.evaluate.figures import draw_absent, draw_confidence, draw_confusion, 
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.ovdeval import nms_figures
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
-from glip.evaluate.report import NOTHING, Report, Row
+from glip.evaluate.report import ENDS, NOTHING, Report, Row
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.files import write_json
 from glip.structures import Sample
@@ -187,8 +187,11 @@ def _score_boxes(
         score_some = partial(score_results, truth, as_filed=official)
         report.figures |= nms_figures(truth, results) if official else {}
         report.score = scored = score_some(results)
-        interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
-        report.figures |= dict(scored.figures) | dict(interval)
+        report.figures |= dict(scored.figures)
+        for figure in ("AP", "AP50"):
+            report.figures |= dict(
+                zip((f"{figure} {end}" for end in ENDS), scored.interval(figure) or (), strict=False)
+            )
         rows = list(scored.categories)
     report.tables["Per category"] = rows
     if report.score:

@@ -366,6 +366,11 @@ def test_two_models_are_compared_image_by_image():
         first.append((one, detections(one, rows)))
         second.append((one, detections(one, [*rows, (B if rng.random() < 0.5 else FAR, rng.random(), 0)])))
     before, after = average_precision(first), average_precision(second)
+    ones = np.ones(after.images, int)
+    for score in (after, before):
+        assert np.mean([one.ap(ones) for one in score.rankings]) == pytest.approx(score.ap, abs=1e-9)
+    low, high = after.interval("AP", less=before)
+    assert low <= after.ap - before.ap <= high and low < high
     low, high = after.interval(less=before)
     assert 0 < low < after.ap50 - before.ap50 < high
     assert high - low < after.interval()[1] - after.interval()[0] and before.interval()[1] > after.interval()[0]
