@@ -52,6 +52,18 @@ class Ranking:
         boxes, times = float(weights[self.boxes].sum()), weights[self.images]
         return interpolated_ap(np.cumsum(times * self.right), np.cumsum(times), boxes) if boxes else float("nan")
 
+    def above(self, threshold: float) -> "Ranking":
+        """The detections that score at least so much."""
+        kept = self.scores >= threshold
+        return replace(self, images=self.images[kept], right=self.right[kept], scores=self.scores[kept], stricter=())
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Precision, recall and F1 of all its detections; -1 where there is nothing to divide by."""
+        right, shown, boxes = int(self.right.sum()), len(self.scores), len(self.boxes)
+        parts = zip(BEST[1:], (right, right, 2 * right), (shown, boxes, shown + boxes), strict=True)
+        return {name: part / whole if whole else -1.0 for name, part, whole in parts}
+
     def curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Every score once, highest first; precision, recall and F1 of the detections that score at least as much."""
         last = np.append(self.scores[1:] < self.scores[:-1], True)[: len(self.scores)]

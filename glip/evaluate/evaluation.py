@@ -19,6 +19,7 @@ from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import (
     Report,
     Variant,
+    compared_categories,
     comparison,
     made_line,
     markdown_table,
@@ -118,7 +119,9 @@ def _asked(detector: Detector) -> ModelConfig:
     if not task:
         return config
     about = ", ".join([task.mode, *(f"{key} {task.about[key]}" for key in ("shots", "seed") if key in task.about)])
-    return replace(trained_with(config, task), name=f"{config.name} with task {task.about.get('task', '')} ({about})")
+    own = config.thresholds | dict(zip(task.names, task.thresholds, strict=False))
+    name = f"{config.name} with task {task.about.get('task', '')} ({about})"
+    return replace(trained_with(config, task), name=name, thresholds=own)
 
 
 def _early_problem(models: Sequence[str], benchmarks: Sequence[Benchmark], config: EvaluateConfig) -> str:
@@ -292,7 +295,9 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
         return
     title = f"# Compared with {markdown_text(' and '.join(filter(None, first)))}"
     page = "\n".join([title, "", *markdown_table(comparison(reports))])
-    _write(folder / COMPARISON, f"{page}\n{made_line()}")
+    if rows := compared_categories(reports):
+        classes = "\n".join(["", "", "## Per category", "", *markdown_table(rows)])
+    _write(folder / COMPARISON, f"{page}{classes if rows else ''}\n{made_line()}")
     show(page)
 
 

@@ -141,7 +141,7 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     The differences of AP and AP50 have a 95 % interval (``Score.interval``) where COCO's protocol scores.
     """
     first, rows = next(iter(reports.values())), list[Row]()
-    varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
+    named = _differing(reports)
     for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
         before, one = first[place], own[place]
         if figure not in one.figures:
@@ -151,6 +151,23 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
             paired = one.score.interval(figure, less=before.score) if figure in ("AP", "AP50") and one.score else None
             compared |= dict(zip(ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
-        named = {("model", "task", "prompts")[part]: variant[part] for part in varied}
-        rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **compared})
+        rows.append({"set": one.dataset, **named[variant], "figure": figure, "value": value, **compared})
     return rows
+
+
+def compared_categories(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
+    """The same for AP of each category, where a set has it."""
+    named, first, rows = _differing(reports), next(iter(reports.values())), list[Row]()
+    for place, (variant, own) in product(range(len(first)), reports.items()):
+        for before, row in zip(*(one[place].tables.get("Per category", ()) for one in (first, own)), strict=True):
+            value = float(row["AP"])
+            gain = "" if own is first or value == NOTHING else f"{value - float(before['AP']):+.3f}"
+            about = {"boxes": row["boxes"], "AP": value, "difference": gain}
+            rows.append({"set": own[place].dataset, "name": row["name"], **named[variant], **about})
+    return sorted(rows, key=lambda row: (str(row["set"]), str(row["name"])))
+
+
+def _differing(reports: Mapping[Variant, Sequence[Report]]) -> dict[Variant, dict[str, str]]:
+    """What tells each variant from the others, by column."""
+    varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
+    return {one: {("model", "task", "prompts")[place]: one[place] for place in varied} for one in reports}

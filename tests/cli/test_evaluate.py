@@ -304,6 +304,13 @@ def test_thresholds_are_stored_with_the_model(glip_, tiny_folder, found, tmp_pat
     assert len(detector(image, ["Red square", "owl"], threshold=0.0)) == len(everything)
     monkeypatch.setattr(Detector, "encode_image", None)
     assert glip_(own, found)[0] == 0
+    tables = report_of(written(tmp_path / "runs" / "evaluate", "things_boxes"))["tables"]
+    kept, best = (
+        next(row for row in rows if row["name"] == "red square")
+        for title, rows in tables.items()
+        if "(IoU 0.5)" in title
+    )
+    assert kept == pytest.approx(best) and kept["threshold"] == pytest.approx(stored["red square"])
 
 
 def test_thresholds_are_stored_with_the_task(glip_, tiny_folder, found, tmp_path):
@@ -337,6 +344,9 @@ def test_models_are_compared(glip_, tiny_folder, found, tmp_path):
     value, difference, low, high = map(float, row.split("|")[4:8])
     assert low <= difference <= high and abs(difference) == pytest.approx(max(scores) - min(scores), abs=1e-3)
     assert row in out and value == pytest.approx(min(scores), abs=1e-3)
+    table = [line.split(" | ") for line in page.partition("## Per category")[2].splitlines() if "red square" in line]
+    assert [row[2] for row in table] == [str(tiny_folder), "other"] and table[1][-1].startswith(("+", "-"))
+    assert "| AP low (95 %) |" in out and "| things_boxes | other | AP |" in out
 
 
 def test_an_unreadable_image_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):

@@ -350,6 +350,8 @@ def test_what_is_told_of_a_threshold():
     both = pooled([one, other])
     assert both.scores.tolist() == [0.9, 0.8, 0.5, 0.5] and both.right.tolist() == [True, True, False, True]
     assert both.best["recall"] == 0.75 and ranking([0], [0.9], 2).best == {} == ranking([], [], 0).best
+    assert one.above(0.6).shares == pytest.approx({"precision": 1.0, "recall": 1 / 3, "F1": 0.5})
+    assert both.above(0.5).shares["precision"] == 0.75 and one.above(0.95).shares["precision"] == -1.0
     found = thresholds_by_name([("cat", one), ("dog", other), ("owl", ranking([], [], 1)), ("cat", other)])
     assert found == pytest.approx({"cat": 0.25, "dog": 0.4})
 
