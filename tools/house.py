@@ -30,7 +30,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUDGETS = {  # lines of each room
     "__init__": 60,
     "__main__": 10,
-    "cli": 1_220,
+    "cli": 1_230,
     "config": 400,
     "console": 60,
     "data": 5_000,
@@ -38,7 +38,7 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 3_420,
+    "evaluate": 3_480,
     "experiment": 160,
     "files": 340,
     "geometry": 270,
@@ -49,7 +49,7 @@ BUDGETS = {  # lines of each room
     "options": 80,
     "postprocess": 160,
     "processor": 160,
-    "provenance": 140,
+    "provenance": 150,
     "pseudo": 1_360,
     "recipes": 1_670,
     "results": 220,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_920,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_530, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_610, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

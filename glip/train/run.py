@@ -91,7 +91,8 @@ def run(
             report=report,
         )
         if group.main:
-            record(output / RECORD, config=to_dict(experiment), data=noted)
+            resumed = 0 < training.progress.step < settings.steps
+            record(output / RECORD, config=to_dict(experiment), data=noted, resumed=resumed)
         trained = training()
         if validator and settings.validate_every:
             best = validate(trained).thresholds

@@ -107,8 +107,10 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
     assert {*plots, "report.md"} <= {file.name for file in folder.iterdir()}
     assert report["trained_on"] == "unknown" and report["samples"] == 6
-    code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
-    assert code == 0, err
+    code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again", "--quiet")
+    assert code == 0 and "| AP50 |" in out and "##" not in out, err
+    code, _, err = glip_(tiny_folder, things, "--out", "results", "--image-size", 64)
+    assert code == 2 and "results made with inference" in err, "at another size there are other figures"
     again = report_of(tmp_path / "again" / "things_boxes")
     assert again["figures"] == pytest.approx(report["figures"], abs=1e-12)
 
@@ -255,6 +257,12 @@ def test_wrong_options(arguments, message, glip_, tiny_folder, things, captions)
         ([], "give a model first, glip evaluate MODEL [SET ...], or --model before each of several models"),
         (["MODEL", "SET", "--model", "MODEL"], "or --model before each of several models"),
         (["glip-nano", "SET", "--save-thresholds"], "'glip-nano' is no model folder: make one, glip convert glip-nano"),
+        (
+            ["MODEL", "coco_val2017"],
+            "instances_val2017.json and coco/val2017 are not there: put them into the data folder",
+        ),
+        (["MODEL", "refcoco"], "it needs mdetr_annotations/finetune_refcoco_val.json and coco/train2014, ...: give"),
+        (["MODEL", "odinw13"], "large/valid/annotations_without_background.json and odinw/AerialMaritimeDrone/large/"),
         (["MODEL", "SAID", "--save-thresholds"], "--save-thresholds takes one dataset with class names"),
         (["SET", "--predictions", "r.json", "--save-thresholds"], "and no --model or --save-thresholds"),
         (["SET", "--model", "MODEL", "--model", "MODEL"], "is given twice: give each model once"),
