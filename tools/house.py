@@ -58,10 +58,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 200,
     "text": 930,
-    "train": 1_920,
+    "train": 1_930,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_610, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_620, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
 INTERFACE = {"run"}  # names that several files define because they are called alike: every verb of the command line

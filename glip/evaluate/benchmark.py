@@ -189,12 +189,12 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
             found[name].append(replace(made, listed=part in known))
     empty = [name for name, own in found.items() if not own]
     if empty or not found:
-        what, there = "No known set for evaluation", "give --root or GLIP_DATA, or the path of a set"
+        what, hint = "No known set for evaluation", "give --root or GLIP_DATA, or the path of a set"
         if empty:  # of its parts the first says where they belong
             name = empty[0]
             first = tasks(ODINW[name])[0].files() if name in ODINW else known[parts[name][0]]
-            what, there = f"{name}: none of its parts", f"it needs {missing_part(first, root)}, ...: {there}"
-        raise ConfigError(f"{what} is under {str(data_root(root))!r}: {there}")
+            what, hint = f"{name}: none of its parts", f"it needs {missing_part(first, root)}, ...: {hint}"
+        raise ConfigError(f"{what} is under {str(data_root(root))!r}: {hint}")
     listed = [benchmark.name for own in found.values() for benchmark in own]
     twins = [name for name in listed if listed.count(name) > 1]
     if twins:

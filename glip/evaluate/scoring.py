@@ -269,7 +269,8 @@ def _add_thresholds(
     if limits:
         lowest = limits(names)
         cut = [one.above(limit) for one, limit in zip(rankings, lowest, strict=True)]
-        rows = zip(("all classes", *truth.names), ("", *lowest), (pooled(cut), *cut), strict=True)
+        stated: list[float | str] = ["", *lowest]
+        rows = zip(("all classes", *truth.names), stated, (pooled(cut), *cut), strict=True)
         report.tables["At the thresholds of the model (IoU 0.5)"] = [
             {"name": name, "threshold": limit, **one.shares} for name, limit, one in rows
         ]

@@ -13,7 +13,7 @@ from glip.config import UNSTATED, VALIDATED, ModelConfig
 from glip.console import counted
 from glip.data.catalog import dataset_name
 from glip.data.loader import MixtureDataset, load_steps
-from glip.data.mixture import build_sources, survey
+from glip.data.mixture import Survey, build_sources, survey
 from glip.data.sets import Validation
 from glip.detector import Detector
 from glip.errors import ConfigError
@@ -35,6 +35,7 @@ from glip.text.tokens import Tokenizer
 from glip.train.distributed import main_only, process_group
 from glip.train.loop import TrainRun, check_experiment
 
+Records = Mapping[str, Mapping[str, Any]]  # of datasets, by name
 _WRITTEN = ("experiment.yaml", "metrics.jsonl")  # beside the checkpoints
 
 
@@ -43,7 +44,7 @@ def run(
     *,
     device: torch.device | str = "cpu",
     validator: Callable[[Detector], Validation] | None = None,
-    validated: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    validated: Records = MappingProxyType({}),
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train as a config says and write the model beside the run's checkpoints; gives the model's folder.
@@ -70,11 +71,7 @@ def run(
         surveys = {source.config.name: survey(source, processor) for source in sources}
         for found in surveys.values():
             report(found.summary)
-        chosen_by = [VALIDATED + one["fingerprint"] for one in validated.values()]
-        seen = [*config.trained_on_data, *(one for found in surveys.values() for one in found.data), *chosen_by]
-        config = replace(config, trained_on_data=tuple(dict.fromkeys(seen)))
-        noted = {name: found.record for name, found in surveys.items()}
-        noted |= {f"{name} (validation)": one for name, one in validated.items()}
+        config = _with_data(config, surveys, validated)
         mixture = MixtureDataset(sources, processor, data, settings, rank=group.rank, processes=group.size)
 
         def validate(model: GLIP) -> Validation:
@@ -91,8 +88,7 @@ def run(
             report=report,
         )
         if group.main:
-            resumed = 0 < training.progress.step < settings.steps
-            record(output / RECORD, config=to_dict(experiment), data=noted, resumed=resumed)
+            _record_start(experiment, surveys, validated, training.progress.step)
         trained = training()
         if validator and settings.validate_every:
             best = validate(trained).thresholds
@@ -103,6 +99,21 @@ def run(
             record(model_folder / RECORD, step=training.kept_step, files=files_in(model_folder))
             record(output / RECORD, files=[*output.glob("*.pt"), *map(output.joinpath, _WRITTEN)])
     return model_folder
+
+
+def _with_data(config: ModelConfig, surveys: Mapping[str, Survey], validated: Records) -> ModelConfig:
+    """The config with the fingerprints of what the model is trained on and chosen by."""
+    seen = [*config.trained_on_data, *(one for found in surveys.values() for one in found.data)]
+    seen += [VALIDATED + one["fingerprint"] for one in validated.values()]
+    return replace(config, trained_on_data=tuple(dict.fromkeys(seen)))
+
+
+def _record_start(experiment: Experiment, surveys: Mapping[str, Survey], validated: Records, step: int) -> None:
+    """Write the run's record, with another date where it goes on from a step."""
+    data = {name: found.record for name, found in surveys.items()}
+    data |= {f"{name} (validation)": one for name, one in validated.items()}
+    resumed = 0 < step < experiment.train.steps
+    record(Path(experiment.train.output, RECORD), config=to_dict(experiment), data=data, resumed=resumed)
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
