@@ -260,9 +260,6 @@ def _add_thresholds(
     names, rankings, nothing = truth.names, report.score.rankings, dict.fromkeys(BEST, NOTHING)
     every = pooled(rankings)
     listed = [("all classes", every), *zip(names, rankings, strict=True)]
-    report.tables["Threshold of best F1 on these very images (IoU 0.5)"] = [
-        {"name": name, **(one.best or nothing)} for name, one in listed
-    ]
     if benchmark.read.annotations:  # the file's names as they are asked for
         asked = dict(zip(benchmark.read.ids, benchmark.read.vocabulary, strict=True))
         names = tuple(asked.get(number, name) for number, name in zip(truth.categories, names, strict=True))
@@ -274,6 +271,9 @@ def _add_thresholds(
         report.tables["At the thresholds of the model (IoU 0.5)"] = [
             {"name": name, "threshold": limit, **one.shares} for name, limit, one in rows
         ]
+    report.tables["Threshold of best F1 on these very images (IoU 0.5)"] = [
+        {"name": name, **(one.best or nothing)} for name, one in listed
+    ]
     report.thresholds = thresholds_by_name(zip(names, rankings, strict=True))
     if folder:
         threshold = every.best.get("threshold", 0.5)
