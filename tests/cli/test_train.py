@@ -72,7 +72,7 @@ def test_train_resume_detect(train, place, command_line):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["data.root=nowhere"], "'nowhere/instances.json'"),
+        (["data.root=nowhere"], "instances.json and images are not there: put them into the data folder 'nowhere'"),
         (["data.train=[]"], "data.train lists no set"),
         (["train.start=glip-x"], "model 'glip-x' is not known"),
         (["--images", "images"], "--images without --data or --validate"),
