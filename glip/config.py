@@ -32,7 +32,7 @@ Format = Literal[
     "coco", "lvis", "mdetr", "flickr30k", "odvg", "silver", "captions", "labels", "label-studio", "yolo", "voc",
     "refcoco", "grefcoco", "ovdeval", "saco", "d3", "omnilabel",
 ]  # fmt: skip
-
+UNSTATED, VALIDATED = "unknown", "validated "  # in trained_on and trained_on_data: of a start without; sets that chose
 _THREE, _FOUR = ({"min_length": count, "max_length": count} for count in (3, 4))
 DTYPE = "number type: float32 is exact, bfloat16 and float16 (GPU) are faster; auto: bfloat16 where it is faster"
 COMPETE = "strength of competition between names, against false positives, such as 1; 0: off (default: the model's)"
@@ -246,15 +246,14 @@ class TrainConfig(StepConfig):
     drops: tuple[Share, ...] = option((0.67, 0.89), "schedule step: shares of the run where the rate drops 10x")
     frozen_stages: CountOrZero = option(0, "freeze the image encoder's stem and this many stages; 0: none")
     freeze_language: bool = option(False, "freeze the language model")
-    parallel: Literal["ddp", "fsdp"] = option(
-        "ddp", "under torchrun: replicate, or shard the model (fsdp; torch 2.6 or later)"
-    )
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "under torchrun: replicate, or shard the model (fsdp, torch 2.6)")
     ema: float = option(0.0, "decay of the weight average (EMA) that is validated and saved; 0: off", ge=0, lt=1)
     wise_ft: Share = option(0.0, "share of the starting weights in the final model (WiSE-FT)")
     save_every: Count = option(500, "steps between checkpoints")
     keep_every: CountOrZero = option(0, "also keep step-N.pt every this many steps; 0: never")
     validate_every: CountOrZero = option(0, "steps between validations; 0: never")
     validate_images: CountOrZero = option(200, "maximum validation images per dataset; 0: all")
+    final: Literal["best", "last"] = option("best", "the step that the model is of: best by validation, or the last")
     log_every: Count = option(20, "steps between log lines")
     loggers: tuple[Logger, ...] = option((), "where curves and images go, beside metrics.jsonl")
     output: str = option("runs/train", "output folder")
@@ -321,7 +320,8 @@ class EvaluateConfig:
 
     protocol: Protocol | None = option(None, "which metrics are computed (default: by the annotation format)")
     prompts: tuple[str, ...] = option((), "YAML of texts for class names, or none for plain names; repeat to compare")
-    task: str | None = option(None, "task.safetensors from glip tune: evaluate the model tuned for it")
+    task: tuple[str, ...] = option((), "task.safetensors of glip tune, or none for the plain model; repeat to compare")
+    image_size: Side | None = option(None, "images are resized to this short side, in pixels (default: the model's)")
     dtype: Dtype = option("float32", DTYPE)
     batch_size: Count = option(1, "images, or chunks of a long list of class names, per forward pass")
     max_names: CountOrZero | None = option(None, "class names per chunk; 0: as many as fit (default: the protocol's)")

@@ -19,7 +19,7 @@ from glip.data.image import ImageInput, is_batch, open_all, open_any
 from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
-from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, with_weights
+from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, trained_with, with_weights
 from glip.model.glip import GLIP
 from glip.model.weights import load_pretrained, model_fingerprint, save_pretrained
 from glip.options import DetectOptions, Thresholds, read_thresholds, with_options
@@ -191,7 +191,7 @@ class Detector:
             own = dict(zip(task.prompt.texts, task.thresholds, strict=False))  # of a task without thresholds none
             bits = 32 if any(name.startswith("language.") for name in task.weights) else config.language.bits
             language, thresholds = replace(config.language, bits=bits), config.thresholds | own
-            config = replace(config, language=language, thresholds=thresholds)
+            config = trained_with(replace(config, language=language, thresholds=thresholds), task)
         save_pretrained(folder, self.model, config, self.processor.tokenizer.folder, half=half)
 
     @overload

@@ -48,11 +48,12 @@ def made() -> dict[str, str]:
     }
 
 
-def record(path: Path, *, files: Iterable[Path] = (), **about: Any) -> None:
+def record(path: Path, *, files: Iterable[Path] = (), resumed: bool = False, **about: Any) -> None:
     """Write a record of results when they are begun, or note files in it when they are finished.
 
     Args:
         path: of the record.
+        resumed: note the date of this start too, though nothing else differs.
         files: what it vouches for, beside it or in sub-folders; their checksums are computed now.
         about: the config, the data and what else describes the results; the files of before are forgotten.
     """
@@ -60,8 +61,8 @@ def record(path: Path, *, files: Iterable[Path] = (), **about: Any) -> None:
     with suppress(FileNotFoundError, DataError):
         before = read_record(path)
     starts, now = before.get("made", []), made()
-    if not any({**one, "date": ""} == {**now, "date": ""} for one in starts):
-        starts = [*starts, now]  # resumed by another version, or with other options
+    if resumed or not any({**one, "date": ""} == {**now, "date": ""} for one in starts):
+        starts = [*starts, now]  # else by another version, or with other options
     sums = {file.relative_to(path.parent).as_posix(): sha256(file) for file in files}
     about = json.loads(_portable(json.dumps(about, ensure_ascii=False)))
     tree = {**before, **about, "made": starts, "files": {**({} if about else before.get("files", {})), **sums}}

@@ -1,4 +1,4 @@
-"""What helps frozen weights against false positives on absent names: a table for docs/evaluation.md.
+"""What helps frozen weights against false positives on absent names: a table for docs/false-positives.md.
 
     python tools/remedies.py MODEL --val SET --test SET [--images 120] [--root DIR] [--only "names compete (1)" ...]
 

@@ -206,6 +206,7 @@ def _evaluate(parser: Parser) -> None:
     text = f"instead of MODEL: {_MODEL}; repeat to compare several with the first"
     parser.add_argument("--model", action="append", default=[], metavar="MODEL", help=text)
     parser.add_argument("--predictions", metavar="FILE", help="score a COCO results file, without a model")
+    parser.add_argument("--quiet", action="store_true", help="print the figures only; tables are in the reports")
     _add_shared(parser, "--device")
     add_options(parser, EvaluateConfig, "evaluation")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from glip.cli.arguments import read_options
@@ -14,8 +15,12 @@ _DAYS = 7 * 24 * 60.0  # minutes that processes wait for the slowest of them
 def run(args: argparse.Namespace) -> int:
     """Evaluate set by set; the tables are printed as they come."""
     config = read_options(EvaluateConfig, args)
+
+    def show(page: str) -> None:
+        print(page.partition("\n## ")[0] if args.quiet else page)
+
     if args.predictions:
-        return _score_file(args, config)
+        return _score_file(args, config, show)
     models, names = (args.model, args.names) if args.model else (args.names[:1], args.names[1:])
     from glip.device import choose_device
     from glip.evaluate.evaluation import evaluate
@@ -25,13 +30,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give a model first, glip evaluate MODEL [SET ...], or --model before each of several models")
     with process_group(choose_device(args.device), minutes=_DAYS) as group:
         share = (group.rank, group.size)
-        folder = evaluate(models, names, config, device=str(group.device), share=share, gather=group.gather)
+        folder = evaluate(models, names, config, show, device=str(group.device), share=share, gather=group.gather)
         if group.main:
             print(f"reports and results are in {folder}", file=sys.stderr)
     return 0
 
 
-def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
+def _score_file(args: argparse.Namespace, config: EvaluateConfig, show: Callable[[str], None]) -> int:
     from glip.evaluate.benchmark import load_benchmarks, parts_of
     from glip.evaluate.report import for_terminal
     from glip.evaluate.scoring import score_file
@@ -47,6 +52,6 @@ def _score_file(args: argparse.Namespace, config: EvaluateConfig) -> int:
     name = file_name(benchmark.name)
     folder = Path(config.out) / name if config.out else file.with_name(f"{file.stem}-{name}")
     with exclusive(folder):
-        print(for_terminal(score_file(benchmark, file, folder, draw=config.draw).markdown()))
+        show(for_terminal(score_file(benchmark, file, folder, draw=config.draw).markdown()))
     print(f"the report is in {folder}")
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glip.config import DatasetConfig
 from glip.errors import ConfigError
@@ -34,24 +34,26 @@ def run(args: argparse.Namespace) -> int:
     data = replace(data, train=own or data.train, validate=others or data.validate)
     experiment = replace(experiment, data=data, train=settings)
     main = os.environ.get("RANK", "0") == "0"  # under torchrun one process prints
-    validator = _validator(experiment, main) if data.validate and experiment.train.validate_every else None
-    folder = train(experiment, device=choose_device(args.device), validator=validator)
+    due = data.validate and experiment.train.validate_every
+    validator, validated = _validator(experiment, main) if due else (None, {})
+    folder = train(experiment, device=choose_device(args.device), validator=validator, validated=validated)
     if main:
         print(f"trained model in {folder}: try glip detect IMAGE 'a prompt' --model {folder}")
     return 0
 
 
-def _validator(experiment: Experiment, main: bool) -> "Validator":
-    """What validates a model during training; its datasets are read here, before hours of other work."""
+def _validator(experiment: Experiment, main: bool) -> tuple["Validator", dict[str, dict[str, Any]]]:
+    """What validates a model during training, and its datasets, which are read here, before hours of other work."""
     from glip.data.catalog import read_set
-    from glip.data.mixture import resolve
+    from glip.data.mixture import data_record, resolve
     from glip.evaluate.validate import Validator
     from glip.train.run import readable_names
 
     data, most = experiment.data, experiment.train.validate_images
-    short = readable_names([row.name for row in data.validate])
-    sets = {short[row.name]: read_set(resolve(row, data, "val"), data.root).samples for row in data.validate}
+    short = readable_names([row.name for row in data.validate], data.root, "val")
+    files = {short[row.name]: resolve(row, data, "val") for row in data.validate}
+    sets = {name: read_set(config, data.root).samples for name, config in files.items()}
     for name, samples in sets.items() if main else ():
         number = f"{most} of {len(samples)} samples, evenly spread" if 0 < most < len(samples) else "all samples"
         print(f"{name}: validating on {number}")
-    return Validator(sets, images=most)
+    return Validator(sets, images=most), {name: data_record(files[name], own) for name, own in sets.items()}

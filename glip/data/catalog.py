@@ -82,9 +82,9 @@ def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
 
 
 def missing_part(config: SetConfig, root: str | Path | None = None) -> str:
-    """The first file or folder of a set that is not under the root; "" where all of it is there."""
-    needed = [config.annotations, *config.images, *([config.names] if config.names else [])]
-    return next((path for path in needed if not split_path(data_root(root) / path)[0].exists()), "")
+    """The files and folders of a set that are not under the root, as a text; "" where all of it is there."""
+    needed = dict.fromkeys([config.annotations, *config.images, *([config.names] if config.names else [])])
+    return " and ".join(path for path in needed if not split_path(data_root(root) / path)[0].exists())
 
 
 def split_path(path: Path) -> tuple[Path, str]:
@@ -195,6 +195,11 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
         DataError: its annotations are not of the stated format, or cannot be used.
     """
     under = data_root(root)
+    if " and " in (missing := missing_part(config, root)):  # of one thing its reader says what it is
+        raise FileNotFoundError(
+            f"{missing} are not there: put them into the data folder {str(under)!r} (docs/evaluation.md, Files), or "
+            "set data.root or GLIP_DATA to it"
+        )
     images = [under / folder for folder in config.images]
     path, split = split_path(under / config.annotations)
     names = under / config.names if config.names else ""

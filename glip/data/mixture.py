@@ -142,7 +142,7 @@ class Survey:
     """A dataset in one line, with what is skipped, and its fingerprints."""
 
     summary: str
-    data: str  # of images and annotations
+    data: tuple[str, str]  # of images and annotations, and of images alone
     fingerprint: str  # also of the prompts' texts
     record: Mapping[str, Any]  # as ``data_record`` has it
 
@@ -155,7 +155,7 @@ def survey(source: Source, processor: Processor) -> Survey:
             the same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.prompts.items()}
-    boxes, crowded, count_tokens = Counter[str](), 0, cache(processor.count_tokens)
+    boxes, files, crowded, count_tokens = Counter[str](), set[str](), 0, cache(processor.count_tokens)
 
     def noted() -> Iterator[Sample]:
         nonlocal crowded
@@ -164,6 +164,7 @@ def survey(source: Source, processor: Processor) -> Survey:
             shown = {names[index] for own in sample.box_phrases for index in own} if names else set()
             budget = TokenBudget(count_tokens, processor.max_tokens)
             crowded += not all(budget.take(written.get(name, name)) for name in shown)
+            files.add(_file_of(sample))
             boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
             yield sample
 
@@ -185,7 +186,7 @@ def survey(source: Source, processor: Processor) -> Survey:
             )
     summary += f"; taken for one name: {'; '.join(', '.join(map(repr, group)) for group in same)}" if same else ""
     noted_as = data_record(source.config, source.samples, data)
-    return Survey(summary, data, fingerprint(data, sorted(written.items()))[:16], noted_as)
+    return Survey(summary, (data, _of_files(files)), fingerprint(data, sorted(written.items()))[:16], noted_as)
 
 
 def data_fingerprint(samples: Iterable[Sample]) -> str:
@@ -198,11 +199,23 @@ def data_fingerprint(samples: Iterable[Sample]) -> str:
         if sample.vocabulary not in vocabularies:
             vocabularies.add(sample.vocabulary)
             digest = fingerprint(digest, sample.vocabulary)
-        image = sample.image.name if isinstance(sample.image, Path | TarMember) else ""
         prompt = (sample.prompt.caption, [phrase.spans for phrase in sample.prompt.phrases]) if sample.prompt else ""
         rows = (sample.box_phrases, sample.crowd, sample.scores, sample.absent, sample.incomplete)
-        digest = fingerprint(digest, sample.image_id, image, prompt, rows, sample.boxes.numpy().tobytes())
+        digest = fingerprint(digest, sample.image_id, _file_of(sample), prompt, rows, sample.boxes.numpy().tobytes())
     return digest[:16]
+
+
+def images_fingerprint(samples: Iterable[Sample]) -> str:
+    """Tells the images of a dataset from others by their file names, whatever is annotated in them."""
+    return _of_files({_file_of(sample) for sample in samples})
+
+
+def _of_files(names: set[str]) -> str:
+    return f"images {fingerprint(*sorted(names))[:16]}"
+
+
+def _file_of(sample: Sample) -> str:
+    return sample.image.name if isinstance(sample.image, Path | TarMember) else ""
 
 
 def data_record(config: SetConfig, samples: Sequence[Sample], known: str = "") -> dict[str, Any]:

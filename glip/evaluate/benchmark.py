@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from glip.config import EvaluateConfig, ModelConfig, Protocol, SetConfig
+from glip.config import UNSTATED, VALIDATED, EvaluateConfig, ModelConfig, Protocol, SetConfig
 from glip.data.catalog import data_root, dataset_name, find_set, folders_of, known_sets, missing_part, read_set
 from glip.data.check import refuse_wrong_boxes
-from glip.data.mixture import data_fingerprint
+from glip.data.mixture import data_fingerprint, images_fingerprint
 from glip.data.sets import AMBIGUOUS, SampleSet, SkipCounter
 from glip.errors import ConfigError, DataError
 from glip.evaluate.columns import GroundTruth, Results, read_truth, truth_of
@@ -101,14 +101,19 @@ class Benchmark:
         return truth
 
     def trained_on(self, model: ModelConfig) -> TrainedOn:
-        """Whether a model was trained on this set, or on another split of it, as far as its config can say.
+        """Whether a model was trained on this set or chosen by it, as far as its config can say.
 
-        Names tell it of sets from a table, fingerprints of any set; the weights of the release know only names.
+        Fingerprints tell it of any set, names of sets from a table; the weights of the release know only names.
         """
-        names = (self.name, *self.same_as) if self.listed else ()
-        if self.fingerprint in model.trained_on_data or seen_in(model.trained_on, *names):
+        stored, images = set(model.trained_on_data), images_fingerprint(self.read.samples)
+        if stored & {self.fingerprint, images} or (self.listed and self.name in model.trained_on):
             return "yes"
-        return "no" if model.trained_on_data or (self.listed and model.trained_on) else "unknown"
+        if VALIDATED + self.fingerprint in stored:
+            return "validated on"
+        if seen_in(model.trained_on, self.name, *self.same_as):
+            return "same dataset by name"
+        known = (stored, set(model.trained_on) if self.listed else set[str]())
+        return "no" if any(one and UNSTATED not in one for one in known) else "unknown"
 
 
 def seen_in(trained_on: Sequence[str], *names: str) -> bool:
@@ -184,8 +189,12 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
             found[name].append(replace(made, listed=part in known))
     empty = [name for name, own in found.items() if not own]
     if empty or not found:
-        what = f"{empty[0]}: none of its parts" if empty else "No known set for evaluation"
-        raise ConfigError(f"{what} is under {str(data_root(root))!r}: give --root or GLIP_DATA, or the path of a set")
+        what, hint = "No known set for evaluation", "give --root or GLIP_DATA, or the path of a set"
+        if empty:  # of its parts the first says where they belong
+            name = empty[0]
+            first = tasks(ODINW[name])[0].files() if name in ODINW else known[parts[name][0]]
+            what, hint = f"{name}: none of its parts", f"it needs {missing_part(first, root)}, ...: {hint}"
+        raise ConfigError(f"{what} is under {str(data_root(root))!r}: {hint}")
     listed = [benchmark.name for own in found.values() for benchmark in own]
     twins = [name for name in listed if listed.count(name) > 1]
     if twins:

@@ -8,7 +8,7 @@ import contextlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -33,18 +33,36 @@ class Ranking:
     """One category at IoU 0.5: its detections best first, those to be ignored left out.
 
     ``images``, ``right`` and ``scores`` are for each detection its image, whether it is the first to match a box, and
-    its score; ``boxes`` holds the image of every box. Images are indices into ``GroundTruth.images``.
+    its score; ``boxes`` holds the image of every box. Images are indices into ``GroundTruth.images``. ``stricter`` are
+    the same at COCO's nine other IoUs.
     """
 
     images: np.ndarray
     right: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
+    stricter: Sequence["Ranking"] = ()
+
+    def ap(self, weights: np.ndarray) -> float:
+        """AP over all IoUs where image i counts ``weights[i]`` times; NaN where no box is left."""
+        return float(np.mean([one.ap50(weights) for one in (self, *self.stricter)]))
 
     def ap50(self, weights: np.ndarray) -> float:
-        """AP where image i counts ``weights[i]`` times; NaN where no box is left."""
+        """The same at this IoU alone."""
         boxes, times = float(weights[self.boxes].sum()), weights[self.images]
         return interpolated_ap(np.cumsum(times * self.right), np.cumsum(times), boxes) if boxes else float("nan")
+
+    def above(self, threshold: float) -> "Ranking":
+        """The detections that score at least so much."""
+        kept = self.scores >= threshold
+        return replace(self, images=self.images[kept], right=self.right[kept], scores=self.scores[kept], stricter=())
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Precision, recall and F1 of all its detections; -1 where there is nothing to divide by."""
+        right, shown, boxes = int(self.right.sum()), len(self.scores), len(self.boxes)
+        parts = zip(BEST[1:], (right, right, 2 * right), (shown, boxes, shown + boxes), strict=True)
+        return {name: part / whole if whole else -1.0 for name, part, whole in parts}
 
     def curves(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Every score once, highest first; precision, recall and F1 of the detections that score at least as much."""
@@ -92,27 +110,29 @@ class Score:
         """AP at IoU 0.5."""
         return self.figures["AP50"]
 
-    def interval(self, *, less: "Score | None" = None, rounds: int = 300, seed: int = 0) -> tuple[float, float] | None:
-        """95 % interval of AP50 over resampled images (bootstrap), or None where it would not be one.
+    def interval(
+        self, figure: str = "AP50", *, less: "Score | None" = None, rounds: int = 300, seed: int = 0
+    ) -> tuple[float, float] | None:
+        """95 % interval of AP50 or AP over resampled images (bootstrap), or None where it would not be one.
 
         Where most names are in a few images, which a resample shows twice or not at all, it raises AP by itself: the
         middle of what it gives is then far from the figure, and the interval may not even hold it.
 
-        With ``less``, another score on the same images, it is the interval of this AP50 less that one (paired: each
+        With ``less``, another score on the same images, it is the interval of this figure less that one (paired: each
         resample has the same images for both).
         """
         if not self.rankings:
             return None
-        found, figure = self._resampled(rounds, seed), self.ap50
+        found, value = self._resampled(figure, rounds, seed), self.figures[figure]
         if less:
-            found, figure = found - less._resampled(rounds, seed), figure - less.ap50
+            found, value = found - less._resampled(figure, rounds, seed), value - less.figures[figure]
         low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
-        return (low, high) if abs(middle - figure) <= _OFF * (high - low) + 1e-6 else None
+        return (low, high) if abs(middle - value) <= _OFF * (high - low) + 1e-6 else None
 
-    def _resampled(self, rounds: int, seed: int) -> np.ndarray:
+    def _resampled(self, figure: str, rounds: int, seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
         drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
-        table = [[ranking.ap50(weights) for ranking in self.rankings] for weights in drawn]
+        table = [[getattr(ranking, figure.lower())(weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             return np.array([np.nanmean(row) for row in table if not np.isnan(row).all()])
 
@@ -125,7 +145,7 @@ def average_precision(pairs: Iterable[tuple[Sample, Detections]]) -> Score:
 def score_results(truth: GroundTruth, results: Results, *, as_filed: bool = False) -> Score:
     """AP of results, whose images and categories are indices into those of the ground truth.
 
-    The figures are those of pycocotools to the last digit, except that it takes an annotation with the id 0 for "no
+    The figures are those of pycocotools to 1e-9, except that it takes an annotation with the id 0 for "no
     match"; here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor are those that
     ``negatives`` leave open. With ``as_filed`` there is no such exception, and every category counts in every image.
 
@@ -281,7 +301,7 @@ def result_rows(results: Results) -> list[Row]:
 
 
 def _rankings(evaluator: COCOeval) -> list[Ranking]:
-    """The detections of each category as they were matched at IoU 0.5, all sizes."""
+    """The detections of each category as they were matched at IoU 0.5 and at the stricter ones, all sizes."""
     areas, images = len(evaluator.params.areaRng), len(evaluator.params.imgIds)
     rankings = []
     for k in range(len(evaluator.params.catIds)):
@@ -289,13 +309,15 @@ def _rankings(evaluator: COCOeval) -> list[Ranking]:
         rows = [row for row in evaluator.evalImgs[start : start + images] if row is not None]
         where = [int(row["image_id"]) for row in rows]
         scores = np.concatenate([[], *(row["dtScores"] for row in rows)])
-        right = np.concatenate([[], *(row["dtMatches"][0] > 0 for row in rows)]).astype(bool)
-        ignored = np.concatenate([[], *(row["dtIgnore"][0] for row in rows)]).astype(bool)
+        none = np.zeros((len(evaluator.params.iouThrs), 0))
+        right = np.concatenate([none, *(row["dtMatches"] > 0 for row in rows)], axis=1).astype(bool)
+        ignored = np.concatenate([none, *(row["dtIgnore"] for row in rows)], axis=1).astype(bool)
         owners = np.repeat(where, [len(row["dtScores"]) for row in rows]).astype(int)
         boxes = np.repeat(where, [int((row["gtIgnore"] == 0).sum()) for row in rows]).astype(int)
         order = np.argsort(-scores, kind="stable")
-        order = order[~ignored[order]]
-        rankings.append(Ranking(owners[order], right[order], scores[order], boxes))
+        counted = [order[~own[order]] for own in ignored]
+        levels = [Ranking(owners[own], hit[own], scores[own], boxes) for own, hit in zip(counted, right, strict=True)]
+        rankings.append(replace(levels[0], stricter=levels[1:]))
     return rankings
 
 

@@ -19,6 +19,7 @@ from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import (
     Report,
     Variant,
+    compared_categories,
     comparison,
     for_terminal,
     made_line,
@@ -31,7 +32,7 @@ from glip.evaluate.run import PredictionStore, QueryOptions, predictions, too_lo
 from glip.evaluate.scoring import score
 from glip.experiment import to_dict
 from glip.files import atomic_write, exclusive, file_name, remove_partials
-from glip.model.adapt import digest_of, save_adaptation, task_file
+from glip.model.adapt import digest_of, save_adaptation, task_file, trained_with
 from glip.model.weights import pretrained_config, store_thresholds
 from glip.provenance import RECORD, files_in, record
 from glip.text.class_prompts import ClassPrompt
@@ -74,26 +75,29 @@ def evaluate(
         benchmarks = load_benchmarks(names, config)
         if problem := _early_problem(models, [benchmark for own in benchmarks.values() for benchmark in own], config):
             raise ConfigError(problem)
-    for model in models:
+    variants = list(product(models, dict.fromkeys(config.task or [""])))
+    for model, task in variants:
+        file = None if task in ("", "none") else task
         with _all_or_none(gather):
-            detector = Detector.from_pretrained(model, task=config.task, device=device, dtype=config.dtype)
+            detector = Detector.from_pretrained(model, task=file, device=device, dtype=config.dtype)
             detector = detector.with_inference(compete=config.compete)
+            detector = detector.resized(config.image_size) if config.image_size else detector
         # two trainings of one config differ in their weights
         label = file_name(_named(detector).name) + (f"-{detector.fingerprint[:6]}" if Path(model).exists() else "")
-        folder = out / (label + (f"-task-{_task_of(detector)[:6]}" if config.task else ""))
+        folder = out / (label + (f"-task-{_task_of(detector)[:6]}" if file else ""))
         for (name, own), (prompts, part) in product(benchmarks.items(), prompt_folders(config.prompts).items()):
             found: list[Report] = []
             for benchmark in own:
                 place = folder / part / file_name(benchmark.name)
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
-            reports.setdefault((model, prompts), []).extend(found)
+            reports.setdefault((model, task, prompts), []).extend(found)
             if found and (parts := parts_of(name, config.root)):
                 page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
                 show(for_terminal(page))
         if config.save_thresholds and found:
-            show(_save_thresholds(model, detector, config, benchmark, found[0].thresholds))
-    written = folder if len(models) == 1 else out
+            show(_save_thresholds(file or model, detector, config, benchmark, found[0].thresholds))
+    written = folder if len(variants) == 1 else out
     if share[0] == 0:
         _compare(reports, written, show)
     return written
@@ -110,6 +114,17 @@ def _named(detector: Detector) -> ModelConfig:
     return replace(detector.config, name=detector.config.name + dtype)
 
 
+def _asked(detector: Detector) -> ModelConfig:
+    """The same with the task, if there is one: in its name, and in what it was trained on."""
+    config, task = _named(detector), detector.adaptation
+    if not task:
+        return config
+    about = ", ".join([task.mode, *(f"{key} {task.about[key]}" for key in ("shots", "seed") if key in task.about)])
+    own = config.thresholds | dict(zip(task.names, task.thresholds, strict=False))
+    name = f"{config.name} with task {task.about.get('task', '')} ({about})"
+    return replace(trained_with(config, task), name=name, thresholds=own)
+
+
 def _early_problem(models: Sequence[str], benchmarks: Sequence[Benchmark], config: EvaluateConfig) -> str:
     """What would fail after hours, and can be seen before the first model runs; "" if nothing."""
     places = [Path(model).resolve() if Path(model).exists() else model for model in models]
@@ -120,13 +135,13 @@ def _early_problem(models: Sequence[str], benchmarks: Sequence[Benchmark], confi
         pretrained_config(model)
     if not config.save_thresholds:
         return ""
-    unfit = [model for model in models if not config.task and not Path(model).is_dir()]
+    unfit = [model for model in models if config.task in ((), ("none",)) and not Path(model).is_dir()]
     if unfit:
         return f"--save-thresholds: {unfit[0]!r} is no model folder: make one, glip convert {unfit[0]} FOLDER"
-    if [one.protocol for one in benchmarks] == ["coco"] and len(config.prompts) < 2:
+    if [one.protocol for one in benchmarks] == ["coco"] and max(len(config.prompts), len(config.task)) < 2:
         return ""
     listed = ", ".join(f"{one.name} ({one.protocol})" for one in benchmarks[:3])
-    return f"--save-thresholds takes one dataset with class names, scored as COCO's, and one wording: got {listed}"
+    return f"--save-thresholds takes one dataset with class names (protocol coco), one task, one wording: got {listed}"
 
 
 def _evaluate_set(
@@ -157,7 +172,7 @@ def _evaluate_set(
             data = data_record(benchmark.config, benchmark.read.samples, benchmark.fingerprint)
             record(place / RECORD, config=to_dict(config), model=model, data={benchmark.name: data})
         with _all_or_none(gather):
-            found = [score(benchmark, store, _named(detector), options, place, draw=config.draw)] if main else []
+            found = [score(benchmark, store, _asked(detector), options, place, draw=config.draw)] if main else []
     if main:
         record(place / RECORD, files=files_in(place))
         show(for_terminal(found[0].markdown()))
@@ -165,17 +180,17 @@ def _evaluate_set(
 
 
 def _save_thresholds(
-    model: str, detector: Detector, config: EvaluateConfig, benchmark: Benchmark, found: Mapping[str, float]
+    path: str, detector: Detector, config: EvaluateConfig, benchmark: Benchmark, found: Mapping[str, float]
 ) -> str:
     """Store thresholds by class name: in the task's file, or in the model's folder under the phrases asked for."""
-    if config.task and (task := detector.adaptation):
+    if task := detector.adaptation:
         before = task.thresholds or (detector.config.inference.threshold,) * len(task.names)
         own = tuple(found.get(name, value) for name, value in zip(task.names, before, strict=True))
-        save_adaptation(task_file(config.task), replace(task, thresholds=own))
+        save_adaptation(task_file(path), replace(task, thresholds=own))
     else:
         options = query_options(benchmark, config, *config.prompts)
-        store_thresholds(model, {options.prompt_of([name]).texts[0]: value for name, value in found.items()})
-    return f"stored the threshold of best F1 of {counted(len(found), 'class')} in {config.task or model}"
+        store_thresholds(path, {options.prompt_of([name]).texts[0]: value for name, value in found.items()})
+    return f"stored the threshold of best F1 of {counted(len(found), 'class')} in {path}"
 
 
 def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "") -> QueryOptions:
@@ -281,7 +296,9 @@ def _compare(reports: Mapping[Variant, Sequence[Report]], folder: Path, show: Ca
         return
     title = f"# Compared with {markdown_text(' and '.join(filter(None, first)))}"
     page = "\n".join([title, "", *markdown_table(comparison(reports))])
-    _write(folder / COMPARISON, f"{page}\n{made_line()}")
+    if rows := compared_categories(reports):
+        classes = "\n".join(["", "", "## Per category", "", *markdown_table(rows)])
+    _write(folder / COMPARISON, f"{page}{classes if rows else ''}\n{made_line()}")
     show(for_terminal(page))
 
 

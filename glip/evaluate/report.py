@@ -24,11 +24,11 @@ _COMPARED = (
     *("NMS-AP", "AP", "AP50", "Fixed AP", "AP at false positive rate 0.01", "R@1", "P@1 (GIoU)", "P@1 (IoU)"),
     *("F1=1", "N_acc", "T_acc", "cgF1", "IL_MCC", "positive_micro_F1"),
 )
-_ENDS = ("low (95 %)", "high (95 %)")
+ENDS = ("low (95 %)", "high (95 %)")
 _MARKUP = re.compile(r"[\\`*\[\]|]|@(?=[\w-]+\.)|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)  # and addresses
-Variant = tuple[str, str]  # a model, and the file of prompts that it is asked with
+Variant = tuple[str, str, str]  # a model, its task file, and the file of prompts that it is asked with
 Row = Mapping[str, str | int | float]
-TrainedOn = Literal["yes", "no", "unknown"]
+TrainedOn = Literal["yes", "validated on", "same dataset by name", "no", "unknown"]  # by name: maybe another split
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Report:
         dataset: name of the set.
         protocol: which metrics were computed.
         samples: how many samples the set has; skipped ones are noted, and count as having no detection.
-        trained_on: whether the model was trained on this set.
+        trained_on: whether the model was trained on this set, or chosen by it.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
         thresholds: of best F1, by class name (COCO's protocol).
@@ -144,19 +144,36 @@ def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> st
 def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     """For each set and figure a row for each variant, with its difference from the first one.
 
-    The difference of AP50 has a 95 % interval (``Score.interval``) where COCO's protocol scores.
+    The differences of AP and AP50 have a 95 % interval (``Score.interval``) where COCO's protocol scores.
     """
     first, rows = next(iter(reports.values())), list[Row]()
-    varied = [place for place in (0, 1) if len({variant[place] for variant in reports}) > 1]
+    named = _differing(reports)
     for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
         before, one = first[place], own[place]
         if figure not in one.figures:
             continue
-        value, compared = one.figures[figure], dict.fromkeys(("difference", *_ENDS), "")
+        value, compared = one.figures[figure], dict.fromkeys(("difference", *ENDS), "")
         if own is not first:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
-            paired = one.score.interval(less=before.score) if figure == "AP50" and one.score else None
-            compared |= dict(zip(_ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
-        named = {("model", "prompts")[part]: variant[part] for part in varied}
-        rows.append({"set": one.dataset, **named, "figure": figure, "value": value, **compared})
+            paired = one.score.interval(figure, less=before.score) if figure in ("AP", "AP50") and one.score else None
+            compared |= dict(zip(ENDS, (f"{end:+.3f}" for end in paired or ()), strict=False))
+        rows.append({"set": one.dataset, **named[variant], "figure": figure, "value": value, **compared})
     return rows
+
+
+def compared_categories(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
+    """The same for AP of each category, where a set has it."""
+    named, first, rows = _differing(reports), next(iter(reports.values())), list[Row]()
+    for place, (variant, own) in product(range(len(first)), reports.items()):
+        for before, row in zip(*(one[place].tables.get("Per category", ()) for one in (first, own)), strict=True):
+            value = float(row["AP"])
+            gain = "" if own is first or value == NOTHING else f"{value - float(before['AP']):+.3f}"
+            about = {"boxes": row["boxes"], "AP": value, "difference": gain}
+            rows.append({"set": own[place].dataset, "name": row["name"], **named[variant], **about})
+    return sorted(rows, key=lambda row: (str(row["set"]), str(row["name"])))
+
+
+def _differing(reports: Mapping[Variant, Sequence[Report]]) -> dict[Variant, dict[str, str]]:
+    """What tells each variant from the others, by column."""
+    varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
+    return {one: {("model", "task", "prompts")[place]: one[place] for place in varied} for one in reports}

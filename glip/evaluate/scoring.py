@@ -29,14 +29,16 @@ from glip.evaluate.figures import draw_absent, draw_confidence, draw_confusion, 
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.evaluate.ovdeval import nms_figures
 from glip.evaluate.phrases import PhraseRecall, caption_recall, prediction_row, ranked_boxes, read_predictions
-from glip.evaluate.report import NOTHING, Report, Row
+from glip.evaluate.report import ENDS, NOTHING, Report, Row
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.files import write_json
+from glip.options import read_thresholds
 from glip.structures import Sample
 
 CURVES, CONFIDENCE, CONFUSION, WORST = "curves.png", "confidence.png", "confusion.png", "worst.png"
 ABSENT = "absent.png"
 PER_IMAGE = 300  # detections of an image that LVIS's standard AP counts
+Limits = Callable[[Sequence[str]], list[float]]  # the lowest scores of classes
 Predictions = Iterable[tuple[Sample, Prediction]]
 
 
@@ -82,7 +84,8 @@ def score(
     if own or False in kinds:
         truth, chosen = benchmark.ground_truth(skipped), store.read(samples, options) if own else stored(captions=False)
         results, best = _as_results(benchmark, truth, chosen, inclusive=config.inference.inclusive)
-        _score_boxes(report, benchmark, truth, results, best, folder if draw else None)
+        limits = partial(_thresholds, config, options)
+        _score_boxes(report, benchmark, truth, results, best, folder if draw else None, limits)
         described = benchmark.protocol == "omnilabel"
         columns.write_results(folder / "results.json", results, truth.images, truth.categories, described=described)
     if True in kinds and not own:
@@ -94,6 +97,13 @@ def score(
         report.plots += [WORST] * (folder / WORST).is_file()
     report.write(folder, skipped)
     return report
+
+
+def _thresholds(config: ModelConfig, options: QueryOptions, names: Sequence[str]) -> list[float]:
+    """The lowest score of each class that the model, or its task, returns by itself."""
+    usual, stored = config.inference.threshold, config.thresholds
+    asked = (options.prompt_of([name]) for name in names)
+    return [read_thresholds(None, prompt, usual, stored)[0].item() for prompt in asked]
 
 
 def _check_whole(store: PredictionStore, benchmark: Benchmark) -> None:
@@ -165,7 +175,13 @@ def _as_results(
 
 
 def _score_boxes(
-    report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, best: Results, folder: Path | None
+    report: Report,
+    benchmark: Benchmark,
+    truth: GroundTruth,
+    results: Results,
+    best: Results,
+    folder: Path | None,
+    limits: Limits | None = None,
 ) -> None:
     """A benchmark's own figures; else AP, and how it falls where false positives are rare, drawn in a folder."""
     if scorer := SCORERS.get(benchmark.protocol):
@@ -187,12 +203,15 @@ def _score_boxes(
         score_some = partial(score_results, truth, as_filed=official)
         report.figures |= nms_figures(truth, results) if official else {}
         report.score = scored = score_some(results)
-        interval = zip(("AP50 low (95 %)", "AP50 high (95 %)"), scored.interval() or (), strict=False)
-        report.figures |= dict(scored.figures) | dict(interval)
+        report.figures |= dict(scored.figures)
+        for figure in ("AP", "AP50"):
+            report.figures |= dict(
+                zip((f"{figure} {end}" for end in ENDS), scored.interval(figure) or (), strict=False)
+            )
         rows = list(scored.categories)
     report.tables["Per category"] = rows
     if report.score:
-        _add_thresholds(report, benchmark, truth, results, folder)
+        _add_thresholds(report, benchmark, truth, results, folder, limits)
     if found := false_positives(truth, results):
         _add_absent(report, truth, found, results, score_some)
         if folder:
@@ -229,17 +248,32 @@ def _add_absent(
 
 
 def _add_thresholds(
-    report: Report, benchmark: Benchmark, truth: GroundTruth, results: Results, folder: Path | None
+    report: Report,
+    benchmark: Benchmark,
+    truth: GroundTruth,
+    results: Results,
+    folder: Path | None,
+    limits: Limits | None,
 ) -> None:
-    """The threshold of best F1 of each class and of all together; drawn in a folder."""
+    """F1 at the thresholds of the model, and the best ones, of each class and of all together; drawn in a folder."""
     assert report.score
     names, rankings, nothing = truth.names, report.score.rankings, dict.fromkeys(BEST, NOTHING)
     every = pooled(rankings)
     listed = [("all classes", every), *zip(names, rankings, strict=True)]
-    report.tables["Threshold of best F1 (IoU 0.5)"] = [{"name": name, **(one.best or nothing)} for name, one in listed]
     if benchmark.read.annotations:  # the file's names as they are asked for
         asked = dict(zip(benchmark.read.ids, benchmark.read.vocabulary, strict=True))
         names = tuple(asked.get(number, name) for number, name in zip(truth.categories, names, strict=True))
+    if limits:
+        lowest = limits(names)
+        cut = [one.above(limit) for one, limit in zip(rankings, lowest, strict=True)]
+        stated: list[float | str] = ["", *lowest]
+        rows = zip(("all classes", *truth.names), stated, (pooled(cut), *cut), strict=True)
+        report.tables["At the thresholds of the model (IoU 0.5)"] = [
+            {"name": name, "threshold": limit, **one.shares} for name, limit, one in rows
+        ]
+    report.tables["Threshold of best F1 on these very images (IoU 0.5)"] = [
+        {"name": name, **(one.best or nothing)} for name, one in listed
+    ]
     report.thresholds = thresholds_by_name(zip(names, rankings, strict=True))
     if folder:
         threshold = every.best.get("threshold", 0.5)

@@ -24,6 +24,7 @@ from glip.model.exported import GRAPHS, IMAGE, INPUTS, LEVELS, OUTPUTS, TEXT, de
 from glip.model.glip import GLIP
 from glip.model.weights import CONFIG, WEIGHTS, Pretrained, load_pretrained, model_fingerprint
 from glip.processor import SIZE_DIVISOR
+from glip.provenance import RECORD, record
 from glip.shapes import Tensor
 
 ExportFormat = Literal["onnx", "torch"]
@@ -81,7 +82,7 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
     loaded.model.requires_grad_(False)
     partial = folder / ".partial"  # a graph above 2 GB is two files, of which one names the other
     with exclusive(folder):
-        for old in (folder / CONFIG, *(file for name in GRAPHS for file in folder.glob(f"{name}.*"))):
+        for old in (folder / CONFIG, folder / RECORD, *(file for name in GRAPHS for file in folder.glob(f"{name}.*"))):
             old.unlink(missing_ok=True)
         for name in GRAPHS:
             shutil.rmtree(partial, ignore_errors=True)
@@ -97,6 +98,9 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
         with atomic_path(folder / "vocab.txt") as file:
             shutil.copyfile(loaded.tokenizer / "vocab.txt", file)
         write_json(folder / CONFIG, to_dict(loaded.config))
+        graphs = [file for name in GRAPHS for file in folder.glob(f"{name}.*")]
+        model = {"name": loaded.config.name, "weights": model_fingerprint(loaded.model)}
+        record(folder / RECORD, model=model, files=[*graphs, folder / "vocab.txt", folder / CONFIG])
     return folder
 
 

@@ -39,6 +39,8 @@ _CARD = """
 
 A GLIP model (Li et al., CVPR 2022) for open-vocabulary object detection. Trained on: {trained_on}.
 
+It needs the package glip beside transformers: `pip install 'glip[transformers]'`.
+
 ```python
 import glip.integrations.transformers  # registers the classes
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from glip.config import Mode, Share
+from glip.config import UNSTATED, Mode, ModelConfig, Share
 from glip.errors import CheckpointError, GlipError
 from glip.files import write_json
 from glip.model.glip import GLIP
@@ -72,6 +72,13 @@ class Adaptation:
     def keeps_encoder(self) -> bool:
         """Whether images are encoded as by the model itself."""
         return not changes_encoder(self.weights)
+
+
+def trained_with(config: ModelConfig, task: Adaptation) -> ModelConfig:
+    """The config of a model with what a task was tuned on beside what it was trained on."""
+    names = (*(config.trained_on or [UNSTATED]), task.about.get("task", UNSTATED))
+    data = (*(config.trained_on_data or [UNSTATED]), *task.about.get("data", UNSTATED).split(", "))
+    return replace(config, trained_on=names, trained_on_data=data)
 
 
 def changes_encoder(names: Iterable[str]) -> bool:

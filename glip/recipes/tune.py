@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from glip.config import SetConfig, TaskConfig, TuneConfig
+from glip.config import VALIDATED, SetConfig, TaskConfig, TuneConfig
 from glip.console import counted, printable
 from glip.data.catalog import class_prompts, find_set, folders_of, read_set
 from glip.data.check import refuse_wrong_boxes
-from glip.data.mixture import count_classes, data_fingerprint, data_record, draw_shots
+from glip.data.mixture import count_classes, data_fingerprint, data_record, draw_shots, images_fingerprint
 from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
@@ -149,6 +149,8 @@ def tune_task(
     for title, count in unreadable.items():
         skipped.add(f"unreadable {title} image", times=count)
     told = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
+    told["data"] = ", ".join([data_fingerprint(task.train), images_fingerprint(task.train)])
+    told["data"] += f", {VALIDATED}{data_fingerprint(task.validate)}" if task.validate else ""
     found = replace(found, figures=figures, about={**told, "images": str(len(images.usable))})
     if group.main:
         save_adaptation(folder / TASK_FILE, found)

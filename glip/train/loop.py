@@ -37,7 +37,7 @@ from glip.train.step import Outcome, Stepper, frozen_to_eval, prepare
 MAY_CHANGE = (
     *("data.max_broken", "data.root", "data.validate", "data.workers"),
     *("model.inference", "model.license", "model.name", "model.thresholds", "model.trained_on"),
-    *("train.checkpointing", "train.compile", "train.keep_every", "train.log_every", "train.loggers"),
+    *("train.checkpointing", "train.compile", "train.final", "train.keep_every", "train.log_every", "train.loggers"),
     *("train.max_bad_steps", "train.micro_batch", "train.output", "train.parallel", "train.save_every"),
     *("train.validate_every", "train.validate_images"),
 )
@@ -112,7 +112,8 @@ class TrainRun:
     """A training run, new or as the last checkpoint in the output folder has it; called, it trains to the end.
 
     The model that is validated and saved has the average of the weights (``train.ema``), mixed with the starting
-    weights (``train.wise_ft``). The finished one is the state with the best validation, without a validation the last.
+    weights (``train.wise_ft``). The finished one is the state with the best validation, or as ``train.final`` says the
+    last one, as without a validation.
 
     Raises:
         GlipError: the output folder holds a run of another config, or a setting that cannot work.
@@ -204,8 +205,10 @@ class TrainRun:
         self._collect()
         for line in progress.summary():
             self.report(line)
-        if progress.best is None:
+        self.kept_step = progress.step
+        if progress.best is None or config.final == "last":
             return self._current()
+        self.kept_step = progress.best_step
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
         state = read_state(self.output / BEST)
         check_kinds(self.output / BEST, state, {"model": self.finished.state_dict(), "ema": {}})

@@ -107,8 +107,10 @@ def test_figures_are_those_of_the_library_and_of_the_results_file_alone(glip_, t
     assert {row["image_id"] for row in rows} <= set(range(35, 41)) and {row["category_id"] for row in rows} <= {2, 7, 9}
     assert {*plots, "report.md"} <= {file.name for file in folder.iterdir()}
     assert report["trained_on"] == "unknown" and report["samples"] == 6
-    code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again")
-    assert code == 0, err
+    code, out, err = glip_(things, "--predictions", folder / "results.json", "--out", "again", "--quiet")
+    assert code == 0 and "| AP50 |" in out and "##" not in out, err
+    code, _, err = glip_(tiny_folder, things, "--out", "results", "--image-size", 64)
+    assert code == 2 and "results made with inference" in err, "at another size there are other figures"
     again = report_of(tmp_path / "again" / "things_boxes")
     assert again["figures"] == pytest.approx(report["figures"], abs=1e-12)
 
@@ -255,6 +257,12 @@ def test_wrong_options(arguments, message, glip_, tiny_folder, things, captions)
         ([], "give a model first, glip evaluate MODEL [SET ...], or --model before each of several models"),
         (["MODEL", "SET", "--model", "MODEL"], "or --model before each of several models"),
         (["glip-nano", "SET", "--save-thresholds"], "'glip-nano' is no model folder: make one, glip convert glip-nano"),
+        (
+            ["MODEL", "coco_val2017"],
+            "instances_val2017.json and coco/val2017 are not there: put them into the data folder",
+        ),
+        (["MODEL", "refcoco"], "it needs mdetr_annotations/finetune_refcoco_val.json and coco/train2014, ...: give"),
+        (["MODEL", "odinw13"], "large/valid/annotations_without_background.json and odinw/AerialMaritimeDrone/large/"),
         (["MODEL", "SAID", "--save-thresholds"], "--save-thresholds takes one dataset with class names"),
         (["SET", "--predictions", "r.json", "--save-thresholds"], "and no --model or --save-thresholds"),
         (["SET", "--model", "MODEL", "--model", "MODEL"], "is given twice: give each model once"),
@@ -304,6 +312,13 @@ def test_thresholds_are_stored_with_the_model(glip_, tiny_folder, found, tmp_pat
     assert len(detector(image, ["Red square", "owl"], threshold=0.0)) == len(everything)
     monkeypatch.setattr(Detector, "encode_image", None)
     assert glip_(own, found)[0] == 0
+    tables = report_of(written(tmp_path / "runs" / "evaluate", "things_boxes"))["tables"]
+    kept, best = (
+        next(row for row in rows if row["name"] == "red square")
+        for title, rows in tables.items()
+        if "(IoU 0.5)" in title
+    )
+    assert kept == pytest.approx(best) and kept["threshold"] == pytest.approx(stored["red square"])
 
 
 def test_thresholds_are_stored_with_the_task(glip_, tiny_folder, found, tmp_path):
@@ -337,6 +352,9 @@ def test_models_are_compared(glip_, tiny_folder, found, tmp_path):
     value, difference, low, high = map(float, row.split("|")[4:8])
     assert low <= difference <= high and abs(difference) == pytest.approx(max(scores) - min(scores), abs=1e-3)
     assert row in out and value == pytest.approx(min(scores), abs=1e-3)
+    table = [line.split(" | ") for line in page.partition("## Per category")[2].splitlines() if "red square" in line]
+    assert [row[2] for row in table] == [str(tiny_folder), "other"] and table[1][-1].startswith(("+", "-"))
+    assert "| AP low (95 %) |" in out and "| things_boxes | other | AP |" in out
 
 
 def test_an_unreadable_image_is_counted_and_its_boxes_missed(glip_, tiny_folder, things, tmp_path):

@@ -72,7 +72,7 @@ def test_train_resume_detect(train, place, command_line):
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["data.root=nowhere"], "'nowhere/instances.json'"),
+        (["data.root=nowhere"], "instances.json and images are not there: put them into the data folder 'nowhere'"),
         (["data.train=[]"], "data.train lists no set"),
         (["train.start=glip-x"], "model 'glip-x' is not known"),
         (["--images", "images"], "--images without --data or --validate"),
@@ -135,7 +135,7 @@ def test_a_start_gives_what_the_config_does_not_state(train, place, command_line
         config = config_of(place / output)
         assert (config["name"], config["image"]["min_size"], config["inference"]["threshold"]) == wanted
         assert not config["inference"]["inclusive"], "our readers give outer edges, whatever the start learned"
-        assert config["trained_on"][-1] == "mine" and len(config["trained_on_data"]) == 1
+        assert config["trained_on"][-1] == "mine" and len(config["trained_on_data"]) == 2
         assert to_dict(load_config(place / output / "experiment.yaml").model) == config
     assert command_line("train", "third/experiment.yaml", "train.output=fifth", "--device", "cpu")[0] == 0
     assert config_of(place / "fifth")["image"]["min_size"] == usual.image.min_size

@@ -50,7 +50,12 @@ def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
     code, out, err = command_line("evaluate", model, shapes, "--task", file, "--out", "e")
     assert code == 0, err
     (report,) = (tmp_path / "e").glob("*-task-*/shapes_instances/report.json")
-    assert json.loads(report.read_text())["figures"]["AP50"] == pytest.approx(task.figures["test AP50"], abs=2e-4)
+    found = json.loads(report.read_text())
+    assert found["figures"]["AP50"] == pytest.approx(task.figures["test AP50"], abs=2e-4)
+    assert found["trained_on"] == "yes" and "with task instances (prompt, shots 1, seed 0) on shapes_instances" in out
+    code, out, err = command_line("evaluate", model, shapes, "--task", "none", "--task", file, "--out", "both")
+    assert code == 0 and f"| shapes_instances | {file} | AP50 |" in out and "| none | AP50 |" in out, err
+    assert "# Compared with" in (tmp_path / "both" / "comparison.md").read_text()
     code, _, err = command_line("detect", image, "--model", "glip-nano", "--task", file)
     assert code == 2 and "other weights" in err and err.count("\n") == 1
 

@@ -81,6 +81,11 @@ def test_a_training_and_its_data(tmp_path, command_line):
     assert start["versions"].startswith("glip ") and "CPU threads" in start["machine"] and start["date"]
     assert noted["config"]["train"]["steps"] == 2 and noted["config"]["data"]["root"] == "data"
     assert str(tmp_path) not in json.dumps(noted), "no path of this machine"
+    assert command_line(*words)[0] == 0 and len(read_record(tmp_path / "run" / "run.json")["made"]) == 1
+    (tmp_path / "other").mkdir()
+    for resumed in (False, True):
+        record(tmp_path / "other" / "run.json", resumed=resumed, config={})
+    assert len(read_record(tmp_path / "other" / "run.json")["made"]) == 2, "each resume has its date"
     assert command_line("verify", "run")[0] == 0
     tree = json.loads(annotations.read_text())
     shutil.copy(tmp_path / "data" / "images" / "0.png", tmp_path / "data" / "images" / "9.png")

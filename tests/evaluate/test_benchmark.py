@@ -8,7 +8,8 @@ from PIL import Image
 from scored import captioned, detections, sample
 from small import write_coco
 
-from glip.config import EvaluateConfig, ModelConfig, SetConfig
+from glip.config import VALIDATED, EvaluateConfig, ModelConfig, SetConfig
+from glip.data.mixture import images_fingerprint
 from glip.data.sets import SampleSet
 from glip.evaluate.benchmark import Benchmark, load_benchmark, load_benchmarks, seen_in
 from glip.evaluate.evaluation import prompt_folders, query_options
@@ -48,32 +49,43 @@ def test_the_protocol(format, read, given, protocol):
 @pytest.mark.parametrize(
     ("name", "trained_on", "seen"),
     [
-        ("bccd_test", ("drawn world", "bccd"), True),
-        ("bccd_val", ("bccd_train",), True),
-        ("coco_val2017", ("coco_train2017",), True),
-        ("bccd_test", ("chess_pieces",), False),
-        ("world_novel_captions", ("drawn world",), True),
-        ("world_novel", ("bccd",), False),
-        ("CottontailRabbits", ("rabbits",), True),
-        ("flickr30k_test", ("objects365", "goldg"), True),
-        ("lvis_minival", ("lvis_train",), True),
+        ("bccd_test", ("drawn world", "bccd"), "same dataset by name"),
+        ("bccd_val", ("bccd_train",), "same dataset by name"),
+        ("bccd_train", ("bccd_train",), "yes"),
+        ("coco_val2017", ("coco_train2017",), "same dataset by name"),
+        ("bccd_test", ("chess_pieces",), "no"),
+        ("bccd_test", ("unknown", "chess_pieces"), "unknown"),
+        ("world_novel_captions", ("drawn world",), "same dataset by name"),
+        ("world_novel", ("bccd",), "no"),
+        ("CottontailRabbits", ("rabbits",), "same dataset by name"),
+        ("flickr30k_test", ("objects365", "goldg"), "same dataset by name"),
+        ("lvis_minival", ("lvis_train",), "same dataset by name"),
     ],
 )
 def test_whether_a_model_was_trained_on_it_by_name(name, trained_on, seen):
     same_as = ("rabbits",) if name == "CottontailRabbits" else ()
     made = Benchmark(name, FILES, LISTED, "coco", same_as=same_as)
-    assert made.trained_on(ModelConfig(trained_on=trained_on)) == ("yes" if seen else "no")
-    assert seen_in(trained_on, name, *same_as) is seen and made.trained_on(ModelConfig()) == "unknown"
+    assert made.trained_on(ModelConfig(trained_on=trained_on)) == seen
+    assert seen_in(trained_on, name, *same_as) is (seen in ("yes", "same dataset by name"))
+    assert made.trained_on(ModelConfig()) == "unknown"
 
 
 def test_whether_a_model_was_trained_on_a_file(tmp_path):
-    """Only fingerprints of the data can tell; they do not depend on the folder. The release's weights have none."""
+    """Fingerprints of the data tell; they do not depend on the folder. The release's weights have none."""
     files = [write_coco(tmp_path / folder) for folder in ("here", "there")]
     first, moved = (load_benchmarks([str(file)], EvaluateConfig())[str(file)][0] for file in files)
     assert first.name == "here_instances" and moved.fingerprint == first.fingerprint
-    for trained_on_data, told in (((first.fingerprint,), "yes"), (("another",), "no"), ((), "unknown")):
-        model = ModelConfig(trained_on=("instances", "objects365"), trained_on_data=trained_on_data)
-        assert moved.trained_on(model) == told
+    for stored, told in (
+        ((first.fingerprint,), "yes"),
+        ((images_fingerprint(first.read.samples),), "yes"),  # with other boxes
+        ((VALIDATED + first.fingerprint,), "validated on"),
+        (("another",), "no"),
+        (("unknown", "another"), "unknown"),  # the start of the model has none
+        ((), "unknown"),
+    ):
+        assert moved.trained_on(ModelConfig(trained_on=("instances", "objects365"), trained_on_data=stored)) == told
+    assert moved.trained_on(ModelConfig(trained_on=("there_train",), trained_on_data=("another",))) == "no"
+    assert moved.trained_on(ModelConfig(trained_on=("there_instances",))) == "same dataset by name"
 
 
 def test_how_the_model_is_called():

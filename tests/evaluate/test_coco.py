@@ -350,6 +350,8 @@ def test_what_is_told_of_a_threshold():
     both = pooled([one, other])
     assert both.scores.tolist() == [0.9, 0.8, 0.5, 0.5] and both.right.tolist() == [True, True, False, True]
     assert both.best["recall"] == 0.75 and ranking([0], [0.9], 2).best == {} == ranking([], [], 0).best
+    assert one.above(0.6).shares == pytest.approx({"precision": 1.0, "recall": 1 / 3, "F1": 0.5})
+    assert both.above(0.5).shares["precision"] == 0.75 and one.above(0.95).shares["precision"] == -1.0
     found = thresholds_by_name([("cat", one), ("dog", other), ("owl", ranking([], [], 1)), ("cat", other)])
     assert found == pytest.approx({"cat": 0.25, "dog": 0.4})
 
@@ -366,6 +368,11 @@ def test_two_models_are_compared_image_by_image():
         first.append((one, detections(one, rows)))
         second.append((one, detections(one, [*rows, (B if rng.random() < 0.5 else FAR, rng.random(), 0)])))
     before, after = average_precision(first), average_precision(second)
+    ones = np.ones(after.images, int)
+    for score in (after, before):
+        assert np.mean([one.ap(ones) for one in score.rankings]) == pytest.approx(score.ap, abs=1e-9)
+    low, high = after.interval("AP", less=before)
+    assert low <= after.ap - before.ap <= high and low < high
     low, high = after.interval(less=before)
     assert 0 < low < after.ap50 - before.ap50 < high
     assert high - low < after.interval()[1] - after.interval()[0] and before.interval()[1] > after.interval()[0]

@@ -38,8 +38,8 @@ def test_what_is_missing_is_said_with_its_place(data, tmp_path, monkeypatch, cap
     assert call(monkeypatch, "--plan", "--root", tmp_path, "--weights", tmp_path / "weights") == 1
     out = capsys.readouterr().out
     assert f"missing: glip-l: put glip_large_model.pth into {tmp_path / 'weights'}" in out
-    assert f"missing: coco: put coco/annotations/instances_val2017.json into {tmp_path}" in out
-    assert "missing: flickr30k: put flickr30k/flickr30k_entities or mdetr_annotations/final_flickr_separ" in out
+    assert f"missing: coco: put coco/annotations/instances_val2017.json and coco/val2017 into {tmp_path}" in out
+    assert "missing: flickr30k: put flickr30k/flickr30k_entities and flickr30k/flickr30k_images and flickr30k" in out
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "glip_tiny_model_o365_goldg.pth").touch()
     call(monkeypatch, "--plan", "--root", data, "--weights", tmp_path / "weights")

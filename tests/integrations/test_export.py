@@ -23,6 +23,7 @@ from glip.integrations.export import export_model, trace, write_onnx
 from glip.model.adapt import Adaptation
 from glip.model.exported import HEAD, IMAGE, TEXT
 from glip.model.weights import load_pretrained
+from glip.recipes.verify import verify
 from glip.structures import Prompt
 
 jaxtyping = pytest.importorskip("jaxtyping")
@@ -115,6 +116,7 @@ def test_a_tuned_prompt_runs_in_an_exported_model(detector, exported, image):
 
 
 def test_graphs_describe_themselves(exported):
+    assert [changed for _, changed in verify(str(exported))] == [False] * 5
     graph = onnxruntime.InferenceSession(exported / f"{IMAGE}.onnx")
     about = graph.get_modelmeta().custom_metadata_map
     assert about["name"] == CONFIG.name and about["size_divisor"] == "32"

@@ -134,6 +134,8 @@ def test_the_best_validation_is_kept_and_shipped(steps, tmp_path):
     assert [(row["step"], row["best"]) for row in rows] == [(2, True), (4, True), (6, False)]
     assert "validated best (0.700)" in said[-1]
     assert {file.name for file in (tmp_path / "a").glob("*.pt")} == {"last.pt", "best.pt", "step-3.pt", "step-6.pt"}
+    last = trained(tmp_path / "a", steps, validate=validate, validate_every=2, final="last", **changes)
+    assert same(weights(last), seen[2]), "the finished run gives its last weights too"
     trained(tmp_path / "b", steps, **changes)
     assert same(checkpoint(tmp_path / "a")["model"], checkpoint(tmp_path / "b")["model"]), "validation changes nothing"
 
