@@ -231,7 +231,8 @@ def figures() -> Figures:
 
 def test_every_bar_is_kept(figures):
     """Lines of rooms, files and functions, `raise`, names that several files define, types met in one inference."""
-    assert not list(house.broken_bars(figures))
+    problems = list(house.broken_bars(figures))
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_config_keys_exist(page):
 
 
 def test_prose_is_wrapped(page):
-    assert not [line for line in prose(page) if len(line) > WIDTH]
+    assert not [line for line in prose(page) if len(line) > WIDTH], f"wrap at {WIDTH} columns"
 
 
 def test_options_page_is_what_the_command_prints(capsys):

@@ -38,14 +38,14 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 3_490,
+    "evaluate": 3_500,
     "experiment": 160,
     "files": 340,
     "geometry": 270,
     "integrations": 2_090,
     "lettering": 250,
     "loss": 160,
-    "model": 2_220,
+    "model": 2_230,
     "options": 80,
     "postprocess": 160,
     "processor": 160,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_940,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_730, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_740, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
@@ -127,7 +127,7 @@ def broken_bars(figures: Figures) -> Iterator[str]:
         yield f"{figures.raise_rate:.1f} `raise` per 1,000 lines, the bar is {RAISES}"
     for kind, found, bar in (("function", figures.functions, FUNCTION), ("file", figures.files, FILE)):
         long = {place: lines for place, lines in found.items() if lines > bar}
-        yield from (f"{kind} {place} has {lines} lines, the bar is {bar}" for place, lines in long.items())
+        yield from (f"{kind} {place} has {lines} lines, the bar is {bar}: divide it" for place, lines in long.items())
     for name in sorted(figures.twice.keys() - INTERFACE):
         yield f"{name} is defined in {', '.join(figures.twice[name])}"
     if len(figures.types) > TYPES:

@@ -198,7 +198,7 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     if " and " in (missing := missing_part(config, root)):  # of one thing its reader says what it is
         raise FileNotFoundError(
             f"{missing} are not there: put them into the data folder {str(under)!r} (docs/evaluation.md, Files), or "
-            "set data.root or GLIP_DATA to it"
+            "give --root (in a config data.root) or GLIP_DATA to it"
         )
     images = [under / folder for folder in config.images]
     path, split = split_path(under / config.annotations)

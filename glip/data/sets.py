@@ -59,7 +59,7 @@ def check_exists(path: Path, missing: str = "Annotations {!r} are not there") ->
     """
     refuse_special(path)
     if not path.exists():
-        hint = "set data.root or GLIP_DATA to the data folder, or give the full path"
+        hint = "give --root (in a config data.root) or GLIP_DATA to the data folder, or give the full path"
         raise FileNotFoundError(f"{missing.format(str(path))}: {hint}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from glip.config import EvaluateConfig, ModelConfig
+from glip.config import UNSTATED, VALIDATED, EvaluateConfig, ModelConfig
 from glip.console import ProgressBar, counted
 from glip.data.catalog import class_prompts
 from glip.data.mixture import data_record
@@ -104,8 +104,8 @@ def evaluate(
 
 
 def _task_of(detector: Detector) -> str:
-    """A hash of what predictions depend on of a task: not of its thresholds."""
-    return digest_of(replace(detector.adaptation, thresholds=())) if detector.adaptation else ""
+    """A hash of what predictions depend on of a task: not of its thresholds, nor of what it was tuned on."""
+    return digest_of(replace(detector.adaptation, thresholds=(), about={})) if detector.adaptation else ""
 
 
 def _named(detector: Detector) -> ModelConfig:
@@ -114,14 +114,16 @@ def _named(detector: Detector) -> ModelConfig:
     return replace(detector.config, name=detector.config.name + dtype)
 
 
-def _asked(detector: Detector) -> ModelConfig:
-    """The same with the task, if there is one: in its name, and in what it was trained on."""
+def _asked(detector: Detector, options: EvaluateConfig) -> ModelConfig:
+    """The same with other options and the task in its name, and what that was tuned on in what it was trained on."""
     config, task = _named(detector), detector.adaptation
+    changed = {"image size": options.image_size, "compete": options.compete}
+    changes = "".join(f", {option} {value:g}" for option, value in changed.items() if value)
     if not task:
-        return config
+        return replace(config, name=config.name + changes)
     about = ", ".join([task.mode, *(f"{key} {task.about[key]}" for key in ("shots", "seed") if key in task.about)])
     own = config.thresholds | dict(zip(task.names, task.thresholds, strict=False))
-    name = f"{config.name} with task {task.about.get('task', '')} ({about})"
+    name = f"{config.name} with task {task.about.get('task', '')} ({about}){changes}"
     return replace(trained_with(config, task), name=name, thresholds=own)
 
 
@@ -172,7 +174,9 @@ def _evaluate_set(
             data = data_record(benchmark.config, benchmark.read.samples, benchmark.fingerprint)
             record(place / RECORD, config=to_dict(config), model=model, data={benchmark.name: data})
         with _all_or_none(gather):
-            found = [score(benchmark, store, _asked(detector), options, place, draw=config.draw)] if main else []
+            found = (
+                [score(benchmark, store, _asked(detector, config), options, place, draw=config.draw)] if main else []
+            )
     if main:
         record(place / RECORD, files=files_in(place))
         show(for_terminal(found[0].markdown()))
@@ -186,10 +190,12 @@ def _save_thresholds(
     if task := detector.adaptation:
         before = task.thresholds or (detector.config.inference.threshold,) * len(task.names)
         own = tuple(found.get(name, value) for name, value in zip(task.names, before, strict=True))
-        save_adaptation(task_file(path), replace(task, thresholds=own))
+        chosen = f"{task.about.get('data', UNSTATED)}, {VALIDATED}{benchmark.fingerprint}"
+        save_adaptation(task_file(path), replace(task, thresholds=own, about={**task.about, "data": chosen}))
     else:
         options = query_options(benchmark, config, *config.prompts)
-        store_thresholds(path, {options.prompt_of([name]).texts[0]: value for name, value in found.items()})
+        thresholds = {options.prompt_of([name]).texts[0]: value for name, value in found.items()}
+        store_thresholds(path, thresholds, benchmark.fingerprint)
     return f"stored the threshold of best F1 of {counted(len(found), 'class')} in {path}"
 
 

@@ -8,11 +8,12 @@ use one share all weights it does not change.
 import copy
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from glip.config import UNSTATED, Mode, ModelConfig, Share
 from glip.errors import CheckpointError, GlipError
@@ -151,8 +152,8 @@ def load_adaptation(path: str | Path) -> Adaptation:
         CheckpointError: missing, broken, or another kind of file.
     """
     file = task_file(path)
-    tensors = read_tensors(file)
-    with safe_open(file, framework="pt") as opened:
+    tensors, metadata = read_tensors(file), dict[str, str]()
+    with suppress(SafetensorError), safe_open(file, framework="pt") as opened:  # else a .pt, whose tensors are read too
         metadata = opened.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{str(file)!r} is not a task: give the task.safetensors that glip tune wrote")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 
-from glip.config import ModelConfig
+from glip.config import UNSTATED, VALIDATED, ModelConfig
 from glip.errors import CheckpointError
 from glip.experiment import Experiment, read_tree, to_dict
 from glip.files import atomic_path, write_json
@@ -140,14 +140,17 @@ def save_pretrained(
     record(folder / RECORD, files=[folder / name for name in (WEIGHTS, CONFIG, *words)])
 
 
-def store_thresholds(folder: str | Path, thresholds: Mapping[str, float]) -> None:
+def store_thresholds(folder: str | Path, thresholds: Mapping[str, float], data: str) -> None:
     """Store lowest scores by phrase in the config of a model folder; those of other phrases stay.
+
+    ``data`` is the fingerprint of the set that they were chosen on.
 
     Raises:
         CheckpointError: no model folder.
     """
     config = _read_config(Path(folder))
-    store_config(folder, replace(config, thresholds={**config.thresholds, **thresholds}))
+    seen = dict.fromkeys([*(config.trained_on_data or [UNSTATED]), VALIDATED + data])
+    store_config(folder, replace(config, thresholds={**config.thresholds, **thresholds}, trained_on_data=tuple(seen)))
 
 
 def store_config(folder: str | Path, config: ModelConfig) -> None:

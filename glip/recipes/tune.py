@@ -217,7 +217,7 @@ def _report_data(
         "without a box"
     )
     if len(validate) < _FEW:
-        report(f"{len(validate)} images are few to choose the best epoch and thresholds by: give --validate SET")
+        report(f"{len(validate)} images are few to choose the best epoch and thresholds by: validate on more")
     without = [name for label, name in enumerate(task.names) if not boxes[label]]
     if without:
         more = ", ..." if len(without) > 8 else ""

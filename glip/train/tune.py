@@ -122,7 +122,8 @@ class TuneRun:
         before = state.history[0]["validation"]
         if state.figure == before:
             report(
-                "no epoch was better on validation: the task is the untuned model; give more images, or another --lr"
+                "no epoch was better on validation: the task is the untuned model, but for thresholds; give more "
+                "images, or another --lr"
             )
         return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
 

@@ -471,7 +471,7 @@ def test_what_glip_nano_knows_is_said_where_nobody_chose_it_and_warnings_are_lin
         code, _, err = command_line("detect", "shots/a.jpg", "dog 🐈", *chosen[:-2])
         assert command_line("detect", "shots/a.jpg", "dog 🐈", *chosen)[::2] == (0, "")
     assert code == 0 and err.count("\n") == 1
-    assert err.startswith("glip-nano knows drawings") and "for other photographs use glip-t" in err
+    assert err.startswith("glip-nano was trained on drawings") and "for other photographs use glip-t" in err
     line = warnings.formatwarning(said[0].message, UserWarning, "x.py", 1)
     assert line == "glip detect: the model cannot read '🐈': to it such words are all alike\n"
 

@@ -311,7 +311,8 @@ def test_thresholds_are_stored_with_the_model(glip_, tiny_folder, found, tmp_pat
     )
     assert len(detector(image, ["Red square", "owl"], threshold=0.0)) == len(everything)
     monkeypatch.setattr(Detector, "encode_image", None)
-    assert glip_(own, found)[0] == 0
+    code, out, _ = glip_(own, found)
+    assert code == 0 and "trained on this set: validated on" in out
     tables = report_of(written(tmp_path / "runs" / "evaluate", "things_boxes"))["tables"]
     kept, best = (
         next(row for row in rows if row["name"] == "red square")

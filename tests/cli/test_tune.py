@@ -136,7 +136,7 @@ def test_without_a_validation_set_a_fifth_is_held_out(tune, model, shapes, tmp_p
     code, out, err = tune(model, shapes, *QUICK, *flags, "--out", "o")
     assert code == 0, err
     assert "training on 7 images" in out and "validating on 2 images, 1 of them without a box\n" in out
-    assert "2 images are few to choose the best epoch and thresholds by: give --validate SET" in out
+    assert "2 images are few to choose the best epoch and thresholds by: validate on more" in out
     task = load_adaptation("o/instances-linear-all-0/task.safetensors")
     assert task.thresholds == () and task.names == NAMES
     assert task.prompt.caption.startswith("a round red circle. blue star"), "the written prompt is tuned"

@@ -135,5 +135,5 @@ def test_weights_that_are_shipped_or_downloaded_have_their_checksum(tmp_path, mo
 
 def test_thresholds_are_stored_with_the_record(model, tmp_path, command_line):
     shutil.copytree(model, tmp_path / "own")
-    store_thresholds(tmp_path / "own", {"dog": 0.25})
+    store_thresholds(tmp_path / "own", {"dog": 0.25}, "0123")
     assert command_line("verify", "own")[0] == 0

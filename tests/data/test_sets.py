@@ -263,7 +263,7 @@ def test_what_could_be_another_image_is_not_guessed(tmp_path):
 def test_folders_that_are_not_there():
     with pytest.raises(FileNotFoundError, match=r"\(none is given\)' is not there"):
         Folders(())
-    with pytest.raises(FileNotFoundError, match="Image folder .*set data.root"):
+    with pytest.raises(FileNotFoundError, match="Image folder .*data.root"):
         Folders(["no/such/folder"])
 
 

@@ -160,6 +160,9 @@ def test_peft_reads_an_adapter_and_so_does_glip(detector, tmp_path):
     save_file({"base_model.model.a.lora_A.weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match=r"foreign\.safetensors' is not a task"):
         load_adaptation(tmp_path / "foreign.safetensors")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match=r"last\.pt' is not a task"):
+        load_adaptation(tmp_path / "last.pt")
     with pytest.raises(GlipError, match="mode 'prompt' cannot become an adapter of peft: give one of mode lora"):
         save_peft_adapter(tmp_path, prompt_task(detector))
 
