@@ -46,7 +46,7 @@ MOST_MB = 1500.0  # that bombs may add to the memory
 class Served:
     """A server, what it answers without disturbance, and the blows' counts."""
 
-    name, health, lost = "serve", "/health", (0, b"")
+    name, health, lost, most = "serve", "/health", (0, b""), 2 * CLIENTS  # requests that can be inside at once
 
     def __init__(self, verb: Verb, place: Path, seed: int) -> None:
         self.verb, self.folder, self.random = verb, place / self.name, random.Random(seed)
@@ -135,7 +135,9 @@ class Served:
 class Page(Served):
     """The same for the page: a question is an upload, a place in the queue and the stream of its events."""
 
-    name, health, lost = "demo", "/config", (0, b"cut")  # a question that was in the queue, not before
+    name, health = "demo", "/config"
+    lost = (0, b"cut")  # a question that was in the queue, not before
+    most = CLIENTS // 2  # the others upload their image
 
     def __init__(self, verb: Verb, place: Path, seed: int) -> None:
         self.streams = set[str]()  # that clients read
@@ -221,7 +223,7 @@ def under_load(number: int, served: Served, run: Run, count: Count) -> None:
         one.start()
     began = time.monotonic()
     while number != signal.SIGKILL and time.monotonic() - began < PATIENCE:
-        if served.inside() >= 2 * CLIENTS:  # every client's request is inside
+        if served.inside() >= served.most:
             break
         time.sleep(0.002)
     stop.set()

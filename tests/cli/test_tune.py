@@ -28,6 +28,7 @@ def edit(path, change):
     path.write_text(json.dumps(tree))
 
 
+@pytest.mark.slow
 def test_tune_detect_and_evaluate(tune, command_line, model, shapes, tmp_path):
     code, out, err = tune(model, shapes, "--shots", 1, "--test", shapes, *QUICK, "--out", "o")
     assert code == 0, err

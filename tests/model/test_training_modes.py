@@ -166,6 +166,7 @@ def test_one_pixel_learns_under_bfloat16() -> None:
 # ---- torch.compile: the image encoder, and the tower with the heads, are one graph each, random layers included
 
 
+@pytest.mark.slow
 def test_compiled_parts_are_one_graph_each() -> None:
     """In a process of its own: torch.compile does not see through the checker of shapes."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])

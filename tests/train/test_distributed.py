@@ -70,6 +70,7 @@ def test_tuning_in_two_processes_follows_one(mode, folder):
         torch.testing.assert_close(both["learned"][key], value, rtol=1e-2, atol=1e-4, msg=key)
 
 
+@pytest.mark.slow
 def test_checkpoints_are_whole_however_many_processes_wrote_them(folder):
     single, split = (torch.load(place / "fsdp" / "last.pt", weights_only=True) for place in (folder / "alone", folder))
     assert len(split["random"]) == 2 and len(single["random"]) == 1
