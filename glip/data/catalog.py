@@ -135,7 +135,7 @@ def find_set(
             "name that glip data list shows"
         )
     beside = [path.parent / "images", path.parent.parent / "images", _dataset_folder(path)]
-    if path.is_dir() and (names_file(path) or voc_files(path)):
+    if path.is_dir() and (names_file(path) or voc_files(path) or any(path.glob("*.tar"))):
         beside = [_dataset_folder(path / "file")]
     folders = tuple(images) or (str(next(folder for folder in beside if folder.is_dir())),)
     labels = writers.label_map_of(path)

@@ -250,9 +250,9 @@ def draw_report(folder: Path, report: dict[str, Any], limits: Mapping[str, float
     for row in read_rows(folder):
         name, best = f"{row['image']}:{row.get('member')}", max((box["score"] for box in row["boxes"]), default=0.0)
         if best >= min(lowest or (_CONFIDENT,)) and name not in samples:
-            sample = sample_of_row(row, tuple(row.get("names", ())), folders, SkipCounter())
-            if len((sample := confident(sample, lowest)).boxes):
-                samples[name] = sample
+            with SkipCounter().catch("image"):  # whose file is not to be found is not drawn
+                sample = sample_of_row(row, tuple(row.get("names", ())), folders, SkipCounter())
+                samples.update((name, one) for one in [confident(sample, lowest)] if len(one.boxes))
         if len(samples) == _SHOWN:
             break
     bins = (np.arange(_BINS) + 0.5) / _BINS
