@@ -48,6 +48,7 @@ def measured(*names: str, seconds: float) -> tuple[check_gpu.Result, list[int]]:
     return result, [len(result.rows) for _ in changes]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_named_and_the_rest_goes_on():
     wrong = ("broken", "out of memory", "lacking", "without package", "dying", "failing")
     result, counts = measured("working", *wrong, "working", seconds=300)

@@ -173,6 +173,7 @@ def test_missing_images_are_reported_before_the_work(tune, model, shapes, tmp_pa
     assert code == 2 and "test: none of its 4 images exists" in err and "before: " not in out
 
 
+@pytest.mark.slow
 def test_a_task_does_not_change_other_classes_and_needs_the_same_order(tune, command_line, model, shapes):
     assert tune(model, shapes, *QUICK, "--out", "o")[0] == 0
     tree = json.loads(shapes.read_text())

@@ -151,6 +151,7 @@ def test_all_rows_of_a_line_have_the_same_settings_and_of_a_task_the_same_data(t
     assert "[4 of 4] second-prompt-1-1" in out
 
 
+@pytest.mark.slow
 def test_a_cell_that_cannot_be_tuned_does_not_end_the_table(tune, model, table, tmp_path):
     code, out, err = tune(model, "--tasks", table, "--shots", "9", "1", *QUICK, "--out", "o")
     assert code == 2 and "2 of 4 tunings failed; the first: first-prompt-9-0: " in err and err.count("\n") == 1

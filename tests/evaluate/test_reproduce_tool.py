@@ -49,6 +49,7 @@ def test_what_is_missing_is_said_with_its_place(data, tmp_path, monkeypatch, cap
     assert "--model 'glip-x=somewhere': give glip-t-a | " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill_and_compares(data, tiny_folder, tmp_path, monkeypatch, capsys):
     model = f"glip-t-c={tiny_folder}"
     ask = ["--model", model, "--root", data, "--out", tmp_path / "out", "--sets", "coco"]

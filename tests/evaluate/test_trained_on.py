@@ -17,6 +17,7 @@ def told(capsys, *arguments) -> str:
     return capsys.readouterr().out.split("trained on this set: ")[1].split(".")[0]
 
 
+@pytest.mark.slow
 def test_trained_on_a_file(tmp_path, tiny_folder, capsys, monkeypatch):
     """Trained on a COCO json: it is known elsewhere too, with other boxes too; the start's data is never known."""
     monkeypatch.chdir(tmp_path)

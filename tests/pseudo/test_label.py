@@ -94,6 +94,7 @@ def test_a_killed_run_resumes_and_labels_each_shard_once(run, tmp_path, monkeypa
     assert labels(tmp_path / "killed") == labels(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_shard_without_its_report_is_labelled_again(run, tmp_path, monkeypatch):
     run(tmp_path)
     before = labels(tmp_path)

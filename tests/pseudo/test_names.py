@@ -181,6 +181,7 @@ def test_labels_are_what_the_detector_finds_over_the_thresholds(run, photos, tin
     assert report["classes"]["star"]["threshold"] == 0.7 and Image.open(tmp_path / "out" / "review.png").width > 396
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_changes_nothing(run, photos, tmp_path, monkeypatch, capsys):
     run("whole", threshold=0.75, formats=["labels", "coco"])
     once, done = Labeller.__call__, list[str]()

@@ -89,6 +89,7 @@ def test_a_process_that_fails_ends_the_other(tmp_path):
     assert first.returncode != 0, "it does not wait forever"
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_behind_the_same_step(folder):
     assert torch.load(folder / "stop" / "last.pt", weights_only=True)["progress"]["step"] == 3
 
