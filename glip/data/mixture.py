@@ -206,7 +206,7 @@ def data_fingerprint(samples: Iterable[Sample]) -> str:
 
 
 def images_fingerprint(samples: Iterable[Sample]) -> str:
-    """Tells the images of a dataset from others by their file names, whatever is annotated in them."""
+    """Identifies the images of a dataset by their file names, with any annotations."""
     return _of_files({_file_of(sample) for sample in samples})
 
 

@@ -174,6 +174,6 @@ def compared_categories(reports: Mapping[Variant, Sequence[Report]]) -> list[Row
 
 
 def _differing(reports: Mapping[Variant, Sequence[Report]]) -> dict[Variant, dict[str, str]]:
-    """What tells each variant from the others, by column."""
+    """In what each variant differs from the others, by column."""
     varied = [place for place in range(3) if len({variant[place] for variant in reports}) > 1]
     return {one: {("model", "task", "prompts")[place]: one[place] for place in varied} for one in reports}

@@ -148,10 +148,10 @@ def tune_task(
         figures |= {f"test {title}AP": tested.ap, f"test {title}AP50": tested.ap50}
     for title, count in unreadable.items():
         skipped.add(f"unreadable {title} image", times=count)
-    told = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
-    told["data"] = ", ".join([data_fingerprint(task.train), images_fingerprint(task.train)])
-    told["data"] += f", {VALIDATED}{data_fingerprint(task.validate)}" if task.validate else ""
-    found = replace(found, figures=figures, about={**told, "images": str(len(images.usable))})
+    stated = {"task": task.name, "shots": str(config.shots or "all"), "per": config.per, "seed": str(config.seed)}
+    stated["data"] = ", ".join([data_fingerprint(task.train), images_fingerprint(task.train)])
+    stated["data"] += f", {VALIDATED}{data_fingerprint(task.validate)}" if task.validate else ""
+    found = replace(found, figures=figures, about={**stated, "images": str(len(images.usable))})
     if group.main:
         save_adaptation(folder / TASK_FILE, found)
         _write_report(folder, found, run.state.history, skipped)

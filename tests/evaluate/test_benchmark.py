@@ -75,7 +75,7 @@ def test_whether_a_model_was_trained_on_a_file(tmp_path):
     files = [write_coco(tmp_path / folder) for folder in ("here", "there")]
     first, moved = (load_benchmarks([str(file)], EvaluateConfig())[str(file)][0] for file in files)
     assert first.name == "here_instances" and moved.fingerprint == first.fingerprint
-    for stored, told in (
+    for stored, expected in (
         ((first.fingerprint,), "yes"),
         ((images_fingerprint(first.read.samples),), "yes"),  # with other boxes
         ((VALIDATED + first.fingerprint,), "validated on"),
@@ -83,7 +83,7 @@ def test_whether_a_model_was_trained_on_a_file(tmp_path):
         (("unknown", "another"), "unknown"),  # the start of the model has none
         ((), "unknown"),
     ):
-        assert moved.trained_on(ModelConfig(trained_on=("instances", "objects365"), trained_on_data=stored)) == told
+        assert moved.trained_on(ModelConfig(trained_on=("instances", "objects365"), trained_on_data=stored)) == expected
     assert moved.trained_on(ModelConfig(trained_on=("there_train",), trained_on_data=("another",))) == "no"
     assert moved.trained_on(ModelConfig(trained_on=("there_instances",))) == "same dataset by name"
 

@@ -10,7 +10,7 @@ from small import write_coco
 from glip.cli.main import main
 
 
-def told(capsys, *arguments) -> str:
+def said_of(capsys, *arguments) -> str:
     """What the report of an evaluation says."""
     with pytest.raises(SystemExit, match="0"):
         main(["evaluate", *map(str, arguments)])
@@ -36,14 +36,14 @@ def test_trained_on_a_file(tmp_path, tiny_folder, capsys, monkeypatch):
     assert noted["other_instances (validation)"]["content"] == "3 images, 4 boxes"
     capsys.readouterr()
     model = Path("run", "model")
-    assert told(capsys, model, file) == "yes"
+    assert said_of(capsys, model, file) == "yes"
     moved = shutil.copytree(tmp_path / "own", tmp_path / "moved") / file.name
-    assert told(capsys, model, moved) == "yes"
+    assert said_of(capsys, model, moved) == "yes"
     tree["annotations"][0]["bbox"][0] += 1
     changed, less = moved.with_name("changed.json"), moved.with_name("less.json")
     changed.write_text(json.dumps(tree))
-    assert told(capsys, model, changed) == "yes", "the same images with other boxes"
-    assert told(capsys, model, other) == "validated on"
+    assert said_of(capsys, model, changed) == "yes", "the same images with other boxes"
+    assert said_of(capsys, model, other) == "validated on"
     less.write_text(json.dumps({**tree, "images": tree["images"][1:], "annotations": tree["annotations"][4:]}))
-    assert told(capsys, model, less) == "unknown", "the start of the model has no fingerprints"
-    assert told(capsys, tiny_folder, file) == "unknown"
+    assert said_of(capsys, model, less) == "unknown", "the start of the model has no fingerprints"
+    assert said_of(capsys, tiny_folder, file) == "unknown"
