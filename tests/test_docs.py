@@ -83,6 +83,7 @@ def test_named_files_exist(page):
     assert not missing
 
 
+@pytest.mark.slow
 def test_named_modules_and_symbols_exist(page):
     sources = {path: path.read_text(encoding="utf-8") for path in ROOT.glob("*/**/*.py")}
     for code in _CODE.findall(_FENCE.sub("", page.read_text(encoding="utf-8"))):

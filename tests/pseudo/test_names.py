@@ -267,6 +267,7 @@ def test_parquet_has_the_same_rows_and_select_keeps_the_names(run, photos, tmp_p
 # ---- on the command line
 
 
+@pytest.mark.slow
 def test_a_folder_labelled_on_the_command_line_is_a_sound_dataset(photos, tmp_path, capsys):
     for path in (photos / "sub").iterdir():
         path.unlink()
