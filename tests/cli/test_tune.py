@@ -217,6 +217,8 @@ def test_a_task_does_not_change_other_classes_and_needs_the_same_order(tune, com
     ],
 )
 def test_errors_in_one_line(given, named, tune, model, shapes, tmp_path):
+    if "lora" in given:
+        pytest.importorskip("peft")
     (tmp_path / "strange.yaml").write_text("blue cup: '[blue cup]'\n")
     (tmp_path / "untested.yaml").write_text("first: {train: a, test: ''}\n")
     (tmp_path / "captions.jsonl").write_text('{"image": "a.jpg", "caption": "a dog"}\n')
