@@ -136,7 +136,7 @@ class Page(Served):
     """The same for the page: a question is an upload, a place in the queue and the stream of its events."""
 
     name, health = "demo", "/config"
-    lost = (0, b"cut")  # a question that was in the queue, not before
+    lost = (0, b"cut")  # a question whose stream had begun, not before
     most = CLIENTS // 2  # the others upload their image
 
     def __init__(self, verb: Verb, place: Path, seed: int) -> None:
@@ -172,7 +172,7 @@ class Page(Served):
             self.streams.add(name)
             last = [json.loads(line[6:]) for line in answer if line.startswith(b"data: ")]
         except (OSError, http.client.HTTPException):
-            return self.lost
+            return self.lost if name in self.streams else (0, b"")
         finally:
             self.streams.discard(name)
             connection.close()
