@@ -273,13 +273,13 @@ def test_the_best_is_kept_the_rate_falls_and_it_ends(tmp_path):
     assert [row["rate"] for row in run.state.history] == pytest.approx([0.05] * 5 + [0.005] * 2)
 
 
-@pytest.mark.parametrize(("figures", "told"), [([0.5, 0.1, 0.5], 1), ([0.5, 0.1, 0.6], 0)])
-def test_no_better_epoch_is_said(figures, told, tmp_path):
+@pytest.mark.parametrize(("figures", "times"), [([0.5, 0.1, 0.5], 1), ([0.5, 0.1, 0.6], 0)])
+def test_no_better_epoch_is_said(figures, times, tmp_path):
     said = []
     run_of(tmp_path, figures=figures, epochs=2)(said.append)
     assert (
         sum("no epoch was better on validation: the task is the untuned model, but for" in line for line in said)
-        == told
+        == times
     )
 
 
