@@ -4,6 +4,7 @@
 
 Each remedy is measured on images of --val. Those that raise AP at a false positive rate of 0.01 by a twentieth, while
 AP falls by a hundredth at most, are measured once on --test, with 95 % intervals from a paired bootstrap over images.
+With --train SET a presence score learned on that set's images is among them.
 ``--cost`` gives the time of sinks alone: random weights of a config, one image of 800 x 1088, 80 names.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from measuring import COCO_NAMES, Row, random_detector, table
 from PIL import Image, ImageOps
 from scipy.optimize import linear_sum_assignment
@@ -120,6 +122,56 @@ def presence(detector: glip.Detector, image: Image.Image, names: Names, *, power
     best = torch.zeros(len(names)).scatter_reduce(0, alone.labels, alone.scores, "amax")
     again = (found.scores * best[found.labels] ** power).sort(descending=True, stable=True)
     return replace(found.select(again.indices), scores=again.values)
+
+
+class LearnedPresence:
+    """Scores times a learned probability that the name is in the image.
+
+    A linear layer reads the mean over the name's tokens of what fusion wrote into them, and the name's best score.
+    """
+
+    def __init__(self, detector: glip.Detector, samples: Sequence[Sample]) -> None:
+        rows = [(self.read(detector, sample_image(sample), sample.vocabulary), sample) for sample in samples]
+        features = torch.cat([own for (_, own), _ in rows])
+        pairs = [(label, sample) for _, sample in rows for label in range(len(sample.vocabulary))]
+        there = torch.tensor([float(any(label in own for own in sample.box_phrases)) for label, sample in pairs])
+        self.mean, self.spread = features.mean(0), features.std(0) + 1e-6
+        self.layer = torch.nn.Linear(features.shape[1], 1)
+        torch.nn.init.zeros_(self.layer.weight)
+        optimizer = torch.optim.LBFGS(self.layer.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            error = F.binary_cross_entropy_with_logits(self.logits(features), there)
+            error += 1e-3 * self.layer.weight.square().sum()
+            error.backward()  # type: ignore[no-untyped-call]
+            return error
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        right = self.logits(features) > 0
+        print(f"presence: right for {(right == (there > 0)).float().mean():.1%} of {len(there)} training pairs\n")
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Of the probability that each name is there."""
+        return self.layer((features - self.mean) / self.spread)[:, 0]
+
+    def read(self, detector: glip.Detector, image: Image.Image, names: Names) -> tuple[Detections, torch.Tensor]:
+        """The detections, and what is known of each name in the image."""
+        tokens = list[torch.Tensor]()
+        hook = detector.model.tokens.register_forward_pre_hook(lambda _, given: tokens.append(given[1]))
+        text = detector.encode_text(list(names))
+        [found] = detector.ground(detector.encode_image(image), text, threshold=0.0)
+        hook.remove()
+        best = torch.zeros(len(names)).scatter_reduce(0, found.labels, found.scores, "amax")
+        own = text.batch.phrase_tokens[0].to(tokens[0]) @ tokens[0][0]
+        return found, torch.cat([own.cpu(), best.logit(1e-4)[:, None]], dim=1)
+
+    @torch.no_grad()
+    def __call__(self, detector: glip.Detector, image: Image.Image, names: Names) -> Detections:
+        """The detections with scores times presence."""
+        found, features = self.read(detector, image, names)
+        again = (found.scores * self.logits(features).sigmoid()[found.labels]).sort(descending=True, stable=True)
+        return replace(found.select(again.indices), scores=again.values)
 
 
 def competing(detector: glip.Detector, image: Image.Image, names: Names, *, strength: float) -> Detections:
@@ -329,6 +381,7 @@ def main() -> None:
     several = "; of several sets each image is asked for all names"
     parser.add_argument("--val", nargs="+", metavar="SET", help=f"to choose on: class names, many absent{several}")
     parser.add_argument("--test", nargs="+", metavar="SET", help="to report on")
+    parser.add_argument("--train", nargs="+", metavar="SET", help="to learn a presence score on, up to 1,500 images")
     parser.add_argument("--images", type=int, default=120, help="of each set at most (default: 120)")
     parser.add_argument("--root", type=Path, help="the data root (default: GLIP_DATA)")
     parser.add_argument("--only", nargs="+", default=[*REMEDIES, *RESCORED], choices=[*REMEDIES, *RESCORED])
@@ -338,7 +391,9 @@ def main() -> None:
         return cost(args.model)
     detector = glip.Detector.from_pretrained(args.model)
     chosen, reported = (joined(names, args.root, args.images) for names in (args.val, args.test))
-    measure(detector, chosen, reported, args.only)
+    if args.train:
+        REMEDIES["learned presence"] = LearnedPresence(detector, joined(args.train, args.root, 1500))
+    measure(detector, chosen, reported, [*args.only, "learned presence"] if args.train else args.only)
 
 
 if __name__ == "__main__":
