@@ -173,7 +173,8 @@ def test_labels_are_what_the_detector_finds_over_the_thresholds(run, photos, tin
         limits = torch.tensor([0.75, 0.7, 0.75])
         found = found.select(found.scores >= limits[found.classes])
         own = Detections(sample.boxes, torch.tensor(sample.scores), found.labels, found.prompt, found.size)
-        assert_alike(own, found, scores=2e-4, boxes=0.02)
+        if len(own) or len(found):
+            assert_alike(own, found, scores=2e-4, boxes=0.02)
         assert [label for (label,) in sample.box_phrases] == found.classes.tolist()
         for (label,) in sample.box_phrases:
             counts[labels.vocabulary[label]] += 1
