@@ -4,8 +4,11 @@ Each message is one sentence: the thing, its value, what is allowed, the next st
 and exits with code 2.
 """
 
+import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _LONGEST = 900  # characters of a message
 
@@ -51,4 +54,19 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise GlipError(f"{error.name or extra} is not installed: pip install 'glip[{extra}]'") from None
+        raise GlipError(f"{error.name or extra} is not installed: {install_command(extra)}") from None
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an extra: from the folder that glip was installed from or runs in, if there is one."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow, and only errors need it
+
+    root = Path(__file__).parents[1]
+    if (root / "setup.cfg").is_file():
+        return f"pip install -e {shlex.quote(f'{root}[{extra}]')}"
+    try:
+        origin = json.loads(distribution("glip").read_text("direct_url.json") or "{}")  # PEP 610
+    except PackageNotFoundError:
+        origin = {}
+    source = f"glip[{extra}] @ {origin['url']}" if "dir_info" in origin else f"glip[{extra}]"
+    return f"pip install {shlex.quote(source)}"

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from small import ROOT
 
 import glip
+from glip.errors import install_command
 
 HEAVY = ("torch", "torchvision", "transformers", "spacy", "timm", "numpy", "PIL", "yaml", "pycocotools", "lvis", "cv2")
 
@@ -49,3 +51,18 @@ def test_unknown_name_is_explained():
         _ = glip.Dectector
     with pytest.raises(ImportError):
         exec("from glip import Dectector")
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'glip[serve]'"),
+        ('{"url": "https://host/glip.whl", "archive_info": {}}', "pip install 'glip[serve]'"),
+        ('{"url": "file:///my%20code/glip", "dir_info": {}}', "pip install 'glip[serve] @ file:///my%20code/glip'"),
+    ],
+)
+def test_extras_are_installed_from_where_glip_is_from(origin, command, monkeypatch, tmp_path):
+    assert install_command("serve") == f"pip install -e '{ROOT}[serve]'", "a checkout"
+    monkeypatch.setattr("glip.errors.__file__", str(tmp_path / "glip" / "errors.py"))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _: SimpleNamespace(read_text=lambda _: origin))
+    assert install_command("serve") == command

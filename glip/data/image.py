@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from glip.data.download import download, is_url
-from glip.errors import ImageError
+from glip.errors import ImageError, install_command
 from glip.files import is_special
 from glip.shapes import Tensor
 from glip.structures import Sample, TarMember
@@ -113,7 +113,7 @@ def _explained(path: object, shown: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # on broken bytes Pillow's decoders raise anything: TypeError, struct.error...
-        heic = "pip install 'glip[heic]', or " if Path(str(path)).suffix.lower() in _UNREAD else ""
+        heic = f"{install_command('heic')}, or " if Path(str(path)).suffix.lower() in _UNREAD else ""
         known = (
             (ImageError, str(error)),
             (FileNotFoundError, "is not there: check the path"),

@@ -20,7 +20,7 @@ import torch
 
 from glip.config import LabelConfig, SetConfig
 from glip.console import counted, printable
-from glip.errors import ConfigError
+from glip.errors import ConfigError, install_command
 from glip.files import MANIFEST, begin_run, exclusive
 from glip.model.weights import load_pretrained, model_fingerprint
 from glip.provenance import RECORD, record
@@ -98,7 +98,7 @@ def run_labelling(
 def _check_packages(config: LabelConfig) -> None:
     for option, value in (("form", config.form), ("engine", config.engine)):
         if value in _PACKAGES and find_spec(_PACKAGES[value]) is None:
-            raise ConfigError(f"{option}: {value} is not installed: pip install 'glip[{value}]', or choose another")
+            raise ConfigError(f"{option}: {value} is not installed: {install_command(value)}, or choose another")
 
 
 def _progress_line(outcome: Outcome, is_named: bool) -> str:

@@ -71,7 +71,7 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
         if not images:
             raise ConfigError(f"{item!r} contains no image: {'; '.join(notes)}")
         if notes and not config.quiet:
-            print(f"glip detect: {item!r}: {'; '.join(notes)}", file=sys.stderr)
+            print(f"notice: {item!r}: {'; '.join(notes)}", file=sys.stderr)
         found.extend(images)
     return list(dict.fromkeys(found))
 

@@ -95,7 +95,7 @@ def _list_images(folder: Path, ontology: Ontology, out: Path) -> SetConfig:
     """The images as a dataset without boxes: a list that stays the same until all are labelled."""
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r} is no folder: class names label the images of a folder")
-    images = [Path(one) for one in find_images([str(folder)], DetectConfig(recursive=True, out=str(out), quiet=True))]
+    images = [Path(one) for one in find_images([str(folder)], DetectConfig(recursive=True, out=str(out)))]
     named = {path.relative_to(folder).as_posix(): path for path in images}
     if (out / MANIFEST).is_file() and (out / _LISTING).is_file():
         added = len(named.keys() - {row["image"] for row in read_jsonl(out / _LISTING)})

@@ -17,7 +17,7 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from glip.errors import ConfigError
+from glip.errors import ConfigError, install_command
 from glip.files import flat, read_json, write_json
 
 Report = Callable[[str], None]
@@ -75,7 +75,7 @@ def check_loggers(names: Sequence[str]) -> None:
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise ConfigError(
-            f"train.loggers: {missing} is not installed: pip install 'glip[{missing}]', or leave it out "
+            f"train.loggers: {missing} is not installed: {install_command(missing)}, or leave it out "
             "(metrics.jsonl has the same figures)"
         )
 

@@ -154,7 +154,7 @@ def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
     everything = ["a.jpg", "b.png", "c.bmp", "d.avif", "e.JFIF", "f.jp2"]
     assert [path.name for path in find_images([str(shots)], DetectConfig())] == everything
     line = (
-        f"glip detect: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
+        f"notice: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
     )
     assert capsys.readouterr().err == f"{line} not searched: --recursive searches all\n"
     assert {path.name for path in find_images([f"{shots}/**"], DetectConfig())} == {*everything, "x.png", "z.heic"}

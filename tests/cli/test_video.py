@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from glip.data import video
 from glip.data.video import read_video, video_header, write_video
+from glip.errors import install_command
 from glip.recipes import detect_files
 from glip.recipes.track import Tracker
 from glip.structures import Detections, Prompt
@@ -155,8 +156,8 @@ def test_what_is_no_video_is_one_sentence(name, content, words, detect, tmp_path
 @pytest.mark.parametrize(
     ("package", "arguments", "words"),
     [
-        ("av", (), "av is not installed: pip install 'glip[video]'"),
-        ("trackers", ("--track",), "trackers is not installed: pip install 'glip[track]'"),
+        ("av", (), f"av is not installed: {install_command('video')}"),
+        ("trackers", ("--track",), f"trackers is not installed: {install_command('track')}"),
     ],
 )
 def test_a_missing_package_is_named(package, arguments, words, detect, clip, monkeypatch):

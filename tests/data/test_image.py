@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 import glip.data.image
 from glip.data.image import ENDINGS, _notice, image_size, load_image, open_any, stated_size
-from glip.errors import ImageError
+from glip.errors import ImageError, install_command
 from glip.structures import TarMember
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -331,7 +331,7 @@ def test_heic(tmp_path):
     path = tmp_path / "a.HEIC"
     if not find_spec("pillow_heif"):
         path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-        refused(path, "is not an image that Pillow can read: pip install 'glip[heic]', or convert")
+        refused(path, f"is not an image that Pillow can read: {install_command('heic')}, or convert")
         pytest.skip("pillow-heif is not installed")
     import pillow_heif
 

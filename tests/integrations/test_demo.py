@@ -27,6 +27,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from glip.cli.main import main
+from glip.errors import install_command
 from glip.integrations import demo
 from glip.integrations.serve_options import ServeConfig
 from glip.lettering import palette
@@ -375,7 +376,7 @@ def test_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit, match="2"):
         main(["demo", "--port", "0"])
-    assert "gradio is not installed: pip install 'glip[demo]'" in capsys.readouterr().err
+    assert f"gradio is not installed: {install_command('demo')}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

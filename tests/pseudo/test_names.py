@@ -272,12 +272,14 @@ def test_parquet_has_the_same_rows_and_select_keeps_the_names(run, photos, tmp_p
 def test_a_folder_labelled_on_the_command_line_is_a_sound_dataset(photos, tmp_path, capsys):
     for path in (photos / "sub").iterdir():
         path.unlink()
+    (photos / "notes.txt").touch()
     out = str(tmp_path / "out")
     flags = ["--threshold", "0.1", "--device", "cpu", "--format", "labels", "--format", "yolo"]
     assert (
         glip("label", "glip-nano", photos, "--names", "a car. a cup. a fish. a tree. a star", "--out", out, *flags) == 0
     )
-    said = capsys.readouterr().out
+    said, notice = capsys.readouterr()
+    assert f"notice: '{photos}': 1 other file (notes.txt) skipped\n" in notice
     assert re.search(r": 3 of 4 images, \d+ candidates in 3 images", said)
     assert re.search(r"\| a car \| 0\.100 \| \d+ \| \d+ \| 0\.\d{3} \|", said)
     assert f"written: {out}/labels.jsonl, {out}/yolo" in said and "3 of 4 images labelled; what was skipped" in said
