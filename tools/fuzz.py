@@ -25,11 +25,12 @@ from pathlib import Path
 from fuzz_doors import DOORS
 from fuzz_kinds import KINDS
 from fuzz_page import PAGE
+from fuzz_runs import RUNS
 from measuring import table
 
 from glip.errors import GlipError
 
-KINDS.update(DOORS | PAGE)
+KINDS.update(DOORS | PAGE | RUNS)
 SLOW, HUNG = 10.0, 600.0  # seconds: of the processor, and until it is ended
 MEMORY = 6_000_000_000  # bytes of data that the process may hold
 LONGEST = 1_000  # characters of an error

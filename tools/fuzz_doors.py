@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_kinds import ODD, RAN, TEXTS, Evil, Read, encoded_images, mutate_bytes, mutate_tree, tiny
+from fuzz_kinds import ODD, RAN, TEXTS, Read, encoded_images, mutate_bytes, mutate_tree, tiny
+from fuzz_runs import Evil
 from PIL import Image
 
 import glip

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import measuring
 import torch
 import torch.distributed as dist
-from benchmark import CAPTIONS, label_times
+from benchmark_data import CAPTIONS, label_times
 from measuring import Measurement, Missing, Row, Setup, each, held, milliseconds, precision, random_model
 
 import glip

@@ -153,9 +153,7 @@ def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
         (shots / name).touch()
     everything = ["a.jpg", "b.png", "c.bmp", "d.avif", "e.JFIF", "f.jp2"]
     assert [path.name for path in find_images([str(shots)], DetectConfig())] == everything
-    line = (
-        f"notice: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
-    )
+    line = f"notice: '{shots}': 4 other files (g.csv, h.eps, i, ...) skipped; 2 sub-folders (deep, other) with images"
     assert capsys.readouterr().err == f"{line} not searched: --recursive searches all\n"
     assert {path.name for path in find_images([f"{shots}/**"], DetectConfig())} == {*everything, "x.png", "z.heic"}
     assert "5 other files (" in capsys.readouterr().err
