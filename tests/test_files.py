@@ -130,3 +130,8 @@ def test_fingerprints_tell_values_apart():
     values = ["ab", "a", ("a", "b"), b"ab", 1, 1.0, None, {"a": 1}]
     assert len({files.fingerprint(value) for value in values}) == len(values)
     assert files.fingerprint("a", "b") != files.fingerprint("ab") and files.fingerprint("x") == files.fingerprint("x")
+
+
+def test_a_reader_that_has_seen_enough_is_no_full_disk():
+    with pytest.raises(BrokenPipeError), files.writing(Path("-")):
+        raise BrokenPipeError(32, "Broken pipe")

@@ -238,3 +238,10 @@ def test_a_class_without_a_box_is_named(tune, model, shapes):
     assert "classes without a box to train on: 1 (yellow heart)" in out
     code, _, err = tune(model, shapes, "--shots", "1", *QUICK)
     assert code == 2 and "'yellow heart' 0" in err
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"ids": 5}'])
+def test_a_list_of_images_is_that_of_a_tuning(content, tune, model, shapes, tmp_path):
+    (tmp_path / "odd.json").write_text(content)
+    code, _, err = tune(model, shapes, "--image-list", "odd.json")
+    assert code == 2 and err.startswith("glip tune: odd.json") and err.count("\n") == 1
