@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex, Unpack, cast, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 from PIL import Image
 
-from glip.config import InferenceConfig, ModelConfig, Side
+from glip.config import Count, InferenceConfig, ModelConfig, Side
 from glip.data.image import ImageInput, is_batch, open_all, open_any
-from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
+from glip.device import choose_device, choose_dtype
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, trained_with, with_weights
@@ -75,11 +75,9 @@ class Detector:
 
         Raises:
             CheckpointError: unknown, missing, broken, or of another model.
-            GlipError: an unknown device or dtype, or nothing here that compiles.
+            GlipError: an unknown device or dtype.
         """
         choose_dtype(dtype, choose_device(device))  # before the weights are loaded
-        if compile:
-            check_compiler()
         loaded = load_pretrained(name_or_path)
         detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device, dtype, compile)
         return detector if task is None else detector.adapted(task)
@@ -263,9 +261,7 @@ class Detector:
                 results. Default: the error is raised.
             **options: see ``DetectOptions``.
         """
-        batch_size = options.get("batch_size", 4)
-        if not isinstance(batch_size, SupportsIndex) or batch_size < 1:
-            raise GlipError(f"batch_size: got {batch_size!r}: give a whole number, 1 or more")
+        batch_size = parse(Count, options.get("batch_size", 4), at="batch_size")
         given = {name: options.get(name) for name in ("nms", "max_detections")}
         with_options(self.config.inference, **given)  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)
@@ -291,7 +287,6 @@ class Detector:
         return in_order(detected())
 
     @torch.no_grad()
-    @out_of_memory_explained("batch_size or the image size")
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         opened = [open_any(image) for image in (images if is_batch(images) else [images])]  # type: ignore[arg-type, list-item, union-attr]
@@ -336,7 +331,6 @@ class Detector:
         return replace(text, hidden=text.hidden + offsets.to(text.hidden), tuned=True)
 
     @torch.no_grad()
-    @out_of_memory_explained("batch_size, max_names or the image size")
     def ground(
         self,
         image: EncodedImage,

@@ -1,11 +1,7 @@
-"""Where to compute, and in which type: devices and dtypes by name, and what a user can do where there is no room."""
+"""Where to compute, and in which type: devices and dtypes by name."""
 
-import os
-import shutil
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -71,25 +67,3 @@ def bfloat16_time(device: torch.device) -> float:
             spent.append(time.perf_counter() - began)
         times.append(min(spent))
     return times[1] / times[0]
-
-
-def check_compiler() -> None:
-    """torch.compile needs a compiler of C++ on the CPU, and Triton one of C on a GPU.
-
-    Raises:
-        GlipError: none is here.
-    """
-    named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"])):
-        raise GlipError(
-            f"compile: no C++ compiler is here ({named or 'g++ or clang++'}): install one, or leave compile out"
-        )
-
-
-@contextmanager
-def out_of_memory_explained(lower: str) -> Iterator[None]:
-    """A GPU without room is a GlipError that says what to lower."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise GlipError(f"the GPU has no room ({str(error).split('. ')[0]}): lower {lower}") from error
