@@ -15,11 +15,7 @@ _AMPERE = (8, 0)  # the first GPUs with products in bfloat16
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of a name, or CUDA where there is one.
-
-    Raises:
-        GlipError: no such device here.
-    """
+    """The device of a name, or CUDA where there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

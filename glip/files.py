@@ -9,8 +9,6 @@ import os
 import platform
 import re
 import shutil
-import tempfile
-import typing
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,11 +52,7 @@ def is_special(path: str | Path) -> bool:
 
 
 def refuse_special(path: str | Path) -> None:
-    """Refuse to read a pipe or a device.
-
-    Raises:
-        DataError: it is one.
-    """
+    """Refuse to read a pipe or a device, with a DataError."""
     if is_special(path):
         raise DataError(f"{str(path)!r} is a pipe or a device: give a file")
 
@@ -75,9 +69,6 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         path: the file; its folder is made if missing.
         mode: "w" for UTF-8 text, "wb" for bytes.
         durable: wait until it is on the disk, so that it also survives a power failure.
-
-    Raises:
-        WriteError: it cannot be written.
     """
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
@@ -106,20 +97,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around code that writes a file: an error names it, the free space and the next step.
-
-    Raises:
-        WriteError: it cannot be written.
-    """
+    """Around code that writes a file: what fails is a WriteError."""
     try:
         yield
     except Exception as error:
         # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
         words = ("writ", "I/O error", "unexpected pos")
         full = any(word in str(error) for word in words) and not isinstance(error, GlipError)
-        known = isinstance(
-            error, FileNotFoundError | WriteError | BrokenPipeError
-        )  # the last: a reader has seen enough
+        known = isinstance(error, FileNotFoundError | WriteError | BrokenPipeError)  # the reader has seen enough
         if known or not (isinstance(error, OSError) or full):
             raise
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free / 1e6
@@ -139,16 +124,6 @@ def remove_partials(folder: str | Path) -> None:
         found = _PARTIAL.fullmatch(path.name)
         if found and found[1] == _machine() and not _is_running(int(found[2])):
             path.unlink(missing_ok=True)
-
-
-def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
-    """A folder for this process alone, deleted at its end; those that killed processes have left are deleted now."""
-    begin = f"{prefix}-{_machine()}-"
-    for path in Path(tempfile.gettempdir()).glob(f"{begin}*-*"):
-        process = path.name.removeprefix(begin).partition("-")[0]
-        if process.isdigit() and not _is_running(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"{begin}{os.getpid()}-")
 
 
 def _is_running(process: int) -> bool:
@@ -272,16 +247,6 @@ def flat(tree: Any, at: str = "") -> dict[str, Any]:
     else:
         values[at] = tree
     return values
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What a folder's contents are made of and with.
-
-    Raises:
-        FileNotFoundError: it has no manifest.
-        DataError: a manifest that cannot be read.
-    """
-    return typing.cast(dict[str, Any], read_json(Path(folder) / MANIFEST))
 
 
 @contextmanager

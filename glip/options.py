@@ -65,10 +65,6 @@ def read_thresholds(
 
 
 def with_options(config: InferenceConfig, **given: Any) -> InferenceConfig:
-    """The model's inference options with those of a call; None leaves the model's.
-
-    Raises:
-        GlipError: a value out of range.
-    """
+    """The model's inference options with those of a call; None leaves the model's."""
     changed = {name: value for name, value in given.items() if value is not None}
     return parse(InferenceConfig, asdict(config) | changed) if changed else config

@@ -21,6 +21,7 @@ from glip.errors import ConfigError, GlipError
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_adapter = cache(TypeAdapter)
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 Corners = Annotated[tuple[Annotated[float, Field(gt=-1e9, lt=1e9)], ...], Field(min_length=4, max_length=4)]  # of a box
 Edges = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=2)]  # of a span of text
@@ -52,11 +53,10 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
     try:
-        return _parsed(kind, json.dumps(value, default=_plain), at, error)
+        text = json.dumps(value, default=_plain)
     except (RecursionError, ValueError, TypeError) as caught:  # nested too deep or in itself; a key that is no text
-        raise (
-            caught if isinstance(caught, GlipError) else error(f"{at or 'config'}: {caught}: give plain values")
-        ) from None
+        raise error(f"{at or 'config'}: {caught}: give plain values") from None
+    return parse_json(kind, text, at=at, error=error)
 
 
 def _plain(value: Any) -> Any:
@@ -66,10 +66,6 @@ def _plain(value: Any) -> Any:
 
 def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """The same from the text of a JSON file."""
-    return _parsed(kind, text, at, error)
-
-
-def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> Any:
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as caught:
@@ -116,11 +112,6 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     """A hint at the known word that is most like a misspelled one; "" where none is near."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-@cache
-def _adapter(kind: Any) -> Any:
-    return TypeAdapter(kind)
 
 
 def _sentence(kind: Any, problem: Any, at: str) -> str:

@@ -22,7 +22,7 @@ from PIL import Image
 from glip.config import Share
 from glip.detector import Detector
 from glip.errors import GlipError, ImageError
-from glip.files import file_name, temporary_folder
+from glip.files import file_name
 from glip.integrations import messages
 from glip.integrations.batching import Batcher
 from glip.integrations.guard import Guard, Message, Metrics, Receive, Send, refusal
@@ -285,7 +285,7 @@ async def _sweep(folder: Path) -> None:
 
 def create_demo(detectors: Mapping[str, Detector], config: ServeConfig) -> Any:
     """A server of the page, behind the same door as that of ``glip serve``."""
-    own, metrics = temporary_folder("glip-demo"), Metrics()
+    own, metrics = tempfile.TemporaryDirectory(prefix="glip-demo-"), Metrics()
     folder = Path(own.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = gradio.routes.DEFAULT_TEMP_DIR = str(folder)  # not one that users share
     demo = Demo(detectors, config, folder, metrics)
