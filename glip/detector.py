@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Any, SupportsIndex, Unpack, cast, overload
 
 import torch
 from PIL import Image
 
-from glip.config import Count, InferenceConfig, ModelConfig, Side
+from glip.config import InferenceConfig, ModelConfig, Side
 from glip.data.image import ImageInput, is_batch, open_all, open_any
 from glip.device import choose_device, choose_dtype
 from glip.encoded import EncodedImage, EncodedText
@@ -261,7 +261,9 @@ class Detector:
                 results. Default: the error is raised.
             **options: see ``DetectOptions``.
         """
-        batch_size = parse(Count, options.get("batch_size", 4), at="batch_size")
+        batch_size = options.get("batch_size", 4)
+        if not isinstance(batch_size, SupportsIndex) or batch_size < 1:
+            raise GlipError(f"batch_size: got {batch_size!r}: give a whole number, 1 or more")
         given = {name: options.get(name) for name in ("nms", "max_detections")}
         with_options(self.config.inference, **given)  # refused now, not with the first image
         prompts = [] if prompt is None else as_prompts(prompt)

@@ -19,7 +19,8 @@ from glip.errors import GlipError, ImageError
 from glip.geometry.boxes import iou
 from glip.model.weights import ASSETS
 from glip.postprocess import find_candidates
-from glip.structures import Detection, Detections, Prompt
+from glip.results import Detection
+from glip.structures import Detections, Prompt
 
 PROMPT = "a red bus. a cyclist. dog"
 NAMES = ["a red bus", "cyclist", "dog", "traffic light", "car", "cart", "zebra"]
