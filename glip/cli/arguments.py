@@ -13,16 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic.fields import FieldInfo
 
 from glip import __version__
-from glip.config import (
-    EvaluateConfig,
-    Format,
-    LabelConfig,
-    Mode,
-    SelectConfig,
-    SelfTrainConfig,
-    TaskConfig,
-    TuneConfig,
-)
+from glip.config import EvaluateConfig, Format, LabelConfig, Mode, SelectConfig, SelfTrainConfig, TaskConfig, TuneConfig
 from glip.errors import ConfigError
 from glip.integrations.serve_options import ServeConfig
 from glip.recipes.detect_config import DetectConfig
@@ -52,15 +43,7 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 
 _OTHERS = {  # names that the flags have in other tools
-    "threshold": (
-        "conf",
-        "conf-thres",
-        "confidence",
-        "score-thr",
-        "score-threshold",
-        "box-threshold",
-        "text-threshold",
-    ),
+    "threshold": ("conf", "conf-thres", "confidence", "score-thr", "score-threshold", "box-threshold"),
     "model": ("weights", "checkpoint", "ckpt", "checkpoint-path", "model-path", "pretrained"),
     "images": ("source", "input", "img", "image", "image-path", "img-path", "img-dir", "image-dir"),
     "prompt": ("text", "texts", "text-prompt", "classes", "labels", "names", "query", "queries", "categories"),

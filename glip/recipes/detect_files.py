@@ -84,9 +84,8 @@ def split_arguments(given: Sequence[str], instead: str = "") -> tuple[list[str],
     """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next(
-        (text for text in texts if (_is_image(Path(text)) or is_video(Path(text))) and os.path.isfile(text)), ""
-    )
+    named = (text for text in texts if _is_image(Path(text)) or is_video(Path(text)))
+    late = next(filter(os.path.isfile, named), "")
     words = next((text for text in given if not (_may_be_image(text) or is_webcam(text))), None)
     if instead and words:
         raise ConfigError(f"{words!r} is no image, and {instead} says what to find: leave one of them out")
@@ -211,19 +210,15 @@ def _readable(
     """Each image and frame that can be read; sources that cannot be are reported and added to ``unreadable``."""
     for source in sources:
         try:
-            yield from _items_of(source, config)
+            if is_video(source):
+                for frame in islice(read_video(source, every=config.every), config.frames or None):
+                    yield Item(source, frame.image, frame.number, frame.time)
+            else:
+                yield Item(source, load_image(source, allow_download=config.allow_download))
         except ImageError as error:
             unreadable.append(source)
             bar.update(1)
             ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
-
-
-def _items_of(source: Source, config: DetectConfig) -> Iterator[Item]:
-    if not is_video(source):
-        yield Item(source, load_image(source, allow_download=config.allow_download))
-        return
-    for frame in islice(read_video(source, every=config.every), config.frames or None):
-        yield Item(source, frame.image, frame.number, frame.time)
 
 
 def _detections(
