@@ -32,9 +32,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Warns where bfloat16 is slower than float32: without instructions for it a processor may take a hundred times as
     long.
-
-    Raises:
-        GlipError: no such type, or float16 on a CPU.
     """
     if name == "auto":
         return torch.bfloat16 if bfloat16_time(device) <= _FASTER else torch.float32

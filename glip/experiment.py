@@ -92,12 +92,7 @@ def to_yaml(config: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ConfigError: not YAML in UTF-8.
-    """
+    """The plain values of a YAML file."""
     refuse_special(path)
     return _parse_yaml(path.read_bytes(), str(path))
 

@@ -146,12 +146,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The value of a JSON file; ``object_hook`` is json's: it gets each map as it closes, and gives what replaces it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not JSON in UTF-8.
-    """
+    """The value of a JSON file; ``object_hook`` is json's: it gets each map as it closes, and gives its place taker."""
     refuse_special(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
@@ -166,11 +161,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
-    """The rows of a file of JSON lines; a last line that a kill cut off is skipped.
-
-    Raises:
-        DataError: another line that is not JSON.
-    """
+    """The rows of a file of JSON lines; a last line that a kill cut off is skipped, another broken one a DataError."""
     refuse_special(path)
     with Path(path).open("rb") as file:
         number, line = 0, b""
@@ -203,11 +194,7 @@ def append_jsonl(path: str | Path, row: Any) -> None:
 
 
 def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Note what a folder's contents are made of and with; the same settings go on, others are refused.
-
-    Raises:
-        DataError: the folder holds the results of other settings, or its manifest cannot be read.
-    """
+    """Note what a folder's contents are made of and with; the same settings go on, others are refused."""
     path, wanted = Path(folder) / MANIFEST, json.loads(json.dumps(settings))
     if path.is_file():
         refuse_other_run(folder, read_json(path), wanted)
@@ -218,11 +205,7 @@ def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
 def refuse_other_run(
     folder: str | Path, before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: tuple[str, ...] = ()
 ) -> None:
-    """Compare what a folder's contents were made with, and what they would be continued with.
-
-    Raises:
-        DataError: naming each key that differs and does not begin with one of ``may_change``.
-    """
+    """Refuse to go on with other settings; keys that begin with one of ``may_change`` may differ."""
     old, new = flat(before), flat(now)
     changed = []
     for key in {**old, **new}:

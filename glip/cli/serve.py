@@ -12,11 +12,7 @@ from glip.integrations.serve_options import ServeConfig
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the model and its tasks, listen, and finish what has begun when a signal comes.
-
-    Raises:
-        GlipError: options that do not fit, a missing extra, a port that is taken, a model that cannot be loaded.
-    """
+    """Load the model and its tasks, listen, and finish what has begun when a signal comes."""
     args.token = args.token or os.environ.get("GLIP_TOKEN") or None
     config = read_options(ServeConfig, args)
     tasks = dict(given.partition("=")[::2] for given in config.task)
