@@ -146,7 +146,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The value of a JSON file; ``object_hook`` is json's: it gets each map as it closes, and gives its place taker."""
+    """The value of a JSON file; ``object_hook`` (json's) gets each map as it closes, and gives what replaces it."""
     refuse_special(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
