@@ -276,6 +276,8 @@ class Detector:
 
         def readable() -> Iterator[Image.Image]:
             for number, image in open_all(images, on_error):
+                if shared is None and number >= len(prompts):
+                    raise GlipError(f"got {len(prompts)} prompts for more images: give one, or one for each")
                 numbers.append(number)
                 yield image
 

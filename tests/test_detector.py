@@ -334,6 +334,8 @@ def test_wrong_images_and_prompts_are_explained(tiny_detector, image):
         tiny_detector(image, "a cat. 🐈")
     with pytest.raises(ValueError, match="got 2 prompts for 3 images: give one, or one for each"):
         tiny_detector([image] * 3, [Prompt.parse("a"), Prompt.parse("b")])
+    with pytest.raises(GlipError, match="got 2 prompts for more images: give one, or one for each"):
+        tiny_detector(iter([image] * 3), [Prompt.parse("a"), Prompt.parse("b")])
     with pytest.raises(ValueError, match="got 2 prompts for 1 images"):
         text = tiny_detector.encode_text([Prompt.parse("a"), Prompt.parse("b")])
         tiny_detector.ground(tiny_detector.encode_image(image), text)

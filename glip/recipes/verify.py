@@ -21,7 +21,7 @@ def verify(target: str, root: str | None = None) -> Iterator[Finding]:
         target: a folder with records in it or below it, a file beside one, or a public name of a model.
         root: the data root, instead of the one that was given when the results were made.
     """
-    path, looked = Path(target), False
+    path, looked = Path(target).absolute(), False
     if not path.exists() and target in list_pretrained():
         file, expected = known_sha256(target)
         if expected:
