@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -79,5 +80,7 @@ def _packages() -> tuple[dict[str, str], dict[str, str]]:
 
 def _anonymous(text: str) -> str:
     """A text without home folder and user name."""
-    text = re.sub(rf"(?<![^:;,=\s]){re.escape(str(Path.home()))}(?![\w.-])", "~", text)
-    return re.sub(rf"(?<![\w.-]){re.escape(getpass.getuser())}(?![\w.-])", "USER", text)
+    text = re.sub(rf"(?<![^:;,=\s]){re.escape(os.path.expanduser('~'))}(?![\w.-])", "~", text)
+    with suppress(KeyError, OSError):  # a user without a name, as in a container
+        text = re.sub(rf"(?<![\w.-]){re.escape(getpass.getuser())}(?![\w.-])", "USER", text)
+    return text
