@@ -37,6 +37,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "captions": {"help": "captioned images: dataset, file (jsonl, json, csv, tsv, tar) or folder of such files"},
     "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "image folder; may be repeated"},
     "--root": {"metavar": "DIR", "help": "data folder (default: environment variable GLIP_DATA, or this folder)"},
+    "--model": {"default": "glip-nano", "help": f"{_MODEL} (default: glip-nano)"},
     "--device": {"help": "cpu, cuda or cuda:1 (default: cuda if available)"},
     "--traceback": {"action": "store_true", "help": "show the full traceback of an error"},
 }
@@ -131,14 +132,12 @@ def _detect(parser: Parser) -> None:
 
 
 def _serve(parser: Parser) -> None:
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
-    _add_shared(parser, "--device")
+    _add_shared(parser, "--model", "--device")
     add_options(parser, ServeConfig, "server")
 
 
 def _demo(parser: Parser) -> None:
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
-    _add_shared(parser, "--device")
+    _add_shared(parser, "--model", "--device")
     add_options(parser, ServeConfig, "page", ("label_studio", "max_images"))
 
 
