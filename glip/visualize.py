@@ -123,10 +123,9 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
-    fonts, known = [letters(12, file).getname()[0] for file in lettering.system_fonts()], font_manager.fontManager
-    for name, font_file in zip(fonts, lettering.system_fonts(), strict=True):
-        if all(font.name != name for font in known.ttflist):  # its list may be older than the font
-            known.addfont(font_file)
+    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
+    for font_file in lettering.system_fonts():
+        font_manager.fontManager.addfont(font_file)  # its list may be older than the font
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
         canvas = Figure(figsize=(width, height), layout="constrained")

@@ -124,10 +124,8 @@ def detect_files(
     Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole. ``segment`` gives detections their masks.
 
     Raises:
-        ConfigError: an option that the sources do not allow.
         Interrupted: stopped by a signal; a webcam, which has no other end, is not.
     """
-    check_fits(sources, config)
     if any(map(is_webcam, sources)):
         config = replace(config, batch_size=1)  # no frame waits for others
     if config.image_size:
