@@ -46,7 +46,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tupl
     for item in overrides:
         keys, separator, value = item.partition("=")
         *parents, key = keys.strip().split(".")
-        if not separator or not key:
+        if not separator or "" in (*parents, key):
             raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
         inner = tree
         for name in parents:  # where a value stands it is replaced by a map, which the schema then refuses

@@ -120,8 +120,9 @@ def detect_files(
 ) -> int:
     """Detect in all; gives the number of sources that could not be read to the end, which are reported.
 
-    Without a prompt the classes of the detector's task are detected. Each source is there once. With a video, the first
-    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole. ``segment`` gives detections their masks.
+    Without a prompt the classes of the detector's task are detected. Each source is there once, and ``check_fits`` has
+    passed. With a video, the first Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole.
+    ``segment`` gives detections their masks.
 
     Raises:
         Interrupted: stopped by a signal; a webcam, which has no other end, is not.

@@ -352,6 +352,7 @@ def test_wrong_options_are_one_line(refused, shots, tiny_folder, options, words)
         (["config", "glip_tt"], "(did you mean 'glip_t'?)"),
         (["config", "tiny", "model.visoin.kind=swin"], "model.visoin: no such key (did you mean 'vision'?)"),
         (["config", "tiny", "train.steps"], "override 'train.steps': give key.path=value"),
+        (["config", "tiny", ".steps=5"], "override '.steps=5': give key.path=value"),
         (["train", "broken.yaml"], "broken.yaml: not valid YAML"),
     ],
 )
