@@ -30,11 +30,7 @@ class Experiment:
 
 
 def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tuple[Path, ...] = ()) -> dict[Any, Any]:
-    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML.
-
-    Raises:
-        ConfigError: missing file, broken YAML, an override of another form, or files that extend each other.
-    """
+    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML."""
     file = find_config(path)
     if file in children:
         raise ConfigError(f"{file}: extends itself, by way of {children[-1]}: remove one of the two lines")

@@ -41,9 +41,6 @@ def read_thresholds(
     """The lowest score of each phrase: as given, else as ``stored`` for its text, else the ``usual`` one.
 
     Letter case does not count in stored texts, since the model does not see it.
-
-    Raises:
-        GlipError: another count than the prompt's, a phrase that it does not have, or a score outside 0..1.
     """
     texts, own = prompt.texts, torch.tensor(usual).expand(len(prompt.phrases))
     if stored:
