@@ -45,7 +45,13 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 _OTHERS = {  # names that the flags have in other tools
     "threshold": (
-        "conf", "conf-thres", "confidence", "score-thr", "score-threshold", "box-threshold", "text-threshold",
+        "conf",
+        "conf-thres",
+        "confidence",
+        "score-thr",
+        "score-threshold",
+        "box-threshold",
+        "text-threshold",
     ),  # fmt: skip
     "model": ("weights", "checkpoint", "ckpt", "checkpoint-path", "model-path", "pretrained"),
     "images": ("source", "input", "img", "image", "image-path", "img-path", "img-dir", "image-dir"),
