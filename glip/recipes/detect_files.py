@@ -199,8 +199,8 @@ def _readable(
     for source in sources:
         try:
             if is_video(source):
-                for frame in islice(read_video(source, every=config.every), config.frames or None):
-                    yield Item(source, frame.image, frame.number, frame.time)
+                frames = islice(read_video(source, every=config.every), config.frames or None)
+                yield from (Item(source, frame.image, frame.number, frame.time) for frame in frames)
             else:
                 yield Item(source, load_image(source, allow_download=config.allow_download))
         except ImageError as error:

@@ -177,12 +177,15 @@ def _fill_cell(
                 began, found = time.monotonic(), tune_task(detector, task, config, folder, cache=features)
                 figures = {name: round(value, 4) for name, value in found.figures.items()}
                 minutes, images = round((time.monotonic() - began) / 60, 2), int(found.about["images"])
-                row = replace(row, images=images, data=data, figures=figures, minutes=minutes)
-                with exclusive(ledger.parent, wait=True):
-                    append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
+                _append(ledger, replace(row, images=images, data=data, figures=figures, minutes=minutes))
             (folder / LAST).unlink(missing_ok=True)  # after full tuning four times the size of the model
     except LockedError:
         print(f"{title}: another process is tuning it")
+
+
+def _append(ledger: Path, row: TableRow) -> None:
+    with exclusive(ledger.parent, wait=True):
+        append_jsonl(ledger, asdict(row))  # type: ignore[call-overload]
 
 
 def _show(ledger: Path) -> None:
