@@ -78,7 +78,7 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     limits += field.metadata if field else []
     most = next((limit.max_length for limit in limits if hasattr(limit, "max_length")), 0)
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
-    span = f"{least} to {most}" if 1 < least < most else f"at most {most}" if least < most else str(most)
+    span = str(most) if least == most else f"{least} to {most}"
     length = f" of {span}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
         text.format(getattr(limit, key))
@@ -91,11 +91,8 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     elif typing.get_origin(inner) is tuple:
         said = f"a list{length}; each {allowed(None, typing.get_args(inner)[0])}"
     else:
-        said = ", ".join(
-            filter(
-                None, [_KINDS.get(inner, "a map of keys") + length + " characters" * bool(most), " and ".join(bounds)]
-            )
-        )
+        said = _KINDS.get(inner, "a map of keys") + length + " characters" * bool(most)
+        said += f", {' and '.join(bounds)}" * bool(bounds)
     return f"{said}, or null" if type(None) in typing.get_args(kind) else said
 
 
@@ -127,7 +124,7 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
         return f"{at}: not valid JSON ({problem['ctx']['error'][:80]})"
     if problem["type"] == "missing":
         return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
-    if problem["type"] in ("value_error", "assertion_error"):
+    if problem["type"] == "value_error":
         return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""
