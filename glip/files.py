@@ -104,7 +104,7 @@ def writing(path: Path) -> Iterator[None]:
         # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
         words = ("writ", "I/O error", "unexpected pos")
         full = any(word in str(error) for word in words) and not isinstance(error, GlipError)
-        known = isinstance(error, FileNotFoundError | WriteError | BrokenPipeError)  # the reader has seen enough
+        known = isinstance(error, FileNotFoundError | WriteError | BrokenPipeError)  # a pipe's reader has seen enough
         if known or not (isinstance(error, OSError) or full):
             raise
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free / 1e6

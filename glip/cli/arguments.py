@@ -52,7 +52,7 @@ _OTHERS = {  # names that the flags have in other tools
         "score-threshold",
         "box-threshold",
         "text-threshold",
-    ),  # fmt: skip
+    ),
     "model": ("weights", "checkpoint", "ckpt", "checkpoint-path", "model-path", "pretrained"),
     "images": ("source", "input", "img", "image", "image-path", "img-path", "img-dir", "image-dir"),
     "prompt": ("text", "texts", "text-prompt", "classes", "labels", "names", "query", "queries", "categories"),
