@@ -16,7 +16,7 @@ from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig, Side
 from glip.data.image import ImageInput, is_batch, open_all, open_any
-from glip.device import check_compiler, choose_device, choose_dtype, out_of_memory_explained
+from glip.device import choose_device, choose_dtype
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, trained_with, with_weights
@@ -75,11 +75,9 @@ class Detector:
 
         Raises:
             CheckpointError: unknown, missing, broken, or of another model.
-            GlipError: an unknown device or dtype, or nothing here that compiles.
+            GlipError: an unknown device or dtype.
         """
         choose_dtype(dtype, choose_device(device))  # before the weights are loaded
-        if compile:
-            check_compiler()
         loaded = load_pretrained(name_or_path)
         detector = cls(loaded.model, loaded.config, Tokenizer(loaded.tokenizer), device, dtype, compile)
         return detector if task is None else detector.adapted(task)
@@ -278,6 +276,8 @@ class Detector:
 
         def readable() -> Iterator[Image.Image]:
             for number, image in open_all(images, on_error):
+                if shared is None and number >= len(prompts):
+                    raise GlipError(f"got {len(prompts)} prompts for more images: give one, or one for each")
                 numbers.append(number)
                 yield image
 
@@ -291,7 +291,6 @@ class Detector:
         return in_order(detected())
 
     @torch.no_grad()
-    @out_of_memory_explained("batch_size or the image size")
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         opened = [open_any(image) for image in (images if is_batch(images) else [images])]  # type: ignore[arg-type, list-item, union-attr]
@@ -336,7 +335,6 @@ class Detector:
         return replace(text, hidden=text.hidden + offsets.to(text.hidden), tuned=True)
 
     @torch.no_grad()
-    @out_of_memory_explained("batch_size, max_names or the image size")
     def ground(
         self,
         image: EncodedImage,

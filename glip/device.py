@@ -1,12 +1,8 @@
-"""Where to compute, and in which type: devices and dtypes by name, and what a user can do where there is no room."""
+"""Where to compute, and in which type: devices and dtypes by name."""
 
-import os
-import shutil
-import time
+import timeit
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -19,11 +15,7 @@ _AMPERE = (8, 0)  # the first GPUs with products in bfloat16
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of a name, or CUDA where there is one.
-
-    Raises:
-        GlipError: no such device here.
-    """
+    """The device of a name, or CUDA where there is one."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -40,9 +32,6 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Warns where bfloat16 is slower than float32: without instructions for it a processor may take a hundred times as
     long.
-
-    Raises:
-        GlipError: no such type, or float16 on a CPU.
     """
     if name == "auto":
         return torch.bfloat16 if bfloat16_time(device) <= _FASTER else torch.float32
@@ -64,32 +53,5 @@ def bfloat16_time(device: torch.device) -> float:
     times = []
     for dtype in (torch.float32, torch.bfloat16):
         factor = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
-        spent = []
-        for _ in range(4):  # the first sets up
-            began = time.perf_counter()
-            factor @ factor
-            spent.append(time.perf_counter() - began)
-        times.append(min(spent))
+        times.append(min(timeit.repeat(partial(torch.mm, factor, factor), number=1, repeat=4)))  # the first sets up
     return times[1] / times[0]
-
-
-def check_compiler() -> None:
-    """torch.compile needs a compiler of C++ on the CPU, and Triton one of C on a GPU.
-
-    Raises:
-        GlipError: none is here.
-    """
-    named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"])):
-        raise GlipError(
-            f"compile: no C++ compiler is here ({named or 'g++ or clang++'}): install one, or leave compile out"
-        )
-
-
-@contextmanager
-def out_of_memory_explained(lower: str) -> Iterator[None]:
-    """A GPU without room is a GlipError that says what to lower."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise GlipError(f"the GPU has no room ({str(error).split('. ')[0]}): lower {lower}") from error

@@ -30,11 +30,7 @@ class Experiment:
 
 
 def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tuple[Path, ...] = ()) -> dict[Any, Any]:
-    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML.
-
-    Raises:
-        ConfigError: missing file, broken YAML, an override of another form, or files that extend each other.
-    """
+    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML."""
     file = find_config(path)
     if file in children:
         raise ConfigError(f"{file}: extends itself, by way of {children[-1]}: remove one of the two lines")
@@ -46,7 +42,7 @@ def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tupl
     for item in overrides:
         keys, separator, value = item.partition("=")
         *parents, key = keys.strip().split(".")
-        if not separator or not key:
+        if not separator or "" in (*parents, key):
             raise ConfigError(f"override {item!r}: give key.path=value, such as train.steps=100")
         inner = tree
         for name in parents:  # where a value stands it is replaced by a map, which the schema then refuses
@@ -92,12 +88,7 @@ def to_yaml(config: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ConfigError: not YAML in UTF-8.
-    """
+    """The plain values of a YAML file."""
     refuse_special(path)
     return _parse_yaml(path.read_bytes(), str(path))
 

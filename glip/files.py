@@ -10,7 +10,6 @@ import platform
 import re
 import shutil
 import tempfile
-import typing
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,11 +53,7 @@ def is_special(path: str | Path) -> bool:
 
 
 def refuse_special(path: str | Path) -> None:
-    """Refuse to read a pipe or a device.
-
-    Raises:
-        DataError: it is one.
-    """
+    """Refuse to read a pipe or a device, with a DataError."""
     if is_special(path):
         raise DataError(f"{str(path)!r} is a pipe or a device: give a file")
 
@@ -75,9 +70,6 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         path: the file; its folder is made if missing.
         mode: "w" for UTF-8 text, "wb" for bytes.
         durable: wait until it is on the disk, so that it also survives a power failure.
-
-    Raises:
-        WriteError: it cannot be written.
     """
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
@@ -106,18 +98,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around code that writes a file: an error names it, the free space and the next step.
-
-    Raises:
-        WriteError: it cannot be written.
-    """
+    """Around code that writes a file: what fails is a WriteError."""
     try:
         yield
     except Exception as error:
         # A full disk is a RuntimeError of torch.save and an error of its own in safetensors.
         words = ("writ", "I/O error", "unexpected pos")
         full = any(word in str(error) for word in words) and not isinstance(error, GlipError)
-        if not (isinstance(error, OSError) or full) or isinstance(error, FileNotFoundError | WriteError):
+        known = isinstance(error, FileNotFoundError | WriteError | BrokenPipeError)  # a pipe's reader has seen enough
+        if known or not (isinstance(error, OSError) or full):
             raise
         free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free / 1e6
         raise WriteError(
@@ -168,12 +157,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The value of a JSON file; ``object_hook`` is json's: it gets each map as it closes, and gives what replaces it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not JSON in UTF-8.
-    """
+    """The value of a JSON file; ``object_hook`` (json's) gets each map as it closes, and gives what replaces it."""
     refuse_special(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
@@ -188,11 +172,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> Iterator[Any]:
-    """The rows of a file of JSON lines; a last line that a kill cut off is skipped.
-
-    Raises:
-        DataError: another line that is not JSON.
-    """
+    """The rows of a file of JSON lines; a last line that a kill cut off is skipped, another broken one a DataError."""
     refuse_special(path)
     with Path(path).open("rb") as file:
         number, line = 0, b""
@@ -225,11 +205,7 @@ def append_jsonl(path: str | Path, row: Any) -> None:
 
 
 def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Note what a folder's contents are made of and with; the same settings go on, others are refused.
-
-    Raises:
-        DataError: the folder holds the results of other settings, or its manifest cannot be read.
-    """
+    """Note what a folder's contents are made of and with; the same settings go on, others are refused."""
     path, wanted = Path(folder) / MANIFEST, json.loads(json.dumps(settings))
     if path.is_file():
         refuse_other_run(folder, read_json(path), wanted)
@@ -240,11 +216,7 @@ def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
 def refuse_other_run(
     folder: str | Path, before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: tuple[str, ...] = ()
 ) -> None:
-    """Compare what a folder's contents were made with, and what they would be continued with.
-
-    Raises:
-        DataError: naming each key that differs and does not begin with one of ``may_change``.
-    """
+    """Refuse to go on with other settings; keys that begin with one of ``may_change`` may differ."""
     old, new = flat(before), flat(now)
     changed = []
     for key in {**old, **new}:
@@ -269,16 +241,6 @@ def flat(tree: Any, at: str = "") -> dict[str, Any]:
     else:
         values[at] = tree
     return values
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """What a folder's contents are made of and with.
-
-    Raises:
-        FileNotFoundError: it has no manifest.
-        DataError: a manifest that cannot be read.
-    """
-    return typing.cast(dict[str, Any], read_json(Path(folder) / MANIFEST))
 
 
 @contextmanager

@@ -30,11 +30,8 @@ class ImageProcessor:
     def images(self, images: Sequence[Image.Image]) -> tuple[Float[Tensor, "batch 3 height width"], tuple[Size, ...]]:
         """Resize, normalize and pad RGB images; also gives their sizes without the padding."""
         sizes = tuple(self.resized_size(image) for image in images)
-        resized = [
-            image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
-            for image, (height, width) in zip(images, sizes, strict=True)
-        ]
-        return self._pixels(resized), sizes
+        pairs = zip(images, sizes, strict=True)
+        return self._pixels([one.resize(size[::-1], Image.Resampling.BILINEAR) for one, size in pairs]), sizes
 
     def resized_size(self, image: Image.Image) -> Size:
         """The size of an image after the resize, before the padding."""

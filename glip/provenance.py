@@ -76,12 +76,7 @@ def renew(*files: Path) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record as it was written.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: it is none, or was edited.
-    """
+    """A record as it was written; an edited one is a DataError."""
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get(_SEAL) != _seal(tree):
         raise DataError(f"{path.name}: edited since it was written, so what it says cannot be used")

@@ -21,6 +21,7 @@ from glip.errors import ConfigError, GlipError
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_adapter = cache(TypeAdapter)
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 Corners = Annotated[tuple[Annotated[float, Field(gt=-1e9, lt=1e9)], ...], Field(min_length=4, max_length=4)]  # of a box
 Edges = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2, max_length=2)]  # of a span of text
@@ -52,11 +53,10 @@ def parse(kind: Any, value: Any, *, at: str = "", error: type[GlipError] = Confi
         GlipError: of the given kind, naming the first key that is wrong, its value and what is allowed.
     """
     try:
-        return _parsed(kind, json.dumps(value, default=_plain), at, error)
+        text = json.dumps(value, default=_plain)
     except (RecursionError, ValueError, TypeError) as caught:  # nested too deep or in itself; a key that is no text
-        raise (
-            caught if isinstance(caught, GlipError) else error(f"{at or 'config'}: {caught}: give plain values")
-        ) from None
+        raise error(f"{at or 'config'}: {caught}: give plain values") from None
+    return parse_json(kind, text, at=at, error=error)
 
 
 def _plain(value: Any) -> Any:
@@ -66,10 +66,6 @@ def _plain(value: Any) -> Any:
 
 def parse_json(kind: Any, text: str | bytes, *, at: str = "", error: type[GlipError] = ConfigError) -> Any:
     """The same from the text of a JSON file."""
-    return _parsed(kind, text, at, error)
-
-
-def _parsed(kind: Any, text: str | bytes, at: str, error: type[GlipError]) -> Any:
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as caught:
@@ -82,7 +78,7 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     limits += field.metadata if field else []
     most = next((limit.max_length for limit in limits if hasattr(limit, "max_length")), 0)
     least = next((limit.min_length for limit in limits if hasattr(limit, "min_length")), 0)
-    span = f"{least} to {most}" if 1 < least < most else f"at most {most}" if least < most else str(most)
+    span = str(most) if least == most else f"{least} to {most}"
     length = f" of {span}" if most else " that is not empty" if least else ""
     bounds = dict.fromkeys(
         text.format(getattr(limit, key))
@@ -95,11 +91,8 @@ def allowed(field: FieldInfo | None, kind: Any) -> str:
     elif typing.get_origin(inner) is tuple:
         said = f"a list{length}; each {allowed(None, typing.get_args(inner)[0])}"
     else:
-        said = ", ".join(
-            filter(
-                None, [_KINDS.get(inner, "a map of keys") + length + " characters" * bool(most), " and ".join(bounds)]
-            )
-        )
+        said = _KINDS.get(inner, "a map of keys") + length + " characters" * bool(most)
+        said += f", {' and '.join(bounds)}" * bool(bounds)
     return f"{said}, or null" if type(None) in typing.get_args(kind) else said
 
 
@@ -118,11 +111,6 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-@cache
-def _adapter(kind: Any) -> Any:
-    return TypeAdapter(kind)
-
-
 def _sentence(kind: Any, problem: Any, at: str) -> str:
     loc, given = problem["loc"], problem["input"]
     owner, field, inner = _walk(kind, loc)
@@ -136,7 +124,7 @@ def _sentence(kind: Any, problem: Any, at: str) -> str:
         return f"{at}: not valid JSON ({problem['ctx']['error'][:80]})"
     if problem["type"] == "missing":
         return f"{key.rpartition('.')[0] or 'config'}: missing key {loc[-1]!r}"
-    if problem["type"] in ("value_error", "assertion_error"):
+    if problem["type"] == "value_error":
         return f"{key}.{problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     choices = [str(choice) for choice in typing.get_args(bare_type(inner)[0])]
     hint = did_you_mean(str(given), choices) if problem["type"] == "literal_error" else ""

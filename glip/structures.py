@@ -13,29 +13,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from glip.results import Detection, Detections
-from glip.shapes import Bool, Float, Int, Size, Tensor
-from glip.text.phrases import Span
-from glip.text.prompt import LETTER, NEGATIVE, SEPARATOR, Phrase, Prompt
-
-__all__ = [
-    "LETTER",
-    "NEGATIVE",
-    "SEPARATOR",
-    "Batch",
-    "Detection",
-    "Detections",
-    "ImageBatch",
-    "Outputs",
-    "Phrase",
-    "Prompt",
-    "Sample",
-    "Size",
-    "Span",
-    "TarMember",
-    "Target",
-    "TextBatch",
-]
+from glip.results import Detections as Detections  # "as" for those that are imported from here
+from glip.shapes import Bool, Float, Int, Tensor
+from glip.shapes import Size as Size
+from glip.text.phrases import Span as Span
+from glip.text.prompt import Phrase as Phrase
+from glip.text.prompt import Prompt as Prompt
 
 
 @dataclass(frozen=True)

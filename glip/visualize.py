@@ -79,7 +79,7 @@ class Cell:
     heading: str = ""
 
 
-def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image:
+def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
     """Samples side by side: boxes in the colours of their words, and below each image these words.
 
     That is its caption with the phrases marked, or the names of its boxes and how often each is there. An image that
@@ -89,7 +89,7 @@ def contact_sheet(samples: Sequence[Sample], *, columns: int = 4) -> Image.Image
     if len(every) > lettering.MOST_APART:
         every = dict.fromkeys(_names(s)[index] for s in samples for own in s.box_phrases for index in own)
     colours = dict(zip(every, lettering.palette(every), strict=True))
-    return sheet([_sample_cell(sample, colours) for sample in samples], columns=columns)
+    return sheet([_sample_cell(sample, colours) for sample in samples])
 
 
 def sheet(cells: Sequence[Cell], *, columns: int = 4) -> Image.Image:
@@ -123,10 +123,9 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     colours = ["#" + bytes(colour).hex() for colour in lettering.COLOURS]
-    fonts, known = [letters(12, file).getname()[0] for file in lettering.system_fonts()], font_manager.fontManager
-    for name, font_file in zip(fonts, lettering.system_fonts(), strict=True):
-        if all(font.name != name for font in known.ttflist):  # its list may be older than the font
-            known.addfont(font_file)
+    fonts = [letters(12, file).getname()[0] for file in lettering.system_fonts()]
+    for font_file in lettering.system_fonts():
+        font_manager.fontManager.addfont(font_file)  # its list may be older than the font
     style: Any = {"axes.prop_cycle": rcsetup.cycler("color", colours)} | {"font.family": ["DejaVu Sans", *fonts]}
     with matplotlib.rc_context(style):
         canvas = Figure(figsize=(width, height), layout="constrained")

@@ -7,7 +7,7 @@ import torch
 from glip.errors import GlipError
 from glip.postprocess import compete, tempered
 from glip.recipes.calibrate import calibration_error, find_temperature
-from glip.structures import NEGATIVE, Prompt
+from glip.text.prompt import NEGATIVE, Prompt
 
 SCORES = torch.tensor([[0.8, 0.5, 0.1], [0.2, 0.0, 0.4]])
 

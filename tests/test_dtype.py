@@ -10,7 +10,7 @@ from PIL import Image
 from small import ROOT
 
 from glip.detector import Detector
-from glip.device import bfloat16_time, choose_dtype, out_of_memory_explained
+from glip.device import bfloat16_time, choose_dtype
 from glip.errors import GlipError, ImageError
 from glip.geometry.boxes import iou
 from glip.model.adapt import Adaptation
@@ -107,11 +107,6 @@ def test_emulated_bfloat16_is_warned_of():
     warning, auto = done.stdout.strip().split("\n")
     assert "times as long as in float32" in warning and "float32 is faster here" in warning
     assert auto == "torch.float32"
-
-
-def test_a_gpu_without_room_says_what_to_lower():
-    with pytest.raises(GlipError, match=r"no room .*: lower batch_size"), out_of_memory_explained("batch_size"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has ...")
 
 
 def test_a_stream_goes_on_after_a_broken_image(tiny_detector, image, tmp_path):

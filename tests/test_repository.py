@@ -137,3 +137,15 @@ def test_env_names_versions_and_no_user(capsys, monkeypatch):
     found = json.loads(printed := capsys.readouterr().out)
     assert found["glip"].startswith(glip.__version__) and "torchvision" in found["packages"]
     assert home not in text + printed and "secret" not in text + printed
+
+
+def test_env_of_a_user_without_a_name(capsys, monkeypatch):
+    """A container that runs as a number (docker run --user 1234): neither a name nor a home folder is known."""
+
+    def unknown(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert env.run(argparse.Namespace(json=False)) == 0 and "cache" in capsys.readouterr().out

@@ -24,7 +24,7 @@ from glip.evaluate.columns import read_results
 from glip.evaluate.phrases import read_predictions
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.experiment import read_yaml, to_dict, to_yaml
-from glip.files import begin_run, read_manifest
+from glip.files import begin_run
 from glip.model.adapt import Adaptation, load_adaptation, save_adaptation
 from glip.pseudo.select import score_labels, select
 from glip.pseudo.store import count_labels, read_rows, write_report, write_shard
@@ -283,7 +283,6 @@ def read_ledgers(rng: Rng, folder: Path) -> None:
 def read_manifests(rng: Rng, folder: Path) -> None:
     """The manifest of a run's folder, to go on in it."""
     write(rng, folder / "manifest.json", {"model": "a", "set": {"b": [1, 2]}})
-    read_manifest(folder)
     begin_run(folder, {"model": "a", "set": {"b": [1, 2]}})
 
 

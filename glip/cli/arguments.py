@@ -13,16 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic.fields import FieldInfo
 
 from glip import __version__
-from glip.config import (
-    EvaluateConfig,
-    Format,
-    LabelConfig,
-    Mode,
-    SelectConfig,
-    SelfTrainConfig,
-    TaskConfig,
-    TuneConfig,
-)
+from glip.config import EvaluateConfig, Format, LabelConfig, Mode, SelectConfig, SelfTrainConfig, TaskConfig, TuneConfig
 from glip.errors import ConfigError
 from glip.integrations.serve_options import ServeConfig
 from glip.recipes.detect_config import DetectConfig
@@ -46,6 +37,7 @@ _SHARED: dict[str, dict[str, Any]] = {
     "captions": {"help": "captioned images: dataset, file (jsonl, json, csv, tsv, tar) or folder of such files"},
     "--images": {"action": "append", "default": [], "metavar": "DIR", "help": "image folder; may be repeated"},
     "--root": {"metavar": "DIR", "help": "data folder (default: environment variable GLIP_DATA, or this folder)"},
+    "--model": {"default": "glip-nano", "help": f"{_MODEL} (default: glip-nano)"},
     "--device": {"help": "cpu, cuda or cuda:1 (default: cuda if available)"},
     "--traceback": {"action": "store_true", "help": "show the full traceback of an error"},
 }
@@ -148,14 +140,12 @@ def _detect(parser: Parser) -> None:
 
 
 def _serve(parser: Parser) -> None:
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
-    _add_shared(parser, "--device")
+    _add_shared(parser, "--model", "--device")
     add_options(parser, ServeConfig, "server")
 
 
 def _demo(parser: Parser) -> None:
-    parser.add_argument("--model", default="glip-nano", help=f"{_MODEL} (default: glip-nano)")
-    _add_shared(parser, "--device")
+    _add_shared(parser, "--model", "--device")
     add_options(parser, ServeConfig, "page", ("label_studio", "max_images"))
 
 
@@ -373,11 +363,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_o
 
 
 def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
-    """The options dataclass that the flags give; ``more`` are fields without a flag.
-
-    Raises:
-        ConfigError: a value out of range, in one sentence.
-    """
+    """The options dataclass that the flags give; ``more`` are fields without a flag."""
     given = {name: getattr(args, name) for name in _fields(kind) if getattr(args, name, None) is not None}
     try:
         return parse(kind, {**given, **more})

@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, distribution, version
+from contextlib import suppress
+from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +62,19 @@ def environment() -> dict[str, Any]:
 def _packages() -> tuple[dict[str, str], dict[str, str]]:
     """Versions of what glip requires, and of what belongs to its extras as far as it is installed."""
     required, extras = dict[str, str](), dict[str, str]()
-    try:
-        lines = distribution("glip").requires or []
-    except PackageNotFoundError:  # a checkout that is not installed
-        lines = []
-    for line in lines:
+    for line in chain.from_iterable(own.requires or () for own in distributions(name="glip")):
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        try:
-            if "extra ==" not in line:
-                required[name] = "missing"
-                required[name] = version(name)
-            elif _EXTRA.search(line):
-                extras[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        found = next(iter(distributions(name=name)), None)
+        if "extra ==" not in line:
+            required[name] = found.version if found else "missing"
+        elif found and _EXTRA.search(line):
+            extras[name] = found.version
     return required, extras
 
 
 def _anonymous(text: str) -> str:
     """A text without home folder and user name."""
-    text = re.sub(rf"(?<![^:;,=\s]){re.escape(str(Path.home()))}(?![\w.-])", "~", text)
-    return re.sub(rf"(?<![\w.-]){re.escape(getpass.getuser())}(?![\w.-])", "USER", text)
+    text = re.sub(rf"(?<![^:;,=\s]){re.escape(os.path.expanduser('~'))}(?![\w.-])", "~", text)
+    with suppress(KeyError, OSError):  # a user without a name, as in a container
+        text = re.sub(rf"(?<![\w.-]){re.escape(getpass.getuser())}(?![\w.-])", "USER", text)
+    return text

@@ -24,30 +24,26 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--{unused.replace('_', '-')} {use} --names")
     config = read_options(LabelConfig, args)
     from glip.model.zoo import say_limits
+    from glip.pseudo.label import find_captions
+    from glip.pseudo.run import run_labelling
     from glip.signals import GracefulStop
 
     say_limits(args.model)
     with GracefulStop(at_once="the finished shards are saved; run the same command again to label the others"):
-        report = _label_folder(args) if is_named else _label_captions(args, config)
+        if is_named:
+            report = _label_folder(args)
+        else:
+            captions = find_captions(args.captions, args.images, args.root)
+            report = run_labelling(captions, args.model, config, args.out, device=args.device)
     boxes = "" if is_named else f", {counted(report['boxes'], 'box')}"
     print(
         f"{report['kept']} of {counted(report['pairs'], 'image' if is_named else 'pair')} labelled{boxes}; what was "
         f"skipped and why: {out / 'report.json'} and report.png{'' if is_named else f'; next: glip select {out}'}"
     )
     if report["failed"]:
-        print(
-            f"{counted(len(report['failed']), 'shard')} failed: repair and run the same command again", file=sys.stderr
-        )
+        failed = counted(len(report["failed"]), "shard")
+        print(f"{failed} failed: repair and run the same command again", file=sys.stderr)
     return 2 if report["failed"] else 0
-
-
-def _label_captions(args: argparse.Namespace, config: LabelConfig) -> Row:
-    from glip.pseudo.label import find_captions
-    from glip.pseudo.run import run_labelling
-
-    return run_labelling(
-        find_captions(args.captions, args.images, args.root), args.model, config, args.out, device=args.device
-    )
 
 
 def _label_folder(args: argparse.Namespace) -> Row:

@@ -36,9 +36,9 @@ def _run(args: argparse.Namespace) -> int:
     """Run a verb; gives the exit code."""
     _keep_freed_memory()
     warnings.formatwarning = lambda message, *_, **__: f"glip {args.verb}: {message}\n"
-    code = 1
     try:
-        code = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
+        code: int = import_module(f"glip.cli.{args.verb.replace('-', '_')}").run(args)
+        return code
     except KeyboardInterrupt as error:
         with suppress(ValueError):  # another thread than the main one
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C finds the program at its end
@@ -46,23 +46,22 @@ def _run(args: argparse.Namespace) -> int:
         kept = "drawn images and JSON lines are kept, other files are not written; " * (args.verb == "detect")
         usual = AGAIN if resumes else f"{kept}the same command starts over"
         print(f"\ninterrupted: {str(error) or usual}", file=sys.stderr)
-        code = getattr(error, "code", 130)  # 143 after SIGTERM
+        return getattr(error, "code", 130)  # 143 after SIGTERM
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except (GlipError, OSError) as error:
         if args.traceback:
             traceback.print_exc()
         print(f"glip {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
+        return 2
     except Exception as error:
         full = isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
         if args.traceback or not full:
             traceback.print_exc()
         advice = "not enough memory: lower the batch size or the image size" if full else _BUG
         print(f"glip {args.verb}: {advice}", file=sys.stderr)
-        code = 2 if full else 1
-    return code
+        return 2 if full else 1
 
 
 def _keep_freed_memory() -> None:

@@ -27,10 +27,8 @@ def run(args: argparse.Namespace) -> int:
         found = select(labels, out, config)
     for what, total, one in (("pairs", found.pairs, "pair"), ("boxes", found.boxes, "box")):
         reasons = ", ".join(f"{number} {reason}" for reason, number in getattr(found, f"dropped_{what}").items())
-        print(
-            f"{getattr(found, f'kept_{what}')} of {counted(total, one)} kept"
-            + (f"; dropped: {reasons}" if reasons else "")
-        )
+        dropped = f"; dropped: {reasons}" if reasons else ""
+        print(f"{getattr(found, f'kept_{what}')} of {counted(total, one)} kept{dropped}")
     folders = " ".join(f"--images {folder}" for folder in images)
     print(f"selected labels in {out}; train on them with: glip train CONFIG --data {out} {folders}")
     return 0

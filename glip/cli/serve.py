@@ -1,12 +1,10 @@
-"""``glip serve``: answer requests for detections until Ctrl-C or SIGTERM."""
+"""``glip serve`` and ``glip demo``: answer requests, or show a page, until Ctrl-C or SIGTERM."""
 
 import argparse
 import ipaddress
 import os
 import socket
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from glip.cli.arguments import read_options
 from glip.errors import ConfigError, needs
@@ -15,21 +13,6 @@ from glip.integrations.serve_options import ServeConfig
 
 def run(args: argparse.Namespace) -> int:
     """Load the model and its tasks, listen, and finish what has begun when a signal comes."""
-
-    def load() -> Callable[..., Any]:
-        from glip.integrations.serve import create_app, http_server
-
-        return lambda detectors, config: http_server(create_app(detectors, config))
-
-    return run_server(args, load, "/docs lists the requests")
-
-
-def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]], hint: str) -> int:
-    """Listen, and run the server that ``load()(detectors, config)`` makes; ``load`` imports what the verb's extra has.
-
-    Raises:
-        GlipError: options that do not fit, a missing extra, a port that is taken, a model that cannot be loaded.
-    """
     args.token = args.token or os.environ.get("GLIP_TOKEN") or None
     config = read_options(ServeConfig, args)
     tasks = dict(given.partition("=")[::2] for given in config.task)
@@ -40,8 +23,12 @@ def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]],
         problem = f"--task {', '.join(config.task)}: give NAME=FILE, each with a name of its own"
     if problem:
         raise ConfigError(problem)
+    is_page = args.verb == "demo"
     with needs(args.verb):
-        make = load()
+        from glip.integrations.serve import create_app, http_server
+
+        if is_page:
+            from glip.integrations.demo import create_demo
     from glip.detector import Detector
     from glip.model.zoo import say_limits
     from glip.signals import GracefulStop
@@ -51,10 +38,12 @@ def run_server(args: argparse.Namespace, load: Callable[[], Callable[..., Any]],
         model = Detector.from_pretrained(args.model, device=args.device, dtype=config.dtype)
         detectors = {"": model, **{name: model.adapted(file) for name, file in tasks.items()}}
         shown = f"[{config.host}]" if ":" in config.host else config.host
-        hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else hint
+        usual = "open it in a browser" if is_page else "/docs lists the requests"
+        hint = "WITHOUT A TOKEN: everyone who reaches it may ask" if is_open else usual
         print(f"{model!r} on http://{shown}:{listener.getsockname()[1]}: {hint}", file=sys.stderr)
         with GracefulStop(at_once="every request that had begun was answered"):
-            make(detectors, config).run(sockets=[listener])
+            server = create_demo(detectors, config) if is_page else http_server(create_app(detectors, config))
+            server.run(sockets=[listener])
     return 0
 
 

@@ -2,11 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from glip.cli.arguments import read_options
 from glip.config import TaskConfig, TuneConfig
 from glip.errors import ConfigError
 from glip.files import exclusive, file_name, read_json
+from glip.schema import parse
 
 _OUT = "runs/tune"
 
@@ -18,7 +20,10 @@ def run(args: argparse.Namespace) -> int:
     for option in ("set", "validate", "test", "images", "prompts", "image_list") if args.tasks else ():
         if getattr(args, option):
             raise ConfigError(f"{option.replace('_', '-')} besides --tasks: write it in the table, for each task")
-    ids = tuple(map(str, read_json(args.image_list)["ids"])) if args.image_list else ()
+    ids: tuple[str, ...] = ()
+    if file := args.image_list:
+        tree = parse(dict[str, Any], read_json(file), at=file)
+        ids = tuple(map(str, parse(tuple[str | int, ...], tree.get("ids"), at=f"{file}: ids")))
     configs = [
         read_options(TuneConfig, args, mode=mode, shots=shots, seed=seed, image_list=ids)
         for mode in args.mode

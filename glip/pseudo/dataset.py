@@ -20,9 +20,8 @@ from glip.data.image import sample_image
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, PackedSamples, Row, SampleSet, SkipCounter
 from glip.errors import ImageError
-from glip.files import read_manifest
 from glip.lettering import TextRun, palette
-from glip.pseudo.store import confident, read_rows
+from glip.pseudo.store import confident, image_folders, read_rows
 from glip.shapes import Float
 from glip.structures import Sample
 from glip.visualize import PAPER, Cell, save_image, sheet
@@ -45,7 +44,7 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterab
     Raises:
         OSError: a file cannot be written.
     """
-    images, names, limits = read_manifest(folder)["images"], tuple(thresholds), tuple(thresholds.values())
+    images, names, limits = image_folders(folder), tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()
     found = PackedSamples(sample_of_row(row, tuple(row["names"]), folders, skipped) for row in read_rows(folder))
     kept = PackedSamples(confident(sample, limits) for sample in found)

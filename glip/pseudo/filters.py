@@ -20,8 +20,9 @@ from glip.config import LabelConfig
 from glip.data.image import load_image, stated_size
 from glip.data.sets import InvalidRecord, require
 from glip.errors import ImageError
-from glip.structures import LETTER, TarMember
+from glip.structures import TarMember
 from glip.text.phrases import MARKUP
+from glip.text.prompt import LETTER
 
 _WORD = re.compile(rf"{LETTER}+(?:['’-]{LETTER}+)*|\w")  # the second: each letter of scripts without spaces
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

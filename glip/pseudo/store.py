@@ -19,7 +19,7 @@ from glip.console import counted
 from glip.data.labels import sample_of_row
 from glip.data.sets import Folders, Row, SkipCounter
 from glip.errors import DataError
-from glip.files import MANIFEST, atomic_write, read_json, read_manifest, write_json
+from glip.files import MANIFEST, atomic_write, read_json, write_json
 from glip.provenance import record
 from glip.schema import Corners, Edges, parse, parse_json
 from glip.structures import Sample
@@ -160,7 +160,7 @@ def _read_texts(path: Path) -> Iterator[str | bytes]:
 
 def image_folders(folder: Path) -> tuple[str, ...]:
     """The folders of the labelled images, as the manifest states them."""
-    stated = parse(dict[str, Any], read_manifest(folder), at=f"{folder / MANIFEST}", error=DataError)
+    stated = parse(dict[str, Any], read_json(folder / MANIFEST), at=f"{folder / MANIFEST}", error=DataError)
     return parse(tuple[str, ...], stated.get("images"), at=f"{folder / MANIFEST}: images", error=DataError)
 
 

@@ -38,9 +38,6 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
 
     Of a folder, and of a pattern without an ending, files that are no images are left out and named, as are sub-folders
     with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
-
-    Raises:
-        ConfigError: a folder or pattern without images.
     """
     found: list[Source] = []
     for item in given:
@@ -77,16 +74,11 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
 
 
 def split_arguments(given: Sequence[str], instead: str = "") -> tuple[list[str], list[str]]:
-    """The images of a command line and the texts after them: from the first argument on that cannot be an image.
-
-    Raises:
-        ConfigError: no text, or an image after it; with an option that is given ``instead`` of texts, a text.
-    """
+    """The images of a command line and the texts after them: from the first argument on that cannot be an image."""
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
-    late = next(
-        (text for text in texts if (_is_image(Path(text)) or is_video(Path(text))) and os.path.isfile(text)), ""
-    )
+    named = (text for text in texts if _is_image(Path(text)) or is_video(Path(text)))
+    late = next(filter(os.path.isfile, named), "")
     words = next((text for text in given if not (_may_be_image(text) or is_webcam(text))), None)
     if instead and words:
         raise ConfigError(f"{words!r} is no image, and {instead} says what to find: leave one of them out")
@@ -128,14 +120,13 @@ def detect_files(
 ) -> int:
     """Detect in all; gives the number of sources that could not be read to the end, which are reported.
 
-    Without a prompt the classes of the detector's task are detected. Each source is there once. With a video, the first
-    Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole. ``segment`` gives detections their masks.
+    Without a prompt the classes of the detector's task are detected. Each source is there once, and ``check_fits`` has
+    passed. With a video, the first Ctrl-C or SIGTERM ends the work cleanly: what is written so far is whole.
+    ``segment`` gives detections their masks.
 
     Raises:
-        ConfigError: an option that the sources do not allow.
         Interrupted: stopped by a signal; a webcam, which has no other end, is not.
     """
-    check_fits(sources, config)
     if any(map(is_webcam, sources)):
         config = replace(config, batch_size=1)  # no frame waits for others
     if config.image_size:
@@ -177,11 +168,7 @@ def detect_files(
 
 
 def check_fits(sources: Sequence[Source], config: DetectConfig) -> None:
-    """Refuse what these sources cannot give.
-
-    Raises:
-        ConfigError: a format or an option that is not for them.
-    """
+    """Refuse what these sources cannot give."""
     other = next((source for source in sources if is_video(source) or is_url(source)), None)
     unfit = next((form for form in ("coco", "yolo", "labels") if form in config.format), None)
     if unfit and other:
@@ -211,19 +198,15 @@ def _readable(
     """Each image and frame that can be read; sources that cannot be are reported and added to ``unreadable``."""
     for source in sources:
         try:
-            yield from _items_of(source, config)
+            if is_video(source):
+                frames = islice(read_video(source, every=config.every), config.frames or None)
+                yield from (Item(source, frame.image, frame.number, frame.time) for frame in frames)
+            else:
+                yield Item(source, load_image(source, allow_download=config.allow_download))
         except ImageError as error:
             unreadable.append(source)
             bar.update(1)
             ProgressBar.write(f"glip detect: {' '.join(str(error).split())}", file=sys.stderr)  # above the bar, if any
-
-
-def _items_of(source: Source, config: DetectConfig) -> Iterator[Item]:
-    if not is_video(source):
-        yield Item(source, load_image(source, allow_download=config.allow_download))
-        return
-    for frame in islice(read_video(source, every=config.every), config.frames or None):
-        yield Item(source, frame.image, frame.number, frame.time)
 
 
 def _detections(

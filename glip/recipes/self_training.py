@@ -83,9 +83,7 @@ def self_train(
             if number >= len(rows):
                 row = _run_round(plan, student, number, teacher, device, say) if number else {}
                 rows.append({"round": number, **row, "figures": _validate(model, sets, device, say)})
-                _write_table(
-                    Path(folder) / TABLE, rows, say
-                )  # first: a kill behind the ledger's row would leave it old
+                _write_table(Path(folder) / TABLE, rows, say)  # first: after the ledger's row it is not written again
                 write_jsonl(ledger, rows)
             teacher = model
         record(Path(folder) / RECORD, files=[ledger, Path(folder) / TABLE])

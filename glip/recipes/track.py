@@ -21,18 +21,13 @@ class Tracker:
 
     Args:
         rate: frames per second that it will get, about.
-
-    Raises:
-        GlipError: the trackers package is not installed.
     """
 
     def __init__(self, rate: float) -> None:
         with needs("track"):
             from trackers import ByteTrackTracker
-        options: dict[str, Any] = {
-            "frame_rate": rate,
-            "lost_track_buffer": ceil(30 * max(_KEPT, _STEPS / rate)),
-        }  # of 30 fps
+        lost = ceil(30 * max(_KEPT, _STEPS / rate))  # in frames of 30 fps
+        options: dict[str, Any] = {"frame_rate": rate, "lost_track_buffer": lost}
         options |= {"track_activation_threshold": 0.0, "high_conf_det_threshold": 0.0}  # what is found is above one
         self._of_label: dict[int, Any] = defaultdict(lambda: ByteTrackTracker(**options))
         self._numbers: dict[tuple[int, int], int] = {}

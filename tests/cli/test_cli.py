@@ -120,11 +120,8 @@ def test_folders_and_patterns(detect, shots, tmp_path, image):
     assert len(detect("shots/*.[jp]*", "shots/a.jpg", "dog", "--out", "-")[1].splitlines()) == 2
     image.resize((40, 30)).save(shots / "d.png")
     code, out, err = detect("shots", "dog", "--batch-size", 3, *TABLE_AND_LINES, "cat; bird")
-    found = Counter(
-        item["phrase"]
-        for line in (tmp_path / LINES).read_text().splitlines()
-        for item in json.loads(line)["detections"]
-    )
+    records = map(json.loads, (tmp_path / LINES).read_text().splitlines())
+    found = Counter(item["phrase"] for record in records for item in record["detections"])
     assert code == 0 and "4/4" not in err and len(names(tmp_path / "out")) == 4 + 1 and found.total() > 0
     *table, last = out.splitlines()
     assert table[0].split() == ["phrase", "images", "detections", "best", "score"]
@@ -157,10 +154,8 @@ def test_what_a_folder_holds_besides_is_told(shots, image, capsys):
     assert capsys.readouterr().err == f"{line} not searched: --recursive searches all\n"
     assert {path.name for path in find_images([f"{shots}/**"], DetectConfig())} == {*everything, "x.png", "z.heic"}
     assert "5 other files (" in capsys.readouterr().err
-    assert [path.name for path in find_images([f"{shots}/*.csv", f"{shots}/h.eps"], DetectConfig())] == [
-        "g.csv",
-        "h.eps",
-    ]
+    named = find_images([f"{shots}/*.csv", f"{shots}/h.eps"], DetectConfig())
+    assert [path.name for path in named] == ["g.csv", "h.eps"]
     with pytest.raises(ConfigError, match=r"no image: 1 sub-folder \(deeper\) with images not searched: --recursive"):
         find_images([str(shots / "deep")], DetectConfig())
     with pytest.raises(ConfigError, match=r"no image: 1 other file \(y.txt\) skipped; give image files, such as .jpg"):
@@ -226,10 +221,7 @@ def test_every_format_is_read_back(detect, command_line, shots, tmp_path):
     to = ("--images", "shots", "--to", "label-studio", "tasks.json")
     assert command_line("data", "convert", place / "labels.jsonl", *to)[0] == 0
     code, _, err = detect("shots/a.jpg", "dog", "--format", "yolo")
-    assert (
-        code == 2
-        and '\'out/results/yolo\' holds results made with classes ["a red bus", "café"], not ["dog"]: give' in err
-    )
+    assert code == 2 and 'results/yolo\' holds results made with classes ["a red bus", "café"], not ["dog"]' in err
 
 
 def test_a_sentence_becomes_a_grounding_set(detect, shots, tmp_path):
@@ -315,30 +307,19 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
     ("options", "words"),
     [
         (["dog", "--threshold", "1.2"], "--threshold: got 1.2: give a number, 0 or more and at most 1"),
-        (["dog", "--threshold", "nan"], "--threshold: got nan"),
         (["dog", "--threshold", "high"], "argument --threshold: invalid float value: 'high' (see glip detect --help)"),
         (["dog", "--batch-size", "0"], "--batch-size: got 0: give a whole number, 1 or more"),
         (["dog", "--device", "cuda:77"], "device 'cuda:77' is not here: give one of cpu"),
-        (["dog", "--device", "gpu"], "device 'gpu' is not here: give one of cpu"),
-        (["dog", "--model", "glip-tiny"], "'glip-tiny'"),
         (["dog", "--model", "shots"], "'shots'"),
-        (["dog", "--model", "shots/notes.txt"], "'shots/notes.txt'"),
         (["dog", "--out", "shots/a.jpg"], "File exists: 'shots/a.jpg'"),
-        (
-            ["dog", "--out", "-", "--format", "csv"],
-            "--out '-' prints JSON lines and --format is csv: give --out a folder",
-        ),
+        (["dog", "--out", "-", "--format", "csv"], "--out '-' prints JSON lines and --format is csv: give --out a"),
         (["dog", "--format", "cocoo"], "argument --format: invalid choice: 'cocoo' (did you mean 'coco'?)"),
-        (["dog", "--format", "xml"], "invalid choice: 'xml' (choose from "),
         (["dog", "--json", "x.json"], "unknown option --json (did you mean --format?)"),
         (["dog", "--imgsz", "640"], "unknown option --imgsz (did you mean --image-size?)"),
         (["dog", "--image-size", "3"], "--image-size: got 3: give a whole number, 32 or more and at most 8192"),
         (["dog", "--tile", "64", "--overlap", "0.9"], "--overlap: got 0.9: give a number, 0 or more and at most 0.8"),
-        (["dog", "--max-detections", "-1"], "--max-detections: got -1: give a whole number, 0 or more"),
         (["dog", "--colour", "red"], "unknown option --colour (see glip detect --help)"),
         (["dog", "--conf", ".3"], "unknown option --conf (did you mean --threshold?)"),
-        (["dog", "--box_threshold=.3"], "(did you mean --threshold?)"),
-        (["dog", "--weights", "x.pth"], "(did you mean --model?)"),
         (["dog", "--treshold", ".3"], "(did you mean --threshold?)"),
         (["--source", "x"], "unknown option --source: given without an option are IMAGE... PROMPT..."),
         (["shots/b.png"], "no prompt: give words after the images"),
@@ -347,12 +328,9 @@ def test_broken_and_missing_images(detect, shots, tmp_path):
         (["--task", "none.safetensors"], "'none.safetensors'"),
         (["dog", "--task", "none.safetensors"], "'dog' is no image, and --task says what to find: leave one of them"),
         (["dog", "--caption", CAPTION], "'dog' is no image, and --caption says what to find: leave one of them out"),
-        (["dog", "--model", "none.pth"], "model 'none.pth' does not exist: check the path"),
         (["dog", "--model", "none"], "model 'none' is not known, and no such path exists: give one of glip-nano, "),
         *(([prompt], "glip detect: ") for prompt in ("", " . ", "cat. \u200b. dog", "word " * 300, "cat \udcff")),
-        ([], "no prompt: give words after the images"),
         (["--caption", CAPTION, "--task", "x.safetensors"], "not allowed with argument"),
-        (["--caption", "..."], "names nothing"),
         (["--caption", "a red bus and " * 3000 + "a dog"], "256"),
         (["--caption", "a cat \udcff"], "UTF-8"),
     ],
@@ -367,16 +345,14 @@ def test_wrong_options_are_one_line(refused, shots, tiny_folder, options, words)
     ("arguments", "words"),
     [
         (["detect", "empty", "dog"], "'empty' contains no image: give image files, such as .jpg or .png"),
-        (["detect", "*.jpg", "dog"], "'*.jpg' contains no image"),
         (["detect"], "the following arguments are required: IMAGE... PROMPT... (see glip detect --help)"),
         (["detct", "a.jpg"], "invalid choice: 'detct' (did you mean 'detect'?)"),
         (["train", "--lr", "1", "x"], "unknown option --lr: settings are given as key=value, such as train.lr=1e-4"),
-        (["convert", "nowhere.pth", "again"], "'nowhere.pth'"),
         (["convert", "wrong.pth", "again"], "wrong.pth"),
-        (["config", "nano"], "config 'nano': no such file"),
         (["config", "glip_tt"], "(did you mean 'glip_t'?)"),
         (["config", "tiny", "model.visoin.kind=swin"], "model.visoin: no such key (did you mean 'vision'?)"),
         (["config", "tiny", "train.steps"], "override 'train.steps': give key.path=value"),
+        (["config", "tiny", ".steps=5"], "override '.steps=5': give key.path=value"),
         (["train", "broken.yaml"], "broken.yaml: not valid YAML"),
     ],
 )
@@ -478,9 +454,3 @@ def test_the_version(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0 and capsys.readouterr().out == f"glip {glip.__version__}\n"
-
-
-def test_the_whole_command_is_needed(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([])
-    assert stopped.value.code == 2 and "required: VERB (see glip --help)" in capsys.readouterr().err

@@ -65,9 +65,7 @@ def server(monkeypatch) -> Iterator[str]:
 def test_an_image_is_downloaded_where_that_is_allowed(server):
     assert load_image(f"{server}/image", allow_download=True).size == (30, 20)
     for read in (load_image, open_any):
-        with pytest.raises(
-            ImageError, match=r"image 'http.*' is a URL, and glip downloads nothing by itself: pass --a"
-        ):
+        with pytest.raises(ImageError, match=r"image 'http.*' is a URL, and glip downloads nothing by itself: pass "):
             read(f"{server}/image")
 
 
@@ -78,10 +76,7 @@ def test_an_image_is_downloaded_where_that_is_allowed(server):
         ("text", "is not an image that Pillow can read"),
         ("large", "is larger than 0.004 MB: download it yourself and give the file"),
         ("slow", "took more than 0.3 s to download"),
-        (
-            "moved/file",
-            "cannot be downloaded: the server answers 302 Found - Redirection to url 'file:///etc/hosts' is not",
-        ),
+        ("moved/file", "cannot be downloaded: the server answers 302 Found - Redirection to url 'file:///etc/hosts'"),
         ("moved/plain", "leads to 'http://example.com/a.png': only https is downloaded"),
         ("moved/data", "cannot be downloaded: the server answers 302 Found - Redirection to url 'data:,x' is not"),
     ],
@@ -102,9 +97,8 @@ def test_the_command_line_downloads_on_request(server, command_line, model, tmp_
     assert code == 2 and out == "" and err.count(" is a URL, and glip downloads nothing by itself: pass --allow-d") == 2
     code, out, err = command_line(*arguments, "--allow-download", "--format", "csv")
     assert code == 2 and out.startswith("1 image, ") and err.endswith("1 of 2 images could not be read\n")
-    assert (tmp_path / "out/image.png").is_file() and f"{server}/image" in (
-        tmp_path / "out/results/detections.csv"
-    ).read_text()
+    table = (tmp_path / "out/results/detections.csv").read_text()
+    assert (tmp_path / "out/image.png").is_file() and f"{server}/image" in table
     code, _, err = command_line(*arguments, "--format", "labels")
     assert code == 2 and f"--format labels is for image files, and '{server}/image' is none" in err
 

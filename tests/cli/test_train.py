@@ -149,10 +149,8 @@ def test_the_advice_of_a_finished_run_trains_longer(train, place, schedule):
     assert train("run", *own)[0] == 0
     (place / "run-2").mkdir()  # a name that is taken
     said = [train("run", *own)[1], train("run", *own, "train.steps=4")[2]]
-    assert (
-        "this run has finished its 2 steps; to train longer" in said[0]
-        and "train.steps=4 would have given them other learning rates" in said[1]
-    )
+    assert "this run has finished its 2 steps; to train longer" in said[0]
+    assert "train.steps=4 would have given them other learning rates" in said[1]
     advice = ["train.start=run/model", "train.output=run-3"]
     assert all(" ".join(advice) in line for line in said)
     code, out, err = train("run", *own, *advice)

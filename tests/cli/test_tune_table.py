@@ -151,13 +151,6 @@ def test_all_rows_of_a_line_have_the_same_settings_and_of_a_task_the_same_data(t
     assert "[4 of 4] second-prompt-1-1" in out
 
 
-@pytest.mark.slow
-def test_a_cell_that_cannot_be_tuned_does_not_end_the_table(tune, model, table, tmp_path):
-    code, out, err = tune(model, "--tasks", table, "--shots", "9", "1", *QUICK, "--out", "o")
-    assert code == 2 and "2 of 4 tunings failed; the first: first-prompt-9-0: " in err and err.count("\n") == 1
-    assert "failed: " in out and "| prompt | 1 |" in (tmp_path / "o" / "table.md").read_text()
-
-
 def test_odinw_names_are_those_of_the_images(tmp_path):
     """ODinW writes small_fish, which the prompt says as "small fish"."""
     task = next(task for task in tasks(35) if task.name.startswith("brackish"))

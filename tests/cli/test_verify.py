@@ -103,6 +103,17 @@ def test_what_has_no_record_is_refused(tmp_path, command_line):
     assert code == 2 and "'empty' cannot be verified: no run.json" in err
 
 
+def test_a_file_is_verified_from_within_its_folder(tmp_path, monkeypatch, command_line):
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt"):
+        (tmp_path / "run" / name).write_text("a")
+    record(tmp_path / "run" / "run.json", files=[tmp_path / "run/a.txt", tmp_path / "run/deep/b.txt"])
+    for folder, name in (("run", "a.txt"), ("run/deep", "b.txt")):
+        monkeypatch.chdir(tmp_path / folder)
+        code, out, err = command_line("verify", name)
+        assert code == 0 and out.endswith(f"{name}: as written\nall 1 as written\n"), out + err
+
+
 def test_a_command_without_secrets_and_without_paths_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["serve", "--token", "abc", "--api-key=def", "hub.password=ghi", f"{tmp_path}/a.jpg", "train.max_tokens=9"]

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from glip.postprocess import phrase_scores
-from glip.structures import NEGATIVE, SEPARATOR, Phrase, Prompt
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes
-from glip.text.prompt import clean_name, split_prompt
+from glip.text.prompt import NEGATIVE, SEPARATOR, Phrase, Prompt, clean_name, split_prompt
 from glip.text.tokens import encode_prompts, phrase_tokens
 
 GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "positive_map"
