@@ -12,10 +12,9 @@ be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``wri
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from glip.data import records
 from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_text, is_visible, read_id
@@ -66,16 +65,11 @@ def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCoun
         require(names, "line with neither a caption nor names")
     rows, own = [as_map(row) for row in as_list(record.get("boxes"))], read_id(record.get("id"))
     boxes = list(skipped.each(enumerate(rows), lambda row: _read_box(row, numbers), "box"))
-    return Sample(
-        image=image,
-        boxes=torch.tensor([item.box for item in boxes]).reshape(-1, 4),
-        box_phrases=tuple(item.phrases for item in boxes),
-        vocabulary=names,
+    image_id, size = str(record["image"]) if own is None else own, records.read_size(record)
+    return replace(
+        records.detection_sample(image, boxes, names, image_id=image_id, size=size),
         prompt=prompt,
         caption="" if prompt else caption,
-        image_id=str(record["image"]) if own is None else own,
-        size=records.read_size(record),
-        crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
         absent=_indices(record["absent"], len(names)) if isinstance(record.get("absent"), list) else None,
         incomplete=_indices(as_list(record.get("incomplete")), len(names)),
         scores=tuple(item.score for item in boxes) if any("score" in row for row in rows) else (),

@@ -74,12 +74,12 @@ class SkipCounter:
     def add(self, reason: str, place: str = "", times: int = 1) -> None:
         """Count a reason, such as "box without area", at a place inside that of ``catch``."""
         self.counts[reason] = self.counts.get(reason, 0) + times
-        places, full = self.places.setdefault(reason, []), [*self._at, *filter(None, [place])]
+        places, full = self.places.setdefault(reason, []), [*filter(None, [*self._at, place])]
         if full and len(places) < _EXAMPLES:
             places.append(", ".join(full))
 
     @contextmanager
-    def catch(self, place: str, times: int = 1) -> Iterator[None]:
+    def catch(self, place: str = "", times: int = 1) -> Iterator[None]:
         """Count the InvalidRecord that the block raises, and go on. Places nest, its cause last: "line 3, box 2"."""
         self._at.append(place)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from glip.shapes import Bool, Float, Int, Tensor
+from glip.shapes import Float, Int, Tensor
 
 
 def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "*rest"]:
@@ -144,9 +144,3 @@ def _nms() -> Callable[[Tensor, Tensor, float], Tensor]:
         torch.ops.load_library(str(libraries[0]))
     kernel: Callable[[Tensor, Tensor, float], Tensor] = torch.ops.torchvision.nms
     return kernel
-
-
-def is_degenerate(boxes: Float[Tensor, "box 4"]) -> Bool[Tensor, " box"]:
-    """Boxes with no area (under the ordinary convention) or with a coordinate that is not a number."""
-    good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & torch.isfinite(boxes).all(1)
-    return ~good

@@ -114,6 +114,14 @@ def test_csv_with_quotes_and_line_breaks(tmp_path):
     assert counts == {"line with too few or too many columns": 1, "caption that is empty or no text": 1}
 
 
+def test_places_in_a_table_are_lines_of_the_file(tmp_path):
+    file = written(tmp_path / "a.csv", b"image,caption\n\n\xff\na.jpg\nb.jpg,a dog\n")
+    assert read_captions(file, [tmp_path]).skipped.places == {
+        "text that is not UTF-8": ["a.csv, line 3"],
+        "line with too few or too many columns": ["a.csv, line 4"],
+    }
+
+
 def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path):
     text = 'image,caption\na.jpg,a dog\nb.jpg,"an open quote\n' + "c.jpg,a cat\n" * 12_000
     rows, counts = read(written(tmp_path / "a.csv", text))
