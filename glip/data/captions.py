@@ -8,6 +8,7 @@ import csv
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -172,35 +173,28 @@ def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[list[str]]:
 def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
     """The images and texts of a tar in their order; other members are counted, as is that the archive breaks off."""
     total, whole = path.stat().st_size, False
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (info := archive.next()) is not None and info.size >= 0:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-                yield from _usable(path, info, total, skipped)
-            with path.open("rb") as file:
-                file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
-                whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
-    except (tarfile.TarError, ValueError, OverflowError):  # tarfile itself stumbles over some headers
-        whole = False
+    stumbles = suppress(tarfile.TarError, ValueError, OverflowError)  # tarfile itself over some headers
+    with stumbles, tarfile.open(path, "r:") as archive, path.open("rb") as file:
+        while (info := archive.next()) is not None and info.size >= 0:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+            yield from () if info.isdir() else _usable(path, info, total, skipped)
+        file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
+        whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
     if not whole:
         skipped.add("tar that is compressed, or broken from some place on", path.name)
 
 
-def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
+def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> list[TarMember]:
     """The place of a member, if it can be read; else it is counted."""
     suffix = _split_name(info.name)[1]
     limit = records.MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
-    reasons = (
-        (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
-        (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
-        (info.size > limit, f"member of over {limit >> 20} MB"),
-        (info.offset_data + info.size > total, "member that is cut off"),
-    )
-    problem = next((reason for wrong, reason in reasons if wrong), "")
-    if not problem:
-        yield TarMember(path, info.name, info.offset_data, info.size)
-    elif not info.isdir():
-        skipped.add(problem, f"{path.name}:{info.name}")
+    with skipped.catch(f"{path.name}:{info.name}"):
+        require(info.isreg() and not info.issparse(), "member that is a link, a device or sparse")
+        require(suffix in _IMAGES | _TEXTS, "member that is neither an image nor a caption")
+        require(info.size <= limit, f"member of over {limit >> 20} MB")
+        require(info.offset_data + info.size <= total, "member that is cut off")
+        return [TarMember(path, info.name, info.offset_data, info.size)]
+    return []
 
 
 def _split_name(name: str) -> tuple[str, str]:
