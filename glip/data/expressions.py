@@ -5,6 +5,7 @@ is the phrase that is looked for: ``tokens_positive`` marks only its root, and n
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,18 @@ def is_of(tree: Any, names: Sequence[str]) -> bool:
     return as_map(next(iter(as_list(as_map(tree).get("images"))), None)).get("dataset_name") in names
 
 
-def read_refcoco(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
-    """Read RefCOCO, RefCOCO+ or RefCOCOg: each expression has one box. Arguments as for ``read_coco``.
+def _read_expressions(
+    names: Sequence[str], annotations: str | Path, images: Sequence[str | Path], tree: Any = None
+) -> SampleSet:
+    """Read the data sets of these names; arguments as for ``read_coco``.
+
+    An expression of RefCOCO, RefCOCO+ or RefCOCOg has one box; one of gRefCOCO any number, none if an annotation of it
+    has the category -1.
 
     Raises:
-        DataError: not a json of these data sets.
+        DataError: a json of other data sets.
     """
-    return _read_expressions(Path(annotations), images, tree, REFCOCO)
-
-
-def read_grefcoco(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
-    """Read gRefCOCO: an expression has any number of boxes, none if an annotation of it has the category -1.
-
-    Arguments and errors as for ``read_refcoco``.
-    """
-    return _read_expressions(Path(annotations), images, tree, GREFCOCO)
-
-
-def _read_expressions(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[str]) -> SampleSet:
+    path = Path(annotations)
     folders, skipped = Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "referring expressions", tree)
     if not is_of(tree, names):
@@ -71,6 +66,10 @@ def _read_expressions(path: Path, images: Sequence[str | Path], tree: Any, names
         )
 
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "expression"), skipped)
+
+
+read_refcoco = partial(_read_expressions, REFCOCO)
+read_grefcoco = partial(_read_expressions, GREFCOCO)
 
 
 def _expression_box(value: Any) -> Box:
