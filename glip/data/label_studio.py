@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -45,26 +46,24 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolder
     Arguments and result as for ``write_coco``. Label Studio has to serve the image folders: its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above, and each is added to the project as a local storage.
     """
-    path, lost, choice = Path(path), SkipCounter(), "single"
+    path, lost = Path(path), SkipCounter()
     with atomic_write(path) as file:
         file.write("[")
         for number, task in enumerate(each_row(samples, lambda sample: _task(sample, images, lost), lost)):
             file.write((",\n" if number else "\n") + json.dumps(task))
         file.write("\n]\n")
-    if any(len(phrases) > 1 for sample in samples.samples for phrases in sample.box_phrases):
-        choice = "multiple"
+    several = any(len(phrases) > 1 for sample in samples.samples for phrases in sample.box_phrases)
     with atomic_write(interface_of(path)) as file:
-        file.write(_INTERFACE.format(choice=choice))
+        file.write(_INTERFACE.format(choice="multiple" if several else "single"))
     return lost
 
 
-def interface_of(path: str | Path) -> Path:
+def interface_of(path: Path) -> Path:
     """The file of the labelling interface of tasks: ``tasks.json`` has ``tasks_interface.xml``."""
-    return Path(path).with_name(f"{Path(path).stem}_interface.xml")
+    return path.with_name(f"{path.stem}_interface.xml")
 
 
 def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
-    """A task for a sample."""
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     require(texts, "caption without phrases")
     name, row = image_name(sample, images, "Label Studio"), label_row(sample, images)
@@ -92,14 +91,10 @@ def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
 
 def _distinct(texts: Sequence[str]) -> list[str]:
     """Labels that differ: the second "a man" of a caption becomes "a man #2"."""
-    times: dict[str, int] = {}
     labels: dict[str, None] = {}
     for text in texts:
-        label = text
-        while label in labels:
-            times[text] = times.get(text, 1) + 1
-            label = f"{text} #{times[text]}"
-        labels[label] = None
+        numbered = chain([text], (f"{text} #{number}" for number in count(2)))
+        labels[next(label for label in numbered if label not in labels)] = None
     return list(labels)
 
 
@@ -144,7 +139,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
 
 
 def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: SkipCounter) -> Sample:
-    data, people = as_map(task.get("data")), _answers(task)
+    data, people = as_map(task.get("data")), _maps(task.get("annotations"))
     done = [answer for answer in people if answer.get("was_cancelled") is not True]
     require(done or not people, "task that people skipped")
     answers = done or _maps(task.get("predictions"))
@@ -168,11 +163,6 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: Ski
     labels = {text: index for index, text in enumerate(texts)}
     row["boxes"] = list(_rectangles(results, labels, size or (0, 0), skipped, scored=not done))
     return sample_of_row(row, names, folders, skipped)
-
-
-def _answers(task: Row) -> list[Row]:
-    """What people drew; old exports call it completions."""
-    return _maps(task.get("annotations", task.get("completions")))
 
 
 def _answer_rank(answer: Row) -> tuple[bool, str]:
@@ -231,7 +221,7 @@ def _image_name(data: Row) -> str:
 def _foreign_labels(task: Row) -> Iterator[str]:
     """The labels in a task that glip did not write."""
     if not isinstance(as_map(task.get("data")).get("glip"), dict):
-        answers = [*_answers(task), *_maps(task.get("predictions"))]
+        answers = [*_maps(task.get("annotations")), *_maps(task.get("predictions"))]
         results = (result for answer in answers for result in _maps(answer.get("result")))
         yield from (label for one in results if one.get("type") == _RECTANGLE for label in _rectangle_labels(one))
 

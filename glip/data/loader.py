@@ -118,16 +118,7 @@ def _sorted_window(sources: tuple[Source, ...], window: int, batch_size: int, se
 
 
 class MixtureDataset(Dataset["Step | GlipError"]):
-    """Item ``step`` is what one process computes in that step.
-
-    Args:
-        sources: the datasets.
-        processor: makes batches of samples.
-        data: how images and captions are varied.
-        train: the number of steps, their size and the seed.
-        rank: number of this process.
-        processes: how many share a step; each takes an equal run of its images.
-    """
+    """Item ``step`` is what process ``rank`` of ``processes`` computes in that step: an equal run of its images."""
 
     def __init__(
         self,
@@ -177,11 +168,7 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {problem}")
 
     def _prepare(self, sample: Sample, source: Source, random: np.random.Generator, skipped: SkipCounter) -> Sample:
-        """Load, augment and caption a sample; the boxes it loses are counted, also where it cannot be used.
-
-        Raises:
-            ImageError: it cannot be read, or has another size than its annotations are for.
-        """
+        """Load, augment and caption a sample; the boxes it loses are counted, also where it cannot be used."""
         config, data, others = source.config, self.data, list[Sample]()
         if sample.prompt is not None:  # prompts of other images are written beside its own
             chosen = random.integers(len(source.samples), size=data.pack_captions)

@@ -72,7 +72,7 @@ def augment(
     if crop:
         sample = _crop(sample, crop, rng, skipped)
     if rng.random() < flip:
-        sided = says_side(sample.prompt.caption) if sample.prompt else _any_says_side(sample.vocabulary)
+        sided = any(map(says_side, [sample.prompt.caption] if sample.prompt else sample.vocabulary))
         sample = sample if sided else _transform(sample, F.horizontal_flip)
     image = _loaded_image(sample)
     if colour:  # the hue stays, since captions name colours
@@ -81,14 +81,10 @@ def augment(
     return replace(sample, image=image), skipped
 
 
+@lru_cache(maxsize=2**14)  # a vocabulary is the same for all images of a dataset, and may have thousands of names
 def says_side(words: str) -> bool:
     """Whether words say left or right in any form, so that they would be wrong for the flipped image."""
     return _SIDES.search(words) is not None
-
-
-@lru_cache(maxsize=256)  # a vocabulary is the same for all images of a dataset, and may have thousands of names
-def _any_says_side(names: tuple[str, ...]) -> bool:
-    return any(says_side(name) for name in names)
 
 
 def _loaded_image(sample: Sample) -> Image.Image:
@@ -142,8 +138,7 @@ def _largest_scale(boxes: Float[Tensor, "box 4"], side: int) -> float:
 
 
 def _where(mask: Tensor) -> list[int]:
-    indices: list[int] = mask.nonzero()[:, 0].tolist()
-    return indices
+    return list(mask.nonzero()[:, 0].tolist())
 
 
 def _drop(
