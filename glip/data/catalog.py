@@ -18,7 +18,7 @@ from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
-from glip.data.records import as_list, as_map, first_json_line, parse_file, read_words
+from glip.data.records import as_list, as_map, first_json_line, parse_file
 from glip.data.sets import SampleSet, SkipCounter, check_exists
 from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
 from glip.data.yolo import YAML, names_file, read_yolo
@@ -59,7 +59,6 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("descriptions", "image_ids", "omnilabel"),
     ("images", "neg_text", "ovdeval"),
 )
-_EXPRESSIONS: tuple[tuple[tuple[str, ...], Format], ...] = ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco"))
 
 
 def data_root(given: str | Path | None) -> Path:
@@ -68,11 +67,7 @@ def data_root(given: str | Path | None) -> Path:
 
 
 def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
-    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one.
-
-    Raises:
-        ConfigError: a table that cannot be read.
-    """
+    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one."""
     found: dict[str, SetConfig] = {}
     for table in (config_folder() / TABLE, data_root(root) / TABLE):
         tree = (read_yaml(table) or {}) if table.is_file() else {}
@@ -183,12 +178,9 @@ def folders_of(
 
 
 def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: bool = False) -> SampleSet:
-    """The samples of a dataset; its file is parsed once.
+    """The samples of a dataset, whose paths are relative to ``root``; its file is parsed once.
 
-    Args:
-        config: its format and files.
-        root: what they are relative to.
-        to_score: keep what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
+    With ``to_score`` it keeps what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
 
     Raises:
         FileNotFoundError: its annotations or images are not under the root.
@@ -215,10 +207,7 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     elif format == "voc":
         found = read_voc(path, images, names, split)
     elif format == "yolo":
-        file = Path(names) if config.names else names_file(path) or path / "data.yaml"
-        check_exists(file)
-        table = read_yaml(file) if file.suffix.lower() in YAML else {"names": read_words(file), "train": str(path)}
-        found = read_yolo(file, table, images, split)
+        found = read_yolo(path, images, names, split)
     else:
         found = _JSON_READERS[format](path, images, tree)
     kept = (found.annotations, found.companions) if to_score else (None, ())
@@ -228,11 +217,7 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
 def class_prompts(
     config: SetConfig, root: str | Path | None, names: Sequence[str], *, file: str = ""
 ) -> dict[str, ClassPrompt]:
-    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none.
-
-    Raises:
-        GlipError: a file that cannot be read, or that names a class not in ``names``.
-    """
+    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none."""
     path = file or (config.prompts and data_root(root) / config.prompts)
     return read_prompts(read_yaml(Path(path)), names) if path else {}
 
@@ -288,9 +273,10 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
-    for names, format in _EXPRESSIONS:
-        if is_of(tree, names):
-            return format
+    if is_of(tree, REFCOCO):
+        return "refcoco"
+    if is_of(tree, GREFCOCO):
+        return "grefcoco"
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

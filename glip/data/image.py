@@ -79,10 +79,9 @@ def image_size(path: str | Path | TarMember) -> tuple[int, int]:
 
 def size_if_readable(path: str | Path | TarMember) -> tuple[int, int] | None:
     """The same, or None where the header cannot be read."""
-    try:
+    with suppress(ImageError):
         return image_size(path)
-    except ImageError:
-        return None
+    return None
 
 
 def stated_size(path: File) -> tuple[int, int]:

@@ -26,11 +26,9 @@ _FAR = 1 << 62  # no archive has a byte there
 
 
 def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
-    """Read a label file. Where some boxes of a line have a score, those without one were drawn by people: they score 1.
+    """Read a label file; ``images`` are folders of the images, or of the tars that hold them.
 
-    Args:
-        annotations: the jsonl.
-        images: folders of the images, or of the tars that hold them.
+    Where some boxes of a line have a score, those without one were drawn by people: they score 1.
     """
     path, skipped = Path(annotations), SkipCounter()
     folders, names = Folders(images or [path.parent]), Names()
@@ -46,11 +44,7 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
 
 
 def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCounter) -> Sample:
-    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted.
-
-    Raises:
-        InvalidRecord: nothing of it can be used.
-    """
+    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted."""
     file = folders.locate(record.get("image"))
     image: Path | TarMember = file
     if "member" in record:
