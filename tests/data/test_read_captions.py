@@ -205,7 +205,8 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         add("folder", type=tarfile.DIRTYPE)
         add("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add("0.txt", b"of a link")
-        add("1.jpg", type=tarfile.CHRTYPE)
+        for kind in (tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE):
+            add("../../1.jpg", type=kind, linkname="/etc/passwd")
         add("2.jpg", b"x" * 1001)
         add("3.jpg", jpeg("red")[:400])
         add("3.txt", b"\xff\xfe")
@@ -214,10 +215,12 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         add("5.exe", b"x")
         add("../../6.jpg", b"x")
         add("../../6.txt", b"its name leads out, but nothing is written")
+    before = set(tmp_path.parent.rglob("*"))
     found = read_captions(tmp_path / "a.tar", [])
     assert [sample.caption for sample in found.samples] == ["its name leads out, but nothing is written"]
+    assert set(tmp_path.parent.rglob("*")) == before
     assert found.skipped.counts == {
-        "member that is a link, a device or sparse": 2,
+        "member that is a link, a device or sparse": 5,
         "caption without an image": 1,
         "member of over 0 MB": 1,
         "text that is not UTF-8": 1,
