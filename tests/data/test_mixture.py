@@ -58,8 +58,6 @@ def test_a_set_is_a_name_a_path_or_written_out(root):
     assert [source.config.name for source in made] == ["drawn", "mine", "instances.json"]
     assert [len(source.samples) for source in made] == [4, 4, 2]
     assert made[0].config.short_side == (50, 60)
-    with pytest.raises(ConfigError, match=r"'mien' is neither in datasets.yaml nor a file \(did you mean 'mine'"):
-        build_sources(data(root, DatasetConfig(name="mien")))
 
 
 def test_prompts_of_the_table(root):

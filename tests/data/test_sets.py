@@ -40,20 +40,6 @@ def test_spans_come_in_reading_order_and_once():
     assert read_spans([[6, 9], [0, 1], [6, 9]], "a red cat") == ((0, 1), (6, 9))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b'{"images": [', b"\xff\xfe{}", b"[" * 100_000, b"1" * 5000 + b"9", b"{'a': 1}"]
-)
-def test_no_json(content, tmp_path):
-    (tmp_path / "set.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"set\.json: not valid JSON"):
-        parse_file(tmp_path / "set.json")
-
-
-def test_json_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "set.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"name": "Käse"}).encode())
-    assert parse_file(tmp_path / "set.json") == {"name": "Käse"}
-
-
 @pytest.mark.parametrize("unseen", ["\u200b", "\u00ad", "\ufeff", "\x07", "\u200b \u2060"])
 def test_a_phrase_that_cannot_be_seen_has_no_words(unseen):
     with pytest.raises(InvalidRecord, match="phrase without words"):
