@@ -12,14 +12,14 @@ from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
 from glip.data.coco import LISTS, read_coco, read_lvis, read_ovdeval
 from glip.data.described import D3_FILE, read_d3, read_omnilabel, read_saco
-from glip.data.expressions import GREFCOCO, REFCOCO, is_of, read_grefcoco, read_refcoco
+from glip.data.expressions import GREFCOCO, REFCOCO, name_of_expressions, read_grefcoco, read_refcoco
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
 from glip.data.records import as_list, as_map, first_json_line, parse_file
-from glip.data.sets import SampleSet, SkipCounter, check_exists
+from glip.data.sets import SampleSet, SkipCounter, check_exists, require
 from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
 from glip.data.yolo import YAML, names_file, read_yolo
 from glip.errors import ConfigError, DataError
@@ -256,8 +256,7 @@ def _lines_format(path: Path) -> Format | None:
     if path.suffix.lower() in (".tar", ".csv", ".tsv", ".txt"):
         return "captions"
     line = first_json_line(path)
-    if '"detections":' in line:
-        raise DataError(f"{path}: {DETECTED}")
+    require('"detections":' not in line, f"{path}: {DETECTED}")
     if '"detection"' in line or '"grounding"' in line:
         return "odvg"
     if '"boxes"' in line and '"phrases"' in line:
@@ -273,10 +272,8 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
-    if is_of(tree, REFCOCO):
-        return "refcoco"
-    if is_of(tree, GREFCOCO):
-        return "grefcoco"
+    if (name := name_of_expressions(tree)) in (*REFCOCO, *GREFCOCO):
+        return "refcoco" if name in REFCOCO else "grefcoco"
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

@@ -15,8 +15,7 @@ import torch
 
 from glip.data import records
 from glip.data.records import as_list, as_map, is_number, is_text, read_id
-from glip.data.sets import CocoFile, Folders, Id, PackedSamples, Row, SampleSet, SkipCounter
-from glip.errors import DataError
+from glip.data.sets import CocoFile, Folders, Id, PackedSamples, Row, SampleSet, SkipCounter, require
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
@@ -199,11 +198,11 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
         if whole:
             return whole
         lists: list[Any] = [record.get(key) for key in ("text", "neg_text")]
-        if not all(isinstance(one, list) and all(map(is_text, one)) for one in lists):
-            raise DataError(
-                f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an "
-                "aspect as OVDEval distributes it"
-            )
+        require(
+            all(isinstance(one, list) and all(map(is_text, one)) for one in lists),
+            f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an aspect "
+            "as OVDEval distributes it",
+        )
         names = list(dict.fromkeys(chain(*lists)))
         if unknown := [name for name in names if name not in stated]:
             skipped.add("text that is no category: it is not asked for", f"image {record['id']}", len(unknown))
@@ -270,8 +269,7 @@ def categories_of(stated: Iterable[Any]) -> Categories:
 def check_distinct(values: Iterable[Id], what: str, path: Path) -> None:
     """Refuse two categories with one id, or one name: nobody knows which of the two a box has."""
     again = next((value for value, count in Counter(values).items() if count > 1), None)
-    if again is not None:
-        raise DataError(f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
+    require(again is None, f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
 
 
 def id_order(number: Id) -> tuple[bool, Id]:

@@ -14,16 +14,15 @@ import torch
 from glip.data import records
 from glip.data.records import Box, as_list, as_map, read_id
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
-from glip.errors import DataError
 from glip.structures import Prompt, Sample
 
 REFCOCO, GREFCOCO = ("refcoco", "refcoco+", "refcocog"), ("grefcoco",)
 _NO_TARGET = -1  # the category of the annotation of an expression that describes nothing in its image
 
 
-def is_of(tree: Any, names: Sequence[str]) -> bool:
-    """Whether the content of a json is of one of these data sets, by its first expression."""
-    return as_map(next(iter(as_list(as_map(tree).get("images"))), None)).get("dataset_name") in names
+def name_of_expressions(tree: Any) -> Any:
+    """The data set of the first expression in the content of a json."""
+    return as_map(next(iter(as_list(as_map(tree).get("images"))), None)).get("dataset_name")
 
 
 def _read_expressions(
@@ -40,12 +39,11 @@ def _read_expressions(
     path = Path(annotations)
     folders, skipped = Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "referring expressions", tree)
-    if not is_of(tree, names):
-        stated = as_map(next(iter(tree["images"]), None)).get("dataset_name")
-        raise DataError(
-            f"{path}: not expressions of {' or '.join(names)} (the first one is of {str(stated)[:40]!r}): take the "
-            "set's file finetune_SET_SPLIT.json"
-        )
+    stated, wanted = name_of_expressions(tree), " or ".join(names)
+    first = f"(the first one is of {str(stated)[:40]!r})"
+    require(
+        stated in names, f"{path}: not expressions of {wanted} {first}: take the set's file finetune_SET_SPLIT.json"
+    )
 
     def read(entry: tuple[Row, list[Row]]) -> Sample:
         record, rows = entry

@@ -22,7 +22,6 @@ from glip.data.labels import read_names, sample_of_row
 from glip.data.records import as_list, as_map, is_number, is_text, is_visible, pack_sample_set, parse_file, read_size
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, cut_box, each_row, image_name, label_row
-from glip.errors import DataError
 from glip.files import atomic_write
 from glip.lettering import palette
 from glip.structures import Sample
@@ -130,8 +129,8 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     """
     path, skipped = Path(annotations), SkipCounter()
     tasks = parse_file(path) if tree is None else tree
-    if not isinstance(tasks, list) or any(SHORT_EXPORT in as_map(task) for task in tasks[:1]):
-        raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
+    whole = isinstance(tasks, list) and not any(SHORT_EXPORT in as_map(task) for task in tasks[:1])
+    require(whole, f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     folders = Folders(images or [path.parent])
     names = tuple(dict.fromkeys(label for task in tasks for label in _foreign_labels(as_map(task))))
     samples = skipped.each(enumerate(tasks), lambda task: _read_task(as_map(task), names, folders, skipped), "task")

@@ -32,7 +32,7 @@ from glip.text.class_prompts import ClassPrompt
 _CYCLE = 1000  # images after which the order of datasets repeats; their shares are exact to a thousandth
 _WINDOW = 16  # steps whose images are sorted by shape among themselves
 _TRIES = 20  # other samples tried in place of one that cannot be used
-_FEW = 3  # this many bad samples never stop a run, whatever their share
+FEW = 3  # this many bad or missing samples never stop a run, whatever their share
 _log = logging.getLogger(__name__)
 
 
@@ -211,7 +211,7 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
         for line in sorted(set(step.broken) - broken):
             _log.warning("skipped: %s", line)
         tried, broken = tried + step.tried, broken | set(step.broken)
-        if len(broken) > max(_FEW, max_broken * tried):
+        if len(broken) > max(FEW, max_broken * tried):
             raise ImageError(
                 f"{len(broken)} of {tried} samples cannot be used, more than data.max_broken = {max_broken:g} allows; "
                 f"the last one: {step.broken[-1]}. Run glip data check, or raise data.max_broken"

@@ -19,8 +19,8 @@ from glip.console import counted
 from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set, with_split
 from glip.data.check import refuse_wrong_boxes
-from glip.data.loader import Source
-from glip.data.sets import PackedSamples, SampleSet
+from glip.data.loader import FEW, Source
+from glip.data.sets import PackedSamples, SampleSet, require
 from glip.data.transforms import says_side
 from glip.errors import ConfigError, DataError
 from glip.experiment import read_tree, to_dict
@@ -33,7 +33,6 @@ from glip.text.tokens import alike
 
 Per = Literal["image", "box"]
 PER: tuple[Per, ...] = get_args(Per)
-_FEW = 3  # this many missing images never stop a run, whatever their share
 
 
 def build_sources(data: DataConfig) -> list[Source]:
@@ -110,14 +109,13 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
         samples = PackedSamples(hold_out(sample, config.held_out) for sample in read.samples)
         read = replace(read, vocabulary=vocabulary, samples=samples)
     problem = ""
-    if not there or len(missing) > max(_FEW, data.max_broken * total):
+    if not there or len(missing) > max(FEW, data.max_broken * total):
         problem = f"{read.tell_missing(missing, total)}: check its images and data.root, or raise data.max_broken"
     elif captioned:
         problem = "has captions: held_out works on class names only, remove it here"
     elif not any(len(sample.boxes) for sample in read.samples):
         problem = read.tell_boxless(len(there))
-    if problem:
-        raise DataError(f"dataset {config.name!r}: {problem}")
+    require(not problem, f"dataset {config.name!r}: {problem}")
     refuse_wrong_boxes(f"dataset {config.name!r}", read)
     return read
 
@@ -237,12 +235,9 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
     shown = [count_classes(sample, per) for sample in samples]
     total = sum(shown, Counter[int]())
     short = [f"{name!r} {total[number]}" for number, name in enumerate(names) if total[number] < shots]
-    if shots < 1 or short:
-        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
-        unit = "images" if per == "image" else "boxes"
-        raise DataError(
-            f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
-        )
+    listed, unit = ", ".join(short[:5]) + ", ..." * (len(short) > 5), "images" if per == "image" else "boxes"
+    wrong = f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
+    require(shots > 0 and not short, wrong)
     lacking = Counter({number: shots for number in range(len(names))})
     chosen = []
     for index in np.random.default_rng(seed).permutation(len(samples)).tolist():

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 
 from glip.data.sets import CocoFile, Id, PackedSamples, Row, SampleSet, SkipCounter, check_exists, require
-from glip.errors import DataError
 from glip.files import read_json
 from glip.structures import Prompt, Sample, Span, TarMember
 
@@ -145,9 +144,8 @@ def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) ->
         DataError: not json, or a list is missing: not a file of that kind.
     """
     found = as_map(parse_file(path) if tree is None else tree)
-    missing = [key for key in lists if not isinstance(found.get(key), list)]
-    if missing:
-        raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+    missing = next((key for key in lists if not isinstance(found.get(key), list)), None)
+    require(missing is None, f"{path}: not {kind} json: no list {missing!r} (it needs {', '.join(lists)})")
     return found
 
 
@@ -304,9 +302,8 @@ def pack_sample_set(
         DataError: no sample.
     """
     packed = PackedSamples(samples)
-    if not len(packed):
-        why = f"skipped: {skipped}" if skipped else "it lists none"
-        raise DataError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+    why = f"skipped: {skipped}" if skipped else "it lists none"
+    require(len(packed), f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
     if vocabulary is None:
         vocabulary = packed.vocabularies[0] if len(packed.vocabularies) == 1 else ()
     return SampleSet(packed, vocabulary, skipped, ids, annotations=annotations)
