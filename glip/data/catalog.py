@@ -113,9 +113,6 @@ def find_set(
     folder, else beside the file (beside its folder, if that is called ``annotations``); the format is recognized from
     the content when it is not given. Of what has splits (YOLO, Pascal VOC), the name may say which: ``data.yaml:val``;
     else it is ``split``, "" for all.
-
-    Raises:
-        ConfigError: neither a known name nor a path that is there.
     """
     known = known_sets(root)
     if name in known:
@@ -181,10 +178,6 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     """The samples of a dataset, whose paths are relative to ``root``; its file is parsed once.
 
     With ``to_score`` it keeps what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
-
-    Raises:
-        FileNotFoundError: its annotations or images are not under the root.
-        DataError: its annotations are not of the stated format, or cannot be used.
     """
     under = data_root(root)
     if " and " in (missing := missing_part(config, root)):  # of one thing its reader says what it is
@@ -223,12 +216,7 @@ def class_prompts(
 
 
 def recognize(path: Path) -> tuple[Format, Any]:
-    """The format of an annotation file, from its name and its first records, and its content if that is json.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        DataError: no known format; it says what the file or folder is instead.
-    """
+    """The format of an annotation file, from its name and its first records, and its content if that is json."""
     check_exists(path)
     format: Format | None = None
     tree, problem = None, "" if path.is_dir() else foreign(path)

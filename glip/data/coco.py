@@ -182,9 +182,6 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
 
     Each image is asked for both of its lists, in the aspects ``_WHOLE`` for all names of the file, as in the authors'
     script. Arguments as for ``read_coco``.
-
-    Raises:
-        DataError: not COCO's json, or an image without its lists.
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)

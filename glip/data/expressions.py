@@ -5,14 +5,13 @@ is the phrase that is looked for: ``tokens_positive`` marks only its root, and n
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glip.data import records
-from glip.data.records import Box, as_list, as_map, read_id
+from glip.data.records import Box, Named, as_list, as_map, read_id
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.structures import Prompt, Sample
 
@@ -32,18 +31,12 @@ def _read_expressions(
 
     An expression of RefCOCO, RefCOCO+ or RefCOCOg has one box; one of gRefCOCO any number, none if an annotation of it
     has the category -1.
-
-    Raises:
-        DataError: a json of other data sets.
     """
-    path = Path(annotations)
-    folders, skipped = Folders(images), SkipCounter()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "referring expressions", tree)
     stated, wanted = name_of_expressions(tree), " or ".join(names)
-    first = f"(the first one is of {str(stated)[:40]!r})"
-    require(
-        stated in names, f"{path}: not expressions of {wanted} {first}: take the set's file finetune_SET_SPLIT.json"
-    )
+    wrong = f"not expressions of {wanted} (the first one is of {str(stated)[:40]!r})"
+    require(stated in names, f"{path}: {wrong}: take the set's file finetune_SET_SPLIT.json")
 
     def read(entry: tuple[Row, list[Row]]) -> Sample:
         record, rows = entry
@@ -52,16 +45,10 @@ def _read_expressions(
         require(rows, "expression without an annotation")
         empty = names == GREFCOCO and any(read_id(row.get("category_id")) == _NO_TARGET for row in rows)
         require(names == GREFCOCO or len(rows) == 1, "expression with several annotations (as those of gRefCOCO)")
-        boxes = [] if empty else [_expression_box(row.get("bbox")) for row in rows]
-        return Sample(
-            image=folders.locate(record.get("file_name")),
-            boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            box_phrases=((0,),) * len(boxes),
-            prompt=Prompt.from_caption(caption, [[(0, len(caption))]]),
-            image_id=record["id"],
-            size=records.read_size(record),
-            kinds=((str(name),),),
-        )
+        named = [Named(_expression_box(row.get("bbox")), (0,)) for row in rows if not empty]
+        image, size = folders.locate(record.get("file_name")), records.read_size(record)
+        sample = records.detection_sample(image, named, (), image_id=record["id"], size=size)
+        return replace(sample, prompt=Prompt.from_caption(caption, [[(0, len(caption))]]), kinds=((str(name),),))
 
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "expression"), skipped)
 

@@ -66,10 +66,6 @@ def read_yolo(path: Path, images: Sequence[str | Path], names: str | Path = "", 
         images: more folders in which listed images are searched.
         names: a file of class names, one per line, for a folder without one.
         split: train, val or test; "" for all.
-
-    Raises:
-        DataError: no class names, no such split, or no label file for any image.
-        FileNotFoundError: a folder or list of the split's images is not there; among all splits it is counted.
     """
     file, skipped = Path(names) if str(names) else names_file(path) or path / "data.yaml", SkipCounter()
     check_exists(file)
