@@ -268,11 +268,8 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Values of any depth as uint8."""
     if values.dtype == np.uint8:
         return values
-    factor, found = _factor(values.dtype, float(values.min()), float(values.max())), np.empty(values.shape, np.uint8)
-    rows = max(1, _STRIP // values[0].size)
-    for top in range(0, len(values), rows):
-        found[top : top + rows] = _scaled(values[top : top + rows], factor)
-    return found
+    factor = _factor(values.dtype, float(values.min()), float(values.max()))
+    return np.concatenate([_scaled(part, factor) for part in np.array_split(values, -(-values.size // _STRIP))])
 
 
 def _scaled(values: np.ndarray, factor: np.float32) -> np.ndarray:

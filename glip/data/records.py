@@ -274,7 +274,7 @@ def detection_sample(
     """The sample of an image whose boxes are named by indices, of a detection dataset into its class names."""
     return Sample(
         image=image,
-        boxes=torch.tensor([item.box for item in named]).reshape(-1, 4),
+        boxes=torch.tensor([item.box for item in named], dtype=torch.float32).reshape(-1, 4),
         box_phrases=tuple(item.phrases for item in named),
         vocabulary=names,
         image_id=image_id,
