@@ -184,30 +184,20 @@ def parsed(monkeypatch):
     return files
 
 
-def test_evaluate_parses_once(tmp_path, parsed, capsys):
-    file = write_coco(tmp_path)
-    (tmp_path / "results.json").write_text(
-        '[{"image_id": 0, "category_id": 10, "bbox": [8, 10, 44, 44], "score": 0.9}]'
-    )
-    arguments = ["evaluate", str(file), "--predictions", str(tmp_path / "results.json"), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match="0"):
-        main(arguments)
-    assert "AP50" in capsys.readouterr().out
-    assert parsed == ["instances.json"]
-
-
 def test_train_and_evaluate_parse_once(tmp_path, parsed, monkeypatch):
-    """The commands themselves: one training step on a file, then its model evaluated on the same file."""
+    """The commands themselves: one training step on a file, its model evaluated on the same file, and results."""
     monkeypatch.chdir(tmp_path)
-    file = write_coco(tmp_path)
+    write_coco(tmp_path)
+    file = ("instances.json", "--images", "images")
     small = ("model.vision.depths=[1,1,1,1]", "model.language.layers=1", "model.head.blocks=1", "data.crop=64")
     short = ("data.short_side=[64,64]", "train.steps=1", "train.warmup=0", "train.batch_size=1", "train.output=run")
-    with pytest.raises(SystemExit, match="0"):
-        main(["train", "tiny", "--data", str(file), "--images", str(tmp_path / "images"), *small, *short])
-    assert parsed == ["instances.json"]
-    with pytest.raises(SystemExit, match="0"):
-        main(["evaluate", "run/model", str(file), "--images", str(tmp_path / "images"), "--out", "evaluated"])
-    assert parsed == ["instances.json"] * 2
+    (tmp_path / "results.json").write_text('[{"image_id": 0, "category_id": 10, "bbox": [1, 1, 4, 4], "score": 0.9}]')
+    train, evaluate = ["train", "tiny", "--data", *file, *small, *short], ["evaluate", "run/model", *file]
+    for command in (train, evaluate, ["evaluate", *file, "--predictions", "results.json"]):
+        parsed.clear()
+        with pytest.raises(SystemExit, match="0"):
+            main(command)
+        assert parsed == ["instances.json"]
 
 
 def test_ground_truth_of_a_parsed_file_is_that_of_the_file(tmp_path, parsed):
