@@ -18,7 +18,7 @@ from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
-from glip.data.records import as_list, as_map, first_json_line, parse_file
+from glip.data.records import as_list, as_map, first_json_line, parse_file, read_words
 from glip.data.sets import SampleSet, SkipCounter, check_exists, require
 from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
 from glip.data.yolo import YAML, names_file, read_yolo
@@ -200,7 +200,10 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     elif format == "voc":
         found = read_voc(path, images, names, split)
     elif format == "yolo":
-        found = read_yolo(path, images, names, split)
+        file = Path(names) if config.names else names_file(path) or path / "data.yaml"
+        check_exists(file)
+        table = read_yaml(file) if file.suffix.lower() in YAML else {"names": read_words(file), "train": str(path)}
+        found = read_yolo(file, table, images, split)
     else:
         found = _JSON_READERS[format](path, images, tree)
     kept = (found.annotations, found.companions) if to_score else (None, ())

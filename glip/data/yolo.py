@@ -9,13 +9,13 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from glip.data import records
 from glip.data.coco import Categories, read_categories
 from glip.data.image import ENDINGS, size_if_readable
 from glip.data.records import Named, as_list, as_map
 from glip.data.sets import Folders, InvalidRecord, Row, SampleSet, SkipCounter, check_exists, require
-from glip.experiment import read_yaml
 from glip.structures import Sample
 
 NO_LABELS = "image without a label file: taken as one without objects"
@@ -58,19 +58,17 @@ def place_image(source: Path, place: Path) -> None:
             shutil.copyfile(source, place)
 
 
-def read_yolo(path: Path, images: Sequence[str | Path], names: str | Path = "", split: str = "") -> SampleSet:
+def read_yolo(file: Path, table: Any, images: Sequence[str | Path], split: str = "") -> SampleSet:
     """Read YOLO's labels. Boxes of polygons and of lines with keypoints are those around them.
 
     Args:
-        path: the ``data.yaml``, or a folder with one or with a file of class names.
+        file: the ``data.yaml``, or the file of class names; relative paths are below its folder.
+        table: its content: ``names`` (a list, or a map by number), ``nc``, ``path``, and for each split its folders of
+            images, or text files that list images.
         images: more folders in which listed images are searched.
-        names: a file of class names, one per line, for a folder without one.
         split: train, val or test; "" for all.
     """
-    file, skipped = Path(names) if str(names) else names_file(path) or path / "data.yaml", SkipCounter()
-    check_exists(file)
-    is_table = file.suffix.lower() in YAML
-    table = as_map(read_yaml(file)) if is_table else {"names": records.read_words(file), "train": str(path)}
+    table, skipped = as_map(table), SkipCounter()
     root = file.parent.parent if file.parent.name == "labels" else file.parent
     categories = _read_names(table, file, skipped)
     keypoints = [number for number in as_list(table.get("kpt_shape")) if isinstance(number, int)]
