@@ -184,13 +184,10 @@ def check(
     written: Mapping[str, str] = MappingProxyType({}),
     decode: bool = False,
 ) -> CheckReport:
-    """Go through a dataset once.
+    """Go through a dataset once; what its reader skipped is among the problems.
 
-    Args:
-        samples: from a reader; what it skipped is among the problems.
-        tokenizer: folder of the tokenizer of the model to train, which may read two names alike.
-        written: by name, the text written instead of it.
-        decode: decode every image, not only its header.
+    Two names, or what is ``written`` instead of them, may be alike for the ``tokenizer`` (a folder) of the model to
+    train. With ``decode`` every image is decoded, not only its header.
     """
     report = CheckReport(decode=decode)
     report.remarks.merge(samples.skipped.only(_USUAL))

@@ -39,12 +39,9 @@ def read_flickr30k(
     counts them. Two mentions of one chain in a sentence are two phrases, and each has all boxes of the chain. Phrases
     without a box (not visual, scenes, things without clear bounds) are no phrases of the prompt.
 
-    Args:
-        folder: holds ``Annotations`` and ``Sentences``.
-        images: image folders ("<image>.jpg"), searched in order.
-        names: the list of a split's images, one id per line (test.txt); "" for all images.
-        flat_boxes: keep boxes without area, and the phrases that have no others. Nothing can be learned from them,
-            but the release's evaluator counts them.
+    ``folder`` holds ``Annotations`` and ``Sentences``, the file ``names`` a split's images, one id per line (test.txt);
+    "" stands for all. ``flat_boxes`` keeps boxes without area, and the phrases that have no others: nothing can be
+    learned from them, but the release's evaluator counts them.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
     for part in ("Annotations", "Sentences"):

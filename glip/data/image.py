@@ -52,9 +52,7 @@ ENDINGS = {ending for ending, form in Image.registered_extensions().items() if f
 def load_image(path: File, *, allow_download: bool = False) -> Image.Image:
     """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
 
-    Args:
-        path: a path, an open file, a member of an archive, or a URL.
-        allow_download: whether a URL is downloaded (https, up to 50 MB, within 30 s); else it is an error.
+    A URL is an error unless ``allow_download`` (https, up to 50 MB, within 30 s).
     """
     return _turned(*_read_rgb(path, allow_download))
 

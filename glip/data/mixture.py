@@ -144,9 +144,8 @@ class Survey:
 def survey(source: Source, processor: Processor) -> Survey:
     """Go through a dataset once.
 
-    Raises:
-        DataError: names with boxes that the model reads alike, though they are other words: it could only learn that
-            the same words are present and absent.
+    Names with boxes that the model reads alike, though they are other words, are an error: it could only learn that the
+    same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.prompts.items()}
     boxes, files, crowded, count_tokens = Counter[str](), set[str](), 0, cache(processor.count_tokens)
