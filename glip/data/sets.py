@@ -232,9 +232,6 @@ class PackedSamples(Sequence[Sample]):
         boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self.vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_bytes": None, "_finalizer": None, "_owner": None}  # another process only reads
 

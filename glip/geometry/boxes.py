@@ -24,28 +24,20 @@ def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "
 
 def iou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool) -> Float[Tensor, "a b"]:
     """Intersection over union of every pair."""
-    shared, union = _shared(first, second, inclusive=inclusive)
-    return shared / union
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = (high - low + (1.0 if inclusive else 0.0)).clamp(min=0)
+    shared = sides[..., 0] * sides[..., 1]
+    one, other = (area(boxes, inclusive=inclusive) for boxes in (first, second))
+    return shared / (one[:, None] + other[None] - shared)
 
 
 def giou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
     """Generalized IoU of every pair (Rezatofighi et al. 2019), without the +1 convention; NaN for two equal points."""
-    shared, union = _shared(first, second, inclusive=False)
-    low = torch.minimum(first[:, None, :2], second[None, :, :2])
-    high = torch.maximum(first[:, None, 2:], second[None, :, 2:])
-    around = area(torch.cat([low, high], dim=-1), inclusive=False)
-    return shared / union - (around - union) / around
+    from torchvision.ops import generalized_box_iou  # only evaluation needs it
 
-
-def _shared(first: Tensor, second: Tensor, *, inclusive: bool) -> tuple[Tensor, Tensor]:
-    """The areas of intersection and union of every pair."""
-    extra = 1.0 if inclusive else 0.0
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = (high - low + extra).clamp(min=0)
-    shared = sides[..., 0] * sides[..., 1]
-    one, other = (area(boxes, inclusive=inclusive) for boxes in (first, second))
-    return shared, one[:, None] + other[None] - shared
+    pairs: Tensor = generalized_box_iou(first, second)
+    return pairs
 
 
 def pair_iou(first: Sequence[float], second: Sequence[float]) -> float:
