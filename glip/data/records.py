@@ -232,7 +232,7 @@ def read_box(value: Any, *, corners: bool = False) -> Box:
 
 def read_size(record: Row) -> ImageSize | None:
     """Width and height of an image, if they are stated; MDETR's files state them as text."""
-    stated = (record.get("width"), record.get("height"))
+    stated: list[Any] = [record.get("width"), record.get("height")]
     sides = [int(side) if isinstance(side, str) and side.isdecimal() and len(side) < 10 else side for side in stated]
     if not all(type(side) in (int, float) and 0 < side < FARTHEST and side == int(side) for side in sides):
         return None

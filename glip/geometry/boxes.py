@@ -1,4 +1,4 @@
-"""Boxes as xyxy tensors: areas, IoU, clipping, scaling, suppression, greedy matching.
+"""Boxes as xyxy tensors: IoU, clipping, scaling, suppression, greedy matching.
 
 The release counts pixels inclusively (a box from 3 to 5 is 3 wide) in NMS, assignment and the coder, and does not in
 GIoU; ``inclusive`` says which convention a function follows.
@@ -16,19 +16,13 @@ import torch
 from glip.shapes import Float, Int, Tensor
 
 
-def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "*rest"]:
-    """Area in square pixels; ``inclusive`` adds one to width and height."""
-    extra = 1.0 if inclusive else 0.0
-    return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
-
-
 def iou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool) -> Float[Tensor, "a b"]:
-    """Intersection over union of every pair."""
+    """Intersection over union of every pair; ``inclusive`` adds one to widths and heights."""
+    extra = 1.0 if inclusive else 0.0
     low = torch.maximum(first[:, None, :2], second[None, :, :2])
     high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = (high - low + (1.0 if inclusive else 0.0)).clamp(min=0)
-    shared = sides[..., 0] * sides[..., 1]
-    one, other = (area(boxes, inclusive=inclusive) for boxes in (first, second))
+    sides = ((high - low + extra).clamp(min=0), *(boxes[:, 2:] - boxes[:, :2] + extra for boxes in (first, second)))
+    shared, one, other = (side[..., 0] * side[..., 1] for side in sides)
     return shared / (one[:, None] + other[None] - shared)
 
 
