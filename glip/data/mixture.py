@@ -148,26 +148,28 @@ def survey(source: Source, processor: Processor) -> Survey:
     same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.prompts.items()}
-    boxes, files, crowded, count_tokens = Counter[str](), set[str](), 0, cache(processor.count_tokens)
+    boxes, crowded, files, boxed = 0, 0, set[str](), dict[str, str]()
+    count_tokens = cache(processor.count_tokens)
 
     def noted() -> Iterator[Sample]:
-        nonlocal crowded
+        nonlocal boxes, crowded
         for sample in source.samples:
-            names = sample.vocabulary  # none: boxes of phrases count together
-            shown = {names[index] for own in sample.box_phrases for index in own} if names else set()
+            names = sample.vocabulary  # none where a caption has phrases
+            shown = [names[index] for own in sample.box_phrases for index in own if names]
+            texts = {name: written.get(name, name) for name in shown}
             budget = TokenBudget(count_tokens, processor.max_tokens)
-            crowded += not all(budget.take(written.get(name, name)) for name in shown)
+            crowded += not all(map(budget.take, texts.values()))
             files.add(_file_of(sample))
-            boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
+            boxes += len(sample.boxes)
+            boxed.update(texts)
             yield sample
 
     data = data_fingerprint(noted())
     skipped = [str(source.skipped)] if source.skipped else []
     if crowded:
         skipped.append(f"boxes of {crowded} x image with more names than a caption holds")
-    summary = f"{source.config.name}: {counted(len(source.samples), 'image')}, {counted(boxes.total(), 'box')}"
+    summary = f"{source.config.name}: {counted(len(source.samples), 'image')}, {counted(boxes, 'box')}"
     summary += f"; skipped: {', '.join(skipped)}" if skipped else ""
-    boxed = {name: written.get(name, name) for name in boxes if name}
     same = alike(processor.tokenizer, boxed)
     for group in same:
         if len({word_key(boxed[name]) for name in group}) > 1:

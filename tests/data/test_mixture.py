@@ -207,6 +207,9 @@ def test_names_that_the_model_reads_alike(processor):
     names = ("แมว", "สุนัข", *NAMES[2:])
     with pytest.raises(ValueError, match="reads 'แมว' and 'สุนัข' alike, as the same tokens"):
         survey(source(samples(names)), processor)
+    both = [replace(one, box_phrases=((2, 0), (2, 1))[: len(one.boxes)], boxes=one.boxes[:2]) for one in samples(names)]
+    with pytest.raises(ValueError, match="alike"):
+        survey(source(both), processor)  # also as the second name of a box
     prompts = read_prompts({"แมว": "a [cat]", "สุนัข": "a [dog]"}, names)
     assert survey(source(samples(names), prompts=prompts), processor).summary == "mine: 4 images, 9 boxes"
 
