@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.coco import ask_for, coco_set, parse_coco, read_categories
+from glip.data.coco import ask_for, coco_set, id_order, parse_coco, read_categories
 from glip.data.records import as_list, as_map, is_text, is_visible, read_id
 from glip.data.sets import CocoFile, Folders, Id, SampleSet, SkipCounter, check_exists, require
 from glip.files import read_json
@@ -127,13 +127,14 @@ def _read_groups(path: Path) -> dict[Id, list[Id]]:
     try:
         with path.open("rb") as file:
             tree = _PlainValues(file).load() if path.suffix == ".pkl" else read_json(path)
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # broken pickles raise anything
         tree = str(error)
     groups = [as_map(group) for group in (tree.values() if isinstance(tree, dict) else as_list(tree))]
-    sound = groups and all(isinstance(group.get(key), list) for group in groups for key in ("img_id", "inner_sent_id"))
+    listed = [group.get(key) for group in groups for key in ("img_id", "inner_sent_id")]
+    sound = groups and all(isinstance(own, list) and None not in map(read_id, own) for own in listed)
     wrong = tree if isinstance(tree, str) else "no img_id or inner_sent_id"
     require(sound, f"{path}: not the groups of D3 ({wrong}): D3 {_OTHER}")
-    return {image: sorted(group["inner_sent_id"]) for group in groups for image in group["img_id"]}
+    return {image: sorted(group["inner_sent_id"], key=id_order) for group in groups for image in group["img_id"]}
 
 
 class _PlainValues(pickle.Unpickler):  # it loads numbers, texts, lists and maps, and runs nothing  # nosec B301
