@@ -138,15 +138,14 @@ def pack_captions(
     The other captions have no phrases: nothing is to be found for their words. With the probability ``swap_words`` a
     copy with ``swapped_words`` is among them.
     """
-    count, problem = partial(_count_tokens, processor), ""
+    count, shown = partial(_count_tokens, processor), f"caption {own.caption[:40]!r}"
     budget = TokenBudget(count, processor.max_tokens)
-    unread = next((phrase.text for phrase in own.phrases if count(phrase.text) <= SPECIAL_TOKENS), None)
-    if unread is not None:
-        problem = f"has the phrase {unread!r}, of which the tokenizer reads no word"
-    elif not budget.take(own.caption):
-        problem = f"needs {count(own.caption)} tokens, the model reads {processor.max_tokens}: shorten it"
-    if problem:
-        raise CaptionError(f"caption {own.caption[:40]!r} {problem}")
+    for text in own.texts:
+        if count(text) <= SPECIAL_TOKENS:
+            raise CaptionError(f"{shown} has the phrase {text!r}, of which the tokenizer reads no word")
+    if not budget.take(own.caption):
+        needed = count(own.caption)
+        raise CaptionError(f"{shown} needs {needed} tokens, the model reads {processor.max_tokens}: shorten it")
     captions = {word_key(own.caption): own.caption}
     hard = swapped_words(own, rng) if swap_words and rng.random() < swap_words else ""
     if hard and budget.take(hard):

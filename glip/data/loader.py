@@ -117,33 +117,28 @@ def _sorted_window(sources: tuple[Source, ...], window: int, batch_size: int, se
     return [batches[number] for number in np.random.default_rng([seed, window]).permutation(len(batches))]
 
 
+@dataclass(frozen=True, eq=False)
 class MixtureDataset(Dataset["Step | GlipError"]):
     """Item ``step`` is what process ``rank`` of ``processes`` computes in that step: an equal run of its images."""
 
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        processor: Processor,
-        data: DataConfig,
-        train: TrainConfig,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.sources, self.processor, self.data, self.train = sources, processor, data, train
-        size = train.batch_size
-        self.share = slice(rank * size // processes, (rank + 1) * size // processes)
+    sources: Sequence[Source]
+    processor: Processor
+    data: DataConfig
+    train: TrainConfig
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         return self.train.steps
 
     def __getitem__(self, step: int) -> Step | GlipError:
         """The step, or the user's mistake that prevents it: raised in a worker, torch would wrap it in a traceback."""
-        skipped, broken = SkipCounter(), list[str]()
+        skipped, broken, size = SkipCounter(), list[str](), self.train.batch_size
         choose = draws if self.data.crop else draws_by_shape  # crops all have one shape
-        drawn = choose(self.sources, step, batch_size=self.train.batch_size, seed=self.train.seed)
+        drawn = choose(self.sources, step, batch_size=size, seed=self.train.seed)
+        first, end = (number * size // self.processes for number in (self.rank, self.rank + 1))
         try:
-            samples = [self._sample(draw, skipped, broken) for draw in drawn[self.share]]
+            samples = [self._sample(draw, skipped, broken) for draw in drawn[first:end]]
             size = self.train.micro_batch or len(samples)
             parts = (samples[first : first + size] for first in range(0, len(samples), size))
             batches = tuple(self.processor.training(part) for part in parts)
