@@ -208,17 +208,13 @@ def each_row(samples: SampleSet, make: Callable[[Sample], T], lost: SkipCounter)
 def _check(sample: Sample, format: str, vocabulary: tuple[str, ...]) -> None:
     """Refuse a sample of a kind that a format does not have; ``vocabulary`` is that of all samples."""
     names, prompt = sample.vocabulary, sample.prompt
-    listed = sample.absent is not None or sample.incomplete
+    listed, lvis = sample.absent is not None or sample.incomplete, "coco (LVIS's fields) or labels"
     refusals = (
         (not names and not prompt, "has a caption without phrases", "labels"),
         (prompt and format in ("COCO", _PER_IMAGE), "has a caption", "mdetr, odvg or labels"),
         (names and format == "MDETR json", "has a list of names", "coco, odvg or labels"),
         (names and names != vocabulary, "has a list of names of its own, not that of all images", "labels"),
-        (
-            listed and format in _WITHOUT_LISTS,
-            "states which names are absent or incomplete",
-            "coco (LVIS's fields) or labels",
-        ),
+        (listed and format in _WITHOUT_LISTS, "states which names are absent or incomplete", lvis),
     )
     what, others = next(((what, others) for wrong, what, others in refusals if wrong), ("", ""))
     if what:
