@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glip.data import records
-from glip.data.records import Box, Named, as_list, as_map, read_id
+from glip.data.records import Named, as_list, as_map, read_id
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.structures import Prompt, Sample
 
@@ -45,7 +45,10 @@ def _read_expressions(
         require(rows, "expression without an annotation")
         empty = names == GREFCOCO and any(read_id(row.get("category_id")) == _NO_TARGET for row in rows)
         require(names == GREFCOCO or len(rows) == 1, "expression with several annotations (as those of gRefCOCO)")
-        named = [Named(_expression_box(row.get("bbox")), (0,)) for row in rows if not empty]
+        # a box without area counts, as in the evaluators
+        named = [Named(records.read_box(row.get("bbox"), flat=True), (0,)) for row in rows if not empty]
+        inverted = any(box[2] < box[0] or box[3] < box[1] for box, *_ in named)
+        require(not inverted, "malformed box")
         image, size = folders.locate(record.get("file_name")), records.read_size(record)
         sample = records.detection_sample(image, named, (), image_id=record["id"], size=size)
         return replace(sample, prompt=Prompt.from_caption(caption, [[(0, len(caption))]]), kinds=((str(name),),))
@@ -55,12 +58,3 @@ def _read_expressions(
 
 read_refcoco = partial(_read_expressions, REFCOCO)
 read_grefcoco = partial(_read_expressions, GREFCOCO)
-
-
-def _expression_box(value: Any) -> Box:
-    """A box from x, y, width, height; one without area counts, as in the evaluators."""
-    corners = as_list(value)
-    sound = len(corners) == 4 and all(map(records.is_number, corners)) and min(corners[2:]) >= 0
-    require(sound, "malformed box")
-    x, y, width, height = corners
-    return x, y, x + width, y + height

@@ -1,8 +1,6 @@
 """Flickr30K Entities as released (Annotations/*.xml, Sentences/*.txt; Plummer et al. 2015)."""
 
-import math
 import re
-from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -133,13 +131,7 @@ def _boxes_of(scene: ElementTree.Element, skipped: SkipCounter, *, flat_boxes: b
             continue
         with skipped.catch(f"object {number}"):
             chains = [(name.text or "").strip() for name in thing.findall("name")]
-            own = boxes.setdefault(_read_corners(corners, flat_boxes), {})
+            box = records.read_box(xml_corners(corners), corners=True, flat=flat_boxes)
+            own = boxes.setdefault(box, {})
             own.update(dict.fromkeys(chain for chain in chains if chain not in ("", "0")))  # 0: not visible
     return boxes
-
-
-def _read_corners(corners: ElementTree.Element, flat_boxes: bool) -> Box:
-    four = xml_corners(corners)
-    if flat_boxes and (four[2] <= four[0] or four[3] <= four[1]) and all(map(math.isfinite, array("f", four))):
-        return four[0], four[1], four[2], four[3]
-    return records.read_box(four, corners=True)

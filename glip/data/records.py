@@ -219,14 +219,14 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
 
 
-def read_box(value: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers: x, y, width, height, or both corners."""
+def read_box(value: Any, *, corners: bool = False, flat: bool = False) -> Box:
+    """A box from four numbers: x, y, width, height, or both corners; without an area only where it may be ``flat``."""
     require(value is not None, NO_BOX)
     four = isinstance(value, list | tuple) and len(value) == 4
     require(four and all(type(n) in (int, float) and -FARTHEST < n < FARTHEST for n in value), "malformed box")
     x, y, third, fourth = value
     box = array("f", value if corners else (x, y, x + third, y + fourth))
-    require(box[2] > box[0] and box[3] > box[1], "box without area")
+    require(flat or (box[2] > box[0] and box[3] > box[1]), "box without area")
     return box[0], box[1], box[2], box[3]
 
 
