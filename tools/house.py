@@ -33,7 +33,7 @@ BUDGETS = {  # lines of each room
     "cli": 1_240,
     "config": 400,
     "console": 60,
-    "data": 4_740,
+    "data": 4_730,
     "detector": 400,
     "device": 100,
     "encoded": 120,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_940,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_460, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_440, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
