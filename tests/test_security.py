@@ -10,7 +10,6 @@ import re
 import signal
 import stat
 import sys
-import tarfile
 import traceback
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -29,7 +28,7 @@ from glip.console import ProgressBar, Screen, printable
 from glip.data.captions import read_captions
 from glip.data.image import load_image
 from glip.data.labels import read_labels
-from glip.data.sets import SampleSet
+from glip.data.sets import PackedSamples, SampleSet
 from glip.data.writers import write_labels, write_yolo
 from glip.detector import Detector
 from glip.errors import CheckpointError, ConfigError, GlipError
@@ -248,29 +247,6 @@ def test_a_pipe_among_images_is_skipped(run, folder, in_time):
     assert code == 2 and "a.png: " in out and "image 'b.png' is a pipe or a device: give a file" in err
 
 
-def test_members_of_a_tar_are_never_followed_or_written(tmp_path):
-    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE)
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        for number, kind in enumerate(kinds):
-            info = tarfile.TarInfo(f"../../{number}.png")
-            info.type, info.linkname = kind, "/etc/passwd"
-            archive.addfile(info)
-        for name, data in (("../../up.png", _png()), ("../../up.txt", b"a cat")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    before = set(tmp_path.parent.rglob("*"))
-    found = read_captions(tmp_path / "x.tar", [])
-    assert found.skipped.counts == {"member that is a link, a device or sparse": 5}
-    assert [sample.caption for sample in found.samples] == ["a cat"] and set(tmp_path.parent.rglob("*")) == before
-
-
-def _png() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "png")
-    return file.getvalue()
-
-
 def test_yaml_of_tags_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text("train: !!python/object/apply:os.system [touch ran]")
@@ -336,14 +312,8 @@ def test_a_small_checkpoint_fills_no_memory(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_samples_in_a_temporary_file_are_their_owners(tmp_path):
-    samples = read_labels_of_one(tmp_path).samples
-    assert stat.S_IMODE(samples._path.stat().st_mode) == 0o600
-
-
-def read_labels_of_one(folder: Path) -> SampleSet:
-    (folder / "x.jsonl").write_text(json.dumps({"image": "a.png", "names": ["a"], "boxes": []}))
-    return read_labels(folder / "x.jsonl", [folder])
+def test_samples_in_a_temporary_file_are_their_owners():
+    assert stat.S_IMODE(PackedSamples([])._path.stat().st_mode) == 0o600
 
 
 # ---- the code

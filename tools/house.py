@@ -33,7 +33,7 @@ BUDGETS = {  # lines of each room
     "cli": 1_190,
     "config": 400,
     "console": 60,
-    "data": 5_000,
+    "data": 4_730,
     "detector": 400,
     "device": 60,
     "encoded": 120,

@@ -6,7 +6,7 @@ sample: its own caption among captions of other images.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import combinations
@@ -43,19 +43,8 @@ def caption_from_names(
     """A detection sample with a caption of its own and absent names, and the boxes it lost, by reason.
 
     Names with boxes come first in line for the token limit. A sample without boxes gets absent names only. In a
-    federated dataset (``absent`` is not None) only names verified as absent are negatives, never foreign ones;
-    ``incomplete`` names are not written at all.
-
-    Args:
-        sample: an augmented sample.
-        data: how many negatives, and how often.
-        processor: counts tokens and knows the model's limit.
-        rng: all randomness.
-        prompts: by class name, the text written for it.
-        foreign: names of other datasets, which may be borrowed as negatives.
-
-    Raises:
-        CaptionError: no name fits, or none is known to be present or absent.
+    federated dataset (``absent`` is not None) only names verified as absent are negatives, never ``foreign`` ones;
+    ``incomplete`` names are not written at all. ``prompts`` has the text that is written for a name.
     """
     keys = [word_key(prompts[name].text if name in prompts else name) for name in sample.vocabulary]
     names = dict(zip(keys, sample.vocabulary, strict=True))
@@ -86,13 +75,13 @@ def caption_from_names(
     phrases = {key: number for number, key in enumerate(written)}
     pointed = sample.renumbered({index: phrases[key] for index, key in enumerate(keys) if key in phrases})
     made = replace(pointed, prompt=prompt, vocabulary=(), absent=None, incomplete=())
-    return made, _lost_boxes(sample, keys, written)
+    return made, _lost_boxes(sample, keys, written, unsure)
 
 
 def _resembling_first(absent: Sequence[str], positives: Sequence[str], number: int) -> list[str]:
     """Absent names in their order, but first up to ``number`` that share a word with a name in the image."""
-    words = {word for name in positives for word in _WORD.findall(name.lower())}
-    alike = [name for name in absent if words & set(_WORD.findall(name.lower()))][:number] if number else []
+    words = _words(positives)
+    alike = [name for name in absent if words & _words([name])][:number] if number else []
     return [*alike, *(name for name in absent if name not in alike)]
 
 
@@ -129,17 +118,15 @@ def _fitting(names: Sequence[str], prompts: Mapping[str, ClassPrompt], processor
     return fitting
 
 
-def _lost_boxes(sample: Sample, keys: Sequence[str], written: Sequence[str]) -> SkipCounter:
+def _lost_boxes(sample: Sample, keys: Sequence[str], written: Sequence[str], unsure: Container[str]) -> SkipCounter:
     """The boxes none of whose names is written, by reason; ``keys`` are the word keys of the vocabulary."""
-    unsure, skipped = {keys[index] for index in sample.incomplete}, SkipCounter()
+    skipped = SkipCounter()
     for own in sample.box_phrases:
-        if any(keys[index] in written for index in own):
-            continue
-        never_written = all(keys[index] in unsure for index in own)
-        skipped.add(
-            "box of a class not exhaustively annotated" if never_written else "box whose name did not fit the caption",
-            f"{', '.join(repr(sample.vocabulary[index]) for index in own)} in image {sample.image_id}",
-        )
+        place = f"{', '.join(repr(sample.vocabulary[index]) for index in own)} in image {sample.image_id}"
+        if all(keys[index] in unsure for index in own):
+            skipped.add("box of a class not exhaustively annotated", place)
+        elif not any(keys[index] in written for index in own):
+            skipped.add("box whose name did not fit the caption", place)
     return skipped
 
 
@@ -150,19 +137,15 @@ def pack_captions(
 
     The other captions have no phrases: nothing is to be found for their words. With the probability ``swap_words`` a
     copy with ``swapped_words`` is among them.
-
-    Raises:
-        CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
     """
-    count, problem = partial(_count_tokens, processor), ""
+    count, shown = partial(_count_tokens, processor), f"caption {own.caption[:40]!r}"
     budget = TokenBudget(count, processor.max_tokens)
-    unread = next((phrase.text for phrase in own.phrases if count(phrase.text) <= SPECIAL_TOKENS), None)
-    if unread is not None:
-        problem = f"has the phrase {unread!r}, of which the tokenizer reads no word"
-    elif not budget.take(own.caption):
-        problem = f"needs {count(own.caption)} tokens, the model reads {processor.max_tokens}: shorten it"
-    if problem:
-        raise CaptionError(f"caption {own.caption[:40]!r} {problem}")
+    for text in own.texts:
+        if count(text) <= SPECIAL_TOKENS:
+            raise CaptionError(f"{shown} has the phrase {text!r}, of which the tokenizer reads no word")
+    if not budget.take(own.caption):
+        needed = count(own.caption)
+        raise CaptionError(f"{shown} needs {needed} tokens, the model reads {processor.max_tokens}: shorten it")
     captions = {word_key(own.caption): own.caption}
     hard = swapped_words(own, rng) if swap_words and rng.random() < swap_words else ""
     if hard and budget.take(hard):
@@ -170,7 +153,7 @@ def pack_captions(
     draw = rng.random()
     if others and draw < _ALL_OTHERS + _SOME_OTHERS:  # all, some or none of them (the paper's appendix on its captions)
         number = len(others) if draw < _ALL_OTHERS else int(rng.integers(1, len(others) + 1))
-        for text in [other.caption.strip() for other in _shuffled(others, rng)[:number]]:
+        for text in (other.caption.strip() for other in _shuffled(others, rng)[:number]):
             if word_key(text) not in captions and count(text) > SPECIAL_TOKENS and budget.take(text):
                 captions[word_key(text)] = text
     return own if len(captions) == 1 else _with_negatives(own, _shuffled(list(captions.values()), rng))
@@ -192,12 +175,15 @@ def foreign_names(own: Sequence[str], others: Iterable[str]) -> tuple[str, ...]:
 
     Whether they are truly absent from its images is for those to judge who set ``data.borrow``.
     """
-    words = {word for name in own for word in _WORD.findall(name.lower())}
-    chosen: dict[str, str] = {}
+    words, chosen = _words(own), dict[str, str]()
     for name in others:
-        if not words & set(_WORD.findall(name.lower())):
+        if words.isdisjoint(_words([name])):
             chosen.setdefault(word_key(name), name)
     return tuple(chosen.values())
+
+
+def _words(names: Iterable[str]) -> set[str]:
+    return {word for name in names for word in _WORD.findall(name.lower())}
 
 
 @lru_cache(maxsize=2**16)

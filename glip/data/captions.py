@@ -7,7 +7,8 @@ Columns and keys are recognized by name (``IMAGE_KEYS``, ``CAPTION_KEYS``).
 import csv
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from glip.data import records
+from glip.data.download import is_url
 from glip.data.image import ENDINGS, read_member
-from glip.data.records import as_map, is_text
+from glip.data.records import as_map
 from glip.data.sets import Folders, Id, Row, SampleSet, SkipCounter, check_exists, require
 from glip.structures import Sample, TarMember
 from glip.text.phrases import unescape
@@ -29,7 +31,6 @@ _MAX_TEXT = 1 << 20  # bytes of a text in an archive
 _IMAGES, _TEXTS = {ending.removeprefix(".") for ending in ENDINGS}, {"txt", "json"}
 _IMAGE_NAME = re.compile(rf"\.({'|'.join(_IMAGES)})(#\d+)?$|^https?://", re.IGNORECASE)
 _BY_URL = "image named by a URL (download it, for instance with img2dataset)"
-_NO_COLUMNS = "first line that names no columns (give a header: image and caption)"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
@@ -66,7 +67,7 @@ def caption_files(path: Path) -> list[Path]:
 
 def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) -> Iterator[Sample]:
     """The samples of one file, whatever its kind: each record has an image, and a caption or a list of them."""
-    suffix, place = path.suffix.lower(), f"{path.name}, line"
+    suffix = path.suffix.lower()
 
     def read(record: Any, image_id: Id | None = None) -> list[Sample]:
         return _read_record(as_map(record), image_id, folders, skipped)
@@ -75,18 +76,19 @@ def _read_file(path: Path, folders: Folders, skipped: SkipCounter, tree: Any) ->
         members = groupby(_members(path, skipped), key=lambda member: _split_name(member.name)[0])
         found = skipped.each(members, lambda own: read(_record_of(own, skipped)), path.name)
     elif suffix == ".jsonl" or (suffix == ".json" and tree is None and records.first_json_line(path)):
-        found = skipped.each(records.read_lines(path), lambda line: read(records.parse_line(line)), place)
+        found = skipped.each(
+            records.read_lines(path), lambda line: read(records.parse_line(line)), f"{path.name}, line"
+        )
     elif suffix == ".json":
         tree = records.parse_file(path) if tree is None else tree
         if isinstance(tree, list):
             found = skipped.each(enumerate(tree), read, f"{path.name}, record")
         else:
-            images = records.by_image(
-                records.read_lists(path, ("images", "annotations"), "COCO captions", tree), skipped
-            )
+            tree = records.read_lists(path, ("images", "annotations"), "COCO captions", tree)
+            images = records.by_image(tree, skipped)
             found = skipped.each(images, lambda pair: read({**pair[0], "caption": pair[1]}, pair[0]["id"]), "image")
     else:
-        found = skipped.each(_table_rows(path, skipped), read, place)
+        return _read_table(path, read, skipped)
     return chain.from_iterable(found)
 
 
@@ -96,10 +98,9 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
         next((record[key] for key in keys if record.get(key) is not None), None)
         for keys in (IMAGE_KEYS, CAPTION_KEYS, _URL_KEYS)
     )
-    by_url = url is not None if name is None else isinstance(name, str) and re.match("https?://", name)
-    require(name is not None or not by_url, _BY_URL)
+    require(name is not None or url is None, _BY_URL)
     image = name if isinstance(name, TarMember) else folders.locate(name)
-    require(not by_url or (isinstance(image, Path) and image.is_file()), _BY_URL)
+    require(not is_url(name) or (isinstance(image, Path) and image.is_file()), _BY_URL)
     listed = captions if isinstance(captions, list) else [] if captions is None else [captions]
     listed = [one.get("caption") if isinstance(one, dict) else one for one in listed]  # COCO's annotations are maps
     require(listed, "image without a caption")
@@ -112,25 +113,24 @@ def _read_record(record: Row, image_id: Id | None, folders: Folders, skipped: Sk
 # ---- tables
 
 
-def _table_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, Row]]:
-    """The rows of a table as records, with their lines."""
+def _read_table(path: Path, read: Callable[[Row], list[Sample]], skipped: SkipCounter) -> Iterator[Sample]:
+    """What ``read`` makes of each row of a table."""
     names: list[str] = []
-    for number, row in _text_rows(path, skipped):
+    for row in _text_rows(path, skipped):
         values = [value.strip() for value in row]
         if not names:
             names, headless = _column_names(values, path.suffix.lower() == ".csv")
             if not names:
-                skipped.add(_NO_COLUMNS, f"{path.name}, line {number}")
+                skipped.add("first line that names no columns (give a header: image and caption)")
                 return
             if not headless:
                 continue
-        if len(values) != len(names):
-            skipped.add("line with too few or too many columns", f"{path.name}, line {number}")
-            continue
-        record = dict(zip(names, values, strict=True))
-        if "image" in record:
-            record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers the captions of an image
-        yield number, record
+        with skipped.catch():
+            require(len(values) == len(names), "line with too few or too many columns")
+            record = dict(zip(names, values, strict=True))
+            if "image" in record:
+                record["image"] = re.sub(r"#\d+$", "", record["image"])  # Flickr8k.token numbers an image's captions
+            yield from read(record)
 
 
 def _column_names(row: list[str], is_csv: bool) -> tuple[list[str], bool]:
@@ -144,36 +144,27 @@ def _column_names(row: list[str], is_csv: bool) -> tuple[list[str], bool]:
     return (["image", "caption"] if images[0] else ["caption", "image"]), True
 
 
-def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str]]]:
+def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[list[str]]:
     """The rows of a CSV, or lines cut at tabs.
 
     In a CSV a quote left open swallows no more than a field may hold (131,072 characters). Web captions in tables with
     tabs hold stray quotes, so quotes count only when they enclose a field properly.
     """
-
-    def lines() -> Iterator[tuple[int, str]]:
-        for number, line in records.read_lines(path):
-            text = line.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
-            if is_text(text):
-                yield number, text
-            else:
-                skipped.add("text that is not UTF-8", f"{path.name}, line {number}")
-
+    texts = skipped.each(records.read_lines(path), records.decode_text, f"{path.name}, line")
+    lines = (text.rstrip("\r\n") for text in texts)
     if path.suffix.lower() != ".csv":
-        for number, line in lines():
+        for line in lines:
             quoted = [(value, _QUOTED.fullmatch(value)) for value in line.split("\t")]
-            yield number, [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
+            yield [value[1:-1].replace('""', '"') if whole else value for value, whole in quoted]
         return
-    reader = csv.reader(f"{line}\n" for _, line in lines())
+    reader = csv.reader(f"{line}\n" for line in lines)
     while True:
         try:
-            row = next(reader)
+            yield next(reader)
         except StopIteration:
             return
         except csv.Error:
-            skipped.add("line that is not CSV", f"{path.name}, line {reader.line_num}")
-            continue
-        yield reader.line_num, row
+            skipped.add("line that is not CSV")
 
 
 # ---- WebDataset: images and captions read where they are in a tar; no member is ever written to disk
@@ -182,35 +173,28 @@ def _text_rows(path: Path, skipped: SkipCounter) -> Iterator[tuple[int, list[str
 def _members(path: Path, skipped: SkipCounter) -> Iterator[TarMember]:
     """The images and texts of a tar in their order; other members are counted, as is that the archive breaks off."""
     total, whole = path.stat().st_size, False
-    try:
-        with tarfile.open(path, "r:") as archive:
-            while (info := archive.next()) is not None and info.size >= 0:
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
-                yield from _usable(path, info, total, skipped)
-            with path.open("rb") as file:
-                file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
-                whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
-    except (tarfile.TarError, ValueError, OverflowError):  # tarfile itself stumbles over some headers
-        whole = False
+    stumbles = suppress(tarfile.TarError, ValueError, OverflowError)  # tarfile itself over some headers
+    with stumbles, tarfile.open(path, "r:") as archive, path.open("rb") as file:
+        while (info := archive.next()) is not None and info.size >= 0:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
+            yield from () if info.isdir() else _usable(path, info, total, skipped)
+        file.seek(archive.offset)  # a whole tar ends with blocks of zeros, or with its file
+        whole = info is None and not any(file.read(tarfile.BLOCKSIZE))
     if not whole:
         skipped.add("tar that is compressed, or broken from some place on", path.name)
 
 
-def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> Iterator[TarMember]:
+def _usable(path: Path, info: tarfile.TarInfo, total: int, skipped: SkipCounter) -> list[TarMember]:
     """The place of a member, if it can be read; else it is counted."""
     suffix = _split_name(info.name)[1]
     limit = records.MAX_IMAGE if suffix in _IMAGES else _MAX_TEXT
-    reasons = (
-        (not info.isreg() or info.issparse(), "member that is a link, a device or sparse"),
-        (suffix not in _IMAGES | _TEXTS, "member that is neither an image nor a caption"),
-        (info.size > limit, f"member of over {limit >> 20} MB"),
-        (info.offset_data + info.size > total, "member that is cut off"),
-    )
-    problem = next((reason for wrong, reason in reasons if wrong), "")
-    if not problem:
-        yield TarMember(path, info.name, info.offset_data, info.size)
-    elif not info.isdir():
-        skipped.add(problem, f"{path.name}:{info.name}")
+    with skipped.catch(f"{path.name}:{info.name}"):
+        require(info.isreg() and not info.issparse(), "member that is a link, a device or sparse")
+        require(suffix in _IMAGES | _TEXTS, "member that is neither an image nor a caption")
+        require(info.size <= limit, f"member of over {limit >> 20} MB")
+        require(info.offset_data + info.size <= total, "member that is cut off")
+        return [TarMember(path, info.name, info.offset_data, info.size)]
+    return []
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -226,11 +210,10 @@ def _record_of(members: Iterable[TarMember], skipped: SkipCounter) -> Row:
     images = [member for suffix, member in parts.items() if suffix in _IMAGES]
     require(images, "caption without an image")
     record: Row = {}
-    for suffix in ("json", "txt"):
-        if suffix in parts:
-            with skipped.catch(suffix):
-                data = read_member(parts[suffix])
-                record = (
-                    records.parse_line(data) if suffix == "json" else {**record, "caption": records.decode_text(data)}
-                )
+    if "json" in parts:
+        with skipped.catch("json"):
+            record = records.parse_line(read_member(parts["json"]))
+    if "txt" in parts:
+        with skipped.catch("txt"):
+            record["caption"] = records.decode_text(read_member(parts["txt"]))
     return {**record, "image": images[0]}

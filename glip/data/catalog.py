@@ -12,14 +12,14 @@ from glip.data import writers
 from glip.data.captions import CAPTION_KEYS, caption_files, read_captions
 from glip.data.coco import LISTS, read_coco, read_lvis, read_ovdeval
 from glip.data.described import D3_FILE, read_d3, read_omnilabel, read_saco
-from glip.data.expressions import GREFCOCO, REFCOCO, is_of, read_grefcoco, read_refcoco
+from glip.data.expressions import GREFCOCO, REFCOCO, name_of_expressions, read_grefcoco, read_refcoco
 from glip.data.flickr30k import read_flickr30k
 from glip.data.foreign import DETECTED, foreign, foreign_json
 from glip.data.grounding import read_mdetr, read_odvg, read_silver
 from glip.data.label_studio import SHORT_EXPORT, read_label_studio, write_label_studio
 from glip.data.labels import read_labels
 from glip.data.records import as_list, as_map, first_json_line, parse_file, read_words
-from glip.data.sets import SampleSet, SkipCounter, check_exists
+from glip.data.sets import SampleSet, SkipCounter, check_exists, require
 from glip.data.voc import ANNOTATIONS, SPLITS, read_voc, voc_files
 from glip.data.yolo import YAML, names_file, read_yolo
 from glip.errors import ConfigError, DataError
@@ -59,7 +59,6 @@ _MARKS: tuple[tuple[str, str, Format], ...] = (  # a list of the file, a key in 
     ("descriptions", "image_ids", "omnilabel"),
     ("images", "neg_text", "ovdeval"),
 )
-_EXPRESSIONS: tuple[tuple[tuple[str, ...], Format], ...] = ((REFCOCO, "refcoco"), (GREFCOCO, "grefcoco"))
 
 
 def data_root(given: str | Path | None) -> Path:
@@ -68,11 +67,7 @@ def data_root(given: str | Path | None) -> Path:
 
 
 def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
-    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one.
-
-    Raises:
-        ConfigError: a table that cannot be read.
-    """
+    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one."""
     found: dict[str, SetConfig] = {}
     for table in (config_folder() / TABLE, data_root(root) / TABLE):
         tree = (read_yaml(table) or {}) if table.is_file() else {}
@@ -118,9 +113,6 @@ def find_set(
     folder, else beside the file (beside its folder, if that is called ``annotations``); the format is recognized from
     the content when it is not given. Of what has splits (YOLO, Pascal VOC), the name may say which: ``data.yaml:val``;
     else it is ``split``, "" for all.
-
-    Raises:
-        ConfigError: neither a known name nor a path that is there.
     """
     known = known_sets(root)
     if name in known:
@@ -183,16 +175,9 @@ def folders_of(
 
 
 def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: bool = False) -> SampleSet:
-    """The samples of a dataset; its file is parsed once.
+    """The samples of a dataset, whose paths are relative to ``root``; its file is parsed once.
 
-    Args:
-        config: its format and files.
-        root: what they are relative to.
-        to_score: keep what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
-
-    Raises:
-        FileNotFoundError: its annotations or images are not under the root.
-        DataError: its annotations are not of the stated format, or cannot be used.
+    With ``to_score`` it keeps what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
     """
     under = data_root(root)
     if " and " in (missing := missing_part(config, root)):  # of one thing its reader says what it is
@@ -228,22 +213,13 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
 def class_prompts(
     config: SetConfig, root: str | Path | None, names: Sequence[str], *, file: str = ""
 ) -> dict[str, ClassPrompt]:
-    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none.
-
-    Raises:
-        GlipError: a file that cannot be read, or that names a class not in ``names``.
-    """
+    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none."""
     path = file or (config.prompts and data_root(root) / config.prompts)
     return read_prompts(read_yaml(Path(path)), names) if path else {}
 
 
 def recognize(path: Path) -> tuple[Format, Any]:
-    """The format of an annotation file, from its name and its first records, and its content if that is json.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        DataError: no known format; it says what the file or folder is instead.
-    """
+    """The format of an annotation file, from its name and its first records, and its content if that is json."""
     check_exists(path)
     format: Format | None = None
     tree, problem = None, "" if path.is_dir() else foreign(path)
@@ -271,8 +247,7 @@ def _lines_format(path: Path) -> Format | None:
     if path.suffix.lower() in (".tar", ".csv", ".tsv", ".txt"):
         return "captions"
     line = first_json_line(path)
-    if '"detections":' in line:
-        raise DataError(f"{path}: {DETECTED}")
+    require('"detections":' not in line, f"{path}: {DETECTED}")
     if '"detection"' in line or '"grounding"' in line:
         return "odvg"
     if '"boxes"' in line and '"phrases"' in line:
@@ -288,9 +263,8 @@ def _json_format(tree: Any) -> Format | None:
         return "label-studio"
     if not first.keys().isdisjoint(CAPTION_KEYS):
         return "captions"
-    for names, format in _EXPRESSIONS:
-        if is_of(tree, names):
-            return format
+    if (name := name_of_expressions(tree)) in (*REFCOCO, *GREFCOCO):
+        return "refcoco" if name in REFCOCO else "grefcoco"
     for part, key, format in _MARKS:
         if key in as_map(next(iter(as_list(lists.get(part))), None)):
             return format

@@ -64,6 +64,11 @@ class CheckReport:
     phrases: int = 0  # in captions
     per_name: Counter[str] = field(default_factory=Counter)  # boxes of each class name
     words: Counter[int] = field(default_factory=Counter)  # captions by their number of words
+    decode: bool = False  # every image, not only its header
+    # What was seen is kept as hashes: ten million captions still fit into memory.
+    _sizes: dict[int, tuple[int, int] | None] = field(default_factory=dict)  # by image
+    _samples: set[int] = field(default_factory=set)
+    _vocabularies: set[int] = field(default_factory=set)
 
     def lines(self) -> Iterator[str]:
         """The report to print; what a kind of dataset does not have is not mentioned."""
@@ -86,6 +91,91 @@ class CheckReport:
         if not self.problems:
             yield "no problems"
 
+    def add(self, sample: Sample) -> tuple[float, float]:
+        """Count and check a sample; gives the size of its image, NaN where it is unknown."""
+        prompt = sample.prompt
+        self.samples += 1
+        self.boxes += len(sample.boxes)
+        self.crowd += len(sample.crowd)
+        self.without_boxes += not len(sample.boxes)
+        caption = prompt.caption if prompt else sample.caption
+        if caption:
+            self.words[len(caption.split())] += 1
+        size = self._check_image(sample, caption) or (np.nan, np.nan)
+        if prompt:
+            self._check_phrases(sample, prompt, _place_of(sample))
+        else:
+            self._check_names(sample)
+        if len(sample.boxes):
+            self._check_boxes(sample, np.full((len(sample.boxes), 2), size, dtype=np.float32))
+        return size
+
+    def _check_image(self, sample: Sample, caption: str) -> tuple[int, int] | None:
+        """The image's size, or the stated one if it cannot be read; each image is opened once."""
+        image = sample.image
+        if isinstance(image, Image.Image):
+            self.images += 1
+            return image.size
+        key = hash(str(image))
+        if key not in self._sizes:
+            self.images += 1
+            size = self._sizes[key] = None
+            try:
+                size = self._sizes[key] = load_image(image).size if self.decode else image_size(image)
+            except ImageError as error:
+                there = (image if isinstance(image, Path) else image.archive).exists()
+                self.problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
+            if size and sample.size and size != sample.size:
+                unrotated, swapped, other = _SIZES
+                reason = other if size != sample.size[::-1] else unrotated if _is_rotated(image) else swapped
+                stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
+                self.problems.add(reason, f"{image}: stated {stated}, is {found}")
+        pair = hash((key, caption))
+        if pair in self._samples:
+            self.problems.add(f"image that is listed twice{' with the same caption' if caption else ''}", str(image))
+        self._samples.add(pair)
+        return self._sizes[key] or sample.size
+
+    def _check_names(self, sample: Sample) -> None:
+        names = sample.vocabulary
+        self.per_name.update(names[index] for phrases in sample.box_phrases for index in phrases)
+        if hash(names) not in self._vocabularies:
+            self._vocabularies.add(hash(names))
+            for name, number in Counter(names).items():
+                self.per_name.setdefault(name, 0)
+                if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
+                    self.remarks.add("name that is listed twice", name)
+
+    def _check_phrases(self, sample: Sample, prompt: Prompt, image: str) -> None:
+        self.phrases += len(prompt.phrases)
+        boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
+        for index, phrase in enumerate(prompt.phrases):
+            place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {image}"
+            if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
+                self.problems.add("phrase without a word", place)
+            elif not all(is_word_edge(prompt.caption, edge) for span in phrase.spans for edge in span):
+                self.problems.add("span that cuts a word", place)
+            if index not in boxed:
+                self.remarks.add("phrase without a box", place)
+
+    def _check_boxes(self, sample: Sample, size: Float[np.ndarray, "box 2"]) -> None:
+        boxes = sample.boxes.numpy()
+        again = len(boxes) - len(set(zip(map(tuple, boxes.tolist()), sample.box_phrases, strict=True)))
+        if again:
+            self.problems.add("box with the same words twice", _place_of(sample), again)
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+        for index in np.searchsorted((SMALL, LARGE), sides.prod(1), side="right").tolist():
+            self.areas[index] += 1
+        flat = (sides <= 0).any(1)
+        leaving = ~np.isnan(size[:, 0]) & ~flat & ~_fits_inside(boxes, size)
+        outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
+        reasons: dict[str, np.ndarray] = dict(zip(_OUTSIDE, (outside, leaving & ~outside), strict=True))
+        if leaving.any() and _fits_inside(boxes, size[:, ::-1])[leaving].all() and _is_rotated(sample.image):
+            reasons = {_UNROTATED: leaving}
+        for reason, found in ({_NO_AREA: flat} | reasons).items():
+            if found.any():
+                self.problems.add(reason, _place_of(sample, boxes[found.argmax()], size[0]), int(found.sum()))
+
 
 def check(
     samples: SampleSet,
@@ -94,26 +184,20 @@ def check(
     written: Mapping[str, str] = MappingProxyType({}),
     decode: bool = False,
 ) -> CheckReport:
-    """Go through a dataset once.
+    """Go through a dataset once; what its reader skipped is among the problems.
 
-    Args:
-        samples: from a reader; what it skipped is among the problems.
-        tokenizer: folder of the tokenizer of the model to train, which may read two names alike.
-        written: by name, the text written instead of it.
-        decode: decode every image, not only its header.
+    Two names, or what is ``written`` instead of them, may be alike for the ``tokenizer`` (a folder) of the model to
+    train. With ``decode`` every image is decoded, not only its header.
     """
-    walk = _Check(decode=decode)
-    report = walk.report
+    report = CheckReport(decode=decode)
     report.remarks.merge(samples.skipped.only(_USUAL))
     report.problems.merge(samples.skipped.only(samples.skipped.counts.keys() - _USUAL))
     for sample in samples.walk("check"):
-        walk.add(sample)
-    wrong, _ = _look(samples)
-    if wrong:
+        report.add(sample)
+    if wrong := _look(samples)[0]:
         report.problems.add(wrong)
-    for name, count in report.per_name.items():
-        if count == 0:
-            report.remarks.add("name without a box", name)
+    for name in (name for name, count in report.per_name.items() if not count):
+        report.remarks.add("name without a box", name)
     boxed = {name: written.get(name, name) for name, count in report.per_name.items() if count}
     for group in alike(Tokenizer(tokenizer), boxed) if tokenizer and len(boxed) > 1 else ():
         report.problems.add("names that a model reads alike", ", ".join(map(repr, group)))
@@ -139,117 +223,23 @@ def refuse_wrong_boxes(title: str, read: SampleSet) -> SkipCounter:
 
 def _look(read: SampleSet) -> tuple[str, CheckReport]:
     """What is wrong with most boxes, "" for nothing, and the report on the images looked at."""
-    total, walk = len(read.samples), _Check()
+    total, report = len(read.samples), CheckReport()
     chosen = [read.samples[index] for index in range(0, total, -(-total // _LOOK) or 1)]
-    sizes, counts = [walk.add(sample) for sample in chosen], [len(sample.boxes) for sample in chosen]
+    sizes, counts = [report.add(sample) for sample in chosen], [len(sample.boxes) for sample in chosen]
     if not sum(counts):
-        return "", walk.report
+        return "", report
     boxes = np.concatenate([sample.boxes.numpy() for sample in chosen])
     size = np.repeat(np.array(sizes, dtype=np.float32), counts, axis=0)
     without_area = read.skipped.counts.get(_NO_AREA, 0) * len(chosen) // total
     if without_area > _MOST * (without_area + len(boxes)):
-        return "most boxes have no area: they look like x, y, width, height read as x1, y1, x2, y2", walk.report
+        return "most boxes have no area: they look like x, y, width, height read as x1, y1, x2, y2", report
     for wrong, count, reason in _suspicions(boxes, size):
         if wrong.sum() > _MOST * count:
             first = int(wrong.argmax())
             owner = chosen[int(np.searchsorted(np.cumsum(counts), first, side="right"))]
             place, (what, guess) = _place_of(owner, boxes[first], size[first]), reason.split(": ")
-            return f"most boxes ({wrong.sum()} of {count}) {what} ({place}): {guess}", walk.report
-    return "", walk.report
-
-
-class _Check:
-    """A check under way. What was seen is kept as hashes: ten million captions still fit into memory."""
-
-    def __init__(self, *, decode: bool = False) -> None:
-        self.report, self._decode = CheckReport(), decode
-        self._sizes: dict[int, tuple[int, int] | None] = {}  # by image
-        self._samples, self._vocabularies = set[int](), set[int]()
-
-    def add(self, sample: Sample) -> tuple[float, float]:
-        """Count and check a sample; gives the size of its image, NaN where it is unknown."""
-        report, prompt = self.report, sample.prompt
-        report.samples += 1
-        report.boxes += len(sample.boxes)
-        report.crowd += len(sample.crowd)
-        report.without_boxes += not len(sample.boxes)
-        caption = prompt.caption if prompt else sample.caption
-        if caption:
-            report.words[len(caption.split())] += 1
-        size = self._check_image(sample, caption) or (np.nan, np.nan)
-        if prompt:
-            self._check_phrases(sample, prompt, _place_of(sample))
-        else:
-            self._check_names(sample)
-        if len(sample.boxes):
-            self._check_boxes(sample, np.full((len(sample.boxes), 2), size, dtype=np.float32))
-        return size
-
-    def _check_image(self, sample: Sample, caption: str) -> tuple[int, int] | None:
-        """The image's size, or the stated one if it cannot be read; each image is opened once."""
-        image, report = sample.image, self.report
-        if isinstance(image, Image.Image):
-            report.images += 1
-            return image.size
-        key = hash(str(image))
-        if key not in self._sizes:
-            report.images += 1
-            size = self._sizes[key] = None
-            try:
-                size = self._sizes[key] = load_image(image).size if self._decode else image_size(image)
-            except ImageError as error:
-                there = (image if isinstance(image, Path) else image.archive).exists()
-                report.problems.add("image that cannot be read" if there else _MISSING, str(error if there else image))
-            if size and sample.size and size != sample.size:
-                unrotated, swapped, other = _SIZES
-                reason = other if size != sample.size[::-1] else unrotated if _is_rotated(image) else swapped
-                stated, found = (f"{width} x {height}" for width, height in (sample.size, size))
-                report.problems.add(reason, f"{image}: stated {stated}, is {found}")
-        pair = hash((key, caption))
-        if pair in self._samples:
-            report.problems.add(f"image that is listed twice{' with the same caption' if caption else ''}", str(image))
-        self._samples.add(pair)
-        return self._sizes[key] or sample.size
-
-    def _check_names(self, sample: Sample) -> None:
-        names, report = sample.vocabulary, self.report
-        report.per_name.update(names[index] for phrases in sample.box_phrases for index in phrases)
-        if hash(names) not in self._vocabularies:
-            self._vocabularies.add(hash(names))
-            for name, number in Counter(names).items():
-                report.per_name.setdefault(name, 0)
-                if number > 1:  # only LVIS has such twins (two kinds of "bow"); elsewhere the reader refuses them
-                    report.remarks.add("name that is listed twice", name)
-
-    def _check_phrases(self, sample: Sample, prompt: Prompt, image: str) -> None:
-        self.report.phrases += len(prompt.phrases)
-        boxed = {phrase for phrases in sample.box_phrases for phrase in phrases}
-        for index, phrase in enumerate(prompt.phrases):
-            place = f"{phrase.text!r} in {prompt.caption[:80]!r} of {image}"
-            if not any(re.search(r"\w", prompt.caption[start:end]) for start, end in phrase.spans):
-                self.report.problems.add("phrase without a word", place)
-            elif not all(is_word_edge(prompt.caption, edge) for span in phrase.spans for edge in span):
-                self.report.problems.add("span that cuts a word", place)
-            if index not in boxed:
-                self.report.remarks.add("phrase without a box", place)
-
-    def _check_boxes(self, sample: Sample, size: Float[np.ndarray, "box 2"]) -> None:
-        boxes, report = sample.boxes.numpy(), self.report
-        again = len(boxes) - len(set(zip(map(tuple, boxes.tolist()), sample.box_phrases, strict=True)))
-        if again:
-            report.problems.add("box with the same words twice", _place_of(sample), again)
-        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
-        for index in np.searchsorted((SMALL, LARGE), sides.prod(1), side="right").tolist():
-            report.areas[index] += 1
-        flat = (sides <= 0).any(1)
-        leaving = ~np.isnan(size[:, 0]) & ~flat & ~_fits_inside(boxes, size)
-        outside = leaving & ((boxes[:, :2] >= size).any(1) | (boxes[:, 2:] <= 0).any(1))
-        reasons: dict[str, np.ndarray] = dict(zip(_OUTSIDE, (outside, leaving & ~outside), strict=True))
-        if leaving.any() and _fits_inside(boxes, size[:, ::-1])[leaving].all() and _is_rotated(sample.image):
-            reasons = {_UNROTATED: leaving}
-        for reason, found in ({_NO_AREA: flat} | reasons).items():
-            if found.any():
-                report.problems.add(reason, _place_of(sample, boxes[found.argmax()], size[0]), int(found.sum()))
+            return f"most boxes ({wrong.sum()} of {count}) {what} ({place}): {guess}", report
+    return "", report
 
 
 def _suspicions(boxes: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[np.ndarray, int, str]]:

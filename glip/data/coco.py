@@ -15,8 +15,7 @@ import torch
 
 from glip.data import records
 from glip.data.records import as_list, as_map, is_number, is_text, read_id
-from glip.data.sets import CocoFile, Folders, Id, PackedSamples, Row, SampleSet, SkipCounter
-from glip.errors import DataError
+from glip.data.sets import CocoFile, Folders, Id, PackedSamples, Row, SampleSet, SkipCounter, require
 from glip.structures import Sample
 from glip.text.prompt import clean_name
 
@@ -183,9 +182,6 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
 
     Each image is asked for both of its lists, in the aspects ``_WHOLE`` for all names of the file, as in the authors'
     script. Arguments as for ``read_coco``.
-
-    Raises:
-        DataError: not COCO's json, or an image without its lists.
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)
@@ -199,11 +195,11 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
         if whole:
             return whole
         lists: list[Any] = [record.get(key) for key in ("text", "neg_text")]
-        if not all(isinstance(one, list) and all(map(is_text, one)) for one in lists):
-            raise DataError(
-                f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an "
-                "aspect as OVDEval distributes it"
-            )
+        require(
+            all(isinstance(one, list) and all(map(is_text, one)) for one in lists),
+            f"{file.path}: image {record['id']!r} has no lists of names text and neg_text: take the file of an aspect "
+            "as OVDEval distributes it",
+        )
         names = list(dict.fromkeys(chain(*lists)))
         if unknown := [name for name in names if name not in stated]:
             skipped.add("text that is no category: it is not asked for", f"image {record['id']}", len(unknown))
@@ -228,14 +224,13 @@ def ask_for(found: SampleSet, asked: Mapping[Id, Iterable[Id]]) -> SampleSet:
     return replace(found, samples=samples, asked=known)
 
 
-def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False) -> Categories:
-    """The cleaned class names of a dataset; categories without an id, or a name that can be seen, are counted.
+def read_categories(
+    listed: Iterable[Any], path: Path, skipped: SkipCounter, *, twins: bool = False, verbatim: bool = False
+) -> Categories:
+    """The class names of a dataset, cleaned, by ascending id; ``verbatim`` as they are written, in their order.
 
-    Args:
-        listed: maps with ``id`` and ``name``.
-        path: their file, for errors.
-        skipped: counts categories without a name.
-        twins: whether two categories may have one name (LVIS has two kinds of "bow").
+    Categories without an id, or a name that can be seen, are counted. ``listed`` are maps with ``id`` and ``name`` of
+    the file at ``path``. With ``twins`` two categories may have one name (LVIS has two kinds of "bow").
 
     Raises:
         DataError: an id, or a name, listed twice.
@@ -243,7 +238,8 @@ def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, 
     good: list[tuple[Id, str]] = []
     for record in map(as_map, listed):
         number, stated = read_id(record.get("id")), read_id(record.get("name"))  # a name may be a number, as of digits
-        name = clean_name(str(stated)).strip() if stated is not None and is_text(str(stated)) else ""
+        name = str(stated) if stated is not None and is_text(str(stated)) else ""
+        name = (name if verbatim else clean_name(name)).strip()
         if number is not None and records.is_visible(name):
             good.append((number, name))
         else:
@@ -251,7 +247,8 @@ def read_categories(listed: Iterable[Any], path: Path, skipped: SkipCounter, *, 
     check_distinct((number for number, _ in good), "id", path)
     if not twins:  # brackets and underscores do not count
         check_distinct((name for _, name in good), "name", path)
-    good.sort(key=lambda one: id_order(one[0]))
+    if not verbatim:
+        good.sort(key=lambda one: id_order(one[0]))
     ids, names = tuple(number for number, _ in good), tuple(name for _, name in good)
     return Categories(names, ids, {number: index for index, number in enumerate(ids)})
 
@@ -267,14 +264,9 @@ def categories_of(stated: Iterable[Any]) -> Categories:
 
 
 def check_distinct(values: Iterable[Id], what: str, path: Path) -> None:
-    """Refuse two categories with one id, or one name: nobody knows which of the two a box has.
-
-    Raises:
-        DataError: a value comes twice.
-    """
+    """Refuse two categories with one id, or one name: nobody knows which of the two a box has."""
     again = next((value for value, count in Counter(values).items() if count > 1), None)
-    if again is not None:
-        raise DataError(f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
+    require(again is None, f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
 
 
 def id_order(number: Id) -> tuple[bool, Id]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from glip.data import records
-from glip.data.coco import Categories, ask_for, check_distinct, coco_set, parse_coco
+from glip.data.coco import ask_for, coco_set, id_order, parse_coco, read_categories
 from glip.data.records import as_list, as_map, is_text, is_visible, read_id
 from glip.data.sets import CocoFile, Folders, Id, SampleSet, SkipCounter, check_exists, require
 from glip.files import read_json
@@ -33,9 +33,6 @@ def read_saco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     image's width and height. Of Gold, whose files ``..._merged_a_...``, ``_b_`` and ``_c_`` lie side by side, each one
     stands for the three; samples have the boxes of a. Pairs of one image follow one another. Arguments as for
     ``read_coco``.
-
-    Raises:
-        DataError: not SA-Co's json, or files of annotators that do not match.
     """
     path, folders, skipped, files = Path(annotations), Folders(images), SkipCounter(), list[CocoFile]()
     every = [path.with_name(_ANNOTATOR.sub(f"_merged_{one}_", path.name)) for one in "abc"]
@@ -100,21 +97,14 @@ def read_d3(
 ) -> SampleSet:
     """Read D3 (Described Object Detection): COCO json whose categories are descriptions.
 
-    Beside ``d3_full_annotations.json``, those of its presence and absence descriptions are read for scoring.
-
-    Args:
-        annotations: one of the three files.
-        images: image folders, searched in order.
-        names: ``d3_pkl/groups.pkl`` (or the same as json): each image is asked for the descriptions of its group; "" to
-            ask every image for all descriptions (the inter-group setting).
-        tree: the content of the json, if it was parsed before.
-
-    Raises:
-        DataError: no COCO json, or groups of other images or descriptions.
+    Beside ``d3_full_annotations.json``, those of its presence and absence descriptions are read for scoring. ``names``
+    is ``d3_pkl/groups.pkl`` (or the same as json): each image is asked for the descriptions of its group; "" to ask
+    every image for all descriptions (the inter-group setting). Other arguments as for ``read_coco``.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     file = parse_coco(path, tree)
-    found = coco_set(file, _descriptions(file, skipped), folders, skipped)
+    categories = read_categories(file.categories, path, skipped, twins=True, verbatim=True)
+    found = coco_set(file, categories, folders, skipped)
     if D3_FILE.fullmatch(path.name) and "full" in path.name:
         others = [path.with_name(path.name.replace("full", part)) for part in ("pres", "abs")]
         for missing in (other for other in others if not other.is_file()):
@@ -137,13 +127,14 @@ def _read_groups(path: Path) -> dict[Id, list[Id]]:
     try:
         with path.open("rb") as file:
             tree = _PlainValues(file).load() if path.suffix == ".pkl" else read_json(path)
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # broken pickles raise anything
         tree = str(error)
     groups = [as_map(group) for group in (tree.values() if isinstance(tree, dict) else as_list(tree))]
-    sound = groups and all(isinstance(group.get(key), list) for group in groups for key in ("img_id", "inner_sent_id"))
+    listed = [group.get(key) for group in groups for key in ("img_id", "inner_sent_id")]
+    sound = groups and all(isinstance(own, list) and None not in map(read_id, own) for own in listed)
     wrong = tree if isinstance(tree, str) else "no img_id or inner_sent_id"
     require(sound, f"{path}: not the groups of D3 ({wrong}): D3 {_OTHER}")
-    return {image: sorted(group["inner_sent_id"]) for group in groups for image in group["img_id"]}
+    return {image: sorted(group["inner_sent_id"], key=id_order) for group in groups for image in group["img_id"]}
 
 
 class _PlainValues(pickle.Unpickler):  # it loads numbers, texts, lists and maps, and runs nothing  # nosec B301
@@ -158,9 +149,6 @@ def read_omnilabel(annotations: str | Path, images: Sequence[str | Path], tree: 
 
     The json has images, ``descriptions`` (id, text, image_ids, anno_info) and annotations with ``description_ids``; an
     annotation counts once for each. Descriptions are in the order of the file. Arguments as for ``read_coco``.
-
-    Raises:
-        DataError: not OmniLabel's json.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "descriptions", "annotations"), "OmniLabel", tree)
@@ -179,18 +167,5 @@ def read_omnilabel(annotations: str | Path, images: Sequence[str | Path], tree: 
                 asked[image][number] = None
             else:
                 skipped.add("image of a label space that is unknown", f"description {number}")
-    return ask_for(coco_set(file, _descriptions(file, skipped), folders, skipped), asked)
-
-
-def _descriptions(file: CocoFile, skipped: SkipCounter) -> Categories:
-    """The texts as they are written, in the order of the file; two may be equal."""
-    good = list[tuple[Id, str]]()
-    for record in map(as_map, file.categories):
-        number, text = read_id(record.get("id")), record.get("name")
-        if number is not None and is_text(text) and is_visible(text):
-            good.append((number, text.strip()))
-        else:
-            skipped.add("description without an id or a text", f"description {str(record)[:40]}")
-    ids, names = tuple(number for number, _ in good), tuple(text for _, text in good)
-    check_distinct(ids, "id", file.path)
-    return Categories(names, ids, {number: index for index, number in enumerate(ids)})
+    categories = read_categories(file.categories, path, skipped, twins=True, verbatim=True)
+    return ask_for(coco_set(file, categories, folders, skipped), asked)

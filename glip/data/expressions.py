@@ -5,52 +5,38 @@ is the phrase that is looked for: ``tokens_positive`` marks only its root, and n
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glip.data import records
-from glip.data.records import Box, as_list, as_map, read_id
+from glip.data.records import Named, as_list, as_map, read_id
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
-from glip.errors import DataError
 from glip.structures import Prompt, Sample
 
 REFCOCO, GREFCOCO = ("refcoco", "refcoco+", "refcocog"), ("grefcoco",)
 _NO_TARGET = -1  # the category of the annotation of an expression that describes nothing in its image
 
 
-def is_of(tree: Any, names: Sequence[str]) -> bool:
-    """Whether the content of a json is of one of these data sets, by its first expression."""
-    return as_map(next(iter(as_list(as_map(tree).get("images"))), None)).get("dataset_name") in names
+def name_of_expressions(tree: Any) -> Any:
+    """The data set of the first expression in the content of a json."""
+    return as_map(next(iter(as_list(as_map(tree).get("images"))), None)).get("dataset_name")
 
 
-def read_refcoco(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
-    """Read RefCOCO, RefCOCO+ or RefCOCOg: each expression has one box. Arguments as for ``read_coco``.
+def _read_expressions(
+    names: Sequence[str], annotations: str | Path, images: Sequence[str | Path], tree: Any = None
+) -> SampleSet:
+    """Read the data sets of these names; arguments as for ``read_coco``.
 
-    Raises:
-        DataError: not a json of these data sets.
+    An expression of RefCOCO, RefCOCO+ or RefCOCOg has one box; one of gRefCOCO any number, none if an annotation of it
+    has the category -1.
     """
-    return _read_expressions(Path(annotations), images, tree, REFCOCO)
-
-
-def read_grefcoco(annotations: str | Path, images: Sequence[str | Path], tree: Any = None) -> SampleSet:
-    """Read gRefCOCO: an expression has any number of boxes, none if an annotation of it has the category -1.
-
-    Arguments and errors as for ``read_refcoco``.
-    """
-    return _read_expressions(Path(annotations), images, tree, GREFCOCO)
-
-
-def _read_expressions(path: Path, images: Sequence[str | Path], tree: Any, names: Sequence[str]) -> SampleSet:
-    folders, skipped = Folders(images), SkipCounter()
+    path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "annotations"), "referring expressions", tree)
-    if not is_of(tree, names):
-        stated = as_map(next(iter(tree["images"]), None)).get("dataset_name")
-        raise DataError(
-            f"{path}: not expressions of {' or '.join(names)} (the first one is of {str(stated)[:40]!r}): take the "
-            "set's file finetune_SET_SPLIT.json"
-        )
+    stated, wanted = name_of_expressions(tree), " or ".join(names)
+    wrong = f"not expressions of {wanted} (the first one is of {str(stated)[:40]!r})"
+    require(stated in names, f"{path}: {wrong}: take the set's file finetune_SET_SPLIT.json")
 
     def read(entry: tuple[Row, list[Row]]) -> Sample:
         record, rows = entry
@@ -59,24 +45,16 @@ def _read_expressions(path: Path, images: Sequence[str | Path], tree: Any, names
         require(rows, "expression without an annotation")
         empty = names == GREFCOCO and any(read_id(row.get("category_id")) == _NO_TARGET for row in rows)
         require(names == GREFCOCO or len(rows) == 1, "expression with several annotations (as those of gRefCOCO)")
-        boxes = [] if empty else [_expression_box(row.get("bbox")) for row in rows]
-        return Sample(
-            image=folders.locate(record.get("file_name")),
-            boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            box_phrases=((0,),) * len(boxes),
-            prompt=Prompt.from_caption(caption, [[(0, len(caption))]]),
-            image_id=record["id"],
-            size=records.read_size(record),
-            kinds=((str(name),),),
-        )
+        # a box without area counts, as in the evaluators
+        named = [Named(records.read_box(row.get("bbox"), flat=True), (0,)) for row in rows if not empty]
+        inverted = any(box[2] < box[0] or box[3] < box[1] for box, *_ in named)
+        require(not inverted, "malformed box")
+        image, size = folders.locate(record.get("file_name")), records.read_size(record)
+        sample = records.detection_sample(image, named, (), image_id=record["id"], size=size)
+        return replace(sample, prompt=Prompt.from_caption(caption, [[(0, len(caption))]]), kinds=((str(name),),))
 
     return records.pack_sample_set(path, skipped.each(records.by_image(tree, skipped), read, "expression"), skipped)
 
 
-def _expression_box(value: Any) -> Box:
-    """A box from x, y, width, height; one without area counts, as in the evaluators."""
-    corners = as_list(value)
-    sound = len(corners) == 4 and all(map(records.is_number, corners)) and min(corners[2:]) >= 0
-    require(sound, "malformed box")
-    x, y, width, height = corners
-    return x, y, x + width, y + height
+read_refcoco = partial(_read_expressions, REFCOCO)
+read_grefcoco = partial(_read_expressions, GREFCOCO)

@@ -1,8 +1,6 @@
 """Flickr30K Entities as released (Annotations/*.xml, Sentences/*.txt; Plummer et al. 2015)."""
 
-import math
 import re
-from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -39,12 +37,9 @@ def read_flickr30k(
     counts them. Two mentions of one chain in a sentence are two phrases, and each has all boxes of the chain. Phrases
     without a box (not visual, scenes, things without clear bounds) are no phrases of the prompt.
 
-    Args:
-        folder: holds ``Annotations`` and ``Sentences``.
-        images: image folders ("<image>.jpg"), searched in order.
-        names: the list of a split's images, one id per line (test.txt); "" for all images.
-        flat_boxes: keep boxes without area, and the phrases that have no others. Nothing can be learned from them,
-            but the release's evaluator counts them.
+    ``folder`` holds ``Annotations`` and ``Sentences``, the file ``names`` a split's images, one id per line (test.txt);
+    "" stands for all. ``flat_boxes`` keeps boxes without area, and the phrases that have no others: nothing can be
+    learned from them, but the release's evaluator counts them.
     """
     root, folders, skipped = Path(folder), Folders(images), SkipCounter()
     for part in ("Annotations", "Sentences"):
@@ -136,13 +131,7 @@ def _boxes_of(scene: ElementTree.Element, skipped: SkipCounter, *, flat_boxes: b
             continue
         with skipped.catch(f"object {number}"):
             chains = [(name.text or "").strip() for name in thing.findall("name")]
-            own = boxes.setdefault(_read_corners(corners, flat_boxes), {})
+            box = records.read_box(xml_corners(corners), corners=True, flat=flat_boxes)
+            own = boxes.setdefault(box, {})
             own.update(dict.fromkeys(chain for chain in chains if chain not in ("", "0")))  # 0: not visible
     return boxes
-
-
-def _read_corners(corners: ElementTree.Element, flat_boxes: bool) -> Box:
-    four = xml_corners(corners)
-    if flat_boxes and (four[2] <= four[0] or four[3] <= four[1]) and all(map(math.isfinite, array("f", four))):
-        return four[0], four[1], four[2], four[3]
-    return records.read_box(four, corners=True)

@@ -90,13 +90,8 @@ def read_odvg(annotations: str | Path, images: Sequence[str | Path], names: str 
 
     A line has filename, height, width, and ``detection`` (instances of bbox, label, category) or ``grounding``
     (caption; regions of one or several bbox, phrase, tokens_positive). A region without ``tokens_positive`` is found by
-    its words in the caption, as ``Prompt.from_caption`` finds them. A box is skipped where its category is not what the
-    label map says of its label.
-
-    Args:
-        annotations: the jsonl.
-        images: image folders, searched in order.
-        names: the label map, json {"0": "person", ...}; "" to gather the class names from the categories.
+    its words in the caption, as ``Prompt.from_caption`` finds them. ``names`` is the label map, json {"0": "person",
+    ...}, or "" to gather the class names from the categories; a box whose category is not what it says is skipped.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     categories = _read_label_map(Path(names), skipped) if str(names) else _gather_categories(path)

@@ -52,9 +52,7 @@ ENDINGS = {ending for ending, form in Image.registered_extensions().items() if f
 def load_image(path: File, *, allow_download: bool = False) -> Image.Image:
     """Read an image file as upright RGB: EXIF rotation applied; grey, palette, alpha, 16-bit and CMYK converted.
 
-    Args:
-        path: a path, an open file, a member of an archive, or a URL.
-        allow_download: whether a URL is downloaded (https, up to 50 MB, within 30 s); else it is an error.
+    A URL is an error unless ``allow_download`` (https, up to 50 MB, within 30 s).
     """
     return _turned(*_read_rgb(path, allow_download))
 
@@ -79,10 +77,9 @@ def image_size(path: str | Path | TarMember) -> tuple[int, int]:
 
 def size_if_readable(path: str | Path | TarMember) -> tuple[int, int] | None:
     """The same, or None where the header cannot be read."""
-    try:
+    with suppress(ImageError):
         return image_size(path)
-    except ImageError:
-        return None
+    return None
 
 
 def stated_size(path: File) -> tuple[int, int]:
@@ -269,11 +266,8 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Values of any depth as uint8."""
     if values.dtype == np.uint8:
         return values
-    factor, found = _factor(values.dtype, float(values.min()), float(values.max())), np.empty(values.shape, np.uint8)
-    rows = max(1, _STRIP // values[0].size)
-    for top in range(0, len(values), rows):
-        found[top : top + rows] = _scaled(values[top : top + rows], factor)
-    return found
+    factor = _factor(values.dtype, float(values.min()), float(values.max()))
+    return np.concatenate([_scaled(part, factor) for part in np.array_split(values, -(-values.size // _STRIP))])
 
 
 def _scaled(values: np.ndarray, factor: np.float32) -> np.ndarray:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -21,7 +22,6 @@ from glip.data.labels import read_names, sample_of_row
 from glip.data.records import as_list, as_map, is_number, is_text, is_visible, pack_sample_set, parse_file, read_size
 from glip.data.sets import Folders, Row, SampleSet, SkipCounter, require
 from glip.data.writers import ImageFolders, cut_box, each_row, image_name, label_row
-from glip.errors import DataError
 from glip.files import atomic_write
 from glip.lettering import palette
 from glip.structures import Sample
@@ -45,26 +45,24 @@ def write_label_studio(samples: SampleSet, path: str | Path, images: ImageFolder
     Arguments and result as for ``write_coco``. Label Studio has to serve the image folders: its
     LOCAL_FILES_DOCUMENT_ROOT is the folder above, and each is added to the project as a local storage.
     """
-    path, lost, choice = Path(path), SkipCounter(), "single"
+    path, lost = Path(path), SkipCounter()
     with atomic_write(path) as file:
         file.write("[")
         for number, task in enumerate(each_row(samples, lambda sample: _task(sample, images, lost), lost)):
             file.write((",\n" if number else "\n") + json.dumps(task))
         file.write("\n]\n")
-    if any(len(phrases) > 1 for sample in samples.samples for phrases in sample.box_phrases):
-        choice = "multiple"
+    several = any(len(phrases) > 1 for sample in samples.samples for phrases in sample.box_phrases)
     with atomic_write(interface_of(path)) as file:
-        file.write(_INTERFACE.format(choice=choice))
+        file.write(_INTERFACE.format(choice="multiple" if several else "single"))
     return lost
 
 
-def interface_of(path: str | Path) -> Path:
+def interface_of(path: Path) -> Path:
     """The file of the labelling interface of tasks: ``tasks.json`` has ``tasks_interface.xml``."""
-    return Path(path).with_name(f"{Path(path).stem}_interface.xml")
+    return path.with_name(f"{path.stem}_interface.xml")
 
 
 def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
-    """A task for a sample."""
     texts = [phrase.text for phrase in sample.prompt.phrases] if sample.prompt else list(sample.vocabulary)
     require(texts, "caption without phrases")
     name, row = image_name(sample, images, "Label Studio"), label_row(sample, images)
@@ -92,14 +90,10 @@ def _task(sample: Sample, images: ImageFolders, lost: SkipCounter) -> Row:
 
 def _distinct(texts: Sequence[str]) -> list[str]:
     """Labels that differ: the second "a man" of a caption becomes "a man #2"."""
-    times: dict[str, int] = {}
     labels: dict[str, None] = {}
     for text in texts:
-        label = text
-        while label in labels:
-            times[text] = times.get(text, 1) + 1
-            label = f"{text} #{times[text]}"
-        labels[label] = None
+        numbered = chain([text], (f"{text} #{number}" for number in count(2)))
+        labels[next(label for label in numbered if label not in labels)] = None
     return list(labels)
 
 
@@ -135,8 +129,8 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
     """
     path, skipped = Path(annotations), SkipCounter()
     tasks = parse_file(path) if tree is None else tree
-    if not isinstance(tasks, list) or any(SHORT_EXPORT in as_map(task) for task in tasks[:1]):
-        raise DataError(f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
+    whole = isinstance(tasks, list) and not any(SHORT_EXPORT in as_map(task) for task in tasks[:1])
+    require(whole, f"{path}: not Label Studio's JSON, a list of tasks: export the project as JSON, not JSON-MIN")
     folders = Folders(images or [path.parent])
     names = tuple(dict.fromkeys(label for task in tasks for label in _foreign_labels(as_map(task))))
     samples = skipped.each(enumerate(tasks), lambda task: _read_task(as_map(task), names, folders, skipped), "task")
@@ -144,7 +138,7 @@ def read_label_studio(annotations: str | Path, images: Sequence[str | Path], tre
 
 
 def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: SkipCounter) -> Sample:
-    data, people = as_map(task.get("data")), _answers(task)
+    data, people = as_map(task.get("data")), _maps(task.get("annotations"))
     done = [answer for answer in people if answer.get("was_cancelled") is not True]
     require(done or not people, "task that people skipped")
     answers = done or _maps(task.get("predictions"))
@@ -168,11 +162,6 @@ def _read_task(task: Row, names: tuple[str, ...], folders: Folders, skipped: Ski
     labels = {text: index for index, text in enumerate(texts)}
     row["boxes"] = list(_rectangles(results, labels, size or (0, 0), skipped, scored=not done))
     return sample_of_row(row, names, folders, skipped)
-
-
-def _answers(task: Row) -> list[Row]:
-    """What people drew; old exports call it completions."""
-    return _maps(task.get("annotations", task.get("completions")))
 
 
 def _answer_rank(answer: Row) -> tuple[bool, str]:
@@ -231,7 +220,7 @@ def _image_name(data: Row) -> str:
 def _foreign_labels(task: Row) -> Iterator[str]:
     """The labels in a task that glip did not write."""
     if not isinstance(as_map(task.get("data")).get("glip"), dict):
-        answers = [*_answers(task), *_maps(task.get("predictions"))]
+        answers = [*_maps(task.get("annotations")), *_maps(task.get("predictions"))]
         results = (result for answer in answers for result in _maps(answer.get("result")))
         yield from (label for one in results if one.get("type") == _RECTANGLE for label in _rectangle_labels(one))
 

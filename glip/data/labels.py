@@ -12,10 +12,9 @@ be read, no names hold. ``docs/data.md`` has all keys; ``write_labels`` in ``wri
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from glip.data import records
 from glip.data.records import MAX_IMAGE, Named, as_list, as_map, is_text, is_visible, read_id
@@ -27,11 +26,9 @@ _FAR = 1 << 62  # no archive has a byte there
 
 
 def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> SampleSet:
-    """Read a label file. Where some boxes of a line have a score, those without one were drawn by people: they score 1.
+    """Read a label file; ``images`` are folders of the images, or of the tars that hold them.
 
-    Args:
-        annotations: the jsonl.
-        images: folders of the images, or of the tars that hold them.
+    Where some boxes of a line have a score, those without one were drawn by people: they score 1.
     """
     path, skipped = Path(annotations), SkipCounter()
     folders, names = Folders(images or [path.parent]), Names()
@@ -47,11 +44,7 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
 
 
 def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCounter) -> Sample:
-    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted.
-
-    Raises:
-        InvalidRecord: nothing of it can be used.
-    """
+    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted."""
     file = folders.locate(record.get("image"))
     image: Path | TarMember = file
     if "member" in record:
@@ -66,16 +59,11 @@ def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCoun
         require(names, "line with neither a caption nor names")
     rows, own = [as_map(row) for row in as_list(record.get("boxes"))], read_id(record.get("id"))
     boxes = list(skipped.each(enumerate(rows), lambda row: _read_box(row, numbers), "box"))
-    return Sample(
-        image=image,
-        boxes=torch.tensor([item.box for item in boxes]).reshape(-1, 4),
-        box_phrases=tuple(item.phrases for item in boxes),
-        vocabulary=names,
+    image_id, size = str(record["image"]) if own is None else own, records.read_size(record)
+    return replace(
+        records.detection_sample(image, boxes, names, image_id=image_id, size=size),
         prompt=prompt,
         caption="" if prompt else caption,
-        image_id=str(record["image"]) if own is None else own,
-        size=records.read_size(record),
-        crowd=tuple(index for index, item in enumerate(boxes) if item.crowd),
         absent=_indices(record["absent"], len(names)) if isinstance(record.get("absent"), list) else None,
         incomplete=_indices(as_list(record.get("incomplete")), len(names)),
         scores=tuple(item.score for item in boxes) if any("score" in row for row in rows) else (),

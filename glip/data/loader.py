@@ -32,7 +32,7 @@ from glip.text.class_prompts import ClassPrompt
 _CYCLE = 1000  # images after which the order of datasets repeats; their shares are exact to a thousandth
 _WINDOW = 16  # steps whose images are sorted by shape among themselves
 _TRIES = 20  # other samples tried in place of one that cannot be used
-_FEW = 3  # this many bad samples never stop a run, whatever their share
+FEW = 3  # this many bad or missing samples never stop a run, whatever their share
 _log = logging.getLogger(__name__)
 
 
@@ -117,42 +117,28 @@ def _sorted_window(sources: tuple[Source, ...], window: int, batch_size: int, se
     return [batches[number] for number in np.random.default_rng([seed, window]).permutation(len(batches))]
 
 
+@dataclass(frozen=True, eq=False)
 class MixtureDataset(Dataset["Step | GlipError"]):
-    """Item ``step`` is what one process computes in that step.
+    """Item ``step`` is what process ``rank`` of ``processes`` computes in that step: an equal run of its images."""
 
-    Args:
-        sources: the datasets.
-        processor: makes batches of samples.
-        data: how images and captions are varied.
-        train: the number of steps, their size and the seed.
-        rank: number of this process.
-        processes: how many share a step; each takes an equal run of its images.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        processor: Processor,
-        data: DataConfig,
-        train: TrainConfig,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.sources, self.processor, self.data, self.train = sources, processor, data, train
-        size = train.batch_size
-        self.share = slice(rank * size // processes, (rank + 1) * size // processes)
+    sources: Sequence[Source]
+    processor: Processor
+    data: DataConfig
+    train: TrainConfig
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         return self.train.steps
 
     def __getitem__(self, step: int) -> Step | GlipError:
         """The step, or the user's mistake that prevents it: raised in a worker, torch would wrap it in a traceback."""
-        skipped, broken = SkipCounter(), list[str]()
+        skipped, broken, size = SkipCounter(), list[str](), self.train.batch_size
         choose = draws if self.data.crop else draws_by_shape  # crops all have one shape
-        drawn = choose(self.sources, step, batch_size=self.train.batch_size, seed=self.train.seed)
+        drawn = choose(self.sources, step, batch_size=size, seed=self.train.seed)
+        first, end = (number * size // self.processes for number in (self.rank, self.rank + 1))
         try:
-            samples = [self._sample(draw, skipped, broken) for draw in drawn[self.share]]
+            samples = [self._sample(draw, skipped, broken) for draw in drawn[first:end]]
             size = self.train.micro_batch or len(samples)
             parts = (samples[first : first + size] for first in range(0, len(samples), size))
             batches = tuple(self.processor.training(part) for part in parts)
@@ -177,11 +163,7 @@ class MixtureDataset(Dataset["Step | GlipError"]):
         raise ImageError(f"{_TRIES} samples in a row cannot be used, the last one: {problem}")
 
     def _prepare(self, sample: Sample, source: Source, random: np.random.Generator, skipped: SkipCounter) -> Sample:
-        """Load, augment and caption a sample; the boxes it loses are counted, also where it cannot be used.
-
-        Raises:
-            ImageError: it cannot be read, or has another size than its annotations are for.
-        """
+        """Load, augment and caption a sample; the boxes it loses are counted, also where it cannot be used."""
         config, data, others = source.config, self.data, list[Sample]()
         if sample.prompt is not None:  # prompts of other images are written beside its own
             chosen = random.integers(len(source.samples), size=data.pack_captions)
@@ -211,12 +193,7 @@ class MixtureDataset(Dataset["Step | GlipError"]):
 
 
 def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
-    """Steps ``start``, ``start`` + 1, ... in order, made by ``data.workers`` spawned processes or in this one.
-
-    Raises:
-        GlipError: the share of samples that cannot be used is above ``data.max_broken``, a step cannot be made, or
-            workers die again and again.
-    """
+    """Steps ``start``, ``start`` + 1, ... in order, made by ``data.workers`` spawned processes or in this one."""
     max_broken, tried, broken = dataset.data.max_broken, 0, set[str]()
     for step in _restarted(dataset, start):
         if isinstance(step, GlipError):
@@ -224,7 +201,7 @@ def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
         for line in sorted(set(step.broken) - broken):
             _log.warning("skipped: %s", line)
         tried, broken = tried + step.tried, broken | set(step.broken)
-        if len(broken) > max(_FEW, max_broken * tried):
+        if len(broken) > max(FEW, max_broken * tried):
             raise ImageError(
                 f"{len(broken)} of {tried} samples cannot be used, more than data.max_broken = {max_broken:g} allows; "
                 f"the last one: {step.broken[-1]}. Run glip data check, or raise data.max_broken"

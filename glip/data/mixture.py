@@ -19,8 +19,8 @@ from glip.console import counted
 from glip.data.caption import foreign_names, word_key
 from glip.data.catalog import class_prompts, find_set, read_set, with_split
 from glip.data.check import refuse_wrong_boxes
-from glip.data.loader import Source
-from glip.data.sets import PackedSamples, SampleSet
+from glip.data.loader import FEW, Source
+from glip.data.sets import PackedSamples, SampleSet, require
 from glip.data.transforms import says_side
 from glip.errors import ConfigError, DataError
 from glip.experiment import read_tree, to_dict
@@ -33,7 +33,6 @@ from glip.text.tokens import alike
 
 Per = Literal["image", "box"]
 PER: tuple[Per, ...] = get_args(Per)
-_FEW = 3  # this many missing images never stop a run, whatever their share
 
 
 def build_sources(data: DataConfig) -> list[Source]:
@@ -51,11 +50,7 @@ def build_sources(data: DataConfig) -> list[Source]:
 
 
 def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
-    """The datasets of a run and, at the share ``data.replay`` of the images, those of the old mixture.
-
-    Raises:
-        ConfigError: the old mixture adds nothing.
-    """
+    """The datasets of a run and, at the share ``data.replay`` of the images, those of the old mixture."""
     if not data.replay:
         return data.train
     old = parse(DataConfig, read_tree(data.replay_from).get("data") or {}, at=f"{data.replay_from}: data")
@@ -110,14 +105,13 @@ def read_training_set(config: DatasetConfig, data: DataConfig) -> SampleSet:
         samples = PackedSamples(hold_out(sample, config.held_out) for sample in read.samples)
         read = replace(read, vocabulary=vocabulary, samples=samples)
     problem = ""
-    if not there or len(missing) > max(_FEW, data.max_broken * total):
+    if not there or len(missing) > max(FEW, data.max_broken * total):
         problem = f"{read.tell_missing(missing, total)}: check its images and data.root, or raise data.max_broken"
     elif captioned:
         problem = "has captions: held_out works on class names only, remove it here"
     elif not any(len(sample.boxes) for sample in read.samples):
         problem = read.tell_boxless(len(there))
-    if problem:
-        raise DataError(f"dataset {config.name!r}: {problem}")
+    require(not problem, f"dataset {config.name!r}: {problem}")
     refuse_wrong_boxes(f"dataset {config.name!r}", read)
     return read
 
@@ -150,31 +144,32 @@ class Survey:
 def survey(source: Source, processor: Processor) -> Survey:
     """Go through a dataset once.
 
-    Raises:
-        DataError: names with boxes that the model reads alike, though they are other words: it could only learn that
-            the same words are present and absent.
+    Names with boxes that the model reads alike, though they are other words, are an error: it could only learn that the
+    same words are present and absent.
     """
     written = {name: prompt.text for name, prompt in source.prompts.items()}
-    boxes, files, crowded, count_tokens = Counter[str](), set[str](), 0, cache(processor.count_tokens)
+    boxes, crowded, files, boxed = 0, 0, set[str](), dict[str, str]()
+    count_tokens = cache(processor.count_tokens)
 
     def noted() -> Iterator[Sample]:
-        nonlocal crowded
+        nonlocal boxes, crowded
         for sample in source.samples:
-            names = sample.vocabulary  # none: boxes of phrases count together
-            shown = {names[index] for own in sample.box_phrases for index in own} if names else set()
+            names = sample.vocabulary  # none where a caption has phrases
+            shown = [names[index] for own in sample.box_phrases for index in own if names]
+            texts = {name: written.get(name, name) for name in shown}
             budget = TokenBudget(count_tokens, processor.max_tokens)
-            crowded += not all(budget.take(written.get(name, name)) for name in shown)
+            crowded += not all(map(budget.take, texts.values()))
             files.add(_file_of(sample))
-            boxes.update(names[own[0]] if names and own else "" for own in sample.box_phrases)
+            boxes += len(sample.boxes)
+            boxed.update(texts)
             yield sample
 
     data = data_fingerprint(noted())
     skipped = [str(source.skipped)] if source.skipped else []
     if crowded:
         skipped.append(f"boxes of {crowded} x image with more names than a caption holds")
-    summary = f"{source.config.name}: {counted(len(source.samples), 'image')}, {counted(boxes.total(), 'box')}"
+    summary = f"{source.config.name}: {counted(len(source.samples), 'image')}, {counted(boxes, 'box')}"
     summary += f"; skipped: {', '.join(skipped)}" if skipped else ""
-    boxed = {name: written.get(name, name) for name in boxes if name}
     same = alike(processor.tokenizer, boxed)
     for group in same:
         if len({word_key(boxed[name]) for name in group}) > 1:
@@ -230,19 +225,13 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
 
     The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
     a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
-
-    Raises:
-        DataError: a class with fewer shots.
     """
     shown = [count_classes(sample, per) for sample in samples]
     total = sum(shown, Counter[int]())
     short = [f"{name!r} {total[number]}" for number, name in enumerate(names) if total[number] < shots]
-    if shots < 1 or short:
-        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
-        unit = "images" if per == "image" else "boxes"
-        raise DataError(
-            f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
-        )
+    listed, unit = ", ".join(short[:5]) + ", ..." * (len(short) > 5), "images" if per == "image" else "boxes"
+    wrong = f"{shots} {unit} of each class cannot be drawn ({listed}): give 1 or more, at most that, or 'all'"
+    require(shots > 0 and not short, wrong)
     lacking = Counter({number: shots for number in range(len(names))})
     chosen = []
     for index in np.random.default_rng(seed).permutation(len(samples)).tolist():

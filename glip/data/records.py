@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from array import array
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import floordiv, mod
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 
 from glip.data.sets import CocoFile, Id, PackedSamples, Row, SampleSet, SkipCounter, check_exists, require
-from glip.errors import DataError
 from glip.files import read_json
-from glip.structures import Prompt, Sample, Span
+from glip.structures import Prompt, Sample, Span, TarMember
 
 Box = tuple[float, float, float, float]  # xyxy in pixels, rounded to float32
 Spans = tuple[Span, ...]
+ImageSize = tuple[int, int]  # width and height, as annotations state them
 
 FARTHEST = 1e9  # pixels; beyond it a number is no coordinate
 MAX_IMAGE = 1 << 26  # bytes of an image inside an archive
@@ -63,10 +64,10 @@ def outline_box(outline: Any) -> list[float]:
     if isinstance(outline, dict):
         return _mask_box(outline.get("counts"), as_list(outline.get("size")))
     parts = [as_list(part) for part in as_list(outline)]
-    if not all(len(part) >= 6 and len(part) % 2 == 0 and all(map(is_number, part)) for part in parts):
+    if not parts or not all(len(part) >= 6 and len(part) % 2 == 0 and all(map(is_number, part)) for part in parts):
         return []
     xs, ys = ([value for part in parts for value in part[edge::2]] for edge in (0, 1))
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if parts else []
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _mask_box(counts: Any, size: list[Any]) -> list[float]:
@@ -137,16 +138,10 @@ def read_words(path: Path) -> list[str]:
 
 
 def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) -> Row:
-    """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not json, or a list is missing: not a file of that kind.
-    """
+    """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before."""
     found = as_map(parse_file(path) if tree is None else tree)
-    missing = [key for key in lists if not isinstance(found.get(key), list)]
-    if missing:
-        raise DataError(f"{path}: not {kind} json: no list {missing[0]!r} (it needs {', '.join(lists)})")
+    missing = next((key for key in lists if not isinstance(found.get(key), list)), None)
+    require(missing is None, f"{path}: not {kind} json: no list {missing!r} (it needs {', '.join(lists)})")
     return found
 
 
@@ -224,26 +219,24 @@ def is_visible(text: str) -> bool:
     return any(unicodedata.category(letter) not in ("Cf", "Cc", "Zs", "Zl", "Zp") for letter in text)
 
 
-def read_box(value: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers: x, y, width, height, or both corners; the rule of ``geometry.boxes.is_degenerate``."""
+def read_box(value: Any, *, corners: bool = False, flat: bool = False) -> Box:
+    """A box from four numbers: x, y, width, height, or both corners; without an area only where it may be ``flat``."""
     require(value is not None, NO_BOX)
     four = isinstance(value, list | tuple) and len(value) == 4
     require(four and all(type(n) in (int, float) and -FARTHEST < n < FARTHEST for n in value), "malformed box")
     x, y, third, fourth = value
     box = array("f", value if corners else (x, y, x + third, y + fourth))
-    require(box[2] > box[0] and box[3] > box[1], "box without area")
+    require(flat or (box[2] > box[0] and box[3] > box[1]), "box without area")
     return box[0], box[1], box[2], box[3]
 
 
-def read_size(record: Row) -> tuple[int, int] | None:
+def read_size(record: Row) -> ImageSize | None:
     """Width and height of an image, if they are stated; MDETR's files state them as text."""
-    sides = []
-    for value in (record.get("width"), record.get("height")):
-        number: Any = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value
-        if type(number) not in (int, float) or not 0 < number < FARTHEST or number != int(number):
-            return None
-        sides.append(int(number))
-    return sides[0], sides[1]
+    stated: list[Any] = [record.get("width"), record.get("height")]
+    sides = [int(side) if isinstance(side, str) and side.isdecimal() and len(side) < 10 else side for side in stated]
+    if not all(type(side) in (int, float) and 0 < side < FARTHEST and side == int(side) for side in sides):
+        return None
+    return int(sides[0]), int(sides[1])
 
 
 def read_caption(value: Any) -> str:
@@ -264,30 +257,24 @@ def read_spans(value: Any, caption: str) -> Spans:
 
 
 def grounding_sample(
-    image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: tuple[int, int] | None
+    image: Path, caption: str, named: Sequence[Named], *, image_id: Id, size: ImageSize | None
 ) -> Sample:
     """The sample of a caption and its named boxes: phrases are the distinct tuples of spans, in reading order."""
     require(named, "caption without a box that can be used")
     phrases = sorted({spans for item in named for spans in item.phrases})
     index = {spans: number for number, spans in enumerate(phrases)}
-    return Sample(
-        image=image,
-        boxes=torch.tensor([item.box for item in named]),
-        box_phrases=tuple(tuple(sorted({index[spans] for spans in item.phrases})) for item in named),
-        prompt=Prompt.from_caption(caption, phrases),
-        image_id=image_id,
-        size=size,
-        crowd=tuple(number for number, item in enumerate(named) if item.crowd),
-    )
+    named = [item._replace(phrases=tuple(sorted({index[spans] for spans in item.phrases}))) for item in named]
+    sample = detection_sample(image, named, (), image_id=image_id, size=size)
+    return replace(sample, prompt=Prompt.from_caption(caption, phrases))
 
 
 def detection_sample(
-    image: Path, named: Sequence[Named], names: tuple[str, ...], *, image_id: Id, size: tuple[int, int] | None
+    image: Path | TarMember, named: Sequence[Named], names: tuple[str, ...], *, image_id: Id, size: ImageSize | None
 ) -> Sample:
-    """The sample of an image of a detection dataset: phrases of its boxes are indices into the class names."""
+    """The sample of an image whose boxes are named by indices, of a detection dataset into its class names."""
     return Sample(
         image=image,
-        boxes=torch.tensor([item.box for item in named]).reshape(-1, 4),
+        boxes=torch.tensor([item.box for item in named], dtype=torch.float32).reshape(-1, 4),
         box_phrases=tuple(item.phrases for item in named),
         vocabulary=names,
         image_id=image_id,
@@ -305,15 +292,10 @@ def pack_sample_set(
     ids: tuple[Id, ...] = (),
     annotations: CocoFile | None = None,
 ) -> SampleSet:
-    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one.
-
-    Raises:
-        DataError: no sample.
-    """
+    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one."""
     packed = PackedSamples(samples)
-    if not len(packed):
-        why = f"skipped: {skipped}" if skipped else "it lists none"
-        raise DataError(f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
+    why = f"skipped: {skipped}" if skipped else "it lists none"
+    require(len(packed), f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")
     if vocabulary is None:
         vocabulary = packed.vocabularies[0] if len(packed.vocabularies) == 1 else ()
     return SampleSet(packed, vocabulary, skipped, ids, annotations=annotations)

@@ -41,22 +41,13 @@ class InvalidRecord(DataError):
 
 
 def require(holds: object, reason: str) -> None:
-    """Go on only if something holds for a record; else it is skipped for this reason.
-
-    Raises:
-        InvalidRecord: it does not hold.
-    """
+    """Go on only if something holds for a record; else InvalidRecord skips it for this reason."""
     if not holds:
         raise InvalidRecord(reason)
 
 
 def check_exists(path: Path, missing: str = "Annotations {!r} are not there") -> None:
-    """Make sure that a file or folder of a dataset exists.
-
-    Raises:
-        FileNotFoundError: it does not.
-        DataError: it is a pipe or a device.
-    """
+    """Make sure that a file or folder of a dataset exists, and is no pipe or device."""
     refuse_special(path)
     if not path.exists():
         hint = "give --root (in a config data.root) or GLIP_DATA to the data folder, or give the full path"
@@ -74,12 +65,12 @@ class SkipCounter:
     def add(self, reason: str, place: str = "", times: int = 1) -> None:
         """Count a reason, such as "box without area", at a place inside that of ``catch``."""
         self.counts[reason] = self.counts.get(reason, 0) + times
-        places, full = self.places.setdefault(reason, []), [*self._at, *filter(None, [place])]
+        places, full = self.places.setdefault(reason, []), ", ".join(filter(None, [*self._at, place]))
         if full and len(places) < _EXAMPLES:
-            places.append(", ".join(full))
+            places.append(full)
 
     @contextmanager
-    def catch(self, place: str, times: int = 1) -> Iterator[None]:
+    def catch(self, place: str = "", times: int = 1) -> Iterator[None]:
         """Count the InvalidRecord that the block raises, and go on. Places nest, its cause last: "line 3, box 2"."""
         self._at.append(place)
         try:
@@ -241,9 +232,6 @@ class PackedSamples(Sequence[Sample]):
         boxes, vocabulary = torch.from_numpy(fields["boxes"].copy()), self.vocabularies[fields["vocabulary"]]
         return Sample(**{**fields, "boxes": boxes, "vocabulary": vocabulary})
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_bytes": None, "_finalizer": None, "_owner": None}  # another process only reads
 
@@ -258,8 +246,7 @@ class Folders:
     """
 
     def __init__(self, folders: Sequence[str | Path]) -> None:
-        listed = [folders] if isinstance(folders, str | Path) else folders
-        self.folders = tuple(Path(folder) for folder in listed) or (Path("(none is given)"),)
+        self.folders = tuple(map(Path, folders)) or (Path("(none is given)"),)
         for folder in self.folders:
             check_exists(folder, "Image folder {!r} is not there")
         self._listings: dict[tuple[str, ...], list[tuple[Path, set[str]]]] = {}
@@ -268,10 +255,8 @@ class Folders:
     def locate(self, *names: Any) -> Path:
         """The file of an image that has these names (empty ones do not count), the first that is found.
 
-        Where none is found it is a path in the first folder, which does not exist.
-
-        Raises:
-            InvalidRecord: no name, one that no file can have, or one that fits several files equally well.
+        Where none is found it is a path in the first folder, which does not exist. A record is invalid without a name,
+        with one that no file can have, or with one that fits several files equally well.
         """
         readings = [reading for name in names if name not in (None, "") for reading in _readings(name)]
         require(readings, "image without a file name")

@@ -47,23 +47,18 @@ def augment(
 
     Crowd regions are dropped first, and boxes are clipped to the image. A name whose boxes are all gone although part
     of it is still visible becomes ``incomplete``: it must not be a negative. A phrase of a caption whose boxes were cut
-    away stays in the caption as words without a box, as in the release. Images whose words say left or right are not
-    flipped.
+    away stays in the caption as words without a box, as in the release.
 
-    Args:
-        sample: the image and its boxes.
-        rng: all randomness.
-        short_side: range of the short side in pixels.
-        max_size: limit of the long side in pixels, as in the Processor's resize.
-        flip: probability of a horizontal flip.
-        crop: side of a square crop in pixels; 0: none. If it shows boxes, it keeps one, where the size range allows.
-        colour: brightness, contrast and saturation change by up to this share.
+    The short side is in the range ``short_side``, the long one at most ``max_size``, as in the Processor's resize. A
+    square of ``crop`` pixels is cut (0: none) that keeps a box if it shows any, where the sizes allow. With the
+    probability ``flip`` the image is flipped, unless its words say left or right. Brightness, contrast and saturation
+    change by up to the share ``colour``.
     """
     skipped = SkipCounter()
     sample = _drop(sample, sample.crowd, skipped, "crowd region", visible=sample.crowd)
     height, width = _loaded_image(sample).height, _loaded_image(sample).width
     sample = replace(sample, boxes=clip_boxes_to_image(sample.boxes, (height, width)))
-    sample = _drop(sample, _where(box_area(sample.boxes) <= 0), skipped, "box outside its image")
+    sample = _drop(sample, torch.where(box_area(sample.boxes) <= 0)[0].tolist(), skipped, "box outside its image")
     drawn = int(rng.integers(min(short_side), max(short_side) + 1))
     if crop and len(sample.boxes):
         drawn = max(min(short_side), min(drawn, int(min(height, width) * _largest_scale(sample.boxes, crop))))
@@ -72,7 +67,7 @@ def augment(
     if crop:
         sample = _crop(sample, crop, rng, skipped)
     if rng.random() < flip:
-        sided = says_side(sample.prompt.caption) if sample.prompt else _any_says_side(sample.vocabulary)
+        sided = any(map(says_side, [sample.prompt.caption] if sample.prompt else sample.vocabulary))
         sample = sample if sided else _transform(sample, F.horizontal_flip)
     image = _loaded_image(sample)
     if colour:  # the hue stays, since captions name colours
@@ -81,14 +76,10 @@ def augment(
     return replace(sample, image=image), skipped
 
 
+@lru_cache(maxsize=2**14)  # a vocabulary is the same for all images of a dataset, and may have thousands of names
 def says_side(words: str) -> bool:
     """Whether words say left or right in any form, so that they would be wrong for the flipped image."""
     return _SIDES.search(words) is not None
-
-
-@lru_cache(maxsize=256)  # a vocabulary is the same for all images of a dataset, and may have thousands of names
-def _any_says_side(names: tuple[str, ...]) -> bool:
-    return any(says_side(name) for name in names)
 
 
 def _loaded_image(sample: Sample) -> Image.Image:
@@ -126,7 +117,8 @@ def _crop(sample: Sample, side: int, rng: np.random.Generator, skipped: SkipCoun
         sample = _transform(sample, lambda thing: F.pad(thing, border, fill=fill))
     cropped = _transform(sample, lambda thing: F.crop(thing, max(0, top), max(0, left), side, side))
     lost = kept < _VISIBLE
-    return _drop(cropped, _where(lost), skipped, "box cut away by the crop", visible=_where(lost & (kept > 0)))
+    gone, visible = (torch.where(mask)[0].tolist() for mask in (lost, lost & (kept > 0)))
+    return _drop(cropped, gone, skipped, "box cut away by the crop", visible=visible)
 
 
 def _kept_shares(boxes: Float[Tensor, "box 4"], left: int, top: int, side: int) -> Float[Tensor, " box"]:
@@ -139,11 +131,6 @@ def _largest_scale(boxes: Float[Tensor, "box 4"], side: int) -> float:
     sides, enough = boxes[:, 2:] - boxes[:, :2], 1.05 * _VISIBLE  # more, since windows start at whole pixels
     # of a box longer than the window in one direction, or in both
     return float((side / torch.maximum(enough * sides.amax(1), (enough * sides.prod(1)).sqrt())).max())
-
-
-def _where(mask: Tensor) -> list[int]:
-    indices: list[int] = mask.nonzero()[:, 0].tolist()
-    return indices
 
 
 def _drop(

@@ -61,15 +61,12 @@ def video_header(source: str | Path) -> VideoHeader:
 
 
 def read_video(source: str | Path, *, every: int = 1) -> Iterator[Frame]:
-    """Read the frames of a video file, or of a webcam by its number, one after another.
+    """Read the frames of a video file, or of a webcam by its number ("0"), one after another.
 
-    Args:
-        source: a file, or a webcam such as "0".
-        every: give only each n-th frame, from the first on; the others are decoded, but not converted to RGB.
+    Only one frame of ``every`` is given, from the first on; the others are decoded, but not converted to RGB.
 
     Raises:
         ImageError: it cannot be read, or is broken in the middle; the frames before that were given.
-        GlipError: PyAV is not installed.
     """
     number, time, end, start, problems = -1, 0.0, 0.0, None, list[str]()
     with _container(source) as (container, stream):
@@ -104,11 +101,7 @@ def write_video(path: Path, rate: float) -> Iterator[Callable[[Image.Image, floa
     """Write an MP4 that replaces ``path`` when the block ends: a function that takes each image and its time.
 
     All have the size of the first one, cut to even sides: other images are cut or get a black margin. After an error or
-    a kill the old file is unchanged.
-
-    Args:
-        path: the file.
-        rate: frames per second, about; the times are what counts.
+    a kill the old file is unchanged. ``rate`` is about that of the frames per second; the times are what counts.
     """
     av, streams = _av(), list[Any]()
 

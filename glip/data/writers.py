@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 from xml.sax.saxutils import escape
@@ -36,13 +37,7 @@ _Cut = tuple[tuple[float, ...], int, bool]  # a box within its image, its name, 
 def write_coco(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
     """Write a detection dataset as COCO json; a federated one (LVIS) gets LVIS's lists of absent and incomplete names.
 
-    Args:
-        samples: images with boxes, all of one vocabulary.
-        path: the json.
-        images: image folders; names in the file are relative to them.
-
-    Returns:
-        What COCO cannot hold, counted.
+    Names of images are relative to the folders ``images``. What COCO cannot hold is counted.
 
     Raises:
         DataError: samples with captions, or with different vocabularies; an image outside the folders.
@@ -164,11 +159,7 @@ def write_voc(samples: SampleSet, path: str | Path, images: ImageFolders) -> Ski
 
 
 def write_labels(samples: SampleSet, path: str | Path, images: ImageFolders) -> SkipCounter:
-    """Write our own label file, which holds everything in a Sample; arguments as for ``write_coco``.
-
-    Returns:
-        An empty counter.
-    """
+    """Write our own label file, which holds everything in a Sample: nothing is counted."""
     names: tuple[str, ...] = ()
     with atomic_write(path) as file:
         for sample in samples.walk("convert"):
@@ -217,17 +208,13 @@ def each_row(samples: SampleSet, make: Callable[[Sample], T], lost: SkipCounter)
 def _check(sample: Sample, format: str, vocabulary: tuple[str, ...]) -> None:
     """Refuse a sample of a kind that a format does not have; ``vocabulary`` is that of all samples."""
     names, prompt = sample.vocabulary, sample.prompt
-    listed = sample.absent is not None or sample.incomplete
+    listed, lvis = sample.absent is not None or sample.incomplete, "coco (LVIS's fields) or labels"
     refusals = (
         (not names and not prompt, "has a caption without phrases", "labels"),
         (prompt and format in ("COCO", _PER_IMAGE), "has a caption", "mdetr, odvg or labels"),
         (names and format == "MDETR json", "has a list of names", "coco, odvg or labels"),
         (names and names != vocabulary, "has a list of names of its own, not that of all images", "labels"),
-        (
-            listed and format in _WITHOUT_LISTS,
-            "states which names are absent or incomplete",
-            "coco (LVIS's fields) or labels",
-        ),
+        (listed and format in _WITHOUT_LISTS, "states which names are absent or incomplete", lvis),
     )
     what, others = next(((what, others) for wrong, what, others in refusals if wrong), ("", ""))
     if what:
@@ -287,7 +274,7 @@ def _image_record(sample: Sample, images: ImageFolders, taken: set[Id], lost: Sk
     number = sample.image_id
     if number in taken:
         lost.add("id of an image (another has it too)")
-        number = next(own for own in (f"{number}#{again}" for again in range(2, 1 << 31)) if own not in taken)
+        number = next(own for own in (f"{number}#{again}" for again in count(2)) if own not in taken)
     taken.add(number)
     return {"id": number, "file_name": image_name(sample, images, "this format")} | _size(sample, lost)
 
@@ -317,12 +304,7 @@ def _size(sample: Sample, lost: SkipCounter) -> Row:
 
 
 def image_name(sample: Sample, images: ImageFolders, format: str = "") -> str:
-    """The name of a sample's image, or of its archive, relative to the first folder that holds it.
-
-    Raises:
-        DataError: outside the folders; drawn, so without a name; in an archive, where a ``format`` without them is
-            given.
-    """
+    """The name of a sample's image, or of its archive, relative to the first folder that holds it."""
     image = sample.image
     if isinstance(image, Image.Image):
         problem = "is drawn: save it and put its path in the sample"
@@ -343,12 +325,12 @@ def _write_coco_json(path: Path, categories: list[Row], rows: Iterator[tuple[Row
     """COCO's three lists; boxes wait in a second file until all images are written."""
     with atomic_write(path) as file, tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later:
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
-        count = 0
-        for number, (record, boxes) in enumerate(rows):
-            file.write((",\n" if number else "\n") + json.dumps(record))
+        numbers = count(1)
+        for place, (record, boxes) in enumerate(rows):
+            file.write((",\n" if place else "\n") + json.dumps(record))
             for box in boxes:
-                count += 1
-                later.write((",\n" if count > 1 else "\n") + json.dumps({"id": count, **box}))
+                number = next(numbers)
+                later.write((",\n" if number > 1 else "\n") + json.dumps({"id": number, **box}))
         file.write('\n],\n"annotations": [')
         later.seek(0)
         shutil.copyfileobj(later, file)

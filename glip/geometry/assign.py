@@ -45,8 +45,7 @@ def assign(
 
 def _nearest(distances: Float[Tensor, "loc box"], level_lengths: Sequence[int]) -> Int[Tensor, "candidate box"]:
     start, found = 0, []
-    for length in level_lengths:
-        level = distances[start : start + length]
-        found.append(level.topk(min(_TOP_K, length), dim=0, largest=False).indices + start)
-        start += length
+    for level in distances.split(list(level_lengths)):
+        found.append(level.topk(min(_TOP_K, len(level)), dim=0, largest=False).indices + start)
+        start += len(level)
     return torch.cat(found)

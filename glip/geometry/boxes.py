@@ -1,4 +1,4 @@
-"""Boxes as xyxy tensors: areas, IoU, clipping, scaling, suppression, greedy matching.
+"""Boxes as xyxy tensors: IoU, clipping, scaling, suppression, greedy matching.
 
 The release counts pixels inclusively (a box from 3 to 5 is 3 wide) in NMS, assignment and the coder, and does not in
 GIoU; ``inclusive`` says which convention a function follows.
@@ -13,39 +13,25 @@ from pathlib import Path
 
 import torch
 
-from glip.shapes import Bool, Float, Int, Tensor
-
-
-def area(boxes: Float[Tensor, "*rest 4"], *, inclusive: bool) -> Float[Tensor, "*rest"]:
-    """Area in square pixels; ``inclusive`` adds one to width and height."""
-    extra = 1.0 if inclusive else 0.0
-    return (boxes[..., 2] - boxes[..., 0] + extra) * (boxes[..., 3] - boxes[..., 1] + extra)
+from glip.shapes import Float, Int, Tensor
 
 
 def iou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"], *, inclusive: bool) -> Float[Tensor, "a b"]:
-    """Intersection over union of every pair."""
-    shared, union = _shared(first, second, inclusive=inclusive)
-    return shared / union
+    """Intersection over union of every pair; ``inclusive`` adds one to widths and heights."""
+    extra = 1.0 if inclusive else 0.0
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    sides = ((high - low + extra).clamp(min=0), *(boxes[:, 2:] - boxes[:, :2] + extra for boxes in (first, second)))
+    shared, one, other = (side[..., 0] * side[..., 1] for side in sides)
+    return shared / (one[:, None] + other[None] - shared)
 
 
 def giou(first: Float[Tensor, "a 4"], second: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
     """Generalized IoU of every pair (Rezatofighi et al. 2019), without the +1 convention; NaN for two equal points."""
-    shared, union = _shared(first, second, inclusive=False)
-    low = torch.minimum(first[:, None, :2], second[None, :, :2])
-    high = torch.maximum(first[:, None, 2:], second[None, :, 2:])
-    around = area(torch.cat([low, high], dim=-1), inclusive=False)
-    return shared / union - (around - union) / around
+    from torchvision.ops import generalized_box_iou  # only evaluation needs it
 
-
-def _shared(first: Tensor, second: Tensor, *, inclusive: bool) -> tuple[Tensor, Tensor]:
-    """The areas of intersection and union of every pair."""
-    extra = 1.0 if inclusive else 0.0
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    sides = (high - low + extra).clamp(min=0)
-    shared = sides[..., 0] * sides[..., 1]
-    one, other = (area(boxes, inclusive=inclusive) for boxes in (first, second))
-    return shared, one[:, None] + other[None] - shared
+    pairs: Tensor = generalized_box_iou(first, second)
+    return pairs
 
 
 def pair_iou(first: Sequence[float], second: Sequence[float]) -> float:
@@ -144,9 +130,3 @@ def _nms() -> Callable[[Tensor, Tensor, float], Tensor]:
         torch.ops.load_library(str(libraries[0]))
     kernel: Callable[[Tensor, Tensor, float], Tensor] = torch.ops.torchvision.nms
     return kernel
-
-
-def is_degenerate(boxes: Float[Tensor, "box 4"]) -> Bool[Tensor, " box"]:
-    """Boxes with no area (under the ordinary convention) or with a coordinate that is not a number."""
-    good = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & torch.isfinite(boxes).all(1)
-    return ~good

@@ -177,20 +177,6 @@ def test_a_bad_record_costs_only_itself(made, bad, reason, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ('{"images": [', "not valid JSON"),
-        ("[]", "not COCO json: no list 'images'"),
-        ('{"images": [], "annotations": {}, "categories": []}', "no list 'annotations'"),
-        ('{"images": [], "annotations": [], "categories": []}', "no sample in it can be used .it lists none"),
-    ],
-)
-def test_other_files_are_refused(text, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
-        read_coco(saved(tmp_path, text), [tmp_path])
-
-
-@pytest.mark.parametrize(
     ("again", "told"), [({"id": 3, "name": "fox"}, "category id 3 "), ({"id": 5, "name": "bat"}, "category name 'bat'")]
 )
 def test_categories_that_cannot_be_told_apart(again, told, tmp_path):

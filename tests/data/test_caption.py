@@ -144,12 +144,6 @@ def test_order_and_number_of_absent_names_give_nothing_away():
     assert len(texts(empty, replace(SOME, max_negatives=0))) == 1, "an image without boxes is asked for one at least"
 
 
-def test_the_limit_is_used_to_the_last_token():
-    exact = count_tokens("cat. red bus. dog")
-    sample = sample_of(["cat", "red bus", "dog"], [0, 1, 2])
-    assert [len(texts(sample, max_tokens=limit)) for limit in (exact, exact - 1)] == [3, 2]
-
-
 def test_names_that_cannot_be_written():
     made = captioned(sample_of(["cat", "\u200b", "\ufffd"], [0, 1]))
     assert made.prompt.texts == ("cat",) and len(made.boxes) == 1

@@ -137,14 +137,7 @@ def test_names_that_a_model_reads_alike(folder):
 
 
 def test_boxes(folder):
-    boxes = [
-        (-0.9, -0.9, 200.9, 100.9),
-        (250, 0, 300, 50),
-        (150, 50, 250, 90),
-        (5, 5, 5, 9),
-        (0, 0, 9, 9),
-        (0, 0, 9, 9),
-    ]
+    boxes = [(-0.9, -0.9, 200.9, 100.9), (250, 0, 300, 50), (150, 50, 250, 90), (5, 5, 5, 9), *[(0, 0, 9, 9)] * 2]
     problems = checked(sample(folder, boxes=boxes)).problems
     assert problems.counts == {
         "box outside its image": 1,

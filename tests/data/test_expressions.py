@@ -70,19 +70,11 @@ def test_what_cannot_be_scored_is_counted(images, annotations, reason, tmp_path)
 @pytest.mark.parametrize(
     ("read", "images", "message"),
     [
-        (
-            read_refcoco,
-            [image(name="grefcoco")],
-            "not expressions of refcoco or .* .the first one is of 'grefcoco'",
-        ),
+        (read_refcoco, [image(name="grefcoco")], "not expressions of refcoco or .* .the first one is of 'grefcoco'"),
         (read_grefcoco, [image()], "not expressions of grefcoco .the first one is of 'refcoco'.: take"),
         (read_grefcoco, [{"id": 1, "file_name": "a.jpg"}], "the first one is of 'None'"),
         (read_refcoco, [], "the first one is of 'None'"),
-        (
-            read_ovdeval,
-            [image()],
-            "image 1 has no lists of names text and neg_text: take the file",
-        ),
+        (read_ovdeval, [image()], "image 1 has no lists of names text and neg_text: take the file"),
     ],
 )
 def test_files_of_another_benchmark(read, images, message, tmp_path):

@@ -159,7 +159,6 @@ def test_which_answer_counts(tmp_path):
     assert width(annotations=[first, second | {"was_cancelled": True}]) == 10
     assert width(annotations=[first], predictions=[second, third]) == 10
     assert width(annotations=[], predictions=[second, third]) == 30
-    assert width(completions=[second]) == 20
     many = read(tmp_path, [size | {"annotations": [first, second]}])
     assert sum(many.skipped.counts.values()) == 1
 

@@ -114,6 +114,14 @@ def test_csv_with_quotes_and_line_breaks(tmp_path):
     assert counts == {"line with too few or too many columns": 1, "caption that is empty or no text": 1}
 
 
+def test_places_in_a_table_are_lines_of_the_file(tmp_path):
+    file = written(tmp_path / "a.csv", b"image,caption\n\n\xff\na.jpg\nb.jpg,a dog\n")
+    assert read_captions(file, [tmp_path]).skipped.places == {
+        "text that is not UTF-8": ["a.csv, line 3"],
+        "line with too few or too many columns": ["a.csv, line 4"],
+    }
+
+
 def test_a_quote_left_open_swallows_no_more_than_a_field_may_hold(tmp_path):
     text = 'image,caption\na.jpg,a dog\nb.jpg,"an open quote\n' + "c.jpg,a cat\n" * 12_000
     rows, counts = read(written(tmp_path / "a.csv", text))
@@ -197,7 +205,8 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         add("folder", type=tarfile.DIRTYPE)
         add("0.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")
         add("0.txt", b"of a link")
-        add("1.jpg", type=tarfile.CHRTYPE)
+        for kind in (tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE):
+            add("../../1.jpg", type=kind, linkname="/etc/passwd")
         add("2.jpg", b"x" * 1001)
         add("3.jpg", jpeg("red")[:400])
         add("3.txt", b"\xff\xfe")
@@ -206,10 +215,12 @@ def test_members_that_are_not_trusted(tmp_path, monkeypatch):
         add("5.exe", b"x")
         add("../../6.jpg", b"x")
         add("../../6.txt", b"its name leads out, but nothing is written")
+    before = set(tmp_path.parent.rglob("*"))
     found = read_captions(tmp_path / "a.tar", [])
     assert [sample.caption for sample in found.samples] == ["its name leads out, but nothing is written"]
+    assert set(tmp_path.parent.rglob("*")) == before
     assert found.skipped.counts == {
-        "member that is a link, a device or sparse": 2,
+        "member that is a link, a device or sparse": 5,
         "caption without an image": 1,
         "member of over 0 MB": 1,
         "text that is not UTF-8": 1,

@@ -102,22 +102,22 @@ def traits_of(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("split", ["train", "seen"])
 def test_held_out_combinations_are_never_named(split):
-    for seed in range(150):
+    for seed in range(60):
         sample = draw_sample(seed, World(split, captioned=0.3))
         texts = sample.prompt.texts if sample.prompt else sample.vocabulary
         assert not [text for text in texts if words.is_novel(traits_of(text))], seed
 
 
 def test_every_thing_of_the_novel_split_is_held_out():
-    samples = [draw_sample(seed, World("novel", captioned=0.0)) for seed in range(150)]
+    samples = [draw_sample(seed, World("novel", captioned=0.0)) for seed in range(60)]
     named = [traits_of(one.vocabulary[row[0]]) for one in samples for row in one.box_phrases]
     assert all("kind" in traits and len(traits) > 1 for traits in named), "a kind alone would not be novel"
-    assert sum(map(words.is_novel, named)) > 300
+    assert sum(map(words.is_novel, named)) > 100
 
 
 def relations(split: str) -> Iterator[bool]:
     """Of each relation said between two mentions, whether it is held out."""
-    for seed in range(250):
+    for seed in range(100):
         prompt = draw_sample(seed, World(split, captioned=1.0)).prompt
         for first, second in zip(prompt.phrases, prompt.phrases[1:], strict=False):
             said = prompt.caption[first.spans[0][1] : second.spans[0][0]].strip()

@@ -215,8 +215,9 @@ def faulty(folder: Path, kind: str) -> tuple[str, Path, str]:
     format, tree = trees.get(kind, ("d3", D3))
     file = write(folder / ("d3_full_annotations.json" if format == "d3" else "x.json"), tree)
     if format == "d3":
-        groups = {"code": OrderedDict(GROUPS), "no groups": {0: {"id": 0}}, "other": {0: GROUPS[0]}}[kind]
-        (folder / "groups.pkl").write_bytes(pickle.dumps(groups))
+        groups = {"code": OrderedDict(GROUPS), "no groups": {0: {"id": 0}}, "other": {0: GROUPS[0]}}
+        groups["no ids"] = {0: {"img_id": [0, [1]], "inner_sent_id": [1, "2"]}}
+        (folder / "groups.pkl").write_bytes(b"]]]s." if kind == "broken" else pickle.dumps(groups[kind]))
         names = str(folder / "groups.pkl")
     return format, file, names
 
@@ -233,6 +234,8 @@ def faulty(folder: Path, kind: str) -> tuple[str, Path, str]:
         ("test split", "not OmniLabel json: no list 'annotations'"),
         ("code", "groups.pkl: not the groups of D3 .it holds collections.OrderedDict, and only numbers"),
         ("no groups", "groups.pkl: not the groups of D3 .no img_id or inner_sent_id"),
+        ("no ids", "groups.pkl: not the groups of D3 .no img_id or inner_sent_id"),
+        ("broken", "groups.pkl: not the groups of D3 .list indices must be"),
         ("other", "groups.pkl is not of d3_full_annotations.json: id 1 is in only one of the two"),
     ],
 )

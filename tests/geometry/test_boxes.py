@@ -26,11 +26,6 @@ def test_plain_numbers_have_the_same_iou() -> None:
 
 
 def test_a_ground_truth_box_is_found_once() -> None:
-    truth = [(0, 0, 10, 10), (20, 0, 30, 10)]
-    assert greedy_hits([(0, 0, 10, 9), (0, 0, 10, 10), (21, 0, 30, 10), (50, 50, 60, 60)], truth, 0.5) == [
-        True,
-        False,
-        True,
-        False,
-    ]
+    truth, found = [(0, 0, 10, 10), (20, 0, 30, 10)], [(0, 0, 10, 9), (0, 0, 10, 10), (21, 0, 30, 10), (50, 0, 60, 60)]
+    assert greedy_hits(found, truth, 0.5) == [True, False, True, False]
     assert greedy_hits([(0, 0, 1, 1)], [], 0.5) == [False]
