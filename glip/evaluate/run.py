@@ -93,9 +93,6 @@ def detect_all(
         options: batch size and limits.
         tally: counts skipped images: unreadable, without words, or with a caption that the model cannot read.
         kept: image features of earlier calls with the same image encoder; those of this call are added.
-
-    Raises:
-        GlipError: a vocabulary with an empty name, or one that the model cannot read.
     """
     for prediction in predictions(detector, samples, range(len(samples)), options, kept):
         if prediction.found is not None:
@@ -215,9 +212,6 @@ class PredictionStore:
         folder: where they are kept; made if missing.
         settings: what they are predictions of: the model, the set, the options.
         process: number of this process; each writes parts of its own and reads those of all.
-
-    Raises:
-        DataError: the folder holds predictions made with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0) -> None:
@@ -287,11 +281,7 @@ class PredictionStore:
 
 
 def _read_part(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a part.
-
-    Raises:
-        DataError: they are not what was written: a byte of the file has changed, or it is another file.
-    """
+    """The columns of a part."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             columns = dict(part)

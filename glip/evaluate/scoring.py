@@ -60,9 +60,6 @@ def score(
         options: with which they were made.
         folder: where everything is written.
         draw: also draw curves, scores and the worst images.
-
-    Raises:
-        DataError: predictions are missing, or there is nothing to score.
     """
     samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
     store.reload()  # with what other processes have written
@@ -119,10 +116,6 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     """Score a file of results in the standard format without any model.
 
     For a set with captions and lists of names the protocol says which are scored.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not results of this set.
     """
     skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)

@@ -41,9 +41,6 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterab
         folder: the labels.
         thresholds: the lowest score of each class, in the order of the names.
         formats: keys of ``FILES``; files and folders of an earlier call are replaced.
-
-    Raises:
-        OSError: a file cannot be written.
     """
     images, names, limits = read_manifest(folder)["images"], tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()

@@ -59,9 +59,6 @@ def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> 
         name: a dataset's name, a file or a folder.
         images: folders of its images, for a file.
         root: the data root.
-
-    Raises:
-        GlipError: not a captioned dataset.
     """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     under = data_root(root).absolute()
@@ -94,11 +91,7 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
 
 
 def check_images(shards: Iterable[Shard]) -> None:
-    """Refuse captions of which no image is there; this looks no further than the first image that is.
-
-    Raises:
-        DataError: naming the first image that is missing.
-    """
+    """Refuse captions of which no image is there; this looks no further than the first image that is."""
     missing = list[Path]()
     for image in chain.from_iterable(map(_images_of, shards)):
         if not isinstance(image, Path) or image.is_file():
@@ -117,11 +110,7 @@ def _images_of(shard: Shard) -> list[Path | TarMember | Image.Image]:
 
 
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
-    """The samples of a shard, those of one image together, and what the reader skipped in its file.
-
-    Raises:
-        OSError, DataError: the file is missing, or no caption in it can be read.
-    """
+    """The samples of a shard, those of one image together, and what the reader skipped in its file."""
     read = _read(shard.entry)
     stop = len(read.samples) if shard.stop is None else shard.stop
     samples = (read.samples[index] for index in range(shard.start, stop))

@@ -52,11 +52,7 @@ class Selection:
 
 
 def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
-    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``.
-
-    Raises:
-        DataError: nothing is kept, labels cannot be read, or ``out`` is a file of them.
-    """
+    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``."""
     selection, own = Selection(), {path.resolve().with_suffix("") for path in finished_shards(Path(folder))}
     if Path(out).resolve().with_suffix("") in own:
         raise DataError(f"{str(out)!r} holds the labels of a shard and would be replaced: give another file with --out")
@@ -162,9 +158,6 @@ def score_labels(
         rows: the labels.
         ground_truth: samples with the same captions, whose phrases have boxes.
         held_out_words: words absent from the teacher's training data; phrases with one are a kind of their own.
-
-    Raises:
-        DataError: no label has an image and caption of the ground truth.
     """
     samples: dict[tuple[str, str], tuple[Sample, tuple[Phrase, ...]]] = {}
     for sample in ground_truth:

@@ -273,11 +273,7 @@ def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, .
 
 
 def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
-    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names.
-
-    Raises:
-        GlipError: anything else.
-    """
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
     if isinstance(words, Prompt):
         return [words]
     if isinstance(words, str) or all(isinstance(item, str) for item in _items(words)):
