@@ -130,10 +130,7 @@ def has_boxes(samples: Iterable[Sample]) -> bool:
 def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     """Refuse what could not be scored before a model runs for hours; doubts about boxes join what was skipped.
 
-    Args:
-        title: what the samples are, for errors.
-        read: the samples to score.
-        every: whether each image must be there, as for the official figures; else one is enough.
+    With ``every`` each image must be there, as for the official figures; else one is enough.
     """
     total, files = len(read.samples), (sample.image for sample in read.samples)
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]

@@ -111,7 +111,7 @@ class Score:
         return self.figures["AP50"]
 
     def interval(
-        self, figure: str = "AP50", *, less: "Score | None" = None, rounds: int = 300, seed: int = 0
+        self, figure: str = "AP50", *, less: "Score | None" = None, rounds: int = 300
     ) -> tuple[float, float] | None:
         """95 % interval of AP50 or AP over resampled images (bootstrap), or None where it would not be one.
 
@@ -123,15 +123,14 @@ class Score:
         """
         if not self.rankings:
             return None
-        found, value = self._resampled(figure, rounds, seed), self.figures[figure]
+        found, value = self._resampled(figure, rounds), self.figures[figure]
         if less:
-            found, value = found - less._resampled(figure, rounds, seed), value - less.figures[figure]
+            found, value = found - less._resampled(figure, rounds), value - less.figures[figure]
         low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
         return (low, high) if abs(middle - value) <= _OFF * (high - low) + 1e-6 else None
 
-    def _resampled(self, figure: str, rounds: int, seed: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
+    def _resampled(self, figure: str, rounds: int) -> np.ndarray:
+        drawn = np.random.default_rng(0).multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
         table = [[getattr(ranking, figure.lower())(weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             return np.array([np.nanmean(row) for row in table if not np.isnan(row).all()])
@@ -266,21 +265,12 @@ def annotation_rows(boxes: Boxes, *, as_filed: bool = False) -> list[Row]:
     With ``as_filed`` the box that has the id 0 in its file keeps it.
     """
     zero = boxes.zero if as_filed and boxes.zero is not None else np.zeros(len(boxes.areas), dtype=bool)
-    ids = np.where(zero, 0, np.arange(1, len(boxes.areas) + 1))
-    columns = (ids, boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
-    listed = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        {
-            "id": i or _Zero(),
-            "image_id": p,
-            "category_id": c,
-            "bbox": box,
-            "area": area,
-            "iscrowd": crowd,
-            "ignore": crowd,
-        }
-        for i, p, c, box, area, crowd in listed
-    ]
+    ids = [_Zero() if is_zero else number for number, is_zero in enumerate(zero.tolist(), start=1)]
+    crowd = boxes.crowd.astype(int)
+    columns = (boxes.images, boxes.categories, boxes.boxes, boxes.areas, crowd, crowd)
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+    listed = zip(ids, *(column.tolist() for column in columns), strict=True)
+    return [dict(zip(keys, values, strict=True)) for values in listed]
 
 
 class _Zero(int):

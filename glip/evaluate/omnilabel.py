@@ -68,16 +68,16 @@ def score_spaces(truth: SpaceTruth, results: Results) -> tuple[dict[str, float],
         "descr-m": free & (words >= 4) & (words <= 8),
         "descr-l": free & (words >= 9),
     }
-    rows = list[Row]()
-    for name, own in groups.items():
-        scored = _score_group(boxes.select(own[boxes.images]), found.select(own[found.images]))
-        rows.append({"group": name, "cells": int(own.sum()), **scored})
-    ap, of = {str(row["group"]): float(row["AP"]) for row in rows}, {str(row["group"]): row for row in rows}
-    first, second = ap["categ"], ap["descr"]
+    scored = {
+        name: {"cells": int(own.sum())} | _score_group(boxes.select(own[boxes.images]), found.select(own[found.images]))
+        for name, own in groups.items()
+    }
+    first, second = scored["categ"]["AP"], scored["descr"]["AP"]
     final = NOTHING if NOTHING in (first, second) else 2 * first * second / (first + second + _TINY)
-    figures = {"AP": final} | {f"AP {name}": value for name, value in ap.items()}
-    figures |= {f"{key} {name}": float(of[name][key]) for name in ("descr", "categ") for key in ("AP50", "AP75")}
-    return figures | {f"AR {name}": float(of[name]["AR@100"]) for name in ("descr", "categ")}, {"Groups": rows}
+    figures = {"AP": final} | {f"AP {name}": one["AP"] for name, one in scored.items()}
+    figures |= {f"{key} {name}": scored[name][key] for name in ("descr", "categ") for key in ("AP50", "AP75")}
+    figures |= {f"AR {name}": scored[name]["AR@100"] for name in ("descr", "categ")}
+    return figures, {"Groups": [{"group": name, **one} for name, one in scored.items()]}
 
 
 def _cells_of(truth: SpaceTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:

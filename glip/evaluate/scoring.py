@@ -51,19 +51,17 @@ def score(
     *,
     draw: bool = False,
 ) -> Report:
-    """Score the predictions for a set, and write its report, its results and, on request, its images.
+    """Score the predictions for a set, and write its report, its results and, with ``draw``, curves and images.
 
-    Args:
-        benchmark: the set and the protocol.
-        store: a prediction for each of its samples.
-        config: of the model that made them.
-        options: with which they were made.
-        folder: where everything is written.
-        draw: also draw curves, scores and the worst images.
+    ``config`` is of the model that made them, ``options`` are with which they were made.
     """
     samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
     store.reload()  # with what other processes have written
-    _check_whole(store, benchmark)
+    if missing := len(samples) - len(store.done):
+        raise DataError(
+            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
+            "same command again; several machines need one --out that all of them can read"
+        )
     skipped.merge(benchmark.read.skipped)
     if options.left_out:
         skipped.add("text that the model cannot read: not asked for", min(options.left_out), len(options.left_out))
@@ -101,15 +99,6 @@ def _thresholds(config: ModelConfig, options: QueryOptions, names: Sequence[str]
     usual, stored = config.inference.threshold, config.thresholds
     asked = (options.prompt_of([name]) for name in names)
     return [read_thresholds(None, prompt, usual, stored)[0].item() for prompt in asked]
-
-
-def _check_whole(store: PredictionStore, benchmark: Benchmark) -> None:
-    samples = benchmark.read.samples
-    if missing := len(set(range(len(samples))) - store.done):
-        raise DataError(
-            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
-            "same command again; several machines need one --out that all of them can read"
-        )
 
 
 def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:

@@ -77,6 +77,8 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
     """A row for each class: boxes from the best to the worst that is kept, then the best that is not."""
     pages, colours = list[Image.Image](), palette(thresholds)
     for label, (name, limit) in enumerate(thresholds.items()):
+        if len(pages) == _CLASSES:
+            break
         own, cells = boxes[boxes[:, 0] == label], list[Cell]()
         kept = int((own[:, 1] >= limit).sum())
         places = dict.fromkeys(round(share * (kept - 1)) for share in _SHARES) if kept else {}
@@ -85,7 +87,7 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
             said = f"{place + 1} of {kept}" if place < kept else f"left out: below {limit:.3f}"
             words = [TextRun(f"{name} {score:.3f}", colours[label]), TextRun(f"   {said}", None)]
             cells.append(Cell(_zoomed(samples[int(image)], int(box)), [colours[label]], [""], words))
-        pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells and len(pages) < _CLASSES else []
+        pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells else []
     if not pages:
         return
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), PAPER)

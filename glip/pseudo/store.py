@@ -98,16 +98,10 @@ class _Label:
     width: Count
     height: Count
     boxes: tuple[_Box, ...]
+    phrases: tuple[_Phrase, ...]  # none where class names are given
     names: tuple[Name, ...] | None = None
     caption: str | None = None
     member: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Grounded(_Label):
-    """What they have where no class names are given."""
-
-    phrases: tuple[_Phrase, ...]
 
 
 def finished_shards(folder: Path) -> dict[Path, Path]:
@@ -125,8 +119,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
     for path in finished_shards(folder):
         names, kind = Row(), "line" if path.suffix == ".jsonl" else "row"
         for number, text in enumerate(_read_texts(path), start=1):
-            is_named = names or ('"names"' in text if isinstance(text, str) else b'"names"' in text)
-            parse_json(_Label if is_named else _Grounded, text, at=f"{path}, {kind} {number}", error=DataError)
+            parse_json(_Label, text, at=f"{path}, {kind} {number}", error=DataError)
             row = json.loads(text)
             names = {"names": row["names"]} if "names" in row else names
             yield {**row, **names}
@@ -196,12 +189,9 @@ def unfinished(folder: Path) -> str:
 
 
 def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:
-    """Write and return the report of all finished shards; ``images/s`` is the rate of one worker.
+    """Write and return the report of all finished shards of so many; ``images/s`` is the rate of one worker.
 
-    Args:
-        folder: the folder of labels.
-        shards: how many shards there are in all.
-        failed: shards whose input cannot be read, and why.
+    ``failed`` are the shards whose input cannot be read, and why.
     """
     reports = [_read_report(path) for path in finished_shards(folder).values()]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}

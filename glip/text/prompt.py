@@ -276,9 +276,10 @@ def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
     """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
     if isinstance(words, Prompt):
         return [words]
-    if isinstance(words, str) or all(isinstance(item, str) for item in _items(words)):
-        return [Prompt.from_names(words)]  # type: ignore[arg-type]
-    return [as_prompts(item)[0] for item in words]
+    items = [words] if isinstance(words, str) else _items(words)
+    if all(isinstance(item, str) for item in items):
+        return [Prompt.from_names(words if isinstance(words, str) else items)]
+    return [as_prompts(item)[0] for item in items]
 
 
 def _name_list(given: str | Sequence[str]) -> list[str]:

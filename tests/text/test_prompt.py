@@ -88,6 +88,7 @@ def test_captions_keep_their_characters(caption, data):
         ("rock 'n' roll", ("rock 'n' roll",)),
         ("salt &amp; pepper. a cup", ("salt & pepper", "a cup")),
         ("[0]", ("[0]",)),
+        ("{[]: 1}", ("{[]: 1}",)),
     ],
 )
 def test_parse(text, names):
@@ -139,6 +140,12 @@ def test_parse(text, names):
 def test_what_is_no_prompt_is_explained(make, message):
     with pytest.raises(GlipError, match=message):
         make()
+
+
+@pytest.mark.unchecked
+def test_prompts_may_come_one_by_one():
+    assert [prompt.texts for prompt in as_prompts(words for words in (["a", "b"], "c"))] == [("a", "b"), ("c",)]
+    assert [prompt.texts for prompt in as_prompts(name for name in ("a", "b"))] == [("a", "b")]
 
 
 def test_classes_and_negatives():
