@@ -218,7 +218,7 @@ def confusion(truth: GroundTruth, results: Results, threshold: float) -> np.ndar
     table, boxes = np.zeros((none + 1, none + 1), dtype=int), truth.boxes
     for own, found in zip(*(split_by(one.images, len(truth.images)) for one in (boxes, shown)), strict=True):
         labels, categories, crowd = shown.categories[found], boxes.categories[own], boxes.crowd[own]
-        near = np.reshape(iou(shown.boxes[found], boxes.boxes[own], crowd.astype(int)), (len(found), len(own)))
+        near = overlaps(shown.boxes[found], boxes.boxes[own], crowd)
         near = np.where(near >= _OVERLAP, near, 0.0)
         alike = labels[:, None] == categories
         taken, free, grouped = np.full(len(found), -1), ~crowd, (near * alike * crowd).any(1)
@@ -228,6 +228,12 @@ def confusion(truth: GroundTruth, results: Results, threshold: float) -> np.ndar
         np.add.at(table, (labels[counted], np.append(categories, none)[taken[counted]]), 1)
         np.add.at(table, (none, categories[free]), 1)
     return table
+
+
+def overlaps(found: np.ndarray, boxes: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """IoU of all pairs of boxes x, y, width, height; for a crowd it is the share of the found box that is inside."""
+    marks = np.zeros(len(boxes), dtype=int) if crowd is None else crowd.astype(int)
+    return np.reshape(iou(found, boxes, marks), (len(found), len(boxes)))
 
 
 def _take_boxes(near: np.ndarray, taken: np.ndarray, free: np.ndarray) -> None:

@@ -4,9 +4,8 @@ So a model that gives one thing every name, wrong ones too, does not profit from
 """
 
 import numpy as np
-from pycocotools.mask import iou
 
-from glip.evaluate.coco import score_results
+from glip.evaluate.coco import overlaps, score_results
 from glip.evaluate.columns import Boxes, GroundTruth, Results, split_by
 
 _OVERLAP = 0.5
@@ -30,10 +29,9 @@ def suppress_near_truth(boxes: Boxes, results: Results) -> np.ndarray:
     stays = np.ones(len(results), dtype=bool)
     order = results.images[np.sort(first)].tolist()
     for image in order:
-        own, rows = true[image], found[image]
+        rows = found[image]
         ranked = rows[np.argsort(results.scores[rows], kind="stable")[::-1]]
-        overlaps = iou(results.boxes[ranked], boxes.boxes[own], [0] * len(own))
-        near = np.reshape(overlaps, (len(ranked), len(own))) > _OVERLAP  # without boxes it is a list
+        near = overlaps(results.boxes[ranked], boxes.boxes[true[image]]) > _OVERLAP
         best = near & (near.cumsum(axis=0) == 1)
         stays[ranked] = best.any(axis=1) | ~near.any(axis=1)
     return np.concatenate([np.zeros(0, np.int64), *(found[image][stays[found[image]]] for image in order)])

@@ -7,11 +7,11 @@ count; the others are matched to the boxes once for each pair, so that the sum o
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.mask import iou
 from scipy.optimize import linear_sum_assignment
 
 from glip.data.described import is_exhaustive
 from glip.data.sets import SampleSet, SkipCounter, require
+from glip.evaluate.coco import overlaps
 from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, read_truth, split_by
 from glip.evaluate.false_positives import image_level
 from glip.evaluate.report import NOTHING, Row
@@ -119,11 +119,9 @@ def _match_pairs(truth: PairTruth, results: Results) -> list[Match]:
 
 
 def _match_pair(found: Float[np.ndarray, "det 4"], boxes: Float[np.ndarray, "box 4"]) -> Match:
-    right = np.zeros(len(_OVERLAPS))
-    if len(found) and len(boxes):
-        near = iou(found, boxes, [0] * len(boxes))
-        right = (near[linear_sum_assignment(near, maximize=True)][:, None] >= _OVERLAPS).sum(0).astype(float)
-    return Match(len(boxes), len(found), right)
+    near = overlaps(found, boxes)
+    right = near[linear_sum_assignment(near, maximize=True)][:, None] >= _OVERLAPS
+    return Match(len(boxes), len(found), right.sum(0).astype(float))
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
