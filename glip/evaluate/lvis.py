@@ -48,14 +48,11 @@ def fixed_ap(truth: LvisTruth, results: Results, *, per_category: int = 10_000) 
 
 
 class BestOfCategories:
-    """The best results of each category, from results that come piece by piece and are too many to keep.
+    """The best results of so many categories, from results that come piece by piece and are too many to keep.
 
     Of equal scores the one in the earlier image is better, then the one that came earlier: so the images may come
-    in any order, from several processes too, as long as those of one image come in theirs.
-
-    Args:
-        categories: number of categories; results of ``UNKNOWN`` ones are dropped.
-        per_category: how many are kept of each.
+    in any order, from several processes too, as long as those of one image come in theirs. Results of ``UNKNOWN``
+    categories are dropped.
     """
 
     def __init__(self, categories: int, *, per_category: int = 10_000) -> None:

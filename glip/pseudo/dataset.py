@@ -37,10 +37,8 @@ _CLASSES, _LEAST = 50, 16  # drawn on the sheet; pixels around a box
 def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterable[str]) -> Row:
     """Write finished labels of class names in each format, and draw the sheet; gives what they are, for the report.
 
-    Args:
-        folder: the labels.
-        thresholds: the lowest score of each class, in the order of the names.
-        formats: keys of ``FILES``; files and folders of an earlier call are replaced.
+    ``thresholds`` are the lowest score of each class, in the order of the names, ``formats`` keys of ``FILES``. Files
+    and folders of an earlier call are replaced.
     """
     images, names, limits = read_manifest(folder)["images"], tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()

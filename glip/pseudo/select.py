@@ -152,12 +152,8 @@ def score_labels(
     """Compare labels with the ground truth of the same captions, by kind of phrase.
 
     A label's phrase is compared with the true phrase that shares most characters with it. Phrases without ground-truth
-    boxes are not judged, because nobody has looked for them.
-
-    Args:
-        rows: the labels.
-        ground_truth: samples with the same captions, whose phrases have boxes.
-        held_out_words: words absent from the teacher's training data; phrases with one are a kind of their own.
+    boxes are not judged, because nobody has looked for them. Phrases with one of the ``held_out_words``, which the
+    teacher's training data lacks, are a kind of their own.
     """
     samples: dict[tuple[str, str], tuple[Sample, tuple[Phrase, ...]]] = {}
     for sample in ground_truth:
