@@ -150,9 +150,9 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     named = _differing(reports)
     for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
         before, one = first[place], own[place]
-        if figure not in one.figures:
+        value, compared = one.figures.get(figure, NOTHING), dict.fromkeys(("difference", *ENDS), "")
+        if value == NOTHING:
             continue
-        value, compared = one.figures[figure], dict.fromkeys(("difference", *ENDS), "")
         if own is not first:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
             paired = one.score.interval(figure, less=before.score) if figure in ("AP", "AP50") and one.score else None

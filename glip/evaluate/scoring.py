@@ -55,7 +55,8 @@ def score(
 
     ``config`` is of the model that made them, ``options`` are with which they were made.
     """
-    samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
+    samples, skipped = benchmark.read.samples, SkipCounter()
+    kinds = {sample.prompt is not None for sample in samples}
     store.reload()  # with what other processes have written
     if missing := len(samples) - len(store.done):
         raise DataError(
@@ -70,8 +71,7 @@ def score(
         """Read again each time: those for a large set need not fit into memory."""
         return (pair for pair in store.read(samples, options) if (pair[0].prompt is not None) == captions)
 
-    for sample, one in store.read(samples, options):
-        kinds.add(sample.prompt is not None)
+    for _, one in store.read(samples, options):
         if one.found is None:
             skipped.add(one.reason, one.place)
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))

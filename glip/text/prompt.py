@@ -106,9 +106,13 @@ class Prompt:
         Raises:
             GlipError: no class, or a word that is empty or not text.
         """
-        words = [dict.fromkeys(clean_name(word).strip() for word in (name, *own)) for name, own in synonyms.items()]
-        names = [(number, word) for number, own in enumerate(words) for word in own]
-        return cls.from_names([word for _, word in names], classes=[number for number, _ in names])
+        words, classes = list[str](), list[int]()
+        for number, (name, own) in enumerate(synonyms.items()):
+            given = _name_list([name, *([own] if isinstance(own, str) else _items(own))])
+            cleaned = dict.fromkeys(clean_name(word).strip() for word in given)
+            words += cleaned
+            classes += [number] * len(cleaned)
+        return cls.from_names(words, classes=classes)
 
     @classmethod
     def parse(cls, text: str) -> "Prompt":

@@ -118,6 +118,8 @@ def test_parse(text, names):
             )
         ),
         (lambda: Prompt.parse(None), "prompt: got None"),
+        (lambda: Prompt.from_synonyms({"dog": [3]}), "prompt: got 3"),
+        (lambda: Prompt.from_synonyms({"dog": None}), "prompt: got None"),
         (lambda: Prompt.from_caption(None), "prompt: got None"),
         (lambda: Prompt.from_caption("a dog", [(0.0, 3.7)]), r"phrase \(0.0, 3.7\) does not occur"),
         (lambda: Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1)), "1 phrases and 2 classes"),
@@ -154,6 +156,7 @@ def test_classes_and_negatives():
     assert prompt.texts == ("cat", "kitten", "dog", "fox", "wolf")
     assert spans_say_phrases(prompt)
     assert Prompt.from_names(["a"], negatives="bus").texts == ("a", "bus")
+    assert Prompt.from_synonyms({"dog": "puppy"}).texts == ("dog", "puppy"), "one synonym, not five letters"
 
 
 def located(caption: str, *phrases: str) -> list[tuple[int, int]]:
