@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scored import detections, sample
+from scored import detections, sample, shared_case
 
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
@@ -37,18 +37,11 @@ from glip.evaluate.columns import (
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
 
-GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "coco"
 BOX = [10.0, 10.0, 40.0, 40.0]
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 
 
 # ---- files
-
-
-def golden(case: str) -> Path:
-    if not (GOLDEN / case).is_dir():
-        pytest.skip("../shared/golden/eval is not there")
-    return GOLDEN / case
 
 
 def truth_in(file: Path, tally: SkipCounter | None = None) -> GroundTruth:
@@ -63,7 +56,7 @@ def score_files(annotations: Path, predictions: Path, tally: SkipCounter | None 
 @pytest.mark.parametrize("case", ["real80_plain", "real80_stress", "synth_stress"])
 def test_golden_figures(case):
     """All twelve figures and every category, as pycocotools gives them."""
-    folder = golden(case)
+    folder = shared_case(f"coco/{case}")
     truth = truth_in(folder / "annotations.json")
     score = score_files(folder / "annotations.json", folder / "predictions.json")
     expected = json.loads((folder / "expected.json").read_text())
@@ -80,7 +73,7 @@ def test_golden_figures(case):
 
 def test_golden_network_boxes_with_inclusive_widths():
     """The release's way from boxes in resized pixels to COCO's rows: +1 on widths, labels outside are dropped."""
-    folder = golden("real80_from_network_boxes")
+    folder = shared_case("coco/real80_from_network_boxes")
     truth = truth_in(folder / "annotations.json")
     images = json.loads((folder / "annotations.json").read_text())["images"]
     sizes = {row["id"]: (row["height"], row["width"]) for row in images}

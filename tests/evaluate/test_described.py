@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scored import GOLDEN
 
 from glip.config import SetConfig
 from glip.data.catalog import read_set, recognize
@@ -17,7 +18,6 @@ from glip.data.sets import SkipCounter
 from glip.evaluate import columns
 from glip.evaluate.benchmark import SCORERS
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "eval"
 FILES = {  # of each golden case: format, annotations, results
     "gold": ("saco", "gold/gold_synth_merged_a_release_test.json", "gold/coco_predictions_bbox.json"),
     "single": ("saco", "single/silver_synth_merged_test.json", "single/coco_predictions_bbox.json"),

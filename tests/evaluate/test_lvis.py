@@ -4,11 +4,11 @@ import csv
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scored import shared_case
 
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
@@ -17,7 +17,6 @@ from glip.evaluate.columns import UNKNOWN, Results, concatenate, read_results, r
 from glip.evaluate.lvis import BestOfCategories, fixed_ap, standard_ap
 from glip.geometry.boxes import scale
 
-GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "lvis"
 CASES = ("val100_plain", "val100_stress", "synth_v1_chunked")
 FROM_NETWORK = "synth_v1_from_network_boxes"
 CHUNK = 40  # names in a prompt of the chunked cases
@@ -27,10 +26,7 @@ CHUNK = 40  # names in a prompt of the chunked cases
 
 
 def folder(case):
-    path = GOLDEN / case
-    if not path.is_dir():
-        pytest.skip(f"no shared data: {path}")
-    return path
+    return shared_case(f"lvis/{case}")
 
 
 def truth_in(file, tally=None):
