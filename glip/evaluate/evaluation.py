@@ -15,7 +15,6 @@ from glip.data.mixture import data_record
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError
 from glip.evaluate.benchmark import SCORERS, Benchmark, load_benchmarks, parts_of
-from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import (
     Report,
     Variant,
@@ -92,7 +91,7 @@ def evaluate(
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, task, prompts), []).extend(found)
             if found and (parts := parts_of(name, config.root)):
-                page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
+                page = parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
                 show(for_terminal(page))
         if config.save_thresholds and found:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any, Literal
 
 from glip.console import counted, printable
@@ -129,16 +129,24 @@ def overview(reports: Sequence[Report]) -> list[Row]:
 
 
 def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> str:
-    """The main figures of each part of a benchmark as Markdown, and their mean; missing parts are in the title."""
-    rows = overview(reports)
-    own = [figure for figure in HEADLINES if figure in rows[0]]
-    columns = {figure: [one.figures[figure] for one in reports if one.figures[figure] != NOTHING] for figure in own}
-    averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
-    missing = [part for part in parts if part not in {one.dataset for one in reports}]
+    """The main figures of each part of a benchmark as Markdown, their mean and median; missing parts are in the title.
+
+    Where a model was trained on some parts, the others have a mean of their own. A figure that a part lacks has none.
+    """
+    rows, missing = overview(reports), [part for part in parts if part not in {one.dataset for one in reports}]
+    over = f"{len(reports)} of {len(parts)}" if missing else str(len(parts))
+    averages = [(f"mean of {over}", mean, reports), (f"median of {over}", median, reports)]
+    unseen = [one for one in reports if one.trained_on == "no"]
+    if 0 < len(unseen) < len(reports):
+        averages.append((f"mean of {len(unseen)} not trained on", mean, unseen))
+    shared = [figure for figure in HEADLINES if all(figure in one.figures for one in reports)]
+    for title, average, chosen in averages:
+        columns = {key: [one.figures[key] for one in chosen if one.figures[key] != NOTHING] for key in shared}
+        figures = {key: average(column) if column else NOTHING for key, column in columns.items()}
+        rows.append(dict.fromkeys(rows[0], "") | {"set": title, **figures})
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    last: Row = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
     title = f"# {name}, {len(reports)} of {len(parts)} parts{note}"
-    return "\n".join([title, "", *markdown_table([*rows, last]), ""])
+    return "\n".join([title, "", *markdown_table(rows), ""])
 
 
 def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:

@@ -68,7 +68,7 @@ def test_a_benchmark_runs_whole_and_its_files_score_the_same(name, splits, figur
         expressions(tmp_path, name, split)
     code, out, err = glip_(tiny_folder, name, "--root", tmp_path, "--out", tmp_path / "out")
     assert code == 0, err
-    assert f"# {name}, 2 of 3 parts; missing, and not in the mean: {name}_" in out and "| mean of 2 |" in out
+    assert f"# {name}, 2 of 3 parts; missing, and not in the mean: {name}_" in out and "| mean of 2 of 3 |" in out
     report = report_of(tmp_path / "out", f"{name}_{splits[0]}")
     assert report["protocol"] == name and report["samples"] == 3 and set(figures) <= report["figures"].keys()
     [file] = tmp_path.glob(f"out/*/{name}_{splits[0]}/groundings.json")
