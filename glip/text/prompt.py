@@ -137,8 +137,7 @@ class Prompt:
         Raises:
             GlipError: a text that is not in the caption, a span outside it, or no phrase.
         """
-        if not isinstance(caption, str):
-            _refuse(caption)
+        _name_list([caption])  # refuses what is no text
         if phrases is None:
             phrases = noun_phrases(caption)
         found, position = list[Phrase](), 0

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scored import detections, sample
 
-from glip.evaluate.coco import score_results
 from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate, to_arrays
 from glip.evaluate.false_positives import FalsePositives, false_positives
 
@@ -127,22 +126,3 @@ def test_a_share_is_reached_exactly():
     for count in (20, 40, 60, 100, 300, 700):
         found = alarms(*np.linspace(0.1, 0.9, count).tolist())
         assert found.rate(found.threshold_at(0.05)) == count // 20 / count
-
-
-@pytest.mark.parametrize(
-    ("rows", "rate", "threshold", "kept", "ap"),
-    [
-        # five absent pairs, two false positives at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6
-        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.4, 0.5, 4, (51 + 50 * 2 / 3) / 101),
-        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.0, np.nextafter(0.75, 1), 1, 51 / 101),
-        (((0, 0, 0.5), (2, 0, 0.5)), 0.1, np.nextafter(0.5, 1), 0, 0.0),  # equal scores all go
-        (((0, 0, 0.5), (2, 0, 0.5)), 0.2, 0.5, 2, None),
-    ],
-)
-def test_ap_at_an_operating_point(rows, rate, threshold, kept, ap):
-    found = false_positives(truth(), results(*rows))
-    assert found is not None and found.threshold_at(rate) == threshold and found.rate(threshold) <= rate
-    shown = results(*rows).select(results(*rows).scores >= threshold)
-    assert len(shown) == kept
-    if ap is not None:
-        assert score_results(truth(), shown).ap50 == pytest.approx(ap)
