@@ -267,6 +267,13 @@ def test_files_that_are_no_predictions(rows, released, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_long_ids_that_begin_alike_are_two_captions(tmp_path):
+    one = captioned("a cat", ["a cat"], [(A, 0)])
+    truths = [replace(one, image_id=f"{'folder/' * 9}{number}.jpg") for number in (1, 2)]
+    rows = [prediction_row(truth, [torch.tensor([[number, 0.0, 9, 9]])]) for number, truth in enumerate(truths)]
+    assert [boxes[0][0, 0] for boxes in read_rows(tmp_path, rows, truths)] == [0, 1]
+
+
 def test_boxes_of_negative_size_find_nothing_and_are_counted(released, tmp_path):
     [*_, truth] = read_released(released, "", SkipCounter())
     (x1, y1, x2, y2), tally = MAN, SkipCounter()
