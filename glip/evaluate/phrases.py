@@ -166,8 +166,8 @@ def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCo
     lacking = [key for key, count in Counter(keys).items() if key not in found or count > 1]
     if lacking:
         raise DataError(
-            f"{path}: {len(lacking)} of {len(keys)} sentences have no prediction of their own, such as {lacking[0][:99]}"
-            ": give one for every sentence that has a phrase with a box, and each sentence its own id"
+            f"{path}: {len(lacking)} of {len(keys)} sentences have no prediction of their own, such as "
+            f"{lacking[0][:99]}: give one for every sentence that has a phrase with a box, and each sentence its own id"
         )
     return [found[key] for key in keys]
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.ontology import Ontology
 from glip.pseudo.store import STAGES, count_labels, write_shard
-from glip.structures import Detections, Sample, TarMember
+from glip.structures import Detections, Sample
 from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
@@ -86,21 +86,16 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
 
 def check_images(shards: Iterable[Shard]) -> None:
     """Refuse captions of which no image is there; this looks no further than the first image that is."""
-    missing = list[Path]()
-    for image in chain.from_iterable(map(_images_of, shards)):
-        if not isinstance(image, Path) or image.is_file():
-            return
-        missing.append(image)
+    missing = list[Any]()
+    for shard in shards:
+        with suppress(GlipError, FileNotFoundError):  # a shard that cannot be read: reported when it is labelled
+            images = [samples[0].image for samples in read_shard(shard)[0]]
+            if any(not isinstance(image, Path) or image.is_file() for image in images):
+                return
+            missing += images
     if missing:
         number = counted(len(missing), "image")
         raise DataError(f"none of the {number} is there, such as {str(missing[0])!r}: give their folder with --images")
-
-
-def _images_of(shard: Shard) -> list[Path | TarMember | Image.Image]:
-    """The images of a shard; none where it cannot be read, which is reported when it is labelled."""
-    with suppress(GlipError, FileNotFoundError):
-        return [samples[0].image for samples in read_shard(shard)[0]]
-    return []
 
 
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
