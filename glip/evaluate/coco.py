@@ -184,13 +184,8 @@ def _scored(truth: GroundTruth, results: Results) -> Results:
     return scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
 
 
-def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
-    """For each category the threshold of best F1; ``default`` for one without a right detection."""
-    return tuple(ranking.best.get("threshold", default) for ranking in rankings)
-
-
 def thresholds_by_name(rankings: Iterable[tuple[str, Ranking]]) -> dict[str, float]:
-    """The same by name, without those that have no right detection; rankings of one name count together."""
+    """The threshold of best F1 of each name that has a right detection; rankings of one name count together."""
     groups = defaultdict[str, list[Ranking]](list)
     for name, ranking in rankings:
         groups[name].append(ranking)

@@ -19,7 +19,6 @@ from glip.evaluate.coco import (
     Ranking,
     Score,
     average_precision,
-    best_thresholds,
     confusion,
     pooled,
     score_results,
@@ -323,22 +322,15 @@ def test_no_other_threshold_is_better(rows, missed):
     rows = sorted(rows, key=lambda row: -row[1])
     right = [row[0] for row in rows]
     one = ranking(right, [row[1] for row in rows], sum(right) + missed)
-    (found,) = best_thresholds([one], 0.5)
-    assert 0 <= found <= 1
-    if sum(right):
+    assert bool(one.best) == any(right)
+    if one.best:
+        assert 0 <= (found := one.best["threshold"]) <= 1
         assert f1(one, found) == pytest.approx(max(f1(one, t) for t in np.linspace(0, 1, 101)))
-
-
-@pytest.mark.parametrize(
-    ("right", "scores", "boxes", "threshold"),
-    [([1, 1, 0], [0.9, 0.8, 0.2], 2, 0.5), ([1], [0.8], 1, 0.4), ([], [], 0, 0.57), ([0, 0], [0.9, 0.1], 3, 0.57)],
-)
-def test_half_way_to_the_next_score_else_the_usual_one(right, scores, boxes, threshold):
-    assert best_thresholds([ranking(right, scores, boxes)], 0.57) == (threshold,)
 
 
 def test_what_is_told_of_a_threshold():
     one, other = ranking([1, 0, 1], [0.9, 0.5, 0.5], 3), ranking([1], [0.8], 1)
+    assert (other.best["threshold"], ranking([1, 1, 0], [0.9, 0.8, 0.2], 2).best["threshold"]) == (0.4, 0.5), "half-way"
     assert one.best == pytest.approx({"threshold": 0.25, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3})
     both = pooled([one, other])
     assert both.scores.tolist() == [0.9, 0.8, 0.5, 0.5] and both.right.tolist() == [True, True, False, True]
