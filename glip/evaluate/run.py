@@ -167,18 +167,16 @@ def _open_images(
     for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
         image, usable = None, []
         for index, sample in run:
-            asked = sample.prompt or options.asked(sample.vocabulary)
-            reason, detail = "" if asked else "image without words to look for", ""
+            place = f"sample {index}, image {sample.image_id}"
+            if not (sample.prompt or options.asked(sample.vocabulary)):
+                done[index] = Prediction(index, None, "image without words to look for", place)
+                continue
             try:
-                image = image if reason else _checked_image(detector, sample, image)
-            except ImageError as error:
-                reason, detail = "unreadable image", f": {error}"
-            except GlipError as error:
-                reason, detail = "caption that the model cannot read", f": {error}"
-            if reason:
-                done[index] = Prediction(index, None, reason, f"sample {index}, image {sample.image_id}{detail}")
-            else:
+                image = _checked_image(detector, sample, image)
                 usable.append((index, sample))
+            except GlipError as error:
+                reason = "unreadable image" if isinstance(error, ImageError) else "caption that the model cannot read"
+                done[index] = Prediction(index, None, reason, f"{place}: {error}")
         if image:
             yield image, usable
 
