@@ -38,7 +38,7 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 3_500,
+    "evaluate": 3_330,
     "experiment": 160,
     "files": 340,
     "geometry": 270,
@@ -50,18 +50,18 @@ BUDGETS = {  # lines of each room
     "postprocess": 160,
     "processor": 160,
     "provenance": 150,
-    "pseudo": 1_370,
+    "pseudo": 1_300,
     "recipes": 1_690,
     "results": 220,
     "schema": 170,
     "shapes": 30,
     "signals": 60,
     "structures": 200,
-    "text": 930,
+    "text": 910,
     "train": 1_940,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_740, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_470, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
