@@ -62,16 +62,10 @@ SCORERS: Mapping[str, Scorer] = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set to evaluate on.
+    """A set to evaluate on; a file is named after its folder and itself.
 
-    Args:
-        name: of the set; a file is named after its folder and itself.
-        config: where its files are.
-        read: its samples, category ids and annotations.
-        protocol: which metrics are computed.
-        prompts: by class name, the text written instead of it.
-        same_as: other names under which a model may have been trained on it.
-        listed: whether it has its name from a table of sets, as the sets that models were trained on.
+    ``prompts`` are texts written instead of class names, ``same_as`` other names under which a model may have been
+    trained on it. ``listed`` says whether its name is from a table of sets, as those that models were trained on.
     """
 
     name: str

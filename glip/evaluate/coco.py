@@ -86,13 +86,9 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Score:
-    """The official figures of a set, COCO's or LVIS's.
+    """The official figures of a set of so many images, COCO's or LVIS's; -1 where there is nothing to average.
 
-    Args:
-        figures: by name; -1 where there is nothing to average.
-        categories: a row for each, with its name, its boxes (groups not counted) and its AP; -1 where it has no box.
-        images: how many there are.
-        rankings: of each category at IoU 0.5 (COCO).
+    Each category has a row, with its name, its boxes (groups not counted) and its AP, and in COCO a ranking at IoU 0.5.
     """
 
     figures: Mapping[str, float]

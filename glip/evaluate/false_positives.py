@@ -91,11 +91,7 @@ def false_positives(truth: GroundTruth, results: Results) -> FalsePositives | No
 def image_level(tp: float, fp: float, fn: float, tn: float) -> dict[str, float]:
     """SA-Co's figures from counts of (image, name) pairs; by its names ``IL_MCC``, ``IL_F1``, ``IL_FPR``, ...
 
-    Args:
-        tp: the name is present, and something was detected (wherever it is).
-        fp: it is absent, and something was detected.
-        fn: it is present, and nothing was detected.
-        tn: it is absent, and nothing was detected.
+    Positive: something was detected, wherever it is; true: as the name is present or absent.
     """
     precision, recall = tp / (tp + fp + _TINY), tp / (tp + fn + _TINY)
     spread = sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))

@@ -28,18 +28,14 @@ _FILE = "annotations_without_background.json"
 
 @checked
 class Task:
-    """One task: an entry of ``configs/odinw.yaml`` by its name.
+    """One task: an entry of ``configs/odinw.yaml`` by its name in the release's configs.
 
     Args:
-        name: as in the release's configs.
-        folder: under the data root.
         names: what to detect for the categories 1, 2, ...; one without letters is in the annotations, but cannot be
             detected.
         thirteen: whether it is one of the 13 of the paper.
         flat: all splits are in the folder itself; the file's name tells the split.
-        train: folder of the training split.
-        val: folder of the validation split; the release takes a part of the large ones.
-        test: folder of the test split.
+        val: folder of the validation split, as ``train`` and ``test``; the release takes a part of the large ones.
         same_as: sets under which a model may have been trained on it.
         prompts: by name, the caption prompt that the release writes instead.
     """

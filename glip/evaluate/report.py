@@ -33,20 +33,14 @@ TrainedOn = Literal["yes", "validated on", "same dataset by name", "no", "unknow
 
 @dataclass
 class Report:
-    """The evaluation of one model on one set; scoring fills in figures and tables.
+    """The evaluation of one model, or of one file of predictions, on one set; scoring fills in figures and tables.
 
     Args:
-        model: name of the model, or of the file of predictions.
-        dataset: name of the set.
-        protocol: which metrics were computed.
         samples: how many samples the set has; skipped ones are noted, and count as having no detection.
-        trained_on: whether the model was trained on this set, or chosen by it.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
         thresholds: of best F1, by class name (COCO's protocol).
-        plots: the image files drawn beside the report.
-        noted: what was not scored, or is odd, by reason.
-        places: for each reason the first few places.
+        noted: what was not scored, or is odd, by reason, with the first few ``places`` of each.
         score: what COCO's protocol gave, to compare with; it is not written.
     """
 

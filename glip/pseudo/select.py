@@ -126,13 +126,10 @@ def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
 
 @dataclass
 class PhraseQuality:
-    """The boxes found for one kind of phrases with ground truth.
+    """The boxes found for one kind of phrases with ground truth, and how many boxes and phrases that has.
 
-    Args:
-        found: (score, right) of each box; right: IoU 0.5 with a box of the ground truth, which counts once.
-        boxes: number of ground-truth boxes.
-        phrases: number of phrases.
-        missed: phrases that no label's phrase overlaps: the phrase finder missed them.
+    ``found`` is (score, right) of each box; right: IoU 0.5 with a box of the ground truth, which counts once.
+    ``missed`` are phrases that no label's phrase overlaps: the phrase finder missed them.
     """
 
     found: list[tuple[float, bool]] = field(default_factory=list)

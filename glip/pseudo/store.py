@@ -7,7 +7,7 @@ teacher and options made the labels. ``report.json`` and the plots of ``report.p
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,11 +175,17 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _stated(folder: Path, kind: Any, key: str, usual: Any) -> Any:
+    """What the report of a folder says under a key; the usual where there is none."""
+    path = folder / REPORT
+    report = parse(dict[str, Any], read_json(path), at=str(path), error=DataError) if path.is_file() else {}
+    return parse(kind, report.get(key, usual), at=f"{path}: {key}", error=DataError)
+
+
 def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
-    done, report = len(finished_shards(folder)), folder / REPORT
-    stated = parse(dict[str, Any], read_json(report), at=str(report), error=DataError) if report.is_file() else {}
-    total = parse(int, stated.get("shards in all", done), at=f"{report}: shards in all", error=DataError)
+    done = len(finished_shards(folder))
+    total = _stated(folder, int, "shards in all", done)
     if done >= total:
         return ""
     return (
@@ -188,11 +194,14 @@ def unfinished(folder: Path) -> str:
     )
 
 
-def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:
+def write_report(folder: Path, shards: int, failed: dict[str, str], others: Collection[str] = ()) -> dict[str, Any]:
     """Write and return the report of all finished shards of so many; ``images/s`` is the rate of one worker.
 
-    ``failed`` are the shards whose input cannot be read, and why.
+    ``failed`` are the shards whose input cannot be read, and why; what the report that is there says of ``others``,
+    which other processes label, stays.
     """
+    before = _stated(folder, dict[str, str], "failed", {}) if others else {}
+    failed = {name: why for name, why in before.items() if name in others and not is_done(folder, name)} | failed
     reports = [_read_report(path) for path in finished_shards(folder).values()]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
     total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}

@@ -141,6 +141,17 @@ def test_a_shard_that_cannot_be_read_fails_alone(pool, tiny_folder, tmp_path):
     assert not report["failed"] and report["pairs"] == 2, "repaired, and only that one is labelled"
 
 
+def test_the_last_process_reports_what_failed_in_the_others(pool, tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jsonl").write_text("no json at all\n")
+    (tmp_path / "in" / "good.jsonl").write_text((pool / "captions.jsonl").read_text().splitlines()[0] + "\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        report = label(tmp_path / "in", tiny_folder, tmp_path / "out", pool / "images", engine="torchrun")
+        assert report["failed"].keys() == {"bad"} and report["shards"] == int(rank)
+
+
 def test_a_folder_belongs_to_one_run_with_the_same_options(run, tmp_path):
     with exclusive(tmp_path), pytest.raises(LockedError):
         run(tmp_path)
