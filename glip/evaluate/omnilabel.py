@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from glip.data.records import as_map, records_by_id
 from glip.data.sets import SampleSet, SkipCounter
 from glip.evaluate.coco import score_results
 from glip.evaluate.columns import Boxes, GroundTruth, Results, read_truth
@@ -40,14 +41,15 @@ def read_spaces(read: SampleSet, skipped: SkipCounter) -> SpaceTruth:
     truth, file = read_truth(read.annotations, skipped), read.annotations
     label = {number: index for index, number in enumerate(truth.categories)}
     cells = [(place, label[own]) for place, image in enumerate(truth.images) for own in read.asked.get(image, ())]
-    kinds = {record["id"]: (record.get("anno_info") or {}).get("type") for record in file.categories}
+    records = records_by_id(file.categories, "category", SkipCounter())
+    kinds = [as_map(records[number].get("anno_info")).get("type") for number in truth.categories]
     return SpaceTruth(
         truth.images,
         truth.categories,
         truth.names,
         replace(truth.boxes, areas=truth.boxes.boxes[:, 2] * truth.boxes.boxes[:, 3]),
         cells=np.array(cells, dtype=np.int64).reshape(-1, 2),
-        free=np.array([kinds[number] == _FREE for number in truth.categories]),
+        free=np.array([kind == _FREE for kind in kinds]),
         words=np.array([len(name.split()) for name in truth.names]),
     )
 

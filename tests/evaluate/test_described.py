@@ -159,6 +159,15 @@ def test_the_annotation_0_credits_no_description(tmp_path):
     assert clear["AP descr"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("odd", [{"text": "x"}, "no record", {"id": [1]}, {"id": 9, "text": "x", "anno_info": "free"}])
+def test_odd_descriptions_are_not_scored_and_end_nothing(odd, tmp_path):
+    tree = described()
+    tree["descriptions"].append(odd)
+    results = write(tmp_path / "results.json", [{"image_id": 1, "bbox": BOX, "description_ids": [0], "scores": [0.5]}])
+    truth, _ = read("omnilabel", write(tmp_path / "dataset_x_val.json", tree), results)
+    assert truth.free.tolist()[:3] == [False, True, True] and not truth.free[3:].any()
+
+
 def test_each_image_is_asked_for_its_own_descriptions(tmp_path):
     """As they are written, brackets too; ids and indices of images and descriptions may be 0."""
     config = SetConfig(annotations=str(write(tmp_path / "x.json", described())), images=(str(tmp_path),))
