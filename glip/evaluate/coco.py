@@ -117,9 +117,9 @@ class Score:
         With ``less``, another score on the same images, it is the interval of this figure less that one (paired: each
         resample has the same images for both).
         """
-        if not self.rankings:
-            return None
         found, value = self._resampled(figure, rounds), self.figures[figure]
+        if not len(found):  # LVIS's protocol, or no box whose area is one of COCO's
+            return None
         if less:
             found, value = found - less._resampled(figure, rounds), value - less.figures[figure]
         low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()

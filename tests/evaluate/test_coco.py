@@ -133,6 +133,12 @@ def test_a_file_of_ones_own(tmp_path):
     assert (score.figures["APs"], score.figures["APm"]) == (0.0, pytest.approx(1.0)), "by the stated areas"
 
 
+def test_boxes_whose_stated_area_is_none_of_coco_s_have_no_figures(tmp_path):
+    rows = [{"image_id": 1, "category_id": 7, "bbox": BOX, "area": -1.0}]
+    score = score_files(write(tmp_path, annotations=rows), write_rows(tmp_path, right()))
+    assert score.ap == -1.0 and score.interval() is None
+
+
 def test_ids_may_be_texts(tmp_path):
     rows = [{"image_id": "b/1.png", "category_id": "cat", "bbox": BOX}]
     file = write(tmp_path, images=[{"id": "b/1.png"}, {"id": 4}], categories=[{"id": "cat"}], annotations=rows)
