@@ -38,7 +38,7 @@ BUDGETS = {  # lines of each room
     "device": 100,
     "encoded": 120,
     "errors": 60,
-    "evaluate": 3_330,
+    "evaluate": 3_310,
     "experiment": 160,
     "files": 340,
     "geometry": 270,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_940,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_470, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_460, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
