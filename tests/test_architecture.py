@@ -51,7 +51,7 @@ DOORS = {
     "fiftyone": ("integrations/fiftyone.py",),
     "tokenizers": ("text/tokens.py",),
     "spacy": ("text/phrases.py",),
-    "pycocotools": ("evaluate/coco.py", "evaluate/saco.py", "results.py"),
+    "pycocotools": ("evaluate/coco.py", "results.py"),
     "scipy": ("evaluate/saco.py",),
     "lvis": ("evaluate/lvis.py",),
     "cv2": (),

@@ -19,7 +19,8 @@ from glip.data.catalog import find_set, known_sets, read_set
 from glip.data.sets import SkipCounter
 from glip.evaluate.benchmark import seen_in
 from glip.evaluate.coco import average_precision
-from glip.evaluate.false_positives import FalsePositives, false_positives_of
+from glip.evaluate.columns import to_arrays
+from glip.evaluate.false_positives import FalsePositives, false_positives
 from glip.evaluate.phrases import phrase_recall
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
@@ -59,8 +60,8 @@ def main() -> None:
         strange = detect_all(detector, with_foreign_names(samples, others), tally=tally)
         row: Row = {"set": full, "images": score.images, "AP50": f"{score.ap50:.3f}"}
         row |= {"95 % interval": f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else "–", "AP": f"{score.ap:.3f}"}
-        row["own absent names"] = rates(false_positives_of(pairs), threshold)
-        boxes.append({**row, "names of other sets": rates(false_positives_of(strange), threshold), **seen})
+        row["own absent names"] = rates(false_positives(*to_arrays(pairs)), threshold)
+        boxes.append({**row, "names of other sets": rates(false_positives(*to_arrays(strange)), threshold), **seen})
     print(f"False positives: images (class names) with a detection of at least {threshold:g} for an absent class.\n")
     print("\n\n".join("\n".join(table(rows)) for rows in (boxes, captions) if rows))
     print(f"\nLeft out: {tally or 'nothing'}")

@@ -29,8 +29,7 @@ from glip.data.image import sample_image
 from glip.encoded import EncodedText
 from glip.evaluate import coco
 from glip.evaluate.columns import GroundTruth, Results, to_arrays
-from glip.evaluate.false_positives import AT, false_positives_of
-from glip.evaluate.image_level import image_level
+from glip.evaluate.false_positives import AT, false_positives, image_level
 from glip.evaluate.validate import evenly_spaced
 from glip.geometry.boxes import iou
 from glip.postprocess import suppress_classes, tempered
@@ -243,7 +242,7 @@ class Scored:
 
     def __init__(self, found: Found) -> None:
         self.rankings = matches(*to_arrays(found.pairs))
-        false = false_positives_of(found.pairs)
+        false = false_positives(*to_arrays(found.pairs))
         assert false is not None, "no absent name"
         self.pairs, self.false = len(false.best), false
         every = coco.pooled([replace(one, right=one.right[0]) for one in self.rankings])

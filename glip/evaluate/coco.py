@@ -86,13 +86,9 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Score:
-    """The official figures of a set, COCO's or LVIS's.
+    """The official figures of a set of so many images, COCO's or LVIS's; -1 where there is nothing to average.
 
-    Args:
-        figures: by name; -1 where there is nothing to average.
-        categories: a row for each, with its name, its boxes (groups not counted) and its AP; -1 where it has no box.
-        images: how many there are.
-        rankings: of each category at IoU 0.5 (COCO).
+    Each category has a row, with its name, its boxes (groups not counted) and its AP, and in COCO a ranking at IoU 0.5.
     """
 
     figures: Mapping[str, float]
@@ -111,7 +107,7 @@ class Score:
         return self.figures["AP50"]
 
     def interval(
-        self, figure: str = "AP50", *, less: "Score | None" = None, rounds: int = 300, seed: int = 0
+        self, figure: str = "AP50", *, less: "Score | None" = None, rounds: int = 300
     ) -> tuple[float, float] | None:
         """95 % interval of AP50 or AP over resampled images (bootstrap), or None where it would not be one.
 
@@ -121,17 +117,16 @@ class Score:
         With ``less``, another score on the same images, it is the interval of this figure less that one (paired: each
         resample has the same images for both).
         """
-        if not self.rankings:
+        found, value = self._resampled(figure, rounds), self.figures[figure]
+        if not len(found):  # LVIS's protocol, or no box whose area is one of COCO's
             return None
-        found, value = self._resampled(figure, rounds, seed), self.figures[figure]
         if less:
-            found, value = found - less._resampled(figure, rounds, seed), value - less.figures[figure]
+            found, value = found - less._resampled(figure, rounds), value - less.figures[figure]
         low, middle, high = np.percentile(found, [2.5, 50, 97.5]).tolist()
         return (low, high) if abs(middle - value) <= _OFF * (high - low) + 1e-6 else None
 
-    def _resampled(self, figure: str, rounds: int, seed: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
+    def _resampled(self, figure: str, rounds: int) -> np.ndarray:
+        drawn = np.random.default_rng(0).multinomial(self.images, np.full(self.images, 1 / self.images), size=rounds)
         table = [[getattr(ranking, figure.lower())(weights) for ranking in self.rankings] for weights in drawn]
         with np.errstate(invalid="ignore"):
             return np.array([np.nanmean(row) for row in table if not np.isnan(row).all()])
@@ -148,9 +143,6 @@ def score_results(truth: GroundTruth, results: Results, *, as_filed: bool = Fals
     The figures are those of pycocotools to 1e-9, except that it takes an annotation with the id 0 for "no
     match"; here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor are those that
     ``negatives`` leave open. With ``as_filed`` there is no such exception, and every category counts in every image.
-
-    Raises:
-        DataError: no box to score with.
     """
     if truth.boxes.crowd.all():
         shown = ", ".join(repr(name) for name in truth.names[:3]) + (", ..." if len(truth.names) > 3 else "")
@@ -188,13 +180,8 @@ def _scored(truth: GroundTruth, results: Results) -> Results:
     return scored.select((truth.present | truth.negatives)[scored.images, scored.categories])
 
 
-def best_thresholds(rankings: Sequence[Ranking], default: float) -> tuple[float, ...]:
-    """For each category the threshold of best F1; ``default`` for one without a right detection."""
-    return tuple(ranking.best.get("threshold", default) for ranking in rankings)
-
-
 def thresholds_by_name(rankings: Iterable[tuple[str, Ranking]]) -> dict[str, float]:
-    """The same by name, without those that have no right detection; rankings of one name count together."""
+    """The threshold of best F1 of each name that has a right detection; rankings of one name count together."""
     groups = defaultdict[str, list[Ranking]](list)
     for name, ranking in rankings:
         groups[name].append(ranking)
@@ -222,7 +209,7 @@ def confusion(truth: GroundTruth, results: Results, threshold: float) -> np.ndar
     table, boxes = np.zeros((none + 1, none + 1), dtype=int), truth.boxes
     for own, found in zip(*(split_by(one.images, len(truth.images)) for one in (boxes, shown)), strict=True):
         labels, categories, crowd = shown.categories[found], boxes.categories[own], boxes.crowd[own]
-        near = np.reshape(iou(shown.boxes[found], boxes.boxes[own], crowd.astype(int)), (len(found), len(own)))
+        near = overlaps(shown.boxes[found], boxes.boxes[own], crowd)
         near = np.where(near >= _OVERLAP, near, 0.0)
         alike = labels[:, None] == categories
         taken, free, grouped = np.full(len(found), -1), ~crowd, (near * alike * crowd).any(1)
@@ -232,6 +219,12 @@ def confusion(truth: GroundTruth, results: Results, threshold: float) -> np.ndar
         np.add.at(table, (labels[counted], np.append(categories, none)[taken[counted]]), 1)
         np.add.at(table, (none, categories[free]), 1)
     return table
+
+
+def overlaps(found: np.ndarray, boxes: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
+    """IoU of all pairs of boxes x, y, width, height; for a crowd it is the share of the found box that is inside."""
+    marks = np.zeros(len(boxes), dtype=int) if crowd is None else crowd.astype(int)
+    return np.reshape(iou(found, boxes, marks), (len(found), len(boxes)))
 
 
 def _take_boxes(near: np.ndarray, taken: np.ndarray, free: np.ndarray) -> None:
@@ -269,21 +262,12 @@ def annotation_rows(boxes: Boxes, *, as_filed: bool = False) -> list[Row]:
     With ``as_filed`` the box that has the id 0 in its file keeps it.
     """
     zero = boxes.zero if as_filed and boxes.zero is not None else np.zeros(len(boxes.areas), dtype=bool)
-    ids = np.where(zero, 0, np.arange(1, len(boxes.areas) + 1))
-    columns = (ids, boxes.images, boxes.categories, boxes.boxes, boxes.areas, boxes.crowd.astype(int))
-    listed = zip(*(column.tolist() for column in columns), strict=True)
-    return [
-        {
-            "id": i or _Zero(),
-            "image_id": p,
-            "category_id": c,
-            "bbox": box,
-            "area": area,
-            "iscrowd": crowd,
-            "ignore": crowd,
-        }
-        for i, p, c, box, area, crowd in listed
-    ]
+    ids = [_Zero() if is_zero else number for number, is_zero in enumerate(zero.tolist(), start=1)]
+    crowd = boxes.crowd.astype(int)
+    columns = (boxes.images, boxes.categories, boxes.boxes, boxes.areas, crowd, crowd)
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore")
+    listed = zip(ids, *(column.tolist() for column in columns), strict=True)
+    return [dict(zip(keys, values, strict=True)) for values in listed]
 
 
 class _Zero(int):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,10 +29,20 @@ FREQUENCIES = ("r", "c", "f")  # rare, common, frequent: in less than 10, less t
 UNKNOWN = -1
 _EVERYWHERE = (-1e6, -1e6, 2e6, 2e6)
 _PIECE = 100_000  # rows of results that are Python objects at once
+Rows = TypeVar("Rows", bound="Columns")
 
 
 @dataclass(frozen=True)
-class Boxes:
+class Columns:
+    """Arrays of equal length."""
+
+    def select(self: Rows, chosen: np.ndarray) -> Rows:
+        """Some of the rows, by index or by mask."""
+        return replace(self, **{name: column[chosen] for name, column in vars(self).items() if column is not None})
+
+
+@dataclass(frozen=True)
+class Boxes(Columns):
     """Annotated boxes as columns, in the order of their file: x, y, width, height in pixels.
 
     ``images`` and ``categories`` are indices into those of the truth. ``areas`` are as the annotations state them
@@ -46,12 +56,6 @@ class Boxes:
     areas: Float[np.ndarray, " box"]
     crowd: Bool[np.ndarray, " box"]
     zero: Bool[np.ndarray, " box"] | None = None
-
-    def select(self, chosen: np.ndarray) -> "Boxes":
-        """Some of the boxes, by index or by mask."""
-        columns = (self.images, self.categories, self.boxes, self.areas, self.crowd)
-        zero = None if self.zero is None else self.zero[chosen]
-        return replace(Boxes(*(column[chosen] for column in columns)), zero=zero)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class LvisTruth(GroundTruth):
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Columns):
     """Detections of many images, in the order of their file (which decides between equal scores).
 
     ``images`` and ``categories`` are indices into those of the ground truth; ``UNKNOWN`` is a category that it does
@@ -111,16 +115,11 @@ class Results:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, chosen: np.ndarray) -> "Results":
-        """Some of the detections, by index or by mask."""
-        return Results(self.images[chosen], self.categories[chosen], self.boxes[chosen], self.scores[chosen])
-
     def rows(self) -> Iterator[tuple[int, int, list[float], float]]:
         """Image, category, box and score of each detection as plain numbers."""
         for start in range(0, len(self), _PIECE):
             part = self.select(np.arange(start, min(start + _PIECE, len(self))))
-            columns = (part.images, part.categories, part.boxes, part.scores)
-            yield from zip(*(column.tolist() for column in columns), strict=True)
+            yield from zip(*(column.tolist() for column in vars(part).values()), strict=True)
 
 
 def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> GroundTruth:
@@ -131,9 +130,6 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
 
     With ``lvis`` it is a LvisTruth. Without a frequency a category is in no AP of rare, common or frequent ones;
     without its two lists an image has no category that is surely absent or incomplete. Both are counted.
-
-    Raises:
-        DataError: a category id listed twice.
     """
     skipped.merge(file.skipped)
     check_distinct(category_numbers(file.categories), "id", file.path)
@@ -223,11 +219,7 @@ def labels_of(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
 
 
 def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
-    """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
-
-    Raises:
-        DataError: a sample without vocabulary, or detections of other names.
-    """
+    """Samples that have a vocabulary, and what was found in them, in the form in which files are scored."""
     listed = list(pairs)
     truth, parts = truth_of([sample for sample, _ in listed]), list[Results]()
     for place, (sample, found) in enumerate(listed):
@@ -238,11 +230,7 @@ def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, 
 
 
 def check_words(sample: Sample, found: Detections, words: tuple[str, ...]) -> None:
-    """Refuse detections of other words than a sample is scored by: no label of theirs would mean the right thing.
-
-    Raises:
-        DataError: no such words, or the first ones asked for are others.
-    """
+    """Refuse detections of other words than a sample is scored by: no label of theirs would mean the right thing."""
     if not words or found.prompt.texts[: len(words)] != words:
         raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}, the words to score are {words[:3]}: "
@@ -275,8 +263,7 @@ def split_by(groups: Int[np.ndarray, " row"], count: int) -> list[np.ndarray]:
 def concatenate(parts: Sequence[Results]) -> Results:
     """Results one after the other."""
     listed = [Results(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0)), *parts]
-    columns = ("images", "categories", "boxes", "scores")
-    return Results(*(np.concatenate([getattr(part, column) for part in listed]) for column in columns))
+    return Results(*map(np.concatenate, zip(*(vars(part).values() for part in listed), strict=True)))
 
 
 def read_results(
@@ -288,10 +275,6 @@ def read_results(
     ``images`` and ``categories`` are the ids of the ground truth. Rows of unknown images or without a usable box and
     score are skipped and counted. Rows of unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they count
     among an image's 300.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not JSON, or not one row is a result for these images and categories.
     """
     place, label = (dict[Any, int](zip(ids, range(len(ids)), strict=True)) for ids in (images, categories))
     where, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")

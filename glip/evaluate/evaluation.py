@@ -15,7 +15,6 @@ from glip.data.mixture import data_record
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError
 from glip.evaluate.benchmark import SCORERS, Benchmark, load_benchmarks, parts_of
-from glip.evaluate.odinw import ODINW, odinw_page
 from glip.evaluate.report import (
     Report,
     Variant,
@@ -92,7 +91,7 @@ def evaluate(
                 found += _evaluate_set(detector, benchmark, config, prompts, place, show, share, gather)
             reports.setdefault((model, task, prompts), []).extend(found)
             if found and (parts := parts_of(name, config.root)):
-                page = odinw_page(found, ODINW[name]) if name in ODINW else parts_page(name, found, parts)
+                page = parts_page(name, found, parts)
                 _write(folder / part / f"{name}.md", page)
                 show(for_terminal(page))
         if config.save_thresholds and found:
@@ -200,12 +199,9 @@ def _save_thresholds(
 
 
 def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "") -> QueryOptions:
-    """How the model is called: as the config says, else as the protocol does.
+    """How the model is called: as the config says (0 names per chunk: as many as fit), else as the protocol does.
 
-    Args:
-        benchmark: the set.
-        config: the options; 0 names per chunk: as many as fit.
-        prompts: YAML of texts for class names, "none" for plain names, "" for those of the set.
+    ``prompts`` is a YAML of texts for class names, "none" for plain names, "" for those of the set.
     """
     texts = dict[str, ClassPrompt]()
     if prompts != "none":
@@ -213,11 +209,9 @@ def query_options(benchmark: Benchmark, config: EvaluateConfig, prompts: str = "
         texts = written or dict(benchmark.prompts)
     if benchmark.protocol not in _CHUNKS:
         return QueryOptions(config.batch_size, config.max_names or None, config.max_detections, prompts=texts)
-    usual = _CHUNKS[benchmark.protocol]
-    names, limit = (
-        own if given is None else given
-        for own, given in zip(usual, (config.max_names, config.max_detections), strict=True)
-    )
+    names, limit = _CHUNKS[benchmark.protocol]
+    names = names if config.max_names is None else config.max_names
+    limit = limit if config.max_detections is None else config.max_detections
     return QueryOptions(config.batch_size, names or None, 0, limit, texts)
 
 

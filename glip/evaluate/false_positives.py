@@ -5,16 +5,15 @@ Hence AP at an operating point: detections below the threshold at which only a s
 pairs has a false positive are dropped, then AP is computed.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
-from glip.evaluate.columns import UNKNOWN, GroundTruth, Results, to_arrays
-from glip.evaluate.image_level import image_level
+from glip.evaluate.columns import UNKNOWN, GroundTruth, Results
 from glip.shapes import Float, Int
-from glip.structures import Detections, Sample
 
+_TINY = 1e-6  # added to each denominator, as SA-Co's evaluator does
 RATES = (0.05, 0.01)  # at which AP is reported
 AT = 0.5  # the threshold of the image-level figures, as in SA-Co
 
@@ -89,6 +88,17 @@ def false_positives(truth: GroundTruth, results: Results) -> FalsePositives | No
     return FalsePositives(best[absent], images, names, best[present], np.nonzero(present)[1], lowest)
 
 
-def false_positives_of(pairs: Iterable[tuple[Sample, Detections]]) -> FalsePositives | None:
-    """The same for samples with a vocabulary, as ``detect_all`` yields them."""
-    return false_positives(*to_arrays(pairs))
+def image_level(tp: float, fp: float, fn: float, tn: float) -> dict[str, float]:
+    """SA-Co's figures from counts of (image, name) pairs; by its names ``IL_MCC``, ``IL_F1``, ``IL_FPR``, ...
+
+    Positive: something was detected, wherever it is; true: as the name is present or absent.
+    """
+    precision, recall = tp / (tp + fp + _TINY), tp / (tp + fn + _TINY)
+    spread = sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "IL_precision": precision,
+        "IL_recall": recall,
+        "IL_F1": 2 * precision * recall / (precision + recall + _TINY),
+        "IL_FPR": fp / (fp + tn + _TINY),
+        "IL_MCC": (tp * tn - fp * fn) / (spread + _TINY),
+    }

@@ -7,9 +7,8 @@ accumulation does not run with today's numpy.
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,6 @@ _PENDING = 4_000_000  # results that wait until the best are chosen again, about
 _AREAS = ((0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10))  # all, small, medium, large boxes
 _SIZES, _OVERLAPS = len(_AREAS), 10  # IoU 0.50 to 0.95
 _LOWEST_IOU = 0.49  # a little below the lowest IoU that counts
-Columns = TypeVar("Columns", Boxes, Results)
 
 
 def standard_ap(truth: LvisTruth, results: Results, *, max_dets: int = 300) -> Score:
@@ -50,14 +48,11 @@ def fixed_ap(truth: LvisTruth, results: Results, *, per_category: int = 10_000) 
 
 
 class BestOfCategories:
-    """The best results of each category, from results that come piece by piece and are too many to keep.
+    """The best results of so many categories, from results that come piece by piece and are too many to keep.
 
     Of equal scores the one in the earlier image is better, then the one that came earlier: so the images may come
-    in any order, from several processes too, as long as those of one image come in theirs.
-
-    Args:
-        categories: number of categories; results of ``UNKNOWN`` ones are dropped.
-        per_category: how many are kept of each.
+    in any order, from several processes too, as long as those of one image come in theirs. Results of ``UNKNOWN``
+    categories are dropped.
     """
 
     def __init__(self, categories: int, *, per_category: int = 10_000) -> None:
@@ -102,11 +97,11 @@ def _score(truth: LvisTruth, results: Results, max_dets: int) -> Score:
     found = results.select((results.categories != UNKNOWN) & _has_area(results.boxes[:, 2] * results.boxes[:, 3]))
     found = found.select(looked_for[found.images, found.categories])
     table, precisions, recalls = list[Row](), [], []
-    pairs = zip(_by_category(boxes, count), _by_category(found, count), strict=True)
+    pairs = zip(*(split_by(one.categories, count) for one in (boxes, found)), strict=True)
     for index, (own, part) in enumerate(pairs):
-        ap, recall = _curves(own, part, truth.incomplete[:, index])
+        ap, recall = _curves(boxes.select(own), found.select(part), truth.incomplete[:, index])
         named = {"name": truth.names[index], "frequency": truth.frequencies[index]}
-        counts = {"boxes": len(own.areas), "detections": len(part)}
+        counts = {"boxes": len(own), "detections": len(part)}
         figures = {"AP": ap[0].mean(), "AP50": ap[0, 0], "AP75": ap[0, 5], "AR": recall[0].mean()}
         table.append({**named, **counts, **{name: float(value) for name, value in figures.items()}})
         precisions.append(ap)
@@ -121,11 +116,6 @@ def _score(truth: LvisTruth, results: Results, max_dets: int) -> Score:
 def _has_area(areas: np.ndarray) -> np.ndarray:
     """Above zero and finite; the package drops the others."""
     return np.asarray((areas > 0) & np.isfinite(areas))
-
-
-def _by_category(columns: Columns, count: int) -> Iterator[Columns]:
-    """The boxes or results of each category."""
-    return (columns.select(part) for part in split_by(columns.categories, count))
 
 
 def _curves(boxes: Boxes, found: Results, incomplete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,14 +1,13 @@
-"""ODinW: 13 or 35 detection tasks in the wild, from one table (``configs/odinw.yaml``) to the mean over the tasks.
+"""ODinW: 13 or 35 detection tasks in the wild, from one table (``configs/odinw.yaml``).
 
 A task is a COCO-format set whose category names are replaced by those of the 2022 release, with a caption prompt for
 some; the files lie as ODinW distributes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import cache
 from pathlib import Path
-from statistics import mean, median
 from typing import Literal
 
 from glip.config import SetConfig
@@ -16,7 +15,6 @@ from glip.data.catalog import data_root
 from glip.data.coco import coco_set, parse_coco, read_categories
 from glip.data.sets import Folders, SampleSet, SkipCounter
 from glip.errors import DataError
-from glip.evaluate.report import Report, Row, markdown_table
 from glip.experiment import config_folder, read_yaml
 from glip.schema import checked, parse
 from glip.text.class_prompts import ClassPrompt, read_prompts
@@ -30,18 +28,14 @@ _FILE = "annotations_without_background.json"
 
 @checked
 class Task:
-    """One task: an entry of ``configs/odinw.yaml`` by its name.
+    """One task: an entry of ``configs/odinw.yaml`` by its name in the release's configs.
 
     Args:
-        name: as in the release's configs.
-        folder: under the data root.
         names: what to detect for the categories 1, 2, ...; one without letters is in the annotations, but cannot be
             detected.
         thirteen: whether it is one of the 13 of the paper.
         flat: all splits are in the folder itself; the file's name tells the split.
-        train: folder of the training split.
-        val: folder of the validation split; the release takes a part of the large ones.
-        test: folder of the test split.
+        val: folder of the validation split, as ``train`` and ``test``; the release takes a part of the large ones.
         same_as: sets under which a model may have been trained on it.
         prompts: by name, the caption prompt that the release writes instead.
     """
@@ -77,12 +71,7 @@ def tasks(which: Which = 13) -> tuple[Task, ...]:
 
 
 def read_task(task: Task, root: str | Path | None = None, split: Split = "val") -> SampleSet:
-    """The samples of a task with the names of the release, two of which may be equal.
-
-    Raises:
-        FileNotFoundError: its annotations or images are not under the root.
-        DataError: not COCO JSON, or not the categories of the task.
-    """
+    """The samples of a task with the names of the release, two of which may be equal."""
     config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
     file, expected = parse_coco(path), range(1, len(task.names) + 1)
@@ -95,25 +84,3 @@ def read_task(task: Task, root: str | Path | None = None, split: Split = "val") 
     named = [{"id": number, "name": name} for number, name in zip(expected, task.names, strict=True)]
     categories = read_categories(named, path, skipped, twins=True)
     return coco_set(file, categories, Folders(folders), skipped)
-
-
-def odinw_page(reports: Sequence[Report], which: Which = 13) -> str:
-    """AP of each task as Markdown, mean and median over those with a report; the others are named in the title."""
-    by_name, keys, rows = {report.dataset: report for report in reports}, ("AP", "AP50"), list[Row]()
-    for task in tasks(which):
-        if one := by_name.get(task.name):
-            about = {"images": one.samples, "trained on": one.trained_on}
-            rows.append({"task": task.name, **{key: one.figures[key] for key in keys}, **about})
-        else:
-            rows.append({"task": task.name, **dict.fromkeys(keys, "missing"), "images": "", "trained on": ""})
-    missing = [task.name for task in tasks(which) if task.name not in by_name]
-    over = f"{len(reports)} of {which}" if missing else f"{which}"
-    unseen = [report for report in reports if report.trained_on == "no"]
-    averages = [(f"mean of {over}", mean, reports, ""), (f"median of {over}", median, reports, "")]
-    if 0 < len(unseen) < len(reports):
-        averages.append((f"mean of {len(unseen)} not trained on", mean, unseen, "no"))
-    for title, average, chosen, trained_on in averages:
-        figures = {key: average([report.figures[key] for report in chosen]) for key in keys}
-        rows.append({"task": title, **figures, "images": "", "trained on": trained_on})
-    note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    return "\n".join([f"# ODinW, {len(reports)} of {which} tasks{note}", "", *markdown_table(rows), ""])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from glip.data.records import as_map, records_by_id
 from glip.data.sets import SampleSet, SkipCounter
 from glip.evaluate.coco import score_results
 from glip.evaluate.columns import Boxes, GroundTruth, Results, read_truth
@@ -40,14 +41,15 @@ def read_spaces(read: SampleSet, skipped: SkipCounter) -> SpaceTruth:
     truth, file = read_truth(read.annotations, skipped), read.annotations
     label = {number: index for index, number in enumerate(truth.categories)}
     cells = [(place, label[own]) for place, image in enumerate(truth.images) for own in read.asked.get(image, ())]
-    kinds = {record["id"]: (record.get("anno_info") or {}).get("type") for record in file.categories}
+    records = records_by_id(file.categories, "category", SkipCounter())
+    kinds = [as_map(records[number].get("anno_info")).get("type") for number in truth.categories]
     return SpaceTruth(
         truth.images,
         truth.categories,
         truth.names,
         replace(truth.boxes, areas=truth.boxes.boxes[:, 2] * truth.boxes.boxes[:, 3]),
         cells=np.array(cells, dtype=np.int64).reshape(-1, 2),
-        free=np.array([kinds[number] == _FREE for number in truth.categories]),
+        free=np.array([kind == _FREE for kind in kinds]),
         words=np.array([len(name.split()) for name in truth.names]),
     )
 
@@ -68,16 +70,16 @@ def score_spaces(truth: SpaceTruth, results: Results) -> tuple[dict[str, float],
         "descr-m": free & (words >= 4) & (words <= 8),
         "descr-l": free & (words >= 9),
     }
-    rows = list[Row]()
-    for name, own in groups.items():
-        scored = _score_group(boxes.select(own[boxes.images]), found.select(own[found.images]))
-        rows.append({"group": name, "cells": int(own.sum()), **scored})
-    ap, of = {str(row["group"]): float(row["AP"]) for row in rows}, {str(row["group"]): row for row in rows}
-    first, second = ap["categ"], ap["descr"]
+    scored = {
+        name: {"cells": int(own.sum())} | _score_group(boxes.select(own[boxes.images]), found.select(own[found.images]))
+        for name, own in groups.items()
+    }
+    first, second = scored["categ"]["AP"], scored["descr"]["AP"]
     final = NOTHING if NOTHING in (first, second) else 2 * first * second / (first + second + _TINY)
-    figures = {"AP": final} | {f"AP {name}": value for name, value in ap.items()}
-    figures |= {f"{key} {name}": float(of[name][key]) for name in ("descr", "categ") for key in ("AP50", "AP75")}
-    return figures | {f"AR {name}": float(of[name]["AR@100"]) for name in ("descr", "categ")}, {"Groups": rows}
+    figures = {"AP": final} | {f"AP {name}": one["AP"] for name, one in scored.items()}
+    figures |= {f"{key} {name}": scored[name][key] for name in ("descr", "categ") for key in ("AP50", "AP75")}
+    figures |= {f"AR {name}": scored[name]["AR@100"] for name in ("descr", "categ")}
+    return figures, {"Groups": [{"group": name, **one} for name, one in scored.items()]}
 
 
 def _cells_of(truth: SpaceTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:

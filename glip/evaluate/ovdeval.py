@@ -5,9 +5,8 @@ So a model that gives one thing every name, wrong ones too, does not profit from
 
 import numpy as np
 
-from glip.evaluate.coco import score_results
+from glip.evaluate.coco import overlaps, score_results
 from glip.evaluate.columns import Boxes, GroundTruth, Results, split_by
-from glip.shapes import Float
 
 _OVERLAP = 0.5
 
@@ -31,19 +30,8 @@ def suppress_near_truth(boxes: Boxes, results: Results) -> np.ndarray:
     order = results.images[np.sort(first)].tolist()
     for image in order:
         rows = found[image]
-        near = _iou(boxes.boxes[true[image]], results.boxes[rows]) > _OVERLAP
-        ranked = np.argsort(results.scores[rows], kind="stable")[::-1]
-        near = near[:, ranked]
-        best = near & (near.cumsum(axis=1) == 1)
-        stays[rows[ranked]] = best.any(axis=0) | ~near.any(axis=0)
+        ranked = rows[np.argsort(results.scores[rows], kind="stable")[::-1]]
+        near = overlaps(results.boxes[ranked], boxes.boxes[true[image]]) > _OVERLAP
+        best = near & (near.cumsum(axis=0) == 1)
+        stays[ranked] = best.any(axis=1) | ~near.any(axis=1)
     return np.concatenate([np.zeros(0, np.int64), *(found[image][stays[found[image]]] for image in order)])
-
-
-def _iou(true: Float[np.ndarray, "true 4"], found: Float[np.ndarray, "det 4"]) -> Float[np.ndarray, "true det"]:
-    """IoU of boxes x, y, width, height; 0 where neither has an area."""
-    one, other = true[:, None], found[None]
-    low = np.maximum(one[..., :2], other[..., :2])
-    high = np.minimum(one[..., :2] + one[..., 2:], other[..., :2] + other[..., 2:])
-    common = (high - low).clip(0).prod(-1)
-    union = one[..., 2:].prod(-1) + other[..., 2:].prod(-1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

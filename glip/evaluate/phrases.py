@@ -60,9 +60,6 @@ def caption_recall(pairs: Iterable[tuple[Sample, Sequence[Ranked]]], *, protocol
     """Recall of the boxes that were found for each of the ``scored_phrases`` of each caption, best first.
 
     By the protocol "any-box" a phrase is found by any one of its boxes, by "merged-boxes" by the one around them all.
-
-    Raises:
-        DataError: no phrase with a box.
     """
     hits, by_kind = list[tuple[bool, ...]](), defaultdict[str, list[tuple[bool, ...]]](list)
     for sample, boxes in pairs:
@@ -106,9 +103,6 @@ def ranked_boxes(sample: Sample, found: Detections | None) -> tuple[Ranked, ...]
     """For each of the ``scored_phrases`` the boxes found for it, best first, and the empty box.
 
     A caption that was skipped (None) counts as having no detection: leaving it out would raise the recall.
-
-    Raises:
-        DataError: a sample without caption, or detections of other phrases than the sample's.
     """
     if found is None:
         return (torch.zeros(1, 4),) * len(scored_phrases(sample))
@@ -150,38 +144,34 @@ def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCo
 
     As in the official evaluator the first prediction for a sentence counts, and those for other sentences are ignored;
     both are counted in ``tally``. Whatever is missing is an error: a recall without it is not the published one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not such a list; a sentence without a prediction of its own; one for another number of phrases; a
-            phrase without boxes, which is written as [[0, 0, 0, 0]].
     """
     keys = [_key(*caption_id(sample)) for sample in captions]
     phrases = {key: len(scored_phrases(sample)) for key, sample in zip(keys, captions, strict=True)}
     found: dict[str, list[Ranked]] = {}
     for row in parse(tuple[_PredictedCaption, ...], read_json(path), at=str(path), error=DataError):
         key = _key(row.image_id, row.sentence_id)
+        place = key[:99]
         if key in found or key not in phrases:
-            tally.add(f"{'second prediction for a' if key in found else 'prediction for an unknown'} sentence", key)
+            tally.add(f"{'second prediction for a' if key in found else 'prediction for an unknown'} sentence", place)
             continue
         if len(row.boxes) != phrases[key] or not all(row.boxes):
             raise DataError(
-                f"{path}: {key} has boxes for {sum(map(bool, row.boxes))} phrases: give a list of boxes for each of "
+                f"{path}: {place} has boxes for {sum(map(bool, row.boxes))} phrases: give a list of boxes for each of "
                 f"its {phrases[key]} phrases that have a box, in the order of the text; where nothing was "
                 "found, [[0, 0, 0, 0]]"
             )
         found[key] = [torch.tensor(ranked, dtype=torch.float64) for ranked in row.boxes]
         if negative := sum(int((boxes[:, 2:] < boxes[:, :2]).any(1).sum()) for boxes in found[key]):
-            tally.add("box of negative size", key, negative)
+            tally.add("box of negative size", place, negative)
     lacking = [key for key, count in Counter(keys).items() if key not in found or count > 1]
     if lacking:
         raise DataError(
-            f"{path}: {len(lacking)} of {len(keys)} sentences have no prediction of their own, such as {lacking[0]}: "
-            "give one for every sentence that has a phrase with a box, and each sentence its own id"
+            f"{path}: {len(lacking)} of {len(keys)} sentences have no prediction of their own, such as "
+            f"{lacking[0][:99]}: give one for every sentence that has a phrase with a box, and each sentence its own id"
         )
     return [found[key] for key in keys]
 
 
 def _key(image: Any, sentence: Any) -> str:
     """Names a caption; the official evaluator compares ids as text, so that "3" is 3."""
-    return f"sentence {str(sentence)[:40]} of image {str(image)[:40]}"
+    return f"sentence {sentence} of image {image}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any, Literal
 
 from glip.console import counted, printable
@@ -33,20 +33,14 @@ TrainedOn = Literal["yes", "validated on", "same dataset by name", "no", "unknow
 
 @dataclass
 class Report:
-    """The evaluation of one model on one set; scoring fills in figures and tables.
+    """The evaluation of one model, or of one file of predictions, on one set; scoring fills in figures and tables.
 
     Args:
-        model: name of the model, or of the file of predictions.
-        dataset: name of the set.
-        protocol: which metrics were computed.
         samples: how many samples the set has; skipped ones are noted, and count as having no detection.
-        trained_on: whether the model was trained on this set, or chosen by it.
         figures: shares of 1 by name, ``NOTHING`` where there is nothing to average; the first one is the headline.
         tables: by title, such as "Per category".
         thresholds: of best F1, by class name (COCO's protocol).
-        plots: the image files drawn beside the report.
-        noted: what was not scored, or is odd, by reason.
-        places: for each reason the first few places.
+        noted: what was not scored, or is odd, by reason, with the first few ``places`` of each.
         score: what COCO's protocol gave, to compare with; it is not written.
     """
 
@@ -129,16 +123,24 @@ def overview(reports: Sequence[Report]) -> list[Row]:
 
 
 def parts_page(name: str, reports: Sequence[Report], parts: Sequence[str]) -> str:
-    """The main figures of each part of a benchmark as Markdown, and their mean; missing parts are in the title."""
-    rows = overview(reports)
-    own = [figure for figure in HEADLINES if figure in rows[0]]
-    columns = {figure: [one.figures[figure] for one in reports if one.figures[figure] != NOTHING] for figure in own}
-    averages = {figure: mean(column) if column else NOTHING for figure, column in columns.items()}
-    missing = [part for part in parts if part not in {one.dataset for one in reports}]
+    """The main figures of each part of a benchmark as Markdown, their mean and median; missing parts are in the title.
+
+    Where a model was trained on some parts, the others have a mean of their own. A figure that a part lacks has none.
+    """
+    rows, missing = overview(reports), [part for part in parts if part not in {one.dataset for one in reports}]
+    over = f"{len(reports)} of {len(parts)}" if missing else str(len(parts))
+    averages = [(f"mean of {over}", mean, reports), (f"median of {over}", median, reports)]
+    unseen = [one for one in reports if one.trained_on == "no"]
+    if 0 < len(unseen) < len(reports):
+        averages.append((f"mean of {len(unseen)} not trained on", mean, unseen))
+    shared = [figure for figure in HEADLINES if all(figure in one.figures for one in reports)]
+    for title, average, chosen in averages:
+        columns = {key: [one.figures[key] for one in chosen if one.figures[key] != NOTHING] for key in shared}
+        figures = {key: average(column) if column else NOTHING for key, column in columns.items()}
+        rows.append(dict.fromkeys(rows[0], "") | {"set": title, **figures})
     note = f"; missing, and not in the mean: {', '.join(missing)}" if missing else ""
-    last: Row = {"set": f"mean of {len(reports)}", **averages, "samples": "", "trained on": ""}
     title = f"# {name}, {len(reports)} of {len(parts)} parts{note}"
-    return "\n".join([title, "", *markdown_table([*rows, last]), ""])
+    return "\n".join([title, "", *markdown_table(rows), ""])
 
 
 def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
@@ -150,9 +152,9 @@ def comparison(reports: Mapping[Variant, Sequence[Report]]) -> list[Row]:
     named = _differing(reports)
     for place, figure, (variant, own) in product(range(len(first)), _COMPARED, reports.items()):
         before, one = first[place], own[place]
-        if figure not in one.figures:
+        value, compared = one.figures.get(figure, NOTHING), dict.fromkeys(("difference", *ENDS), "")
+        if value == NOTHING:
             continue
-        value, compared = one.figures[figure], dict.fromkeys(("difference", *ENDS), "")
         if own is not first:
             compared["difference"] = f"{value - before.figures[figure]:+.3f}"
             paired = one.score.interval(figure, less=before.score) if figure in ("AP", "AP50") and one.score else None

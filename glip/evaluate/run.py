@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,9 @@ def detect_all(
 ) -> Iterator[tuple[Sample, Detections]]:
     """Every sample with the detections of its prompt, or of all names of its vocabulary, at threshold 0.
 
-    Args:
-        detector: the model, its processor and its defaults.
-        samples: label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the vocabulary.
-        options: batch size and limits.
-        tally: counts skipped images: unreadable, without words, or with a caption that the model cannot read.
-        kept: image features of earlier calls with the same image encoder; those of this call are added.
-
-    Raises:
-        GlipError: a vocabulary with an empty name, or one that the model cannot read.
+    Label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the vocabulary. ``tally`` counts skipped
+    images: unreadable, without words, or with a caption that the model cannot read. ``kept`` has image features of
+    earlier calls with the same image encoder; those of this call are added.
     """
     for prediction in predictions(detector, samples, range(len(samples)), options, kept):
         if prediction.found is not None:
@@ -156,9 +150,9 @@ def predictions(
 
 def too_long(detector: Detector, samples: Iterable[Sample], options: QueryOptions) -> frozenset[str]:
     """The names of the samples' vocabularies that the model cannot read even alone."""
-    count, room = detector.processor.count_tokens, detector.processor.max_tokens
-    every = {name for names in {sample.vocabulary for sample in samples} for name in names}
-    return frozenset(name for name in every if count(options.prompt_of([name]).caption) > room)
+    processor, every = detector.processor, {name for sample in samples for name in sample.vocabulary}
+    tokens = {name: processor.count_tokens(options.prompt_of([name]).caption) for name in every}
+    return frozenset(name for name, needed in tokens.items() if needed > processor.max_tokens)
 
 
 def _open_images(
@@ -173,18 +167,16 @@ def _open_images(
     for _, run in groupby(queries, key=lambda query: image_key(query[1].image)):
         image, usable = None, []
         for index, sample in run:
-            asked = sample.prompt or options.asked(sample.vocabulary)
-            reason, detail = "" if asked else "image without words to look for", ""
+            place = f"sample {index}, image {sample.image_id}"
+            if not (sample.prompt or options.asked(sample.vocabulary)):
+                done[index] = Prediction(index, None, "image without words to look for", place)
+                continue
             try:
-                image = image if reason else _checked_image(detector, sample, image)
-            except ImageError as error:
-                reason, detail = "unreadable image", f": {error}"
-            except GlipError as error:
-                reason, detail = "caption that the model cannot read", f": {error}"
-            if reason:
-                done[index] = Prediction(index, None, reason, f"sample {index}, image {sample.image_id}{detail}")
-            else:
+                image = _checked_image(detector, sample, image)
                 usable.append((index, sample))
+            except GlipError as error:
+                reason = "unreadable image" if isinstance(error, ImageError) else "caption that the model cannot read"
+                done[index] = Prediction(index, None, reason, f"{place}: {error}")
         if image:
             yield image, usable
 
@@ -211,13 +203,8 @@ def _by_words(batch: Sequence[Sequence[Query]], size: int) -> Iterator[tuple[lis
 class PredictionStore:
     """The predictions of one evaluation, on disk.
 
-    Args:
-        folder: where they are kept; made if missing.
-        settings: what they are predictions of: the model, the set, the options.
-        process: number of this process; each writes parts of its own and reads those of all.
-
-    Raises:
-        DataError: the folder holds predictions made with other settings.
+    ``settings`` are what they depend on: a folder with others is refused. Each process writes parts of its own and
+    reads those of all.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0) -> None:
@@ -265,7 +252,8 @@ class PredictionStore:
             "scores": np.concatenate([np.zeros(0, np.float32), *(one.scores.numpy() for one in found)]),
             "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes.numpy() for one in found)]),
         }
-        path = self.folder / f"{self._own}{len(list(self.folder.glob(f'{self._own}*.npz'))):06}.npz"
+        free = (self.folder / f"{self._own}{number:06}.npz" for number in count())  # a damaged one may be deleted
+        path = next(path for path in free if not path.exists())
         with atomic_write(path, "wb") as file:
             np.savez(file, **columns, **{_SUM: np.array(_sum(columns))})  # type: ignore[arg-type]
         self._rows |= {prediction.index: (path, row) for row, prediction in enumerate(self._pending)}
@@ -287,11 +275,7 @@ class PredictionStore:
 
 
 def _read_part(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a part.
-
-    Raises:
-        DataError: they are not what was written: a byte of the file has changed, or it is another file.
-    """
+    """The columns of a part."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             columns = dict(part)

@@ -7,13 +7,13 @@ count; the others are matched to the boxes once for each pair, so that the sum o
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.mask import iou
 from scipy.optimize import linear_sum_assignment
 
 from glip.data.described import is_exhaustive
 from glip.data.sets import SampleSet, SkipCounter, require
+from glip.evaluate.coco import overlaps
 from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, read_truth, split_by
-from glip.evaluate.image_level import image_level
+from glip.evaluate.false_positives import image_level
 from glip.evaluate.report import NOTHING, Row
 from glip.shapes import Bool, Float
 
@@ -69,11 +69,7 @@ def read_pairs(read: SampleSet, skipped: SkipCounter) -> PairTruth:
 
 
 def score_pairs(truth: PairTruth, results: Results) -> tuple[dict[str, float], dict[str, list[Row]]]:
-    """All figures by their official names, ``NOTHING`` where there is nothing to average, and a table by overlap.
-
-    Raises:
-        DataError: results in pixels.
-    """
+    """All figures by their official names, ``NOTHING`` where there is nothing to average, and a table by overlap."""
     small = not len(results) or results.boxes.max() <= _FRACTIONS
     require(small, "the results have boxes in pixels: SA-Co's are fractions of the image's width and height")
     matches = _match_pairs(truth, results)
@@ -123,11 +119,9 @@ def _match_pairs(truth: PairTruth, results: Results) -> list[Match]:
 
 
 def _match_pair(found: Float[np.ndarray, "det 4"], boxes: Float[np.ndarray, "box 4"]) -> Match:
-    right = np.zeros(len(_OVERLAPS))
-    if len(found) and len(boxes):
-        near = iou(found, boxes, [0] * len(boxes))
-        right = (near[linear_sum_assignment(near, maximize=True)][:, None] >= _OVERLAPS).sum(0).astype(float)
-    return Match(len(boxes), len(found), right)
+    near = overlaps(found, boxes)
+    right = near[linear_sum_assignment(near, maximize=True)][:, None] >= _OVERLAPS
+    return Match(len(boxes), len(found), right.sum(0).astype(float))
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:

@@ -51,22 +51,18 @@ def score(
     *,
     draw: bool = False,
 ) -> Report:
-    """Score the predictions for a set, and write its report, its results and, on request, its images.
+    """Score the predictions for a set, and write its report, its results and, with ``draw``, curves and images.
 
-    Args:
-        benchmark: the set and the protocol.
-        store: a prediction for each of its samples.
-        config: of the model that made them.
-        options: with which they were made.
-        folder: where everything is written.
-        draw: also draw curves, scores and the worst images.
-
-    Raises:
-        DataError: predictions are missing, or there is nothing to score.
+    ``config`` is of the model that made them, ``options`` are with which they were made.
     """
-    samples, skipped, kinds = benchmark.read.samples, SkipCounter(), set[bool]()
+    samples, skipped = benchmark.read.samples, SkipCounter()
+    kinds = {sample.prompt is not None for sample in samples}
     store.reload()  # with what other processes have written
-    _check_whole(store, benchmark)
+    if missing := len(samples) - len(store.done):
+        raise DataError(
+            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
+            "same command again; several machines need one --out that all of them can read"
+        )
     skipped.merge(benchmark.read.skipped)
     if options.left_out:
         skipped.add("text that the model cannot read: not asked for", min(options.left_out), len(options.left_out))
@@ -75,8 +71,7 @@ def score(
         """Read again each time: those for a large set need not fit into memory."""
         return (pair for pair in store.read(samples, options) if (pair[0].prompt is not None) == captions)
 
-    for sample, one in store.read(samples, options):
-        kinds.add(sample.prompt is not None)
+    for _, one in store.read(samples, options):
         if one.found is None:
             skipped.add(one.reason, one.place)
     report = Report(config.name, benchmark.name, benchmark.protocol, len(samples), benchmark.trained_on(config))
@@ -106,23 +101,10 @@ def _thresholds(config: ModelConfig, options: QueryOptions, names: Sequence[str]
     return [read_thresholds(None, prompt, usual, stored)[0].item() for prompt in asked]
 
 
-def _check_whole(store: PredictionStore, benchmark: Benchmark) -> None:
-    samples = benchmark.read.samples
-    if missing := len(set(range(len(samples))) - store.done):
-        raise DataError(
-            f"{missing} of {len(samples)} samples of {benchmark.name!r} have no prediction in {store.folder}: run the "
-            "same command again; several machines need one --out that all of them can read"
-        )
-
-
 def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = False) -> Report:
     """Score a file of results in the standard format without any model.
 
     For a set with captions and lists of names the protocol says which are scored.
-
-    Raises:
-        FileNotFoundError: no such file.
-        DataError: not results of this set.
     """
     skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)

@@ -36,13 +36,8 @@ _CLASSES, _LEAST = 50, 16  # drawn on the sheet; pixels around a box
 def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterable[str]) -> Row:
     """Write finished labels of class names in each format, and draw the sheet; gives what they are, for the report.
 
-    Args:
-        folder: the labels.
-        thresholds: the lowest score of each class, in the order of the names.
-        formats: keys of ``FILES``; files and folders of an earlier call are replaced.
-
-    Raises:
-        OSError: a file cannot be written.
+    ``thresholds`` are the lowest score of each class, in the order of the names, ``formats`` keys of ``FILES``. Files
+    and folders of an earlier call are replaced.
     """
     images, names, limits = image_folders(folder), tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()
@@ -79,6 +74,8 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
     """A row for each class: boxes from the best to the worst that is kept, then the best that is not."""
     pages, colours = list[Image.Image](), palette(thresholds)
     for label, (name, limit) in enumerate(thresholds.items()):
+        if len(pages) == _CLASSES:
+            break
         own, cells = boxes[boxes[:, 0] == label], list[Cell]()
         kept = int((own[:, 1] >= limit).sum())
         places = dict.fromkeys(round(share * (kept - 1)) for share in _SHARES) if kept else {}
@@ -87,7 +84,7 @@ def _draw_sheet(samples: Sequence[Sample], boxes: np.ndarray, thresholds: Mappin
             said = f"{place + 1} of {kept}" if place < kept else f"left out: below {limit:.3f}"
             words = [TextRun(f"{name} {score:.3f}", colours[label]), TextRun(f"   {said}", None)]
             cells.append(Cell(_zoomed(samples[int(image)], int(box)), [colours[label]], [""], words))
-        pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells and len(pages) < _CLASSES else []
+        pages += [sheet(cells, columns=len(_SHARES) + 1)] if cells else []
     if not pages:
         return
     whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), PAPER)

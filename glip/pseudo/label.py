@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from glip.processor import Processor
 from glip.pseudo.filters import Repetitions, check_caption, open_checked
 from glip.pseudo.ontology import Ontology
 from glip.pseudo.store import STAGES, count_labels, write_shard
-from glip.structures import Detections, Sample, TarMember
+from glip.structures import Detections, Sample
 from glip.text.phrases import PhraseFinder, Span
 from glip.text.prompt import Prompt, join_prompts
 
@@ -53,16 +53,7 @@ class Shard:
 
 
 def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
-    """A captioned dataset with full paths.
-
-    Args:
-        name: a dataset's name, a file or a folder.
-        images: folders of its images, for a file.
-        root: the data root.
-
-    Raises:
-        GlipError: not a captioned dataset.
-    """
+    """A captioned dataset, by its name, as a file (with the folders of its images) or as a folder, with full paths."""
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     under = data_root(root).absolute()
     format = entry.format or recognize(under / entry.annotations)[0]
@@ -94,34 +85,21 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
 
 
 def check_images(shards: Iterable[Shard]) -> None:
-    """Refuse captions of which no image is there; this looks no further than the first image that is.
-
-    Raises:
-        DataError: naming the first image that is missing.
-    """
-    missing = list[Path]()
-    for image in chain.from_iterable(map(_images_of, shards)):
-        if not isinstance(image, Path) or image.is_file():
-            return
-        missing.append(image)
+    """Refuse captions of which no image is there; this looks no further than the first image that is."""
+    missing = list[Any]()
+    for shard in shards:
+        with suppress(GlipError, FileNotFoundError):  # a shard that cannot be read: reported when it is labelled
+            images = [samples[0].image for samples in read_shard(shard)[0]]
+            if any(not isinstance(image, Path) or image.is_file() for image in images):
+                return
+            missing += images
     if missing:
         number = counted(len(missing), "image")
         raise DataError(f"none of the {number} is there, such as {str(missing[0])!r}: give their folder with --images")
 
 
-def _images_of(shard: Shard) -> list[Path | TarMember | Image.Image]:
-    """The images of a shard; none where it cannot be read, which is reported when it is labelled."""
-    with suppress(GlipError, FileNotFoundError):
-        return [samples[0].image for samples in read_shard(shard)[0]]
-    return []
-
-
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
-    """The samples of a shard, those of one image together, and what the reader skipped in its file.
-
-    Raises:
-        OSError, DataError: the file is missing, or no caption in it can be read.
-    """
+    """The samples of a shard, those of one image together, and what the reader skipped in its file."""
     read = _read(shard.entry)
     stop = len(read.samples) if shard.stop is None else shard.stop
     samples = (read.samples[index] for index in range(shard.start, stop))
@@ -140,11 +118,10 @@ def _read(entry: SetConfig) -> SampleSet:
 
 @dataclass(frozen=True)
 class _Query:
-    """A sample of an image, a prompt for each usable caption of the image, and the image once it is open."""
+    """A sample of an image, and a prompt for each usable caption of the image."""
 
     sample: Sample
     prompts: list[Prompt]
-    decoded: Image.Image | None = None
 
 
 class _Clock:
@@ -161,15 +138,7 @@ class _Clock:
 
 
 class Labeller:
-    """A worker with its own teacher; the same shard always gives the same file.
-
-    Args:
-        model: the teacher: a name or a folder.
-        config: the options.
-        folder: output folder.
-        device: where the teacher runs; None: CUDA where available.
-        ontology: what is asked of every image, instead of its captions.
-    """
+    """A worker with its own teacher; the same shard gives the same file. Arguments are those of ``run_labelling``."""
 
     def __init__(
         self,
@@ -208,7 +177,7 @@ class Labeller:
                 found = self._detect(window)
             with clock.time("write"):
                 pairs = zip(window, found, strict=True)
-                rows += [self._make_row(query.sample, one, shard) for query, listed in pairs for one in listed]
+                rows += [self._make_row(query.sample, one, shard) for (query, _), listed in pairs for one in listed]
         report = {
             "shard": shard.name,
             "pairs": sum(map(len, images)),
@@ -258,7 +227,7 @@ class Labeller:
 
     def _open(
         self, queries: Sequence[_Query], skipped: SkipCounter, clock: _Clock, title: str
-    ) -> Iterator[list[_Query]]:
+    ) -> Iterator[list[tuple[_Query, Image.Image]]]:
         """The images that are kept, one window at a time; the next one is opened while this one is labelled.
 
         An image is kept if it can be opened and did not occur before; all its prompts go with it.
@@ -272,28 +241,27 @@ class Labeller:
                 wait(opening)
             opened = opening
             opening = [self.readers.submit(open_checked, query.sample.image, self.config) for query in following]
-            kept = list[_Query]()
+            kept = list[tuple[_Query, Image.Image]]()
             for query, future in zip(window, opened, strict=True):
                 with skipped.catch(str(query.sample.image), times=len(query.prompts)):
                     image, hash = future.result()
                     seen.check_image(hash)
-                    kept.append(replace(query, decoded=image))
+                    kept.append((query, image))
             yield kept
             bar.update(len(window))
         bar.close()
 
-    def _detect(self, queries: Sequence[_Query]) -> list[list[Detections]]:
+    def _detect(self, window: Sequence[tuple[_Query, Image.Image]]) -> list[list[Detections]]:
         """The detections for each caption of each image; an image is encoded once for all its captions."""
         found: dict[int, list[Detections]] = defaultdict(list)
         config, detector = self.config, self.detector
-        images = [query.decoded for query in queries if query.decoded is not None]
-        for batch in detector.processor.group_by_size(images, config.batch_size):
+        for batch in detector.processor.group_by_size([image for _, image in window], config.batch_size):
             group = [index for index, _ in batch]
             encoded = detector.encode_image([image for _, image in batch])
             packs = [
                 (place, pack)
                 for place, index in enumerate(group)
-                for pack in make_packs(queries[index].prompts, detector.processor, config.together)
+                for pack in make_packs(window[index][0].prompts, detector.processor, config.together)
             ]
             for start in range(0, len(packs), config.batch_size):
                 piece = packs[start : start + config.batch_size]
@@ -307,7 +275,7 @@ class Labeller:
                 )
                 for (place, pack), answer in zip(piece, answers, strict=True):
                     found[group[place]] += split_detections(answer, pack, config.max_detections)
-        return [found[index] for index in range(len(queries))]
+        return [found[index] for index in range(len(window))]
 
     def _make_row(self, sample: Sample, found: Detections, shard: Shard) -> Row:
         """A label row; numbers are rounded, so that engines and machines agree."""

@@ -55,12 +55,7 @@ def run_labelling(
         device: where the teacher runs; None: CUDA where available.
         say: called with a line for each finished shard.
 
-    Returns:
-        The report; ``failed`` names the shards whose input cannot be read. The same call tries them again.
-
-    Raises:
-        GlipError: the teacher cannot be loaded, or the folder holds other labels or is in use.
-        OSError: a file cannot be written.
+    The report's ``failed`` names the shards whose input cannot be read. The same call tries them again.
     """
     _check_packages(config)
     folder, failed = Path(folder).absolute(), dict[str, str]()
@@ -77,12 +72,13 @@ def run_labelling(
         if rank == 0:
             record(folder / RECORD, config={"teacher": str(model), **asdict(config)}, files=[folder / MANIFEST])  # type: ignore[call-overload]
         own = shards[rank :: int(os.environ.get("WORLD_SIZE", "1")) if config.engine == "torchrun" else 1]
+        others = {shard.name for shard in shards} - {shard.name for shard in own}
         waiting = [shard for shard in own if not is_done(folder, shard.name)]
         label = _label_with_ray if config.engine == "ray" else _label_here
         make_labeller = partial(Labeller, model, config, folder, device, ontology=ontology)
         outcomes = label(waiting, make_labeller, config) if waiting else ()
         began = time.monotonic()
-        write_report(folder, len(shards), failed)  # also says how much is missing, even after a kill
+        write_report(folder, len(shards), failed, others)  # also says how much is missing, even after a kill
         try:
             for number, outcome in enumerate(outcomes, start=1):
                 line, done = _progress_line(outcome, bool(ontology)), len(own) - len(waiting) + number
@@ -90,7 +86,7 @@ def run_labelling(
                 say(f"{printable(line)}; {done} of {counted(len(own), 'shard')}, {left} left")
                 failed |= {outcome["shard"]: outcome["failed"]} if "failed" in outcome else {}
         finally:  # an interrupted run also reports what it has done
-            report = write_report(folder, len(shards), failed)
+            report = write_report(folder, len(shards), failed, others)
             draw_report(folder, report, ontology.thresholds(0.0, {}) if ontology else {})
     return report
 

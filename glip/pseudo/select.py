@@ -52,11 +52,7 @@ class Selection:
 
 
 def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
-    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``.
-
-    Raises:
-        DataError: nothing is kept, labels cannot be read, or ``out`` is a file of them.
-    """
+    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``."""
     selection, own = Selection(), {path.resolve().with_suffix("") for path in finished_shards(Path(folder))}
     if Path(out).resolve().with_suffix("") in own:
         raise DataError(f"{str(out)!r} holds the labels of a shard and would be replaced: give another file with --out")
@@ -130,13 +126,10 @@ def _problem(box: Row, image_area: int, config: SelectConfig) -> str:
 
 @dataclass
 class PhraseQuality:
-    """The boxes found for one kind of phrases with ground truth.
+    """The boxes found for one kind of phrases with ground truth, and how many boxes and phrases that has.
 
-    Args:
-        found: (score, right) of each box; right: IoU 0.5 with a box of the ground truth, which counts once.
-        boxes: number of ground-truth boxes.
-        phrases: number of phrases.
-        missed: phrases that no label's phrase overlaps: the phrase finder missed them.
+    ``found`` is (score, right) of each box; right: IoU 0.5 with a box of the ground truth, which counts once.
+    ``missed`` are phrases that no label's phrase overlaps: the phrase finder missed them.
     """
 
     found: list[tuple[float, bool]] = field(default_factory=list)
@@ -156,15 +149,8 @@ def score_labels(
     """Compare labels with the ground truth of the same captions, by kind of phrase.
 
     A label's phrase is compared with the true phrase that shares most characters with it. Phrases without ground-truth
-    boxes are not judged, because nobody has looked for them.
-
-    Args:
-        rows: the labels.
-        ground_truth: samples with the same captions, whose phrases have boxes.
-        held_out_words: words absent from the teacher's training data; phrases with one are a kind of their own.
-
-    Raises:
-        DataError: no label has an image and caption of the ground truth.
+    boxes are not judged, because nobody has looked for them. Phrases with one of the ``held_out_words``, which the
+    teacher's training data lacks, are a kind of their own.
     """
     samples: dict[tuple[str, str], tuple[Sample, tuple[Phrase, ...]]] = {}
     for sample in ground_truth:

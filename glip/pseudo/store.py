@@ -7,7 +7,7 @@ teacher and options made the labels. ``report.json`` and the plots of ``report.p
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,7 @@ def is_done(folder: Path, shard: str) -> bool:
 
 
 def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
-    """Write a shard's labels as "jsonl" or "parquet", then its report.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
+    """Write a shard's labels as "jsonl" or "parquet", then its report."""
     path = folder / f"{shard}.{form}"
     if form == "parquet":
         import pyarrow as pa
@@ -102,16 +98,10 @@ class _Label:
     width: Count
     height: Count
     boxes: tuple[_Box, ...]
+    phrases: tuple[_Phrase, ...]  # none where class names are given
     names: tuple[Name, ...] | None = None
     caption: str | None = None
     member: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Grounded(_Label):
-    """What they have where no class names are given."""
-
-    phrases: tuple[_Phrase, ...]
 
 
 def finished_shards(folder: Path) -> dict[Path, Path]:
@@ -125,17 +115,11 @@ def finished_shards(folder: Path) -> dict[Path, Path]:
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """The labels of all finished shards, by name; those of a detection dataset each with all names.
-
-    Raises:
-        DataError: a file that cannot be read, or a row that is no label.
-        FileNotFoundError: the file of a finished shard is missing.
-    """
+    """The labels of all finished shards, by name; those of a detection dataset each with all names."""
     for path in finished_shards(folder):
         names, kind = Row(), "line" if path.suffix == ".jsonl" else "row"
         for number, text in enumerate(_read_texts(path), start=1):
-            is_named = names or ('"names"' in text if isinstance(text, str) else b'"names"' in text)
-            parse_json(_Label if is_named else _Grounded, text, at=f"{path}, {kind} {number}", error=DataError)
+            parse_json(_Label, text, at=f"{path}, {kind} {number}", error=DataError)
             row = json.loads(text)
             names = {"names": row["names"]} if "names" in row else names
             yield {**row, **names}
@@ -191,11 +175,17 @@ def count_labels(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _stated(folder: Path, kind: Any, key: str, usual: Any) -> Any:
+    """What the report of a folder says under a key; the usual where there is none."""
+    path = folder / REPORT
+    report = parse(dict[str, Any], read_json(path), at=str(path), error=DataError) if path.is_file() else {}
+    return parse(kind, report.get(key, usual), at=f"{path}: {key}", error=DataError)
+
+
 def unfinished(folder: Path) -> str:
     """How much of a folder's captions is not labelled yet and how to go on; "" where nothing is missing."""
-    done, report = len(finished_shards(folder)), folder / REPORT
-    stated = parse(dict[str, Any], read_json(report), at=str(report), error=DataError) if report.is_file() else {}
-    total = parse(int, stated.get("shards in all", done), at=f"{report}: shards in all", error=DataError)
+    done = len(finished_shards(folder))
+    total = _stated(folder, int, "shards in all", done)
     if done >= total:
         return ""
     return (
@@ -204,14 +194,14 @@ def unfinished(folder: Path) -> str:
     )
 
 
-def write_report(folder: Path, shards: int, failed: dict[str, str]) -> dict[str, Any]:
-    """Write and return the report of all finished shards; ``images/s`` is the rate of one worker.
+def write_report(folder: Path, shards: int, failed: dict[str, str], others: Collection[str] = ()) -> dict[str, Any]:
+    """Write and return the report of all finished shards of so many; ``images/s`` is the rate of one worker.
 
-    Args:
-        folder: the folder of labels.
-        shards: how many shards there are in all.
-        failed: shards whose input cannot be read, and why.
+    ``failed`` are the shards whose input cannot be read, and why; what the report that is there says of ``others``,
+    which other processes label, stays.
     """
+    before = _stated(folder, dict[str, str], "failed", {}) if others else {}
+    failed = {name: why for name, why in before.items() if name in others and not is_done(folder, name)} | failed
     reports = [_read_report(path) for path in finished_shards(folder).values()]
     total: dict[str, Any] = {"shards in all": shards, "shards": len(reports)}
     total |= {key: round(sum(report[key] for report in reports), 1) for key in _SUMS}

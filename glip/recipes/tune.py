@@ -15,7 +15,7 @@ from glip.data.sets import SampleSet, SkipCounter
 from glip.detector import Detector
 from glip.encoded import FeatureCache
 from glip.errors import DataError
-from glip.evaluate.coco import Score, average_precision, best_thresholds
+from glip.evaluate.coco import Score, average_precision
 from glip.evaluate.figures import draw_epochs
 from glip.evaluate.run import detect_all
 from glip.evaluate.validate import evenly_spaced
@@ -135,8 +135,8 @@ def tune_task(
     run = TuneRun(tuner, images, config, lambda own: score("validation", own, validate).ap, folder, group, inputs)
     found = run(report)
     if config.thresholds:
-        rankings = score("validation", detector.adapted(found), validate).rankings
-        found = replace(found, thresholds=best_thresholds(rankings, detector.config.inference.threshold))
+        rankings, usual = score("validation", detector.adapted(found), validate).rankings, detector.config.inference
+        found = replace(found, thresholds=tuple(one.best.get("threshold", usual.threshold) for one in rankings))
     figures = dict(found.figures)
     untuned = replace(found, offsets=None if found.offsets is None else found.offsets * 0, weights={}, thresholds=())
     for title, adaptation in (("before ", untuned), ("", found)) if task.test else ():

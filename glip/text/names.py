@@ -36,7 +36,7 @@ def _list_items(text: str) -> list[str]:
         return []
     try:
         items = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         bare = re.fullmatch(r"\[([^\[\]]*)\]", text)  # [a dog, a cat]
         return [part for part in map(_bare, bare[1].split(",")) if part] if bare else []
     whole = isinstance(items, list | tuple) and all(isinstance(item, str) for item in items)

@@ -266,9 +266,7 @@ def _linked(words: Sequence[str], phrases: Sequence[Span]) -> list[int]:
 def _decode(chances: np.ndarray, lengths: Sequence[int]) -> list[list[Span]]:
     """The likeliest sequence of places of each text that NEXT allows (Viterbi, all texts at once), as phrases.
 
-    Args:
-        chances: log-probabilities [word, place], the words of all texts in a row.
-        lengths: the number of words of each text.
+    ``chances`` are log-probabilities [word, place], the words of all texts in a row.
     """
     counts = np.array(lengths)
     inside = np.arange(counts.max()) < counts[:, None]

@@ -106,9 +106,13 @@ class Prompt:
         Raises:
             GlipError: no class, or a word that is empty or not text.
         """
-        words = [dict.fromkeys(clean_name(word).strip() for word in (name, *own)) for name, own in synonyms.items()]
-        names = [(number, word) for number, own in enumerate(words) for word in own]
-        return cls.from_names([word for _, word in names], classes=[number for number, _ in names])
+        words, classes = list[str](), list[int]()
+        for number, (name, own) in enumerate(synonyms.items()):
+            given = _name_list([name, *([own] if isinstance(own, str) else _items(own))])
+            cleaned = dict.fromkeys(clean_name(word).strip() for word in given)
+            words += cleaned
+            classes += [number] * len(cleaned)
+        return cls.from_names(words, classes=classes)
 
     @classmethod
     def parse(cls, text: str) -> "Prompt":
@@ -133,8 +137,7 @@ class Prompt:
         Raises:
             GlipError: a text that is not in the caption, a span outside it, or no phrase.
         """
-        if not isinstance(caption, str):
-            _refuse(caption)
+        _name_list([caption])  # refuses what is no text
         if phrases is None:
             phrases = noun_phrases(caption)
         found, position = list[Phrase](), 0
@@ -273,16 +276,13 @@ def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, .
 
 
 def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
-    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names.
-
-    Raises:
-        GlipError: anything else.
-    """
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
     if isinstance(words, Prompt):
         return [words]
-    if isinstance(words, str) or all(isinstance(item, str) for item in _items(words)):
-        return [Prompt.from_names(words)]  # type: ignore[arg-type]
-    return [as_prompts(item)[0] for item in words]
+    items = [words] if isinstance(words, str) else _items(words)
+    if all(isinstance(item, str) for item in items):
+        return [Prompt.from_names(words if isinstance(words, str) else items)]
+    return [as_prompts(item)[0] for item in items]
 
 
 def _name_list(given: str | Sequence[str]) -> list[str]:

@@ -150,7 +150,7 @@ def test_a_benchmark_runs_whole_and_its_results_score_the_same(
     """Words over the token room are counted, never cut; an image is asked for its own names."""
     make(tmp_path)
     code, out, err = glip_(tiny_folder, name)
-    assert code == 0 and said in out and ("| mean of 2 |" in out) == bool(said), err
+    assert code == 0 and said in out and ("| mean of 2 of " in out) == bool(said), err
     report = report_of(tmp_path / "out", part)
     assert report["protocol"] == make.__name__ and set(figures) <= report["figures"].keys()
     assert next(iter(report["figures"])) == figures[0] and report["noted"].get(UNREAD, 0) == unread

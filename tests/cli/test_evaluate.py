@@ -355,8 +355,8 @@ def test_odinw_has_a_mean_and_names_what_is_missing(glip_, tiny_folder, tmp_path
         (place / "annotations_without_background.json").write_text(json.dumps(tree))
     code, out, err = glip_(tiny_folder, "odinw13", "--root", tmp_path)
     assert code == 0, err
-    assert "# ODinW, 2 of 13 tasks; missing, and not in the mean: AerialMaritimeDrone_large" in out
-    assert "| mean of 2 of 13 |" in out and "| median of 2 of 13 |" in out and "| missing |" in out
+    assert "# odinw13, 2 of 13 parts; missing, and not in the mean: AerialMaritimeDrone_large" in out
+    assert "| mean of 2 of 13 |" in out and "| median of 2 of 13 |" in out
     names = [line.split(" on ")[1] for line in out.splitlines() if line.startswith("# tiny on ")]
     rows = [report_of(written(tmp_path / "runs" / "evaluate", name)) for name in names]
     assert len(rows) == 2 and all(row["tables"]["Per category"][0]["boxes"] == 1 for row in rows)

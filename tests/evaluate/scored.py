@@ -1,15 +1,26 @@
-"""Samples and detections written by hand."""
+"""Samples and detections written by hand, and where the official figures are."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
 from glip.structures import Detections, Prompt, Sample
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "eval"
+SHARED = GOLDEN.parents[2] / ".." / "shared" / "golden" / "eval"
 BLANK = Image.new("RGB", (100, 100))
 Box = tuple[float, float, float, float]
+
+
+def shared_case(name: str) -> Path:
+    """The folder of a golden case that is beside the project; without it the test is skipped."""
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no shared data: {SHARED / name}")
+    return SHARED / name
 
 
 def sample(names: Sequence[str], boxes: Sequence[tuple[Box, int]] = ()) -> Sample:

@@ -13,6 +13,7 @@ from glip.data.mixture import images_fingerprint
 from glip.data.sets import SampleSet
 from glip.evaluate.benchmark import Benchmark, load_benchmark, load_benchmarks, seen_in
 from glip.evaluate.evaluation import prompt_folders, query_options
+from glip.evaluate.report import Report, comparison
 from glip.evaluate.run import Prediction, PredictionStore, QueryOptions
 from glip.evaluate.scoring import score
 
@@ -120,6 +121,12 @@ def test_what_could_not_be_scored_is_told_before_the_model_runs(tmp_path):
     for bare in (group, sample(["cat"]), replace(sample(()), caption="a cat")):
         with pytest.raises(ValueError, match="no box of a known class in 1 images|it has captions only"):
             load_benchmark("mine", FILES, SampleSet([bare], ("cat",)), None)
+
+
+def test_figures_over_nothing_are_not_compared():
+    first, second = (Report("a", "grefcoco_val", "grefcoco", 9, "no", {"F1=1": f1, "N_acc": -1.0}) for f1 in (0.5, 0.6))
+    rows = comparison({("a", "", ""): [first], ("b", "", ""): [second]})
+    assert [(row["figure"], row["difference"]) for row in rows] == [("F1=1", ""), ("F1=1", "+0.100")]
 
 
 # ---- the score of stored predictions

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scored import detections, sample
+from scored import detections, sample, shared_case
 
 from glip.data.coco import parse_coco
 from glip.data.sets import SkipCounter
@@ -19,7 +19,6 @@ from glip.evaluate.coco import (
     Ranking,
     Score,
     average_precision,
-    best_thresholds,
     confusion,
     pooled,
     score_results,
@@ -37,18 +36,11 @@ from glip.evaluate.columns import (
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Prompt
 
-GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval" / "coco"
 BOX = [10.0, 10.0, 40.0, 40.0]
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0), (0.0, 80.0, 15.0, 99.0)
 
 
 # ---- files
-
-
-def golden(case: str) -> Path:
-    if not (GOLDEN / case).is_dir():
-        pytest.skip("../shared/golden/eval is not there")
-    return GOLDEN / case
 
 
 def truth_in(file: Path, tally: SkipCounter | None = None) -> GroundTruth:
@@ -63,7 +55,7 @@ def score_files(annotations: Path, predictions: Path, tally: SkipCounter | None 
 @pytest.mark.parametrize("case", ["real80_plain", "real80_stress", "synth_stress"])
 def test_golden_figures(case):
     """All twelve figures and every category, as pycocotools gives them."""
-    folder = golden(case)
+    folder = shared_case(f"coco/{case}")
     truth = truth_in(folder / "annotations.json")
     score = score_files(folder / "annotations.json", folder / "predictions.json")
     expected = json.loads((folder / "expected.json").read_text())
@@ -80,7 +72,7 @@ def test_golden_figures(case):
 
 def test_golden_network_boxes_with_inclusive_widths():
     """The release's way from boxes in resized pixels to COCO's rows: +1 on widths, labels outside are dropped."""
-    folder = golden("real80_from_network_boxes")
+    folder = shared_case("coco/real80_from_network_boxes")
     truth = truth_in(folder / "annotations.json")
     images = json.loads((folder / "annotations.json").read_text())["images"]
     sizes = {row["id"]: (row["height"], row["width"]) for row in images}
@@ -139,6 +131,12 @@ def test_a_file_of_ones_own(tmp_path):
     score = score_files(tmp_path / "annotations.json", write_rows(tmp_path, right()))
     assert [(row["name"], row["AP50"]) for row in score.categories] == [("missed", 0.0), ("found", pytest.approx(1.0))]
     assert (score.figures["APs"], score.figures["APm"]) == (0.0, pytest.approx(1.0)), "by the stated areas"
+
+
+def test_boxes_whose_stated_area_is_none_of_coco_s_have_no_figures(tmp_path):
+    rows = [{"image_id": 1, "category_id": 7, "bbox": BOX, "area": -1.0}]
+    score = score_files(write(tmp_path, annotations=rows), write_rows(tmp_path, right()))
+    assert score.ap == -1.0 and score.interval() is None
 
 
 def test_ids_may_be_texts(tmp_path):
@@ -330,22 +328,15 @@ def test_no_other_threshold_is_better(rows, missed):
     rows = sorted(rows, key=lambda row: -row[1])
     right = [row[0] for row in rows]
     one = ranking(right, [row[1] for row in rows], sum(right) + missed)
-    (found,) = best_thresholds([one], 0.5)
-    assert 0 <= found <= 1
-    if sum(right):
+    assert bool(one.best) == any(right)
+    if one.best:
+        assert 0 <= (found := one.best["threshold"]) <= 1
         assert f1(one, found) == pytest.approx(max(f1(one, t) for t in np.linspace(0, 1, 101)))
-
-
-@pytest.mark.parametrize(
-    ("right", "scores", "boxes", "threshold"),
-    [([1, 1, 0], [0.9, 0.8, 0.2], 2, 0.5), ([1], [0.8], 1, 0.4), ([], [], 0, 0.57), ([0, 0], [0.9, 0.1], 3, 0.57)],
-)
-def test_half_way_to_the_next_score_else_the_usual_one(right, scores, boxes, threshold):
-    assert best_thresholds([ranking(right, scores, boxes)], 0.57) == (threshold,)
 
 
 def test_what_is_told_of_a_threshold():
     one, other = ranking([1, 0, 1], [0.9, 0.5, 0.5], 3), ranking([1], [0.8], 1)
+    assert (other.best["threshold"], ranking([1, 1, 0], [0.9, 0.8, 0.2], 2).best["threshold"]) == (0.4, 0.5), "half-way"
     assert one.best == pytest.approx({"threshold": 0.25, "precision": 2 / 3, "recall": 2 / 3, "F1": 2 / 3})
     both = pooled([one, other])
     assert both.scores.tolist() == [0.9, 0.8, 0.5, 0.5] and both.right.tolist() == [True, True, False, True]

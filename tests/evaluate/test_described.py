@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scored import GOLDEN
 
 from glip.config import SetConfig
 from glip.data.catalog import read_set, recognize
@@ -17,7 +18,6 @@ from glip.data.sets import SkipCounter
 from glip.evaluate import columns
 from glip.evaluate.benchmark import SCORERS
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "eval"
 FILES = {  # of each golden case: format, annotations, results
     "gold": ("saco", "gold/gold_synth_merged_a_release_test.json", "gold/coco_predictions_bbox.json"),
     "single": ("saco", "single/silver_synth_merged_test.json", "single/coco_predictions_bbox.json"),
@@ -157,6 +157,15 @@ def test_the_annotation_0_credits_no_description(tmp_path):
     assert [row["boxes"] for row in tables["Groups"]][:3] == [2, 2, 2] and figures["AP descr-l"] == -1.0
     clear, _ = SCORERS["omnilabel"].score(replace(truth, boxes=replace(truth.boxes, zero=None)), results)
     assert clear["AP descr"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("odd", [{"text": "x"}, "no record", {"id": [1]}, {"id": 9, "text": "x", "anno_info": "free"}])
+def test_odd_descriptions_are_not_scored_and_end_nothing(odd, tmp_path):
+    tree = described()
+    tree["descriptions"].append(odd)
+    results = write(tmp_path / "results.json", [{"image_id": 1, "bbox": BOX, "description_ids": [0], "scores": [0.5]}])
+    truth, _ = read("omnilabel", write(tmp_path / "dataset_x_val.json", tree), results)
+    assert truth.free.tolist()[:3] == [False, True, True] and not truth.free[3:].any()
 
 
 def test_each_image_is_asked_for_its_own_descriptions(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scored import detections
+from scored import GOLDEN, detections, shared_case
 
 from glip.data.expressions import read_grefcoco, read_refcoco
 from glip.data.sets import SkipCounter
@@ -23,8 +23,6 @@ from glip.evaluate.expressions import (
 )
 from glip.structures import Prompt, Sample
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "eval"
-SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 SETS = ("refcoco", "refcoco+", "refcocog")
 BOX = (10.0, 10.0, 50.0, 50.0)
 
@@ -35,9 +33,7 @@ def case(tmp_path):
 
     def unpack(name: str, *, shared: bool = False) -> Path:
         if shared:
-            if not SHARED.is_dir():
-                pytest.skip("../shared/golden/eval is not there")
-            return SHARED / name
+            return shared_case(name)
         with zipfile.ZipFile(GOLDEN / f"{name}.zip") as archive:
             archive.extractall(tmp_path)
         return tmp_path

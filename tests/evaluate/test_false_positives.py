@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scored import detections, sample
 
-from glip.evaluate.coco import score_results
-from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate
-from glip.evaluate.false_positives import FalsePositives, false_positives, false_positives_of
+from glip.evaluate.columns import UNKNOWN, Boxes, GroundTruth, Results, concatenate, to_arrays
+from glip.evaluate.false_positives import FalsePositives, false_positives
 
 A, B = (10.0, 10.0, 50.0, 50.0), (60.0, 60.0, 90.0, 90.0)
 NONE = -np.inf
@@ -39,7 +38,7 @@ def test_by_hand():
         (first, detections(first, [(A, 0.9, 0), (A, 0.5, 1), (B, 0.3, 1)])),
         (second, detections(second, [(A, 0.2, 2)])),
     ]
-    found = false_positives_of(pairs)
+    found = false_positives(*to_arrays(pairs))
     assert found is not None
     assert found.best.tolist() == pytest.approx([0.5, NONE, NONE, NONE, 0.2])
     assert found.images.tolist() == [0, 0, 1, 1, 1]
@@ -54,7 +53,7 @@ def test_image_level_figures_by_hand():
         (first, detections(first, [(B, 0.5, 0), (A, 0.7, 1)])),  # wherever the cat is found: it is there
         (second, detections(second, [(A, 0.6, 0), (A, 0.49, 1)])),
     ]
-    found = false_positives_of(pairs)
+    found = false_positives(*to_arrays(pairs))
     assert found is not None
     # categories are sorted: cat, cow, dog
     assert found.image_level(0.5) == pytest.approx(
@@ -69,14 +68,14 @@ def test_image_level_figures_by_hand():
 
 def test_a_set_whose_names_are_everywhere_says_nothing():
     one = sample(["cat"], [(A, 0)])
-    assert false_positives_of([(one, detections(one, [(B, 0.9, 0)]))]) is None and false_positives_of([]) is None
+    assert false_positives(*to_arrays([(one, detections(one, [(B, 0.9, 0)]))])) is None
 
 
 def test_names_of_other_images_are_no_absent_names():
     """Each image was asked for names of its own: only those can be absent from it."""
     first, second = sample(["cat", "dog"], [(A, 0)]), sample(["cow"])
-    found = false_positives_of(
-        [(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))]
+    found = false_positives(
+        *to_arrays([(first, detections(first, [(B, 0.5, 1)])), (second, detections(second, [(B, 0.25, 0)]))])
     )
     assert found is not None and found.best.tolist() == [0.5, 0.25] and found.images.tolist() == [0, 1]
 
@@ -127,22 +126,3 @@ def test_a_share_is_reached_exactly():
     for count in (20, 40, 60, 100, 300, 700):
         found = alarms(*np.linspace(0.1, 0.9, count).tolist())
         assert found.rate(found.threshold_at(0.05)) == count // 20 / count
-
-
-@pytest.mark.parametrize(
-    ("rows", "rate", "threshold", "kept", "ap"),
-    [
-        # five absent pairs, two false positives at 0.75 and 0.5; boxes of the cat are found at 0.8 and at 0.6
-        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.4, 0.5, 4, (51 + 50 * 2 / 3) / 101),
-        (((0, 0, 0.8), (1, 0, 0.6), (2, 0, 0.75), (3, 1, 0.5)), 0.0, np.nextafter(0.75, 1), 1, 51 / 101),
-        (((0, 0, 0.5), (2, 0, 0.5)), 0.1, np.nextafter(0.5, 1), 0, 0.0),  # equal scores all go
-        (((0, 0, 0.5), (2, 0, 0.5)), 0.2, 0.5, 2, None),
-    ],
-)
-def test_ap_at_an_operating_point(rows, rate, threshold, kept, ap):
-    found = false_positives(truth(), results(*rows))
-    assert found is not None and found.threshold_at(rate) == threshold and found.rate(threshold) <= rate
-    shown = results(*rows).select(results(*rows).scores >= threshold)
-    assert len(shown) == kept
-    if ap is not None:
-        assert score_results(truth(), shown).ap50 == pytest.approx(ap)

@@ -6,7 +6,8 @@ import measure_sets as tool
 from scored import detections, sample
 from small import write_coco
 
-from glip.evaluate.false_positives import false_positives_of
+from glip.evaluate.columns import to_arrays
+from glip.evaluate.false_positives import false_positives
 
 BOX = (10.0, 10.0, 50.0, 50.0)
 
@@ -16,7 +17,7 @@ def test_strange_names_share_no_word_with_the_sets_own():
         [sample(["white pawn"], [(BOX, 0)])], ["white blood cell", "raccoon", "pothole", "raccoon"]
     )
     assert one.vocabulary == ("raccoon", "pothole") and not len(one.boxes) and one.box_phrases == ()
-    found = false_positives_of([(one, detections(one, [(BOX, 0.7, 1)]))])
+    found = false_positives(*to_arrays([(one, detections(one, [(BOX, 0.7, 1)]))]))
     assert tool.rates(found, 0.5) == "1.00 (0.500)" and tool.rates(None, 0.5) == "-"
 
 

@@ -2,10 +2,10 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scored import GOLDEN
 
 from glip.data.coco import read_ovdeval
 from glip.data.sets import SkipCounter
@@ -13,12 +13,10 @@ from glip.evaluate.coco import score_results
 from glip.evaluate.columns import Boxes, Results, read_results, read_truth
 from glip.evaluate.ovdeval import nms_figures, suppress_near_truth
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "eval" / "ovdeval.zip"
-
 
 def test_golden_figures(tmp_path):
     """Figures before and after, by category too; which rows stay, in their order."""
-    with zipfile.ZipFile(GOLDEN) as archive:
+    with zipfile.ZipFile(GOLDEN / "ovdeval.zip") as archive:
         archive.extractall(tmp_path)
     expected = json.loads((tmp_path / "expected.json").read_text())
     read, tally = read_ovdeval(tmp_path / "material.json", [tmp_path]), SkipCounter()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scored import captioned, detections, sample
+from scored import captioned, detections, sample, shared_case
 
 from glip.data.flickr30k import read_flickr30k
 from glip.data.grounding import read_mdetr
@@ -27,20 +27,12 @@ from glip.evaluate.phrases import (
 from glip.geometry.boxes import scale
 from glip.structures import Detections, Phrase, Prompt, Sample
 
-GOLDEN = Path(__file__).resolve().parents[2] / ".." / "shared" / "golden" / "eval"
 PROTOCOLS = ("any-box", "merged-boxes")
 OFFICIAL = {"any-box": "any_box_separate", "merged-boxes": "merged_boxes"}
 IGNORED = {  # of each case's predictions
     "flickr30k": {"second prediction for a sentence": 1, "prediction for an unknown sentence": 6},
     "flickr30k_quirks": {},
 }
-
-
-def case(name):
-    folder = GOLDEN / name
-    if not folder.is_dir():
-        pytest.skip(f"no shared data: {folder}")
-    return folder
 
 
 def read_released(folder, names, tally):
@@ -53,33 +45,33 @@ def read_released(folder, names, tally):
 @cache
 def asked(name):
     """What the official evaluator asks for in a case."""
-    folder = case(name)
+    folder = shared_case(name)
     return read_released(folder / "annotations", folder / "annotations" / "test.txt", SkipCounter())
 
 
 @cache
 def asked_by_mdetr(ground_truth):
-    path = case("flickr30k") / "mdetr_json" / f"final_flickr_{ground_truth}GT_test.json"
+    path = shared_case("flickr30k") / "mdetr_json" / f"final_flickr_{ground_truth}GT_test.json"
     return list(read_mdetr(path, [path.parent]).samples)
 
 
 @cache
 def predicted(name):
     tally = SkipCounter()
-    boxes = read_predictions(case(name) / "predictions.json", asked(name), tally)
+    boxes = read_predictions(shared_case(name) / "predictions.json", asked(name), tally)
     assert tally.counts == IGNORED[name]
     return boxes
 
 
 @cache
 def official(name):
-    return json.loads((case(name) / "expected.json").read_text(encoding="utf-8"))
+    return json.loads((shared_case(name) / "expected.json").read_text(encoding="utf-8"))
 
 
 @cache
 def from_raw_detections():
     """The boxes of every phrase, and their scores, by sentence, made of detections in network pixels."""
-    with np.load(case("flickr30k") / "raw_detections.npz") as file:
+    with np.load(shared_case("flickr30k") / "raw_detections.npz") as file:
         arrays = dict(file)
     boxes, scores = {}, {}
     for index, key in enumerate(zip(arrays["image_id"].tolist(), arrays["sentence_id"].tolist(), strict=True)):
@@ -136,7 +128,7 @@ def test_golden_every_phrase():
         for sample, boxes in zip(asked("flickr30k"), predicted("flickr30k"), strict=True)
         for index, ((phrase, own), ranked) in enumerate(zip(scored_phrases(sample).items(), boxes, strict=True))
     ]
-    with (case("flickr30k") / "phrases.csv").open(newline="", encoding="utf-8") as file:
+    with (shared_case("flickr30k") / "phrases.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = [f"{protocol}_{limit}" for protocol in ("any", "merged") for limit in ("at1", "at5", "at10", "ub")]
     theirs = [
@@ -149,7 +141,7 @@ def test_golden_every_phrase():
 
 def test_golden_boxes_dealt_to_phrases():
     """Step 5 of the release's road: resized, sorted, dealt to the phrases, closed by a box of nothing."""
-    with np.load(case("flickr30k") / "expected_postprocess.npz") as file:
+    with np.load(shared_case("flickr30k") / "expected_postprocess.npz") as file:
         expected = dict(file)
     boxes, scores = from_raw_detections()
     phrases = [ranked for listed in boxes.values() for ranked in listed]
@@ -204,7 +196,7 @@ CHANGES = {  # of the quirks' predictions, and our message; None: the official e
 @pytest.mark.parametrize("fault", CHANGES)
 def test_golden_changed_predictions(fault, tmp_path):
     (change, message), name = CHANGES[fault], "flickr30k_quirks"
-    rows = json.loads((case(name) / "predictions.json").read_text(encoding="utf-8"))
+    rows = json.loads((shared_case(name) / "predictions.json").read_text(encoding="utf-8"))
     change(rows)
     tally = SkipCounter()
     assert (official(name)["errors"][fault] == "no error") is (message is None)
@@ -273,6 +265,13 @@ def test_files_that_are_no_predictions(rows, released, tmp_path):
     with pytest.raises(ValueError, match=r"rows\.json") as caught:
         read_rows(tmp_path, rows, read_released(released, "", SkipCounter()))
     assert "\n" not in str(caught.value)
+
+
+def test_long_ids_that_begin_alike_are_two_captions(tmp_path):
+    one = captioned("a cat", ["a cat"], [(A, 0)])
+    truths = [replace(one, image_id=f"{'folder/' * 9}{number}.jpg") for number in (1, 2)]
+    rows = [prediction_row(truth, [torch.tensor([[number, 0.0, 9, 9]])]) for number, truth in enumerate(truths)]
+    assert [boxes[0][0, 0] for boxes in read_rows(tmp_path, rows, truths)] == [0, 1]
 
 
 def test_boxes_of_negative_size_find_nothing_and_are_counted(released, tmp_path):

@@ -159,6 +159,13 @@ def test_processes_read_one_another(tmp_path):
     assert [one.index for _, one in main.read(SAMPLES, QueryOptions())] == [0, 1, 2, 3]
 
 
+def test_a_deleted_part_is_predicted_again_and_replaces_no_other(tmp_path):
+    for number in range(3):
+        written(tmp_path, number)
+    (tmp_path / "part-0-000001.npz").unlink()  # as the error of a damaged part says
+    assert written(tmp_path, 1).done == PredictionStore(tmp_path, SETTINGS).done == {0, 1, 2}
+
+
 @pytest.mark.parametrize("first", range(3))
 def test_a_changed_byte_is_found(tmp_path, first):
     """Also in the heads of the columns, whose shapes decide what is read, and which the file's checksums leave out."""

@@ -72,29 +72,6 @@ def test_what_is_stored_is_what_the_detector_finds(pool, run, tiny_folder, tmp_p
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_and_labels_each_shard_once(run, tmp_path, monkeypatch):
-    run(tmp_path / "whole")
-    done: list[str] = []
-    once = Labeller.__call__
-
-    def dying(self, shard):
-        if len(done) == 1:
-            done.append("death")
-            raise KeyboardInterrupt
-        done.append(shard.name)
-        return once(self, shard)
-
-    monkeypatch.setattr(Labeller, "__call__", dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed")
-    report = json.loads((tmp_path / "killed" / "report.json").read_text())
-    assert (report["shards"], report["shards in all"], report["pairs"]) == (1, 3, 5), "written though interrupted"
-    run(tmp_path / "killed")
-    assert done == ["captions-00000", "death", "captions-00001", "captions-00002"]
-    assert labels(tmp_path / "killed") == labels(tmp_path / "whole")
-
-
-@pytest.mark.slow
 def test_a_shard_without_its_report_is_labelled_again(run, tmp_path, monkeypatch):
     run(tmp_path)
     before = labels(tmp_path)
@@ -162,6 +139,17 @@ def test_a_shard_that_cannot_be_read_fails_alone(pool, tiny_folder, tmp_path):
     (tmp_path / "in" / "bad.jsonl").write_text(second + "\n")
     report = label(tmp_path / "in", tiny_folder, tmp_path / "out", pool / "images")
     assert not report["failed"] and report["pairs"] == 2, "repaired, and only that one is labelled"
+
+
+def test_the_last_process_reports_what_failed_in_the_others(pool, tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jsonl").write_text("no json at all\n")
+    (tmp_path / "in" / "good.jsonl").write_text((pool / "captions.jsonl").read_text().splitlines()[0] + "\n")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        report = label(tmp_path / "in", tiny_folder, tmp_path / "out", pool / "images", engine="torchrun")
+        assert report["failed"].keys() == {"bad"} and report["shards"] == int(rank)
 
 
 def test_a_folder_belongs_to_one_run_with_the_same_options(run, tmp_path):

@@ -17,6 +17,7 @@ from glip.data.catalog import read_set
 from glip.detector import Detector
 from glip.errors import ConfigError, DataError, GlipError
 from glip.experiment import read_yaml
+from glip.files import read_json
 from glip.pseudo.label import Labeller
 from glip.pseudo.ontology import read_ontology
 from glip.pseudo.store import read_rows
@@ -198,6 +199,8 @@ def test_a_run_that_was_killed_goes_on_and_changes_nothing(run, photos, tmp_path
     with pytest.raises(KeyboardInterrupt):
         run("killed", threshold=0.75, formats=["labels", "coco"])
     assert not (tmp_path / "killed" / "labels.jsonl").exists(), "only what is complete is a dataset"
+    report = read_json(tmp_path / "killed" / "report.json")
+    assert (report["shards"], report["shards in all"]) == (1, 3), "written though interrupted"
     shutil.copy(photos / "broken.jpg", photos / "a-new-one.jpg")
     run("killed", threshold=0.75, formats=["labels", "coco"])
     assert done == ["images-00000", "death", "images-00001", "images-00002"]

@@ -1,8 +1,6 @@
 """Prompts know their characters by construction, whatever the names are made of."""
 
-import json
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +10,6 @@ from glip.errors import DataError, GlipError
 from glip.text.class_prompts import ClassPrompt, prompt_from_classes, read_prompts
 from glip.text.prompt import NEGATIVE, Phrase, Prompt, as_prompts, join_names, join_prompts, split_prompt
 
-TASKS = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "lists" / "odinw35_tasks.json"
 NAMES = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip), min_size=1)
 
 
@@ -88,6 +85,7 @@ def test_captions_keep_their_characters(caption, data):
         ("rock 'n' roll", ("rock 'n' roll",)),
         ("salt &amp; pepper. a cup", ("salt & pepper", "a cup")),
         ("[0]", ("[0]",)),
+        ("{[]: 1}", ("{[]: 1}",)),
     ],
 )
 def test_parse(text, names):
@@ -117,6 +115,8 @@ def test_parse(text, names):
             )
         ),
         (lambda: Prompt.parse(None), "prompt: got None"),
+        (lambda: Prompt.from_synonyms({"dog": [3]}), "prompt: got 3"),
+        (lambda: Prompt.from_synonyms({"dog": None}), "prompt: got None"),
         (lambda: Prompt.from_caption(None), "prompt: got None"),
         (lambda: Prompt.from_caption("a dog", [(0.0, 3.7)]), r"phrase \(0.0, 3.7\) does not occur"),
         (lambda: Prompt("a", (Phrase("a", ((0, 1),)),), (0, 1)), "1 phrases and 2 classes"),
@@ -141,12 +141,19 @@ def test_what_is_no_prompt_is_explained(make, message):
         make()
 
 
+@pytest.mark.unchecked
+def test_prompts_may_come_one_by_one():
+    assert [prompt.texts for prompt in as_prompts(words for words in (["a", "b"], "c"))] == [("a", "b"), ("c",)]
+    assert [prompt.texts for prompt in as_prompts(name for name in ("a", "b"))] == [("a", "b")]
+
+
 def test_classes_and_negatives():
     prompt = Prompt.from_names(["cat", "kitten", "dog"], classes=[0, 0, 1], negatives=["fox", "wolf"])
     assert prompt.classes == (0, 0, 1, NEGATIVE, NEGATIVE)
     assert prompt.texts == ("cat", "kitten", "dog", "fox", "wolf")
     assert spans_say_phrases(prompt)
     assert Prompt.from_names(["a"], negatives="bus").texts == ("a", "bus")
+    assert Prompt.from_synonyms({"dog": "puppy"}).texts == ("dog", "puppy"), "one synonym, not five letters"
 
 
 def located(caption: str, *phrases: str) -> list[tuple[int, int]]:
@@ -183,18 +190,10 @@ def test_several_spans_are_one_phrase():
     assert prompt.phrases[0].spans == ((0, 3), (13, 17))
 
 
-def test_a_caption_alone_is_asked_for_its_noun_phrases(monkeypatch):
-    caption = "a man in a red shirt rides a brown horse"
-    spans = ((2, 5), (11, 20), (29, 40))
-    monkeypatch.setattr("glip.text.prompt.noun_phrases", {caption: spans}.__getitem__)
-    prompt = Prompt.from_caption(caption)
-    assert prompt == Prompt.from_caption(caption, spans)
-    assert prompt.texts == ("man", "red shirt", "brown horse") and spans_say_phrases(prompt) and not prompt.is_list
-
-
-def test_the_bundled_finder_finds_them():
-    texts = Prompt.from_caption("A man in a red shirt rides a brown horse beside a man.").texts
-    assert [text.lower().removeprefix("a ") for text in texts] == ["man", "red shirt", "brown horse", "man"]
+def test_a_caption_alone_is_asked_for_its_noun_phrases():
+    prompt = Prompt.from_caption("A man in a red shirt rides a brown horse beside a man.")
+    assert [text.lower().removeprefix("a ") for text in prompt.texts] == ["man", "red shirt", "brown horse", "man"]
+    assert spans_say_phrases(prompt) and not prompt.is_list
 
 
 def test_joined_prompts_keep_their_phrases():
@@ -253,21 +252,6 @@ def test_brackets_and_parts():
         "car": ClassPrompt(name="car", suffix=" with wheels"),
         "3": ClassPrompt(name="three"),
     }
-
-
-def test_the_prompts_of_odinw():
-    if not TASKS.is_file():
-        pytest.skip("no list of ODinW tasks beside the project")
-    tasks = {task["task"]: task for task in json.loads(TASKS.read_text())["tasks"] if task["caption_prompt"]}
-    assert len(tasks) == 4
-    for task in tasks.values():
-        names = [category["name"] for category in task["categories"]]
-        prompts = read_prompts(dict(zip(names, task["caption_prompt"], strict=True)), names)
-        prompt = prompt_from_classes(names, prompts)
-        assert prompt.caption == ". ".join("".join(part.values()) for part in task["caption_prompt"])
-        assert prompt.texts == tuple(part["name"] for part in task["caption_prompt"])
-        assert all(prompt.caption[start:end] == p.text for p in prompt.phrases for start, end in p.spans)
-        assert not prompt.is_list
 
 
 def test_names_without_context_are_a_list_that_may_be_split():
