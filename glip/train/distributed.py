@@ -148,7 +148,8 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``other`` is."""
+    """A whole tensor of the size of ``other``, sharded as that is."""
+    value = value.reshape(other.shape)  # of another size: an error
     if not hasattr(other, "placements"):
         return value
     from torch.distributed.tensor import distribute_tensor
