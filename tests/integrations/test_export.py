@@ -185,15 +185,6 @@ def foreign(tmp_path) -> Path:
     return tmp_path
 
 
-def test_a_wrong_size_and_too_many_tokens(foreign):
-    model = load_pretrained(foreign).model
-    with pytest.raises(GlipError, match="an image of 40 x 64 pixels: pad its sides to multiples of 32"):
-        model.encode_image(torch.zeros(1, 3, 40, 64))
-    ids = torch.zeros(1, 300, dtype=torch.int64)
-    with pytest.raises(GlipError, match="a prompt of 300 tokens: the model reads up to 256"):
-        model.language(ids, ids > 0)
-
-
 def edited(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
     """Change one of a folder's graphs."""
 
