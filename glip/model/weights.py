@@ -99,14 +99,10 @@ def known_sha256(name: str) -> tuple[Path, str]:
         CheckpointError: unknown name, or no network to download it.
     """
     path = find_model(name)
-    stated = next((one.sha256 for one in checkpoints() if one.name == name), "")
-    return (path / WEIGHTS, stated) if path.is_dir() else (path, _hub_sha256(path))
-
-
-def _hub_sha256(path: Path) -> str:
-    """What the hub says of a large file in its cache, which is named after its checksum; "" for another file."""
-    stored = path.resolve().name
-    return stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
+    if path.is_dir():
+        return path / WEIGHTS, next(one.sha256 for one in checkpoints() if one.name == name)
+    stored = path.resolve().name  # the hub names a large file in its cache after its checksum
+    return path, stored if _SHA256.fullmatch(stored) else ""
 
 
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
