@@ -26,7 +26,7 @@ from glip.files import atomic_path, write_json
 from glip.model.exported import IMAGE, ExportedGLIP
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
-from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
+from glip.model.release import State, from_foreign, from_timm, infer_config
 from glip.model.vision import timm_weights
 from glip.model.zoo import check_published, checkpoints, details_of
 from glip.provenance import RECORD, record, renew, sha256
@@ -354,22 +354,15 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
-    """The config and the renamed weights of a checkpoint of the release or of mmdetection.
-
-    What no shape shows is read from the release's YAML beside it: of the same name, or the only one in the folder.
-    """
+    """The config and the renamed weights of a checkpoint of the release or of mmdetection."""
     if name not in RELEASED:  # which was checked when it was downloaded
         check_published(path)
     state = read_tensors(path)
     try:
-        config = infer_config(from_foreign(state), name)
+        renamed = from_foreign(state)
+        return infer_config(renamed, name), renamed
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(path)!r} is not a GLIP checkpoint of the 2022 release or of mmdetection ({error}; its first key is "
             f"{next(iter(state), None)!r}): give such a checkpoint, or a model folder instead of the file in it"
         ) from None
-    found = sorted(path.parent.glob("*.y*ml"))
-    beside = [file for file in found if file.stem == path.stem] or (found if len(found) == 1 else [])
-    if beside:
-        config = load_yacs(beside[0], config)
-    return config, from_foreign(state, max_tokens=config.max_tokens)
