@@ -109,17 +109,14 @@ class Guard:
     async def _post(self, scope: Message, receive: Receive, send: Send) -> JSONResponse | None:
         async with self._free:
             with self._metrics.busy.track_inprogress(), self._metrics.seconds.time():
-                body = await self._body(scope, receive)
+                try:
+                    body = await asyncio.wait_for(self._received(scope, receive), self._config.timeout)
+                except TimeoutError:
+                    return refusal(408, f"the request was not sent within {self._config.timeout:g} seconds")
                 return await self._run(scope, body, receive, send) if isinstance(body, bytes) else body
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes | JSONResponse | None:
-        """The body, or why it is refused; None where the client goes away while sending it."""
-        try:
-            return await asyncio.wait_for(self._received(scope, receive), self._config.timeout)
-        except TimeoutError:
-            return refusal(408, f"the request was not sent within {self._config.timeout:g} seconds")
-
     async def _received(self, scope: Message, receive: Receive) -> bytes | JSONResponse | None:
+        """The body, or why it is refused; None where the client goes away while sending it."""
         most, body = self._config.max_mb * 1e6, bytearray()
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         while max(len(body), int(stated) if stated.isdigit() else 0) <= most:

@@ -25,7 +25,6 @@ from glip.options import DetectOptions
 from glip.schema import checked, did_you_mean, parse
 from glip.structures import Detections, Prompt
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _LETTERS = 30  # characters of a prompt for each name that is allowed
 _DATA_URI = re.compile(r"data:[\w./+-]*(?:;[\w.=+-]+)*;base64,")
 _CORNERS = ((0, 1), (2, 1), (2, 3), (0, 3))  # of a box, clockwise
@@ -101,27 +100,21 @@ def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt 
     """The prompt of a request; None where it gives none.
 
     Raises:
-        GlipError: names and a caption, too many names, too long a text, control characters, or nothing named.
+        GlipError: names and a caption, too many names, too long a text, or nothing named.
     """
     given = caption if names is None else names
     if given is None:
         return None
-    listed = given if isinstance(given, list) else [given]
-    texts = [text for text in listed if isinstance(text, str)]
-    strange = next((text for text in texts if _CONTROL.search(text)), None)
-    length, most, prompt = sum(map(len, texts)), _LETTERS * limits.max_names, None
-    limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
     if names is not None and caption is not None:
-        problem = "got names and a caption: send one of them"
-    elif len(listed) > limits.max_names or length > most:
-        problem = f"got {len(listed)} texts of {length} characters: {limit}"
-    elif strange:
-        problem = f"control characters in the prompt {strange[:60]!r}: leave them out"
-    else:
-        prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
-        problem = f"got {len(prompt.phrases)} names: {limit}"
-    if prompt is None or len(prompt.phrases) > limits.max_names:
-        raise GlipError(problem)
+        raise GlipError("got names and a caption: send one of them")
+    listed = given if isinstance(given, list) else [given]
+    length, most = sum(len(text) for text in listed if isinstance(text, str)), _LETTERS * limits.max_names
+    limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
+    if len(listed) > limits.max_names or length > most:
+        raise GlipError(f"got {len(listed)} texts of {length} characters: {limit}")
+    prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
+    if len(prompt.phrases) > limits.max_names:
+        raise GlipError(f"got {len(prompt.phrases)} names: {limit}")
     return prompt
 
 

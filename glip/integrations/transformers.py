@@ -241,15 +241,7 @@ class GlipProcessor(transformers.ProcessorMixin):
             if text.input_ids.tolist() != ids.tolist():
                 raise GlipError("text_labels are not the text of input_ids: give what the processor was given as text")
         found = self.image_processor.detections(outputs, text, threshold, target_sizes)
-        return [
-            {
-                "scores": one.scores,
-                "boxes": one.boxes,
-                "labels": one.labels,
-                "text_labels": [p.text for p in one.phrases],
-            }
-            for one in found
-        ]
+        return [{**_parts(one), "text_labels": [phrase.text for phrase in one.phrases]} for one in found]
 
     def _read_back(self, ids: torch.Tensor, mask: torch.Tensor) -> TextBatch:
         """The names that a caption lists, with dots between them."""
