@@ -19,10 +19,10 @@ from torch.export import Dim, ExportedProgram
 from glip import __version__
 from glip.errors import ConfigError, needs
 from glip.experiment import to_dict
-from glip.files import atomic_path, exclusive, write_json, writing
+from glip.files import exclusive, write_json, writing
 from glip.model.exported import GRAPHS, IMAGE, INPUTS, LEVELS, OUTPUTS, TEXT, describe
 from glip.model.glip import GLIP
-from glip.model.weights import CONFIG, WEIGHTS, load_pretrained, model_fingerprint
+from glip.model.weights import CONFIG, WEIGHTS, copy_tokenizer, load_pretrained, model_fingerprint
 from glip.processor import SIZE_DIVISOR
 from glip.provenance import RECORD, record
 from glip.shapes import Tensor
@@ -58,7 +58,7 @@ class _Head(nn.Module):
 
 
 def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFormat = "onnx") -> Path:
-    """Write a model's three graphs with ``config.json`` and ``vocab.txt``; gives the folder.
+    """Write a model's three graphs with ``config.json`` and the tokenizer; gives the folder.
 
     A folder of ONNX graphs is a model for ``Detector.from_pretrained`` and every command but training. What the folder
     has of another export goes first, and the config is written last: where it is, the rest is complete.
@@ -96,12 +96,11 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
             for file in sorted(partial.iterdir(), reverse=True):  # the weights first
                 file.replace(folder / file.name)
         partial.rmdir()
-        with atomic_path(folder / "vocab.txt") as file:
-            shutil.copyfile(loaded.tokenizer / "vocab.txt", file)
+        words = copy_tokenizer(loaded.tokenizer, folder)
         write_json(folder / CONFIG, to_dict(loaded.config))
         graphs = [file for name in GRAPHS for file in folder.glob(f"{name}.*")]
         model = {"name": loaded.config.name, "weights": about["fingerprint"]}
-        record(folder / RECORD, model=model, files=[*graphs, folder / "vocab.txt", folder / CONFIG])
+        record(folder / RECORD, model=model, files=[*graphs, *words, folder / CONFIG])
     return folder
 
 

@@ -47,11 +47,11 @@ def read_interface(config: Any) -> Interface:
     Raises:
         GlipError: not XML, or no RectangleLabels for an Image.
     """
-    text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str | None, str]()
+    text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str, str]()
     try:
         if "<!DOCTYPE" not in text and "<!ENTITY" not in text and len(text) <= _LONGEST:
             root = ElementTree.fromstring(text)  # no DOCTYPE, so nothing expands  # nosec B314
-            images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
+            images = {name: tag.get("value", "") for tag in root.iter("Image") if (name := tag.get("name"))}
             tag = next((tag for tag in root.iter("RectangleLabels") if tag.get("toName") in images), None)
     except ElementTree.ParseError as error:
         problem = f" ({error})"
@@ -141,7 +141,7 @@ class ImageSource:
         if _SERVED.fullmatch(path) and ".." not in unquote(path.partition("?")[0]):
             try:
                 found = await self._fetch(path)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last of an answer that is no JSON
                 found = f"Label Studio cannot be read ({type(error).__name__}): check its address and access token"
         if isinstance(found, str):
             raise ImageError(found)
@@ -173,7 +173,7 @@ class ImageSource:
         if self._key.count(".") != 2:
             return f"Token {self._key}"
         answer = await self._client.post(f"{self._address}/api/token/refresh", json={"refresh": self._key})
-        return f"Bearer {answer.json()['access']}" if answer.is_success else ""
+        return f"Bearer {as_map(answer.json()).get('access')}" if answer.is_success else ""
 
     async def close(self) -> None:
         """Close the connections."""

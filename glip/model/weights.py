@@ -127,13 +127,22 @@ def save_pretrained(
             state[key + _ROWS], state[key + _SCALES] = quantize_rows(value.detach().cpu())
         else:
             state[key] = value.half() if half and value.is_floating_point() else value
-    words = {file.name: file.read_bytes() for file in Tokenizer(vocabulary).files}
+    words = copy_tokenizer(vocabulary, folder)
     save_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    write_json(folder / CONFIG, to_dict(config))
+    record(folder / RECORD, files=[folder / WEIGHTS, folder / CONFIG, *words])
+
+
+def copy_tokenizer(source: Path, folder: Path) -> list[Path]:
+    """Write the tokenizer's files of one folder into another, in place of those there."""
+    words = {file.name: file.read_bytes() for file in Tokenizer(source).files}
     for name, content in words.items():
         with atomic_path(folder / name) as file:
             file.write_bytes(content)
-    write_json(folder / CONFIG, to_dict(config))
-    record(folder / RECORD, files=[folder / name for name in (WEIGHTS, CONFIG, *words)])
+    for old in Tokenizer(folder).files:
+        if old.name not in words:
+            old.unlink()
+    return [folder / name for name in words]
 
 
 def store_thresholds(folder: str | Path, thresholds: Mapping[str, float], data: str) -> None:

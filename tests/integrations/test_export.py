@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from fuzz_doors import exported_files, write_program
 from PIL import Image
@@ -276,3 +277,13 @@ def test_what_an_export_leaves_when_it_is_stopped_is_no_model(foreign, tiny_fold
         Detector.from_pretrained(foreign)
     with pytest.raises(ConfigError, match="is the folder of a model: give another one"):
         export_model(tiny_folder, tiny_folder)
+
+
+def test_the_tokenizer_goes_along(tiny_folder, tmp_path, monkeypatch):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizers.BertWordPieceTokenizer(str(model / "vocab.txt")).save(str(model / "tokenizer.json"))
+    (model / "vocab.txt").unlink()
+    monkeypatch.setattr("glip.integrations.export.trace", lambda *_: None)
+    monkeypatch.setattr("glip.integrations.export.write_onnx", lambda *given: given[-1].write_bytes(b"graph"))
+    folder = export_model(model, tmp_path / "onnx")
+    assert (folder / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()

@@ -517,6 +517,7 @@ def test_label_studio_prompts(client, sent):
         ("<View", "no XML that has RectangleLabels for an Image (unclosed token"),
         ('<!DOCTYPE x [<!ENTITY a "b">]><View>&a;</View>', "no XML that has"),
         ('<View><RectangleLabels name="a" toName="b"/></View>', "no XML that has"),
+        ('<View><Image value="$a"/><RectangleLabels name="a"/></View>', "no XML that has"),
         (None, "no XML that has"),
     ],
 )
@@ -569,6 +570,12 @@ def test_images_are_fetched_with_either_kind_of_token():
         fetch(link, lambda _: httpx.Response(302, headers={"location": "http://evil.example"}))
     with pytest.raises(ImageError, match=r"more than 0\.001 MB"):
         fetch(link, lambda _: httpx.Response(200, content=b"x" * 2000))
+    with pytest.raises(ImageError, match="Label Studio cannot be read"):
+        fetch("/data/\x01", answer)
+    with pytest.raises(ImageError, match="answers 401"):  # instead of a token something else comes
+        fetch(link, lambda request: httpx.Response(200 if "token" in request.url.path else 401, json=[]), "a.b.c")
+    with pytest.raises(ImageError, match="Label Studio cannot be read"):
+        fetch(link, lambda request: httpx.Response(200 if "token" in request.url.path else 401, text="<p>"), "a.b.c")
 
 
 # ---- the command

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from small import RELEASED, SMALL, TINY, VOCABULARY, release_state, saved, seeded, to_mmdet, without_fusion
@@ -12,6 +13,7 @@ from small import RELEASED, SMALL, TINY, VOCABULARY, release_state, saved, seede
 from glip.detector import Detector
 from glip.errors import CheckpointError
 from glip.model.weights import load_pretrained, pretrained_config, save_pretrained, start_language, weights_fingerprint
+from glip.text.tokens import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,16 @@ def test_saving_over_itself_and_a_config_of_before(tmp_path):
     del tree["trained_on_data"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert pretrained_config(tmp_path) == SMALL
+
+
+def test_no_tokenizer_of_another_model_stays(tmp_path):
+    """A tokenizer.json is read before a vocab.txt."""
+    (tmp_path / "other").mkdir()
+    other = tokenizers.BertWordPieceTokenizer(str(VOCABULARY / "vocab.txt"), lowercase=False)
+    other.save(str(tmp_path / "other" / "tokenizer.json"))
+    for vocabulary, kept in ((tmp_path / "other", "tokenizer.json"), (VOCABULARY, "vocab.txt")):
+        save_pretrained(tmp_path / "model", seeded(SMALL), SMALL, vocabulary)
+        assert [file.name for file in Tokenizer(tmp_path / "model").files] == [kept]
 
 
 def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):
