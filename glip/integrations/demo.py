@@ -96,11 +96,7 @@ class Demo:
         return page
 
     def detect(self, image: Any, words: Any, kind: Any, threshold: Any) -> list[Any]:
-        """Find the words, and the classes of each task, down to the lowest threshold; values are those of the request.
-
-        Raises:
-            gr.Error: one sentence about what cannot be used.
-        """
+        """Find the words, and the classes of each task, down to the lowest threshold; the values come unchecked."""
         try:
             found = self._find(image, words.strip() if isinstance(words, str) else words, kind)
             return [found, *self._shown(found, parse(Share, threshold, at="threshold"))]

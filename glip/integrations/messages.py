@@ -1,6 +1,7 @@
 """What ``glip serve`` reads and answers: plain JSON, and the protocol of X-AnyLabeling.
 
-A question is one image and what to find in it. No path or address in a request is ever opened.
+A question is one image and what to find in it. No path or address in a request is ever opened. What cannot be used is a
+GlipError, which the server answers with status 400.
 """
 
 import base64
@@ -58,11 +59,7 @@ class DetectRequest:
 def read_questions(
     request: DetectRequest, files: Sequence[tuple[str, bytes]], detectors: Mapping[str, Detector], limits: ServeConfig
 ) -> list[Question]:
-    """The questions of a plain request; ``files`` are images that came as files, with their names.
-
-    Raises:
-        GlipError: no image, too many, one that is not base64, a bad prompt, an unknown task.
-    """
+    """The questions of a plain request; ``files`` are images that came as files, with their names."""
     listed = [*([request.image] if request.image is not None else []), *request.images]
     images = [*files, *(("", decode_image(text, f"image {place}")) for place, text in enumerate(listed, start=1))]
     if not 0 < len(images) <= limits.max_images:
@@ -74,11 +71,7 @@ def read_questions(
 
 
 def version_of(detectors: Mapping[str, Detector], task: str) -> str:
-    """The model's name, and the task's.
-
-    Raises:
-        GlipError: no such task.
-    """
+    """The model's name, and the task's; an unknown task is refused."""
     if task not in detectors:
         known = [name for name in detectors if name]
         raise GlipError(
@@ -90,18 +83,13 @@ def version_of(detectors: Mapping[str, Detector], task: str) -> str:
 def detect_options(
     limits: ServeConfig, threshold: Any = None, nms: float | None = None, max_detections: int | None = None
 ) -> DetectOptions:
-    """The options of a call of the Detector, without those that are not given."""
-    given = {"threshold": limits.threshold if threshold is None else threshold}
-    given |= {"nms": nms, "max_detections": max_detections}
-    return DetectOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+    """The options of a call of the Detector; None leaves the model's."""
+    threshold = limits.threshold if threshold is None else threshold
+    return DetectOptions(threshold=threshold, nms=nms, max_detections=max_detections)
 
 
 def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt | None:
-    """The prompt of a request; None where it gives none.
-
-    Raises:
-        GlipError: names and a caption, too many names, too long a text, or nothing named.
-    """
+    """The prompt of a request; None where it gives none."""
     given = caption if names is None else names
     if given is None:
         return None
@@ -119,11 +107,7 @@ def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt 
 
 
 def decode_image(text: Any, shown: str = "image") -> bytes:
-    """The bytes of an image file from base64 or a data URI.
-
-    Raises:
-        ImageError: neither; an address or a path too.
-    """
+    """The bytes of an image file from base64 or a data URI."""
     given = text if isinstance(text, str) else ""
     head = _DATA_URI.match(given[:200])
     try:
@@ -135,11 +119,7 @@ def decode_image(text: Any, shown: str = "image") -> bytes:
 
 
 def open_image(data: bytes, limits: ServeConfig, name: str = "") -> Image.Image:
-    """An image of a request as RGB; its file's name is for the errors.
-
-    Raises:
-        ImageError: it cannot be read, or has too many pixels by its header.
-    """
+    """An image of a request as RGB; its file's name is for the errors."""
     file = io.BytesIO(data)
     file.name = name  # type: ignore[attr-defined]
     width, height = stated_size(file)
@@ -190,11 +170,7 @@ def list_models(detectors: Mapping[str, Detector]) -> dict[str, Any]:
 
 
 def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: ServeConfig) -> Question:
-    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set.
-
-    Raises:
-        GlipError: an unknown model, no prompt for the model itself, an image that is not base64.
-    """
+    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set."""
     request, params = as_map(body), as_map(as_map(body).get("params"))
     task, text = str(request.get("model")), params.get("text_prompt")
     task = "" if task == detectors[""].config.name else task

@@ -64,11 +64,6 @@ class Adaptation:
     figures: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str) -> "Adaptation":
-        """The same with its tensors on another device."""
-        offsets = None if self.offsets is None else self.offsets.to(device)
-        return replace(self, offsets=offsets, weights={name: value.to(device) for name, value in self.weights.items()})
-
     @property
     def keeps_encoder(self) -> bool:
         """Whether images are encoded as by the model itself."""
@@ -110,11 +105,7 @@ def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
 
 
 def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
-    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task.
-
-    Raises:
-        GlipError: a task of another mode than lora.
-    """
+    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task."""
     refuse_mode(adaptation, ("lora",), "become an adapter of peft")
     names = [name.removesuffix(LORA_A) for name in adaptation.weights if name.endswith(LORA_A)]
     rank = len(adaptation.weights[names[0] + LORA_A])  # as alpha too: the scale is in the weights
@@ -132,11 +123,7 @@ def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> No
 
 
 def task_file(path: str | Path) -> Path:
-    """A task file itself, or the only one in a folder that ``glip tune`` has written.
-
-    Raises:
-        CheckpointError: a folder with none, or with several.
-    """
+    """A task file itself, or the only one in a folder that ``glip tune`` has written."""
     path = Path(path)
     found = sorted([*path.glob(TASK_FILE), *path.glob(f"*/{TASK_FILE}")]) if path.is_dir() else [path]
     if len(found) != 1:

@@ -66,11 +66,7 @@ class ExportedGLIP(GLIP):
             )
 
     def to(self, device: Any, *_: Any, **__: Any) -> "ExportedGLIP":  # type: ignore[override]
-        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory.
-
-        Raises:
-            CheckpointError: this onnxruntime has no CUDA.
-        """
+        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory."""
         if torch.device(device).type == "cuda":
             if "CUDAExecutionProvider" not in _runtime().get_available_providers():
                 raise CheckpointError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or give --device cpu")
@@ -112,11 +108,7 @@ class ExportedGLIP(GLIP):
         return Outputs(logits, deltas, centerness, anchors, sizes)
 
     def _compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor) -> list[Tensor]:
-        """Run a graph, whose outputs have these shapes.
-
-        Raises:
-            CheckpointError: it cannot run, or gives others.
-        """
+        """Run a graph, whose outputs have these shapes."""
         values = {key: np.ascontiguousarray(value.numpy()) for key, value in zip(INPUTS[name], inputs, strict=True)}
         found, why = list[np.ndarray](), ""
         try:

@@ -57,9 +57,6 @@ class TuneRun:
     """One tuning, new or as its state file has it; called, it tunes to the end.
 
     Under torchrun every process makes one; the main one writes.
-
-    Raises:
-        GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
     tuner: Tuner  # on the device of this process
@@ -124,7 +121,7 @@ class TuneRun:
                 "no epoch was better on validation: the task is the untuned model, but for thresholds; give more "
                 "images, or another --lr"
             )
-        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
+        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before})
 
     def step(self, batches: Sequence[TaskBatch], *, stop: bool = False) -> Outcome:
         """One step on a few images, each padded size in a pass of its own."""
