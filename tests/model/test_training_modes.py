@@ -1,16 +1,11 @@
-"""Gradient checkpointing, freezing, mixed precision and torch.compile: what each changes, and what it leaves alone."""
+"""Gradient checkpointing, freezing and mixed precision: what each changes, and what it leaves alone."""
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from small import ROOT, SMALL, seeded
+from small import SMALL, seeded
 from torch import Tensor, nn
 
 from glip.config import ModelConfig, VisionConfig
@@ -161,39 +156,3 @@ def test_one_pixel_learns_under_bfloat16() -> None:
         found.append([conv.weight.grad.clone() for conv in (pyramid.p6, pyramid.p7)])
     for exact, mixed_gradient in zip(*found, strict=True):
         assert (exact - mixed_gradient).abs().max() < 0.05 * exact.abs().max()
-
-
-# ---- torch.compile: the image encoder, and the tower with the heads, are one graph each, random layers included
-
-
-@pytest.mark.slow
-def test_compiled_parts_are_one_graph_each() -> None:
-    """In a process of its own: torch.compile does not see through the checker of shapes."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def check_graph(part: Callable[..., Any], *inputs: Any) -> None:
-    results = []
-    for run in (part, torch.compile(part, fullgraph=True, backend="eager")):
-        torch.manual_seed(2)
-        results.append(run(*inputs))
-    for found, wanted in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, wanted)
-
-
-if __name__ == "__main__":
-    for config in (SWIN, RESNET):
-        model = seeded(replace(config, head=replace(config.head, blocks=1))).train()
-        check_graph(model.encode_image, torch.randn(1, 3, 64, 64))
-        torch.compiler.reset()
-    levels = [level.detach() for level in model.encode_image(torch.randn(1, 3, 64, 64))]
-    text = torch.randn(1, 5, SWIN.language.hidden), torch.arange(5)[None] < 4
-
-    def predict(*inputs: Any) -> list[Tensor]:
-        outputs = model.fuse_and_predict(*inputs)
-        return [outputs.token_logits, outputs.box_deltas]
-
-    check_graph(predict, levels, *text)
