@@ -22,7 +22,6 @@ _BODIES = (b"application/json", b"multipart/form-data")
 _CHARSET, _UTF8, _PLAIN = re.compile(rb"charset\s*=\s*[\"']?([^\"';\s]*)"), {b"utf-8", b"utf8"}, b"identity"
 _HEAD_SECONDS = 10.0  # for the head of a request
 _LINGER_SECONDS = 5.0  # a refused client may go on sending, so that it reads why
-_LONGEST = 400  # characters of an error
 
 
 class Metrics:
@@ -42,9 +41,7 @@ class Metrics:
 def refusal(status: int, why: str) -> JSONResponse:
     """An error as every endpoint gives it: ``{"error": one sentence}``."""
     headers = {401: {"WWW-Authenticate": 'Basic realm="glip"'}, 503: {"Retry-After": "1"}}.get(status)
-    why = " ".join(why.split())
-    shown = why if len(why) <= _LONGEST else f"{why[: _LONGEST // 2]} ... {why[-_LONGEST // 2 :]}"
-    return JSONResponse({"error": shown}, status, headers)
+    return JSONResponse({"error": " ".join(why.split())}, status, headers)
 
 
 class Guard:

@@ -182,16 +182,16 @@ def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: Se
     )
 
 
-def to_shapes(found: Detections, body: Any) -> dict[str, Any]:
+def to_shapes(found: Detections, names: Sequence[str], body: Any) -> dict[str, Any]:
     """Detections as X-AnyLabeling's rectangles, of the classes that its filter leaves if there is one.
 
-    Whether they replace other shapes is left to the person there.
+    ``names`` are those of the prompt's phrases. Whether they replace other shapes is left to the person there.
     """
     wanted = as_map(as_map(body).get("params")).get("filter_classes")
     shapes = [
-        {"label": one.phrase, "shape_type": "rectangle", "points": [[one.box[x], one.box[y]] for x, y in _CORNERS]}
-        | {"score": one.score}
-        for one in found
-        if not isinstance(wanted, list) or not wanted or one.phrase in wanted
+        {"label": names[label], "shape_type": "rectangle", "points": [[box[x], box[y]] for x, y in _CORNERS]}
+        | {"score": score}
+        for box, score, label, _ in found
+        if not isinstance(wanted, list) or not wanted or names[label] in wanted
     ]
     return {"success": True, "data": {"shapes": shapes, "description": ""}}

@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -63,6 +63,11 @@ class Adaptation:
     thresholds: tuple[float, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     about: Mapping[str, str] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Adaptation":
+        """The same with its tensors on another device."""
+        offsets = None if self.offsets is None else self.offsets.to(device)
+        return replace(self, offsets=offsets, weights={name: value.to(device) for name, value in self.weights.items()})
 
     @property
     def keeps_encoder(self) -> bool:
@@ -151,9 +156,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
         prompt = Prompt(task.caption, tuple(map(Phrase, task.texts, task.spans)))
     except ValueError as error:
         raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
-    plain = asdict(task)
-    for key in ("caption", "spans", "texts"):
-        plain.pop(key)
+    plain = {name: value for name, value in vars(task).items() if name not in ("caption", "spans", "texts")}
     weights = {name.removeprefix(_WEIGHT).removeprefix(_PEFT): value for name, value in tensors.items()}
     return Adaptation(**plain, prompt=prompt, offsets=offsets, weights=weights)
 

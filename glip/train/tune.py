@@ -121,7 +121,7 @@ class TuneRun:
                 "no epoch was better on validation: the task is the untuned model, but for thresholds; give more "
                 "images, or another --lr"
             )
-        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before})
+        return self.tuner.adaptation(figures={"validation": state.figure, "validation before": before}).to("cpu")
 
     def step(self, batches: Sequence[TaskBatch], *, stop: bool = False) -> Outcome:
         """One step on a few images, each padded size in a pass of its own."""

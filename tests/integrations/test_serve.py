@@ -142,7 +142,7 @@ def test_a_bad_request_is_one_sentence(client, sent, name):
     answer = client.post("/detect", json=given | body)
     assert answer.status_code == 400 and list(answer.json()) == ["error"]
     said = answer.json()["error"]
-    assert message in said and len(said) < 420
+    assert message in said and len(said) < 950
     assert not any(hint in said for hint in ("Traceback", "File ", ".py", os.getcwd()))
     assert client.post("/detect", json={"image": sent, "names": "tree"}).status_code == 200
 
@@ -219,7 +219,7 @@ def test_bad_images_and_prompts_of_each_endpoint(client, sent, path, image_, nam
     given = {"broken": sent[:400], "40,000 x 40,000": bomb(40_000, 40_000), "sent": sent}
     answer = client.post(path, json=request_to(path, given.get(image_, image_), names))
     assert answer.status_code == 400 and list(answer.json()) == ["error"]
-    assert message in answer.json()["error"] and "Traceback" not in answer.text and len(answer.text) < 450
+    assert message in answer.json()["error"] and "Traceback" not in answer.text and len(answer.text) < 950
     assert client.post(path, json=request_to(path, sent)).status_code == 200
 
 
@@ -413,9 +413,9 @@ def test_x_anylabeling(client, detectors, image, sent):
     params |= {"conf_threshold": own.scores[2].item()}
     assert len(client.post("/v1/predict", json=request).json()["data"]["shapes"]) == 3
     request = {"model": "plants", "image": sent}
-    assert client.post("/v1/predict", json=request).json()["data"]["shapes"][0]["label"] in ("a tree", "a house")
-    request["params"] = {"filter_classes": ["a tree"], "current_task": None}
-    assert {one["label"] for one in client.post("/v1/predict", json=request).json()["data"]["shapes"]} == {"a tree"}
+    assert client.post("/v1/predict", json=request).json()["data"]["shapes"][0]["label"] in ("oak", "home")
+    request["params"] = {"filter_classes": ["oak"], "current_task": None}
+    assert {one["label"] for one in client.post("/v1/predict", json=request).json()["data"]["shapes"]} == {"oak"}
     answer = client.post("/v1/predict", json={"model": "tinny", "image": sent, "params": params})
     assert answer.status_code == 400 and "no task 'tinny'" in answer.json()["error"]
 
