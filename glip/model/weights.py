@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.overrides import TorchFunctionMode
 
 from glip.config import UNSTATED, VALIDATED, ModelConfig
 from glip.errors import CheckpointError
@@ -27,7 +25,7 @@ from glip.model.exported import IMAGE, ExportedGLIP
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
 from glip.model.release import State, from_foreign, from_timm, infer_config
-from glip.model.vision import timm_weights
+from glip.model.vision import WindowAttention, timm_weights
 from glip.model.zoo import check_published, checkpoints, details_of
 from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
@@ -41,7 +39,6 @@ RELEASED = {one.name: one.file for one in checkpoints() if one.origin == "releas
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
 _PROGRAM = "of torch.export, whose programs may hold any code and are never run"
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
@@ -81,14 +78,15 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
 def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
-        with torch.device("meta"), _WithoutInitialValues():
-            sizes = build(config).state_dict()
+        with torch.device("meta"):
+            model = build(config)
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
-    check_fit(sizes, state, repr(str(path)))
-    with _WithoutInitialValues():
-        model = build(config)
-    model.load_state_dict(state)
+    check_fit(model.state_dict(), state, repr(str(path)))
+    model.to_empty(device="cpu").load_state_dict(state)
+    for part in model.modules():
+        if isinstance(part, WindowAttention):
+            part.number_places()
     return model
 
 
@@ -189,16 +187,6 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     weights = from_timm(read_tensors(file) if file.is_file() else timm_weights(str(source)))
     norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
     fit(model.vision, {**weights, **norms}, path)
-
-
-class _WithoutInitialValues(TorchFunctionMode):
-    """Zeros for the random initial values of a model that is filled at once: torch draws until all are in bounds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _INITIALIZERS.fullmatch(func.__name__):
-            with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
-        return func(*args, **kwargs or {})
 
 
 # ---- tensors by name
