@@ -340,12 +340,6 @@ def test_a_port_in_use_is_one_sentence(verb, capsys):
     assert capsys.readouterr().err.startswith(said)
 
 
-def test_options_that_do_not_fit(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["demo", "--host", "0.0.0.0"])
-    assert "add --token, or --insecure" in capsys.readouterr().err
-
-
 def test_the_extra_is_named(capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, "glip.integrations.demo")
     monkeypatch.setitem(sys.modules, "gradio", None)
