@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -268,8 +268,13 @@ async def _sweep(folder: Path) -> None:
     while True:
         await asyncio.sleep(_SWEPT)
         for path in folder.glob("*/*"):  # an upload, or a file for a download button
-            if time.time() - path.stat().st_mtime > _KEPT:
-                path.unlink()
+            with suppress(OSError):
+                _remove_if_old(path)
+
+
+def _remove_if_old(path: Path) -> None:
+    if time.time() - path.stat().st_mtime > _KEPT:
+        path.unlink()
 
 
 def create_demo(detectors: Mapping[str, Detector], config: ServeConfig) -> Any:
