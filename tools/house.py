@@ -42,10 +42,10 @@ BUDGETS = {  # lines of each room
     "experiment": 160,
     "files": 340,
     "geometry": 270,
-    "integrations": 2_090,
+    "integrations": 2_030,
     "lettering": 250,
     "loss": 160,
-    "model": 2_230,
+    "model": 2_140,
     "options": 80,
     "postprocess": 160,
     "processor": 160,
@@ -58,10 +58,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 200,
     "text": 930,
-    "train": 1_940,
+    "train": 1_830,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_740, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_480, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
