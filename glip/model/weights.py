@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from glip.config import UNSTATED, VALIDATED, ModelConfig
 from glip.errors import CheckpointError
@@ -78,7 +80,7 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
 def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutNormal():
             model = build(config)
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
@@ -187,6 +189,15 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     weights = from_timm(read_tensors(file) if file.is_file() else timm_weights(str(source)))
     norms = {key: value for key, value in model.vision.state_dict().items() if key.startswith("norms.")}
     fit(model.vision, {**weights, **norms}, path)
+
+
+class _WithoutNormal(TorchFunctionMode):
+    """Leaves out normal initial values: on the meta device they are nothing, but load torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.endswith("normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs or {})
 
 
 # ---- tensors by name
