@@ -45,7 +45,7 @@ BUDGETS = {  # lines of each room
     "integrations": 2_030,
     "lettering": 250,
     "loss": 160,
-    "model": 2_140,
+    "model": 2_150,
     "options": 80,
     "postprocess": 160,
     "processor": 160,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_830,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_480, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_490, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held
