@@ -156,7 +156,7 @@ def loaded_model(form: str, *, prompt_offsets: bool = False) -> Loaded:
         config = config_of(form, prompt_offsets=prompt_offsets)
         state, digest = synthetic_state(form, config)
         model = build(config)
-        fit(model, from_foreign(state, max_tokens=config.max_tokens), GOLDEN)
+        fit(model, from_foreign(state), GOLDEN)
         _held[form, prompt_offsets] = Loaded(model.eval(), config, digest)
     return _held[form, prompt_offsets]
 

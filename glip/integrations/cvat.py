@@ -21,8 +21,9 @@ class DetectionFunction:
     """
 
     def __init__(self, detector: Detector, names: Words | None = None) -> None:
-        self.detector, self.prompt = detector, as_prompts(names)[0] if names else detector.encode_text().prompts[0]
-        labels = [cvataa.label_spec(name, number, type="rectangle") for number, name in self.prompt.class_names.items()]
+        self.detector, self.prompt = detector, as_prompts(names)[0] if names else None
+        asked = self.prompt or detector.encode_text().prompts[0]
+        labels = [cvataa.label_spec(name, number, type="rectangle") for number, name in asked.class_names.items()]
         self.spec = cvataa.DetectionFunctionSpec(labels=labels)
 
     def detect(self, context: Any, image: Image.Image) -> list[Any]:

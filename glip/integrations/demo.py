@@ -7,10 +7,10 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zipfile import ZipFile
 
 import gradio as gr
@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from glip.config import Share
+from glip.data.records import as_map
 from glip.detector import Detector
 from glip.errors import GlipError, ImageError
 from glip.files import file_name, temporary_folder
@@ -95,11 +96,7 @@ class Demo:
         return page
 
     def detect(self, image: Any, words: Any, kind: Any, threshold: Any) -> list[Any]:
-        """Find the words, and the classes of each task, down to the lowest threshold; values are those of the request.
-
-        Raises:
-            gr.Error: one sentence about what cannot be used.
-        """
+        """Find the words, and the classes of each task, down to the lowest threshold; the values come unchecked."""
         try:
             found = self._find(image, words.strip() if isinstance(words, str) else words, kind)
             return [found, *self._shown(found, parse(Share, threshold, at="threshold"))]
@@ -197,14 +194,6 @@ def _write_downloads(one: _Found, folder: Path) -> list[str]:
     return [str(coco), str(yolo), str(plain)]
 
 
-class _Event(NamedTuple):
-    """What a page sends to the queue, not yet checked."""
-
-    data: Any = None
-    fn_index: Any = None
-    session_hash: Any = None
-
-
 class _Door:
     """Lets through what the page needs of Gradio, and no file but those of its own folder."""
 
@@ -238,12 +227,12 @@ class _Door:
 
     def _is_event(self, tree: Any) -> bool:
         """Whether it names an event of the page, with values of the right number and kinds."""
-        event = _Event(**{name: tree.get(name) for name in _Event._fields}) if isinstance(tree, dict) else _Event()
-        asked = self._inputs.get(event.fn_index) if type(event.fn_index) is int else None
-        if asked is None or not isinstance(event.data, list) or len(event.data) != len(asked):
+        data, number, session = (as_map(tree).get(name) for name in ("data", "fn_index", "session_hash"))
+        asked = self._inputs.get(number) if type(number) is int else None
+        if asked is None or not isinstance(data, list) or len(data) != len(asked):
             return False
-        numbers = [value for part, value in zip(asked, event.data, strict=True) if isinstance(part, gr.Slider)]
-        is_named = isinstance(event.session_hash, str) and 0 < len(event.session_hash) < 100
+        numbers = [value for part, value in zip(asked, data, strict=True) if isinstance(part, gr.Slider)]
+        is_named = isinstance(session, str) and 0 < len(session) < 100
         return is_named and all(type(value) in (int, float) for value in numbers)
 
     def _is_own(self, path: Any) -> bool:
@@ -279,8 +268,13 @@ async def _sweep(folder: Path) -> None:
     while True:
         await asyncio.sleep(_SWEPT)
         for path in folder.glob("*/*"):  # an upload, or a file for a download button
-            if time.time() - path.stat().st_mtime > _KEPT:
-                path.unlink()
+            with suppress(OSError):
+                _remove_if_old(path)
+
+
+def _remove_if_old(path: Path) -> None:
+    if time.time() - path.stat().st_mtime > _KEPT:
+        path.unlink()
 
 
 def create_demo(detectors: Mapping[str, Detector], config: ServeConfig) -> Any:

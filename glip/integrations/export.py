@@ -19,10 +19,10 @@ from torch.export import Dim, ExportedProgram
 from glip import __version__
 from glip.errors import ConfigError, needs
 from glip.experiment import to_dict
-from glip.files import atomic_path, exclusive, write_json, writing
+from glip.files import exclusive, write_json, writing
 from glip.model.exported import GRAPHS, IMAGE, INPUTS, LEVELS, OUTPUTS, TEXT, describe
 from glip.model.glip import GLIP
-from glip.model.weights import CONFIG, WEIGHTS, Pretrained, load_pretrained, model_fingerprint
+from glip.model.weights import CONFIG, WEIGHTS, copy_tokenizer, load_pretrained, model_fingerprint
 from glip.processor import SIZE_DIVISOR
 from glip.provenance import RECORD, record
 from glip.shapes import Tensor
@@ -58,7 +58,7 @@ class _Head(nn.Module):
 
 
 def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFormat = "onnx") -> Path:
-    """Write a model's three graphs with ``config.json`` and ``vocab.txt``; gives the folder.
+    """Write a model's three graphs with ``config.json`` and the tokenizer; gives the folder.
 
     A folder of ONNX graphs is a model for ``Detector.from_pretrained`` and every command but training. What the folder
     has of another export goes first, and the config is written last: where it is, the rest is complete.
@@ -80,6 +80,7 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
     loaded.model.requires_grad_(False)
+    about = {**describe(loaded.config), "glip": __version__, "fingerprint": model_fingerprint(loaded.model)}
     partial = folder / ".partial"  # a graph above 2 GB is two files, of which one names the other
     with exclusive(folder):
         for old in (folder / CONFIG, folder / RECORD, *(file for name in GRAPHS for file in folder.glob(f"{name}.*"))):
@@ -89,24 +90,18 @@ def export_model(name_or_path: str | Path, folder: str | Path, format: ExportFor
             partial.mkdir()
             program = trace(loaded.model, name)
             if format == "onnx":
-                write_onnx(program, name, metadata(loaded), partial / f"{name}.onnx")
+                write_onnx(program, name, about, partial / f"{name}.onnx")
             else:
                 _save_program(program, partial / f"{name}.pt2")
             for file in sorted(partial.iterdir(), reverse=True):  # the weights first
                 file.replace(folder / file.name)
         partial.rmdir()
-        with atomic_path(folder / "vocab.txt") as file:
-            shutil.copyfile(loaded.tokenizer / "vocab.txt", file)
+        words = copy_tokenizer(loaded.tokenizer, folder)
         write_json(folder / CONFIG, to_dict(loaded.config))
         graphs = [file for name in GRAPHS for file in folder.glob(f"{name}.*")]
-        model = {"name": loaded.config.name, "weights": model_fingerprint(loaded.model)}
-        record(folder / RECORD, model=model, files=[*graphs, folder / "vocab.txt", folder / CONFIG])
+        model = {"name": loaded.config.name, "weights": about["fingerprint"]}
+        record(folder / RECORD, model=model, files=[*graphs, *words, folder / CONFIG])
     return folder
-
-
-def metadata(loaded: Pretrained) -> dict[str, str]:
-    """What a program without glip needs to know of the inputs, stored in each ONNX graph."""
-    return {**describe(loaded.config), "glip": __version__, "fingerprint": model_fingerprint(loaded.model)}
 
 
 def trace(model: GLIP, name: str) -> ExportedProgram:
@@ -151,12 +146,7 @@ def write_onnx(program: ExportedProgram, name: str, about: dict[str, str], file:
 @contextmanager
 def _quiet_exporters() -> Iterator[None]:
     """Without the exporters' notes on axis names and on what they skip."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

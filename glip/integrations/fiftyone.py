@@ -35,7 +35,7 @@ class GlipModel(Model):
 
     def __init__(self, detector: Detector, prompt: Words | None = None, threshold: float | None = None) -> None:
         self.detector, self.threshold = detector, threshold
-        self.prompt = detector.encode_text().prompts[0] if prompt is None else as_prompts(prompt)[0]
+        self.prompt = None if prompt is None else as_prompts(prompt)[0]
 
     def predict(self, arg: np.ndarray) -> Any:
         """``fiftyone.Detections`` of an RGB image."""

@@ -22,7 +22,6 @@ _BODIES = (b"application/json", b"multipart/form-data")
 _CHARSET, _UTF8, _PLAIN = re.compile(rb"charset\s*=\s*[\"']?([^\"';\s]*)"), {b"utf-8", b"utf8"}, b"identity"
 _HEAD_SECONDS = 10.0  # for the head of a request
 _LINGER_SECONDS = 5.0  # a refused client may go on sending, so that it reads why
-_LONGEST = 400  # characters of an error
 
 
 class Metrics:
@@ -42,9 +41,7 @@ class Metrics:
 def refusal(status: int, why: str) -> JSONResponse:
     """An error as every endpoint gives it: ``{"error": one sentence}``."""
     headers = {401: {"WWW-Authenticate": 'Basic realm="glip"'}, 503: {"Retry-After": "1"}}.get(status)
-    why = " ".join(why.split())
-    shown = why if len(why) <= _LONGEST else f"{why[: _LONGEST // 2]} ... {why[-_LONGEST // 2 :]}"
-    return JSONResponse({"error": shown}, status, headers)
+    return JSONResponse({"error": " ".join(why.split())}, status, headers)
 
 
 class Guard:
@@ -109,17 +106,14 @@ class Guard:
     async def _post(self, scope: Message, receive: Receive, send: Send) -> JSONResponse | None:
         async with self._free:
             with self._metrics.busy.track_inprogress(), self._metrics.seconds.time():
-                body = await self._body(scope, receive)
+                try:
+                    body = await asyncio.wait_for(self._received(scope, receive), self._config.timeout)
+                except TimeoutError:
+                    return refusal(408, f"the request was not sent within {self._config.timeout:g} seconds")
                 return await self._run(scope, body, receive, send) if isinstance(body, bytes) else body
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes | JSONResponse | None:
-        """The body, or why it is refused; None where the client goes away while sending it."""
-        try:
-            return await asyncio.wait_for(self._received(scope, receive), self._config.timeout)
-        except TimeoutError:
-            return refusal(408, f"the request was not sent within {self._config.timeout:g} seconds")
-
     async def _received(self, scope: Message, receive: Receive) -> bytes | JSONResponse | None:
+        """The body, or why it is refused; None where the client goes away while sending it."""
         most, body = self._config.max_mb * 1e6, bytearray()
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         while max(len(body), int(stated) if stated.isdigit() else 0) <= most:

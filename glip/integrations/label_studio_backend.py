@@ -42,16 +42,12 @@ class Interface(NamedTuple):
 
 
 def read_interface(config: Any) -> Interface:
-    """The interface from its XML.
-
-    Raises:
-        GlipError: not XML, or no RectangleLabels for an Image.
-    """
-    text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str | None, str]()
+    """The interface from its XML."""
+    text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str, str]()
     try:
         if "<!DOCTYPE" not in text and "<!ENTITY" not in text and len(text) <= _LONGEST:
             root = ElementTree.fromstring(text)  # no DOCTYPE, so nothing expands  # nosec B314
-            images = {tag.get("name"): tag.get("value", "") for tag in root.iter("Image")}
+            images = {name: tag.get("value", "") for tag in root.iter("Image") if (name := tag.get("name"))}
             tag = next((tag for tag in root.iter("RectangleLabels") if tag.get("toName") in images), None)
     except ElementTree.ParseError as error:
         problem = f" ({error})"
@@ -73,11 +69,7 @@ def task_labels(interface: Interface, task: Mapping[str, Any]) -> list[tuple[str
 def read_task_prompt(
     interface: Interface, labels: Sequence[tuple[str, str]], context: Any, tuned: Sequence[str], limits: ServeConfig
 ) -> Prompt | None:
-    """What a person wrote into a TextArea, else the labels; None where a task of glip tune has names of its own.
-
-    Raises:
-        GlipError: neither, or a bad prompt.
-    """
+    """What a person wrote into a TextArea, else the labels; None where a task of glip tune has names of its own."""
     for item in map(as_map, as_list(as_map(context).get("result"))):
         if item.get("type") == "textarea" and item.get("from_name") in interface.texts:
             written = as_map(item.get("value")).get("text")
@@ -128,11 +120,7 @@ class ImageSource:
         self._client = httpx.AsyncClient(trust_env=False, timeout=limits.timeout)  # follows no redirects
 
     async def read(self, link: Any) -> bytes:
-        """The bytes of an image.
-
-        Raises:
-            ImageError: an address that is not Label Studio's, or an image that it does not give.
-        """
+        """The bytes of an image."""
         text = link if isinstance(link, str) else ""
         path = text.removeprefix(self._address)
         if text.startswith("data:") or not self._address:
@@ -141,7 +129,7 @@ class ImageSource:
         if _SERVED.fullmatch(path) and ".." not in unquote(path.partition("?")[0]):
             try:
                 found = await self._fetch(path)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # the last of an answer that is no JSON
                 found = f"Label Studio cannot be read ({type(error).__name__}): check its address and access token"
         if isinstance(found, str):
             raise ImageError(found)
@@ -173,7 +161,7 @@ class ImageSource:
         if self._key.count(".") != 2:
             return f"Token {self._key}"
         answer = await self._client.post(f"{self._address}/api/token/refresh", json={"refresh": self._key})
-        return f"Bearer {answer.json()['access']}" if answer.is_success else ""
+        return f"Bearer {as_map(answer.json()).get('access')}" if answer.is_success else ""
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,6 +1,7 @@
 """What ``glip serve`` reads and answers: plain JSON, and the protocol of X-AnyLabeling.
 
-A question is one image and what to find in it. No path or address in a request is ever opened.
+A question is one image and what to find in it. No path or address in a request is ever opened. What cannot be used is a
+GlipError, which the server answers with status 400.
 """
 
 import base64
@@ -25,7 +26,6 @@ from glip.options import DetectOptions
 from glip.schema import checked, did_you_mean, parse
 from glip.structures import Detections, Prompt
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _LETTERS = 30  # characters of a prompt for each name that is allowed
 _DATA_URI = re.compile(r"data:[\w./+-]*(?:;[\w.=+-]+)*;base64,")
 _CORNERS = ((0, 1), (2, 1), (2, 3), (0, 3))  # of a box, clockwise
@@ -59,11 +59,7 @@ class DetectRequest:
 def read_questions(
     request: DetectRequest, files: Sequence[tuple[str, bytes]], detectors: Mapping[str, Detector], limits: ServeConfig
 ) -> list[Question]:
-    """The questions of a plain request; ``files`` are images that came as files, with their names.
-
-    Raises:
-        GlipError: no image, too many, one that is not base64, a bad prompt, an unknown task.
-    """
+    """The questions of a plain request; ``files`` are images that came as files, with their names."""
     listed = [*([request.image] if request.image is not None else []), *request.images]
     images = [*files, *(("", decode_image(text, f"image {place}")) for place, text in enumerate(listed, start=1))]
     if not 0 < len(images) <= limits.max_images:
@@ -75,11 +71,7 @@ def read_questions(
 
 
 def version_of(detectors: Mapping[str, Detector], task: str) -> str:
-    """The model's name, and the task's.
-
-    Raises:
-        GlipError: no such task.
-    """
+    """The model's name, and the task's; an unknown task is refused."""
     if task not in detectors:
         known = [name for name in detectors if name]
         raise GlipError(
@@ -91,46 +83,31 @@ def version_of(detectors: Mapping[str, Detector], task: str) -> str:
 def detect_options(
     limits: ServeConfig, threshold: Any = None, nms: float | None = None, max_detections: int | None = None
 ) -> DetectOptions:
-    """The options of a call of the Detector, without those that are not given."""
-    given = {"threshold": limits.threshold if threshold is None else threshold}
-    given |= {"nms": nms, "max_detections": max_detections}
-    return DetectOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+    """The options of a call of the Detector; None leaves the model's."""
+    threshold = limits.threshold if threshold is None else threshold
+    return DetectOptions(threshold=threshold, nms=nms, max_detections=max_detections)
 
 
 def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt | None:
-    """The prompt of a request; None where it gives none.
-
-    Raises:
-        GlipError: names and a caption, too many names, too long a text, control characters, or nothing named.
-    """
+    """The prompt of a request; None where it gives none."""
     given = caption if names is None else names
     if given is None:
         return None
-    listed = given if isinstance(given, list) else [given]
-    texts = [text for text in listed if isinstance(text, str)]
-    strange = next((text for text in texts if _CONTROL.search(text)), None)
-    length, most, prompt = sum(map(len, texts)), _LETTERS * limits.max_names, None
-    limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
     if names is not None and caption is not None:
-        problem = "got names and a caption: send one of them"
-    elif len(listed) > limits.max_names or length > most:
-        problem = f"got {len(listed)} texts of {length} characters: {limit}"
-    elif strange:
-        problem = f"control characters in the prompt {strange[:60]!r}: leave them out"
-    else:
-        prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
-        problem = f"got {len(prompt.phrases)} names: {limit}"
-    if prompt is None or len(prompt.phrases) > limits.max_names:
-        raise GlipError(problem)
+        raise GlipError("got names and a caption: send one of them")
+    listed = given if isinstance(given, list) else [given]
+    length, most = sum(len(text) for text in listed if isinstance(text, str)), _LETTERS * limits.max_names
+    limit = f"this server reads up to {limits.max_names} names and {most} characters in a prompt"
+    if len(listed) > limits.max_names or length > most:
+        raise GlipError(f"got {len(listed)} texts of {length} characters: {limit}")
+    prompt = Prompt.from_names(given) if caption is None else Prompt.from_caption(caption)
+    if len(prompt.phrases) > limits.max_names:
+        raise GlipError(f"got {len(prompt.phrases)} names: {limit}")
     return prompt
 
 
 def decode_image(text: Any, shown: str = "image") -> bytes:
-    """The bytes of an image file from base64 or a data URI.
-
-    Raises:
-        ImageError: neither; an address or a path too.
-    """
+    """The bytes of an image file from base64 or a data URI."""
     given = text if isinstance(text, str) else ""
     head = _DATA_URI.match(given[:200])
     try:
@@ -142,11 +119,7 @@ def decode_image(text: Any, shown: str = "image") -> bytes:
 
 
 def open_image(data: bytes, limits: ServeConfig, name: str = "") -> Image.Image:
-    """An image of a request as RGB; its file's name is for the errors.
-
-    Raises:
-        ImageError: it cannot be read, or has too many pixels by its header.
-    """
+    """An image of a request as RGB; its file's name is for the errors."""
     file = io.BytesIO(data)
     file.name = name  # type: ignore[attr-defined]
     width, height = stated_size(file)
@@ -197,11 +170,7 @@ def list_models(detectors: Mapping[str, Detector]) -> dict[str, Any]:
 
 
 def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: ServeConfig) -> Question:
-    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set.
-
-    Raises:
-        GlipError: an unknown model, no prompt for the model itself, an image that is not base64.
-    """
+    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set."""
     request, params = as_map(body), as_map(as_map(body).get("params"))
     task, text = str(request.get("model")), params.get("text_prompt")
     task = "" if task == detectors[""].config.name else task
@@ -213,16 +182,16 @@ def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: Se
     )
 
 
-def to_shapes(found: Detections, body: Any) -> dict[str, Any]:
+def to_shapes(found: Detections, names: Sequence[str], body: Any) -> dict[str, Any]:
     """Detections as X-AnyLabeling's rectangles, of the classes that its filter leaves if there is one.
 
-    Whether they replace other shapes is left to the person there.
+    ``names`` are those of the prompt's phrases. Whether they replace other shapes is left to the person there.
     """
     wanted = as_map(as_map(body).get("params")).get("filter_classes")
     shapes = [
-        {"label": one.phrase, "shape_type": "rectangle", "points": [[one.box[x], one.box[y]] for x, y in _CORNERS]}
-        | {"score": one.score}
-        for one in found
-        if not isinstance(wanted, list) or not wanted or one.phrase in wanted
+        {"label": names[label], "shape_type": "rectangle", "points": [[box[x], box[y]] for x, y in _CORNERS]}
+        | {"score": score}
+        for box, score, label, _ in found
+        if not isinstance(wanted, list) or not wanted or names[label] in wanted
     ]
     return {"success": True, "data": {"shapes": shapes, "description": ""}}

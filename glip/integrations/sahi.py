@@ -35,8 +35,7 @@ class GlipDetectionModel(DetectionModel):
     def set_model(self, model: Detector, **_: Any) -> None:
         """Use a detector, with the names of its task where there is no prompt."""
         self.model = model.resized(self.image_size) if self.image_size else model
-        self.prompt = self.prompt or model.encode_text().prompts[0]
-        self.category_mapping = self.prompt.class_names
+        self.category_mapping = (self.prompt or model.encode_text().prompts[0]).class_names
 
     def perform_inference(self, image: np.ndarray) -> None:
         """Detect in one RGB image."""

@@ -50,6 +50,11 @@ class Service:
             image = await asyncio.wrap_future(opened)
             return await asyncio.wrap_future(self.batcher.submit(question, image))
 
+    def _names(self, task: str) -> tuple[str, ...]:
+        """The classes of a task; of the model itself none."""
+        adaptation = self._detectors[task].adaptation
+        return adaptation.names if adaptation else ()
+
     async def detect(self, request: Request) -> Response:
         """Detect what names, a caption or a task say: in JSON, or in a form with the images as files."""
         if request.headers["content-type"].lower().startswith("multipart/form-data"):
@@ -72,7 +77,8 @@ class Service:
         """X-AnyLabeling: rectangles for an image."""
         body = await _json_of(request)
         question = await asyncio.to_thread(messages.read_shape_question, body, self._detectors, self._config)
-        return JSONResponse(messages.to_shapes(await self._find(question), body))
+        names = question.prompt.texts if question.prompt else self._names(question.task)
+        return JSONResponse(messages.to_shapes(await self._find(question), names, body))
 
     async def health(self, task: str = "") -> Response:
         """Whether the server is up, also for Label Studio."""
@@ -94,7 +100,7 @@ class Service:
         body, version = await _json_of(request), messages.version_of(self._detectors, task)
         interface, context = label_studio.read_interface(body.get("label_config")), as_map(body.get("params"))
         tasks = [as_map(one) for one in as_list(body.get("tasks"))]
-        names = self._detectors[task].adaptation.names if task else ()  # type: ignore[union-attr]
+        names = self._names(task)
 
         async def find(one: Mapping[str, Any]) -> dict[str, Any]:
             labels = label_studio.task_labels(interface, one)

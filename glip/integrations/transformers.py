@@ -19,7 +19,7 @@ from glip.detector import Detector
 from glip.errors import GlipError, needs
 from glip.experiment import to_dict
 from glip.model.glip import build
-from glip.model.vision import WindowAttention, relative_places
+from glip.model.vision import WindowAttention
 from glip.options import read_thresholds
 from glip.postprocess import postprocess
 from glip.processor import ImageProcessor
@@ -82,7 +82,7 @@ class GlipForObjectDetection(transformers.PreTrainedModel):
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Weights keep the initial values of ``build``; a buffer that is not in the file is computed again."""
         if isinstance(module, WindowAttention):
-            module.relative_index.copy_(relative_places(module.window))
+            module.number_places()
 
     def forward(
         self,
@@ -241,15 +241,7 @@ class GlipProcessor(transformers.ProcessorMixin):
             if text.input_ids.tolist() != ids.tolist():
                 raise GlipError("text_labels are not the text of input_ids: give what the processor was given as text")
         found = self.image_processor.detections(outputs, text, threshold, target_sizes)
-        return [
-            {
-                "scores": one.scores,
-                "boxes": one.boxes,
-                "labels": one.labels,
-                "text_labels": [p.text for p in one.phrases],
-            }
-            for one in found
-        ]
+        return [{**_parts(one), "text_labels": [phrase.text for phrase in one.phrases]} for one in found]
 
     def _read_back(self, ids: torch.Tensor, mask: torch.Tensor) -> TextBatch:
         """The names that a caption lists, with dots between them."""

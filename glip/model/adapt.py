@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -110,11 +110,7 @@ def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
 
 
 def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
-    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task.
-
-    Raises:
-        GlipError: a task of another mode than lora.
-    """
+    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task."""
     refuse_mode(adaptation, ("lora",), "become an adapter of peft")
     names = [name.removesuffix(LORA_A) for name in adaptation.weights if name.endswith(LORA_A)]
     rank = len(adaptation.weights[names[0] + LORA_A])  # as alpha too: the scale is in the weights
@@ -132,11 +128,7 @@ def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> No
 
 
 def task_file(path: str | Path) -> Path:
-    """A task file itself, or the only one in a folder that ``glip tune`` has written.
-
-    Raises:
-        CheckpointError: a folder with none, or with several.
-    """
+    """A task file itself, or the only one in a folder that ``glip tune`` has written."""
     path = Path(path)
     found = sorted([*path.glob(TASK_FILE), *path.glob(f"*/{TASK_FILE}")]) if path.is_dir() else [path]
     if len(found) != 1:
@@ -164,9 +156,7 @@ def load_adaptation(path: str | Path) -> Adaptation:
         prompt = Prompt(task.caption, tuple(map(Phrase, task.texts, task.spans)))
     except ValueError as error:
         raise CheckpointError(f"task {str(file)!r} is broken ({error}): tune again") from None
-    plain = asdict(task)
-    for key in ("caption", "spans", "texts"):
-        plain.pop(key)
+    plain = {name: value for name, value in vars(task).items() if name not in ("caption", "spans", "texts")}
     weights = {name.removeprefix(_WEIGHT).removeprefix(_PEFT): value for name, value in tensors.items()}
     return Adaptation(**plain, prompt=prompt, offsets=offsets, weights=weights)
 

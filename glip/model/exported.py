@@ -17,7 +17,9 @@ from torch import nn
 from glip.config import ModelConfig
 from glip.errors import CheckpointError, needs
 from glip.geometry.anchors import STRIDES, grid_anchors, level_sizes
-from glip.model.glip import GLIP, Hidden, Map, Mask
+from glip.model.dyhead import Map
+from glip.model.glip import GLIP
+from glip.model.language import Hidden, Mask
 from glip.shapes import Float, Int, Tensor
 from glip.structures import Outputs
 
@@ -25,7 +27,6 @@ GRAPHS = IMAGE, TEXT, HEAD = "image_encoder", "text_encoder", "head"  # the stem
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 INPUTS = {IMAGE: ("pixels",), TEXT: ("input_ids", "attention_mask"), HEAD: (*LEVELS, "hidden", "attention_mask")}
 OUTPUTS = {IMAGE: LEVELS, TEXT: ("hidden",), HEAD: ("token_logits", "box_deltas", "centerness")}
-MIN_RUNTIME = (1, 25)  # earlier ones cannot run DeformConv on a CPU
 _DIVISOR = STRIDES[LEVELS.index("p5")]  # of the sides of an image
 
 
@@ -50,7 +51,6 @@ class ExportedGLIP(GLIP):
         nn.Module.__init__(self)  # no weights of its own
         self.folder, self.config = folder, config
         self._load(["CPUExecutionProvider"])
-        self.language = _TextEncoder(self)  # type: ignore[assignment]
 
     def _load(self, providers: Sequence[str]) -> None:
         self._graphs = {name: _open_graph(self.folder, name, providers) for name in GRAPHS}
@@ -66,11 +66,7 @@ class ExportedGLIP(GLIP):
             )
 
     def to(self, device: Any, *_: Any, **__: Any) -> "ExportedGLIP":  # type: ignore[override]
-        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory.
-
-        Raises:
-            CheckpointError: this onnxruntime has no CUDA.
-        """
+        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory."""
         if torch.device(device).type == "cuda":
             if "CUDAExecutionProvider" not in _runtime().get_available_providers():
                 raise CheckpointError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or give --device cpu")
@@ -94,10 +90,13 @@ class ExportedGLIP(GLIP):
     def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Map, ...]:
         """See ``GLIP.encode_image``."""
         batch, _, height, width = pixels.shape
-        is_padded = height % _DIVISOR == width % _DIVISOR == 0
-        problem = f"an image of {height} x {width} pixels: pad its sides to multiples of {_DIVISOR}"
         shapes = [(batch, self.config.head.channels, *size) for size in level_sizes(height, width)]
-        return tuple(self.compute(IMAGE, shapes, pixels, problem="" if is_padded else problem))
+        return tuple(self._compute(IMAGE, shapes, pixels))
+
+    def language(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Mask) -> Hidden:  # type: ignore[override]
+        """See ``TextEncoder``."""
+        [hidden] = self._compute(TEXT, [(*input_ids.shape, self.config.language.hidden)], input_ids, attention_mask)
+        return hidden
 
     def fuse_and_predict(self, levels: Sequence[Map], hidden: Hidden, attention_mask: Mask) -> Outputs:
         """See ``GLIP.fuse_and_predict``."""
@@ -105,40 +104,25 @@ class ExportedGLIP(GLIP):
         anchors = grid_anchors(sizes)
         rows = (len(hidden), len(anchors))
         shapes = [(*rows, hidden.shape[1]), (*rows, 4), rows]
-        logits, deltas, centerness = self.compute(HEAD, shapes, *levels, hidden, attention_mask)
+        logits, deltas, centerness = self._compute(HEAD, shapes, *levels, hidden, attention_mask)
         return Outputs(logits, deltas, centerness, anchors, sizes)
 
-    def compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor, problem: str = "") -> list[Tensor]:
-        """Run a graph, whose outputs have these shapes, unless there is a problem with the inputs.
-
-        Raises:
-            CheckpointError: there is, or it cannot run, or gives others.
-        """
-        values, found, why = [np.ascontiguousarray(value.numpy()) for value in inputs], list[np.ndarray](), ""
+    def _compute(self, name: str, shapes: Sequence[tuple[int, ...]], *inputs: Tensor) -> list[Tensor]:
+        """Run a graph, whose outputs have these shapes."""
+        values = {key: np.ascontiguousarray(value.numpy()) for key, value in zip(INPUTS[name], inputs, strict=True)}
+        found, why = list[np.ndarray](), ""
         try:
-            found = [] if problem else self._graphs[name].run(None, dict(zip(INPUTS[name], values, strict=True)))
-            why = "" if problem or [x.shape for x in found] == list(shapes) else str([x.shape for x in found])
-            why = why or ("" if all(np.isfinite(x).all() for x in found) else "numbers that are not finite")
+            found = self._graphs[name].run(None, values)
+            if [x.shape for x in found] != shapes:
+                why = str([x.shape for x in found])
+            elif not all(np.isfinite(x).all() for x in found):
+                why = "numbers that are not finite"
         except Exception as error:  # its classes are many, and have no parent of their own
             why = " ".join(str(error).split())[:200]
         if why:
             file = str(self.folder / f"{name}.onnx")
-            problem = f"{file!r} does not compute what GLIP does ({why}): export the model again"
-        if problem:
-            raise CheckpointError(problem)
+            raise CheckpointError(f"{file!r} does not compute what GLIP does ({why}): export the model again")
         return [torch.from_numpy(value) for value in found]
-
-
-class _TextEncoder(nn.Module):
-    def __init__(self, model: ExportedGLIP) -> None:
-        super().__init__()
-        self._run, self._config = model.compute, model.config
-
-    def forward(self, input_ids: Int[Tensor, "batch tok"], attention_mask: Mask) -> Hidden:
-        most, tokens = self._config.max_tokens, input_ids.shape[1]
-        problem = f"a prompt of {tokens} tokens: the model reads up to {most}" if tokens > most else ""
-        shapes = [(*input_ids.shape, self._config.language.hidden)]
-        return self._run(TEXT, shapes, input_ids, attention_mask, problem=problem)[0]
 
 
 def _open_graph(folder: Path, name: str, providers: Sequence[str]) -> Any:
@@ -162,7 +146,4 @@ def _open_graph(folder: Path, name: str, providers: Sequence[str]) -> Any:
 def _runtime() -> Any:
     with needs("onnx"):
         import onnxruntime
-    version = onnxruntime.__version__
-    if tuple(map(int, version.split(".")[:2])) < MIN_RUNTIME:
-        raise CheckpointError(f"onnxruntime {version} has no deformable convolution on a CPU: install 1.25 or later")
     return onnxruntime

@@ -15,17 +15,13 @@ from torch.utils.checkpoint import checkpoint
 from glip.config import HeadConfig, LanguageConfig, ModelConfig, VisionConfig
 from glip.errors import ConfigError
 from glip.geometry.anchors import grid_anchors
-from glip.model.dyhead import DynamicBlock
+from glip.model.dyhead import DynamicBlock, Map
 from glip.model.fusion import Fusion, Gate
 from glip.model.heads import BoxHead, TokenHead
-from glip.model.language import TextEncoder, TextLayer
+from glip.model.language import Hidden, Mask, TextEncoder, TextLayer
 from glip.model.vision import NUM_LEVELS, FeaturePyramid, ResNet, Swin
-from glip.shapes import Bool, Float, Tensor
+from glip.shapes import Float, Tensor
 from glip.structures import Batch, Outputs, TextBatch
-
-Map = Float[Tensor, "batch chan _height _width"]  # levels differ in size
-Hidden = Float[Tensor, "batch tok hidden"]  # token features
-Mask = Bool[Tensor, "batch tok"]  # True: a token, not padding
 
 
 class TowerStage(nn.Module):

@@ -12,7 +12,7 @@ from glip.config import LanguageConfig
 from glip.model.products import Linear
 from glip.shapes import Bool, Float, Int, Tensor
 
-Hidden = Float[Tensor, "batch tok chan"]
+Hidden = Float[Tensor, "batch tok hidden"]  # token features
 Mask = Bool[Tensor, "batch tok"]  # True: a token, not padding
 
 _EPS = 1e-12

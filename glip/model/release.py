@@ -7,14 +7,11 @@ into the release's, so that each of our names is written down once. Weights of a
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from glip.config import ModelConfig
 from glip.errors import CheckpointError
-from glip.experiment import merge, read_yaml, to_dict
 from glip.schema import parse
 from glip.shapes import Tensor
 
@@ -86,19 +83,10 @@ _TIMM: Rules = [  # to the release's names: timm's merging belongs to the later 
     (r"^layers\.(\d+)\.downsample\.", "layers.{-1}.downsample."),
     (r"^", "backbone.body."),
 ]
-_YACS = {  # keys of the release's YAML configs -> section and key of ModelConfig
-    "INPUT.MIN_SIZE_TEST": ("image", "min_size"),
-    "INPUT.MAX_SIZE_TEST": ("image", "max_size"),
-    "MODEL.DYHEAD.SCORE_AGG": ("inference", "aggregate"),
-    "MODEL.ATSS.INFERENCE_TH": ("inference", "candidate_threshold"),
-    "MODEL.ATSS.PRE_NMS_TOP_N": ("inference", "candidates_per_level"),
-    "MODEL.ATSS.NMS_TH": ("inference", "nms"),
-    "MODEL.ATSS.DETECTIONS_PER_IMG": ("inference", "max_detections"),
-    "MODEL.LANGUAGE_BACKBONE.MAX_QUERY_LEN": ("max_tokens",),
-}
+_PROMPT_ROWS = 256  # of the release's table of prompt offsets, of which it uses no more
 
 
-def from_foreign(state: Mapping[str, Tensor], *, max_tokens: int = 256) -> State:
+def from_foreign(state: Mapping[str, Tensor]) -> State:
     """Weights of the 2022 release or of mmdetection under our names, without those that influence no result."""
     state = {key.removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith("bbox_head.") for key in state):
@@ -111,7 +99,7 @@ def from_foreign(state: Mapping[str, Tensor], *, max_tokens: int = 256) -> State
     if scales:
         renamed["boxes.scales"] = torch.cat([scale.flatten() for scale in scales])
     if "prompt_offsets" in renamed:
-        renamed["prompt_offsets"] = renamed["prompt_offsets"][:max_tokens].clone()
+        renamed["prompt_offsets"] = renamed["prompt_offsets"][:_PROMPT_ROWS].clone()
     return renamed
 
 
@@ -176,21 +164,6 @@ def infer_config(state: Mapping[str, Tensor], name: str) -> ModelConfig:
         "inference": {"inclusive": True},
     }
     return parse(ModelConfig, tree, error=CheckpointError)
-
-
-def load_yacs(path: Path, config: ModelConfig) -> ModelConfig:
-    """A config completed by a YAML file of the 2022 release (yacs): image sizes, inference options, token limit."""
-    tree = read_yaml(path)
-    for dotted, ours in _YACS.items():
-        value: Any = tree
-        for key in dotted.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
-            value = value.lower() if isinstance(value, str) else value
-            for key in reversed(ours):
-                value = {key: value}
-            config = parse(ModelConfig, merge(to_dict(config), value), at=f"{path} ({dotted})")
-    return config
 
 
 def _from_mmdet(state: Mapping[str, Tensor]) -> State:

@@ -33,7 +33,16 @@ class WindowAttention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self.register_buffer("relative_index", relative_places(window), persistent=False)
+        self.register_buffer("relative_index", torch.zeros(window**2, window**2, dtype=torch.int64), persistent=False)
+        self.number_places()
+
+    def number_places(self) -> None:
+        """Give each pair of places in a window its row of the bias table, by their distance."""
+        axis = torch.arange(self.window, device=self.relative_index.device)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        dy = y.flatten()[:, None] - y.flatten()[None] + self.window - 1
+        dx = x.flatten()[:, None] - x.flatten()[None] + self.window - 1
+        self.relative_index.copy_(dy * (2 * self.window - 1) + dx)
 
     def forward(self, x: Float[Tensor, "window place chan"], mask: Tensor | None) -> Float[Tensor, "window place chan"]:
         windows, places, width = x.shape
@@ -332,15 +341,6 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def relative_places(window: int) -> Tensor:
-    """For each pair of places in a window the row of the bias table, by their distance."""
-    axis = torch.arange(window)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
-    dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
-    return dy * (2 * window - 1) + dx
 
 
 def _shift_mask(height: int, width: int, window: int, device: torch.device) -> Float[Tensor, "window place place"]:

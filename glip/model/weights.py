@@ -26,8 +26,8 @@ from glip.files import atomic_path, write_json
 from glip.model.exported import IMAGE, ExportedGLIP
 from glip.model.glip import GLIP, build
 from glip.model.language import TextLayer, quantize_rows
-from glip.model.release import State, from_foreign, from_timm, infer_config, load_yacs
-from glip.model.vision import timm_weights
+from glip.model.release import State, from_foreign, from_timm, infer_config
+from glip.model.vision import WindowAttention, timm_weights
 from glip.model.zoo import check_published, checkpoints, details_of
 from glip.provenance import RECORD, record, renew, sha256
 from glip.schema import parse, parse_json
@@ -41,7 +41,6 @@ RELEASED = {one.name: one.file for one in checkpoints() if one.origin == "releas
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # in a model folder, beside the tokenizer's
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME on the hub
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_INITIALIZERS = re.compile(r"(normal|uniform|(kaiming|xavier)_(normal|uniform)|trunc_normal|erfinv)_")
 _PROGRAM = "of torch.export, whose programs may hold any code and are never run"
 _ROWS, _SCALES = ".int8_rows", ".int8_scales"  # how a matrix of 8 bits is stored
 
@@ -81,32 +80,25 @@ def load_pretrained(name_or_path: str | Path) -> Pretrained:
 def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
     """A model with given weights, for which no random numbers are drawn; ``path`` is named in errors."""
     try:
-        with torch.device("meta"), _WithoutInitialValues():
-            sizes = build(config).state_dict()
+        with torch.device("meta"), _WithoutNormal():
+            model = build(config)
     except (RuntimeError, TypeError) as error:  # numbers beyond 64 bits
         raise CheckpointError(f"{str(path)!r}: no model has such sizes ({str(error)[:80]}): check its config") from None
-    check_fit(sizes, state, repr(str(path)))
-    with _WithoutInitialValues():
-        model = build(config)
-    model.load_state_dict(state)
+    check_fit(model.state_dict(), state, repr(str(path)))
+    model.to_empty(device="cpu").load_state_dict(state)
+    for part in model.modules():
+        if isinstance(part, WindowAttention):
+            part.number_places()
     return model
 
 
 def known_sha256(name: str) -> tuple[Path, str]:
-    """The weights of a public name on this machine, and their checksum as stated here or by the hub; "" if unknown.
-
-    Raises:
-        CheckpointError: unknown name, or no network to download it.
-    """
+    """The weights of a public name on this machine, and their checksum as stated here or by the hub; "" if unknown."""
     path = find_model(name)
-    stated = next((one.sha256 for one in checkpoints() if one.name == name), "")
-    return (path / WEIGHTS, stated) if path.is_dir() else (path, _hub_sha256(path))
-
-
-def _hub_sha256(path: Path) -> str:
-    """What the hub says of a large file in its cache, which is named after its checksum; "" for another file."""
-    stored = path.resolve().name
-    return stored if re.fullmatch(r"[0-9a-f]{64}", stored) else ""
+    if path.is_dir():
+        return path / WEIGHTS, next(one.sha256 for one in checkpoints() if one.name == name)
+    stored = path.resolve().name  # the hub names a large file in its cache after its checksum
+    return path, stored if _SHA256.fullmatch(stored) else ""
 
 
 def pretrained_config(name_or_path: str | Path) -> ModelConfig:
@@ -131,22 +123,28 @@ def save_pretrained(
             state[key + _ROWS], state[key + _SCALES] = quantize_rows(value.detach().cpu())
         else:
             state[key] = value.half() if half and value.is_floating_point() else value
-    words = {file.name: file.read_bytes() for file in Tokenizer(vocabulary).files}
+    words = copy_tokenizer(vocabulary, folder)
     save_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    write_json(folder / CONFIG, to_dict(config))
+    record(folder / RECORD, files=[folder / WEIGHTS, folder / CONFIG, *words])
+
+
+def copy_tokenizer(source: Path, folder: Path) -> list[Path]:
+    """Write the tokenizer's files of one folder into another, in place of those there."""
+    words = {file.name: file.read_bytes() for file in Tokenizer(source).files}
     for name, content in words.items():
         with atomic_path(folder / name) as file:
             file.write_bytes(content)
-    write_json(folder / CONFIG, to_dict(config))
-    record(folder / RECORD, files=[folder / name for name in (WEIGHTS, CONFIG, *words)])
+    for old in Tokenizer(folder).files:
+        if old.name not in words:
+            old.unlink()
+    return [folder / name for name in words]
 
 
 def store_thresholds(folder: str | Path, thresholds: Mapping[str, float], data: str) -> None:
     """Store lowest scores by phrase in the config of a model folder; those of other phrases stay.
 
     ``data`` is the fingerprint of the set that they were chosen on.
-
-    Raises:
-        CheckpointError: no model folder.
     """
     config = _read_config(Path(folder))
     seen = dict.fromkeys([*(config.trained_on_data or [UNSTATED]), VALIDATED + data])
@@ -193,13 +191,12 @@ def start_vision(model: GLIP, source: str | Path) -> None:
     fit(model.vision, {**weights, **norms}, path)
 
 
-class _WithoutInitialValues(TorchFunctionMode):
-    """Zeros for the random initial values of a model that is filled at once: torch draws until all are in bounds."""
+class _WithoutNormal(TorchFunctionMode):
+    """Leaves out normal initial values: on the meta device they are nothing, but load torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _INITIALIZERS.fullmatch(func.__name__):
-            with torch.no_grad():
-                return (args[0] if args else kwargs["tensor"]).zero_()
+        if func.__name__.endswith("normal_"):
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs or {})
 
 
@@ -358,22 +355,15 @@ def _read_config(folder: Path) -> ModelConfig:
 
 
 def _read_foreign(path: Path, name: str) -> tuple[ModelConfig, State]:
-    """The config and the renamed weights of a checkpoint of the release or of mmdetection.
-
-    What no shape shows is read from the release's YAML beside it: of the same name, or the only one in the folder.
-    """
+    """The config and the renamed weights of a checkpoint of the release or of mmdetection."""
     if name not in RELEASED:  # which was checked when it was downloaded
         check_published(path)
     state = read_tensors(path)
     try:
-        config = infer_config(from_foreign(state), name)
+        renamed = from_foreign(state)
+        return infer_config(renamed, name), renamed
     except CheckpointError as error:
         raise CheckpointError(
             f"{str(path)!r} is not a GLIP checkpoint of the 2022 release or of mmdetection ({error}; its first key is "
             f"{next(iter(state), None)!r}): give such a checkpoint, or a model folder instead of the file in it"
         ) from None
-    found = sorted(path.parent.glob("*.y*ml"))
-    beside = [file for file in found if file.stem == path.stem] or (found if len(found) == 1 else [])
-    if beside:
-        config = load_yacs(beside[0], config)
-    return config, from_foreign(state, max_tokens=config.max_tokens)

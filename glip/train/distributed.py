@@ -70,9 +70,6 @@ def process_group(device: torch.device | str = "cpu", *, minutes: float = 30.0) 
 
     A process that waits longer than ``minutes`` for another one ends with an error. A process that fails leaves the
     group, so that the others end soon.
-
-    Raises:
-        ConfigError: more processes than GPUs.
     """
     names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
     rank, size, local = (int(os.environ.get(*name)) for name in names)
@@ -148,7 +145,8 @@ def full_tensor(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, sharded as ``other`` is."""
+    """A whole tensor of the size of ``other``, sharded as that is."""
+    value = value.reshape(other.shape)  # of another size: an error
     if not hasattr(other, "placements"):
         return value
     from torch.distributed.tensor import distribute_tensor

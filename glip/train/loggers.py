@@ -67,11 +67,7 @@ class Loggers:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that are not installed.
-
-    Raises:
-        ConfigError: naming the extra.
-    """
+    """Refuse loggers that are not installed."""
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise ConfigError(

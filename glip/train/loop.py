@@ -25,7 +25,7 @@ from glip.files import atomic_write, refuse_other_run
 from glip.model.glip import GLIP
 from glip.model.weights import weights_fingerprint
 from glip.signals import AGAIN, GracefulStop
-from glip.train.checkpoint import BEST, LAST, Tree, check_kinds, read_progress, read_state, restore, save_state
+from glip.train.checkpoint import BEST, LAST, Tree, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
 from glip.train.log import Progress, RunLog
 from glip.train.loggers import Loggers, check_loggers
@@ -68,11 +68,8 @@ def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     ``train.steps`` may change as long as the steps already done, and the next one, have the same learning rate under
     both. Drops and the cosine are shares of the run, so this ends at the first drop, or with the warm-up.
     """
-    before, now, path = state["made_from"], experiment.train, Path(experiment.train.output, LAST)
-    made_from = {"model": {}, "data": {"validate": []}, "train": {"steps": 0, "validate_images": 0}}
-    check_kinds(path, state, {"made_from": made_from, "progress": {"step": 0}})
-    done = state["progress"]["step"]
-    old = before["train"]["steps"]
+    before, now = state["made_from"], experiment.train
+    done, old = state["progress"]["step"], before["train"]["steps"]
     same_rates = old == now.steps or all(
         rate_factor(step, old, now) == rate_factor(step, now.steps, now) for step in range(done + 1)
     )
@@ -114,9 +111,6 @@ class TrainRun:
     The model that is validated and saved has the average of the weights (``train.ema``), mixed with the starting
     weights (``train.wise_ft``). The finished one is the state with the best validation, or as ``train.final`` says the
     last one, as without a validation.
-
-    Raises:
-        GlipError: the output folder holds a run of another config, or a setting that cannot work.
     """
 
     experiment: Experiment  # its train part is used here, and all of it is written to the output
@@ -157,7 +151,7 @@ class TrainRun:
 
     def _resume(self, state: Tree) -> None:
         restore(self.output / LAST, state, self.stepper, self.model.state_dict(), self.ema)
-        self.progress = progress = read_progress(self.output / LAST, state, Progress)
+        self.progress = progress = Progress(**state["progress"])
         self.report(f"resumed {self.output / LAST} at step {progress.step}")
         processes = len(state["random"])
         if processes != self.group.size:
@@ -211,7 +205,6 @@ class TrainRun:
         self.kept_step = progress.best_step
         self.report(f"the model is that of step {progress.best_step}, which validated best ({progress.best:.3f})")
         state = read_state(self.output / BEST)
-        check_kinds(self.output / BEST, state, {"model": self.finished.state_dict(), "ema": {}})
         return self._final_model(state["model"] | state["ema"])
 
     def _note(self, step: Step, outcome: Outcome, rate: float) -> None:

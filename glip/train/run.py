@@ -1,6 +1,6 @@
 """From a config to a finished run: the model to start from, the mixture, the loop, and the folder of the model."""
 
-import re
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,11 +117,7 @@ def _record_start(experiment: Experiment, surveys: Mapping[str, Survey], validat
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
-    """The model a run begins with, its config with the names of the training sets, and its tokenizer's folder.
-
-    Raises:
-        CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
-    """
+    """The model a run begins with, its config with the names of the training sets, and its tokenizer's folder."""
     config, start, inherited, vocabulary = experiment.model, experiment.train.start, ModelConfig(), ASSETS / BUNDLED
     if start:
         loaded = load_pretrained(start)
@@ -145,15 +141,10 @@ def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
 
 
 def readable_names(names: Sequence[str], root: str | None = None, split: str = "train") -> dict[str, str]:
-    """Short names of datasets as ``glip evaluate`` has them; where two are alike, of files with their folders."""
-    given = {name: dataset_name(name, root, split) if "/" in name or Path(name).is_file() else name for name in names}
-    if len(set(given.values())) == len(given):
-        return given
-    parts = {name: Path(re.sub(r"\.[^./]+?(?=(:\w+)?$)", "", name)).absolute().parts[1:] for name in names}
-    paths = [name for name in names if "/" in name or Path(name).is_file()]
-    short = dict(zip(names, names, strict=True))
-    for depth in range(2, max(map(len, parts.values()), default=0) + 2):
-        short |= {name: "/".join(parts[name][-depth:]) for name in paths}
-        if len(set(short.values())) == len(short):
-            break
-    return short
+    """Short names of datasets as ``glip evaluate`` has them; where two are alike, files by their paths below all."""
+    files = [name for name in names if "/" in name or Path(name).is_file()]
+    short = {name: dataset_name(name, root, split) if name in files else name for name in names}
+    if len(set(short.values())) == len(short):
+        return short
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(name)) for name in files])
+    return short | {name: os.path.relpath(name, shared) for name in files}

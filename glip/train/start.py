@@ -31,7 +31,5 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     config = pretrained_config(start)
     inference = replace(config.inference, inclusive=False, temperature=1.0)  # boxes as our readers give them
     name = Path(stated.train.output).resolve().name
-    usual = to_dict(
-        replace(config, inference=inference, thresholds={}, name=name)
-    )  # like the temperature, of its weights
+    usual = to_dict(replace(config, inference=inference, thresholds={}, name=name))  # which are of its weights too
     return parse(Experiment, {**tree, "model": merge(usual, tree.get("model") or {})})

@@ -21,7 +21,7 @@ from glip.files import refuse_other_run
 from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
 from glip.signals import AGAIN, GracefulStop
-from glip.train.checkpoint import LAST, check_kinds, read_progress, read_state, restore, save_state
+from glip.train.checkpoint import LAST, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
 from glip.train.step import Outcome, Stepper, prepare
@@ -57,9 +57,6 @@ class TuneRun:
     """One tuning, new or as its state file has it; called, it tunes to the end.
 
     Under torchrun every process makes one; the main one writes.
-
-    Raises:
-        GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
     tuner: Tuner  # on the device of this process
@@ -92,8 +89,7 @@ class TuneRun:
             may_change = _MAY_CHANGE if config.mode == "lora" else (*_MAY_CHANGE, *LORA_ONLY)
             refuse_other_run(self.folder, stored["made_from"], self.made_from, may_change=may_change)
             restore(self.path, stored, self.stepper, tuner.learned())
-            self.state = read_progress(self.path, stored, TuneState)
-            check_kinds(self.path, self.state.best, {name: value.detach() for name, value in tuner.learned().items()})
+            self.state = TuneState(**stored["progress"])
 
     def __call__(self, report: Callable[[str], None] = print) -> Adaptation:
         """Tune to the end; the result is the best state by validation.

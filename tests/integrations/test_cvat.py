@@ -44,6 +44,12 @@ def test_rectangles_with_the_ids_of_the_task(annotate, tiny_detector, image):
         assert [shape.label_id for shape in first] == [{0: 5, 2: 7}[number] for number in wanted.classes.tolist()]
 
 
+def test_a_task_finds_what_it_learned(detectors, image):
+    function, wanted = glip_cvat.DetectionFunction(detectors["plants"]), detectors["plants"](image)
+    given = function.detect(SimpleNamespace(conf_threshold=None), image)
+    assert [one.points for one in given] == wanted.boxes.tolist() and len(wanted) == 7
+
+
 def test_parameters_of_the_command_line(tiny_folder):
     function = glip_cvat.create(names="a car. a tree", model=str(tiny_folder), device="cpu")
     assert [label.name for label in function.spec.labels] == ["a car", "a tree"]

@@ -1,8 +1,8 @@
 # ruff: noqa: E402
 """`glip demo`: the page finds what the Detector finds, filters without it, and gives no file of the machine."""
 
-import io
 import json
+import os
 import shutil
 import socket
 import sys
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from zipfile import ZipFile
 
-import numpy as np
 import pytest
 from PIL import Image
 from test_docs import ROOT, blocks, run_shell
@@ -23,6 +22,7 @@ from test_docs import ROOT, blocks, run_shell
 for package in ("gradio", "prometheus_client"):
     pytest.importorskip(package, reason="glip demo needs the extra demo")
 import httpx
+import numpy as np
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -122,6 +122,8 @@ def test_the_slider_filters_and_the_model_is_not_called_again(alone, detectors, 
         )
     client = Client(alone, verbose=False)
     shown, words, table, *_ = detect(client, upload, WORDS)
+    drawn, expected = (np.asarray(one).astype(int) for one in (Image.open(shown), own.draw(image)))
+    assert drawn.shape == expected.shape and abs(drawn - expected).mean() < 4, "JPEG"
     assert table["data"] == rows(own) and len(own) > 3 and calls == ["_encode_image", "_fuse"]
     few = client.predict(middle, api_name="/filter")
     assert few[2]["data"] == rows(high) and 0 < len(high) < len(own)
@@ -259,6 +261,8 @@ def test_uploads_are_removed(detectors, upload, monkeypatch):
     with running({"": detectors[""]}) as url, httpx.Client(base_url=url, trust_env=False, timeout=60) as web:
         [sent] = web.post("/gradio_api/upload", files={"files": upload.read_bytes()}).json()
         own, folder, deadline = Path(sent), Path(sent).parents[1], time.monotonic() + 30
+        (folder / "a" / "folder").mkdir(parents=True)  # what cannot be deleted keeps nothing else
+        os.utime(folder / "a" / "folder", (0, 0))
         while own.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not own.exists() and folder.stat().st_mode & 0o77 == 0
@@ -302,41 +306,16 @@ def ask(browser, url: str, upload: Path, size: tuple[int, int]):
     return page
 
 
-def framed(page, box, factor: float, colour: tuple[int, ...]) -> float:
-    """The share of a frame's points, as the page shows the image, that have a colour."""
-    shown = page.get_by_alt_text("the image with boxes").first
-    values = np.asarray(Image.open(io.BytesIO(shown.screenshot())).convert("RGB")).astype(int)
-    width, height = shown.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    assert np.allclose(values.shape[:2], (height, width), atol=1), "the image has its own size here"
-    left, top, right, bottom = (side * factor for side in box)
-    steps = np.linspace(0.1, 0.9, 40)
-    across, down = left + steps * (right - left), top + steps * (bottom - top)
-    points = [*((x, y) for x in across for y in (top, bottom)), *((x, y) for y in down for x in (left, right))]
-    hits = []
-    for x, y in points:
-        near = values[max(round(y) - 2, 0) : round(y) + 3, max(round(x) - 2, 0) : round(x) + 3]
-        hits.append(bool((abs(near - colour).max(-1) < 50).any()))
-    return float(np.mean(hits))
-
-
 @pytest.mark.slow
-def test_boxes_are_at_the_right_pixels_and_the_slider_removes_them(browser, alone, detectors, image, upload):
+def test_the_page_shows_what_is_found_and_the_slider_removes_it(browser, alone, detectors, image, upload):
     best = detectors[""](image, NAMES, threshold=0.05)[0]
-    colour, other = palette(NAMES)[best.label], [side + 9 for side in best.box]
     page = ask(browser, alone, upload, (1200, 900))
+    row = page.get_by_text(f"{best.score:.2f}", exact=True).locator("visible=true").first
+    row.wait_for()
     slider = page.get_by_label("number input for Lowest score")
-
-    def move_to(least: str, is_done) -> None:
-        slider.fill(least)
-        slider.press("Enter")
-        deadline = time.monotonic() + 60
-        while not is_done(framed(page, best.box, 3, colour)) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert is_done(framed(page, best.box, 3, colour))
-
-    move_to(f"{int(100 * best.score) / 100}", lambda share: share > 0.8)  # a small image has three times its pixels
-    assert framed(page, other, 3, colour) < 0.5
-    move_to("1", lambda share: share < 0.2)
+    slider.fill("1")
+    slider.press("Enter")
+    row.wait_for(state="hidden")
     with page.expect_download() as started:
         page.get_by_role("button", name="JSON").or_(page.get_by_role("link", name="JSON")).first.click()
     assert json.loads(Path(started.value.path()).read_text())["detections"] == []
@@ -363,12 +342,6 @@ def test_a_port_in_use_is_one_sentence(verb, capsys):
             main([verb, "--port", str(port)])
     said = f"glip {verb}: --port {port}: cannot listen there on 127.0.0.1 (Address already in use): give another, or 0"
     assert capsys.readouterr().err.startswith(said)
-
-
-def test_options_that_do_not_fit(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["demo", "--host", "0.0.0.0"])
-    assert "add --token, or --insecure" in capsys.readouterr().err
 
 
 def test_the_extra_is_named(capsys, monkeypatch):

@@ -29,6 +29,11 @@ def test_labels(tiny_detector, image):
     assert glip_fiftyone.GlipModel(tiny_detector, MANY, 1.0).predict(pixels).detections == []
 
 
+def test_a_task_finds_what_it_learned(detectors, image):
+    given = glip_fiftyone.GlipModel(detectors["plants"]).predict(np.asarray(image)).detections
+    assert [one.confidence for one in given] == detectors["plants"](image).scores.tolist()
+
+
 def test_model_zoo(image, tmp_path, monkeypatch):
     import fiftyone.zoo as foz
 

@@ -46,6 +46,15 @@ def test_slices(tiny_detector, image):
     assert torch.allclose(torch.tensor([one.bbox.to_xyxy() for one in whole]), wanted.boxes, atol=1e-3)
 
 
+def test_a_task_finds_what_it_learned(detectors, image):
+    predict = pytest.importorskip("sahi.predict", reason="SAHI is not installed")
+    from glip.integrations.sahi import GlipDetectionModel
+
+    model = GlipDetectionModel(model=detectors["plants"], confidence_threshold=0.0, device="cpu")
+    given = predict.get_prediction(np.asarray(image), model).object_prediction_list
+    assert [one.score.value for one in given] == detectors["plants"](image, threshold=0.0).scores.tolist()
+
+
 def test_docs(run_docs):
     pytest.importorskip("sahi", reason="SAHI is not installed")
     assert len(run_docs("SAHI")["found"].object_prediction_list) >= 3

@@ -126,8 +126,6 @@ def test_incomplete_folders(folder, tmp_path):
     [
         ({"languge": {}}, "did you mean 'language'?"),
         ({"language": {"heads": 7}}, "language.heads: got 7: give a divisor of hidden 128"),
-        ({"head": {"groups": 5}}, "head.groups: got 5"),
-        ({"vision": {"depths": [1]}}, "vision.depths: got [1]: give a list of 4"),
         ({"head": {"channels": 64}}, "are not of this model"),
         ({"language": {"vocabulary": 400_000}}, "are not of this model"),  # no memory is reserved for it
         (
@@ -135,13 +133,7 @@ def test_incomplete_folders(folder, tmp_path):
             "language.vocabulary: got 1000000000000: give a whole number, 4 or more",
         ),
         ({"language": {"dropout": math.nan}}, "language.dropout: got nan: give a number, 0 or more and at most 1"),
-        ({"language": {"hidden": 0}}, "language.hidden: got 0: give a whole number, 4 or more"),
-        ({"language": {"positions": 100}}, "max_tokens: got 256: give at most language.positions 100"),
-        ({"vision": {"window": 2**70}}, "give a whole number, 1 or more and at most 64"),
-        ({"vision": {"heads": [1, 1, 2]}}, "vision.heads: got [1, 1, 2]: give a list of 4"),
         ({"vision": {"widths": [16, 32, 64, 64]}}, "give each stage of swin twice the width before it"),
-        ({"image": {"std": [1.0, 0.0, 1.0]}}, "image.std[1]: got 0.0: give a number, more than 0"),
-        ({"image": {"mean": [1.0]}}, "image.mean: got [1.0]: give a list of 3"),
         ({"inference": {"candidates_per_level": 10**30}}, "1 or more and at most 9,007,199,254,740,992"),
         ({"language": {"layers": 10**9}}, "language.layers: got 1000000000"),
         (b"{", "not valid JSON"),

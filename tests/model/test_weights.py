@@ -5,22 +5,15 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from small import RELEASED, SMALL, TINY, VOCABULARY, release_state, saved, seeded, to_mmdet, without_fusion
 
 from glip.detector import Detector
-from glip.errors import CheckpointError, ConfigError
-from glip.model.release import load_yacs
+from glip.errors import CheckpointError
 from glip.model.weights import load_pretrained, pretrained_config, save_pretrained, start_language, weights_fingerprint
-
-YACS = """
-MODEL:
-  ATSS: {NUM_CLASSES: 81, PRE_NMS_TOP_N: 700, INFERENCE_TH: 0.01, NMS_TH: 0.5, DETECTIONS_PER_IMG: 300}
-  DYHEAD: {SCORE_AGG: "MAX"}
-  LANGUAGE_BACKBONE: {MAX_QUERY_LEN: 128}
-INPUT: {MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 96}
-"""
+from glip.text.tokens import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -75,50 +68,12 @@ def test_form_without_fusion(tmp_path):
 def test_tuned_prompt_becomes_offsets(released, tmp_path):
     table = torch.randn(1000, SMALL.language.hidden)
     path = saved({**released, "rpn.tunable_linear.weight": table}, tmp_path)
-    for length in (256, 128):
-        loaded = load_pretrained(path)
-        assert loaded.config.head.prompt_offsets
-        assert torch.equal(loaded.model.state_dict()["prompt_offsets"], table[:length])
-        (tmp_path / "glip.yaml").write_text(YACS)
-
-
-def test_yacs_beside_is_read(released, tmp_path):
-    """The one of the checkpoint's name, or a lone one; of two others none is guessed."""
-    path, first, second = saved(released, tmp_path), tmp_path / "a.yaml", tmp_path / "b.yml"
-    first.write_text(YACS)
-    config = load_pretrained(path).config
-    assert (config.image.min_size, config.image.max_size, config.max_tokens) == (64, 96, 128)
-    inference = config.inference
-    assert (inference.aggregate, inference.candidate_threshold, inference.nms) == ("max", 0.01, 0.5)
-    assert (inference.candidates_per_level, inference.max_detections) == (700, 300)
-    second.write_text("MODEL: {DYHEAD: {SCORE_AGG: POWER}}")
-    assert load_pretrained(path).config.inference.aggregate == "mean"
-    second.rename(tmp_path / "glip.yaml")
-    assert load_pretrained(path).config.inference.aggregate == "power"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("MODEL: {DYHEAD: {SCORE_AGG: MODE}}", r"SCORE_AGG.*got 'mode': give one of mean, max"),
-        ("INPUT: {MIN_SIZE_TEST: large}", r"MIN_SIZE_TEST.*got 'large': give a whole number"),
-        ("MODEL: {ATSS: {NMS_TH: [1]}}", r"NMS_TH.*got \[1\]: give a number"),
-        ("MODEL: [", "not valid YAML"),
-    ],
-)
-def test_yacs_that_makes_no_sense(text, message, released, tmp_path):
-    (tmp_path / "glip.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=rf"glip\.yaml.*{message}"):
-        load_pretrained(saved(released, tmp_path))
-
-
-def test_yacs_of_other_things_changes_nothing(tmp_path):
-    (tmp_path / "x.yaml").write_text("- a\n- b")
-    assert load_yacs(tmp_path / "x.yaml", SMALL) == SMALL
+    loaded = load_pretrained(path)
+    assert loaded.config.head.prompt_offsets
+    assert torch.equal(loaded.model.state_dict()["prompt_offsets"], table[:256])
 
 
 def test_detector_runs_a_released_checkpoint(tmp_path):
-    (tmp_path / "glip.yaml").write_text(YACS)
     path = saved({"model": prefixed(release_state(RELEASED))}, tmp_path)
     detector = Detector.from_pretrained(path, device="cpu")
     image = torch.randint(0, 255, (3, 70, 90), dtype=torch.uint8)
@@ -208,6 +163,16 @@ def test_saving_over_itself_and_a_config_of_before(tmp_path):
     del tree["trained_on_data"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert pretrained_config(tmp_path) == SMALL
+
+
+def test_no_tokenizer_of_another_model_stays(tmp_path):
+    """A tokenizer.json is read before a vocab.txt."""
+    (tmp_path / "other").mkdir()
+    other = tokenizers.BertWordPieceTokenizer(str(VOCABULARY / "vocab.txt"), lowercase=False)
+    other.save(str(tmp_path / "other" / "tokenizer.json"))
+    for vocabulary, kept in ((tmp_path / "other", "tokenizer.json"), (VOCABULARY, "vocab.txt")):
+        save_pretrained(tmp_path / "model", seeded(SMALL), SMALL, vocabulary)
+        assert [file.name for file in Tokenizer(tmp_path / "model").files] == [kept]
 
 
 def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):

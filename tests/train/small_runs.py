@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from small import NAMES, RELEASED, TINY, VOCABULARY, scenes
+from torch.utils._pytree import tree_flatten
 
 from glip.config import ModelConfig, TrainConfig, VisionConfig
 from glip.data.loader import Step
@@ -130,15 +131,9 @@ def weights(model: GLIP) -> dict[str, torch.Tensor]:
 
 def same(first: object, second: object) -> bool:
     """Whether two trees of plain values and tensors are bit-identical."""
-    if isinstance(first, torch.Tensor):
-        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return (
-            isinstance(second, dict) and first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
-        )
-    if isinstance(first, list | tuple):
-        return type(first) is type(second) and len(first) == len(second) and all(map(same, first, second))
-    return first == second
+    (ours, form), (theirs, other) = tree_flatten(first), tree_flatten(second)
+    exact = (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(ours, theirs, strict=False))
+    return form == other and all(exact)
 
 
 def in_two_processes(*command: object, **more: str) -> list[subprocess.CompletedProcess[str]]:

@@ -12,7 +12,7 @@ from small_runs import same
 from glip.config import DatasetConfig, StepConfig, TrainConfig
 from glip.errors import CheckpointError, ConfigError, DataError
 from glip.experiment import Experiment, to_dict
-from glip.train.checkpoint import FORMAT, LAST, read_progress, read_state, restore, save_state
+from glip.train.checkpoint import FORMAT, LAST, read_state, restore, save_state
 from glip.train.distributed import Group
 from glip.train.log import Progress
 from glip.train.loop import MAY_CHANGE, check_experiment
@@ -78,41 +78,30 @@ def test_a_file_that_is_no_checkpoint(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("path", "value"),
     [
-        (
-            ("optimizer", "state", 0, "exp_avg"),
-            torch.zeros(5),
-            "0.exp_avg is a tensor (5,) of float32, not a tensor (2, 3)",
-        ),
-        (("optimizer", "state", 0, "exp_avg"), torch.zeros(2, 3).long(), "0.exp_avg is a tensor (2, 3) of int64, not"),
-        (("optimizer", "state", 1), {}, "1.step is missing, not a tensor () of float32"),
-        (("optimizer", "param_groups"), [], "optimizer.param_groups.0 is str, not a map"),
-        (("model", "0.bias"), 3, "model.0.bias is int, not a tensor (2,) of float32"),
-        (("ema", "0.bias"), torch.zeros(3), "ema.0.bias is a tensor (3,)"),
-        (("random", 0, "cpu"), torch.zeros(3), "cpu is a tensor (3,) of float32"),
-        (("random", 0, "cpu"), torch.zeros_like(torch.get_rng_state()), "Invalid mt19937 state"),
-        (("optimizer",), None, "optimizer is missing, not a map"),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(5)),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(())),
+        (("optimizer", "state", 0, "step"), "x"),
+        (("optimizer", "state", 1), {}),
+        (("optimizer", "param_groups"), []),
+        (("optimizer", "param_groups", 0, "lr"), None),
+        (("model", "0.bias"), 3),
+        (("ema", "0.bias"), torch.zeros(3)),
+        (("random", 0, "cpu"), torch.zeros(3)),
+        (("random", 0, "cpu"), torch.zeros_like(torch.get_rng_state())),
+        (("optimizer",), None),
     ],
 )
-def test_a_state_of_other_shapes_is_refused_and_changes_nothing(path, value, message, tmp_path):
+def test_a_state_of_other_shapes_is_refused(path, value, tmp_path):
     stepper, ema = parts()
     file = saved(tmp_path, (stepper, ema))
     state = inner = read_state(file)
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    before = {name: weight.clone() for name, weight in stepper.model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=rf"state '.*last\.pt' is broken.*{re.escape(message)}"):
+    with pytest.raises(CheckpointError, match=r"state '.*last\.pt' is broken or of another model"):
         restore(file, state, stepper, stepper.model.state_dict(), ema)
-    assert same(before, dict(stepper.model.state_dict()))
-
-
-@pytest.mark.parametrize(("key", "value"), [("step", "7"), ("skipped", 3), ("window", None), ("best", "high")])
-def test_progress_of_another_kind_is_refused(key, value, tmp_path):
-    state = {"progress": {**vars(Progress()), key: value}}
-    with pytest.raises(CheckpointError, match=f"'last.pt' is broken.*{key} is"):
-        read_progress(Path("last.pt"), state, Progress)
 
 
 # ---- the run that a checkpoint belongs to

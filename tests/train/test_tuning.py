@@ -345,12 +345,6 @@ def test_without_fusion_in_bfloat16_and_augmented_a_task_learns(options, tmp_pat
     assert math.isfinite(run.state.history[1]["loss"])
 
 
-def test_too_many_names():
-    names = [f"thing number {number}" for number in range(200)]
-    with pytest.raises(GlipError, match="caption needs .* tokens, the model reads 256"):
-        Tuner(detector_of(), names, Prompt.from_names(names), TuneConfig())
-
-
 @pytest.mark.parametrize(("figures", "epochs", "patience"), [(range(9), 2, 8), ([5, 4, 3, 2, 1], 9, 4)])
 def test_an_epoch_says_how_long_it_goes_on(tmp_path, figures, epochs, patience):
     lines = []
