@@ -15,7 +15,11 @@ _AMPERE = (8, 0)  # the first GPUs with products in bfloat16
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of a name, or CUDA where there is one."""
+    """The device of a name, or CUDA where there is one.
+
+    Raises:
+        GlipError: no such device here.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,6 +36,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Warns where bfloat16 is slower than float32: without instructions for it a processor may take a hundred times as
     long.
+
+    Raises:
+        GlipError: no such type, or float16 on a CPU.
     """
     if name == "auto":
         return torch.bfloat16 if bfloat16_time(device) <= _FASTER else torch.float32

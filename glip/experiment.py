@@ -30,7 +30,11 @@ class Experiment:
 
 
 def read_tree(path: str | Path, overrides: Sequence[str] = (), *, children: tuple[Path, ...] = ()) -> dict[Any, Any]:
-    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML."""
+    """The plain maps of a config with its parents merged in and ``key.path=value`` texts set; the values are YAML.
+
+    Raises:
+        ConfigError: missing file, broken YAML, an override of another form, or files that extend each other.
+    """
     file = find_config(path)
     if file in children:
         raise ConfigError(f"{file}: extends itself, by way of {children[-1]}: remove one of the two lines")
@@ -88,7 +92,12 @@ def to_yaml(config: Any) -> str:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file."""
+    """The plain values of a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: not YAML in UTF-8.
+    """
     refuse_special(path)
     return _parse_yaml(path.read_bytes(), str(path))
 

@@ -70,6 +70,9 @@ def atomic_write(path: str | Path, mode: str = "w", *, durable: bool = False) ->
         path: the file; its folder is made if missing.
         mode: "w" for UTF-8 text, "wb" for bytes.
         durable: wait until it is on the disk, so that it also survives a power failure.
+
+    Raises:
+        WriteError: it cannot be written.
     """
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
@@ -157,7 +160,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The value of a JSON file; ``object_hook`` (json's) gets each map as it closes, and gives what replaces it."""
+    """The value of a JSON file; ``object_hook`` (json's) gets each map as it closes, and gives what replaces it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not JSON in UTF-8.
+    """
     refuse_special(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_hook=object_hook)
@@ -205,7 +213,11 @@ def append_jsonl(path: str | Path, row: Any) -> None:
 
 
 def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
-    """Note what a folder's contents are made of and with; the same settings go on, others are refused."""
+    """Note what a folder's contents are made of and with; the same settings go on, others are refused.
+
+    Raises:
+        DataError: the folder holds the results of other settings, or its manifest cannot be read.
+    """
     path, wanted = Path(folder) / MANIFEST, json.loads(json.dumps(settings))
     if path.is_file():
         refuse_other_run(folder, read_json(path), wanted)
@@ -216,7 +228,11 @@ def begin_run(folder: str | Path, settings: Mapping[str, Any]) -> None:
 def refuse_other_run(
     folder: str | Path, before: Mapping[str, Any], now: Mapping[str, Any], *, may_change: tuple[str, ...] = ()
 ) -> None:
-    """Refuse to go on with other settings; keys that begin with one of ``may_change`` may differ."""
+    """Refuse to go on with other settings; keys that begin with one of ``may_change`` may differ.
+
+    Raises:
+        DataError: naming each key that differs and does not begin with one of ``may_change``.
+    """
     old, new = flat(before), flat(now)
     changed = []
     for key in {**old, **new}:

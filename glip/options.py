@@ -41,6 +41,9 @@ def read_thresholds(
     """The lowest score of each phrase: as given, else as ``stored`` for its text, else the ``usual`` one.
 
     Letter case does not count in stored texts, since the model does not see it.
+
+    Raises:
+        GlipError: another count than the prompt's, a phrase that it does not have, or a score outside 0..1.
     """
     texts, own = prompt.texts, torch.tensor(usual).expand(len(prompt.phrases))
     if stored:
@@ -62,6 +65,10 @@ def read_thresholds(
 
 
 def with_options(config: InferenceConfig, **given: Any) -> InferenceConfig:
-    """The model's inference options with those of a call; None leaves the model's."""
+    """The model's inference options with those of a call; None leaves the model's.
+
+    Raises:
+        GlipError: a value out of range.
+    """
     changed = {name: value for name, value in given.items() if value is not None}
     return parse(InferenceConfig, asdict(config) | changed) if changed else config

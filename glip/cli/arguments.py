@@ -363,7 +363,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type, title: str, leave_o
 
 
 def read_options(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
-    """The options dataclass that the flags give; ``more`` are fields without a flag."""
+    """The options dataclass that the flags give; ``more`` are fields without a flag.
+
+    Raises:
+        ConfigError: a value out of range, in one sentence.
+    """
     given = {name: getattr(args, name) for name in _fields(kind) if getattr(args, name, None) is not None}
     try:
         return parse(kind, {**given, **more})

@@ -45,6 +45,9 @@ def caption_from_names(
     Names with boxes come first in line for the token limit. A sample without boxes gets absent names only. In a
     federated dataset (``absent`` is not None) only names verified as absent are negatives, never ``foreign`` ones;
     ``incomplete`` names are not written at all. ``prompts`` has the text that is written for a name.
+
+    Raises:
+        CaptionError: no name fits, or none is known to be present or absent.
     """
     keys = [word_key(prompts[name].text if name in prompts else name) for name in sample.vocabulary]
     names = dict(zip(keys, sample.vocabulary, strict=True))
@@ -137,6 +140,9 @@ def pack_captions(
 
     The other captions have no phrases: nothing is to be found for their words. With the probability ``swap_words`` a
     copy with ``swapped_words`` is among them.
+
+    Raises:
+        CaptionError: the caption itself does not fit, or the tokenizer reads nothing of a phrase.
     """
     count, shown = partial(_count_tokens, processor), f"caption {own.caption[:40]!r}"
     budget = TokenBudget(count, processor.max_tokens)

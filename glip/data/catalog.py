@@ -67,7 +67,11 @@ def data_root(given: str | Path | None) -> Path:
 
 
 def known_sets(root: str | Path | None = None) -> dict[str, SetConfig]:
-    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one."""
+    """All sets by name: the installed table, and over it ``datasets.yaml`` in the data root, if there is one.
+
+    Raises:
+        ConfigError: a table that cannot be read.
+    """
     found: dict[str, SetConfig] = {}
     for table in (config_folder() / TABLE, data_root(root) / TABLE):
         tree = (read_yaml(table) or {}) if table.is_file() else {}
@@ -113,6 +117,9 @@ def find_set(
     folder, else beside the file (beside its folder, if that is called ``annotations``); the format is recognized from
     the content when it is not given. Of what has splits (YOLO, Pascal VOC), the name may say which: ``data.yaml:val``;
     else it is ``split``, "" for all.
+
+    Raises:
+        ConfigError: neither a known name nor a path that is there.
     """
     known = known_sets(root)
     if name in known:
@@ -178,6 +185,10 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
     """The samples of a dataset, whose paths are relative to ``root``; its file is parsed once.
 
     With ``to_score`` it keeps what only official evaluation needs: the parsed COCO file, Flickr30K's flat boxes.
+
+    Raises:
+        FileNotFoundError: its annotations or images are not under the root.
+        DataError: its annotations are not of the stated format, or cannot be used.
     """
     under = data_root(root)
     if " and " in (missing := missing_part(config, root)):  # of one thing its reader says what it is
@@ -213,13 +224,22 @@ def read_set(config: SetConfig, root: str | Path | None = None, *, to_score: boo
 def class_prompts(
     config: SetConfig, root: str | Path | None, names: Sequence[str], *, file: str = ""
 ) -> dict[str, ClassPrompt]:
-    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none."""
+    """The text written for each class name: as ``file`` says, else the dataset's own file; {} where there is none.
+
+    Raises:
+        GlipError: a file that cannot be read, or that names a class not in ``names``.
+    """
     path = file or (config.prompts and data_root(root) / config.prompts)
     return read_prompts(read_yaml(Path(path)), names) if path else {}
 
 
 def recognize(path: Path) -> tuple[Format, Any]:
-    """The format of an annotation file, from its name and its first records, and its content if that is json."""
+    """The format of an annotation file, from its name and its first records, and its content if that is json.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        DataError: no known format; it says what the file or folder is instead.
+    """
     check_exists(path)
     format: Format | None = None
     tree, problem = None, "" if path.is_dir() else foreign(path)

@@ -182,6 +182,9 @@ def read_ovdeval(annotations: str | Path, images: Sequence[str | Path], tree: An
 
     Each image is asked for both of its lists, in the aspects ``_WHOLE`` for all names of the file, as in the authors'
     script. Arguments as for ``read_coco``.
+
+    Raises:
+        DataError: not COCO's json, or an image without its lists.
     """
     folders, skipped = Folders(images), SkipCounter()
     file = parse_coco(Path(annotations), tree)
@@ -264,7 +267,11 @@ def categories_of(stated: Iterable[Any]) -> Categories:
 
 
 def check_distinct(values: Iterable[Id], what: str, path: Path) -> None:
-    """Refuse two categories with one id, or one name: nobody knows which of the two a box has."""
+    """Refuse two categories with one id, or one name: nobody knows which of the two a box has.
+
+    Raises:
+        DataError: a value comes twice.
+    """
     again = next((value for value, count in Counter(values).items() if count > 1), None)
     require(again is None, f"{path}: category {what} {again!r} is listed twice: give each category its own {what}")
 

@@ -33,6 +33,9 @@ def read_saco(annotations: str | Path, images: Sequence[str | Path], tree: Any =
     image's width and height. Of Gold, whose files ``..._merged_a_...``, ``_b_`` and ``_c_`` lie side by side, each one
     stands for the three; samples have the boxes of a. Pairs of one image follow one another. Arguments as for
     ``read_coco``.
+
+    Raises:
+        DataError: not SA-Co's json, or files of annotators that do not match.
     """
     path, folders, skipped, files = Path(annotations), Folders(images), SkipCounter(), list[CocoFile]()
     every = [path.with_name(_ANNOTATOR.sub(f"_merged_{one}_", path.name)) for one in "abc"]
@@ -100,6 +103,9 @@ def read_d3(
     Beside ``d3_full_annotations.json``, those of its presence and absence descriptions are read for scoring. ``names``
     is ``d3_pkl/groups.pkl`` (or the same as json): each image is asked for the descriptions of its group; "" to ask
     every image for all descriptions (the inter-group setting). Other arguments as for ``read_coco``.
+
+    Raises:
+        DataError: no COCO json, or groups of other images or descriptions.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     file = parse_coco(path, tree)
@@ -149,6 +155,9 @@ def read_omnilabel(annotations: str | Path, images: Sequence[str | Path], tree: 
 
     The json has images, ``descriptions`` (id, text, image_ids, anno_info) and annotations with ``description_ids``; an
     annotation counts once for each. Descriptions are in the order of the file. Arguments as for ``read_coco``.
+
+    Raises:
+        DataError: not OmniLabel's json.
     """
     path, folders, skipped = Path(annotations), Folders(images), SkipCounter()
     tree = records.read_lists(path, ("images", "descriptions", "annotations"), "OmniLabel", tree)

@@ -44,7 +44,11 @@ def read_labels(annotations: str | Path, images: Sequence[str | Path]) -> Sample
 
 
 def sample_of_row(record: Row, names: Names, folders: Folders, skipped: SkipCounter) -> Sample:
-    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted."""
+    """The sample of one line; the names hold where it has no caption. Unusable phrases and boxes are counted.
+
+    Raises:
+        InvalidRecord: nothing of it can be used.
+    """
     file = folders.locate(record.get("image"))
     image: Path | TarMember = file
     if "member" in record:

@@ -193,7 +193,12 @@ class MixtureDataset(Dataset["Step | GlipError"]):
 
 
 def load_steps(dataset: MixtureDataset, *, start: int) -> Iterator[Step]:
-    """Steps ``start``, ``start`` + 1, ... in order, made by ``data.workers`` spawned processes or in this one."""
+    """Steps ``start``, ``start`` + 1, ... in order, made by ``data.workers`` spawned processes or in this one.
+
+    Raises:
+        GlipError: the share of samples that cannot be used is above ``data.max_broken``, a step cannot be made, or
+            workers die again and again.
+    """
     max_broken, tried, broken = dataset.data.max_broken, 0, set[str]()
     for step in _restarted(dataset, start):
         if isinstance(step, GlipError):

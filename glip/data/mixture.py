@@ -50,7 +50,11 @@ def build_sources(data: DataConfig) -> list[Source]:
 
 
 def with_replay(data: DataConfig) -> tuple[DatasetConfig, ...]:
-    """The datasets of a run and, at the share ``data.replay`` of the images, those of the old mixture."""
+    """The datasets of a run and, at the share ``data.replay`` of the images, those of the old mixture.
+
+    Raises:
+        ConfigError: the old mixture adds nothing.
+    """
     if not data.replay:
         return data.train
     old = parse(DataConfig, read_tree(data.replay_from).get("data") or {}, at=f"{data.replay_from}: data")
@@ -225,6 +229,9 @@ def draw_shots(samples: Sequence[Sample], names: Sequence[str], shots: int, *, s
 
     The release's rule (``DATASETS.FEW_SHOT``): images come in an order drawn from the seed; one is taken if it shows
     a class that still lacks some, and then counts for all classes it shows. So common classes may have more.
+
+    Raises:
+        DataError: a class with fewer shots.
     """
     shown = [count_classes(sample, per) for sample in samples]
     total = sum(shown, Counter[int]())

@@ -138,7 +138,12 @@ def read_words(path: Path) -> list[str]:
 
 
 def read_lists(path: Path, lists: Sequence[str], kind: str, tree: Any = None) -> Row:
-    """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before."""
+    """A json file that is a map with the given lists; ``tree`` is its content where it was parsed before.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not json, or a list is missing: not a file of that kind.
+    """
     found = as_map(parse_file(path) if tree is None else tree)
     missing = next((key for key in lists if not isinstance(found.get(key), list)), None)
     require(missing is None, f"{path}: not {kind} json: no list {missing!r} (it needs {', '.join(lists)})")
@@ -292,7 +297,11 @@ def pack_sample_set(
     ids: tuple[Id, ...] = (),
     annotations: CocoFile | None = None,
 ) -> SampleSet:
-    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one."""
+    """Pack what a reader yields; without a given vocabulary, the set has that of its samples, if all share one.
+
+    Raises:
+        DataError: no sample.
+    """
     packed = PackedSamples(samples)
     why = f"skipped: {skipped}" if skipped else "it lists none"
     require(len(packed), f"{path}: no sample in it can be used ({why}): see docs/data.md for its format")

@@ -47,7 +47,12 @@ def require(holds: object, reason: str) -> None:
 
 
 def check_exists(path: Path, missing: str = "Annotations {!r} are not there") -> None:
-    """Make sure that a file or folder of a dataset exists, and is no pipe or device."""
+    """Make sure that a file or folder of a dataset exists, and is no pipe or device.
+
+    Raises:
+        FileNotFoundError: it does not.
+        DataError: it is a pipe or a device.
+    """
     refuse_special(path)
     if not path.exists():
         hint = "give --root (in a config data.root) or GLIP_DATA to the data folder, or give the full path"

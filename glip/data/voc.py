@@ -44,6 +44,9 @@ def read_voc(path: Path, images: Sequence[str | Path], names: str | Path = "", s
         images: more folders of images than those of the set.
         names: a file of class names, one per line; "" for ``classes.txt``, or all names in the files by alphabet.
         split: a list in ``ImageSets/Main``; "" for all files.
+
+    Raises:
+        DataError: no such split.
     """
     files, skipped = voc_files(path), SkipCounter()
     root = path.parent if path.name in ANNOTATIONS else path

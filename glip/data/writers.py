@@ -304,7 +304,12 @@ def _size(sample: Sample, lost: SkipCounter) -> Row:
 
 
 def image_name(sample: Sample, images: ImageFolders, format: str = "") -> str:
-    """The name of a sample's image, or of its archive, relative to the first folder that holds it."""
+    """The name of a sample's image, or of its archive, relative to the first folder that holds it.
+
+    Raises:
+        DataError: outside the folders; drawn, so without a name; in an archive, where a ``format`` without them is
+            given.
+    """
     image = sample.image
     if isinstance(image, Image.Image):
         problem = "is drawn: save it and put its path in the sample"

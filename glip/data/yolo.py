@@ -67,6 +67,10 @@ def read_yolo(file: Path, table: Any, images: Sequence[str | Path], split: str =
             images, or text files that list images.
         images: more folders in which listed images are searched.
         split: train, val or test; "" for all.
+
+    Raises:
+        DataError: no class names, no such split, or no label file for any image.
+        FileNotFoundError: a folder or list of the split's images is not there; among all splits it is counted.
     """
     table, skipped = as_map(table), SkipCounter()
     root = file.parent.parent if file.parent.name == "labels" else file.parent

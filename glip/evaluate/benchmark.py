@@ -125,6 +125,9 @@ def check_samples(title: str, read: SampleSet, *, every: bool) -> None:
     """Refuse what could not be scored before a model runs for hours; doubts about boxes join what was skipped.
 
     With ``every`` each image must be there, as for the official figures; else one is enough.
+
+    Raises:
+        DataError: missing image files, no named box, or boxes that cannot be right.
     """
     total, files = len(read.samples), (sample.image for sample in read.samples)
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
@@ -149,6 +152,11 @@ def load_benchmarks(names: Sequence[str], config: EvaluateConfig) -> dict[str, l
     """The benchmark of each set, and of a name that stands for several (``parts_of``) those that are there.
 
     Without names these are all known sets for validation or tests that have boxes and are under the root, and ODinW.
+
+    Raises:
+        ConfigError: an unknown set, two of one name, or nothing that is there.
+        DataError: a set that cannot be evaluated.
+        FileNotFoundError: files of a set are missing.
     """
     root, known = config.root, known_sets(config.root)
     there = {
@@ -189,6 +197,9 @@ def load_benchmark(name: str, config: SetConfig, read: SampleSet, protocol: Prot
     """A set with the protocol of its format, or the given one.
 
     Figures over a part of a set would not be those of the set, so every image must be there.
+
+    Raises:
+        DataError: a protocol that does not fit the set, nothing that could be scored, or a missing image file.
     """
     check_samples(f"Set {name!r}", read, every=True)
     captioned = {sample.prompt is not None for sample in read.samples}

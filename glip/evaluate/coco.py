@@ -143,6 +143,9 @@ def score_results(truth: GroundTruth, results: Results, *, as_filed: bool = Fals
     The figures are those of pycocotools to 1e-9, except that it takes an annotation with the id 0 for "no
     match"; here it is found like any other. Results of ``UNKNOWN`` categories are not scored, nor are those that
     ``negatives`` leave open. With ``as_filed`` there is no such exception, and every category counts in every image.
+
+    Raises:
+        DataError: no box to score with.
     """
     if truth.boxes.crowd.all():
         shown = ", ".join(repr(name) for name in truth.names[:3]) + (", ..." if len(truth.names) > 3 else "")

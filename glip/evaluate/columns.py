@@ -130,6 +130,9 @@ def read_truth(file: CocoFile, skipped: SkipCounter, *, lvis: bool = False) -> G
 
     With ``lvis`` it is a LvisTruth. Without a frequency a category is in no AP of rare, common or frequent ones;
     without its two lists an image has no category that is surely absent or incomplete. Both are counted.
+
+    Raises:
+        DataError: a category id listed twice.
     """
     skipped.merge(file.skipped)
     check_distinct(category_numbers(file.categories), "id", file.path)
@@ -219,7 +222,11 @@ def labels_of(names: Sequence[str], listed: Sequence[str]) -> tuple[int, ...]:
 
 
 def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, Results]:
-    """Samples that have a vocabulary, and what was found in them, in the form in which files are scored."""
+    """Samples that have a vocabulary, and what was found in them, in the form in which files are scored.
+
+    Raises:
+        DataError: a sample without vocabulary, or detections of other names.
+    """
     listed = list(pairs)
     truth, parts = truth_of([sample for sample, _ in listed]), list[Results]()
     for place, (sample, found) in enumerate(listed):
@@ -230,7 +237,11 @@ def to_arrays(pairs: Iterable[tuple[Sample, Detections]]) -> tuple[GroundTruth, 
 
 
 def check_words(sample: Sample, found: Detections, words: tuple[str, ...]) -> None:
-    """Refuse detections of other words than a sample is scored by: no label of theirs would mean the right thing."""
+    """Refuse detections of other words than a sample is scored by: no label of theirs would mean the right thing.
+
+    Raises:
+        DataError: no such words, or the first ones asked for are others.
+    """
     if not words or found.prompt.texts[: len(words)] != words:
         raise DataError(
             f"image {sample.image_id}: detections are of {found.prompt.texts[:3]}, the words to score are {words[:3]}: "
@@ -275,6 +286,10 @@ def read_results(
     ``images`` and ``categories`` are the ids of the ground truth. Rows of unknown images or without a usable box and
     score are skipped and counted. Rows of unknown categories are counted and stay, as ``UNKNOWN``: in LVIS they count
     among an image's 300.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not JSON, or not one row is a result for these images and categories.
     """
     place, label = (dict[Any, int](zip(ids, range(len(ids)), strict=True)) for ids in (images, categories))
     where, labels, boxes, scores = array("q"), array("q"), array("d"), array("d")

@@ -34,7 +34,11 @@ def read_descriptions(read: SampleSet, skipped: SkipCounter) -> DescribedTruth:
 
 
 def score_descriptions(truth: DescribedTruth, results: Results) -> tuple[dict[str, float], dict[str, list[Row]]]:
-    """COCO's figures of the file, AP of each part, AP by the descriptions' length, and a table for each."""
+    """COCO's figures of the file, AP of each part, AP by the descriptions' length, and a table for each.
+
+    Raises:
+        DataError: a part without a box.
+    """
     scores = {
         name: score_results(part, _of_part(results, truth, part), as_filed=True) for name, part in truth.parts.items()
     }

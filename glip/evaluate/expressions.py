@@ -99,7 +99,11 @@ def grec_by_threshold(pairs: Sequence[Pair]) -> list[Row]:
 
 
 def found_of(sample: Sample, found: Detections | None) -> Found | None:
-    """The boxes found for an expression, best first; None if it was skipped."""
+    """The boxes found for an expression, best first; None if it was skipped.
+
+    Raises:
+        DataError: detections of something else.
+    """
     if found is None:
         return None
     check_words(sample, found, sample.prompt.texts if sample.prompt else ())
@@ -125,7 +129,13 @@ def expression_row(sample: Sample, found: Found) -> dict[str, Any]:
 
 
 def read_found(path: str | Path, samples: Sequence[Sample], tally: SkipCounter) -> list[Found]:
-    """The boxes of each expression, in the order of the samples; rows of other expressions are counted and ignored."""
+    """The boxes of each expression, in the order of the samples; rows of other expressions are counted and ignored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not such a list; an expression without a row, or with two; a row without boxes, with other numbers
+            of boxes and scores, or with a box whose corners are swapped.
+    """
     known, found = {sample.image_id for sample in samples}, dict[int | str, Found]()
     for number, row in enumerate(parse(tuple[_Row, ...], read_json(path), at=str(path), error=DataError)):
         if row.image_id not in known:

@@ -71,7 +71,12 @@ def tasks(which: Which = 13) -> tuple[Task, ...]:
 
 
 def read_task(task: Task, root: str | Path | None = None, split: Split = "val") -> SampleSet:
-    """The samples of a task with the names of the release, two of which may be equal."""
+    """The samples of a task with the names of the release, two of which may be equal.
+
+    Raises:
+        FileNotFoundError: its annotations or images are not under the root.
+        DataError: not COCO JSON, or not the categories of the task.
+    """
     config, skipped = task.files(split), SkipCounter()
     path, folders = data_root(root) / config.annotations, [data_root(root) / folder for folder in config.images]
     file, expected = parse_coco(path), range(1, len(task.names) + 1)

@@ -60,6 +60,9 @@ def caption_recall(pairs: Iterable[tuple[Sample, Sequence[Ranked]]], *, protocol
     """Recall of the boxes that were found for each of the ``scored_phrases`` of each caption, best first.
 
     By the protocol "any-box" a phrase is found by any one of its boxes, by "merged-boxes" by the one around them all.
+
+    Raises:
+        DataError: no phrase with a box.
     """
     hits, by_kind = list[tuple[bool, ...]](), defaultdict[str, list[tuple[bool, ...]]](list)
     for sample, boxes in pairs:
@@ -103,6 +106,9 @@ def ranked_boxes(sample: Sample, found: Detections | None) -> tuple[Ranked, ...]
     """For each of the ``scored_phrases`` the boxes found for it, best first, and the empty box.
 
     A caption that was skipped (None) counts as having no detection: leaving it out would raise the recall.
+
+    Raises:
+        DataError: a sample without caption, or detections of other phrases than the sample's.
     """
     if found is None:
         return (torch.zeros(1, 4),) * len(scored_phrases(sample))
@@ -144,6 +150,11 @@ def read_predictions(path: str | Path, captions: Sequence[Sample], tally: SkipCo
 
     As in the official evaluator the first prediction for a sentence counts, and those for other sentences are ignored;
     both are counted in ``tally``. Whatever is missing is an error: a recall without it is not the published one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not such a list; a sentence without a prediction of its own; one for another number of phrases; a
+            phrase without boxes, which is written as [[0, 0, 0, 0]].
     """
     keys = [_key(*caption_id(sample)) for sample in captions]
     phrases = {key: len(scored_phrases(sample)) for key, sample in zip(keys, captions, strict=True)}

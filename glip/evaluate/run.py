@@ -90,6 +90,9 @@ def detect_all(
     Label ``i`` of a detection is phrase ``i`` of the prompt or name ``i`` of the vocabulary. ``tally`` counts skipped
     images: unreadable, without words, or with a caption that the model cannot read. ``kept`` has image features of
     earlier calls with the same image encoder; those of this call are added.
+
+    Raises:
+        GlipError: a vocabulary with an empty name, or one that the model cannot read.
     """
     for prediction in predictions(detector, samples, range(len(samples)), options, kept):
         if prediction.found is not None:
@@ -205,6 +208,9 @@ class PredictionStore:
 
     ``settings`` are what they depend on: a folder with others is refused. Each process writes parts of its own and
     reads those of all.
+
+    Raises:
+        DataError: the folder holds predictions made with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, process: int = 0) -> None:

@@ -69,7 +69,11 @@ def read_pairs(read: SampleSet, skipped: SkipCounter) -> PairTruth:
 
 
 def score_pairs(truth: PairTruth, results: Results) -> tuple[dict[str, float], dict[str, list[Row]]]:
-    """All figures by their official names, ``NOTHING`` where there is nothing to average, and a table by overlap."""
+    """All figures by their official names, ``NOTHING`` where there is nothing to average, and a table by overlap.
+
+    Raises:
+        DataError: results in pixels.
+    """
     small = not len(results) or results.boxes.max() <= _FRACTIONS
     require(small, "the results have boxes in pixels: SA-Co's are fractions of the image's width and height")
     matches = _match_pairs(truth, results)

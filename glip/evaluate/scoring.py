@@ -54,6 +54,9 @@ def score(
     """Score the predictions for a set, and write its report, its results and, with ``draw``, curves and images.
 
     ``config`` is of the model that made them, ``options`` are with which they were made.
+
+    Raises:
+        DataError: predictions are missing, or there is nothing to score.
     """
     samples, skipped = benchmark.read.samples, SkipCounter()
     kinds = {sample.prompt is not None for sample in samples}
@@ -105,6 +108,10 @@ def score_file(benchmark: Benchmark, file: Path, folder: Path, *, draw: bool = F
     """Score a file of results in the standard format without any model.
 
     For a set with captions and lists of names the protocol says which are scored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: not results of this set.
     """
     skipped = SkipCounter()
     skipped.merge(benchmark.read.skipped)

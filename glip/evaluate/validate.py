@@ -23,6 +23,9 @@ class Validator:
         sets: samples by the name of their set, at least one: detection samples have AP, captioned ones recall.
         images: maximum images per set, evenly spaced over it; 0: all.
         shown: images drawn of each set.
+
+    Raises:
+        DataError: a set that could not be scored: without a box or an image file among the chosen images.
     """
 
     def __init__(self, sets: Mapping[str, Sequence[Sample]], *, images: int = 200, shown: int = 2) -> None:

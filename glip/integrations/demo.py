@@ -96,7 +96,11 @@ class Demo:
         return page
 
     def detect(self, image: Any, words: Any, kind: Any, threshold: Any) -> list[Any]:
-        """Find the words, and the classes of each task, down to the lowest threshold; the values come unchecked."""
+        """Find the words, and the classes of each task, down to the lowest threshold; the values come unchecked.
+
+        Raises:
+            gr.Error: one sentence about what cannot be used.
+        """
         try:
             found = self._find(image, words.strip() if isinstance(words, str) else words, kind)
             return [found, *self._shown(found, parse(Share, threshold, at="threshold"))]

@@ -42,7 +42,11 @@ class Interface(NamedTuple):
 
 
 def read_interface(config: Any) -> Interface:
-    """The interface from its XML."""
+    """The interface from its XML.
+
+    Raises:
+        GlipError: not XML, or no RectangleLabels for an Image.
+    """
     text, problem, tag, images = config if isinstance(config, str) else "", "", None, dict[str, str]()
     try:
         if "<!DOCTYPE" not in text and "<!ENTITY" not in text and len(text) <= _LONGEST:
@@ -69,7 +73,11 @@ def task_labels(interface: Interface, task: Mapping[str, Any]) -> list[tuple[str
 def read_task_prompt(
     interface: Interface, labels: Sequence[tuple[str, str]], context: Any, tuned: Sequence[str], limits: ServeConfig
 ) -> Prompt | None:
-    """What a person wrote into a TextArea, else the labels; None where a task of glip tune has names of its own."""
+    """What a person wrote into a TextArea, else the labels; None where a task of glip tune has names of its own.
+
+    Raises:
+        GlipError: neither, or a bad prompt.
+    """
     for item in map(as_map, as_list(as_map(context).get("result"))):
         if item.get("type") == "textarea" and item.get("from_name") in interface.texts:
             written = as_map(item.get("value")).get("text")
@@ -120,7 +128,11 @@ class ImageSource:
         self._client = httpx.AsyncClient(trust_env=False, timeout=limits.timeout)  # follows no redirects
 
     async def read(self, link: Any) -> bytes:
-        """The bytes of an image."""
+        """The bytes of an image.
+
+        Raises:
+            ImageError: an address that is not Label Studio's, or an image that it does not give.
+        """
         text = link if isinstance(link, str) else ""
         path = text.removeprefix(self._address)
         if text.startswith("data:") or not self._address:

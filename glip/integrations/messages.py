@@ -59,7 +59,11 @@ class DetectRequest:
 def read_questions(
     request: DetectRequest, files: Sequence[tuple[str, bytes]], detectors: Mapping[str, Detector], limits: ServeConfig
 ) -> list[Question]:
-    """The questions of a plain request; ``files`` are images that came as files, with their names."""
+    """The questions of a plain request; ``files`` are images that came as files, with their names.
+
+    Raises:
+        GlipError: no image, too many, one that is not base64, a bad prompt, an unknown task.
+    """
     listed = [*([request.image] if request.image is not None else []), *request.images]
     images = [*files, *(("", decode_image(text, f"image {place}")) for place, text in enumerate(listed, start=1))]
     if not 0 < len(images) <= limits.max_images:
@@ -71,7 +75,11 @@ def read_questions(
 
 
 def version_of(detectors: Mapping[str, Detector], task: str) -> str:
-    """The model's name, and the task's; an unknown task is refused."""
+    """The model's name, and the task's.
+
+    Raises:
+        GlipError: no such task.
+    """
     if task not in detectors:
         known = [name for name in detectors if name]
         raise GlipError(
@@ -89,7 +97,11 @@ def detect_options(
 
 
 def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt | None:
-    """The prompt of a request; None where it gives none."""
+    """The prompt of a request; None where it gives none.
+
+    Raises:
+        GlipError: names and a caption, too many names, too long a text, or nothing named.
+    """
     given = caption if names is None else names
     if given is None:
         return None
@@ -107,7 +119,11 @@ def read_prompt(names: Any, caption: str | None, limits: ServeConfig) -> Prompt 
 
 
 def decode_image(text: Any, shown: str = "image") -> bytes:
-    """The bytes of an image file from base64 or a data URI."""
+    """The bytes of an image file from base64 or a data URI.
+
+    Raises:
+        ImageError: neither; an address or a path too.
+    """
     given = text if isinstance(text, str) else ""
     head = _DATA_URI.match(given[:200])
     try:
@@ -119,7 +135,11 @@ def decode_image(text: Any, shown: str = "image") -> bytes:
 
 
 def open_image(data: bytes, limits: ServeConfig, name: str = "") -> Image.Image:
-    """An image of a request as RGB; its file's name is for the errors."""
+    """An image of a request as RGB; its file's name is for the errors.
+
+    Raises:
+        ImageError: it cannot be read, or has too many pixels by its header.
+    """
     file = io.BytesIO(data)
     file.name = name  # type: ignore[attr-defined]
     width, height = stated_size(file)
@@ -170,7 +190,11 @@ def list_models(detectors: Mapping[str, Detector]) -> dict[str, Any]:
 
 
 def read_shape_question(body: Any, detectors: Mapping[str, Detector], limits: ServeConfig) -> Question:
-    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set."""
+    """The question of X-AnyLabeling's ``/v1/predict``; thresholds of 0 are those that nobody set.
+
+    Raises:
+        GlipError: an unknown model, no prompt for the model itself, an image that is not base64.
+    """
     request, params = as_map(body), as_map(as_map(body).get("params"))
     task, text = str(request.get("model")), params.get("text_prompt")
     task = "" if task == detectors[""].config.name else task

@@ -110,7 +110,11 @@ def save_adaptation(path: str | Path, adaptation: Adaptation) -> None:
 
 
 def save_peft_adapter(folder: str | Path, adaptation: Adaptation) -> None:
-    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task."""
+    """Write what LoRA has learned as peft reads it; the file of its weights can still be used as a task.
+
+    Raises:
+        GlipError: a task of another mode than lora.
+    """
     refuse_mode(adaptation, ("lora",), "become an adapter of peft")
     names = [name.removesuffix(LORA_A) for name in adaptation.weights if name.endswith(LORA_A)]
     rank = len(adaptation.weights[names[0] + LORA_A])  # as alpha too: the scale is in the weights
@@ -128,7 +132,11 @@ def refuse_mode(adaptation: Adaptation, modes: Collection[str], what: str) -> No
 
 
 def task_file(path: str | Path) -> Path:
-    """A task file itself, or the only one in a folder that ``glip tune`` has written."""
+    """A task file itself, or the only one in a folder that ``glip tune`` has written.
+
+    Raises:
+        CheckpointError: a folder with none, or with several.
+    """
     path = Path(path)
     found = sorted([*path.glob(TASK_FILE), *path.glob(f"*/{TASK_FILE}")]) if path.is_dir() else [path]
     if len(found) != 1:

@@ -66,7 +66,11 @@ class ExportedGLIP(GLIP):
             )
 
     def to(self, device: Any, *_: Any, **__: Any) -> "ExportedGLIP":  # type: ignore[override]
-        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory."""
+        """Run on a GPU, where this onnxruntime can, or on the CPU; images and results stay in main memory.
+
+        Raises:
+            CheckpointError: this onnxruntime has no CUDA.
+        """
         if torch.device(device).type == "cuda":
             if "CUDAExecutionProvider" not in _runtime().get_available_providers():
                 raise CheckpointError("this onnxruntime has no CUDA: pip install onnxruntime-gpu, or give --device cpu")

@@ -93,7 +93,11 @@ def build_with(config: ModelConfig, state: State, path: Path) -> GLIP:
 
 
 def known_sha256(name: str) -> tuple[Path, str]:
-    """The weights of a public name on this machine, and their checksum as stated here or by the hub; "" if unknown."""
+    """The weights of a public name on this machine, and their checksum as stated here or by the hub; "" if unknown.
+
+    Raises:
+        CheckpointError: unknown name, or no network to download it.
+    """
     path = find_model(name)
     if path.is_dir():
         return path / WEIGHTS, next(one.sha256 for one in checkpoints() if one.name == name)
@@ -145,6 +149,9 @@ def store_thresholds(folder: str | Path, thresholds: Mapping[str, float], data: 
     """Store lowest scores by phrase in the config of a model folder; those of other phrases stay.
 
     ``data`` is the fingerprint of the set that they were chosen on.
+
+    Raises:
+        CheckpointError: no model folder.
     """
     config = _read_config(Path(folder))
     seen = dict.fromkeys([*(config.trained_on_data or [UNSTATED]), VALIDATED + data])

@@ -44,7 +44,11 @@ def checkpoints() -> tuple[Checkpoint, ...]:
 
 
 def check_published(path: Path) -> None:
-    """Refuse a file that has the name of a published checkpoint but other content."""
+    """Refuse a file that has the name of a published checkpoint but other content.
+
+    Raises:
+        CheckpointError: its checksum is not the known one.
+    """
     expected = next((one.sha256 for one in checkpoints() if one.file == path.name), "")
     if expected and not (found := sha256(path)).startswith(expected):
         raise CheckpointError(

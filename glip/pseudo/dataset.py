@@ -38,6 +38,9 @@ def write_dataset(folder: Path, thresholds: Mapping[str, float], formats: Iterab
 
     ``thresholds`` are the lowest score of each class, in the order of the names, ``formats`` keys of ``FILES``. Files
     and folders of an earlier call are replaced.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     images, names, limits = image_folders(folder), tuple(thresholds), tuple(thresholds.values())
     folders, skipped = Folders(images), SkipCounter()

@@ -53,7 +53,11 @@ class Shard:
 
 
 def find_captions(name: str, images: Sequence[str], root: str | Path | None) -> SetConfig:
-    """A captioned dataset, by its name, as a file (with the folders of its images) or as a folder, with full paths."""
+    """A captioned dataset, by its name, as a file (with the folders of its images) or as a folder, with full paths.
+
+    Raises:
+        GlipError: not a captioned dataset.
+    """
     entry = find_set(name, images=[str(Path(folder).absolute()) for folder in images], root=root)
     under = data_root(root).absolute()
     format = entry.format or recognize(under / entry.annotations)[0]
@@ -85,7 +89,11 @@ def find_shards(entry: SetConfig, images: int) -> list[Shard]:
 
 
 def check_images(shards: Iterable[Shard]) -> None:
-    """Refuse captions of which no image is there; this looks no further than the first image that is."""
+    """Refuse captions of which no image is there; this looks no further than the first image that is.
+
+    Raises:
+        DataError: naming the first image that is missing.
+    """
     missing = list[Any]()
     for shard in shards:
         with suppress(GlipError, FileNotFoundError):  # a shard that cannot be read: reported when it is labelled
@@ -99,7 +107,11 @@ def check_images(shards: Iterable[Shard]) -> None:
 
 
 def read_shard(shard: Shard) -> tuple[list[list[Sample]], SkipCounter]:
-    """The samples of a shard, those of one image together, and what the reader skipped in its file."""
+    """The samples of a shard, those of one image together, and what the reader skipped in its file.
+
+    Raises:
+        OSError, DataError: the file is missing, or no caption in it can be read.
+    """
     read = _read(shard.entry)
     stop = len(read.samples) if shard.stop is None else shard.stop
     samples = (read.samples[index] for index in range(shard.start, stop))

@@ -82,7 +82,12 @@ class Ontology:
 
 
 def read_ontology(given: Given) -> Ontology:
-    """An ontology from a YAML or JSON file, a text file with a name on each line, names in a text, or plain values."""
+    """An ontology from a YAML or JSON file, a text file with a name on each line, names in a text, or plain values.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ConfigError: a name or prompt that occurs twice or has no letter, no name, or a threshold outside 0..1.
+    """
     tree, at = given, ""
     if isinstance(given, str | Path):
         ending, is_file = Path(given).suffix.lower(), os.path.isfile(given)

@@ -56,6 +56,10 @@ def run_labelling(
         say: called with a line for each finished shard.
 
     The report's ``failed`` names the shards whose input cannot be read. The same call tries them again.
+
+    Raises:
+        GlipError: the teacher cannot be loaded, or the folder holds other labels or is in use.
+        OSError: a file cannot be written.
     """
     _check_packages(config)
     folder, failed = Path(folder).absolute(), dict[str, str]()

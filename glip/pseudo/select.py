@@ -52,7 +52,11 @@ class Selection:
 
 
 def select(folder: str | Path, out: str | Path, config: SelectConfig) -> Selection:
-    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``."""
+    """Write what is kept of a folder of labels as one label file, and beside it ``NAME.summary.json``.
+
+    Raises:
+        DataError: nothing is kept, labels cannot be read, or ``out`` is a file of them.
+    """
     selection, own = Selection(), {path.resolve().with_suffix("") for path in finished_shards(Path(folder))}
     if Path(out).resolve().with_suffix("") in own:
         raise DataError(f"{str(out)!r} holds the labels of a shard and would be replaced: give another file with --out")
@@ -151,6 +155,9 @@ def score_labels(
     A label's phrase is compared with the true phrase that shares most characters with it. Phrases without ground-truth
     boxes are not judged, because nobody has looked for them. Phrases with one of the ``held_out_words``, which the
     teacher's training data lacks, are a kind of their own.
+
+    Raises:
+        DataError: no label has an image and caption of the ground truth.
     """
     samples: dict[tuple[str, str], tuple[Sample, tuple[Phrase, ...]]] = {}
     for sample in ground_truth:

@@ -46,7 +46,11 @@ def is_done(folder: Path, shard: str) -> bool:
 
 
 def write_shard(folder: Path, shard: str, form: str, rows: Sequence[Row], report: Mapping[str, Any]) -> None:
-    """Write a shard's labels as "jsonl" or "parquet", then its report."""
+    """Write a shard's labels as "jsonl" or "parquet", then its report.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     path = folder / f"{shard}.{form}"
     if form == "parquet":
         import pyarrow as pa
@@ -115,7 +119,12 @@ def finished_shards(folder: Path) -> dict[Path, Path]:
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """The labels of all finished shards, by name; those of a detection dataset each with all names."""
+    """The labels of all finished shards, by name; those of a detection dataset each with all names.
+
+    Raises:
+        DataError: a file that cannot be read, or a row that is no label.
+        FileNotFoundError: the file of a finished shard is missing.
+    """
     for path in finished_shards(folder):
         names, kind = Row(), "line" if path.suffix == ".jsonl" else "row"
         for number, text in enumerate(_read_texts(path), start=1):

@@ -38,6 +38,9 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
 
     Of a folder, and of a pattern without an ending, files that are no images are left out and named, as are sub-folders
     with images unless the search is recursive. Hidden files and, in sub-folders, what was drawn are left out.
+
+    Raises:
+        ConfigError: a folder or pattern without images.
     """
     found: list[Source] = []
     for item in given:
@@ -74,7 +77,11 @@ def find_images(given: Sequence[str], config: DetectConfig) -> list[Source]:
 
 
 def split_arguments(given: Sequence[str], instead: str = "") -> tuple[list[str], list[str]]:
-    """The images of a command line and the texts after them: from the first argument on that cannot be an image."""
+    """The images of a command line and the texts after them: from the first argument on that cannot be an image.
+
+    Raises:
+        ConfigError: no text, or an image after it; with an option that is given ``instead`` of texts, a text.
+    """
     images = list(takewhile(_may_be_image, given[:-1])) or list(given[:1])
     texts = list(given[len(images) :])
     named = (text for text in texts if _is_image(Path(text)) or is_video(Path(text)))
@@ -168,7 +175,11 @@ def detect_files(
 
 
 def check_fits(sources: Sequence[Source], config: DetectConfig) -> None:
-    """Refuse what these sources cannot give."""
+    """Refuse what these sources cannot give.
+
+    Raises:
+        ConfigError: a format or an option that is not for them.
+    """
     other = next((source for source in sources if is_video(source) or is_url(source)), None)
     unfit = next((form for form in ("coco", "yolo", "labels") if form in config.format), None)
     if unfit and other:

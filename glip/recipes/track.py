@@ -21,6 +21,9 @@ class Tracker:
 
     Args:
         rate: frames per second that it will get, about.
+
+    Raises:
+        GlipError: the trackers package is not installed.
     """
 
     def __init__(self, rate: float) -> None:

@@ -64,7 +64,11 @@ def task_data(name: str, parts: Mapping[str, SampleSet], prompts: Mapping[str, C
 
 
 def read_task_data(files: TaskConfig, root: str | None = None, name: str = "") -> TaskData:
-    """Read the datasets of a task; without a name it is called like its training file."""
+    """Read the datasets of a task; without a name it is called like its training file.
+
+    Raises:
+        DataError: datasets without one list of class names, or with different lists.
+    """
     given = {part: file for part in ("train", "validate", "test") if (file := getattr(files, part))}
     folders = folders_of(list(given.values()), files.images, root)
     parts, sets = dict[str, SampleSet](), dict[str, SetConfig]()
@@ -156,7 +160,11 @@ def tune_task(
 
 
 def split_task(task: TaskData, config: TuneConfig) -> tuple[list[Sample], list[Sample]]:
-    """The images to train on and those to validate on; no image is in both."""
+    """The images to train on and those to validate on; no image is in both.
+
+    Raises:
+        DataError: an unknown image id, or nothing with a box for one of the two.
+    """
     ids = {str(sample.image_id): index for index, sample in enumerate(task.train)}
     every = range(len(task.train))
     labelled = [index for index in every if any(task.train[index].box_phrases)]

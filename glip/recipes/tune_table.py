@@ -100,7 +100,11 @@ def tune_table(detector: Detector, table: str, configs: Sequence[TuneConfig], ou
 
 
 def read_ledger(path: Path) -> list[TableRow]:
-    """The rows of a ledger, none of a missing one; of two rows with one key the first."""
+    """The rows of a ledger, none of a missing one; of two rows with one key the first.
+
+    Raises:
+        DataError: a line that is not a row.
+    """
     rows: dict[tuple[str, ...], TableRow] = {}
     for number, tree in enumerate(read_jsonl(path) if path.is_file() else (), start=1):
         row = parse(TableRow, tree, at=f"{path}, line {number}", error=DataError)

@@ -20,6 +20,9 @@ def verify(target: str, root: str | None = None) -> Iterator[Finding]:
     Args:
         target: a folder with records in it or below it, a file beside one, or a public name of a model.
         root: the data root, instead of the one that was given when the results were made.
+
+    Raises:
+        DataError: nothing there can be verified.
     """
     path, looked = Path(target).absolute(), False
     if not path.exists() and target in list_pretrained():

@@ -33,6 +33,9 @@ def read_prompts(tree: Any, names: Sequence[str]) -> dict[str, ClassPrompt]:
         tree: maps a class name to its text with the words that name it in brackets ("there are some [holes] on the
             road"), or to a map of name (default: the class name), prefix and suffix.
         names: the class names of the dataset; any other is an error.
+
+    Raises:
+        DataError: naming the class, its value and what is allowed.
     """
     prompts = {}
     for name, value in parse(dict[str, Any], tree, at="class prompts", error=DataError).items():
@@ -53,7 +56,11 @@ def read_prompts(tree: Any, names: Sequence[str]) -> dict[str, ClassPrompt]:
 
 
 def prompt_from_classes(names: Sequence[str], prompts: Mapping[str, ClassPrompt]) -> Prompt:
-    """Join classes to a caption as the release does; label ``i`` is class ``i``, its phrase its name alone."""
+    """Join classes to a caption as the release does; label ``i`` is class ``i``, its phrase its name alone.
+
+    Raises:
+        GlipError: no name, or an empty one.
+    """
     written = [prompts.get(name) or ClassPrompt(name=name) for name in names]
     joined = join_names((one.prefix, one.name, one.suffix) for one in written)
     return replace(joined, is_list=not any(one.prefix or one.suffix for one in written))

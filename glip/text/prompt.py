@@ -276,7 +276,11 @@ def _spans(caption: str, item: str | Sequence[Any], start: int) -> tuple[Span, .
 
 
 def as_prompts(words: Words | Sequence[Words]) -> list[Prompt]:
-    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names."""
+    """A list of one Prompt, or of one for each image; a plain list of strings is one list of names.
+
+    Raises:
+        GlipError: anything else.
+    """
     if isinstance(words, Prompt):
         return [words]
     items = [words] if isinstance(words, str) else _items(words)

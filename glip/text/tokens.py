@@ -89,7 +89,11 @@ def span_tokens(tokens: Encoding, span: Span) -> range:
 
 
 def phrase_tokens(tokens: Encoding, prompt: Prompt) -> list[list[int]]:
-    """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release."""
+    """For each phrase the indices of its tokens; spans that overlap repeat a token, as in the 2022 release.
+
+    Raises:
+        GlipError: a phrase that yields no token.
+    """
     found = [[token for span in phrase.spans for token in span_tokens(tokens, span)] for phrase in prompt.phrases]
     for phrase, indices in zip(prompt.phrases, found, strict=True):
         if not indices:
@@ -104,6 +108,9 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
     """Tokenize captions and pad them to the longest.
 
     The release pads to 256 always; padded positions never influence valid ones, so the results are the same.
+
+    Raises:
+        GlipError: a caption over ``max_tokens``, or a phrase without tokens.
     """
     encoded = [tokenize(prompt.caption) for prompt in prompts]
     input_ids = pad_sequence([torch.tensor(tokens.ids) for tokens in encoded], batch_first=True)
@@ -124,7 +131,11 @@ def encode_prompts(tokenize: Callable[[str], Encoding], prompts: Sequence[Prompt
 
 
 def warn_of_unknown_words(unknown_words: Callable[[str], tuple[str, ...]], prompts: Sequence[Prompt]) -> None:
-    """Warn of words in which a tokenizer finds unknown ones, such as emoji."""
+    """Warn of words in which a tokenizer finds unknown ones, such as emoji.
+
+    Raises:
+        GlipError: a prompt has no other words.
+    """
     for prompt in prompts:
         words = " ".join(prompt.texts)
         if unknown := tuple(dict.fromkeys(unknown_words(words))):

@@ -61,7 +61,11 @@ def save_state(
 
 
 def read_state(path: Path, *, mapped: bool = False) -> Tree:
-    """The state in a checkpoint; ``mapped`` leaves its tensors on the disk, to look at the rest."""
+    """The state in a checkpoint; ``mapped`` leaves its tensors on the disk, to look at the rest.
+
+    Raises:
+        CheckpointError: it cannot be read, or was written by another version or program.
+    """
     try:
         state: Tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         found = "" if state["format"] == FORMAT else "another version"
@@ -76,7 +80,11 @@ def read_state(path: Path, *, mapped: bool = False) -> Tree:
 
 
 def restore(path: Path, state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None) -> None:
-    """Bring a run to the state that ``read_state`` gave; random states only where as many processes wrote it."""
+    """Bring a run to the state that ``read_state`` gave; random states only where as many processes wrote it.
+
+    Raises:
+        CheckpointError: something in it is not of the kind or shape that this run needs.
+    """
     group, optimizer = stepper.group, stepper.optimizer
     parameters = [parameter for own in optimizer.param_groups for parameter in own["params"]]
     try:

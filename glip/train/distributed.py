@@ -70,6 +70,9 @@ def process_group(device: torch.device | str = "cpu", *, minutes: float = 30.0) 
 
     A process that waits longer than ``minutes`` for another one ends with an error. A process that fails leaves the
     group, so that the others end soon.
+
+    Raises:
+        ConfigError: more processes than GPUs.
     """
     names = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
     rank, size, local = (int(os.environ.get(*name)) for name in names)

@@ -67,7 +67,11 @@ class Loggers:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse loggers that are not installed."""
+    """Refuse loggers that are not installed.
+
+    Raises:
+        ConfigError: naming the extra.
+    """
     missing = next((name for name in names if find_spec(name) is None), None)
     if missing:
         raise ConfigError(

@@ -111,6 +111,9 @@ class TrainRun:
     The model that is validated and saved has the average of the weights (``train.ema``), mixed with the starting
     weights (``train.wise_ft``). The finished one is the state with the best validation, or as ``train.final`` says the
     last one, as without a validation.
+
+    Raises:
+        GlipError: the output folder holds a run of another config, or a setting that cannot work.
     """
 
     experiment: Experiment  # its train part is used here, and all of it is written to the output

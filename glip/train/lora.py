@@ -19,6 +19,9 @@ def add_lora(model: GLIP, config: TuneConfig, *, int8: bool) -> None:
     """Let the layers that ``config.targets`` names learn a change of rank ``config.rank``; freeze all other weights.
 
     ``int8``: the matrices of the text encoder are stored in 8 bits, which would round a merged change away.
+
+    Raises:
+        GlipError: peft is missing, a target that matches no layer or an int8 matrix, or too high a rank.
     """
     with needs("lora"):
         from peft import LoraConfig, inject_adapter_in_model

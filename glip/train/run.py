@@ -117,7 +117,11 @@ def _record_start(experiment: Experiment, surveys: Mapping[str, Survey], validat
 
 
 def starting_model(experiment: Experiment) -> tuple[GLIP, ModelConfig, Path]:
-    """The model a run begins with, its config with the names of the training sets, and its tokenizer's folder."""
+    """The model a run begins with, its config with the names of the training sets, and its tokenizer's folder.
+
+    Raises:
+        CheckpointError: starting weights that cannot be read, or are not of the model that the config describes.
+    """
     config, start, inherited, vocabulary = experiment.model, experiment.train.start, ModelConfig(), ASSETS / BUNDLED
     if start:
         loaded = load_pretrained(start)

@@ -66,7 +66,11 @@ class Outcome:
 
 @dataclass
 class Stepper:
-    """Takes optimizer steps."""
+    """Takes optimizer steps.
+
+    Raises:
+        ConfigError: float16 on a CPU or with FSDP.
+    """
 
     model: nn.Module  # what is trained; called with a batch it gives Outputs
     module: nn.Module  # the model as it is called: itself, or wrapped so that it shares gradients between processes
@@ -118,7 +122,11 @@ class Stepper:
         return self.scaler.get_scale()
 
     def stop_if_bad(self, outcome: Outcome, in_row: int, rate: float) -> None:
-        """End a run after too many bad steps, with what was not finite and each part's largest gradient."""
+        """End a run after too many bad steps, with what was not finite and each part's largest gradient.
+
+        Raises:
+            TrainingError: ``in_row`` steps, of which the outcome is the last, are as many as ``max_bad_steps``.
+        """
         if in_row < self.config.max_bad_steps:
             return
         largest: dict[str, float] = {}

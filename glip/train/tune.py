@@ -57,6 +57,9 @@ class TuneRun:
     """One tuning, new or as its state file has it; called, it tunes to the end.
 
     Under torchrun every process makes one; the main one writes.
+
+    Raises:
+        GlipError: the folder holds another tuning, or a state that cannot be read.
     """
 
     tuner: Tuner  # on the device of this process

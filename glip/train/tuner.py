@@ -63,6 +63,10 @@ class Tuner(nn.Module):
     ``prompt`` has a phrase for each of the task's classes, ``names``; of ``config`` the mode and the options of lora
     count. In mode full the image encoder's stem and first ``frozen_stages`` stages do not train. ``keeps_images`` says
     whether the features of an image stay the same, so that they need to be computed only once.
+
+    Raises:
+        GlipError: a prompt over the model's limit: a task is tuned with all its names in one caption; or what
+            ``add_lora`` refuses.
     """
 
     def __init__(
@@ -145,7 +149,11 @@ class Tuner(nn.Module):
 
 @dataclass
 class Images:
-    """The training images of a task, ``usable`` by index; those whose features fit into the cache are encoded once."""
+    """The training images of a task, ``usable`` by index; those whose features fit into the cache are encoded once.
+
+    Raises:
+        ConfigError: no image can be used.
+    """
 
     samples: Sequence[Sample]  # their boxes have the task's names
     tuner: Tuner
