@@ -16,7 +16,7 @@ from PIL import Image
 
 from glip.config import InferenceConfig, ModelConfig, Side
 from glip.data.image import ImageInput, is_batch, open_all, open_any
-from glip.device import choose_device, choose_dtype
+from glip.device import choose_device, choose_dtype, out_of_memory_explained
 from glip.encoded import EncodedImage, EncodedText
 from glip.errors import CheckpointError, GlipError, ImageError
 from glip.model.adapt import Adaptation, load_adaptation, refuse_mode, trained_with, with_weights
@@ -291,6 +291,7 @@ class Detector:
         return in_order(detected())
 
     @torch.no_grad()
+    @out_of_memory_explained("batch_size or the image size")
     def encode_image(self, images: ImageInput | Sequence[ImageInput]) -> EncodedImage:
         """Encode one or more images; those of different size are padded to the largest, which the fusion sees."""
         opened = [open_any(image) for image in (images if is_batch(images) else [images])]  # type: ignore[arg-type, list-item, union-attr]
@@ -335,6 +336,7 @@ class Detector:
         return replace(text, hidden=text.hidden + offsets.to(text.hidden), tuned=True)
 
     @torch.no_grad()
+    @out_of_memory_explained("batch_size, max_names or the image size")
     def ground(
         self,
         image: EncodedImage,

@@ -2,6 +2,8 @@
 
 import timeit
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -62,3 +64,13 @@ def bfloat16_time(device: torch.device) -> float:
         factor = torch.ones(_SIDE, _SIDE, dtype=dtype, device=device)
         times.append(min(timeit.repeat(partial(torch.mm, factor, factor), number=1, repeat=4)))  # the first sets up
     return times[1] / times[0]
+
+
+@contextmanager
+def out_of_memory_explained(lower: str) -> Iterator[None]:
+    """torch's error of a GPU without room, with a note that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(f"lower {lower}")
+        raise

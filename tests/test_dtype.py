@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -107,6 +108,14 @@ def test_emulated_bfloat16_is_warned_of():
     warning, auto = done.stdout.strip().split("\n")
     assert "times as long as in float32" in warning and "float32 is faster here" in warning
     assert auto == "torch.float32"
+
+
+def test_a_gpu_without_room_says_what_to_lower(tiny_detector, image, monkeypatch):
+    full = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB."))
+    monkeypatch.setattr(tiny_detector.model.tokens, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        tiny_detector(image, "dog")
+    assert caught.value.__notes__ == ["lower batch_size, max_names or the image size"]
 
 
 def test_a_stream_goes_on_after_a_broken_image(tiny_detector, image, tmp_path):

@@ -125,7 +125,7 @@ def test_yolo_is_what_ultralytics_reads(both):
 def test_a_package_that_is_not_installed_is_named(found, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     convert = {"supervision": found.to_supervision, "pandas": found.to_dataframe}[package]
-    with pytest.raises(GlipError, match=rf"{package} is not installed: pip install 'glip\[{package}\]'"):
+    with pytest.raises(GlipError, match=rf"{package} is not installed: pip install .*\[{package}\]"):
         convert()
 
 

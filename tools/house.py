@@ -35,7 +35,7 @@ BUDGETS = {  # lines of each room
     "console": 60,
     "data": 4_810,
     "detector": 400,
-    "device": 70,
+    "device": 80,
     "encoded": 120,
     "errors": 80,
     "evaluate": 3_380,
@@ -61,7 +61,7 @@ BUDGETS = {  # lines of each room
     "train": 1_880,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_120, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_130, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held

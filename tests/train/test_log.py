@@ -75,7 +75,7 @@ def test_memory_is_of_this_process():
 def test_missing_loggers_are_named_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "find_spec", lambda name: None if name == "mlflow" else name)
     experiment = settings(tmp_path, loggers=("tensorboard", "mlflow"))
-    with pytest.raises(ConfigError, match=r"train.loggers: mlflow is not installed: pip install 'glip.mlflow.'"):
+    with pytest.raises(ConfigError, match=r"train.loggers: mlflow is not installed: pip install .*\[mlflow\]"):
         check_experiment(experiment)
 
 
