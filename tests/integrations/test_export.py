@@ -167,7 +167,7 @@ def test_what_cannot_be_run_is_explained(exported, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is an exported model"):
         export_model(exported, tmp_path / "again")
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(GlipError, match=r"glip\[onnx\]"):
+    with pytest.raises(GlipError, match=r"pip install .*\[onnx\]"):
         Detector.from_pretrained(exported)
 
 
