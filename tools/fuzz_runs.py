@@ -32,7 +32,7 @@ from glip.recipes.tune_table import read_ledger, table_lines
 from glip.schema import parse
 from glip.structures import Detections, Prompt, Sample
 from glip.text.class_prompts import read_prompts
-from glip.train.checkpoint import LAST, read_state, restore, save_state
+from glip.train.checkpoint import LAST, read_progress, read_state, restore, save_state
 from glip.train.distributed import Group
 from glip.train.log import Progress
 from glip.train.start import load_config
@@ -193,6 +193,7 @@ def read_states(rng: Rng, folder: Path) -> None:
         torch.save(tree, path)
     path.write_bytes(mutate_bytes(rng, path.read_bytes()) if rng.random() < 0.5 else path.read_bytes())
     state = read_state(path)
+    read_progress(path, state, Progress)
     restore(path, state, stepper, stepper.model.state_dict())
     stepper.model(torch.randn(4, 3)).sum().backward()
     stepper.optimizer.step()

@@ -58,10 +58,10 @@ BUDGETS = {  # lines of each room
     "signals": 60,
     "structures": 180,
     "text": 930,
-    "train": 1_880,
+    "train": 1_890,
     "visualize": 280,
 }
-TOTAL, RAISES, TYPES = 23_130, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
+TOTAL, RAISES, TYPES = 23_140, 9.5, 8  # lines, `raise` per 1,000 lines, types met in one inference
 _RAISE = "what can go? If the lines earn their place, raise BUDGETS and TOTAL in tools/house.py in the same change"
 FUNCTION, FILE, ARGUMENTS, DEPTH = 60, 400, 8, 3
 TESTS, TOOLS = 12_000, 1_500  # lines; reported, not held

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -24,6 +24,7 @@ from glip.train.step import Stepper
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 3  # version of the files
 Tree = dict[str, Any]
+T = TypeVar("T")
 
 
 def save_state(
@@ -68,7 +69,7 @@ def read_state(path: Path, *, mapped: bool = False) -> Tree:
     """
     try:
         state: Tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        found = "" if state["format"] == FORMAT else "another version"
+        found = "" if state["format"] == FORMAT and dict(state["made_from"]) else "another version"
     except Exception as error:  # a broken file makes torch raise almost anything
         found = type(error).__name__
     if found:
@@ -77,6 +78,18 @@ def read_state(path: Path, *, mapped: bool = False) -> Tree:
             "or give another folder"
         )
     return state
+
+
+def read_progress(path: Path, state: Tree, kind: type[T]) -> T:
+    """The progress in a state, a dataclass.
+
+    Raises:
+        CheckpointError: it has other fields.
+    """
+    try:
+        return kind(**state["progress"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} is no such training state ({error}): delete it to start over") from None
 
 
 def restore(path: Path, state: Tree, stepper: Stepper, weights: Mapping[str, Tensor], ema: EMA | None = None) -> None:

@@ -25,7 +25,7 @@ from glip.files import atomic_write, refuse_other_run
 from glip.model.glip import GLIP
 from glip.model.weights import weights_fingerprint
 from glip.signals import AGAIN, GracefulStop
-from glip.train.checkpoint import BEST, LAST, Tree, read_state, restore, save_state
+from glip.train.checkpoint import BEST, LAST, Tree, read_progress, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, full_tensor, main_only, wrap_model
 from glip.train.log import Progress, RunLog
 from glip.train.loggers import Loggers, check_loggers
@@ -69,7 +69,7 @@ def _refuse_other(state: Tree, experiment: Experiment, inputs: Tree) -> None:
     both. Drops and the cosine are shares of the run, so this ends at the first drop, or with the warm-up.
     """
     before, now = state["made_from"], experiment.train
-    done, old = state["progress"]["step"], before["train"]["steps"]
+    done, old = read_progress(Path(now.output, LAST), state, Progress).step, before["train"]["steps"]
     same_rates = old == now.steps or all(
         rate_factor(step, old, now) == rate_factor(step, now.steps, now) for step in range(done + 1)
     )
@@ -154,7 +154,7 @@ class TrainRun:
 
     def _resume(self, state: Tree) -> None:
         restore(self.output / LAST, state, self.stepper, self.model.state_dict(), self.ema)
-        self.progress = progress = Progress(**state["progress"])
+        self.progress = progress = read_progress(self.output / LAST, state, Progress)
         self.report(f"resumed {self.output / LAST} at step {progress.step}")
         processes = len(state["random"])
         if processes != self.group.size:

@@ -21,7 +21,7 @@ from glip.files import refuse_other_run
 from glip.model.adapt import Adaptation
 from glip.shapes import Tensor
 from glip.signals import AGAIN, GracefulStop
-from glip.train.checkpoint import LAST, read_state, restore, save_state
+from glip.train.checkpoint import LAST, read_progress, read_state, restore, save_state
 from glip.train.distributed import ONE, Group, copy_into, full_tensor, main_only, wrap_model
 from glip.train.optim import build_optimizer
 from glip.train.step import Outcome, Stepper, prepare
@@ -92,7 +92,7 @@ class TuneRun:
             may_change = _MAY_CHANGE if config.mode == "lora" else (*_MAY_CHANGE, *LORA_ONLY)
             refuse_other_run(self.folder, stored["made_from"], self.made_from, may_change=may_change)
             restore(self.path, stored, self.stepper, tuner.learned())
-            self.state = TuneState(**stored["progress"])
+            self.state = read_progress(self.path, stored, TuneState)
 
     def __call__(self, report: Callable[[str], None] = print) -> Adaptation:
         """Tune to the end; the result is the best state by validation.

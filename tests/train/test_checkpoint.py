@@ -12,7 +12,7 @@ from small_runs import same
 from glip.config import DatasetConfig, StepConfig, TrainConfig
 from glip.errors import CheckpointError, ConfigError, DataError
 from glip.experiment import Experiment, to_dict
-from glip.train.checkpoint import FORMAT, LAST, read_state, restore, save_state
+from glip.train.checkpoint import FORMAT, LAST, read_progress, read_state, restore, save_state
 from glip.train.distributed import Group
 from glip.train.log import Progress
 from glip.train.loop import MAY_CHANGE, check_experiment
@@ -66,7 +66,9 @@ def test_a_real_failing_write(tmp_path):
     assert (tmp_path / LAST).read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", "cut", {"model": {}, "step": 3}, [1, 2]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", "cut", {"model": {}, "step": 3}, [1, 2], {"format": FORMAT}]
+)
 def test_a_file_that_is_no_checkpoint(content, tmp_path):
     path = saved(tmp_path, parts())
     if isinstance(content, bytes | str):
@@ -102,6 +104,13 @@ def test_a_state_of_other_shapes_is_refused(path, value, tmp_path):
     inner[path[-1]] = value
     with pytest.raises(CheckpointError, match=r"state '.*last\.pt' is broken or of another model"):
         restore(file, state, stepper, stepper.model.state_dict(), ema)
+
+
+@pytest.mark.parametrize("progress", [{"speed": 1}, [1], None])
+def test_progress_of_another_kind_is_refused(progress, tmp_path):
+    file = saved(tmp_path, parts())
+    with pytest.raises(CheckpointError, match=r"last\.pt' is no such training state"):
+        read_progress(file, {**read_state(file), "progress": progress}, Progress)
 
 
 # ---- the run that a checkpoint belongs to
